@@ -1,0 +1,1 @@
+"""lossbook: the place where the loss functions of language-model training live."""
