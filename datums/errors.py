@@ -93,6 +93,23 @@ class TruncationError(LossbookError, ValueError):
     """A sequence is longer than `max_length`, or truncation would remove every label."""
 
 
+class DatumDropped(TruncationError):
+    """A sequence is too long and `truncation="drop"` was chosen: `build_datums` counts it and goes on.
+
+    `labels` is how many label tokens go with it.
+    """
+
+    labels: int = 0
+
+
+class BiasedLogprobError(LossbookError, ValueError):
+    """Sampling logprobs belong to another distribution than the one that was sampled from."""
+
+
+class MessageError(LossbookError, ValueError):
+    """A chat message is malformed; the message says which one."""
+
+
 class TemplateError(LossbookError, ValueError):
     """A chat template cannot give a trustworthy mask of assistant tokens."""
 
@@ -117,7 +134,22 @@ class ModelError(LossbookError, ValueError):
     """A model cannot be loaded, or cannot do what was asked of it."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+class WorkerError(LossbookError, RuntimeError):
+    """A client was called where its answer could never come: inside one of its own operations, or after a fork."""
+
+
+class UnseenFailureWarning(UserWarning):
+    """A call failed, and its future and client went away before anybody looked at the failure."""
+
+
+def located(error: LossbookError, place: str) -> LossbookError:
+    """The same error with the place where it happened (`pair 3`, `data.jsonl, line 7`) put before its message."""
+    moved = type(error)(f"{place}: {error}")
+    moved.__dict__.update(error.__dict__)
+    return moved
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """` Did you mean 'weights'?` when a known name is close, else the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,48 @@
+"""Losses: the registry, the protocol, reductions, and the loss functions themselves."""
+
+from . import embedding, policy, preference, stats, supervised
+from .cards import LossCard, describe_loss
+from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
+from .loss import Loss, LossLike
+from .mixture import Mixture
+from .outputs import Outputs
+from .packing import Seqs
+from .ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
+from .reductions import REDUCTIONS, Count
+from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
+from .signature import PerDatum
+from .stats import Stat
+
+__all__ = [
+    "REDUCTIONS",
+    "Count",
+    "Loss",
+    "LossCard",
+    "LossConfig",
+    "LossLike",
+    "LowerBound",
+    "Mixture",
+    "NonNegative",
+    "Outputs",
+    "PerDatum",
+    "Positive",
+    "RatioBound",
+    "Seqs",
+    "Stat",
+    "UpperBound",
+    "capped_log_ratio",
+    "describe_loss",
+    "embedding",
+    "get_loss",
+    "kl_estimate",
+    "list_losses",
+    "plugin_errors",
+    "policy",
+    "preference",
+    "ratio_stats",
+    "register_loss",
+    "safe_ratio",
+    "stats",
+    "supervised",
+    "unregister_loss",
+]

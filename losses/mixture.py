@@ -1,0 +1,117 @@
+"""Weighted sums of losses: one forward serves all parts, and each part keeps its own denominator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..datums.errors import LengthMismatchError, LossContractError
+from ..datums.types import Datum, as_datum
+from . import stats
+from .loss import Loss
+from .outputs import Outputs, as_outputs
+from .reductions import Count, coarsest
+from .stats import Stat
+
+
+class Mixture:
+    """`0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy")`. Used wherever a `Loss` is.
+
+    Metrics of a part are named `part/metric`; `part` itself is that part's own value before its factor.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Loss]]) -> None:
+        self.parts = list(parts)
+        names = [loss.name for _, loss in self.parts]
+        if len(set(names)) != len(names):
+            raise LossContractError(f"a mixture cannot hold one loss twice: {', '.join(names)}")
+
+    @property
+    def name(self) -> str:
+        """Its parts' ids."""
+        return " + ".join(f"{factor:g} * {loss.name}" for factor, loss in self.parts)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The model outputs that any part reads."""
+        return tuple(dict.fromkeys(name for _, loss in self.parts for name in loss.outputs))
+
+    @property
+    def couples(self) -> str:
+        """What must be seen together: the coarsest of the parts."""
+        return coarsest(*(loss.couples for _, loss in self.parts))
+
+    def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
+        """As `Loss.check`, part by part."""
+        known = {key for _, loss in self.parts for wanted in loss.spec.inputs for key in wanted.keys}
+        return _joined([loss.check(_only(data, known, loss), strict=strict) for _, loss in self.parts])
+
+    def covers(self, data: Sequence[Datum]) -> Tensor:
+        """[all positions] bool: where any part reads the model's outputs."""
+        masks = [loss.covers(data) for _, loss in self.parts if loss.spec.reads_tokens]
+        return torch.stack(masks).any(0) if masks else torch.zeros(0, dtype=torch.bool)
+
+    def count(self, data: Sequence[Datum]) -> Count:
+        """One denominator a part."""
+        return _joined([loss.count(data) for _, loss in self.parts])
+
+    def terms(self, data: Sequence[Datum], outputs: Any) -> tuple[Tensor, dict[str, Stat]]:
+        """One total a part [parts], factors applied, and the parts' metrics."""
+        datums = [as_datum(d) for d in data]
+        given = outputs if isinstance(outputs, Outputs) else as_outputs(outputs, datums, self.outputs[0])
+        totals: list[Tensor] = []
+        found: dict[str, Stat] = {}
+        for factor, loss in self.parts:
+            total, part_stats = loss.terms(datums, given)
+            totals.append(factor * total)
+            found.update({f"{loss.name}/{key}": stat for key, stat in part_stats.items()})
+        return (torch.stack(totals) if len(totals) > 1 else totals[0]), found
+
+    def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
+        """The reduced sum with its graph, and its metrics."""
+        count = self.check(data)
+        total, found = self.terms(data, logprobs_list)
+        return total / count, stats.values(found)
+
+    def bind(self, data: Sequence[Datum]) -> Callable[..., tuple[Tensor, dict[str, float]]]:
+        """As `Loss.bind`."""
+        full = [as_datum(d) for d in data]
+
+        def bound(data: Sequence[Any], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
+            if len(data) != len(full):
+                raise LengthMismatchError(f"{self.name} is bound to {len(full)} datums but was handed {len(data)}")
+            return self(full, logprobs_list)
+
+        return bound
+
+    def __rmul__(self, factor: float) -> Mixture:
+        return Mixture([(factor * own, loss) for own, loss in self.parts])
+
+    __mul__ = __rmul__
+
+    def __add__(self, other: Any) -> Mixture:
+        if isinstance(other, Loss):
+            other = 1.0 * other
+        if not isinstance(other, Mixture):
+            return NotImplemented
+        return Mixture([*self.parts, *other.parts])
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{factor:g} * {loss!r}" for factor, loss in self.parts)
+
+
+def _joined(counts: Sequence[Count]) -> Count:
+    return Count(tuple(value for count in counts for value in count.values))
+
+
+def _only(data: Sequence[Datum], known: set[str], loss: Loss) -> list[Datum]:
+    """Datums without the keys that other parts read, so that no part takes them for misspellings."""
+    own = {key for wanted in loss.spec.inputs for key in wanted.keys}
+    foreign = known - own - {"target_tokens", "weights"}
+    return [
+        Datum(d.model_input, {k: v for k, v in d.loss_fn_inputs.items() if k not in foreign})
+        for d in (as_datum(item) for item in data)
+    ]

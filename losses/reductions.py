@@ -1,0 +1,106 @@
+"""Reductions: what is added up, and what it is divided by.
+
+A loss returns values; only this module turns them into a number. With w the weights, l the values, i a datum, t a token:
+
+| reduction                 | total                                | denominator                    |
+|---------------------------|--------------------------------------|--------------------------------|
+| `sum`                     | Σ w l                                | 1                              |
+| `token-mean`              | Σ w l                                | Σ w                            |
+| `seq-mean-token-mean`     | Σ_i (Σ_t w l / Σ_t w)                | datums with a non-zero weight  |
+| `seq-mean-token-sum`      | Σ w l                                | datums with a non-zero weight  |
+| `seq-mean-token-sum-norm` | Σ w l                                | those datums x `norm_length`   |
+| `pair-mean`               | Σ over pairs                         | pairs                          |
+| `mean`                    | Σ over datums (or pairs)             | datums (or pairs)              |
+
+Denominators come from data alone and are counted over the whole call before the first forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .packing import Packed
+
+REDUCTIONS: dict[str, tuple[str, ...]] = {
+    "token": ("sum", "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
+    "datum": ("sum", "mean"),
+    "pair": ("sum", "pair-mean", "mean"),
+    "batch": ("sum",),
+}
+
+#: What must be seen together, from fine to coarse.
+COUPLINGS = ("token", "datum", "pair", "batch")
+
+
+@dataclass(frozen=True)
+class Count:
+    """A denominator, or a part's share of it. Shares add up: `sum(loss.count(part) for part in parts)`.
+
+    values: one number a term of the loss; None where the term is a plain sum, which is divided by nothing however often
+    its shares are added. `total / count` divides term by term and adds the terms up.
+    """
+
+    values: tuple[float | None, ...]
+
+    def __add__(self, other: Count | int) -> Count:
+        if other == 0:  # the start value of the builtin sum()
+            return self
+        if not isinstance(other, Count) or len(other.values) != len(self.values):
+            return NotImplemented
+        return Count(
+            tuple(None if a is None or b is None else a + b for a, b in zip(self.values, other.values, strict=True))
+        )
+
+    __radd__ = __add__
+
+    def __rtruediv__(self, totals: Any) -> Any:
+        if len(self.values) == 1:
+            return totals if self.values[0] is None else totals / self.values[0]
+        divisors = torch.tensor([1.0 if v is None else v for v in self.values], dtype=torch.float64)
+        return (totals / divisors.to(totals)).sum()
+
+    def __float__(self) -> float:
+        if len(self.values) != 1:
+            raise TypeError(f"a mixture has one denominator a part: {self.values}")
+        return 1.0 if self.values[0] is None else self.values[0]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether some mean has nothing to divide by."""
+        return any(value == 0 for value in self.values)
+
+
+def coarsest(*couplings: str) -> str:
+    """The coarsest of several couplings."""
+    return max(couplings, key=COUPLINGS.index)
+
+
+def total_of(values: Tensor, packed: Packed, reduction: str) -> Tensor:
+    """The 0-d total of a loss's values under `reduction` (see the table above); not divided."""
+    if packed.per != "token":
+        return values.sum()
+    weights = packed.weights.to(values)
+    weighted = torch.where(weights != 0, weights * values, torch.zeros((), dtype=values.dtype, device=values.device))
+    if reduction != "seq-mean-token-mean":
+        return weighted.sum()
+    # Plain sums over each datum's tokens: the weights are in `weighted` already.
+    rows = weighted.reshape(len(weighted), -1).sum(1)
+    return (packed.seqs.plain_sum(rows) / packed.weight_per_datum.to(values)).sum()
+
+
+def count_of(packed: Packed, reduction: str, norm_length: int | None) -> Count:
+    """The denominator that belongs to `total_of`, from data alone."""
+    if reduction == "sum":
+        return Count((None,))
+    if reduction == "token-mean":
+        return Count((float(packed.weight_per_datum.sum()),))
+    if reduction in ("seq-mean-token-mean", "seq-mean-token-sum"):
+        return Count((float(packed.seqs.count),))
+    if reduction == "seq-mean-token-sum-norm":
+        return Count((float(packed.seqs.count * (norm_length or 1)),))
+    return Count((float(packed.units),))

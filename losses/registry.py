@@ -1,0 +1,188 @@
+"""The registry: a loss is one decorated function, known by its id."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from ..datums.errors import DuplicateLossError, LossContractError, UnknownLossError, did_you_mean
+from .loss import Loss
+from .mixture import Mixture
+from .signature import LossSpec, Per, is_batch_style, make_spec
+
+PLUGIN_GROUP = "lossbook.losses"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_specs: dict[str, LossSpec] = {}
+_plugin_errors: dict[str, str] = {}
+_plugins_loaded = False
+
+
+def register_loss(
+    name: str,
+    *,
+    per: Per = "token",
+    couples: str | None = None,
+    reduction: str | None = None,
+    source: str = "",
+    required_if: Mapping[str, str] | None = None,
+    units: Callable[[int, Any], int] | None = None,
+    output: str = "logprobs",
+) -> Callable[[F], F]:
+    """Register a loss function under an id. The function itself is returned unchanged.
+
+    per: what one returned value is about: "token" [T], "datum" [N], "pair" [N/2], "batch" (a scalar).
+    couples: what must be seen together; the same as `per` unless given.
+    reduction: the default; `reduction=` in its configuration overrides it.
+    source: paper and equation.
+    required_if: {input: setting}: an optional input that is needed whenever the setting is not zero.
+    units: (datums, config) -> how many values a loss per datum returns, where that is not one a datum.
+    output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", what the second argument lists.
+
+    Raises DuplicateLossError when the id is taken, LossContractError when the signature cannot be filled.
+    """
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", name):
+        raise LossContractError(f"{name!r} is no usable id: letters, digits and _ . / : - only")
+
+    def register(function: F) -> F:
+        if name in _specs:
+            taken = _specs[name].function
+            raise DuplicateLossError(
+                f"{name!r} is registered already, by {taken.__module__}.{getattr(taken, '__qualname__', taken)}. "
+                f"Choose another id, or call unregister_loss({name!r}) first, as when a notebook cell runs again"
+            )
+        _specs[name] = make_spec(
+            function,
+            name,
+            per=per,
+            couples=couples,
+            reduction=reduction,
+            source=source,
+            required_if=required_if,
+            units=units,
+            output=output,
+        )
+        return function
+
+    return register
+
+
+def unregister_loss(name: str) -> None:
+    """Forget an id. Raises UnknownLossError when there is none."""
+    spec_of(name)
+    del _specs[name]
+
+
+def spec_of(name: str) -> LossSpec:
+    """What is known about a registered id. Raises UnknownLossError with the likeliest id."""
+    if name not in _specs:
+        _load_plugins()
+    if name not in _specs:
+        broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
+        raise UnknownLossError(
+            f"no loss is registered as {name!r}.{did_you_mean(name, _specs)} Registered: {', '.join(sorted(_specs))}."
+            f"{broken}"
+        )
+    return _specs[name]
+
+
+def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Any:
+    """A `Loss` from an id, "module:function", a registered function, or any loss function; config overrides its defaults.
+
+    A function that was never registered is taken as fn(data, logprobs_list) when its first parameter is named `data`,
+    else as a loss per token. Raises UnknownLossError, LossConfigError or LossContractError.
+    """
+    if isinstance(name, Mixture) or (isinstance(name, Loss) and not config):
+        if config:
+            raise LossContractError("configure the parts of a mixture, not the mixture")
+        return name
+    if isinstance(name, Loss):
+        return Loss(name.spec, {**name.config.model_dump(exclude_none=True), **config})
+    if not isinstance(name, str):
+        return Loss(spec_of_function(name), config)
+    if name not in _specs and ":" in name and (function := _imported(name)) is not None:
+        return Loss(spec_of_function(function), config)
+    return Loss(spec_of(name), config)
+
+
+def spec_of_function(function: Callable[..., Any], *, output: str | None = None) -> LossSpec:
+    """The spec of a registered function, or one made for a function that was never registered.
+
+    output: given by callers that know the function to be fn(data, logprobs_list), whatever its parameters are called.
+    """
+    registered = next((spec for spec in _specs.values() if spec.function is function), None)
+    if registered is not None:
+        return registered
+    if not callable(function):
+        raise LossContractError(f"a loss is an id or a function, not a {type(function).__name__}")
+    name = getattr(function, "__name__", type(function).__name__).strip("<>")
+    if output is None and not is_batch_style(function):
+        return make_spec(function, name, per="token")
+    renamed = _batch_style(function)
+    return make_spec(renamed, name, per="batch", output=output or "logprobs")
+
+
+def list_losses() -> list[str]:
+    """All registered ids, plug-ins included, sorted."""
+    _load_plugins()
+    return sorted(_specs)
+
+
+def plugin_errors() -> dict[str, str]:
+    """Plug-ins that failed to load, with the reason."""
+    _load_plugins()
+    return dict(_plugin_errors)
+
+
+def _batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` behind the parameter names that mark the hosted APIs' signature."""
+    if is_batch_style(function):
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(needed) > 2 or (len(needed) < 2 and not takes_any and len(list(parameters)) < 2):
+        raise LossContractError(
+            f"a custom loss takes two arguments, fn(data, logprobs_list), but {getattr(function, '__name__', function)!r} "
+            f"takes ({', '.join(p.name for p in parameters)}). Close over anything else, for instance with functools.partial"
+        )
+
+    def call(data: Any, logprobs_list: Any) -> Any:
+        return function(data, logprobs_list)
+
+    return call
+
+
+def _imported(path: str) -> Callable[..., Any] | None:
+    """The function at "module:function", or None when the module part does not import as such."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.startswith(error.name):
+            return None
+        raise
+    if path in _specs:
+        return _specs[path].function
+    if not hasattr(module, attribute):
+        raise UnknownLossError(f"module {module_name!r} has no {attribute!r}.{did_you_mean(attribute, dir(module))}")
+    return getattr(module, attribute)
+
+
+def _load_plugins() -> None:
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    for entry in entry_points(group=PLUGIN_GROUP):
+        try:
+            entry.load()
+        except Exception as error:  # a broken plug-in is reported, never fatal
+            _plugin_errors[entry.name] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"lossbook plug-in {entry.name!r} failed to load: {_plugin_errors[entry.name]}", stacklevel=3)

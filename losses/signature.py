@@ -1,0 +1,159 @@
+"""Reading a loss function's signature: what it wants from the model, from the data, and as its configuration."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from ..datums.errors import LossContractError
+from .config import LossConfig, config_model
+from .reductions import COUPLINGS, REDUCTIONS, coarsest
+
+Per = Literal["token", "datum", "pair", "batch"]
+
+#: Positional parameters that the model fills.
+OUTPUT_NAMES = ("logprobs", "embeddings", "entropy")
+#: Positional parameters that lossbook fills.
+HELPER_NAMES = ("seqs", "weights")
+#: Other keys that answer to an input's name.
+INPUT_ALIASES = {"sampling_logprobs": ("logprobs",)}
+#: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
+BATCH_STYLE_NAMES = ("data", "datums", "batch")
+
+_PER_DATUM = "one value a datum"
+#: Annotation for an input that holds one number a datum: `def kto(logprobs: Tensor, label: PerDatum, ...)`.
+PerDatum = Annotated[Tensor, _PER_DATUM]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One `loss_fn_inputs` key that a loss reads."""
+
+    name: str
+    required: bool
+    per: Literal["token", "datum"]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that answer to it, its own name first."""
+        return (self.name, *INPUT_ALIASES.get(self.name, ()))
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Everything that registering a function makes known about it."""
+
+    name: str
+    function: Callable[..., Any]
+    per: Per
+    couples: str
+    reduction: str
+    source: str
+    parameters: tuple[str, ...]
+    outputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    config: type[LossConfig]
+    is_batch_style: bool = False
+    required_if: Mapping[str, str] = field(default_factory=dict)
+    units: Callable[[int, Any], int] | None = None
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads anything about single positions."""
+        return any(name != "embeddings" for name in self.outputs)
+
+    @property
+    def wants_weights(self) -> bool:
+        """Whether it reads `weights` itself, and so sees every position and weighs on its own."""
+        return "weights" in self.parameters
+
+
+def is_batch_style(function: Callable[..., Any]) -> bool:
+    """Whether a function has the hosted APIs' signature, fn(data, logprobs_list)."""
+    names = [p.name for p in _positional(function)]
+    return len(names) == 2 and names[0] in BATCH_STYLE_NAMES
+
+
+def make_spec(
+    function: Callable[..., Any],
+    name: str,
+    *,
+    per: Per,
+    couples: str | None = None,
+    reduction: str | None = None,
+    source: str = "",
+    required_if: Mapping[str, str] | None = None,
+    units: Callable[[int, Any], int] | None = None,
+    output: str = "logprobs",
+) -> LossSpec:
+    """Read `function`'s signature. Raises LossContractError naming the parameter that cannot be filled."""
+    if per not in REDUCTIONS:
+        raise LossContractError(f"{name}: per={per!r} is none of {', '.join(REDUCTIONS)}")
+    if couples is not None and couples not in COUPLINGS:
+        raise LossContractError(f"{name}: couples={couples!r} is none of {', '.join(COUPLINGS)}")
+    reduction = reduction or {"token": "sum", "datum": "mean", "pair": "pair-mean", "batch": "sum"}[per]
+    if reduction not in REDUCTIONS[per]:
+        raise LossContractError(f"{name}: a loss per {per} reduces by {', '.join(REDUCTIONS[per])}, not {reduction!r}")
+    hints = _hints(function, name)
+    batch_style = per == "batch" and is_batch_style(function)
+    parameters = tuple(p.name for p in _positional(function))
+    outputs = (output,) if batch_style else tuple(p for p in parameters if p in OUTPUT_NAMES)
+    if not outputs:
+        raise LossContractError(
+            f"{name} reads no model output, so nothing could be learned. Its positional parameters are "
+            f"({', '.join(parameters)}); name one of {', '.join(OUTPUT_NAMES)}, or write it as fn(data, logprobs_list)"
+        )
+    return LossSpec(
+        name=name,
+        function=function,
+        per=per,
+        couples=coarsest(couples or per, per),
+        reduction=reduction,
+        source=source,
+        parameters=parameters,
+        outputs=outputs,
+        inputs=() if batch_style else _inputs(function, hints),
+        config=config_model(function, name, hints, reduction, REDUCTIONS[per]),
+        is_batch_style=batch_style,
+        required_if=dict(required_if or {}),
+        units=units,
+    )
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+
+
+def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Input, ...]:
+    inputs: list[Input] = []
+    for parameter in _positional(function):
+        if parameter.name in OUTPUT_NAMES + HELPER_NAMES:
+            continue
+        hint = hints.get(parameter.name)
+        annotations = (hint, *typing.get_args(hint))  # also inside `PerDatum | None`
+        per_datum = any(_PER_DATUM in getattr(a, "__metadata__", ()) for a in annotations)
+        required = parameter.default is inspect.Parameter.empty
+        inputs.append(Input(parameter.name, required, "datum" if per_datum else "token"))
+    return tuple(inputs)
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    """Resolved annotations. Those of keyword-only parameters must resolve, for they become the configuration."""
+    target = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except (NameError, TypeError) as error:
+        keyword_only = [
+            p
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(p.annotation, str)
+        ]
+        if keyword_only:
+            raise LossContractError(f"{name}: an annotation of its settings cannot be resolved: {error}") from None
+        return {}
