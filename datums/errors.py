@@ -70,6 +70,10 @@ class LossConfigError(LossbookError, ValueError):
     """A loss's configuration has an unknown key, a wrong type or a value out of bounds."""
 
 
+class LossCheckError(LossbookError, AssertionError):
+    """A loss breaks a law that `lossbook.losses.testing` checks; the message names the check and an example."""
+
+
 class UnknownLossError(LossbookError, KeyError):
     """No loss is registered under this name."""
 
@@ -90,16 +94,16 @@ class WeightsError(LossbookError, ValueError):
 
 
 class TruncationError(LossbookError, ValueError):
-    """A sequence is longer than `max_length`, or truncation would remove every label."""
+    """A sequence is longer than `max_length`, or truncation would remove every label.
 
-
-class DatumDropped(TruncationError):
-    """A sequence is too long and `truncation="drop"` was chosen: `build_datums` counts it and goes on.
-
-    `labels` is how many label tokens go with it.
+    `labels` is how many label tokens the refused sequence had.
     """
 
     labels: int = 0
+
+
+class DatumDropped(TruncationError):
+    """A sequence is too long and `truncation="drop"` was chosen: `build_datums` counts it and goes on."""
 
 
 class BiasedLogprobError(LossbookError, ValueError):

@@ -6,14 +6,15 @@ A `Datum` is one sequence: a `ModelInput` (N tokens) and `loss_fn_inputs`, tenso
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
-from .errors import DtypeError, LossbookError, ShapeError
+from .errors import DtypeError, LossbookError, ShapeError, TokenRangeError
 
 TensorDtype = Literal["int64", "float32"]
 
@@ -210,11 +211,19 @@ class SamplingParams:
 
 
 def token_list(tokens: Any) -> list[int]:
-    """Token ids as a list of Python integers. Raises DtypeError for floats, ShapeError unless 1-D."""
-    array = _as_array(tokens, "int64", "tokens")
+    """Token ids as a list of Python integers; raises as `token_array` does."""
+    return token_array(tokens).tolist()
+
+
+def token_array(tokens: Any) -> np.ndarray:
+    """[N] int64. Raises DtypeError for floats, TokenRangeError for ids beyond 64 bits, ShapeError unless 1-D."""
+    try:
+        array = _as_array(tokens, "int64", "tokens")
+    except _Beyond64Bits as error:
+        raise TokenRangeError(f"{error}: no vocabulary reaches that far") from None
     if array.ndim != 1:
         raise ShapeError(f"tokens must be one flat list of ids, not an array of shape {list(array.shape)}")
-    return array.tolist()
+    return array
 
 
 def as_model_input(value: Any) -> ModelInput:
@@ -232,19 +241,22 @@ def as_model_input(value: Any) -> ModelInput:
 
 def as_tensor_data(value: Any, key: str) -> TensorData:
     """Convert one value of `loss_fn_inputs`; errors name the key."""
-    if isinstance(value, TensorData):
-        return value
     dtype = KEY_DTYPES.get(key)
+    if isinstance(value, TensorData) and dtype in (None, value.dtype):
+        return value
     try:
         if all(hasattr(value, name) for name in ("data", "shape", "dtype")) and isinstance(value.dtype, str):
             return TensorData(
                 data=value.data,
-                dtype=value.dtype,
+                dtype=dtype or cast(TensorDtype, value.dtype),
                 shape=value.shape,
                 sparse_crow_indices=getattr(value, "sparse_crow_indices", None),
                 sparse_col_indices=getattr(value, "sparse_col_indices", None),
             )
         return TensorData(data=value, dtype=dtype)
+    except _Beyond64Bits as error:
+        kind = TokenRangeError if key == "target_tokens" else DtypeError
+        raise kind(f"loss_fn_inputs[{key!r}]: {error}") from None
     except LossbookError as error:
         raise type(error)(f"loss_fn_inputs[{key!r}]: {error}") from None
 
@@ -253,7 +265,9 @@ def as_datum(value: Any) -> Datum:
     """Take our Datum, another SDK's (by structure), or a mapping with the same two names."""
     if isinstance(value, Datum):
         return value
-    if isinstance(value, Mapping) and "model_input" in value:
+    if isinstance(value, Mapping):
+        if "model_input" not in value:
+            raise DtypeError(f"a datum needs 'model_input', but this mapping holds {', '.join(map(str, value))}")
         return Datum(model_input=value["model_input"], loss_fn_inputs=value.get("loss_fn_inputs", {}))
     if hasattr(value, "model_input"):
         return Datum(model_input=value.model_input, loss_fn_inputs=getattr(value, "loss_fn_inputs", {}))
@@ -261,6 +275,10 @@ def as_datum(value: Any) -> Datum:
         f"expected a Datum (model_input, loss_fn_inputs), got {type(value).__name__}. Build one with "
         "datum_from_tokens_weights, datum_from_messages or Datum(model_input=..., loss_fn_inputs={...})"
     )
+
+
+class _Beyond64Bits(DtypeError):
+    """An integer that int64 cannot hold; where it is a token id, it becomes a TokenRangeError."""
 
 
 def _as_array(data: Any, dtype: TensorDtype | None, what: str = "data") -> np.ndarray:
@@ -272,9 +290,14 @@ def _as_array(data: Any, dtype: TensorDtype | None, what: str = "data") -> np.nd
     except ValueError:
         raise ShapeError(f"{what} is a ragged nested list; every row must have the same length") from None
     except OverflowError:
-        raise DtypeError(f"{what} holds an integer beyond 64 bits") from None
+        raise _Beyond64Bits(f"{what} holds an integer beyond 64 bits") from None
     if array.size == 0 and dtype is not None:
         return array.astype(np.int64 if dtype == "int64" else np.float32)
+    # numpy turns such integers into objects, uint64 or, beside negative ones, into floats
+    if array.dtype in (object, np.uint64) or (dtype == "int64" and array.dtype.kind == "f"):
+        integers = (n for n in np.array(data, dtype=object).reshape(-1) if isinstance(n, int))
+        if any(not -(2**63) <= n < 2**63 for n in integers):
+            raise _Beyond64Bits(f"{what} holds an integer beyond 64 bits")
     if array.dtype.kind not in "biuf":
         raise DtypeError(f"{what} must be numbers, got {_culprit(data, array)}")
     if dtype == "int64" and array.dtype.kind == "f":
@@ -282,8 +305,6 @@ def _as_array(data: Any, dtype: TensorDtype | None, what: str = "data") -> np.nd
             f"{what} must be integers, got floats such as {float(array.reshape(-1)[0])}; they are not cast, "
             "because 2.7 would silently become token 2"
         )
-    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise DtypeError(f"{what} holds an integer beyond 64 bits")
     if dtype == "int64" or (dtype is None and array.dtype.kind in "iu"):
         return array.astype(np.int64, copy=False)
     with np.errstate(over="ignore"):
@@ -305,7 +326,7 @@ def _check_csr(array: np.ndarray, shape: Sequence[int] | None, crow: Sequence[in
         raise ShapeError(
             f"sparse_crow_indices must hold {rows + 1} numbers from 0 to {len(col)} (the number of column indices)"
         )
-    if any(b < a for a, b in zip(crow, crow[1:], strict=False)):
+    if any(b < a for a, b in itertools.pairwise(crow)):
         raise ShapeError("sparse_crow_indices must never decrease")
     if len(col) != array.size:
         raise ShapeError(f"{len(col)} sparse_col_indices for {array.size} numbers of `data`")

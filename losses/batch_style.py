@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datums.errors import LossContractError, NonDifferentiableLossError
+from ..datums.errors import LengthMismatchError, LossContractError, NonDifferentiableLossError
 from ..datums.types import Datum
 from . import stats
 from .outputs import Outputs
@@ -53,7 +53,10 @@ def split_outputs(outputs: Any, datums: Sequence[Datum], kind: str) -> list[Tens
     if isinstance(outputs, Mapping):
         outputs = outputs[kind]
     if not isinstance(outputs, Outputs):
-        return list(outputs)
+        tensors = list(outputs)
+        if len(tensors) != len(datums):
+            raise LengthMismatchError(f"{len(tensors)} tensors of {kind} for {len(datums)} datums")
+        return tensors
     values = getattr(outputs, kind)
     if kind == "embeddings":
         return list(values.unbind(0))
@@ -87,13 +90,10 @@ def _check_untouched(
 def _as_stat(spec: LossSpec, key: Any, value: Any) -> Stat:
     if isinstance(value, Stat):
         return value
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        try:
-            value = float(value) if not isinstance(value, str) else None
-        except (TypeError, ValueError):
-            value = None
-    if value is None:
-        raise LossContractError(f"{spec.name}: metric {key!r} must be a number")
-    return stats.mean(torch.tensor([float(value)], dtype=torch.float64))
+    try:
+        number = None if isinstance(value, str) else float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        number = None
+    if number is None:
+        raise LossContractError(f"{spec.name}: metric {key!r} must be a number, not {value!r}")
+    return stats.mean(torch.tensor([number], dtype=torch.float64))

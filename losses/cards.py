@@ -48,7 +48,8 @@ def describe_loss(name: str) -> LossCard:
     spec = spec_of(name)
     formula, _, rest = (inspect.getdoc(spec.function) or "").partition("\n")
     inputs = {i.name: f"one a {i.per}, {'required' if i.required else 'optional'}" for i in spec.inputs}
-    settings = {key: field.get_default() for key, field in spec.config.model_fields.items()}
+    fields = spec.config.model_fields.items()
+    settings = {key: "required" if field.is_required() else field.get_default() for key, field in fields}
     where = f"{spec.function.__module__}.{getattr(spec.function, '__qualname__', spec.name)}"
     return LossCard(
         name=spec.name,

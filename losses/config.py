@@ -51,7 +51,10 @@ CONFIG_ALIASES = {"clip_low_threshold": "clip_low", "clip_high_threshold": "clip
 class LossConfig(BaseModel):
     """Base of every loss's configuration."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    # arbitrary types: functools.partial turns whatever it binds into a keyword-only parameter, tensors included.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True
+    )
 
 
 def config_model(
@@ -67,7 +70,7 @@ def config_model(
                 f"{name}: {parameter.name!r} belongs to the registry; a loss returns losses unreduced"
             )
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        annotation = hints.get(parameter.name) or (type(default) if default not in (..., None) else Any)
+        annotation = hints.get(parameter.name, Any if default is ... or default is None else type(default))
         fields[parameter.name] = (annotation, default)
     fields["reduction"] = (Literal[reductions], reduction)
     if "seq-mean-token-sum-norm" in reductions:
@@ -75,16 +78,23 @@ def config_model(
     return cast(type[LossConfig], create_model(f"{name}_config", __base__=LossConfig, **fields))
 
 
-def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> LossConfig:
-    """Validate a configuration. Raises LossConfigError listing every problem, the keys there are and the likely mend."""
+def own_names(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with other systems' spellings turned into the model's own. Raises LossConfigError when both are there."""
     renamed: dict[str, Any] = {}
     for key, value in given.items():
-        own = CONFIG_ALIASES.get(key, key) if key not in model.model_fields else key
-        if own in renamed or (own != key and own in given):
+        own = CONFIG_ALIASES.get(key, key)
+        if key in model.model_fields or own not in model.model_fields:
+            own = key
+        elif own in given:
             raise LossConfigError(f"{name}: {own!r} is given twice, also as its other spelling {key!r}")
         renamed[own] = value
+    return renamed
+
+
+def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> LossConfig:
+    """Validate a configuration. Raises LossConfigError listing every problem, the keys there are and the likely mend."""
     try:
-        config = model.model_validate(renamed)
+        config = model.model_validate(own_names(model, name, given))
     except ValidationError as error:
         raise LossConfigError(_explain(error, model, name)) from None
     has_length = getattr(config, "norm_length", None) is not None

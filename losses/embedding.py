@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..datums.errors import ShapeError
 from . import stats
 from .config import Count, Positive
 from .registry import register_loss
@@ -15,7 +16,17 @@ from .stats import Stat
 
 
 def _queries_and_documents(datums: int, config: Any) -> int:
-    return datums - config.num_extra_negatives
+    return 2 * _pairs(datums, config.num_extra_negatives)
+
+
+def _pairs(datums: int, extra_negatives: int) -> int:
+    pairs, left_over = divmod(datums - extra_negatives, 2)
+    if pairs < 0 or left_over:
+        raise ShapeError(
+            f"info_nce takes B queries, their B documents and {extra_negatives} extra negatives, which {datums} datums "
+            "cannot be. Set num_extra_negatives to the number of documents without a query"
+        )
+    return pairs
 
 
 @register_loss(
@@ -37,11 +48,7 @@ def info_nce(
     The mean over 2B values is the mean of both directions' means. Extra negatives serve the queries only. A document
     that stands twice in a batch is its twin's false negative: keep documents distinct.
     """
-    pairs = (len(embeddings) - num_extra_negatives) // 2
-    if len(embeddings) < num_extra_negatives or (len(embeddings) - num_extra_negatives) % 2:
-        raise ValueError(
-            f"info_nce takes B queries, B documents and {num_extra_negatives} extra negatives, got {len(embeddings)} embeddings"
-        )
+    pairs = _pairs(len(embeddings), num_extra_negatives)
     directions = normalize(embeddings, dim=-1, eps=1e-12)
     queries, documents = directions[:pairs], directions[pairs:]
     similarity = queries @ documents.T / temperature  # [B, B + E]
@@ -49,7 +56,7 @@ def info_nce(
     to_documents = similarity.logsumexp(1) - partner
     to_queries = similarity[:, :pairs].logsumexp(0) - partner
     found = similarity.detach().argmax(1) if pairs else similarity.new_zeros(0)
-    recall = found == torch.arange(pairs, device=found.device)
+    recall = found == torch.arange(pairs).to(found)
     return torch.cat([to_documents, to_queries]), {
         "in_batch_recall_at_1": stats.mean(recall),
         "query_to_document": stats.mean(to_documents),

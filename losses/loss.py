@@ -52,6 +52,11 @@ class LossLike(Protocol):
         """The model outputs it reads."""
         ...
 
+    @property
+    def on_host(self) -> bool:
+        """Whether it wants its inputs on the CPU, as the hosted APIs hand them out."""
+        ...
+
     def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
         """Raise for unusable data before any forward; return the denominator."""
         ...
@@ -93,6 +98,11 @@ class Loss:
     def outputs(self) -> tuple[str, ...]:
         """The model outputs it reads, such as ("logprobs",)."""
         return self.spec.outputs
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it wants its inputs on the CPU: functions with the hosted APIs' signature build CPU tensors."""
+        return self.spec.is_batch_style
 
     @property
     def couples(self) -> str:
@@ -196,7 +206,7 @@ class Loss:
                 value = _full_precision(outputs.rows(name, packed))
                 if name == "logprobs":
                     value = self._neutralised(value, packed)
-                    check_logprobs(value, packed, self.name)
+                    check_logprobs(value, packed, outputs, self.name)
                 arguments[name] = value
             elif name == "seqs":
                 arguments[name] = packed.seqs.to(like)

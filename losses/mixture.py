@@ -40,6 +40,11 @@ class Mixture:
         return tuple(dict.fromkeys(name for _, loss in self.parts for name in loss.outputs))
 
     @property
+    def on_host(self) -> bool:
+        """Whether any part wants its inputs on the CPU."""
+        return any(loss.on_host for _, loss in self.parts)
+
+    @property
     def couples(self) -> str:
         """What must be seen together: the coarsest of the parts."""
         return coarsest(*(loss.couples for _, loss in self.parts))

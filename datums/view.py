@@ -1,0 +1,154 @@
+"""Datums as a reader sees them: the text of the tokens, coloured by how much each is learned."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import LossbookError, ShapeError, located
+from .files import read_jsonl
+from .rows import datums_from_row
+from .types import Datum
+from .validation import count_labels
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+#: Around learned tokens where there is no colour to tell them by.
+LEARNED = ("«", "»")
+#: Tokens that together spell one character: UTF-8 has at most four bytes.
+_LONGEST_CHARACTER = 4
+#: What decoding gives for bytes that are no character.
+_BROKEN = "\ufffd"
+_VISIBLE = {"\n": "↵\n", "\t": "⇥"}
+#: Unicode categories: controls, formatting (also right-to-left overrides), line and paragraph separators.
+_INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
+
+
+def render_datum(datum: Datum, tokenizer: Any, *, marks: bool = False) -> Text:
+    """The datum's tokens as a rich Text: read-only tokens dim, learned ones green, pushed-away ones (weight < 0) red.
+
+    Brightness grows with the size of the weight, relative to the datum's largest. Special tokens are underlined,
+    line ends shown as ↵, other invisible characters by their codes. `marks=True` puts «» around learned runs as well,
+    followed by the weight where it is not 1, for output without colour. Targets of shape [N, K] are refused with a
+    ShapeError.
+    """
+    from rich.text import Text
+
+    tokens, weights = _shown(datum)
+    largest = float(np.abs(weights).max(initial=0)) or 1.0
+    special = set(getattr(tokenizer, "all_special_ids", ())) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+    text = Text()
+    before = 0.0
+    for start, end in _characters(tokens, weights, tokenizer):
+        weight = float(weights[start])
+        if marks and weight != before:
+            text.append(_closing(before) + (LEARNED[0] if weight else ""))
+        before = weight
+        piece = visible(_decoded(tokens, start, end, tokenizer)) or f"⟨{tokens[start]}⟩"
+        text.append(piece, style=_style(weight / largest, underlined=tokens[start] in special))
+    if marks:
+        text.append(_closing(before))
+    return text
+
+
+def visible(text: str) -> str:
+    """The text with line ends as ↵ and tabs as ⇥; control and formatting characters by their codes, as `\\x1b`.
+
+    So a data file can neither hide text in the terminal nor send it commands.
+    """
+    return "".join(_VISIBLE.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c) for c in text)
+
+
+def show_file(
+    path: str | Path, tokenizer: Any, count: int = 3, *, console: Console | None = None, **options: Any
+) -> int:
+    """Print the first `count` rows of a JSON Lines file as datums, and how many tokens of each are learned.
+
+    options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned runs
+    stand in «». Returns the number of rows shown; errors name the row.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    plain = console.no_color or not console.is_terminal
+    shown = 0
+    for row in read_jsonl(path):
+        if shown >= count:
+            break
+        try:
+            datums = datums_from_row(row, tokenizer, **options)
+        except LossbookError as error:
+            raise located(error, row.place) from error
+        for side, datum in zip(("chosen", "rejected") if len(datums) == 2 else ("",), datums, strict=True):
+            name = f"{row.place}{', ' + side if side else ''}"
+            tokens = datum.model_input.length + 1
+            console.print(
+                f"{name}: {tokens} tokens, {count_labels(datum)} learned", style="bold", markup=False, highlight=False
+            )
+            console.print(render_datum(datum, tokenizer, marks=plain), soft_wrap=True)
+            console.print()
+        shown += 1
+    return shown
+
+
+def _shown(datum: Datum) -> tuple[list[int], np.ndarray]:
+    """All N + 1 tokens of the sequence and their weights; the first is nobody's target, so its weight is 0."""
+    tokens = datum.model_input.to_ints()
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        return tokens, np.zeros(len(tokens))
+    if len(targets.shape) != 1:
+        raise ShapeError(f"target_tokens of shape {targets.shape} are not one text; only [N] can be shown")
+    given = datum.loss_fn_inputs.get("weights")
+    weights = np.ones(len(tokens)) if given is None else given.to_numpy().reshape(-1)
+    return [*tokens[:1], *targets.to_numpy().tolist()], np.concatenate([[0.0], weights])
+
+
+def _characters(tokens: Sequence[int], weights: np.ndarray, tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Where tokens begin and end, taking together those of equal weight that only together spell a character."""
+    start = 0
+    while start < len(tokens):
+        ends = range(start + 1, min(start + _LONGEST_CHARACTER, len(tokens)) + 1)
+        equal = [end for end in ends if (weights[start:end] == weights[start]).all()]
+        whole = (end for end in equal if _BROKEN not in _decoded(tokens, start, end, tokenizer))
+        end = next(whole, start + 1)
+        yield start, end
+        start = end
+
+
+def _decoded(tokens: Sequence[int], start: int, end: int, tokenizer: Any) -> str:
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    alone = decode(tokens[start:end])
+    if start == 0:
+        return alone
+    # some tokenizers drop the space before a text's first word, so decode after the token before
+    before, together = decode(tokens[start - 1 : start]), decode(tokens[start - 1 : end])
+    return together[len(before) :] if _BROKEN not in before and together.startswith(before) else alone
+
+
+def _style(level: float, underlined: bool) -> str:
+    """A rich style; level in [-1, 1] is the weight over the datum's largest."""
+    if level == 0:
+        colour = "dim"
+    else:
+        bright = 110 + round(145 * min(abs(level), 1.0))
+        colour = f"rgb(0,{bright},0)" if level > 0 else f"rgb({bright},60,60)"
+    return f"{colour} underline" if underlined else colour
+
+
+def _closing(weight: float) -> str:
+    if not weight:
+        return ""
+    return LEARNED[1] if weight == 1 else f"{LEARNED[1]}×{weight:g} "
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,66 @@
+"""The conformance kit: one call checks a loss against the laws that every loss must keep.
+
+    from torch import Tensor
+    from lossbook.losses import stats
+    from lossbook.losses.testing import check_loss
+
+    def likelihood(logprobs: Tensor, *, floor: float = -20.0):
+        return -logprobs.clamp(min=floor), {"floored": stats.mean(logprobs < floor)}
+
+    print(check_loss(likelihood))
+
+It needs no registration, no data and no model: datums are drawn from the function's signature, and a failing check
+prints the smallest example it found as Python source that fails again when pasted. In pytest:
+
+    from lossbook.losses.testing import parametrize_with_checks
+
+    @parametrize_with_checks([likelihood, "ppo"])
+    def test_losses_keep_the_law(loss, check):
+        check(loss)
+
+A check that a loss breaks for a reason is excused by name: `expected_failed_checks={"gradient": "straight-through"}`;
+an excuse that is no longer needed is a failure. `strategies` draws datums for tests of your own. Needs the extra
+`lossbook[testing]` (hypothesis).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import strategies
+    from .checking import CHECKS, check_loss, parametrize_with_checks, run_check
+    from .report import CheckResult, Report
+
+#: Where each public name lives. Loaded on first use: pytest imports this package for its plug-in, hypothesis can wait.
+_HOMES = {
+    "CHECKS": "checking",
+    "CheckResult": "report",
+    "Report": "report",
+    "check_loss": "checking",
+    "parametrize_with_checks": "checking",
+    "run_check": "checking",
+    "strategies": "strategies",
+}
+
+__all__ = [
+    "CHECKS",
+    "CheckResult",
+    "Report",
+    "check_loss",
+    "parametrize_with_checks",
+    "run_check",
+    "strategies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_HOMES[name]}", __name__)
+    return module if name == _HOMES[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

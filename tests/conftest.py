@@ -1,0 +1,14 @@
+"""One torch thread, one hypothesis profile for each place, no network. Nothing else belongs here."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")

@@ -1,0 +1,46 @@
+"""What the tests of losses share: small datums, and a loss's value and gradient as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossbook import Datum, ModelInput, get_loss, register_loss, unregister_loss
+from lossbook.losses import LossLike
+
+
+def datum(targets: int | Sequence[Any] = 3, **inputs: Any) -> Datum:
+    """A datum with that many target tokens 0, 1, 2, ..., or with the given ones ([N] or [N, K])."""
+    tokens = list(range(targets)) if isinstance(targets, int) else list(targets)
+    return Datum(ModelInput.from_ints(list(range(len(tokens)))), {"target_tokens": tokens, **inputs})
+
+
+def leaves(rows: Sequence[Any]) -> list[Tensor]:
+    """One float64 leaf a datum."""
+    return [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in rows]
+
+
+def evaluated(loss: LossLike, data: Sequence[Datum], rows: Sequence[Any]) -> tuple[float, list[Tensor], dict[str, float]]:
+    """The reduced loss, its gradient with respect to each datum's outputs, and its metrics."""
+    outputs = leaves(rows)
+    value, metrics = loss(data, outputs)  # type: ignore[operator]
+    return float(value.detach()), list(torch.autograd.grad(value, outputs)), metrics
+
+
+def loss_of(function: Callable[..., Any], *, config: dict[str, Any] | None = None, **registration: Any) -> Any:
+    """The loss that registering `function` gives; the registry is left as it was."""
+    register_loss(function.__name__, **registration)(function)
+    try:
+        return get_loss(function.__name__, **(config or {}))
+    finally:
+        unregister_loss(function.__name__)
+
+
+def assert_rows_equal(found: Sequence[Tensor], expected: Sequence[Any], tolerance: float) -> None:
+    """Row by row, within an absolute tolerance."""
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(row, torch.as_tensor(wanted, dtype=row.dtype), rtol=0, atol=tolerance)

@@ -1,0 +1,44 @@
+"""What the documents show must run as it stands: every Python block, in order, on the tiny model."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Runs the blocks of one document in one namespace; line numbers in a traceback are those of the document.
+RUNNER = """
+import re, sys
+from pathlib import Path
+document = Path(sys.argv[1])
+text = document.read_text(encoding="utf-8")
+blocks = list(re.finditer(r"^```python\\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+namespace = {"__name__": "__main__"}
+for block in blocks:
+    first_line = text.count("\\n", 0, block.start(1))
+    exec(compile("\\n" * first_line + block.group(1), str(document), "exec"), namespace)
+print(f"ran {len(blocks)} blocks")
+"""
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_python_block_runs_in_order(name: str, tmp_path: Path) -> None:
+    # In a process of its own: the blocks register losses, and tests beside this one list those that are registered.
+    command = [sys.executable, "-c", RUNNER, str(ROOT / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ran 0 blocks" not in done.stdout
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{document.name} links to {target}, which does not exist"
+        for document in sorted(ROOT.glob("*.md"))
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+        if not (ROOT / target).exists()
+    ]
+    assert not broken, "\n".join(broken)

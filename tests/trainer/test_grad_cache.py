@@ -1,0 +1,120 @@
+"""A loss over the whole batch: keeping all graphs and recomputing them (GradCache) give one gradient, dropout or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lossbook as lb
+from lossbook.trainer.tiny import build_tiny_tokenizer
+from lossbook.trainer.training_client import TrainingClient
+
+MakeDatums = Callable[..., list[lb.Datum]]
+GradientsOf = Callable[[TrainingClient], dict[str, Tensor]]
+Call = Callable[[TrainingClient, list[lb.Datum]], Any]
+SMALL = {"tokens_per_micro_batch": 24}
+
+
+def variance(data, logprobs_list):
+    """It couples every token of the batch with every other, so no cut of it would be right."""
+    return torch.cat(list(logprobs_list)).var(), {}
+
+
+CALLS: dict[str, Call] = {
+    "info_nce": lambda client, datums: client.forward_backward(datums, "info_nce").result(),
+    "a batch-style loss": lambda client, datums: client.forward_backward_custom(datums, variance).result(),
+}
+
+
+@pytest.fixture(scope="module")
+def model_with_dropout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a two-layer GPT-2 that drops a third of everything in training."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = GPT2Config(
+        vocab_size=260, n_positions=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    build_tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def client_of(base_model: str, **settings: Any) -> TrainingClient:
+    return lb.ServiceClient(device="cpu", dtype=torch.float64, **settings).create_training_client(base_model)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_recomputing_the_graphs_gives_the_gradient_of_keeping_them(
+    call: Call, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = make_datums(8)
+    once, twice = client_of("tiny", **SMALL), client_of("tiny", **SMALL, kept_graph_tokens=1)
+    kept, recomputed = call(once, datums), call(twice, datums)
+    assert kept.metrics["forward_passes"] == 1
+    assert recomputed.metrics["forward_passes"] == 2
+    assert recomputed.metrics["micro_batches"] == kept.metrics["micro_batches"] > 1
+    for name, gradient in gradients_of(once).items():
+        torch.testing.assert_close(gradients_of(twice)[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_the_second_forward_drops_what_the_first_one_dropped(
+    call: Call, model_with_dropout: str, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = make_datums(8)
+    found = []
+    for settings in ({}, {"kept_graph_tokens": 1}):
+        client = client_of(model_with_dropout, **SMALL, **settings, dropout=True)
+        torch.manual_seed(7)
+        output = call(client, datums)
+        found.append((gradients_of(client), output.metrics["loss:sum"], torch.get_rng_state()))
+    (kept, value, state), (recomputed, same_value, same_state) = found
+    assert same_value == value
+    assert torch.equal(same_state, state), "what comes after draws the same random numbers either way"
+    for name, gradient in kept.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_is_off_unless_asked_for(
+    model_with_dropout: str, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums, gradients = make_datums(4), []
+    for dropout in (False, False, True, True):
+        client = client_of(model_with_dropout, dropout=dropout)
+        client.forward_backward(datums, "cross_entropy").result()
+        gradients.append(torch.cat([g.reshape(-1) for g in gradients_of(client).values()]))
+    assert torch.equal(gradients[0], gradients[1])
+    assert not torch.equal(gradients[2], gradients[3])
+
+
+def test_a_batch_of_one_micro_batch_never_needs_a_second_forward(make_datums: MakeDatums) -> None:
+    output = client_of("tiny", kept_graph_tokens=1).forward_backward(make_datums(4), "info_nce").result()
+    assert output.metrics["forward_passes"] == 1
+
+
+def test_a_loss_that_decomposes_never_needs_a_second_forward(make_datums: MakeDatums) -> None:
+    client = client_of("tiny", **SMALL, kept_graph_tokens=1)
+    assert client.forward_backward(make_datums(8), "dpo").result().metrics["forward_passes"] == 1
+    assert client.forward_backward(make_datums(8), "cross_entropy").result().metrics["micro_batches"] > 1
+
+
+def test_an_encoder_recomputes_its_embeddings_to_the_same_gradient(
+    make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = [lb.Datum(d.model_input) for d in make_datums(8)]
+    gradients = []
+    for settings in ({}, SMALL, {**SMALL, "kept_graph_tokens": 1}):
+        client = client_of("tiny-encoder", **settings)
+        client.forward_backward(datums, "info_nce").result()
+        gradients.append(gradients_of(client))
+    for cut in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(cut[name], gradient, rtol=1e-8, atol=1e-12)

@@ -1,0 +1,9 @@
+"""The trainer: clients and futures, the engine, models, sampling and checkpoints."""
+
+from .engine import EngineSettings
+from .futures import Future
+from .sampling_client import SamplingClient
+from .service import ServiceClient
+from .training_client import ReferenceClient, TrainingClient
+
+__all__ = ["EngineSettings", "Future", "ReferenceClient", "SamplingClient", "ServiceClient", "TrainingClient"]

@@ -1,0 +1,73 @@
+"""What calls return, with the Tinker SDK's field names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..datums.types import TensorData
+
+
+@dataclass(frozen=True)
+class ForwardBackwardOutput:
+    """loss_fn_outputs: one dict a datum, in order; `["logprobs"]` has the shape of its target_tokens (nats).
+
+    metrics: plain floats; `loss:sum` is the loss whose gradient was added, `denominator` what it was divided by.
+    """
+
+    loss_fn_outputs: list[dict[str, TensorData]]
+    metrics: dict[str, float] = field(default_factory=dict)
+    loss_fn_output_type: str = "ArrayRecord"
+
+
+@dataclass(frozen=True)
+class OptimStepResponse:
+    """metrics: `grad_norm` before clipping, `learning_rate`, `step`, `normalizer` and others."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SaveStateResponse:
+    """path: give it to `load_state`, `create_sampling_client` or `create_training_client_from_state`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class SampledSequence:
+    """tokens: as generated, the stop token included. logprobs: nats, of the model itself (temperature 1, no truncation)."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    stop_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SampleResponse:
+    """sequences: `num_samples` of them. prompt_logprobs: one a prompt token, None for the first."""
+
+    sequences: list[SampledSequence]
+    prompt_logprobs: list[float | None] | None = None
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """What the model is."""
+
+    model_name: str
+    arch: str
+    tokenizer_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a training client trains."""
+
+    model_id: str
+    model_name: str
+    is_lora: bool
+    lora_rank: int | None
+    model_data: ModelData
+    trainable_parameters: int
+    device: str

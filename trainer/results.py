@@ -1,0 +1,111 @@
+"""Collecting what a call returns while its micro-batches run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datums.types import Datum, TensorData
+from ..losses import stats
+from ..losses.outputs import Outputs
+from ..losses.packing import positions_of
+from ..losses.reductions import Count
+from ..losses.stats import Stat
+
+
+@dataclass
+class Collected:
+    """Values of the loss, metrics and outputs of the micro-batches so far."""
+
+    loss: float = 0.0
+    datums_without_grad: int = 0
+    found: dict[str, Stat] = field(default_factory=dict)
+    outputs: dict[int, dict[str, TensorData]] = field(default_factory=dict)
+
+    def add(
+        self,
+        order: Sequence[int],
+        datums: Sequence[Datum],
+        outputs: Outputs,
+        value: Tensor,
+        found: dict[str, Stat],
+        gradients: dict[str, Tensor],
+    ) -> None:
+        """Add what one loss call gave for `datums`, whose indices are `order`."""
+        self.loss += float(value.detach())
+        self.found = stats.merge([self.found, found])
+        self.datums_without_grad += _datums_without_grad(datums, outputs, gradients)
+        self.outputs.update(zip(order, per_datum(datums, outputs), strict=True))
+
+    def in_order(self) -> list[dict[str, TensorData]]:
+        """One dict a datum, in the call's order."""
+        return [self.outputs[i] for i in range(len(self.outputs))]
+
+
+def per_datum(datums: Sequence[Datum], outputs: Outputs) -> list[dict[str, TensorData]]:
+    """Each datum's outputs in its own shape; 0.0 where a position was not computed."""
+    results: list[dict[str, TensorData]] = [{} for _ in datums]
+    for name in ("logprobs", "entropy"):
+        values: Tensor | None = getattr(outputs, name)
+        if values is None:
+            continue
+        rows = values.detach().float().cpu()
+        if outputs.covered is not None:
+            full = torch.zeros(len(outputs.covered), *rows.shape[1:])
+            full[outputs.covered.cpu()] = rows
+            rows = full
+        pieces = np.split(rows.numpy(), np.cumsum([positions_of(d) for d in datums])[:-1])
+        for result, piece, datum in zip(results, pieces, datums, strict=True):
+            targets = datum.loss_fn_inputs.get("target_tokens")
+            if piece.ndim == 2 and targets is not None:
+                piece = piece[:, : targets.shape[1]] if len(targets.shape) == 2 else piece[:, 0]
+            result[name] = TensorData.from_numpy(piece)
+    if outputs.embeddings is not None:
+        for result, row in zip(results, outputs.embeddings.detach().float().cpu().numpy(), strict=True):
+            result["embedding"] = TensorData.from_numpy(row)
+    return results
+
+
+def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, float]:
+    """What was counted from data alone: datums, response tokens, sequences with any, and what the loss was divided by."""
+    tokens, sequences = response_tokens(datums)
+    metrics = {"datums": float(len(datums)), "response_tokens": float(tokens), "response_sequences": float(sequences)}
+    divisors = [value for value in count.values if value is not None]
+    if len(count.values) == 1:
+        metrics["denominator"] = float(count)
+    else:
+        metrics.update({f"denominator_{i}": value for i, value in enumerate(divisors)})
+    return metrics
+
+
+def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
+    """(positions with a non-zero weight, datums that have one); without weights every target position counts."""
+    tokens = sequences = 0
+    for datum in datums:
+        weights = datum.loss_fn_inputs.get("weights")
+        if weights is None:
+            own = positions_of(datum)
+        else:
+            values = weights.to_numpy()
+            own = int((values.reshape(len(values), -1) != 0).any(axis=1).sum()) if values.size else 0
+        tokens += own
+        sequences += own > 0
+    return tokens, sequences
+
+
+def _datums_without_grad(datums: Sequence[Datum], outputs: Outputs, gradients: dict[str, Tensor]) -> int:
+    moved = torch.zeros(len(datums), dtype=torch.bool)
+    for name, gradient in gradients.items():
+        rows = (gradient.reshape(len(gradient), -1) != 0).any(1).cpu()
+        if name == "embeddings":
+            moved |= rows
+            continue
+        owner = torch.repeat_interleave(torch.arange(len(datums)), torch.tensor([positions_of(d) for d in datums]))
+        if outputs.covered is not None:
+            owner = owner[outputs.covered.cpu()]
+        moved[owner[rows]] = True
+    return int((~moved).sum())

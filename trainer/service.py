@@ -1,0 +1,124 @@
+"""`ServiceClient`: where models come from. In this process, on the best device there is."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datums.errors import CheckpointError, ModelError
+from .checkpoints import read_checkpoint
+from .engine import EngineSettings
+from .forward import Batching
+from .futures import Worker
+from .lora import add_lora
+from .models import load_model
+from .sampling_client import SamplingClient
+from .snapshots import Snapshot
+from .training_client import TrainingClient, check_matches
+
+
+class ServiceClient:
+    """Makes training and sampling clients. All calls of all its clients run one after the other, in submission order.
+
+    device: "cpu", "cuda", ...; the best there is by default. dtype: of the model's weights; float32 on the CPU, bfloat16
+    on a GPU by default. checkpoint_dir: where `save_state` writes. The others are `EngineSettings`; none of them changes
+    a loss or a gradient beyond rounding.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        checkpoint_dir: str | Path = "checkpoints",
+        tokens_per_micro_batch: int | None = None,
+        batching: Batching | None = None,
+        kept_graph_tokens: int | None = None,
+        dropout: bool = False,
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.checkpoint_dir = Path(checkpoint_dir)
+        self.settings = EngineSettings(tokens_per_micro_batch, batching, kept_graph_tokens, dropout)
+        self.worker = Worker()
+        self._numbers = itertools.count()
+
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = False,
+        *,
+        alpha: float | None = None,
+    ) -> TrainingClient:
+        """Train low-rank adapters on frozen weights. `seed` fixes their initial values.
+
+        base_model: a hub id, a local directory, a .gguf file, "tiny" (a small decoder built in code) or "tiny-encoder".
+        train_unembed adds an adapter to the output head too, which costs a gradient of the whole vocabulary.
+        """
+        model = load_model(base_model, device=self.device, dtype=self.dtype)
+        add_lora(
+            model,
+            rank=rank,
+            alpha=alpha,
+            seed=seed,
+            train_mlp=train_mlp,
+            train_attn=train_attn,
+            train_unembed=train_unembed,
+        )
+        return TrainingClient(self, model, self._name())
+
+    def create_training_client(self, base_model: str) -> TrainingClient:
+        """Train all weights."""
+        model = load_model(base_model, device=self.device, dtype=self.dtype)
+        model.module.requires_grad_(True)
+        return TrainingClient(self, model, self._name())
+
+    def create_training_client_from_state(self, path: str, *, optimizer: bool = False) -> TrainingClient:
+        """A new client with the weights of a checkpoint; optimizer=True resumes it whole."""
+        manifest = read_checkpoint(Path(path), names=[]).manifest
+        lora = manifest.get("lora")
+        if lora is None:
+            client = self.create_training_client(manifest["base_model"])
+        else:
+            client = self.create_lora_training_client(manifest["base_model"], **lora)
+        client.load_state(path, optimizer=optimizer).result()
+        return client
+
+    def create_training_client_from_state_with_optimizer(self, path: str) -> TrainingClient:
+        """As `create_training_client_from_state(path, optimizer=True)`."""
+        return self.create_training_client_from_state(path, optimizer=True)
+
+    def create_sampling_client(self, *, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
+        """Sample from saved weights (`model_path`), or from a base model as it is."""
+        if model_path is None:
+            if base_model is None:
+                raise ModelError("create_sampling_client needs model_path or base_model")
+            model = load_model(base_model, device=self.device, dtype=self.dtype)
+            model.module.requires_grad_(False)
+            return SamplingClient(self.worker, Snapshot(model, {}), f"{base_model}/sampler")
+        checkpoint = read_checkpoint(Path(model_path), names=["weights"])
+        saved = checkpoint.manifest["base_model"]
+        if base_model is not None and base_model != saved:
+            raise CheckpointError(f"{model_path} was saved from {saved!r}, not from {base_model!r}")
+        model = load_model(saved, device=self.device, dtype=self.dtype)
+        if (lora := checkpoint.manifest.get("lora")) is not None:
+            add_lora(model, **lora)
+        else:
+            model.module.requires_grad_(True)
+        check_matches(checkpoint, model)
+        weights = {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()}
+        return SamplingClient(self.worker, Snapshot(model, weights), f"{model_path}/sampler")
+
+    def get_server_capabilities(self) -> dict[str, Any]:
+        """What can be named as base_model without a download, and the device."""
+        return {"supported_models": ["tiny", "tiny-encoder"], "device": self.device or "best available"}
+
+    def _name(self) -> str:
+        return f"model-{next(self._numbers)}"
