@@ -95,8 +95,9 @@ class ChatTemplate:
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], np.ndarray]:
         """Token ids [L], and [L] bool, true for what the template's `{% generation %}` encloses.
 
-        The mask is found by characters. transformers' own mask goes through `char_to_token`, which knows only the
-        first of several tokens of one character, and none for white space when offsets are trimmed.
+        The mask is found by characters. transformers' own goes through `char_to_token`, which knows only the first of
+        several tokens of one character and, where offsets are trimmed, none for a space: then it leaves out answers
+        that begin with a space, and learns all that follows one that ends with it.
         """
         pieces = re.split(f"([{SPAN_START}{SPAN_END}])", self._apply(messages, chat_template=self._with_marks))
         text = "".join(pieces[::2])

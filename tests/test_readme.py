@@ -25,6 +25,7 @@ print(f"ran {len(blocks)} blocks")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_every_python_block_runs_in_order(name: str, tmp_path: Path) -> None:
     # In a process of its own: the blocks register losses, and tests beside this one list those that are registered.

@@ -111,17 +111,18 @@ def read_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkp
     the file and what to do, if anything is missing, damaged, unsafe or of another format.
     """
     path = Path(path)
-    for patience in reversed(range(20)):  # more than one round only where a writer replaces it while it is read
+    patience = 20
+    while True:  # more than once only where a writer replaces the checkpoint while it is read
         folder = _locate(path)
         before = _identity(folder)
         try:
             return _read(folder, names)
         except CheckpointError:
             between_renames = before is None and any(name == path.name for name, _, _ in _leftovers(path.parent))
+            patience -= 1
             if patience == 0 or (before == _identity(folder) and not between_renames):
                 raise
             time.sleep(0.01)
-    raise AssertionError("the last round returns or raises")
 
 
 def latest_checkpoint(root: Path, *, prefix: str = "") -> Path | None:

@@ -23,9 +23,9 @@ from ..datums.errors import NonDifferentiableLossError, NonFiniteLossError, NonF
 from ..datums.types import Datum
 from ..datums.validation import check_datums
 from ..losses import stats
+from ..losses.input_checks import locate
 from ..losses.loss import LossLike
 from ..losses.outputs import Outputs
-from ..losses.input_checks import locate
 from ..losses.packing import positions_of
 from ..losses.reductions import Count
 from .forward import Batching, Pooling, check_fits
@@ -71,7 +71,7 @@ class Engine:
 
         Where the model gives NaN, the loss is NaN with a warning that names the datum, and all outputs are returned.
         """
-        count = self._check(datums, loss)
+        count = self._check(datums, loss, everywhere=True)
         run = self._plan(datums, loss, pooling, everywhere=True)
         order = range(len(datums))
         with torch.no_grad(), self._restoring_random_state(), self._mode(training=False):
@@ -89,7 +89,7 @@ class Engine:
         self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
     ) -> ForwardBackwardOutput:
         """Add the loss's gradient to the parameters'. On any error gradients and random state are as they were."""
-        count = self._check(datums, loss)
+        count = self._check(datums, loss, everywhere=loss.on_host)
         while True:
             try:
                 with self._all_or_nothing(), self._mode(training=self.dropout):
@@ -98,7 +98,9 @@ class Engine:
                 if loss.couples == "batch" or self.tokens <= max(d.model_input.length for d in datums):
                     raise
                 self.tokens //= 2  # by the law, a finer cut gives the same numbers
-                warnings.warn(f"out of memory: micro-batches now hold {self.tokens} tokens", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"out of memory: micro-batches now hold {self.tokens} tokens", RuntimeWarning, stacklevel=2
+                )
 
     def _forward_backward(
         self, datums: Sequence[Datum], loss: LossLike, count: Count, pooling: Pooling
@@ -147,9 +149,9 @@ class Engine:
             run.send_back(gradients, group, order, k, live[k])
             live[k] = Outputs()  # frees the graph
 
-    def _check(self, datums: Sequence[Datum], loss: LossLike) -> Count:
+    def _check(self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool) -> Count:
         count = loss.check(datums)
-        check_datums(datums, vocab_size=self.model.vocab_size)
+        check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere)
         check_fits(self.model, datums)
         return count
 
@@ -168,7 +170,7 @@ class Engine:
         tokens = sum(positions_of(d) for d in datums)
         if self.kept_graph_tokens is not None:
             return tokens <= self.kept_graph_tokens
-        config = self.model.module.config
+        config = self.model.config.get_text_config()
         per_token = VALUES_KEPT_PER_UNIT * config.num_hidden_layers * config.hidden_size
         size = next(self.model.module.parameters()).element_size()
         if self.model.device.type == "cuda":

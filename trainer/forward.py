@@ -42,7 +42,8 @@ def model_outputs(
     if "logprobs" in names or "entropy" in names:
         if model.kind != "decoder":
             raise ModelError(f"{model.name} is an encoder: it has embeddings, but no logprobs of next tokens")
-        targets = target_tokens(datums)
+        # Ids outside the vocabulary are refused before; what is left of them are slots of weight 0, such as -100.
+        targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
         if covered is not None:
             rows = covered.nonzero().squeeze(1)
             hidden = hidden[rows.to(hidden.device)]

@@ -61,6 +61,11 @@ class LoadedModel:
         return self
 
     @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self._transformer.config
+
+    @property
     def backbone(self) -> nn.Module:
         """The transformer below the head: its forward returns `last_hidden_state` [batch, length, d]. LoRA included."""
         return self.module if self.kind == "encoder" else self._transformer.base_model

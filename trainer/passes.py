@@ -82,7 +82,12 @@ class Pass:
         return joined
 
     def send_back(
-        self, gradients: dict[str, Tensor], cuts: Sequence[Sequence[int]], order: Sequence[int], k: int, outputs: Outputs
+        self,
+        gradients: dict[str, Tensor],
+        cuts: Sequence[Sequence[int]],
+        order: Sequence[int],
+        k: int,
+        outputs: Outputs,
     ) -> None:
         """Backward through micro-batch `k`, given the gradients of the joined outputs of `cuts`."""
         tensors: list[Tensor] = []

@@ -39,7 +39,9 @@ class SamplingClient:
             with self._snapshot.applied():
                 found = generate(self._snapshot.model, tokens, num_samples=num_samples, params=params)
                 prompt_logprobs = self._logprobs(tokens) if include_prompt_logprobs else None
-            return SampleResponse([SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in found], prompt_logprobs)
+            return SampleResponse(
+                [SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in found], prompt_logprobs
+            )
 
         return self._calls.submit("sample", run)
 

@@ -17,7 +17,8 @@ from .lora import add_lora
 from .models import load_model
 from .sampling_client import SamplingClient
 from .snapshots import Snapshot
-from .training_client import TrainingClient, check_matches
+from .state import check_matches
+from .training_client import TrainingClient
 
 
 class ServiceClient:
@@ -77,7 +78,7 @@ class ServiceClient:
     def create_training_client(self, base_model: str) -> TrainingClient:
         """Train all weights."""
         model = load_model(base_model, device=self.device, dtype=self.dtype)
-        model.module.requires_grad_(True)
+        model.train_all_weights()
         return TrainingClient(self, model, self._name())
 
     def create_training_client_from_state(self, path: str, *, optimizer: bool = False) -> TrainingClient:
@@ -101,7 +102,6 @@ class ServiceClient:
             if base_model is None:
                 raise ModelError("create_sampling_client needs model_path or base_model")
             model = load_model(base_model, device=self.device, dtype=self.dtype)
-            model.module.requires_grad_(False)
             return SamplingClient(self.worker, Snapshot(model, {}), f"{base_model}/sampler")
         checkpoint = read_checkpoint(Path(model_path), names=["weights"])
         saved = checkpoint.manifest["base_model"]
@@ -111,7 +111,7 @@ class ServiceClient:
         if (lora := checkpoint.manifest.get("lora")) is not None:
             add_lora(model, **lora)
         else:
-            model.module.requires_grad_(True)
+            model.train_all_weights()
         check_matches(checkpoint, model)
         weights = {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()}
         return SamplingClient(self.worker, Snapshot(model, weights), f"{model_path}/sampler")

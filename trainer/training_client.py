@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from ..datums.errors import CheckpointError, LossContractError, OptimizerError
+from ..datums.errors import LossContractError, OptimizerError
 from ..datums.types import AdamParams, Datum, as_datum
 from ..losses.loss import Loss, LossLike
 from ..losses.mixture import Mixture
 from ..losses.registry import get_loss, is_registered, spec_of_function
-from .checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from .engine import Engine
 from .forward import Pooling
 from .futures import Calls, Future
 from .lora import export_adapter
 from .models import LoadedModel
 from .optimizer import AdamW
+from .reference_client import LossFunction, ReferenceClient
 from .responses import ForwardBackwardOutput, ModelData, ModelInfo, OptimStepResponse, SaveStateResponse
 from .results import response_tokens
 from .sampling_client import SamplingClient
 from .snapshots import Snapshot
+from .state import load_training, save_training, save_weights
 
 if TYPE_CHECKING:
     from .service import ServiceClient
 
 Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
-LossFunction = str | Loss | Mixture | Callable[..., Any]
 
 
 @dataclass
@@ -196,7 +191,7 @@ class TrainingClient:
             model_name=self._model.name,
             is_lora=lora is not None,
             lora_rank=None if lora is None else lora.rank,
-            model_data=ModelData(self._model.name, self._model.module.config.model_type),
+            model_data=ModelData(self._model.name, str(self._model.config.model_type)),
             trainable_parameters=sum(p.numel() for p in self._model.trainable().values()),
             device=str(self._model.device),
         )
@@ -249,118 +244,24 @@ class TrainingClient:
         self._accumulated = Accumulated()
 
     def _save_state(self, name: str, overwrite: bool) -> SaveStateResponse:
-        trainable = self._model.trainable()
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "weights": {key: p.detach() for key, p in trainable.items()},
-            "optimizer": self._optimizer.state_tensors(),
-            "random": {"cpu": torch.get_rng_state()},
-        }
-        gradients = {key: p.grad for key, p in trainable.items() if p.grad is not None}
-        if gradients:
-            tensors["gradients"] = gradients
-        manifest = {
-            "kind": "training",
-            "optimizer": self._optimizer.meta(),
-            "accumulated": asdict(self._accumulated),
-            **_identity(self._model),
-        }
-        path = write_checkpoint(
-            self._service.checkpoint_dir, name, tensors=tensors, manifest=manifest, overwrite=overwrite
-        )
-        return SaveStateResponse(str(path))
-
-    def _load_state(self, path: str, with_optimizer: bool) -> SaveStateResponse:
-        checkpoint = read_checkpoint(Path(path))
-        trainable = self._model.trainable()
-        check_matches(checkpoint, self._model)
-        if with_optimizer:
-            if "optimizer" not in checkpoint.tensors:
-                raise CheckpointError(
-                    f"{path} holds weights only, no optimizer state; load it with optimizer=False, or resume from a "
-                    "checkpoint that save_state wrote"
-                )
-            self._optimizer.load_state_tensors(checkpoint.tensors["optimizer"], checkpoint.manifest["optimizer"])
-            torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
-        gradients = checkpoint.tensors.get("gradients", {}) if with_optimizer else {}
-        with torch.no_grad():
-            for key, parameter in trainable.items():
-                parameter.copy_(checkpoint.tensors["weights"][key])
-                parameter.grad = gradients[key].to(parameter.device) if key in gradients else None
-        accumulated = checkpoint.manifest["accumulated"] if with_optimizer else {}
-        self._accumulated = Accumulated(**accumulated)
-        return SaveStateResponse(str(path))
-
-    def _save_weights(self, name: str, overwrite: bool) -> SaveStateResponse:
-        weights = {key: p.detach() for key, p in self._model.trainable().items()}
-        extra: dict[str, bytes] = {}
-        if self._model.lora is not None:
-            folder = Path(tempfile.mkdtemp(prefix="lossbook-adapter-"))
-            try:
-                export_adapter(self._model, folder)
-                extra = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        path = write_checkpoint(
+        path = save_training(
             self._service.checkpoint_dir,
             name,
-            tensors={"weights": weights},
-            manifest={"kind": "weights", **_identity(self._model)},
-            extra_files=extra,
+            self._model,
+            self._optimizer,
+            asdict(self._accumulated),
             overwrite=overwrite,
         )
         return SaveStateResponse(str(path))
 
+    def _load_state(self, path: str, with_optimizer: bool) -> SaveStateResponse:
+        accumulated = load_training(Path(path), self._model, self._optimizer if with_optimizer else None)
+        self._accumulated = Accumulated(**accumulated)
+        return SaveStateResponse(str(path))
 
-class ReferenceClient:
-    """Frozen weights for `forward` only: reference logprobs for DPO, KL terms and distillation."""
-
-    def __init__(self, service: ServiceClient, snapshot: Snapshot, name: str) -> None:
-        self._engine = Engine(snapshot.model, service.settings)
-        self._snapshot = snapshot
-        self._calls = Calls(name, service.worker)
-
-    def forward(
-        self,
-        data: Sequence[Any],
-        loss_fn: LossFunction = "cross_entropy",
-        loss_fn_config: Mapping[str, Any] | None = None,
-        *,
-        pooling: Pooling = "mean",
-    ) -> Future[ForwardBackwardOutput]:
-        """As `TrainingClient.forward`, under the frozen weights."""
-        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
-
-        def run() -> ForwardBackwardOutput:
-            with self._snapshot.applied():
-                return self._engine.forward(datums, loss, pooling)
-
-        return self._calls.submit("forward", run)
-
-
-def check_matches(checkpoint: Checkpoint, model: LoadedModel) -> None:
-    """Raise CheckpointError naming the first difference between a checkpoint and the model it is to be loaded into."""
-    own, saved = _identity(model), checkpoint.manifest
-    for key, value in own.items():
-        if saved.get(key) != value:
-            raise CheckpointError(f"{checkpoint.path} was saved with {key}={saved.get(key)!r}, but this model has {value!r}")
-    weights = checkpoint.tensors.get("weights", {})
-    for key, parameter in model.trainable().items():
-        if key not in weights:
-            raise CheckpointError(f"{checkpoint.path} has no weight {key!r}")
-        if weights[key].shape != parameter.shape or weights[key].dtype != parameter.dtype:
-            raise CheckpointError(
-                f"{checkpoint.path}: weight {key!r} is {list(weights[key].shape)} {weights[key].dtype}, but the model's is "
-                f"{list(parameter.shape)} {parameter.dtype}"
-            )
-
-
-def _identity(model: LoadedModel) -> dict[str, Any]:
-    """What must agree between a checkpoint and the model that loads it."""
-    return {
-        "base_model": model.name,
-        "vocab_size": model.vocab_size,
-        "lora": None if model.lora is None else asdict(model.lora),
-    }
+    def _save_weights(self, name: str, overwrite: bool) -> SaveStateResponse:
+        path = save_weights(self._service.checkpoint_dir, name, self._model, overwrite=overwrite)
+        return SaveStateResponse(str(path))
 
 
 def _adam_params(params: AdamParams | Any) -> AdamParams:
@@ -370,4 +271,6 @@ def _adam_params(params: AdamParams | Any) -> AdamParams:
     try:
         return AdamParams(**{name: getattr(params, name) for name in AdamParams.__dataclass_fields__})
     except AttributeError as error:
-        raise OptimizerError(f"optim_step takes AdamParams(learning_rate=...), got {type(params).__name__}: {error}") from None
+        raise OptimizerError(
+            f"optim_step takes AdamParams(learning_rate=...), got {type(params).__name__}: {error}"
+        ) from None

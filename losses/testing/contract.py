@@ -57,11 +57,12 @@ def pure(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
 
 def unreduced(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
     """One value a token, datum or pair, as declared: also of one, and of none."""
-    terms(subject.loss, data, leaves(outputs))
+    bare = _without_metrics(subject.loss) if subject.only else subject.loss
+    terms(bare, data, leaves(outputs))
     if subject.couples == "batch":
         return
-    terms(subject.loss, *select(data, leaves(outputs), subject.units(data)[0]))
-    terms(subject.loss, [], {})
+    terms(bare, *select(data, leaves(outputs), subject.units(data)[0]))
+    terms(bare, [], {})
 
 
 def live_config(subject: Subject, data: Sequence[Datum], outputs: OutputLists, item: str) -> None:
@@ -185,17 +186,30 @@ def _differs(a: Evaluation | str, b: Evaluation | str) -> bool:
 
 
 def _watched(loss: Any, changed: list[str]) -> Loss:
-    """The loss with its function wrapped, noting every argument it changes in place."""
-    spec = loss.spec
+    """The loss, noting every argument that its function changes in place."""
 
-    def function(*arguments: Any, **settings: Any) -> Any:
+    def call(*arguments: Any, **settings: Any) -> Any:
         versions = [a._version if isinstance(a, Tensor) else 0 for a in arguments]
-        returned = spec.function(*arguments, **settings)
-        named = zip(spec.parameters, arguments, versions, strict=False)
+        returned = loss.spec.function(*arguments, **settings)
+        named = zip(loss.spec.parameters, arguments, versions, strict=False)
         changed.extend(name for name, a, version in named if isinstance(a, Tensor) and a._version != version)
         return returned
 
-    return Loss(replace(spec, function=function), loss.config.model_dump(exclude_none=True))
+    return _with_function(loss, call)
+
+
+def _without_metrics(loss: Any) -> Loss:
+    """The loss with its values alone, so that what is wrong with its metrics is not said of them."""
+
+    def call(*arguments: Any, **settings: Any) -> Any:
+        returned = loss.spec.function(*arguments, **settings)
+        return (returned[0], {}) if isinstance(returned, tuple) and len(returned) == 2 else returned
+
+    return _with_function(loss, call)
+
+
+def _with_function(loss: Loss, function: Any) -> Loss:
+    return Loss(replace(loss.spec, function=function), loss.config.model_dump(exclude_none=True))
 
 
 @st.composite
@@ -217,8 +231,8 @@ def _skip_live(subject: Subject) -> str:
 
 
 CHECKS = (
-    Check("unreduced", unreduced, protocol.ordinary),
     Check("depends_on_outputs", depends_on_outputs, protocol.ordinary, needs_one=True),
     Check("pure", pure, protocol.ordinary),
     Check("live_config", live_config, _wide, _skip_live, needs_one=True, items=_items),
 )
+UNREDUCED = Check("unreduced", unreduced, protocol.ordinary)

@@ -122,5 +122,5 @@ CHECKS = (
     Check("law_micro_batches", law_micro_batches, _with_cuts, _skip_coupled),
     Check("law_ranks", law_ranks, _with_ranks, _skip_coupled),
     Check("order", order, _with_places, _skip_batch_style),
-    Check("metrics_law", metrics_law, protocol.ordinary),
 )
+METRICS_LAW = Check("metrics_law", metrics_law, protocol.ordinary)

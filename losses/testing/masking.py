@@ -25,13 +25,13 @@ FINITE_POISONS = (-1e4, -20.0)
 INVARIANT = ("token-mean", "seq-mean-token-mean")
 
 
-def masked_positions(subject: Subject, data: Sequence[Datum], outputs: OutputLists, poison: float) -> None:
+def masked_positions(subject: Subject, data: Sequence[Datum], outputs: OutputLists, poison: float, where: str) -> None:
     """Whatever stands at a position of weight 0 changes no bit of loss, gradients or metrics."""
     whole = evaluate(subject, data, outputs)
-    poisoned_data, poisoned_outputs, hidden = _poisoned(subject, data, outputs, poison)
+    poisoned_data, poisoned_outputs, hidden = _poisoned(subject, data, outputs, poison, where)
     other = evaluate(subject, poisoned_data, poisoned_outputs)
     exactly = not subject.wants_weights
-    same(whole, other, f"when the masked positions were filled with {poison}", exactly=exactly)
+    same(whole, other, f"when masked positions were filled with {poison} ({where})", exactly=exactly)
     for name, gradients in other.gradients.items():
         for i, (gradient, mask) in enumerate(zip(gradients, hidden, strict=True)):
             masked = gradient[mask if gradient.shape == mask.shape else mask.reshape(len(mask), -1).all(1)]
@@ -81,9 +81,9 @@ def appended_zero_weight_datum(
 
 
 def _poisoned(
-    subject: Subject, data: Sequence[Datum], outputs: OutputLists, poison: float
+    subject: Subject, data: Sequence[Datum], outputs: OutputLists, poison: float, where: str
 ) -> tuple[list[Datum], OutputLists, list[torch.Tensor]]:
-    """The same with `poison` wherever the weight is 0, and which entries of the targets that is."""
+    """The same with `poison` wherever the weight is 0 in the inputs, the outputs or both; and where that is."""
     filled = copied(outputs)
     changed: list[Datum] = []
     hidden: list[torch.Tensor] = []
@@ -95,13 +95,13 @@ def _poisoned(
         carried = dict(datum.loss_fn_inputs)
         for key, value in carried.items():
             array = value.to_numpy().copy()
-            if key not in read or array.dtype.kind != "f" or (array.ndim == 0 and not mask.all()):
+            if where == "outputs" or key not in read or array.dtype.kind != "f" or (array.ndim == 0 and not mask.all()):
                 continue
             array[... if array.ndim == 0 else by_row if array.ndim == 1 else mask] = poison
             carried[key] = TensorData(array)
         changed.append(Datum(datum.model_input, carried))
         hidden.append(torch.from_numpy(mask))
-        for tensors in filled.values():
+        for tensors in filled.values() if where != "inputs" else ():
             tensors[i][torch.from_numpy(mask if tensors[i].ndim == mask.ndim else by_row)] = poison
     return changed, filled, hidden
 
@@ -126,7 +126,8 @@ def _targets(datum: Datum) -> tuple[int, ...]:
 @st.composite
 def _with_poison(draw: Any, subject: Subject) -> dict[str, Any]:
     example = draw(_weighted(subject))
-    return {**example, "poison": draw(st.sampled_from(FINITE_POISONS if subject.wants_weights else POISONS))}
+    poison = draw(st.sampled_from(FINITE_POISONS if subject.wants_weights else POISONS))
+    return {**example, "poison": poison, "where": draw(st.sampled_from(("both", "outputs", "inputs")))}
 
 
 @st.composite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Status = Literal["passed", "failed", "skipped", "expected-failure"]
@@ -15,13 +15,14 @@ class CheckResult:
     """One check's outcome.
 
     message: why it failed, was skipped or was excused; empty when it passed. reproducer: Python source that fails in
-    the same way; empty unless an example made the check fail.
+    the same way; empty unless an example made the check fail. error: what was raised.
     """
 
     check: str
     status: Status
     message: str = ""
     reproducer: str = ""
+    error: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_failure(self) -> bool:

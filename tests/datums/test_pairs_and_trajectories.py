@@ -77,7 +77,7 @@ class TestPairs:
         pair = (datum_from_tokens_weights([1, 2, 3], [0, 0, 1]), datum_from_tokens_weights([1, 2, 4], [0, 0, 1]))
         made = datums_from_pairs([pair], ref_logprobs=[([-1.0], [math.nan, -2.0])])
         assert inputs(made[0])["ref_logprobs"] == [0.0, -1.0]
-        with pytest.raises(LengthMismatchError, match="pair 0, chosen: the datum carries ref_logprobs already"):
+        with pytest.raises(LengthMismatchError, match="pair 0: chosen: the datum carries ref_logprobs already"):
             datums_from_pairs([made], ref_logprobs=[([-1.0], [-2.0])])
 
     @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ class TestPairs:
             (([],), EmptyLossError, "there are no pairs"),
             (([[1]], [[2]]), LengthMismatchError, "give prompts, chosen and rejected, or pairs of datums alone"),
             (([[1]], [[2]], []), LengthMismatchError, "1 prompts, 1 chosen and 0 rejected answers"),
-            (([[1], [1]], [[2], [2]], [[3], []]), EmptyLossError, "pair 1, rejected: the answer has no tokens"),
-            (([[]], [[2]], [[3]]), EmptyLossError, "pair 0, chosen: the prompt has no tokens"),
-            (([[1]], [[2]], [[3.5]]), DtypeError, "pair 0, rejected: tokens must be integers"),
+            (([[1], [1]], [[2], [2]], [[3], []]), EmptyLossError, "pair 1: rejected: the answer has no tokens"),
+            (([[]], [[2]], [[3]]), EmptyLossError, "pair 0: chosen: the prompt has no tokens"),
+            (([[1]], [[2]], [[3.5]]), DtypeError, "pair 0: rejected: tokens must be integers"),
             (([(1, 2, 3)],), LengthMismatchError, "pair 0 must be"),
         ],
     )
@@ -98,7 +98,7 @@ class TestPairs:
 
     def test_an_answer_without_weight_is_refused(self) -> None:
         good, empty = datum_from_tokens_weights([1, 2], [0, 1]), datum_from_tokens_weights([1, 2], [0, 0])
-        with pytest.raises(EmptyLossError, match="pair 0, rejected: every weight is 0"):
+        with pytest.raises(EmptyLossError, match="pair 0: rejected: every weight is 0"):
             datums_from_pairs([(good, empty)])
 
     def test_reference_logprobs_of_another_length_say_which_two_would_do(self) -> None:
@@ -128,7 +128,7 @@ class TestPairs:
             prompt, chosen, rejected = row
             return datums_from_pairs([prompt], [chosen], [rejected], max_length=4, truncation="right")
 
-        with pytest.raises(TruncationError, match="row 0: pair 0: chosen: 7 tokens are longer .* remove all 2 label"):
+        with pytest.raises(TruncationError, match=r"row 0: pair 0: chosen: 7 tokens are longer .* remove all 2 label"):
             build_datums(rows, make)
         datums, report = build_datums(rows, make, on_error="drop")
         assert len(datums) == 2

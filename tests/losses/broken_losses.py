@@ -69,7 +69,9 @@ def ratio_of_itself(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return -(logprobs - logprobs).exp() * advantages
 
 
-def dead_setting(logprobs: Tensor, advantages: Tensor, *, entropy_coefficient: float = 0.01, scale: float = 1.0) -> Tensor:
+def dead_setting(
+    logprobs: Tensor, advantages: Tensor, *, entropy_coefficient: float = 0.01, scale: float = 1.0
+) -> Tensor:
     """Takes an entropy coefficient and forgets it."""
     return -logprobs * advantages * scale
 
@@ -180,4 +182,4 @@ def batch_style_in_place(data: Any, logprobs_list: list[Tensor]) -> Any:
 
 def batch_style_detached(data: Any, logprobs_list: list[Tensor]) -> Any:
     """Builds the loss out of floats."""
-    return torch.tensor([float(x.sum()) for x in logprobs_list], requires_grad=True).sum(), {}
+    return torch.tensor([float(x.detach().sum()) for x in logprobs_list], requires_grad=True).sum(), {}

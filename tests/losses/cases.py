@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, get_loss, register_loss, unregister_loss
-from lossbook.losses import LossLike
 
 
 def datum(targets: int | Sequence[Any] = 3, **inputs: Any) -> Datum:
@@ -23,10 +22,10 @@ def leaves(rows: Sequence[Any]) -> list[Tensor]:
     return [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in rows]
 
 
-def evaluated(loss: LossLike, data: Sequence[Datum], rows: Sequence[Any]) -> tuple[float, list[Tensor], dict[str, float]]:
+def evaluated(loss: Any, data: Sequence[Datum], rows: Sequence[Any]) -> tuple[float, list[Tensor], dict[str, float]]:
     """The reduced loss, its gradient with respect to each datum's outputs, and its metrics."""
     outputs = leaves(rows)
-    value, metrics = loss(data, outputs)  # type: ignore[operator]
+    value, metrics = loss(data, outputs)
     return float(value.detach()), list(torch.autograd.grad(value, outputs)), metrics
 
 

@@ -1,0 +1,47 @@
+"""`ReferenceClient`: frozen weights, forward passes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..datums.types import as_datum
+from ..losses.loss import Loss
+from ..losses.mixture import Mixture
+from ..losses.registry import get_loss
+from .engine import Engine
+from .forward import Pooling
+from .futures import Calls, Future
+from .responses import ForwardBackwardOutput
+from .snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from .service import ServiceClient
+
+LossFunction = str | Loss | Mixture | Callable[..., Any]
+
+
+class ReferenceClient:
+    """Frozen weights for `forward` only: reference logprobs for DPO, KL terms and distillation."""
+
+    def __init__(self, service: ServiceClient, snapshot: Snapshot, name: str) -> None:
+        self._engine = Engine(snapshot.model, service.settings)
+        self._snapshot = snapshot
+        self._calls = Calls(name, service.worker)
+
+    def forward(
+        self,
+        data: Sequence[Any],
+        loss_fn: LossFunction = "cross_entropy",
+        loss_fn_config: Mapping[str, Any] | None = None,
+        *,
+        pooling: Pooling = "mean",
+    ) -> Future[ForwardBackwardOutput]:
+        """As `TrainingClient.forward`, under the frozen weights."""
+        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+
+        def run() -> ForwardBackwardOutput:
+            with self._snapshot.applied():
+                return self._engine.forward(datums, loss, pooling)
+
+        return self._calls.submit("forward", run)
