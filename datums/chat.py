@@ -83,7 +83,7 @@ def check_template(tokenizer: Any, *, template_options: Mapping[str, Any] | None
     """
     template = ChatTemplate(tokenizer, template_options or {})
     text = template.render(_PROBE)
-    whole = template.encode(text)[0]
+    whole = template.encode(text)
     problems: list[str] = []
     mask = np.zeros(len(whole), dtype=bool)
     stop = 0
@@ -95,7 +95,7 @@ def check_template(tokenizer: Any, *, template_options: Mapping[str, Any] | None
             problems += _stop_problems(template, whole[stop], bool(mask[stop]), turn)
     except TemplateError as error:
         problems.append(str(error))
-    if tokenizer.decode(whole).strip() != text.strip():
+    if "".join(tokenizer.decode(whole).split()) != "".join(text.split()):  # SentencePiece may add spaces
         problems.append("its tokens do not decode to the text it rendered")
     if problems:
         raise TemplateError("the chat template cannot be trained with: " + "; ".join(problems))

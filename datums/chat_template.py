@@ -71,26 +71,16 @@ class ChatTemplate:
         """The conversation's text, guards included. Raises TemplateError when the template cannot take it."""
         return self._apply(messages, add_generation_prompt=add_generation_prompt)
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Token ids of rendered text, and which characters each came from, not counting guards (None: unknown).
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text; guarded control tokens are encoded as plain text.
 
-        Guarded control tokens are encoded as plain text. Raises TemplateError when that is impossible.
+        Raises TemplateError when that is impossible.
         """
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] | None = []
-        at = 0
-        for index, piece in enumerate(_GUARDED.split(text)):  # every second piece was guarded
-            if GUARD_START in piece or GUARD_END in piece:
-                raise TemplateError("the chat template takes the messages' text apart inside a control token")
-            new, places = self._encode_piece(piece, as_text=index % 2 == 1, first=at == 0)
-            ids += new
-            offsets = None if offsets is None or places is None else offsets + [(a + at, b + at) for a, b in places]
-            at += len(piece)
-        return ids, offsets
+        return self._encode(text, places=False)[0]
 
     def tokens(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> list[int]:
         """Token ids of a rendered conversation."""
-        return self.encode(self.render(messages, add_generation_prompt))[0]
+        return self.encode(self.render(messages, add_generation_prompt))
 
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], np.ndarray]:
         """Token ids [L], and [L] bool, true for what the template's `{% generation %}` encloses.
@@ -103,7 +93,7 @@ class ChatTemplate:
         text = "".join(pieces[::2])
         if text != self.render(messages):
             raise TemplateError("the chat template's {% generation %} marks change what it renders")
-        ids, offsets = self.encode(text)
+        ids, places = self._encode(text, places=True)
         pieces[::2] = [_GUARDED.sub(r"\1", plain) for plain in pieces[::2]]
         inside = np.zeros(sum(map(len, pieces[::2])), dtype=bool)
         at, start = 0, 0
@@ -113,21 +103,21 @@ class ChatTemplate:
                 start = at
             elif mark == SPAN_END:
                 inside[start:at] = True
-        return ids, self._inside(ids, offsets or [], inside)
+        return ids, self._inside(ids, np.array(places).reshape(-1, 2), inside)
 
-    def _inside(self, ids: list[int], offsets: list[tuple[int, int]], inside: np.ndarray) -> np.ndarray:
-        """[L] bool, true for tokens of characters that are `inside`."""
-        mask = np.zeros(len(ids), dtype=bool)
-        reached = 0
-        for index, (start, end) in enumerate(offsets):
-            own = inside[min(start, reached) : end]  # from where the last token ended: offsets may leave out spaces
-            mask[index] = own.any()
-            if own.any() and not own[0]:
-                raise TemplateError(
-                    f"token {index}, {self.describe(ids[index])}, begins in the prompt and ends in an answer, so a "
-                    "model that continues the prompt would never write it. Strip white space from the answer's start"
-                )
-            reached = max(reached, end)
+    def _inside(self, ids: list[int], places: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """[L] bool, true for tokens of characters that are `inside`; places [L, 2] are those of each token."""
+        starts, ends = places.T
+        reached = np.maximum.accumulate(np.concatenate([[0], ends[:-1]]))
+        starts = np.minimum(starts, reached)  # from where the last token ended: offsets may leave out spaces
+        before = np.concatenate([[0], np.cumsum(inside)])
+        mask = before[ends] > before[starts]
+        half = np.flatnonzero(mask & ~inside[np.minimum(starts, len(inside) - 1)])
+        if len(half):
+            raise TemplateError(
+                f"token {half[0]}, {self.describe(ids[half[0]])}, begins in the prompt and ends in an answer, so a "
+                "model that continues the prompt would never write it. Strip white space from the answer's start"
+            )
         return mask
 
     @cached_property
@@ -142,31 +132,35 @@ class ChatTemplate:
         """`198 ('\\n')`, for error messages; `none` past the end."""
         return "none" if token is None else f"{token} ({self.tokenizer.decode([token])!r})"
 
-    def _encode_piece(self, piece: str, as_text: bool, first: bool) -> tuple[list[int], list[tuple[int, int]] | None]:
-        if not piece:
-            return [], []
-        # SentencePiece puts a space before a string; after a newline, which is taken off again, it does not
-        lead = "" if first else "\n"
-        ids, offsets = self._call(lead + piece, as_text)
-        newline = self._call(lead, as_text)[0] if lead else []
-        if ids[: len(newline)] == newline:
-            ids, offsets = ids[len(newline) :], offsets and offsets[len(newline) :]
-        else:
-            lead = ""
-            ids, offsets = self._call(piece, as_text)
-        if as_text and self.control_ids & set(ids):
-            raise TemplateError(
-                f"a message contains the control token {piece!r}, which this tokenizer cannot take as text"
-            )
-        return ids, offsets and [(a - len(lead), b - len(lead)) for a, b in offsets]
+    def _encode(self, text: str, places: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and, if asked for, which characters each came from, not counting guards."""
+        ids: list[int] = []
+        found: list[tuple[int, int]] = []
+        at = 0
+        for index, piece in enumerate(_GUARDED.split(text)):  # every second piece was guarded
+            if GUARD_START in piece or GUARD_END in piece:
+                raise TemplateError("the chat template takes the messages' text apart inside a control token")
+            # SentencePiece puts a space before a string; after a newline, which is taken off again, it does not
+            lead = "\n" if at else ""
+            new, offsets = self._call(lead + piece, index % 2 == 1, places)
+            newline = self._call(lead, index % 2 == 1, False)[0] if lead else []
+            if new[: len(newline)] != newline:
+                lead, newline = "", []
+                new, offsets = self._call(piece, index % 2 == 1, places)
+            new = new[len(newline) :]
+            if index % 2 == 1 and self.control_ids & set(new):
+                raise TemplateError(f"a message contains {piece!r}, which this tokenizer cannot take as text")
+            ids += new
+            found += [(a + at - len(lead), b + at - len(lead)) for a, b in offsets[len(newline) :]]
+            at += len(piece)
+        return ids, found
 
-    def _call(self, text: str, as_text: bool) -> tuple[list[int], list[tuple[int, int]] | None]:
-        wants = {"return_offsets_mapping": True} if getattr(self.tokenizer, "is_fast", False) else {}
-        if as_text:
-            wants["split_special_tokens"] = True
-        out = self.tokenizer(text, add_special_tokens=False, **wants)
-        offsets = out.get("offset_mapping")
-        return list(out["input_ids"]), None if offsets is None else [(int(a), int(b)) for a, b in offsets]
+    def _call(self, text: str, as_text: bool, places: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        how = {"split_special_tokens": True} if as_text else {}
+        if places:
+            how["return_offsets_mapping"] = True
+        out = self.tokenizer(text, add_special_tokens=False, **how)
+        return list(out["input_ids"]), out["offset_mapping"] if places else []
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> str:
         from jinja2 import TemplateError as JinjaError

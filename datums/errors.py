@@ -71,7 +71,12 @@ class LossConfigError(LossbookError, ValueError):
 
 
 class LossCheckError(LossbookError, AssertionError):
-    """A loss breaks a law that `lossbook.losses.testing` checks; the message names the check and an example."""
+    """A loss breaks a law that `lossbook.losses.testing` checks; the message names the check and an example.
+
+    `report` holds the outcomes of all checks where `check_loss` raised it, else None.
+    """
+
+    report: object = None
 
 
 class UnknownLossError(LossbookError, KeyError):
@@ -140,6 +145,18 @@ class ModelError(LossbookError, ValueError):
 
 class WorkerError(LossbookError, RuntimeError):
     """A client was called where its answer could never come: inside one of its own operations, or after a fork."""
+
+
+class RunError(LossbookError, RuntimeError):
+    """A run's folder is taken, is no run, or belongs to a run with other settings."""
+
+
+class TaskError(LossbookError, ValueError):
+    """A task is unknown, or cannot give the questions asked for."""
+
+
+class MissingExtraError(LossbookError, ImportError):
+    """An optional package is not installed; the message holds the pip command."""
 
 
 class UnseenFailureWarning(UserWarning):

@@ -57,7 +57,7 @@ def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
 
 def _parse(line: bytes, place: str) -> Row:
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").rstrip()  # else the error at a line's end is at the next line's beginning
     except UnicodeDecodeError as error:
         raise DataFileError(f"{place}: not UTF-8 at byte {error.start} of the line{_encoding_hint(line)}") from None
     try:

@@ -88,9 +88,8 @@ def show_file(
         for side, datum in zip(("chosen", "rejected") if len(datums) == 2 else ("",), datums, strict=True):
             name = f"{row.place}{', ' + side if side else ''}"
             tokens = datum.model_input.length + 1
-            console.print(
-                f"{name}: {tokens} tokens, {count_labels(datum)} learned", style="bold", markup=False, highlight=False
-            )
+            summary = f"{name}: {tokens} tokens, {count_labels(datum)} learned"
+            console.print(summary, style="bold", markup=False, highlight=False, soft_wrap=True)
             console.print(render_datum(datum, tokenizer, marks=plain), soft_wrap=True)
             console.print()
         shown += 1

@@ -23,7 +23,7 @@ datum = tinker.Datum(
         "weights": tinker.TensorData(data=weights, dtype="float32", shape=[N, K]),
     },
 )
-for step in range(20):
+for _ in range(20):
     training_client.forward_backward([datum], "cross_entropy").result()
     training_client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
 

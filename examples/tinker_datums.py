@@ -30,5 +30,7 @@ print(losses)
 training_client.forward_backward([theirs], "cross_entropy").result()
 training_client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
 sampling_client = training_client.save_weights_and_get_sampling_client()
-sampled = sampling_client.sample(theirs.model_input, sampling_params=tinker.SamplingParams(max_tokens=4, seed=0)).result()
+sampled = sampling_client.sample(
+    theirs.model_input, sampling_params=tinker.SamplingParams(max_tokens=4, seed=0)
+).result()
 print(sampled.sequences[0].tokens)

@@ -49,7 +49,10 @@ def describe_loss(name: str) -> LossCard:
     formula, _, rest = (inspect.getdoc(spec.function) or "").partition("\n")
     inputs = {i.name: f"one a {i.per}, {'required' if i.required else 'optional'}" for i in spec.inputs}
     fields = spec.config.model_fields.items()
-    settings = {key: "required" if field.is_required() else field.get_default() for key, field in fields}
+    settings = {
+        key: "required" if field.is_required() else field.get_default(call_default_factory=True)
+        for key, field in fields
+    }
     where = f"{spec.function.__module__}.{getattr(spec.function, '__qualname__', spec.name)}"
     return LossCard(
         name=spec.name,

@@ -71,11 +71,18 @@ def config_model(
             )
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         annotation = hints.get(parameter.name, Any if default is ... or default is None else type(default))
+        if default is not ... and not isinstance(default, bool | int | float | str | None):
+            # pydantic would copy it; what functools.partial binds must be handed on as it is
+            default = Field(default_factory=_constant(default))
         fields[parameter.name] = (annotation, default)
     fields["reduction"] = (Literal[reductions], reduction)
     if "seq-mean-token-sum-norm" in reductions:
         fields["norm_length"] = (Optional[Annotated[int, Ge(1)]], Field(default=None))  # noqa: UP045
     return cast(type[LossConfig], create_model(f"{name}_config", __base__=LossConfig, **fields))
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
 
 
 def own_names(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> dict[str, Any]:

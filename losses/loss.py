@@ -84,7 +84,7 @@ class Loss:
     def __init__(self, spec: LossSpec, config: Mapping[str, Any]) -> None:
         self.spec = spec
         self.config = resolve_config(spec.config, spec.name, config)
-        settings = self.config.model_dump()
+        settings = {name: getattr(self.config, name) for name in spec.config.model_fields}
         self.reduction: str = settings.pop("reduction")
         self.norm_length: int | None = settings.pop("norm_length", None)
         self.settings: dict[str, Any] = settings

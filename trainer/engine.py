@@ -32,7 +32,7 @@ from .forward import Batching, Pooling, check_fits
 from .models import LoadedModel
 from .passes import Pass
 from .responses import ForwardBackwardOutput
-from .results import Collected, count_metrics, per_datum
+from .results import Collected, count_metrics, per_datum, with_loss_metrics, with_nll
 
 #: What a transformer layer keeps for the backward: about 34 values a token and hidden unit (Korthikanti et al. 2022,
 #: arXiv:2205.05198, eq. 2). An estimate, used only to decide when a batch-coupled loss recomputes.
@@ -77,12 +77,13 @@ class Engine:
         with torch.no_grad(), self._restoring_random_state(), self._mode(training=False):
             outputs = run.join(run.cuts, [run.run(cut) for cut in run.cuts], order)
             try:
-                total, found = loss.terms(datums, outputs)
+                total, found = loss.terms(datums, _handed_over(outputs, order, on_host=loss.on_host))
                 value = float(total / count)
             except NonFiniteLossInput as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 value, found = float("nan"), {}
-        metrics = {"loss:sum": value, "forward_passes": 1.0, **count_metrics(datums, count), **stats.values(found)}
+        own = {"loss:sum": value, "forward_passes": 1.0, **count_metrics(datums, count)}
+        metrics = with_loss_metrics(own, stats.values(with_nll(found, datums, outputs)), loss.name)
         return ForwardBackwardOutput(per_datum(datums, outputs), metrics)
 
     def forward_backward(
@@ -113,14 +114,14 @@ class Engine:
             self._run_group(run, group, count, recompute, collected)
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{loss.name}: the loss is {collected.loss}, though its inputs are finite")
-        metrics = {
+        own = {
             "loss:sum": collected.loss,
             "forward_passes": 2.0 if recompute else 1.0,
             "micro_batches": float(len(run.cuts)),
             "datums_without_grad": float(collected.datums_without_grad),
             **count_metrics(datums, count),
-            **stats.values(collected.found),
         }
+        metrics = with_loss_metrics(own, stats.values(collected.found), loss.name)
         return ForwardBackwardOutput(collected.in_order(), metrics)
 
     def _run_group(
@@ -136,7 +137,7 @@ class Engine:
             with torch.set_grad_enabled(not recompute):
                 live.append(run.run(cut))
         outputs = run.join(group, live, order)
-        leaves = _leaves(outputs, order, on_host=run.loss.on_host)
+        leaves = _handed_over(outputs, order, on_host=run.loss.on_host)
         total, found = run.loss.terms(part, leaves)
         value = total / count
         gradients = _gradients(value, leaves, run.loss, part)
@@ -152,7 +153,7 @@ class Engine:
     def _check(self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool) -> Count:
         count = loss.check(datums)
         check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere)
-        check_fits(self.model, datums)
+        check_fits(self.model, datums, loss.outputs)
         return count
 
     def _plan(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, *, everywhere: bool) -> Pass:
@@ -227,15 +228,14 @@ class Engine:
             self._set_random_state(state)
 
 
-def _leaves(outputs: Outputs, order: Sequence[int], *, on_host: bool) -> Outputs:
-    """The outputs as leaves of a new graph, which ends at the loss; on the CPU for functions that build CPU tensors."""
-    leaves = Outputs(covered=outputs.covered, numbers=order)
+def _handed_over(outputs: Outputs, order: Sequence[int], *, on_host: bool) -> Outputs:
+    """Copies of the outputs, as leaves of a new graph where gradients are on; on the CPU for functions that expect that."""
+    copies = Outputs(covered=outputs.covered, numbers=order)
     for name in ("logprobs", "entropy", "embeddings"):
         if (values := getattr(outputs, name)) is not None:
-            leaf = values.cpu() if on_host else values
-            # A copy, so that a loss cannot change what is returned to the user.
-            setattr(leaves, name, leaf.clone().requires_grad_())
-    return leaves
+            copy = (values.cpu() if on_host else values).clone()  # so that a loss cannot change what the user gets back
+            setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))
+    return copies
 
 
 def _gradients(value: Tensor, leaves: Outputs, loss: LossLike, datums: Sequence[Datum]) -> dict[str, Tensor]:
@@ -255,7 +255,8 @@ def _gradients(value: Tensor, leaves: Outputs, loss: LossLike, datums: Sequence[
     gradients: dict[str, Tensor] = {}
     for (name, leaf), gradient in zip(tensors.items(), found, strict=True):
         gradients[name] = torch.zeros_like(leaf) if gradient is None else gradient
-        finite = torch.isfinite(gradients[name]).reshape(len(leaf), -1).all(1)
+        finite = torch.isfinite(gradients[name])
+        finite = finite if finite.ndim == 1 else finite.all(1)
         if not bool(finite.all()):
             raise NonFiniteLossError(_where(loss, name, int((~finite).nonzero()[0]), leaves, datums))
     return gradients

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datums.errors import ModelError, TokenRangeError
+from ..datums.errors import MissingInput, ModelError, TokenRangeError
 from ..datums.types import Datum
 from ..losses.outputs import Outputs
 from ..losses.packing import join, width_of
@@ -40,8 +40,6 @@ def model_outputs(
     if "embeddings" in names:
         outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling)
     if "logprobs" in names or "entropy" in names:
-        if model.kind != "decoder":
-            raise ModelError(f"{model.name} is an encoder: it has embeddings, but no logprobs of next tokens")
         # Ids outside the vocabulary are refused before; what is left of them are slots of weight 0, such as -100.
         targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
         if covered is not None:
@@ -97,8 +95,29 @@ def target_tokens(datums: Sequence[Datum]) -> Tensor:
     )
 
 
-def check_fits(model: LoadedModel, datums: Sequence[Datum]) -> None:
-    """Raise TokenRangeError or ModelError for a datum that the model cannot read, before any forward."""
+def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
+    if "logprobs" not in names and "entropy" not in names:
+        return
+    if model.kind != "decoder":
+        raise ModelError(
+            f"{model.name} is an encoder: it has embeddings, but no logprobs of next tokens. Use a loss over embeddings, "
+            'such as "info_nce", or a decoder'
+        )
+    for i, datum in enumerate(datums):
+        if "target_tokens" not in datum.loss_fn_inputs:
+            raise MissingInput(
+                f"datum {i} of {len(datums)} carries no target_tokens, and logprobs are those of target tokens. It "
+                f"carries: {', '.join(datum.loss_fn_inputs) or 'nothing'}. datum_from_tokens_weights makes them"
+            )
+
+
+def check_fits(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
+    """Raise for outputs `names` that the model does not have, and for a datum that it cannot read, before any forward.
+
+    ModelError: logprobs of an encoder, a datum that is too long. MissingInput: logprobs of a datum without targets.
+    TokenRangeError: an input token outside the vocabulary.
+    """
+    _check_outputs(model, datums, names)
     for i, datum in enumerate(datums):
         tokens = np.asarray(datum.model_input.to_ints(), dtype=np.int64)
         if model.max_length is not None and len(tokens) > model.max_length:

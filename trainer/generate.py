@@ -282,10 +282,7 @@ def _check_prompt(
 
 def _generator(seed: int | None) -> torch.Generator:
     generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    generator.manual_seed(generator.seed() if seed is None else seed)
     return generator
 
 

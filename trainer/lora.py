@@ -218,7 +218,9 @@ def _attach(model: LoadedModel, config: LoraConfig, settings: LoraSettings) -> N
     with warnings.catch_warnings(), seeded(settings.seed or 0):
         # The head's adapter is meant to change the head alone, also where its weight is tied to the embedding's.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft 0.21 asks for it
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")  # GPT-2's head is a plain linear
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's own use of it
         model.adapter = get_peft_model(model.module, config)  # type: ignore[arg-type]
     model.adapter.peft_config["default"].base_model_name_or_path = model.name
     model.lora = settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +37,7 @@ class Collected:
     ) -> None:
         """Add what one loss call gave for `datums`, whose indices are `order`."""
         self.loss += float(value.detach())
-        self.found = stats.merge([self.found, found])
+        self.found = stats.merge([self.found, with_nll(found, datums, outputs)])
         self.datums_without_grad += _datums_without_grad(datums, outputs, gradients)
         self.outputs.update(zip(order, per_datum(datums, outputs), strict=True))
 
@@ -74,33 +74,50 @@ def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, float]:
     """What was counted from data alone: datums, response tokens, sequences with any, and what the loss was divided by."""
     tokens, sequences = response_tokens(datums)
     metrics = {"datums": float(len(datums)), "response_tokens": float(tokens), "response_sequences": float(sequences)}
-    divisors = [value for value in count.values if value is not None]
     if len(count.values) == 1:
         metrics["denominator"] = float(count)
-    else:
-        metrics.update({f"denominator_{i}": value for i, value in enumerate(divisors)})
+    else:  # one a part of the mixture, in the parts' order
+        metrics.update({f"denominator_{i}": 1.0 if value is None else value for i, value in enumerate(count.values)})
     return metrics
+
+
+def with_loss_metrics(own: Mapping[str, float], reported: Mapping[str, float], name: str) -> dict[str, float]:
+    """The trainer's metrics and the loss's; one of the loss that has the name of the trainer's goes to `<loss>/<name>`."""
+    return {**own, **{f"{name}/{key}" if key in own else key: value for key, value in reported.items()}}
+
+
+def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
+    """`found` and, where a loss over logprobs does not report it, `nll`: mean -logprob where the weight is not 0."""
+    if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in found):
+        return found
+    active = np.concatenate([active_positions(datum) for datum in datums])
+    if outputs.covered is not None:
+        active = active[outputs.covered.cpu().numpy()]
+    return {"nll": stats.mean(-outputs.logprobs[torch.from_numpy(active).to(outputs.logprobs.device)]), **found}
 
 
 def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
     """(positions with a non-zero weight, datums that have one); without weights every target position counts."""
     tokens = sequences = 0
     for datum in datums:
-        weights = datum.loss_fn_inputs.get("weights")
-        if weights is None:
-            own = positions_of(datum)
-        else:
-            values = weights.to_numpy()
-            own = int((values.reshape(len(values), -1) != 0).any(axis=1).sum()) if values.size else 0
+        own = int(active_positions(datum).sum())
         tokens += own
         sequences += own > 0
     return tokens, sequences
 
 
+def active_positions(datum: Datum) -> np.ndarray:
+    """[positions] bool: where the weight (of [N, K] targets: any of the K) is not 0; without weights everywhere."""
+    weights = datum.loss_fn_inputs.get("weights")
+    if weights is None:
+        return np.ones(positions_of(datum), dtype=bool)
+    return (weights.to_numpy().reshape(positions_of(datum), -1) != 0).any(axis=1)
+
+
 def _datums_without_grad(datums: Sequence[Datum], outputs: Outputs, gradients: dict[str, Tensor]) -> int:
     moved = torch.zeros(len(datums), dtype=torch.bool)
     for name, gradient in gradients.items():
-        rows = (gradient.reshape(len(gradient), -1) != 0).any(1).cpu()
+        rows = (gradient if gradient.ndim == 1 else gradient.abs().amax(1)).cpu() != 0
         if name == "embeddings":
             moved |= rows
             continue

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase
+from hypothesis.errors import NoSuchExample
 
 from ...datums.errors import LossCheckError, LossContractError, did_you_mean
+from ..mixture import Mixture
 from ..registry import get_loss
 from . import contract, law, masking, numerics
 from .protocol import Check
 from .report import CheckResult, Report
-from .reproduce import reproducer
+from .reproduce import given_settings, reproducer
 from .subject import Subject
 
 #: Every check, in the order they run. A loss that fails one of FIRST on its contract cannot be checked any further.
@@ -37,6 +39,7 @@ def check_loss(
     on_fail: Literal["raise", "report"] = "raise",
     callback: Callable[[CheckResult], Any] | None = None,
     max_examples: int | None = None,
+    checks: Iterable[str] | None = None,
     inputs: Inputs | None = None,
     **config: Any,
 ) -> Report:
@@ -48,15 +51,17 @@ def check_loss(
     on_fail: "raise" a LossCheckError that holds the whole report (`error.report`), or "report" and leave it to the caller.
     callback: called with each CheckResult as it comes.
     max_examples: a check, instead of the profile's (environment variable LOSSBOOK_PROFILE: ci, dev or nightly).
+    checks: run only these, by name.
     inputs: numbers that an input is drawn from, such as {"label": (0, 1)}, where its name does not tell.
     """
     subject = Subject(get_loss(loss, **config), inputs or {})
     excuses = dict(expected_failed_checks or {})
     for name in excuses:
         _check_named(name)
+    chosen = _chosen(checks)
     results: list[CheckResult] = []
     broken = ""
-    for check in CHECKS:
+    for check in chosen:
         if broken:
             result = CheckResult(check.name, "skipped", f"not run, for the loss breaks its contract: see {broken}")
         else:
@@ -69,7 +74,7 @@ def check_loss(
     report = Report(subject.name, tuple(results))
     if on_fail == "raise" and not report.passed:
         error = LossCheckError(_summary(report))
-        error.report = report  # type: ignore[attr-defined]
+        error.report = report
         raise error
     return report
 
@@ -85,6 +90,7 @@ def parametrize_with_checks(
     *,
     expected_failed_checks: Mapping[str, Mapping[str, str]] | None = None,
     max_examples: int | None = None,
+    checks: Iterable[str] | None = None,
     inputs: Inputs | None = None,
 ) -> Any:
     """A pytest mark that gives a test the arguments `loss` and `check`, one case a loss and check that applies.
@@ -98,10 +104,11 @@ def parametrize_with_checks(
     import pytest
 
     cases: list[Any] = []
+    chosen = _chosen(checks)
     for given in losses:
         subject = Subject(get_loss(given), inputs or {})
         excuses = dict((expected_failed_checks or {}).get(subject.name, {}))
-        for check in CHECKS:
+        for check in chosen:
             if not check.skip(subject):
                 bound = BoundCheck(check, excuses.get(check.name), max_examples, inputs or {})
                 cases.append(pytest.param(subject.loss, bound, id=f"{_id(subject.loss)}-{check.name}"))
@@ -202,7 +209,7 @@ def _search_for_one(
     settings = _with_settings(max_examples, phases=(Phase.generate,))
     try:
         hypothesis.find(check.examples(subject), passes, settings=settings)
-    except hypothesis.errors.NoSuchExample:
+    except NoSuchExample:
         return last[-1]
     except Exception as error:  # as above
         return last[-1] if last else ({}, error)
@@ -226,6 +233,10 @@ def _with_settings(max_examples: int | None, **more: Any) -> hypothesis.settings
     )
 
 
+def _chosen(names: Iterable[str] | None) -> Sequence[Check]:
+    return CHECKS if names is None else [_check_named(name) for name in names]
+
+
 def _check_named(name: str) -> Check:
     for check in CHECKS:
         if check.name == name:
@@ -242,4 +253,8 @@ def _summary(report: Report) -> str:
 
 
 def _id(loss: Any) -> str:
-    return repr(loss).partition("  #")[0] if getattr(loss, "spec", None) is None else loss.name
+    """A loss's id with the settings that are not its defaults."""
+    if isinstance(loss, Mixture):
+        return loss.name.replace(" ", "")
+    settings = ",".join(f"{key}={value}" for key, value in given_settings(loss).items())
+    return f"{loss.name}({settings})" if settings else loss.name

@@ -17,26 +17,27 @@ from .evaluation import evaluate, same, shown
 from .protocol import Check, copied
 from .subject import OutputLists, Subject
 
-#: What a masked entry may hold.
-POISONS = (math.nan, math.inf, -math.inf, 1e30)
-#: For losses that ask for `weights`: every position is checked to be finite before they are called.
-FINITE_POISONS = (-1e4, -20.0)
+#: What masked entries may hold, and which entries are filled.
+POISONS = ((math.nan, "both"), (math.inf, "both"), (-math.inf, "both"), (1e30, "both"))
+#: For losses that ask for `weights`: they are called only when every position is finite.
+FINITE_POISONS = ((-1e4, "inputs"), (-1e4, "outputs"), (-20.0, "both"))
 #: By what the value of a loss per token grows when all weights grow by c, where that is not c.
 INVARIANT = ("token-mean", "seq-mean-token-mean")
 
 
-def masked_positions(subject: Subject, data: Sequence[Datum], outputs: OutputLists, poison: float, where: str) -> None:
+def masked_positions(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
     """Whatever stands at a position of weight 0 changes no bit of loss, gradients or metrics."""
     whole = evaluate(subject, data, outputs)
-    poisoned_data, poisoned_outputs, hidden = _poisoned(subject, data, outputs, poison, where)
-    other = evaluate(subject, poisoned_data, poisoned_outputs)
-    exactly = not subject.wants_weights
-    same(whole, other, f"when masked positions were filled with {poison} ({where})", exactly=exactly)
-    for name, gradients in other.gradients.items():
-        for i, (gradient, mask) in enumerate(zip(gradients, hidden, strict=True)):
-            masked = gradient[mask if gradient.shape == mask.shape else mask.reshape(len(mask), -1).all(1)]
-            if bool((masked != 0).any()):
-                raise LossCheckError(f"masked positions of datum {i} have the gradient {shown(masked)} in their {name}")
+    for poison, where in FINITE_POISONS if subject.wants_weights else POISONS:
+        poisoned_data, poisoned_outputs, hidden = _poisoned(subject, data, outputs, poison, where)
+        other = evaluate(subject, poisoned_data, poisoned_outputs)
+        how = f"when masked positions were filled with {poison} ({where})"
+        same(whole, other, how, exactly=not subject.wants_weights)
+        for name, tensors in other.gradients.items():
+            for i, (gradient, mask) in enumerate(zip(tensors, hidden, strict=True)):
+                masked = gradient[mask if gradient.shape == mask.shape else mask.reshape(len(mask), -1).all(1)]
+                if bool((masked != 0).any()):
+                    raise LossCheckError(f"masked positions of datum {i} have gradient {shown(masked)} in their {name}")
 
 
 def weight_linearity(subject: Subject, data: Sequence[Datum], outputs: OutputLists, factor: float) -> None:
@@ -124,13 +125,6 @@ def _targets(datum: Datum) -> tuple[int, ...]:
 
 
 @st.composite
-def _with_poison(draw: Any, subject: Subject) -> dict[str, Any]:
-    example = draw(_weighted(subject))
-    poison = draw(st.sampled_from(FINITE_POISONS if subject.wants_weights else POISONS))
-    return {**example, "poison": poison, "where": draw(st.sampled_from(("both", "outputs", "inputs")))}
-
-
-@st.composite
 def _with_factor(draw: Any, subject: Subject) -> dict[str, Any]:
     # Few digits, so that weights times c are exact in float32.
     factors = (2.0, 0.5, 3.0, -1.0, -2.5, 0.25) if subject.takes_real_weights else (2.0, 0.5, 3.0, 0.25)
@@ -169,7 +163,7 @@ def _skip_visible(subject: Subject) -> str:
 
 
 CHECKS = (
-    Check("masked_positions", masked_positions, _with_poison, _skip_without_weights),
+    Check("masked_positions", masked_positions, _weighted, _skip_without_weights),
     Check("weight_linearity", weight_linearity, _with_factor, _skip_nonlinear),
     Check("appended_zero_weight_datum", appended_zero_weight_datum, _with_place, _skip_visible),
 )

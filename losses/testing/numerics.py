@@ -34,8 +34,7 @@ def gradient(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> N
     """
     whole = evaluate(subject, data, outputs)
     stopped = _StoppedValues()
-    with stopped:
-        middle = _value(subject, data, copied(outputs))
+    middle = _value(subject, data, outputs, stopped)
     for name, tensors in outputs.items():
         for i, tensor in enumerate(tensors):
             for at in range(tensor.numel()):
@@ -111,9 +110,11 @@ class _StoppedValues(TorchFunctionMode):
         return self.recorded[self.replayed - 1].clone()
 
 
-def _value(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> float:
-    total, _ = terms(subject.loss, data, outputs)
-    return float(total / subject.loss.count(data))
+def _value(subject: Subject, data: Sequence[Datum], outputs: OutputLists, stopped: _StoppedValues) -> float:
+    """The loss, with what it stops from having a gradient held as it was first seen."""
+    with stopped:
+        total, _ = terms(subject.loss, data, copied(outputs))
+    return float((total / subject.loss.count(data)).detach())
 
 
 def _moved(
@@ -129,8 +130,7 @@ def _moved(
     """The loss with one coordinate moved by `step`."""
     moved = copied(outputs)
     moved[name][datum].reshape(-1)[at] += step
-    with stopped:
-        return _value(subject, data, moved)
+    return _value(subject, data, moved, stopped)
 
 
 def _compare_slopes(found: float, middle: float, up: float, down: float, place: str) -> None:

@@ -21,7 +21,7 @@ def reproducer(check: str, loss: Any, example: Mapping[str, Any]) -> str:
     return (
         "from math import inf, nan\n"
         f"{imports}"
-        "from lossbook.datums.types import Datum, TensorData\n"
+        "from lossbook.datums.types import Datum\n"
         "from lossbook.losses import get_loss\n"
         "from lossbook.losses.testing import run_check\n"
         "\n"
@@ -37,7 +37,7 @@ def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
         return "".join(dict.fromkeys(i for _, i, _ in made)), " + ".join(f"{f!r} * {e}" for f, _, e in made)
     function = loss.spec.function
     function = getattr(function, "__wrapped__", function)
-    settings = "".join(f", {key}={value!r}" for key, value in _given(loss).items())
+    settings = "".join(f", {key}={value!r}" for key, value in given_settings(loss).items())
     if is_registered(function):
         module = function.__module__
         own = module.partition(".")[0] == __name__.partition(".")[0] or module == "__main__"
@@ -50,13 +50,13 @@ def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
     if (declared := _declared(loss)) is None:
         return imports, f"get_loss({name}{settings})"
     imports += "from lossbook.losses.loss import Loss\nfrom lossbook.losses.signature import make_spec\n"
-    return imports, f"Loss(make_spec({name}, {loss.name!r}, {declared}), {_given(loss)!r})"
+    return imports, f"Loss(make_spec({name}, {loss.name!r}, {declared}), {given_settings(loss)!r})"
 
 
 def value_source(value: Any) -> str:
     """An example's value as source: datums, tensors and plain values."""
     if isinstance(value, Datum):
-        inputs = ", ".join(f"{k!r}: TensorData({v.tolist()!r}, {v.dtype!r})" for k, v in value.loss_fn_inputs.items())
+        inputs = ", ".join(f"{k!r}: {v.tolist()!r}" for k, v in value.loss_fn_inputs.items())
         return f"Datum({value.model_input.to_ints()!r}, {{{inputs}}})"
     if isinstance(value, Tensor):
         return repr(value.tolist())
@@ -69,7 +69,7 @@ def value_source(value: Any) -> str:
     return repr(value)
 
 
-def _given(loss: Loss) -> dict[str, Any]:
+def given_settings(loss: Loss) -> dict[str, Any]:
     """The settings that are not the defaults."""
     fields = loss.spec.config.model_fields
     return {key: value for key, value in loss.config if value != fields[key].get_default()}

@@ -168,7 +168,9 @@ def terms(loss: Any, data: Sequence[Datum], outputs: OutputLists) -> tuple[Tenso
     if data:
         return loss.terms(data, outputs)
     shapes = {"embeddings": (0, EMBEDDING_WIDTH)}
-    nothing = {n: torch.zeros(shapes.get(n, (0,)), dtype=torch.float64, requires_grad=True) for n in loss.outputs}
+    nothing: dict[str, Any] = {
+        n: torch.zeros(shapes.get(n, (0,)), dtype=torch.float64, requires_grad=True) for n in loss.outputs
+    }
     return loss.terms([], Outputs(**nothing))
 
 

@@ -266,7 +266,7 @@ class TestMalformedMessages:
             datum_from_messages(CONVERSATION, tokenizer_with("marked"), train_on="assistant")  # type: ignore[arg-type]
 
     def test_what_the_template_refuses_is_no_stack_trace(self, tokenizer_with: Any) -> None:
-        with pytest.raises(TemplateError, match="does not take these 5 messages: .*Conversation roles must alternate"):
+        with pytest.raises(TemplateError, match=r"does not take these 5 messages: .*Conversation roles must alternate"):
             datum_from_messages(CONVERSATION, tokenizer_with("wants users and assistants in turn"))
 
     def test_a_tokenizer_without_a_template_is_refused(self, tokenizer_with: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lossbook as lb
-from lossbook.datums.errors import ModelError, TokenRangeError
+from lossbook.datums.errors import MissingInput, ModelError, TokenRangeError
 from lossbook.trainer import forward
 from lossbook.trainer.forward import check_fits, hidden_states, model_outputs, pool, target_tokens
 from lossbook.trainer.models import LoadedModel, load_model
@@ -52,7 +52,8 @@ def test_pooling_is_over_own_tokens_whatever_stands_beside_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
 def test_pooling_adds_up_in_full_precision(dtype: torch.dtype, expected: torch.dtype) -> None:
     hidden = torch.full((600, 2), 1.0, dtype=dtype)
@@ -61,7 +62,9 @@ def test_pooling_adds_up_in_full_precision(dtype: torch.dtype, expected: torch.d
     assert pooled.tolist() == [[1.0, 1.0]]
 
 
-def test_logprobs_are_those_of_a_softmax_over_the_models_own_logits(decoder: LoadedModel, make_datums: MakeDatums) -> None:
+def test_logprobs_are_those_of_a_softmax_over_the_models_own_logits(
+    decoder: LoadedModel, make_datums: MakeDatums
+) -> None:
     datums = make_datums(3)
     found = model_outputs(
         decoder, datums, names=("logprobs", "entropy"), covered=None, batching="padded", pooling="mean"
@@ -104,16 +107,24 @@ def test_narrow_targets_are_filled_up_beside_wide_ones() -> None:
 
 def test_an_encoder_has_no_logprobs_and_says_so(encoder: LoadedModel, make_datums: MakeDatums) -> None:
     with pytest.raises(ModelError, match="tiny-encoder is an encoder: it has embeddings, but no logprobs"):
-        model_outputs(encoder, make_datums(1), names=("logprobs",), covered=None, batching="padded", pooling="mean")
+        check_fits(encoder, make_datums(1), ["logprobs"])
+    check_fits(encoder, make_datums(1), ["embeddings"])
+
+
+def test_logprobs_need_target_tokens_and_embeddings_do_not(decoder: LoadedModel, make_datums: MakeDatums) -> None:
+    datums = [*make_datums(1), lb.Datum(lb.ModelInput.from_ints([1, 2]), {"weights": [1.0, 1.0]})]
+    with pytest.raises(MissingInput, match=r"datum 1 of 2 carries no target_tokens.*It carries: weights"):
+        check_fits(decoder, datums, ["logprobs"])
+    check_fits(decoder, datums, ["embeddings"])
 
 
 def test_a_token_that_the_model_does_not_know_is_named_before_the_forward(decoder: LoadedModel) -> None:
     datums = [lb.Datum(lb.ModelInput.from_ints([1, 2])), lb.Datum(lb.ModelInput.from_ints([1, 2, 260]))]
     with pytest.raises(TokenRangeError, match=r"datum 1 of 2: model_input has token 260 at position 2.*0 to 259"):
-        check_fits(decoder, datums)
+        check_fits(decoder, datums, ["embeddings"])
 
 
 def test_a_sequence_that_is_too_long_for_the_model_is_named(encoder: LoadedModel) -> None:
     datum = lb.Datum(lb.ModelInput.from_ints([1] * 513))
     with pytest.raises(ModelError, match="datum 0 of 1 has 513 tokens, but tiny-encoder reads at most 512"):
-        check_fits(encoder, [datum])
+        check_fits(encoder, [datum], ["embeddings"])

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from lossbook.datums.errors import DtypeError, ShapeError, TokenRangeError
 from lossbook.trainer import head as head_module
 from lossbook.trainer.head import Head, linear_logprobs
 from lossbook.trainer.models import LoadedModel
 from lossbook.trainer.tiny import build_tiny_tokenizer
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 POSITIONS, WIDTH, VOCABULARY = 7, 5, 23
 

@@ -22,13 +22,18 @@ LOSSES = [name for name in lb.list_losses() if lb.describe_loss(name).defined_in
 Gradients = dict[str, Tensor]
 GradientsOf = Callable[[TrainingClient], Gradients]
 MakeDatums = Callable[..., list[lb.Datum]]
+#: transformers' RMSNorm computes in float32 also in a float64 model, so gradients that are scaled differently on their way
+#: back are rounded differently; gradients that are only cut differently are not.
+SCALED = 1e-6
 DTYPES = [pytest.param(torch.float64, 1e-9, id="float64"), pytest.param(torch.float32, 1e-5, id="float32")]
 
 
 def relative_difference(found: Gradients, expected: Gradients) -> float:
     """The largest, over parameters, of ‖found - expected‖ / ‖expected‖; parameters without gradient must agree in that."""
     assert found.keys() == expected.keys()
-    assert any(bool(gradient.any()) for gradient in expected.values()), "the loss moved nothing, so nothing was compared"
+    assert any(bool(gradient.any()) for gradient in expected.values()), (
+        "the loss moved nothing, so nothing was compared"
+    )
     differences = []
     for name, gradient in expected.items():
         if not bool(gradient.any()):
@@ -144,7 +149,8 @@ def test_a_batch_style_function_has_the_gradient_of_the_loss_by_name(
     output = "embedding" if name == "info_nce" else "logprobs"
     custom = client.forward_backward_custom(datums, TWINS[name], output=output).result()
     assert custom.metrics["loss:sum"] == pytest.approx(value, rel=1e-6)
-    assert relative_difference(gradients_of(client), built_in) < 1e-6
+    difference = relative_difference(gradients_of(client), built_in)
+    assert difference < 1e-6
 
 
 def test_every_loss_that_ships_has_a_twin_here() -> None:
@@ -175,7 +181,8 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(
     client = full_weight_client(dtype, **settings)
     output = client.forward_backward(datums, name).result()
     assert output.metrics["loss:sum"] == pytest.approx(value, rel=tolerance)
-    assert relative_difference(gradients_of(client), whole) < tolerance
+    difference = relative_difference(gradients_of(client), whole)
+    assert difference < tolerance
     if "tokens_per_micro_batch" in settings:
         assert output.metrics["micro_batches"] > 1
 
@@ -200,7 +207,8 @@ def test_denominators_are_those_of_the_whole_call_under_every_reduction(
         client = full_weight_client(torch.float64, tokens_per_micro_batch=tokens)
         client.forward_backward(datums, "ppo", {"reduction": reduction}).result()
         gradients.append(gradients_of(client))
-    assert relative_difference(gradients[1], gradients[0]) < 1e-9
+    difference = relative_difference(gradients[1], gradients[0])
+    assert difference < 1e-9
 
 
 def test_a_mixture_has_the_gradient_of_its_parts_however_it_is_cut(
@@ -216,7 +224,8 @@ def test_a_mixture_has_the_gradient_of_its_parts_however_it_is_cut(
     client = full_weight_client(torch.float64, tokens_per_micro_batch=1)
     client.forward_backward(datums, mixture).result()
     expected = {name: 0.5 * gradient + 0.25 * parts[1][name] for name, gradient in parts[0].items()}
-    assert relative_difference(gradients_of(client), expected) < 1e-9
+    difference = relative_difference(gradients_of(client), expected)
+    assert difference < SCALED
 
 
 def multi_target_datums() -> list[lb.Datum]:
@@ -245,11 +254,13 @@ def test_multi_target_cross_entropy_has_one_gradient_however_it_is_cut_or_writte
     for settings in ({"tokens_per_micro_batch": 1}, {"batching": "packed"}):
         client = full_weight_client(torch.float64, **settings)
         output = client.forward_backward(datums, "cross_entropy").result()
-        assert relative_difference(gradients_of(client), whole) < 1e-9
+        difference = relative_difference(gradients_of(client), whole)
+        assert difference < 1e-9
         assert [o["logprobs"].shape for o in output.loss_fn_outputs] == [[5, 3], [7, 2], [4]]
     client = full_weight_client(torch.float64)
     client.forward_backward_custom(datums, twin).result()
-    assert relative_difference(gradients_of(client), whole) < 1e-9
+    difference = relative_difference(gradients_of(client), whole)
+    assert difference < 1e-9
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -261,7 +272,8 @@ def test_several_calls_before_a_step_are_one_big_call(
     together.forward_backward(datums, "cross_entropy").result()
     for start in range(0, 8, 3):
         apart.forward_backward(datums[start : start + 3], "cross_entropy").result()
-    assert relative_difference(gradients_of(apart), gradients_of(together)) < tolerance
+    difference = relative_difference(gradients_of(apart), gradients_of(together))
+    assert difference < tolerance
     params = lb.AdamParams(learning_rate=1e-3)
     steps = [
         client.optim_step(params, grad_accumulation_normalization="num_loss_tokens").result().metrics
@@ -273,7 +285,10 @@ def test_several_calls_before_a_step_are_one_big_call(
 
 def test_a_sum_normalized_at_the_step_is_a_mean_in_the_loss(make_datums: MakeDatums) -> None:
     datums = [
-        lb.Datum(d.model_input, {"target_tokens": d.loss_fn_inputs["target_tokens"], "weights": [1.0] * len(d.loss_fn_inputs["weights"])})
+        lb.Datum(
+            d.model_input,
+            {"target_tokens": d.loss_fn_inputs["target_tokens"], "weights": [1.0] * len(d.loss_fn_inputs["weights"])},
+        )
         for d in make_datums(5)
     ]
     summed, averaged = full_weight_client(torch.float64), full_weight_client(torch.float64)
@@ -284,4 +299,4 @@ def test_a_sum_normalized_at_the_step_is_a_mean_in_the_loss(make_datums: MakeDat
         summed.optim_step(params, grad_accumulation_normalization="num_loss_tokens").result().metrics["grad_norm"],
         averaged.optim_step(params).result().metrics["grad_norm"],
     ]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+    assert norms[0] == pytest.approx(norms[1], rel=SCALED)

@@ -127,7 +127,10 @@ def test_saved_weights_sample_as_those_in_memory_do(service: lb.ServiceClient, m
     expected = moved.save_weights_and_get_sampling_client("saved").sample(PROMPT, 2, SEEDED).result()
     path = str(service.checkpoint_dir / "saved")
     assert moved.create_sampling_client(path).sample(PROMPT, 2, SEEDED).result() == expected
-    assert lb.ServiceClient(device="cpu").create_sampling_client(model_path=path).sample(PROMPT, 2, SEEDED).result() == expected
+    assert (
+        lb.ServiceClient(device="cpu").create_sampling_client(model_path=path).sample(PROMPT, 2, SEEDED).result()
+        == expected
+    )
 
 
 def test_a_whole_training_state_can_be_sampled_from_too(service: lb.ServiceClient, moved: TrainingClient) -> None:

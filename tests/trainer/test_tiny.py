@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lossbook.trainer.tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 
 TOKENIZER = build_tiny_tokenizer()
@@ -70,7 +71,7 @@ def test_the_assistant_mask_covers_exactly_what_the_assistant_wrote_and_the_end_
     )
 
 
-@given(turns=st.integers(0, len(CONVERSATION) - 1), content=st.text(max_size=20))
+@given(turns=st.integers(1, len(CONVERSATION) - 1), content=st.text(max_size=20))
 def test_a_shorter_conversation_renders_to_a_prefix_of_the_longer(turns: int, content: str):
     conversation = [*CONVERSATION[:turns], {"role": "user", "content": content}]
     shorter = TOKENIZER.apply_chat_template(CONVERSATION[:turns], tokenize=False)

@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM: finish the step, save, then exit with the code that shells expect."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether somebody asked the program to stop. Ask it after each step."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def leave(self, message: str) -> None:
+        """Exit with 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM)."""
+        if self.signal is not None:
+            print(message, file=sys.stderr)
+            raise SystemExit(128 + self.signal)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside, the first SIGINT or SIGTERM is a request; a second one stops at once, by KeyboardInterrupt.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is caught.
+    """
+    request = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request:
+            raise KeyboardInterrupt
+        request.signal = number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

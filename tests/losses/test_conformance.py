@@ -1,0 +1,79 @@
+"""Every loss that lossbook ships keeps every law, under each of its reductions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lossbook.datums.types import Datum
+from lossbook.losses import REDUCTIONS, Loss, describe_loss, get_loss, list_losses
+from lossbook.losses.testing import check_loss, parametrize_with_checks, run_check
+
+#: Reasons why a shipped loss may break a check, by loss and check.
+EXCUSES: dict[str, dict[str, str]] = {}
+#: What a reduction can get wrong.
+REDUCTION_CHECKS = ("law_micro_batches", "law_ranks", "order", "masked_positions", "appended_zero_weight_datum")
+
+
+def shipped() -> list[str]:
+    return [name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.")]
+
+
+def under_other_reductions() -> list[Loss]:
+    found: list[Loss] = []
+    for name in shipped():
+        for reduction in REDUCTIONS[describe_loss(name).per]:
+            settings: dict[str, Any] = {"norm_length": 7} if reduction == "seq-mean-token-sum-norm" else {}
+            if reduction != describe_loss(name).reduction:
+                found.append(get_loss(name, reduction=reduction, **settings))
+    return found
+
+
+MIXTURES = [
+    0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy", reduction="token-mean"),
+    0.5 * get_loss("dpo") + 2.0 * get_loss("cross_entropy"),
+    1.0 * get_loss("ppo", reduction="seq-mean-token-mean") + -0.5 * get_loss("cross_entropy"),
+]
+
+
+@parametrize_with_checks(shipped(), max_examples=10, expected_failed_checks=EXCUSES)
+def test_a_shipped_loss_keeps_the_laws(loss: Any, check: Any) -> None:
+    check(loss)
+
+
+@parametrize_with_checks(under_other_reductions(), max_examples=5, checks=REDUCTION_CHECKS)
+def test_a_shipped_loss_keeps_the_laws_under_its_other_reductions(loss: Any, check: Any) -> None:
+    check(loss)
+
+
+@parametrize_with_checks(
+    [loss for loss in under_other_reductions() if loss.name in ("cross_entropy", "ppo")],
+    max_examples=5,
+    checks=["weight_linearity"],
+)
+def test_weights_multiply_under_every_reduction(loss: Any, check: Any) -> None:
+    check(loss)
+
+
+@parametrize_with_checks(MIXTURES, max_examples=5)
+def test_a_mixture_keeps_the_laws(loss: Any, check: Any) -> None:
+    check(loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [*map(get_loss, shipped()), *under_other_reductions()], ids=repr)
+def test_a_shipped_loss_keeps_the_laws_on_many_examples(loss: Loss) -> None:
+    check_loss(loss, max_examples=200, expected_failed_checks=EXCUSES.get(loss.name))
+
+
+def test_datums_of_different_numbers_of_targets_may_be_cut_apart() -> None:
+    data = [
+        Datum([0], {"target_tokens": [[3, 1, 2]], "weights": [[0.5, 0.0, 0.25]]}),
+        Datum([0, 1], {"target_tokens": [[3], [1]], "weights": [[1.0], [2.0]]}),
+        Datum([0, 1], {"target_tokens": [[3, 2], [1, 4]], "weights": [[0.0, 0.0], [0.5, 0.5]]}),
+    ]
+    outputs = {"logprobs": [[[-1.0, -2.0, -3.0]], [[-0.5], [-0.25]], [[-4.0, -1.5], [-2.5, -0.75]]]}
+    for cuts in ([1], [2, 3], [1, 2, 3, 4]):
+        run_check("law_micro_batches", "cross_entropy", data=data, outputs=outputs, cuts=cuts)
+    run_check("law_ranks", "cross_entropy", data=data, outputs=outputs, ranks=[2, 0, 0])

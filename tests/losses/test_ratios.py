@@ -1,0 +1,143 @@
+"""Ratios that cannot overflow, and KL estimates: their values, their expectations, their gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lossbook import kl_estimate, safe_ratio
+from lossbook.losses import capped_log_ratio, ratio_stats
+
+Estimator = Literal["k1", "k2", "k3"]
+logits = st.lists(st.floats(-4, 4), min_size=5, max_size=5)
+
+
+def with_slope(difference: float, estimator: Estimator, dtype: torch.dtype = torch.float64) -> tuple[float, float]:
+    logprob = torch.tensor([difference - 4.0], dtype=dtype, requires_grad=True)
+    estimate = kl_estimate(logprob, torch.tensor([-4.0], dtype=dtype), estimator)
+    (slope,) = torch.autograd.grad(estimate.sum(), logprob)
+    return float(estimate.detach()), float(slope)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "cap", "ratio", "slope"),
+    [
+        pytest.param(0.0, 20.0, 1.0, 1.0, id="equal: one"),
+        pytest.param(math.log(2), 20.0, 2.0, 2.0, id="twice as likely: two"),
+        pytest.param(3.0, 3.0, math.exp(3), math.exp(3), id="exactly at the cap: a gradient still"),
+        pytest.param(3.5, 3.0, math.exp(3), 0.0, id="above the cap: held, no gradient"),
+        pytest.param(-3.5, 3.0, math.exp(-3), 0.0, id="below the cap: held, no gradient"),
+        pytest.param(1e4, 20.0, math.exp(20), 0.0, id="far above: still finite"),
+        pytest.param(-1e4, 20.0, math.exp(-20), 0.0, id="far below: still above zero"),
+    ],
+)
+def test_a_ratio_is_capped_before_it_is_exponentiated(log_ratio: float, cap: float, ratio: float, slope: float) -> None:
+    logprob = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
+    found = safe_ratio(logprob, torch.zeros((), dtype=torch.float64), cap)
+    (gradient,) = torch.autograd.grad(found, logprob)
+    assert (float(found.detach()), float(gradient)) == pytest.approx((ratio, slope))
+
+
+def test_the_capped_log_ratio_is_the_difference_within_its_cap() -> None:
+    found = capped_log_ratio(torch.tensor([-1.0, -30.0, 0.0]), torch.tensor([-3.0, 0.0, -30.0]))
+    assert found.tolist() == [2.0, -20.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "difference", "value", "slope"),
+    [
+        pytest.param("k1", 0.5, 0.5, 1.0, id="k1: the log-ratio; it pushes down whatever was sampled"),
+        pytest.param("k1", -0.5, -0.5, 1.0, id="k1: negative where the policy fell below the reference"),
+        pytest.param("k2", 0.5, 0.125, 0.5, id="k2: half the square, pulled towards the reference"),
+        pytest.param("k2", -0.5, 0.125, -0.5, id="k2: symmetric"),
+        pytest.param("k3", 0.5, math.exp(-0.5) - 0.5, 1 - math.exp(-0.5), id="k3: mild where the policy rose"),
+        pytest.param("k3", -0.5, math.exp(0.5) - 1.5, 1 - math.exp(0.5), id="k3: steeper where it fell"),
+        pytest.param("k3", 0.0, 0.0, 0.0, id="k3: zero, and flat, where both agree"),
+        pytest.param("k3", -25.0, math.exp(20) - 21, 0.0, id="k3: held at 20 nats, without a gradient"),
+    ],
+)
+def test_a_kl_estimate_is_its_formula(estimator: Estimator, difference: float, value: float, slope: float) -> None:
+    assert with_slope(difference, estimator) == pytest.approx((value, slope))
+
+
+@given(difference=st.floats(-1e4, 1e4))
+@settings(max_examples=100)
+def test_k3_is_never_negative_and_always_finite(difference: float) -> None:
+    for dtype in (torch.float32, torch.float64):
+        value, slope = with_slope(difference, "k3", dtype)
+        assert value >= 0
+        assert math.isfinite(value)
+        assert math.isfinite(slope)
+
+
+def test_k3_keeps_its_digits_where_policy_and_reference_nearly_agree() -> None:
+    # d²/2 for small d: exp(-d) - 1 + d computed as written would give 0 or noise.
+    value = kl_estimate(torch.tensor([-1.0 + 1e-6], dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64))
+    assert float(value) == pytest.approx(5e-13, rel=1e-3)
+
+
+def exact_kl(first: Tensor, second: Tensor) -> Tensor:
+    """KL(first || second) of two distributions given as log-probabilities over one vocabulary."""
+    return (first.exp() * (first - second)).sum()
+
+
+@given(own=logits, other=logits)
+@settings(max_examples=30)
+def test_expected_over_the_policy_k1_and_k3_are_the_kl_divergence(own: list[float], other: list[float]) -> None:
+    policy, reference = (torch.tensor(x, dtype=torch.float64).log_softmax(0) for x in (own, other))
+    divergence = float(exact_kl(policy, reference))
+    for estimator in ("k1", "k3"):
+        expected = float((policy.exp() * kl_estimate(policy, reference, estimator)).sum())
+        assert expected == pytest.approx(divergence, abs=1e-9), estimator
+
+
+@pytest.mark.parametrize(
+    ("estimator", "is_gradient_of"),
+    [
+        pytest.param("k1", "nothing", id="k1: zero, so as a loss it does not pull at all"),
+        pytest.param("k2", "KL(policy || reference)", id="k2: that of the reverse KL"),
+        pytest.param("k3", "KL(reference || policy)", id="k3: that of the forward KL"),
+    ],
+)
+@given(own=logits, other=logits)
+@settings(max_examples=20)
+def test_the_expected_gradient_of_an_estimate(
+    estimator: Estimator, is_gradient_of: str, own: list[float], other: list[float]
+) -> None:
+    parameters = torch.tensor(own, dtype=torch.float64, requires_grad=True)
+    policy = parameters.log_softmax(0)
+    reference = torch.tensor(other, dtype=torch.float64).log_softmax(0)
+    # Sampling tokens from the policy, exactly: each estimate as often as its token comes, the frequency a constant.
+    sampled = (policy.detach().exp() * kl_estimate(policy, reference, estimator)).sum()
+    target = {
+        "nothing": policy.sum() * 0,
+        "KL(policy || reference)": exact_kl(policy, reference),
+        "KL(reference || policy)": exact_kl(reference, policy),
+    }[is_gradient_of]
+    (found,) = torch.autograd.grad(sampled, parameters, retain_graph=True)
+    (expected,) = torch.autograd.grad(target, parameters)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_ratio_stats_say_how_far_the_policy_has_moved() -> None:
+    logprobs = torch.tensor([-1.0, -2.0, -0.5, -30.0], dtype=torch.float64, requires_grad=True)
+    sampling = torch.tensor([-1.0, -1.0, -1.5, -1.0], dtype=torch.float64)
+    found = {name: stat.value() for name, stat in ratio_stats(logprobs, sampling).items()}
+    ratios = [1.0, math.exp(-1), math.e, math.exp(-20)]
+    k3 = [0.0, math.exp(-1) - 1 + 1, math.e - 1 - 1, math.exp(-20) - 1 + 20]
+    assert found == pytest.approx(
+        {
+            "ratio_mean": sum(ratios) / 4,
+            "ratio_max": math.e,
+            "ratio_capped": 1,
+            "sampling_kl_k1": (1.0 - 1.0 + 29.0) / 4,
+            "sampling_kl_k3": sum(k3) / 4,
+            "entropy_estimate": 33.5 / 4,
+        }
+    )

@@ -1,0 +1,78 @@
+"""Metrics merge exactly: parts put together say what the whole would have said."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lossbook import stats
+
+KINDS = {"mean": stats.mean, "sum": stats.sum, "min": stats.min, "max": stats.max}
+values = st.lists(st.integers(-1000, 1000).map(float), max_size=6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(parts=st.lists(values, min_size=1, max_size=4))
+def test_merged_parts_equal_the_whole_even_where_a_part_is_empty(kind: str, parts: list[list[float]]) -> None:
+    of = KINDS[kind]
+    whole = of(torch.tensor([x for part in parts for x in part], dtype=torch.float64)).value()
+    merged = stats.merge({"metric": of(torch.tensor(part, dtype=torch.float64))} for part in parts)
+    assert stats.values(merged) == pytest.approx({"metric": whole}, nan_ok=True, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("mean", 2.0), ("sum", 6.0), ("min", -1.0), ("max", 5.0)],
+)
+def test_a_stat_of_three_numbers(kind: str, value: float) -> None:
+    assert KINDS[kind](torch.tensor([[-1.0, 5.0, 2.0]])).value() == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("mean", math.nan), ("sum", 0.0), ("min", math.nan), ("max", math.nan)],
+)
+def test_a_stat_of_nothing_is_nan_except_the_sum(kind: str, value: float) -> None:
+    assert KINDS[kind](torch.zeros(0)).value() == pytest.approx(value, nan_ok=True)
+
+
+def test_a_mean_of_unequal_parts_weighs_them_by_their_size() -> None:
+    # A mean of means would say 2.
+    merged = stats.mean(torch.tensor([1.0, 1.0, 1.0])).merge(stats.mean(torch.tensor([3.0])))
+    assert merged.value() == 1.5
+
+
+@pytest.mark.parametrize(("kind", "value"), [("mean", 2 / 3), ("sum", 2.0), ("min", 0.0), ("max", 1.0)])
+def test_booleans_count_as_zero_and_one(kind: str, value: float) -> None:
+    assert KINDS[kind](torch.tensor([True, False, True])).value() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stat_leaves_the_graph_behind(kind: str) -> None:
+    stat = KINDS[kind](torch.ones(2, requires_grad=True) * 2)
+    assert not stat.total.requires_grad
+    assert stat.total.dtype == torch.float64
+
+
+def test_float32_values_are_added_up_in_float64() -> None:
+    # In float32 a sum stands still at 2^24.
+    assert stats.sum(torch.tensor([2.0**24, 1.0, 1.0, 1.0])).value() == 2**24 + 3
+
+
+def test_different_kinds_do_not_merge() -> None:
+    with pytest.raises(ValueError, match=r"^cannot merge a mean with a sum$"):
+        stats.mean(torch.ones(1)).merge(stats.sum(torch.ones(1)))
+
+
+def test_parts_need_not_know_the_same_metrics() -> None:
+    merged = stats.merge([{"first": stats.sum(torch.ones(2))}, {"second": stats.max(torch.ones(1))}, {}])
+    assert stats.values(merged) == {"first": 2.0, "second": 1.0}
+
+
+def test_a_nan_is_passed_on_and_not_hidden() -> None:
+    for of in KINDS.values():
+        assert math.isnan(of(torch.tensor([1.0, math.nan])).value())
