@@ -91,6 +91,16 @@ class StepDisplay:
         return bar, task
 
 
+def quiet_libraries() -> None:
+    """Where output is plain, transformers' progress bars are off: they do not look whether anybody watches."""
+    from rich.console import Console
+
+    if is_plain(Console(file=sys.stderr)):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
 @contextmanager
 def error_place(place: str) -> Iterator[None]:
     """Put `place` before the message of any lossbook error raised inside."""

@@ -12,6 +12,7 @@ from .runs import CURVE, METRICS, read_metrics
 
 #: What is drawn, in this order, for as much of it as the runs recorded: key in metrics.jsonl, and label with unit.
 PANELS = (
+    ("nll", "training (nats a token)"),
     ("loss", "training loss"),
     ("held_out_nll", "held-out loss (nats a token)"),
     ("held_out_score", "held-out score (fraction right)"),
@@ -31,7 +32,7 @@ def plot_runs(folders: Mapping[str, str | Path], path: str | Path) -> Path:
     """
     figure_module = require("matplotlib.figure", "plot", "drawing curves")  # no pyplot: it keeps global state
     rows = {label: read_metrics(Path(folder) / METRICS) for label, folder in folders.items()}
-    panels = [(key, label) for key, label in PANELS if any(key in row for run in rows.values() for row in run)]
+    panels = _panels(rows)
     figure = figure_module.Figure(figsize=(5 * max(len(panels), 1), 3.6), layout="constrained")
     axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     for ax, (key, label) in zip(axes, panels, strict=False):
@@ -47,6 +48,14 @@ def plot_runs(folders: Mapping[str, str | Path], path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _panels(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
+    """What the runs recorded. Different losses are not comparable: where all recorded `nll`, it stands for `loss`."""
+    comparable = all(any("nll" in row for row in run) for run in rows.values())
+    hidden = "loss" if comparable else "nll"
+    recorded = {key for run in rows.values() for row in run for key in row}
+    return [(key, label) for key, label in PANELS if key in recorded and key != hidden]
 
 
 def try_plot(folders: Mapping[str, str | Path], path: str | Path) -> str:

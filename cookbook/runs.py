@@ -44,10 +44,10 @@ class Run:
         self.metrics = path / METRICS
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line {"step": ..., **metrics} and flush it. NaN and infinity become null, for JSON has none."""
+        """Append a line of the metrics and the step, and flush it. NaN and infinity become null, for JSON has none."""
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+            file.write(json.dumps({**finite, "step": step}) + "\n")
 
     def log_step(
         self,
@@ -59,6 +59,7 @@ class Run:
     ) -> dict[str, float]:
         """Log and show a step's numbers: `loss`, all that the loss and the optimizer report, and the speed."""
         metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **update.metrics}
+        del metrics["loss:sum"], metrics["step"]
         shown = {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}
         display.step(step, sum(datum.model_input.length for datum in batch), shown)
         self.log(step, {**metrics, "tokens_per_second": display.tokens_per_second})

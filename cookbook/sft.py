@@ -26,25 +26,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..datums.errors import LossContractError
 from ..datums.files import read_jsonl
 from ..datums.report import DataReport, build_datums
+from ..datums.rows import datum_from_row
 from ..datums.truncation import Truncation
 from ..datums.types import AdamParams, Datum
 from ..losses.loss import Loss
 from ..losses.registry import get_loss
+from ..trainer import ServiceClient
 from .batches import Batches
+from .configs import Setting
 from .evaluation import HeldOut
 from .interrupts import stop_on_signals
-from .loggers import StepDisplay, error_place
+from .loggers import StepDisplay, error_place, quiet_libraries
 from .plots import try_plot
 from .runs import REPORT, open_run
 from .tasks import Task, question_datum
-
-Setting = bool | int | float | str
 
 
 class SFTConfig(BaseModel):
     """Settings of the recipe; every field is a flag."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     model: str = Field("tiny", description="hub id, local directory, .gguf file, or 'tiny' (built in code)")
     out: Path = Field(Path("runs/sft"), description="folder of the run: settings, metrics, checkpoints, adapter")
@@ -85,11 +86,10 @@ class SFTConfig(BaseModel):
 
 def main(config: SFTConfig) -> dict[str, float]:
     """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
-    from ..trainer import ServiceClient
-
     loss = training_loss(config)  # an unknown id or setting ends here, before anything is loaded
     settings = config.model_dump(mode="json", exclude={"resume", "overwrite"})
     run = open_run(config.out, settings, resume=config.resume, overwrite=config.overwrite, may_change=EXTENDABLE)
+    quiet_libraries()
     service = ServiceClient(checkpoint_dir=run.checkpoints)
     training = service.create_lora_training_client(
         config.model, rank=config.rank, seed=config.seed, train_unembed=config.train_unembed
@@ -147,8 +147,6 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
         make = partial(question_datum, tokenizer=tokenizer, **options)
         datums, report = build_datums(task.training(config.task_size, questions), make)
         return datums, report, HeldOut([question_datum(question, tokenizer) for question in questions], task, questions)
-    from ..datums.rows import datum_from_row
-
     make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
     held_out = build_datums(read_jsonl(config.eval_data), make)[0] if config.eval_data else []
     datums, report = build_datums(read_jsonl(config.data or ""), make)

@@ -147,6 +147,10 @@ class WorkerError(LossbookError, RuntimeError):
     """A client was called where its answer could never come: inside one of its own operations, or after a fork."""
 
 
+class ConfigError(LossbookError, ValueError):
+    """A recipe's configuration file cannot be read, or has an unknown key or a value of the wrong kind."""
+
+
 class RunError(LossbookError, RuntimeError):
     """A run's folder is taken, is no run, or belongs to a run with other settings."""
 

@@ -44,22 +44,16 @@ def datums_from_pairs(
     pair and the side.
     """
     sides = _sides(pairs, chosen, rejected, max_length)
-    if ref_logprobs is not None and len(ref_logprobs) != len(sides):
-        raise LengthMismatchError(f"ref_logprobs has {len(ref_logprobs)} entries for {len(sides)} pairs")
-    references = [(None, None)] * len(sides) if ref_logprobs is None else ref_logprobs
     datums: list[Datum] = []
     dropped: list[DatumDropped] = []
-    for index, (pair, reference) in enumerate(zip(sides, references, strict=True)):
-        name = f"pair {index}"
-        if len(pair) != 2 or len(reference) != 2:
-            raise LengthMismatchError(f"{name} must be (chosen, rejected), and so its ref_logprobs")
+    for index, (pair, reference) in enumerate(zip(sides, _references(ref_logprobs, sides), strict=True)):
         both = [partial(_side, side, ref, max_length, truncation) for side, ref in zip(pair, reference, strict=True)]
         try:
             datums.extend(build_pair(*both))
         except DatumDropped as error:
             dropped.append(error)
         except LossbookError as error:
-            raise located(error, name) from None
+            raise located(error, f"pair {index}") from None
     if not datums and not dropped:
         raise EmptyLossError("there are no pairs: the list is empty")
     note_dropped(dropped, everything=not datums)
@@ -99,6 +93,16 @@ def _sides(
         counts = f"{len(pairs)} prompts, {len(chosen)} chosen and {len(rejected)} rejected answers"
         raise LengthMismatchError(f"{counts}: each pair needs one of each")
     return [(_Tokens(p, c), _Tokens(p, r)) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
+
+
+def _references(given: Sequence[Sequence[Any]] | None, sides: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    references = [(None, None)] * len(sides) if given is None else given
+    if len(references) != len(sides):
+        raise LengthMismatchError(f"ref_logprobs has {len(references)} entries for {len(sides)} pairs")
+    for index, (pair, reference) in enumerate(zip(sides, references, strict=True)):
+        if len(pair) != 2 or len(reference) != 2:
+            raise LengthMismatchError(f"pair {index} must be (chosen, rejected), and so its ref_logprobs")
+    return references
 
 
 def _side(given: Any, reference: Any, max_length: int | None, truncation: Truncation) -> Datum:

@@ -289,8 +289,6 @@ def _as_array(data: Any, dtype: TensorDtype | None, what: str = "data") -> np.nd
         array = np.array(data)
     except ValueError:
         raise ShapeError(f"{what} is a ragged nested list; every row must have the same length") from None
-    except OverflowError:
-        raise _Beyond64Bits(f"{what} holds an integer beyond 64 bits") from None
     if array.size == 0 and dtype is not None:
         return array.astype(np.int64 if dtype == "int64" else np.float32)
     # numpy turns such integers into objects, uint64 or, beside negative ones, into floats

@@ -13,7 +13,6 @@ import numpy as np
 
 from .errors import (
     AlignmentError,
-    DtypeError,
     EmptyLossError,
     LengthMismatchError,
     LossbookError,
@@ -74,8 +73,6 @@ def check_datum(
     _check_range(name, "model_input", tokens, vocab_size, None)
     targets = inputs.get("target_tokens")
     if targets is not None:
-        if targets.dtype != "int64":
-            raise DtypeError(f"{name}: target_tokens must be int64, not {targets.dtype}")
         counted = None if masked_targets else _active(inputs)
         _check_range(name, "target_tokens", targets.to_numpy(), vocab_size, counted)
     _check_finite(name, inputs)

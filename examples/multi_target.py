@@ -7,7 +7,7 @@ position is -Σ_k weight_k logprob_k; `logprobs` come back in the same shape.
 import lossbook as tinker
 
 service_client = tinker.ServiceClient()
-training_client = service_client.create_lora_training_client(base_model="tiny", rank=8, seed=0)
+training_client = service_client.create_training_client(base_model="tiny")
 tokenizer = training_client.get_tokenizer()
 
 prompt = tokenizer.encode("The sky is blu")  # and now: "e", or else "-"
@@ -23,7 +23,7 @@ datum = tinker.Datum(
         "weights": tinker.TensorData(data=weights, dtype="float32", shape=[N, K]),
     },
 )
-for _ in range(20):
+for _ in range(40):
     training_client.forward_backward([datum], "cross_entropy").result()
     training_client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
 

@@ -9,8 +9,8 @@ from lossbook import register_loss, stats
 from lossbook.losses import Positive, safe_ratio
 
 
-@register_loss("hinged_ratio", per="token", reduction="token-mean", source="this example")
-def hinged_ratio(logprobs, sampling_logprobs, advantages, *, cap: Positive = 2.0):
+@register_loss("capped_ratio", per="token", reduction="token-mean", source="this example")
+def capped_ratio(logprobs, sampling_logprobs, advantages, *, cap: Positive = 2.0):
     """-A min(r, cap), where r = exp(logprobs - sampling_logprobs).
 
     logprobs, sampling_logprobs   [T] nats;   advantages   [T] unitless;   returns   [T] unitless
@@ -38,9 +38,9 @@ datums = tinker.datums_from_trajectories(
     ]
 )
 
-by_name = training_client.forward_backward(datums, "hinged_ratio", {"cap": 1.5}).result().metrics
-by_function = training_client.forward_backward_custom(datums, hinged_ratio).result().metrics
+by_name = training_client.forward_backward(datums, "capped_ratio", {"cap": 1.5}).result().metrics
+by_function = training_client.forward_backward_custom(datums, capped_ratio).result().metrics
 training_client.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
 print(by_name["loss:sum"], by_function["loss:sum"], by_name["capped_fraction"])
-print(tinker.get_loss("hinged_ratio", cap=1.5))
-print(tinker.describe_loss("hinged_ratio"))
+print(tinker.get_loss("capped_ratio", cap=1.5))
+print(tinker.describe_loss("capped_ratio"))

@@ -98,7 +98,7 @@ class Calls:
                     self.worker.submit(functools.partial(self._execute, future, fn))
                 except RuntimeError as error:  # the interpreter shuts down, or no thread can be started
                     self._waiting.pop(future, None)
-                    future.failure = _Failure(future.label, error, seen=True)  # should it be in the queue all the same
+                    future._failure = _Failure(future.label, error, seen=True)  # should it be in the queue all the same
                     raise
                 return future
         self.see(failure)
@@ -114,20 +114,20 @@ class Calls:
     def _execute(self, future: Future[T], fn: Callable[[], T]) -> None:
         with self._lock:
             self._waiting.pop(future, None)
-        if future.failure is None:
+        if future._failure is None:
             value, error = _outcome(fn)
             if error is not None:
                 self._fail(future, error)
             else:
-                future.value = value
-        future.finish()
+                future._value = value
+        future._finish()
 
     def _fail(self, future: Future[Any], error: BaseException) -> None:
         failure = _Failure(future.label, error)
         with self._lock:
-            future.failure = self._unseen = failure
+            future._failure = self._unseen = failure
             for waiting in self._waiting:
-                waiting.failure = failure
+                waiting._failure = failure
                 failure.held_back.append(waiting.label)
 
 
@@ -136,8 +136,8 @@ class Future(Generic[T]):
 
     def __init__(self, label: str, calls: Calls) -> None:
         self.label = label
-        self.value: T | None = None
-        self.failure: _Failure | None = None
+        self._value: T | None = None
+        self._failure: _Failure | None = None
         self._calls = calls
         # It only says when. Outcomes stay out of it, for a StopIteration cannot be set on an asyncio future. Marked
         # as running, so that cancelling an `await` (asyncio.wait_for) cannot cancel the call.
@@ -155,10 +155,10 @@ class Future(Generic[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, or None; waits for it, at most `timeout` seconds (then TimeoutError)."""
         self._wait(timeout)
-        if self.failure is None:
+        if self._failure is None:
             return None
-        self._calls.see(self.failure)
-        return self.failure.exception
+        self._calls.see(self._failure)
+        return self._failure.exception
 
     def done(self) -> bool:
         """Whether the call has ended, well or not."""
@@ -178,10 +178,10 @@ class Future(Generic[T]):
         return self.result_async().__await__()
 
     def __repr__(self) -> str:
-        state = "pending" if not self.done() else "finished" if self.failure is None else "failed"
+        state = "pending" if not self.done() else "finished" if self._failure is None else "failed"
         return f"<Future of {self.label}: {state}>"
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Wake whoever waits; `value` or `failure` is set."""
         self._finished.set_result(None)
 
@@ -197,9 +197,9 @@ class Future(Generic[T]):
         return TimeoutError(f"{self.label} has not ended after {timeout} s. It goes on; call result() again to wait")
 
     def _look(self) -> T:
-        failure = self.failure
+        failure = self._failure
         if failure is None:
-            return cast(T, self.value)
+            return cast(T, self._value)
         self._calls.see(failure)
         if failure.label == self.label:
             failure.raise_it()

@@ -67,8 +67,6 @@ def add_lora(
     Raises ModelError for a rank or alpha out of bounds, no part chosen, a chosen part without a linear layer, or a
     model that has an adapter already.
     """
-    from peft import LoraConfig
-
     if model.lora is not None:
         raise ModelError(f"{model.name} has a LoRA adapter already (rank {model.lora.rank}); load the model anew")
     alpha = DEFAULT_ALPHA if alpha is None else float(alpha)
@@ -77,18 +75,9 @@ def add_lora(
     parts = {"attention": train_attn, "mlp": train_mlp, "unembed": train_unembed}
     targets = _targets(model, {part for part, wanted in parts.items() if wanted})
     _check_rank(rank, targets)
-    settings = LoraSettings(
-        rank, alpha, train_mlp, train_attn, train_unembed, secrets.randbits(31) if seed is None else seed
-    )
-    config = LoraConfig(
-        task_type="CAUSAL_LM" if model.kind == "decoder" else "FEATURE_EXTRACTION",
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft annotates an int and computes with any number
-        lora_dropout=0.0,
-        target_modules=_shortest_names(model, targets),
-        fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in targets.values()),
-    )
-    _attach(model, config, settings)
+    seed = secrets.randbits(31) if seed is None else seed
+    settings = LoraSettings(rank, alpha, train_mlp, train_attn, train_unembed, seed)
+    _attach(model, _peft_config(model, settings, targets), settings)
     return model
 
 
@@ -111,9 +100,8 @@ def load_adapter_into(model: LoadedModel, directory: str | Path) -> LoadedModel:
     """
     config, tensors = _read_adapter(Path(directory))
     fresh = model.lora is None
+    trained = model.trainable()
     if fresh:
-        for parameter in model.module.parameters():
-            parameter.requires_grad_(False)
         _attach(model, config, LoraSettings(config.r, float(config.lora_alpha), False, False, False, None))
     elif model.lora is not None and (model.lora.rank, model.lora.alpha) != (config.r, float(config.lora_alpha)):
         raise CheckpointError(
@@ -126,6 +114,8 @@ def load_adapter_into(model: LoadedModel, directory: str | Path) -> LoadedModel:
         if fresh:
             model.module = model.adapter.unload()
             model.lora = model.adapter = None
+            for parameter in trained.values():
+                parameter.requires_grad_(True)
         raise
     if fresh:
         model.lora = _settings_from(model, config)
@@ -210,6 +200,19 @@ def _without_numbers(name: str) -> str:
 
 
 # --- peft -------------------------------------------------------------------------------------------------------------
+
+
+def _peft_config(model: LoadedModel, settings: LoraSettings, targets: Mapping[str, nn.Module]) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM" if model.kind == "decoder" else "FEATURE_EXTRACTION",
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft annotates an int and computes with any number
+        lora_dropout=0.0,
+        target_modules=_shortest_names(model, targets),
+        fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in targets.values()),
+    )
 
 
 def _attach(model: LoadedModel, config: LoraConfig, settings: LoraSettings) -> None:

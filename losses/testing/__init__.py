@@ -19,8 +19,8 @@ prints the smallest example it found as Python source that fails again when past
         check(loss)
 
 A check that a loss breaks for a reason is excused by name: `expected_failed_checks={"gradient": "straight-through"}`;
-an excuse that is no longer needed is a failure. `strategies` draws datums for tests of your own. Needs the extra
-`lossbook[testing]` (hypothesis).
+an excuse that is no longer needed is a failure. `strategies` draws datums for tests of your own, and `plugin` adds a
+fixture `check_loss` and the option `--lossbook-profile`. Needs the extra `lossbook[testing]` (hypothesis).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .checking import CHECKS, check_loss, parametrize_with_checks, run_check
     from .report import CheckResult, Report
 
-#: Where each public name lives. Loaded on first use: pytest imports this package for its plug-in, hypothesis can wait.
+#: Where each public name lives. Loaded on first use: a plug-in or a report needs no hypothesis.
 _HOMES = {
     "CHECKS": "checking",
     "CheckResult": "report",

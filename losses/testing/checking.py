@@ -28,6 +28,8 @@ CHECKS: tuple[Check, ...] = (*FIRST, *contract.CHECKS, *law.CHECKS, *masking.CHE
 PROFILES = {"ci": (15, True), "dev": (15, False), "nightly": (300, False)}
 #: Failing examples looked at while making one smaller.
 MAX_SHRINKS = 100
+#: Examples in which something may show that it is alive, at least; the search ends with the first that does.
+MIN_TRIES = 40
 
 Inputs = Mapping[str, Sequence[float]]
 
@@ -186,7 +188,7 @@ def _search_for_failure(
             raise
 
     try:
-        _with_settings(max_examples)(hypothesis.given(check.examples(subject))(attempt))()
+        _with_settings(max_examples, Phase.shrink)(hypothesis.given(check.examples(subject))(attempt))()
     except Exception as error:  # whatever a loss raises on good data is a finding, and is reported
         return best[-1] if best else ({}, error)
     return None
@@ -206,7 +208,7 @@ def _search_for_one(
             return False
         return True
 
-    settings = _with_settings(max_examples, phases=(Phase.generate,))
+    settings = _with_settings(max(max_examples or 0, MIN_TRIES))
     try:
         hypothesis.find(check.examples(subject), passes, settings=settings)
     except NoSuchExample:
@@ -216,7 +218,7 @@ def _search_for_one(
     return None
 
 
-def _with_settings(max_examples: int | None, **more: Any) -> hypothesis.settings:
+def _with_settings(max_examples: int | None, *phases: Phase) -> hypothesis.settings:
     profile = os.environ.get("LOSSBOOK_PROFILE", "ci")
     if profile not in PROFILES:
         raise LossCheckError(f"LOSSBOOK_PROFILE={profile!r} is none of {', '.join(PROFILES)}")
@@ -229,7 +231,7 @@ def _with_settings(max_examples: int | None, **more: Any) -> hypothesis.settings
         report_multiple_bugs=False,
         suppress_health_check=[*HealthCheck],  # type: ignore[list-item]
         verbosity=hypothesis.Verbosity.quiet,
-        **more,
+        phases=(Phase.generate, *phases),
     )
 
 

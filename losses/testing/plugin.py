@@ -1,6 +1,7 @@
-"""The pytest plug-in: how many examples the conformance kit draws, and the fixture `check_loss`.
+"""A pytest plug-in: how many examples the conformance kit draws, and the fixture `check_loss`.
 
-pytest loads it at every start in every environment that has lossbook, so it imports nothing at its top but pytest.
+Ask for it in the top conftest.py, `pytest_plugins = ["lossbook.losses.testing.plugin"]`, or with `pytest -p`. It is no
+entry point, for then every pytest in an environment that has lossbook would import torch before it starts.
 """
 
 from __future__ import annotations

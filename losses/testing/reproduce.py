@@ -21,8 +21,7 @@ def reproducer(check: str, loss: Any, example: Mapping[str, Any]) -> str:
     return (
         "from math import inf, nan\n"
         f"{imports}"
-        "from lossbook.datums.types import Datum\n"
-        "from lossbook.losses import get_loss\n"
+        "from lossbook import Datum, get_loss\n"
         "from lossbook.losses.testing import run_check\n"
         "\n"
         f"loss = {expression}\n"

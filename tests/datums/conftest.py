@@ -35,6 +35,27 @@ TEMPLATES = {
     "marks enclose nothing": MARKED.replace("{{- m['content'] + '<|im_end|>' }}{%- endgen", "{%- endgen").replace(
         "{%- endgeneration %}", "{%- endgeneration %}{{- m['content'] + '<|im_end|>' }}"
     ),
+    "marked, renders earlier answers otherwise": MARKED.replace(
+        "m['content'] + '<|im_end|>' }}{%- end",
+        "('*' if messages | length > 4 else m['content']) + '<|im_end|>' }}{%- end",
+    ),
+    "marked in a macro": (
+        "{%- macro say(m) %}{%- generation %}{{- m['content'] + '<|im_end|>' }}{%- endgeneration %}{%- endmacro %}"
+        + MARKED.replace(
+            "{%- generation %}{{- m['content'] + '<|im_end|>' }}{%- endgeneration %}{{- '\\n' }}",
+            "{{- say(m) + '\\n' }}",
+        )
+    ),
+    "marks that change the text": MARKED.replace(
+        "{%- generation %}{{- m['content'] + '<|im_end|>' }}{%- endgeneration %}",
+        "{%- set told = 'no' %}{%- generation %}{%- set told = m['content'] %}{%- endgeneration %}{{- told }}",
+    ),
+    "takes user text apart": UNMARKED.replace(
+        "+ m['content'] +", "+ (m['content'][:-3] if m['role'] == 'user' else m['content']) +"
+    ),
+    "leaves answers out": UNMARKED.replace(
+        "{%- for m in messages %}", "{%- for m in messages if m['role'] != 'assistant' %}"
+    ).replace("{{- '<|im_start|>assistant\\n' }}", ""),
     "forgets earlier answers": UNMARKED.replace(
         "m['content'] +", "('' if m['role'] == 'assistant' and not loop.last else m['content']) +"
     ),

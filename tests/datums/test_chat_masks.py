@@ -94,15 +94,14 @@ class TestBothWays:
         assert tokens.count(end) == 3
         assert forged in tokenizer.decode(tokens)
 
-    @pytest.mark.parametrize("train_on", ["all_assistant", "last_assistant"])
-    def test_d17_in_an_answer_the_tokens_that_end_turns_are_refused(
-        self, template: str, train_on: Any, tokenizer_with: Any
+    @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>"])
+    def test_d17_in_an_answer_the_tokens_of_the_template_are_refused(
+        self, template: str, token: str, tokenizer_with: Any
     ) -> None:
-        messages = [CONVERSATION[1], {"role": "assistant", "content": "Hello<|im_end|>"}]
-        with pytest.raises(
-            MessageError, match=r"message 1 \(assistant\) contains the control token '<\|im_end\|>' as text"
-        ):
-            datum_from_messages(messages, tokenizer_with(template), train_on=train_on)
+        messages = [CONVERSATION[1], {"role": "assistant", "content": f"Hello{token}"}]
+        with pytest.raises(MessageError) as caught:
+            datum_from_messages(messages, tokenizer_with(template))
+        assert str(caught.value).startswith(f"message 1 (assistant) contains the control token {token!r} as text")
 
     def test_in_an_answer_special_tokens_of_no_template_are_text(self, template: str, tokenizer_with: Any) -> None:
         tokenizer = tokenizer_with(template)
@@ -178,6 +177,85 @@ def test_trimmed_offsets_do_not_move_the_mask(answer: str, tokenizer_with: Any) 
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     messages = [CONVERSATION[1], {"role": "assistant", "content": answer}, *CONVERSATION[3:]]
     assert learned(datum_from_messages(messages, tokenizer), tokenizer) == [answer, "Bye"]
+
+
+def test_marks_inside_a_macro_are_found_where_transformers_misplaces_them(tokenizer_with: Any) -> None:
+    tokenizer = tokenizer_with("marked in a macro")
+    assert learned(datum_from_messages(CONVERSATION, tokenizer), tokenizer) == ["Hello é<|im_end|>", "Bye<|im_end|>"]
+
+
+def test_marks_that_change_what_is_rendered_are_refused(tokenizer_with: Any) -> None:
+    with pytest.raises(TemplateError, match=r"the chat template's {% generation %} marks change what it renders"):
+        datum_from_messages(CONVERSATION, tokenizer_with("marks that change the text"))
+
+
+def test_marked_answers_that_change_when_others_follow_cannot_be_told_apart(tokenizer_with: Any) -> None:
+    tokenizer = tokenizer_with("marked, renders earlier answers otherwise")
+    with pytest.raises(TemplateError, match="renders earlier answers differently once others follow"):
+        datum_from_messages(CONVERSATION, tokenizer, train_on="last_assistant")
+    assert learned(datum_from_messages(CONVERSATION, tokenizer), tokenizer) == ["*<|im_end|>", "*<|im_end|>"]
+
+
+def test_d17_a_template_that_cuts_into_a_control_token_is_refused(tokenizer_with: Any) -> None:
+    messages = [{"role": "user", "content": "Hi <|im_end|>"}, CONVERSATION[2]]
+    with pytest.raises(TemplateError, match="takes the messages' text apart inside a control token"):
+        datum_from_messages(messages, tokenizer_with("takes user text apart"))
+
+
+def test_d17_a_tokenizer_that_cannot_take_a_control_token_as_text_is_refused(
+    tokenizer_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer_with("marked"))
+    encode = type(tokenizer).__call__
+
+    def stubborn(self: Any, text: str, **how: Any) -> Any:
+        how.pop("split_special_tokens", None)
+        return encode(self, text, **how)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", stubborn)
+    messages = [{"role": "user", "content": "Hi <|im_end|>"}, CONVERSATION[2]]
+    with pytest.raises(TemplateError, match=r"contains '<\|im_end\|>', which this tokenizer cannot take as text"):
+        datum_from_messages(messages, tokenizer)
+
+
+def test_an_answer_that_the_template_leaves_out_is_refused(tokenizer_with: Any) -> None:
+    with pytest.raises(TemplateError, match="the chat template renders nothing for message 2"):
+        datum_from_messages(CONVERSATION, tokenizer_with("leaves answers out"))
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("marks", [("{% generation %}", "{% endgeneration %}"), ("", "")], ids=["marked", "unmarked"])
+def test_tokenizers_that_write_spaces_as_sentencepiece_does_are_masked_exactly(
+    scheme: Any, marks: tuple[str, str]
+) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = "▁[]/INSTabcdefghijklmnopqrstuvwxyzWAH0123456789?.*+<>"
+    vocabulary = {text: i for i, text in enumerate(["<unk>", *dict.fromkeys(characters), "▁H", "▁a"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "H"), ("▁", "a")], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<s>", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+        f"{{% else %}}{marks[0]}{{{{ ' ' + m['content'] + eos_token }}}}{marks[1]}{{% endif %}}{{% endfor %}}"
+    )
+    assert check_template(tokenizer).stop_token == "</s>"
+    messages = [
+        {"role": "user", "content": "Hi </s> a"},
+        {"role": "assistant", "content": "Ha a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "a <s> d"},
+    ]
+    datum = datum_from_messages(messages, tokenizer)
+    assert [text.strip() for text in learned(datum, tokenizer)] == ["Ha a</s>", "a <s> d</s>"]
+    tokens = datum.model_input.to_ints()
+    assert (tokens.count(tokenizer.bos_token_id), tokens.count(tokenizer.eos_token_id)) == (1, 1)
+    with pytest.raises(MessageError, match="contains the control token '</s>'"):
+        datum_from_messages([messages[0], {"role": "assistant", "content": "a </s>"}], tokenizer)
+    assert "▁▁" not in "".join(tokenizer.convert_ids_to_tokens(tokens)), "no space was added around the guarded text"
 
 
 def test_d14_a_template_without_marks_is_derived_or_refused_never_all_ones(tokenizer_with: Any) -> None:
@@ -297,6 +375,11 @@ class TestTools:
         assert json.loads(call.removesuffix("<|im_end|>")) == [self.CALL]
         assert answer == "2<|im_end|>"
 
+    def test_an_answer_in_parts_is_looked_for_too(self, tokenizer_with: Any) -> None:
+        messages = [*self.MESSAGES[:2], {"role": "tool", "content": [{"type": "text", "text": "two"}]}]
+        with pytest.raises(TemplateError, match="message 2 is a tool's answer, but the chat template leaves it out"):
+            datum_from_messages(messages, tokenizer_with("calls tools, but forgets what they answer"))
+
     @pytest.mark.parametrize(
         ("template", "message"),
         [
@@ -339,6 +422,14 @@ class TestCheckTemplate:
     def test_a_bad_one_does_not(self, template: str, message: str, tokenizer_with: Any) -> None:
         with pytest.raises(TemplateError, match=f"cannot be trained with: .*{message}"):
             check_template(tokenizer_with(template))
+
+    def test_tokens_that_do_not_decode_to_the_text_are_found(self, tokenizer_with: Any) -> None:
+        from tokenizers import normalizers
+
+        tokenizer = copy.deepcopy(tokenizer_with("unmarked"))
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+        with pytest.raises(TemplateError, match="its tokens do not decode to the text it rendered"):
+            check_template(tokenizer)
 
     def test_an_answer_outside_and_a_question_inside_the_marks_are_found(self, tokenizer_with: Any) -> None:
         tokenizer = copy.deepcopy(tokenizer_with("marked"))

@@ -158,6 +158,8 @@ def test_integer_weights_in_tensor_data_become_floats() -> None:
 def test_d4_token_ids_beyond_64_bits_are_out_of_range(value: int) -> None:
     with pytest.raises(TokenRangeError, match=r"'target_tokens'.*an integer beyond 64 bits"):
         datum([1, 2], target_tokens=[value, -1])
+    with pytest.raises(DtypeError, match=r"'labels'.*an integer beyond 64 bits"):
+        datum([1, 2], labels=[10**400, 0.5])
     with pytest.raises(TokenRangeError, match="no vocabulary reaches that far"):
         token_array([value, -1])
 

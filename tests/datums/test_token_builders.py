@@ -168,6 +168,10 @@ class TestTruncation:
         assert datum.model_input.to_ints() == read
         assert inputs(datum) == {"target_tokens": targets, "weights": weights}
 
+    def test_the_middle_of_an_odd_number_keeps_one_more_at_the_beginning(self) -> None:
+        datum = datum_from_tokens_weights(self.TOKENS, [1] * 6, 5, truncation="middle")
+        assert [*datum.model_input.to_ints(), datum.loss_fn_inputs["target_tokens"].data[-1]] == [0, 1, 2, 4, 5]
+
     @pytest.mark.parametrize(
         ("policy", "labelled"), [("right", [4, 5]), ("left", [1, 2]), ("middle", [2, 3]), ("middle", [2, 4])]
     )

@@ -10,6 +10,14 @@ from torch import Tensor
 
 from lossbook import Datum, ModelInput, get_loss, register_loss, unregister_loss
 
+#: With everything that any loss per token reads.
+FULL: dict[str, Any] = {
+    "sampling_logprobs": [-1.0, -1.5, -2.0],
+    "ref_logprobs": [-1.0, -1.0, -1.0],
+    "advantages": [1.0, -1.0, 0.5],
+    "weights": [0.0, 1.0, 1.0],
+}
+
 
 def datum(targets: int | Sequence[Any] = 3, **inputs: Any) -> Datum:
     """A datum with that many target tokens 0, 1, 2, ..., or with the given ones ([N] or [N, K])."""
@@ -17,12 +25,17 @@ def datum(targets: int | Sequence[Any] = 3, **inputs: Any) -> Datum:
     return Datum(ModelInput.from_ints(list(range(len(tokens)))), {"target_tokens": tokens, **inputs})
 
 
-def leaves(rows: Sequence[Any]) -> list[Tensor]:
+def rollout(*, omit: tuple[str, ...] = (), **changed: Any) -> Datum:
+    """A datum with everything in FULL, except what is omitted or changed."""
+    return datum(3, **{**{key: value for key, value in FULL.items() if key not in omit}, **changed})
+
+
+def leaves(rows: Any) -> list[Tensor]:
     """One float64 leaf a datum."""
     return [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in rows]
 
 
-def evaluated(loss: Any, data: Sequence[Datum], rows: Sequence[Any]) -> tuple[float, list[Tensor], dict[str, float]]:
+def evaluated(loss: Any, data: Sequence[Datum], rows: Any) -> tuple[float, list[Tensor], dict[str, float]]:
     """The reduced loss, its gradient with respect to each datum's outputs, and its metrics."""
     outputs = leaves(rows)
     value, metrics = loss(data, outputs)

@@ -79,7 +79,7 @@ def test_a_registered_one_may_have_settings() -> None:
         return -scale * sum(row.sum() for row in logprobs_list), {}
 
     assert evaluated(loss_of(scaled, per="batch", config={"scale": 0.5}), two_datums(), ROWS)[0] == pytest.approx(3.35)
-    with pytest.raises(LossConfigError, match="^scaled has no setting 'scal'. Did you mean 'scale'?"):
+    with pytest.raises(LossConfigError, match=r"^scaled has no setting 'scal'\. Did you mean 'scale'?"):
         loss_of(scaled, per="batch", config={"scal": 0.5})
 
 
@@ -266,7 +266,7 @@ def test_its_own_exception_passes_unchanged() -> None:
 
     loss = get_loss(fails)
     for _ in range(2):  # and the loss stays usable
-        with pytest.raises(OwnError, match="^mine$"):
+        with pytest.raises(OwnError, match=r"^mine$"):
             loss(two_datums(), leaves(ROWS))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,66 +34,6 @@ def seen_by(function: Any, data: list[Datum], rows: list[Any], **registration: A
     loss = loss_of(recording, **registration)
     loss(data, [torch.tensor(row, dtype=torch.float64) for row in rows])
     return seen
-
-
-# The helper `seqs`.
-
-
-@given(lengths=lengths, data=st.data())
-@settings(max_examples=40)
-def test_seqs_sums_and_means_are_those_of_each_datum_alone(lengths: list[int], data: st.DataObject) -> None:
-    rows = [data.draw(st.lists(st.integers(-9, 9).map(float), min_size=n, max_size=n)) for n in lengths]
-    mask = [data.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in lengths]
-    flat = torch.tensor([x for row in rows for x in row])
-    seqs = Seqs(lengths)
-    assert seqs.count == len(lengths)
-    assert seqs.sum(flat).tolist() == [sum(row) for row in rows]
-    assert seqs.plain_sum(flat).tolist() == [sum(row) for row in rows]
-    assert seqs.mean(flat).tolist() == pytest.approx([sum(row) / len(row) for row in rows])
-    chosen = [[x for x, keep in zip(row, kept, strict=True) if keep] for row, kept in zip(rows, mask, strict=True)]
-    flat_mask = torch.tensor([keep for kept in mask for keep in kept])
-    expected = [sum(row) / len(row) if row else 0.0 for row in chosen]
-    assert seqs.mean(flat, flat_mask).tolist() == pytest.approx(expected)
-    assert [part.tolist() for part in seqs.split(flat)] == rows
-    assert seqs.broadcast(seqs.sum(flat)).tolist() == [sum(row) for row in rows for _ in row]
-
-
-def test_seqs_reduce_each_of_k_columns_on_its_own() -> None:
-    seqs = Seqs([2, 1])
-    assert seqs.sum(torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])).tolist() == [[3, 30], [3, 30]]
-
-
-def test_a_masked_mean_does_not_see_what_the_mask_leaves_out() -> None:
-    found = Seqs([3]).mean(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))
-    assert found.tolist() == [2.0]
-
-
-def test_with_weights_a_sum_weighs_tokens_and_a_mean_divides_by_their_weights() -> None:
-    seqs = Seqs([2, 1], weights=torch.tensor([1.0, 3.0, 0.5]))
-    values = torch.tensor([1.0, 2.0, 4.0])
-    assert seqs.sum(values).tolist() == [7, 2]
-    assert seqs.mean(values).tolist() == [7 / 4, 4]
-    assert seqs.plain_sum(values).tolist() == [3, 4]
-
-
-def test_values_a_position_cannot_be_weighed_by_weights_a_target() -> None:
-    seqs = Seqs([2], weights=torch.ones(2, 3))
-    assert seqs.sum(torch.ones(2, 3)).tolist() == [[2, 2, 2]]
-    with pytest.raises(ShapeError) as caught:
-        seqs.sum(torch.ones(2))
-    assert str(caught.value) == (
-        "values of shape [2] cannot be weighed by weights of shape [2, 3]: return one value for each of the K targets of "
-        "a position"
-    )
-
-
-def test_pairs_are_neighbours_and_need_an_even_number() -> None:
-    chosen, rejected = Seqs([1, 1, 1, 1]).pairs(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    assert (chosen.tolist(), rejected.tolist()) == ([1, 3], [2, 4])
-    with pytest.raises(ShapeError, match=r"^pairs need one value for each of an even number of datums, got 3 of 3$"):
-        Seqs([1, 1, 1]).pairs(torch.ones(3))
-    with pytest.raises(ShapeError, match="got 4 of 2$"):
-        Seqs([2, 2]).pairs(torch.ones(4))
 
 
 # What a function is called with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,7 +45,7 @@ def test_the_order_of_the_k_targets_does_not_matter(
 ) -> None:
     weighed[0][0] = 1.0
 
-    def shuffled(table: list[list[float]]) -> list[list[float]]:
+    def shuffled(table: list[Any]) -> list[list[Any]]:
         return [[row[i] for i in order] for row in table]
 
     targets = [[1, 2, 3, 4]] * 3

@@ -259,6 +259,7 @@ def test_whatever_step_the_disk_refuses_the_old_or_the_new_checkpoint_is_whole(
             failed = caught
         points.arm(-1, -1)
         assert failed is None or str(error) in str(failed)
+        assert lasting or (root / "state").is_dir(), "what was set aside is put back at once"
         latest = latest_checkpoint(root)  # a warning would fail the test
         assert latest is not None
         in_place = failed is None or "is in its place" in str(failed)
@@ -288,7 +289,7 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_no_rubbish(tmp_path: Path, m
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs file size limits")
 def test_a_real_refusal_in_the_middle_of_a_file_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    """The system itself cuts the write off, at every size from nothing to the largest file."""
+    """The system itself cuts the write off, at sizes from nothing to nearly the largest file."""
     done = python(
         """
         import resource
@@ -296,7 +297,7 @@ def test_a_real_refusal_in_the_middle_of_a_file_leaves_the_old_checkpoint(tmp_pa
         save(root, 1)
         largest = max(file.stat().st_size for file in (root / "state").iterdir())
         refused = 0
-        for limit in [*range(0, largest, 37), largest - 1]:
+        for limit in range(0, largest - 16, 37):  # the manifest's time may take some bytes less
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             try:
                 save(root, 2, overwrite=True)

@@ -121,6 +121,7 @@ def test_result_raises_the_original_exception_with_its_original_traceback_howeve
         raised.append(caught.value)
         names = [frame.name for frame in traceback.extract_tb(caught.tb)]
         assert names[-1] == "fail"
+        assert "_outcome" not in names, "the queue's own frames say nothing to the reader"
         assert names.count("result") == 1, "the traceback must not grow with every look"
     assert raised[0] is raised[1] is raised[2]
     assert future.exception(PATIENCE) is raised[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lossbook as lb
-from lossbook.datums.errors import CheckpointError
+from lossbook.datums.errors import CheckpointError, ModelError
 from lossbook.trainer.training_client import TrainingClient
 
 MakeDatums = Callable[..., list[lb.Datum]]
@@ -201,7 +201,7 @@ def test_a_name_that_exists_is_refused_unless_it_may_be_overwritten(training: Tr
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "con"])
 def test_a_name_that_is_no_plain_folder_is_refused(name: str, training: TrainingClient) -> None:
-    with pytest.raises(CheckpointError, match="cannot be a checkpoint's name"):
+    with pytest.raises(CheckpointError, match="cannot be a name in a checkpoint folder"):
         training.save_state(name).result()
 
 
@@ -225,6 +225,7 @@ def adapter_logprobs(folder: Path, datum: lb.Datum) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, datum.loss_fn_inputs["target_tokens"].to_torch()[:, None])[:, 0].detach()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own use of transformers
 @pytest.mark.parametrize("through", ["export_adapter", "save_weights_for_sampler"])
 def test_an_exported_adapter_gives_the_same_logprobs_in_peft(
     through: str, tmp_path: Path, service: lb.ServiceClient, training: TrainingClient, make_datums: MakeDatums
@@ -256,5 +257,5 @@ def test_exported_names_carry_no_adapter_segment(tmp_path: Path, training: Train
 
 
 def test_all_weights_have_no_adapter_to_export(tmp_path: Path, service: lb.ServiceClient) -> None:
-    with pytest.raises(lb.datums.errors.LossbookError, match=r"[Ll]o[Rr][Aa]|adapter"):
+    with pytest.raises(ModelError, match="tiny has no LoRA adapter"):
         service.create_training_client("tiny").export_adapter(tmp_path / "adapter").result()

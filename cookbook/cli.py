@@ -1,0 +1,133 @@
+"""The command line, `lossbook ...`. Each command is a row of `COMMANDS`; its module is imported when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
+from .configs import read_config
+
+#: Exit codes: any failure, and, as shells expect it, a mistake in the call.
+FAILURE, USAGE_ERROR = 1, 2
+_USAGE = (ConfigError, LossConfigError, TaskError, UnknownLossError)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does, in a line, and where it lives: a function of a module of this package.
+
+    config: the module's pydantic model whose fields are the flags, and which the function takes; without one the
+    function's own parameters are the flags.
+    """
+
+    summary: str
+    module: str
+    function: str = "main"
+    config: str | None = None
+
+
+COMMANDS: dict[tuple[str, ...], Command] = {
+    ("quickstart",): Command(
+        "fine-tune a small model, with a built-in and a custom loss", "quickstart", config="QuickstartConfig"
+    ),
+    ("train", "sft"): Command("supervised fine-tuning with any loss", "sft", config="SFTConfig"),
+    ("losses", "list"): Command("all registered losses", "inspection", "list_all_losses"),
+    ("losses", "show"): Command("a loss's card: formula, inputs, settings, source", "inspection", "show_loss"),
+    ("losses", "check"): Command("test a loss against the laws that all obey", "inspection", "check_losses"),
+    ("data", "show"): Command("rows of a data file, tokens coloured by weight", "inspection", "show_data"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code: 0, 1 after an error, 2 after a mistake in the call, 130 after Ctrl-C.
+
+    Errors of lossbook are one line on stderr; with --debug, anywhere, they keep their traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except LossbookError as error:
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return USAGE_ERROR if isinstance(error, _USAGE) else FAILURE
+    except BrokenPipeError:  # `lossbook losses list | head`: nobody reads, and the interpreter would flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else FAILURE if leaving.code else 0
+
+
+def _run(words: list[str]) -> int:
+    name = next((name for name in COMMANDS if tuple(words[: len(name)]) == name), None)
+    if name is None:
+        return _help(words)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that module:function finds a file here; last, so that it hides nothing
+    command, flags, program = COMMANDS[name], words[len(name) :], " ".join(("lossbook", *name))
+    module = importlib.import_module(f".{command.module}", __package__)
+    function = getattr(module, command.function)
+    if command.config is None:
+        return int(_parse(function, flags, program, command.summary) or 0)
+    model = getattr(module, command.config)
+    flags, path = _without_config(flags)
+    values = {} if path is None else read_config(Path(path), model)
+    description = f"{command.summary}\n\n--config FILE (TOML or JSON) gives values; flags override them."
+    function(_parse(model, flags, program, description, default=model.model_construct(**values)))
+    return 0
+
+
+def _parse(target: Any, flags: list[str], program: str, description: str, **options: Any) -> Any:
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    import tyro
+
+    return tyro.cli(target, args=flags, prog=program, description=description, **options)
+
+
+def _without_config(flags: list[str]) -> tuple[list[str], str | None]:
+    """The flags without `--config FILE` or `--config=FILE`, and FILE."""
+    rest: list[str] = []
+    path = None
+    remaining = iter(flags)
+    for flag in remaining:
+        if flag == "--config":
+            path = next(remaining, None)
+            if path is None:
+                raise ConfigError("--config needs a file")
+        elif flag.startswith("--config="):
+            path = flag.removeprefix("--config=")
+        else:
+            rest.append(flag)
+    return rest, path
+
+
+def _help(words: list[str]) -> int:
+    """Print the commands there are below `words`; for a misspelt one, the likeliest that was meant."""
+    asked = tuple(word for word in words if word not in ("-h", "--help"))
+    below = [name for name in COMMANDS if name[: len(asked)] == asked]
+    if not below:
+        typed = " ".join(asked[:2])
+        known = [" ".join(name) for name in COMMANDS]
+        near = difflib.get_close_matches(typed, known, n=1) or difflib.get_close_matches(
+            asked[0], known, n=1, cutoff=0.4
+        )
+        hint = f" Did you mean 'lossbook {near[0]}'?" if near else ""
+        print(f"lossbook has no command {typed!r}.{hint} `lossbook --help` lists all.", file=sys.stderr)
+        return USAGE_ERROR
+    width = max(len(" ".join(name)) for name in below)
+    print("usage: lossbook COMMAND [FLAGS]\n\ncommands:")
+    for name in below:
+        print(f"  {' '.join(name):<{width}}  {COMMANDS[name].summary}")
+    print("\n`lossbook COMMAND --help` lists a command's flags; --debug keeps the traceback of an error.")
+    return USAGE_ERROR if asked and asked == tuple(words) else 0

@@ -1,0 +1,471 @@
+"""The conformance kit: each kind of bug is named by its check, and a sound loss passes them all."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import lossbook
+import lossbook.losses.testing as kit
+from lossbook.datums.errors import LossCheckError
+from lossbook.datums.types import Datum
+from lossbook.losses import Loss, PerDatum, Seqs, get_loss, list_losses, safe_ratio, stats
+from lossbook.losses.signature import make_spec
+from lossbook.losses.testing import CHECKS, CheckResult, Report, check_loss, run_check, strategies
+
+from . import broken_losses as broken
+
+#: What a broken loss declares, where that is not per="token".
+DECLARED: dict[str, dict[str, Any]] = {
+    "weighs_by_place": {"per": "datum"},
+    "log_of_sigmoid": {"per": "pair"},
+    "keeps_input_precision": {"per": "datum"},
+    "prefers_later_partners": {"per": "datum", "couples": "batch"},
+    "unlabelled": {"per": "datum"},
+}
+
+#: Each broken loss, and the checks that name its bug.
+BUGS: list[tuple[Callable[..., Any], str]] = [
+    (broken.local_baseline, "law_micro_batches"),
+    (broken.local_baseline, "law_ranks"),
+    (broken.local_whitening, "law_micro_batches"),
+    (broken.share_of_advantage, "law_micro_batches"),
+    (broken.refuses_nothing, "law_ranks"),
+    (broken.reads_neighbour, "law_micro_batches"),
+    (broken.reads_neighbour, "order"),
+    (broken.centred_per_datum, "law_micro_batches"),
+    (broken.weighs_by_place, "order"),
+    (broken.log_of_sigmoid, "extreme_logprobs"),
+    (broken.uncapped_ratio, "extreme_logprobs"),
+    (broken.detached, "depends_on_outputs"),
+    (broken.ratio_of_itself, "depends_on_outputs"),
+    (broken.dead_setting, "live_config"),
+    (broken.dead_input, "live_config"),
+    (broken.mean_of_means, "metrics_law"),
+    (broken.mean_of_means, "law_micro_batches"),
+    (broken.names_by_data, "metrics_law"),
+    (broken.names_by_data, "law_ranks"),
+    (broken.float_metric, "metrics_law"),
+    (broken.changes_in_place, "pure"),
+    (broken.changes_input_in_place, "pure"),
+    (broken.wrong_backward, "gradient"),
+    (broken.reduced, "unreduced"),
+    (broken.noisy, "pure"),
+    (broken.remembers, "pure"),
+    (broken.masks_by_multiplying, "masked_positions"),
+    (broken.half_precision, "gradient"),
+    (broken.keeps_input_precision, "dtype"),
+    (broken.prefers_later_partners, "order"),
+    (broken.unlabelled, "law_micro_batches"),
+    (broken.batch_style_in_place, "pure"),
+    (broken.batch_style_detached, "depends_on_outputs"),
+]
+
+
+def loss_of(function: Callable[..., Any]) -> Loss:
+    declared = DECLARED.get(function.__name__)
+    return get_loss(function) if declared is None else Loss(make_spec(function, function.__name__, **declared), {})
+
+
+def bug_id(value: Any) -> str:
+    return getattr(value, "__name__", value)
+
+
+def a_loss(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, *, cap: float = 5.0) -> Any:
+    ratio = safe_ratio(logprobs, sampling_logprobs, cap)
+    return -ratio * advantages, {"ratio_mean": stats.mean(ratio)}
+
+
+def batch_style(data: Sequence[Datum], logprobs_list: list[Tensor]) -> Any:
+    weights = [d.loss_fn_inputs["weights"].to_torch().to(x) for d, x in zip(data, logprobs_list, strict=True)]
+    total = sum((-(w * x).sum() for w, x in zip(weights, logprobs_list, strict=True)), torch.zeros(()))
+    return total, {"datums": float(len(data))}
+
+
+@pytest.mark.parametrize(("function", "check"), BUGS, ids=bug_id)
+def test_a_bug_is_named_by_its_check(function: Callable[..., Any], check: str) -> None:
+    report = check_loss(loss_of(function), checks=[check], on_fail="report")
+    assert report[check].status == "failed", report
+
+
+@pytest.mark.parametrize("function", [f for f in dict(BUGS) if f is not broken.noisy], ids=bug_id)
+def test_a_reproducer_fails_again_when_it_is_run(function: Callable[..., Any]) -> None:
+    check = next(name for f, name in BUGS if f is function)
+    result = check_loss(loss_of(function), checks=[check], on_fail="report")[check]
+    with pytest.raises(type(result.error)):
+        exec(compile(result.reproducer, "reproducer", "exec"), {})
+
+
+def test_every_check_names_some_bug_or_guards_what_a_loss_cannot_reach() -> None:
+    # Weights are applied outside the loss: these two can only fail where the reductions do (tested below).
+    out_of_reach = {"weight_linearity", "appended_zero_weight_datum"}
+    assert {check for _, check in BUGS} | out_of_reach == {check.name for check in CHECKS}
+
+
+@pytest.mark.parametrize(
+    ("check", "total"),
+    [
+        pytest.param(
+            "weight_linearity",
+            lambda weights, values, packed: values[weights != 0].sum(),
+            id="weights taken for a mask",
+        ),
+        pytest.param(
+            "appended_zero_weight_datum",
+            lambda weights, values, packed: (weights * values).sum() * len(packed.lengths),
+            id="all datums counted",
+        ),
+    ],
+)
+def test_a_wrong_reduction_is_found(check: str, total: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(values: Tensor, packed: Any, reduction: str) -> Tensor:
+        return total(packed.weights.to(values), values, packed)
+
+    monkeypatch.setattr("lossbook.losses.loss.total_of", wrong)
+    assert check_loss(a_loss, checks=[check], on_fail="report")[check].status == "failed"
+
+
+def test_a_bare_function_passes_every_check() -> None:
+    report = check_loss(a_loss)
+    assert report.passed
+    assert {result.status for result in report} == {"passed"}
+    assert [result.check for result in report] == [check.name for check in CHECKS]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param("importance_sampling", id="a registered id"),
+        pytest.param("lossbook.losses.policy:ppo", id="module:function"),
+        pytest.param(get_loss("dpo", beta=0.5), id="a configured loss"),
+        pytest.param(batch_style, id="fn(data, logprobs_list)"),
+        pytest.param(0.5 * get_loss("ppo") + 0.1 * get_loss("cross_entropy"), id="a mixture"),
+    ],
+)
+def test_whatever_get_loss_takes_can_be_checked(loss: Any) -> None:
+    assert check_loss(loss, max_examples=3).passed
+
+
+def test_settings_are_handed_on() -> None:
+    report = check_loss(
+        "ppo", reduction="seq-mean-token-mean", clip_high=3.0, checks=["law_micro_batches"], max_examples=3
+    )
+    assert report.loss == "ppo"
+    with pytest.raises(ValueError, match="has no setting 'clip_hi'"):
+        check_loss("ppo", clip_hi=3.0)
+
+
+def test_what_is_not_checked_says_why() -> None:
+    report = check_loss(batch_style, max_examples=2)
+    skipped = {result.check: result.message for result in report if result.status == "skipped"}
+    assert skipped["law_micro_batches"] == "it couples the whole batch, so there is nothing to cut"
+    assert skipped["masked_positions"] == "fn(data, logprobs_list) sees every position and weighs on its own"
+    assert all(skipped.values())
+
+
+def test_a_gradient_that_is_stopped_on_purpose_is_not_a_wrong_gradient() -> None:
+    def reinforce(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor) -> Tensor:
+        with torch.no_grad():
+            ratio = safe_ratio(logprobs, sampling_logprobs)
+        return -ratio * advantages * logprobs - 0.1 * logprobs.detach().exp() * logprobs
+
+    assert check_loss(reinforce, checks=["gradient"])["gradient"].status == "passed"
+
+
+def test_a_kink_is_not_a_wrong_gradient() -> None:
+    def hinge(logprobs: Tensor) -> Tensor:
+        return (-logprobs - 1).relu() + (logprobs + 0.5).abs()  # both kinks lie on the grid
+
+    assert check_loss(hinge, checks=["gradient"], max_examples=40).passed
+
+
+def test_a_setting_that_works_only_beside_another_is_alive() -> None:
+    def smoothed(logprobs: Tensor, *, coefficient: float = 0.0, power: float = 2.0) -> Tensor:
+        return -logprobs + coefficient * logprobs.abs() ** power
+
+    assert check_loss(smoothed, checks=["live_config"]).passed
+
+
+def test_an_expected_failure_is_no_failure() -> None:
+    excuses = {"extreme_logprobs": "exact ratios are wanted"}
+    report = check_loss(broken.uncapped_ratio, expected_failed_checks=excuses, checks=["order", "extreme_logprobs"])
+    assert report["extreme_logprobs"].status == "expected-failure"
+    assert report["extreme_logprobs"].message == "exact ratios are wanted"
+
+
+@pytest.mark.parametrize(
+    ("check", "loss", "reason"),
+    [("gradient", a_loss, "but it passes"), ("order", batch_style, "but it is skipped: fn")],
+)
+def test_a_stale_excuse_is_a_failure(check: str, loss: Any, reason: str) -> None:
+    with pytest.raises(LossCheckError, match=f"stale excuse: {check} was expected to fail \\(old bug\\), {reason}"):
+        check_loss(loss, expected_failed_checks={check: "old bug"}, checks=[check], max_examples=3)
+
+
+def test_an_excuse_for_an_unknown_check_is_refused() -> None:
+    with pytest.raises(LossCheckError, match=r"^there is no check 'gradients'\. Did you mean 'gradient'\? Checks: "):
+        check_loss(a_loss, expected_failed_checks={"gradients": "?"})
+
+
+def test_the_error_names_the_checks_and_holds_the_report() -> None:
+    with pytest.raises(LossCheckError) as caught:
+        check_loss(broken.detached, checks=["depends_on_outputs", "gradient"])
+    assert str(caught.value).startswith(
+        "detached fails 1 of 2 checks\nfailed           depends_on_outputs: the loss does not"
+    )
+    assert "run_check(\n        'depends_on_outputs',\n        loss," in str(caught.value)
+    assert isinstance(caught.value.report, Report)
+    assert [result.check for result in caught.value.report.failures] == ["depends_on_outputs"]
+
+
+def test_a_report_is_printed_a_line_a_check() -> None:
+    report = check_loss("cross_entropy", checks=["order", "live_config"], max_examples=2)
+    assert str(report).splitlines() == [
+        "cross_entropy: 1 passed, 1 skipped",
+        "passed           order",
+        "skipped          live_config: it has no settings and reads no inputs",
+    ]
+
+
+def test_results_are_called_back_as_they_come() -> None:
+    seen: list[CheckResult] = []
+    report = check_loss(a_loss, checks=["order", "pure"], callback=seen.append, max_examples=2)
+    assert tuple(seen) == report.results
+
+
+def test_nothing_more_is_checked_of_a_loss_that_breaks_its_contract() -> None:
+    report = check_loss(broken.reduced, on_fail="report")
+    assert [result.check for result in report.failures] == ["unreduced"]
+    assert "must return losses of shape" in report["unreduced"].message
+    assert report["gradient"].message == "not run, for the loss breaks its contract: see unreduced"
+
+
+def test_a_loss_that_takes_no_datums_at_all_is_reported() -> None:
+    def refuses(data: Any, logprobs_list: Any) -> Any:
+        raise ValueError("no")
+
+    report = check_loss(refuses, on_fail="report")
+    assert not report.passed
+    assert "takes none of 1 to 8 datums; the last refusal: ValueError: no" in report["unreduced"].message
+
+
+def test_the_number_of_datums_that_a_batch_takes_is_found_by_trying() -> None:
+    def pairs_up(data: Any, logprobs_list: list[Tensor]) -> Any:
+        if len(data) % 2 or not data:
+            raise IndexError("pairs only")
+        return -torch.cat(logprobs_list).sum(), {}
+
+    assert check_loss(pairs_up, max_examples=3).passed
+
+
+def test_an_input_is_drawn_from_the_numbers_given_for_it() -> None:
+    def labelled(logprobs: Tensor, kind: PerDatum, seqs: Seqs) -> Tensor:
+        assert set(kind.tolist()) <= {3.0, 5.0}
+        return -seqs.sum(logprobs) * kind
+
+    loss = Loss(make_spec(labelled, "labelled", per="datum"), {})
+    assert check_loss(loss, inputs={"kind": (3, 5)}, max_examples=3).passed
+
+
+def test_a_reproducer_of_a_local_function_says_that_it_must_be_defined() -> None:
+    def local(logprobs: Tensor) -> Tensor:
+        return -logprobs.mean() + 0 * logprobs
+
+    result = check_loss(local, checks=["law_micro_batches"], on_fail="report")["law_micro_batches"]
+    assert "# and local, the loss itself, which no module holds under its name" in result.reproducer
+    with pytest.raises(LossCheckError, match="when the data was cut into 2 parts between tokens"):
+        exec(compile(result.reproducer, "reproducer", "exec"), {"local": local})
+
+
+def test_a_reproducer_keeps_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lossbook.losses.loss.total_of", lambda values, packed, reduction: values.mean())
+    loss = 2.0 * get_loss("ppo", clip_high=1.5) + 1.0 * get_loss("cross_entropy")
+    result = check_loss(loss, checks=["law_micro_batches"], on_fail="report")["law_micro_batches"]
+    assert "loss = 2.0 * get_loss('ppo', clip_high=1.5) + 1.0 * get_loss('cross_entropy')\n" in result.reproducer
+    with pytest.raises(LossCheckError, match="when the data was cut"):
+        exec(compile(result.reproducer, "reproducer", "exec"), {})
+
+
+def test_an_unknown_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSBOOK_PROFILE", "thorough")
+    with pytest.raises(LossCheckError, match="'thorough' is none of ci, dev, nightly"):
+        check_loss(a_loss)
+
+
+def test_a_check_runs_on_one_example() -> None:
+    data = [Datum([0, 1], {"target_tokens": [0, 1], "advantages": [1.0, -1.0]})]
+    run_check("law_micro_batches", _without_ratio, data=data, outputs={"logprobs": [[-1.0, -2.0]]}, cuts=[1])
+    with pytest.raises(LossCheckError, match=r"^the total changed from -2 to 0 when the data was cut into 2 parts"):
+        run_check("law_micro_batches", broken.local_baseline, data=data, outputs={"logprobs": [[-1.0, -3.0]]}, cuts=[1])
+
+
+def _without_ratio(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    return -logprobs * advantages
+
+
+few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("name", list_losses())
+@given(data=st.data())
+@few
+def test_drawn_data_is_data_that_the_loss_takes(name: str, data: st.DataObject) -> None:
+    loss = get_loss(name)
+    drawn = data.draw(strategies.datums(loss))
+    outputs = data.draw(strategies.outputs(loss, drawn))
+    assert not loss.check(drawn, strict=True).is_zero
+    value, _ = loss(drawn, outputs)
+    assert torch.isfinite(value)
+    assert all(bool((x <= 0).all()) for x in outputs.get("logprobs", []))
+
+
+@given(data=st.data())
+@few
+def test_drawn_preference_pairs_are_pairs(data: st.DataObject) -> None:
+    pairs = data.draw(strategies.preference_pairs())
+    assert len(pairs) % 2 == 0
+    alive = [bool(d.loss_fn_inputs["weights"].to_numpy().any()) for d in pairs]
+    assert alive[0::2] == alive[1::2]
+    outputs = data.draw(strategies.logprobs(pairs))
+    assert [len(x) for x in outputs] == [d.model_input.length for d in pairs]
+
+
+@given(data=st.data())
+@few
+def test_drawn_trajectories_carry_what_policy_losses_read(data: st.DataObject) -> None:
+    for datum in data.draw(strategies.trajectories(max_datums=2)):
+        assert {"weights", "sampling_logprobs", "advantages"} <= datum.loss_fn_inputs.keys()
+
+
+def drawn(loss: Any, count: int = 150, **options: Any) -> list[list[Datum]]:
+    found: list[list[Datum]] = []
+
+    @settings(
+        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(strategies.datums(loss, **options))
+    def collect(data: list[Datum]) -> None:
+        found.append(data)
+
+    collect()
+    return found
+
+
+def weights_of(batch: list[Datum]) -> list[Any]:
+    return [d.loss_fn_inputs["weights"].to_numpy() for d in batch if "weights" in d.loss_fn_inputs]
+
+
+@pytest.mark.parametrize(
+    ("loss", "shows"),
+    [
+        pytest.param("ppo", lambda b: any(d.model_input.length == 1 for d in b), id="a sequence of one token"),
+        pytest.param("ppo", lambda b: len({d.model_input.length for d in b}) > 1, id="ragged lengths"),
+        pytest.param("ppo", lambda b: any((w == 0).any() and w.any() for w in weights_of(b)), id="a masked token"),
+        pytest.param("ppo", lambda b: any(not w.any() for w in weights_of(b)), id="a datum of weight 0"),
+        pytest.param("ppo", lambda b: any((w == 0.25).any() for w in weights_of(b)), id="fractional weights"),
+        pytest.param("ppo", lambda b: any((w < 0).any() for w in weights_of(b)), id="negative weights under sum"),
+        pytest.param("ppo", lambda b: not weights_of(b), id="no weights under sum"),
+        pytest.param("ppo", lambda b: "clip_low_threshold" in b[0].loss_fn_inputs, id="an optional input"),
+        pytest.param("ppo", lambda b: "clip_low_threshold" not in b[0].loss_fn_inputs, id="no optional input"),
+        pytest.param("dpo", lambda b: any(not w.any() for w in weights_of(b)), id="a pair of weight 0"),
+        pytest.param("cross_entropy", lambda b: any(w.ndim == 2 for w in weights_of(b)), id="two targets a position"),
+        pytest.param("info_nce", lambda b: len(b) >= 6, id="three partners"),
+    ],
+)
+def test_the_strategies_reach(loss: str, shows: Callable[[list[Datum]], bool]) -> None:
+    assert any(shows(batch) for batch in drawn(loss))
+
+
+def test_no_drawn_weight_is_negative_where_a_mean_divides_by_it() -> None:
+    assert all((w >= 0).all() for batch in drawn(get_loss("grpo")) for w in weights_of(batch))
+
+
+def test_thresholds_are_drawn_within_their_meaning() -> None:
+    for batch in drawn("ppo", 40):
+        for datum in batch:
+            if (low := datum.loss_fn_inputs.get("clip_low_threshold")) is not None:
+                assert (low.to_numpy() >= 0).all()
+                assert (low.to_numpy() <= 1).all()
+            if (high := datum.loss_fn_inputs.get("clip_high_threshold")) is not None:
+                assert (high.to_numpy() >= 1).all()
+
+
+def test_the_same_examples_are_drawn_every_time_under_ci() -> None:
+    def failing(logprobs: Tensor) -> Tensor:
+        return -logprobs * logprobs.sum()
+
+    first, second = (check_loss(failing, checks=["law_micro_batches"], on_fail="report") for _ in range(2))
+    assert first.results[0].reproducer == second.results[0].reproducer
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    source = re.search(r"\n\n((?:    .*\n|\n)+)", kit.__doc__ or "")
+    assert source is not None
+    exec(compile(textwrap.dedent(source.group(1)), "docstring", "exec"), {"__name__": "docstring"})
+
+
+def test_public_names_are_those_that_can_be_imported() -> None:
+    assert sorted(kit.__all__) == dir(kit)
+    assert all(getattr(kit, name) is not None for name in kit.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'check_losses'"):
+        kit.check_losses  # noqa: B018
+
+
+PLUGIN = "lossbook.losses.testing.plugin"
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in another folder that finds the same lossbook."""
+    where = str(Path(lossbook.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([where, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_test_module_of_a_user_gets_one_case_a_check(tmp_path: Path) -> None:
+    source = """
+        import os
+        from lossbook.losses.testing import parametrize_with_checks
+
+        def likelihood(logprobs):
+            return -logprobs
+
+        def baseline(logprobs, advantages):
+            return -logprobs * (advantages - advantages.mean())
+
+        EXCUSES = {"baseline": {"law_micro_batches": "local on purpose", "pure": "stale"}}
+
+        @parametrize_with_checks([likelihood, baseline], checks=["law_micro_batches", "pure", "live_config"],
+                                 expected_failed_checks=EXCUSES, max_examples=4)
+        def test_laws(loss, check):
+            check(loss)
+
+        def test_fixture(check_loss):
+            assert os.environ["LOSSBOOK_PROFILE"] == "dev"
+            assert check_loss(likelihood, max_examples=2).passed
+    """
+    (tmp_path / "test_mine.py").write_text(textwrap.dedent(source), encoding="utf-8")
+    done = run_python(tmp_path, "-m", "pytest", "-q", "-rA", "-p", PLUGIN, "--lossbook-profile", "dev", "test_mine.py")
+    assert "PASSED test_mine.py::test_laws[likelihood-law_micro_batches]" in done.stdout, done.stdout + done.stderr
+    assert "XFAIL test_mine.py::test_laws[baseline-law_micro_batches] - local on purpose" in done.stdout
+    assert "FAILED test_mine.py::test_laws[baseline-pure]" in done.stdout
+    assert "stale excuse: pure was expected to fail (stale), but it passes" in done.stdout
+    assert "likelihood-live_config" not in done.stdout  # nothing to check there
+    assert "1 failed, 4 passed, 1 xfailed" in done.stdout
+
+
+def test_the_plugin_does_not_load_the_kit(tmp_path: Path) -> None:
+    code = f"import sys, {PLUGIN}; print([m for m in sys.modules if 'hypothesis' in m or 'testing.checking' in m])"
+    done = run_python(tmp_path, "-c", code)
+    assert done.stdout.strip() == "[]", done.stderr

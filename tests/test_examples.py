@@ -1,0 +1,143 @@
+"""Every example runs as it stands on the tiny model, and what it claims holds."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lossbook as lb
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+#: What an example may import: lossbook's public names, the SDK it stands in for, torch and the standard library.
+ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional", "math"}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Checkpoints go to a temporary folder, and losses that an example registers are forgotten after it."""
+    monkeypatch.chdir(tmp_path)
+    before = set(lb.list_losses())
+    yield
+    for name in set(lb.list_losses()) - before:
+        lb.unregister_loss(name)
+
+
+def run(name: str) -> dict[str, Any]:
+    """Run an example and return its variables."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+def falls(values: list[float]) -> bool:
+    return all(later < earlier for earlier, later in pairwise(values))
+
+
+def test_a_string_loss_learns_its_answer() -> None:
+    nats_per_token = run("string_loss")["nats_per_token"]
+    assert falls(nats_per_token)
+    assert nats_per_token[-1] < 0.6 * nats_per_token[0]
+
+
+def test_reference_logprobs_stay_while_the_model_moves() -> None:
+    ran = run("reference_logprobs")
+    assert [len(logprobs) for logprobs in ran["ref_logprobs"]] == [d.model_input.length for d in ran["datums"]]
+    assert all(gain > 0 for gain in ran["gains"])
+
+
+def test_a_custom_cross_entropy_learns_its_answers() -> None:
+    assert falls(run("custom_cross_entropy")["nats_per_token"])
+
+
+def test_grpo_moves_away_from_its_reference() -> None:
+    kls = run("custom_grpo_with_kl")["kls"]
+    assert kls[0] == pytest.approx(0.0, abs=1e-4)
+    assert all(kl != kls[0] for kl in kls[1:])
+
+
+def test_dpo_begins_at_ln_2_and_widens_its_margin() -> None:
+    ran = run("custom_dpo")
+    assert ran["losses"][0] == pytest.approx(0.693147, abs=1e-5)
+    assert falls([-margin for margin in ran["margins"]])
+
+
+def test_both_forms_of_datums_give_one_loss_and_a_misaligned_one_an_error() -> None:
+    ran = run("building_datums")
+    assert ran["losses"][0] == ran["losses"][1] == ran["losses"][2]
+    assert "weights has 13 entries" in ran["message"]
+
+
+def test_multi_target_learns_its_distribution() -> None:
+    ran = run("multi_target")
+    assert ran["shape"] == [14, 2]
+    assert ran["probabilities"] == pytest.approx([0.75, 0.25], abs=0.1)
+
+
+def test_a_custom_embedding_loss_brings_queries_to_their_documents() -> None:
+    ran = run("embedding_loss")
+    assert ran["losses"][-1] < ran["losses"][0]
+    assert ran["dimensions"] == [64]
+
+
+def test_accumulation_divides_once_and_by_all_tokens() -> None:
+    ran = run("gradient_accumulation")
+    assert set(ran["normalizers"]) == {sum(d.model_input.length for d in ran["datums"])}
+    assert "divide twice" in ran["refusal"]
+
+
+def test_a_registered_loss_is_the_same_by_name_and_by_function() -> None:
+    ran = run("registered_loss")
+    assert ran["by_name"]["loss:sum"] == pytest.approx(ran["by_function"]["loss:sum"])
+    assert ran["by_name"]["capped_fraction"] == 0.0
+
+
+def test_a_mixture_widens_its_margin() -> None:
+    margins = run("mixture")["margins"]
+    assert margins[0] == pytest.approx(0.0, abs=1e-4)
+    assert falls([-margin for margin in margins])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one() -> None:
+    ran = run("save_and_resume")
+    assert ran["resumed"] == ran["uninterrupted"] == ran["rewound"]
+    assert "weights only" in ran["refusal"]
+
+
+def test_sampled_logprobs_are_those_of_the_same_tokens_given() -> None:
+    ran = run("sampling")
+    assert ran["again"].sequences == ran["sampled"].sequences
+    assert max(ran["differences"]) < 1e-5
+
+
+def test_datums_of_the_tinker_sdk_give_the_same_loss() -> None:
+    ran = run("tinker_datums")
+    assert ran["losses"][0] == ran["losses"][1]
+    assert len(ran["sampled"].sequences[0].tokens) <= 4
+
+
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+
+
+def test_every_example_is_run_here() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert SCRIPTS
+    assert not [script.name for script in SCRIPTS if f'run("{script.stem}")' not in tests]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_an_example_is_short_and_uses_the_public_api_alone(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or ".")
+        elif isinstance(node, ast.Attribute):
+            assert not node.attr.startswith("_"), f"line {node.lineno} uses the private {node.attr}"
+    assert imported <= ALLOWED
+    assert 10 <= len(text.splitlines()) <= 60
