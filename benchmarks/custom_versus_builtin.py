@@ -43,7 +43,7 @@ Way = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Result:
-    """One model and loss. Times in milliseconds a call (medians), ratios with their quartiles over rounds."""
+    """One model and loss. Times in milliseconds a call (medians); ratios: median, lower and upper quartile of rounds."""
 
     model: str
     loss: str
@@ -54,9 +54,11 @@ class Result:
     custom_ms: float
     two_passes_ms: float
     custom_ratio: float
-    custom_ratio_quartiles: tuple[float, float]
+    custom_ratio_low: float
+    custom_ratio_high: float
     two_passes_ratio: float
-    two_passes_ratio_quartiles: tuple[float, float]
+    two_passes_ratio_low: float
+    two_passes_ratio_high: float
 
 
 # --- the same maths as functions of datums and logprobs ---------------------------------------------------------------
@@ -212,10 +214,12 @@ def summarize(times: dict[str, list[float]], **about: Any) -> Result:
         built_in_ms=1e3 * statistics.median(times["built-in"]),
         custom_ms=1e3 * statistics.median(times["custom"]),
         two_passes_ms=1e3 * statistics.median(times["two passes"]),
+        custom_ratio_low=quartiles["custom"][0],
         custom_ratio=quartiles["custom"][1],
-        custom_ratio_quartiles=(quartiles["custom"][0], quartiles["custom"][2]),
+        custom_ratio_high=quartiles["custom"][2],
+        two_passes_ratio_low=quartiles["two passes"][0],
         two_passes_ratio=quartiles["two passes"][1],
-        two_passes_ratio_quartiles=(quartiles["two passes"][0], quartiles["two passes"][2]),
+        two_passes_ratio_high=quartiles["two passes"][2],
     )
 
 
@@ -252,9 +256,9 @@ def row(result: Result) -> str:
     """One line of the markdown table; quartiles in brackets."""
     ratios = [
         f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
-        for ratio, (low, high) in (
-            (result.custom_ratio, result.custom_ratio_quartiles),
-            (result.two_passes_ratio, result.two_passes_ratio_quartiles),
+        for ratio, low, high in (
+            (result.custom_ratio, result.custom_ratio_low, result.custom_ratio_high),
+            (result.two_passes_ratio, result.two_passes_ratio_low, result.two_passes_ratio_high),
         )
     ]
     times = [f"{value:.1f}" for value in (result.built_in_ms, result.custom_ms, result.two_passes_ms)]
@@ -292,16 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     parser.add_argument("--device", help="cpu, cuda, ...; the best there is by default")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights; by default the device's")
     parser.add_argument("--lora", type=int, help="train an adapter of this rank instead of all weights")
-    parser.add_argument("--datums", type=int, default=16)
+    parser.add_argument("--datums", type=int, default=8)
     parser.add_argument("--length", type=int, default=64, help="tokens a datum, on average")
     parser.add_argument(
         "--label-fraction", type=float, default=1.0, help="part of each datum with a weight other than 0"
     )
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds; at least 2")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--name", default="custom_versus_builtin", help="of the result files")
     options = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)
     about = environment(options.device)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
 from .configs import read_config
+from .loggers import quiet_libraries
 
 #: Exit codes: any failure, and, as shells expect it, a mistake in the call.
 FAILURE, USAGE_ERROR = 1, 2
@@ -80,6 +81,7 @@ def _run(words: list[str]) -> int:
     function = getattr(module, command.function)
     if command.config is None:
         return int(_parse(function, flags, program, command.summary) or 0)
+    quiet_libraries()
     model = getattr(module, command.config)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)

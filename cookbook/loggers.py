@@ -92,13 +92,14 @@ class StepDisplay:
 
 
 def quiet_libraries() -> None:
-    """Where output is plain, transformers' progress bars are off: they do not look whether anybody watches."""
+    """Where output is plain, switch off other libraries' progress bars, which do not look whether anybody watches.
+
+    For the command line only, before transformers is imported: it changes this process's environment.
+    """
     from rich.console import Console
 
     if is_plain(Console(file=sys.stderr)):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from ..datums.types import AdamParams, Datum
 from ..trainer import ServiceClient, TrainingClient
 from .batches import Batches
 from .evaluation import HeldOut
-from .loggers import StepDisplay, quiet_libraries
+from .loggers import StepDisplay
 from .plots import try_plot
 from .runs import Run, open_run
 from .tasks import Task, question_datum
@@ -89,7 +89,6 @@ TINY = Plan("letter_counting", {"min_words": 1, "max_words": 1}, 80, 8, 1e-2, 16
 def main(config: QuickstartConfig) -> dict[str, float]:
     """Train with both losses; returns `score_before` and, by loss, `score_after_...`."""
     started = time.monotonic()
-    quiet_libraries()
     model = config.model or find_smollm2()
     plan = TINY if model == "tiny" else SMALL
     out = config.out or _new_folder(Path("runs"), "quickstart")

@@ -56,14 +56,17 @@ class Run:
         output: ForwardBackwardOutput,
         update: OptimStepResponse,
         display: StepDisplay,
-    ) -> dict[str, float]:
+    ) -> None:
         """Log and show a step's numbers: `loss`, all that the loss and the optimizer report, and the speed."""
         metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **update.metrics}
         del metrics["loss:sum"], metrics["step"]
         shown = {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}
         display.step(step, sum(datum.model_input.length for datum in batch), shown)
         self.log(step, {**metrics, "tokens_per_second": display.tokens_per_second})
-        return metrics
+
+    def last_numbers(self) -> dict[str, float]:
+        """The last value of every metric, `step` among them."""
+        return {key: value for row in read_metrics(self.metrics) for key, value in row.items()}
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run, whole or not at all."""
@@ -76,9 +79,14 @@ class Run:
         """What the checkpoint after `step` steps is called; such names sort by step."""
         return f"step-{step:06d}"
 
-    def continue_from(self, training: TrainingClient) -> int:
-        """Load the last checkpoint into a client and return its step, having dropped metrics of later steps; else 0."""
+    def continue_from(self, training: TrainingClient, total: int) -> int:
+        """Load the last checkpoint into a client and return its step, having dropped metrics of later steps; else 0.
+
+        Raises RunError when the run has more steps behind it than the `total` that it is to have.
+        """
         step, path = self.last_checkpoint()
+        if step > total:
+            raise RunError(f"{self.path} has {step} steps behind it, more than the {total} that were asked for")
         if path is not None:
             training.load_state(str(path)).result()
         self.forget_after(step)

@@ -36,7 +36,7 @@ from .batches import Batches
 from .configs import Setting
 from .evaluation import HeldOut
 from .interrupts import stop_on_signals
-from .loggers import StepDisplay, error_place, quiet_libraries
+from .loggers import StepDisplay, error_place
 from .plots import try_plot
 from .runs import REPORT, open_run
 from .tasks import Task, question_datum
@@ -89,7 +89,6 @@ def main(config: SFTConfig) -> dict[str, float]:
     loss = training_loss(config)  # an unknown id or setting ends here, before anything is loaded
     settings = config.model_dump(mode="json", exclude={"resume", "overwrite"})
     run = open_run(config.out, settings, resume=config.resume, overwrite=config.overwrite, may_change=EXTENDABLE)
-    quiet_libraries()
     service = ServiceClient(checkpoint_dir=run.checkpoints)
     training = service.create_lora_training_client(
         config.model, rank=config.rank, seed=config.seed, train_unembed=config.train_unembed
@@ -100,28 +99,28 @@ def main(config: SFTConfig) -> dict[str, float]:
     loss.check(datums)
     batches = Batches(len(datums), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
-    start = run.continue_from(training)
-    numbers: dict[str, float] = {}
+    start = run.continue_from(training, total)
     with stop_on_signals() as stop, StepDisplay(total, start) as display:
         if start == 0:
-            numbers |= held_out.measure(training, run, display, step=0)
+            held_out.measure(training, run, display, step=0)
         for step in range(start + 1, total + 1):
             batch = [datums[i] for i in batches.at(step)]
             with error_place(f"step {step}"):
                 output = training.forward_backward(batch, loss).result()
                 update = training.optim_step(adam_params(config, step, total)).result()
-            numbers |= run.log_step(step, batch, output, update, display)
+            run.log_step(step, batch, output, update, display)
             if step == total or (config.eval_every and step % config.eval_every == 0):
-                numbers |= held_out.measure(training, run, display, step=step)
+                held_out.measure(training, run, display, step=step)
             if stop or step == total or (config.save_every and step % config.save_every == 0):
                 saved = training.save_state(run.checkpoint_name(step), overwrite=True).result().path
                 stop.leave(f"stopped after step {step}, saved in {saved}; continue with --resume")
     training.export_adapter(run.adapter).result()
     print(f"metrics {run.metrics}\nadapter {run.adapter}\n{try_plot({run.path.name: run.path}, run.curve)}")
-    return numbers
+    return run.last_numbers()
 
 
-#: What may differ between a run and its continuation: how long it goes on, and how often it looks and saves.
+#: What may differ between a run and its continuation: how long it goes on (under a linear schedule that changes the
+#: steps to come, too), and how often it looks and saves.
 EXTENDABLE = ("steps", "epochs", "eval_every", "save_every")
 
 

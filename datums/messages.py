@@ -144,8 +144,7 @@ def _find(value: Any, pattern: re.Pattern[str]) -> str | None:
 
 @lru_cache(maxsize=64)
 def _pattern(control_tokens: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted(control_tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return re.compile("|".join(map(re.escape, control_tokens)) or "(?!)")  # (?!) matches nothing
 
 
 def _kind(value: Any) -> str:

@@ -158,9 +158,7 @@ class Loss:
         if (logprobs := arguments.get("logprobs")) is not None and not self.spec.wants_weights:
             seen = logprobs if logprobs.ndim == 1 else logprobs[packed.weights.to(logprobs) != 0]
             found = {"nll": stats.mean(-seen), **found}
-        if self.spec.wants_weights:
-            return values.sum(), found
-        return total_of(values, packed, self.reduction), found
+        return total_of(values, packed, self.reduction, is_weighted=self.spec.wants_weights), found
 
     def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
         """The reduced loss with its graph, and its metrics: what the hosted APIs' custom losses return."""

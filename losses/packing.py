@@ -102,7 +102,8 @@ class Packed:
 
     lengths: positions of each datum. active: [positions of all datums] bool, which of them the loss sees.
     kept: indices of the datums it sees. weights: [T] or [T, K] over active positions.
-    inputs: packed tensors by name (None: absent and optional).
+    inputs: packed tensors by name (None: absent and optional); one number a position is [T], or [T, K] beside [T, K]
+    logprobs, except in a loss that wants weights.
     """
 
     per: Per
@@ -232,6 +233,8 @@ def _input(layout: _Layout, wanted: Input) -> Tensor | None:
         if array.ndim == 0:  # a scalar holds for the whole datum
             arrays[i] = array = np.broadcast_to(array, (lengths[i],))
         check_length(len(array), (lengths[i],), wanted.name, i, len(datums))
+        if layout.weights.ndim == 2 and array.ndim == 1 and not spec.wants_weights:
+            arrays[i] = _over_targets(array, datums[i])
     is_wide = any(a.ndim == 2 for a in arrays)
     width = max((a.shape[1] for a in arrays if a.ndim == 2), default=None) if is_wide else None
     dtype = np.result_type(*{a.dtype for a in arrays}) if arrays else np.dtype(np.float32)
@@ -240,6 +243,13 @@ def _input(layout: _Layout, wanted: Input) -> Tensor | None:
         values = values.masked_fill(layout.weights == 0, 0)
     check_values(values, has_weight(layout.weights, values), wanted, spec, layout.active, lengths)
     return values
+
+
+def _over_targets(array: np.ndarray, datum: Datum) -> np.ndarray:
+    """One number a position as one a target: beside [T, K] logprobs a [T] would be taken for one row of K."""
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    columns = targets.shape[1] if targets is not None and len(targets.shape) == 2 else 1
+    return np.broadcast_to(array[:, None], (len(array), columns))
 
 
 def _collect(datums: Sequence[Datum], spec: LossSpec, wanted: Input) -> list[np.ndarray] | None:

@@ -80,17 +80,23 @@ def coarsest(*couplings: str) -> str:
     return max(couplings, key=COUPLINGS.index)
 
 
-def total_of(values: Tensor, packed: Packed, reduction: str) -> Tensor:
-    """The 0-d total of a loss's values under `reduction` (see the table above); not divided."""
+def total_of(values: Tensor, packed: Packed, reduction: str, *, is_weighted: bool = False) -> Tensor:
+    """The 0-d total of a loss's values under `reduction` (see the table above); not divided.
+
+    is_weighted: the loss asked for the weights and has them in its values already.
+    """
     if packed.per != "token":
         return values.sum()
-    weights = packed.weights.to(values)
-    weighted = torch.where(weights != 0, weights * values, torch.zeros((), dtype=values.dtype, device=values.device))
+    if not is_weighted:
+        weights = packed.weights.to(values)
+        nothing = torch.zeros((), dtype=values.dtype, device=values.device)
+        values = torch.where(weights != 0, weights * values, nothing)
     if reduction != "seq-mean-token-mean":
-        return weighted.sum()
-    # Plain sums over each datum's tokens: the weights are in `weighted` already.
-    rows = weighted if weighted.ndim == 1 else weighted.sum(1)
-    return (packed.seqs.plain_sum(rows) / packed.weight_per_datum.to(values)).sum()
+        return values.sum()
+    # Plain sums over each datum's tokens: the weights are in `values` already.
+    rows = values if values.ndim == 1 else values.sum(1)
+    weight = packed.weight_per_datum.to(values)
+    return (packed.seqs.plain_sum(rows) / torch.where(weight == 0, torch.ones_like(weight), weight)).sum()
 
 
 def count_of(packed: Packed, reduction: str, norm_length: int | None) -> Count:
@@ -99,8 +105,9 @@ def count_of(packed: Packed, reduction: str, norm_length: int | None) -> Count:
         return Count((None,))
     if reduction == "token-mean":
         return Count((float(packed.weight_per_datum.sum()),))
+    datums = float((packed.weight_per_datum != 0).sum())
     if reduction in ("seq-mean-token-mean", "seq-mean-token-sum"):
-        return Count((float(packed.seqs.count),))
+        return Count((datums,))
     if reduction == "seq-mean-token-sum-norm":
-        return Count((float(packed.seqs.count * (norm_length or 1)),))
+        return Count((datums * (norm_length or 1),))
     return Count((float(packed.units),))

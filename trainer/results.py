@@ -12,7 +12,7 @@ from torch import Tensor
 from ..datums.types import Datum, TensorData
 from ..losses import stats
 from ..losses.outputs import Outputs
-from ..losses.packing import positions_of
+from ..losses.packing import join, positions_of, width_of
 from ..losses.reductions import Count
 from ..losses.stats import Stat
 
@@ -112,6 +112,20 @@ def active_positions(datum: Datum) -> np.ndarray:
     if weights is None:
         return np.ones(positions_of(datum), dtype=bool)
     return (weights.to_numpy().reshape(positions_of(datum), -1) != 0).any(axis=1)
+
+
+def nll(datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
+    """`nll`, mean -logprob of the targets of non-zero weight in nats, for losses that do not report it themselves."""
+    if outputs.logprobs is None:
+        return {}
+    arrays = []
+    for datum in datums:
+        targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
+        arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
+    weighed = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
+    if outputs.covered is not None:
+        weighed = weighed[outputs.covered.cpu()]
+    return {"nll": stats.mean(-outputs.logprobs[weighed.to(outputs.logprobs.device)])}
 
 
 def _datums_without_grad(datums: Sequence[Datum], outputs: Outputs, gradients: dict[str, Tensor]) -> int:

@@ -149,7 +149,7 @@ class TrainingClient:
         return self._calls.submit("save_state", lambda: self._save_state(name, overwrite))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> Future[SaveStateResponse]:
-        """Resume from a checkpoint of the same model; optimizer=False takes the weights only.
+        """Resume from a checkpoint of the same model; optimizer=False takes the weights only and starts a fresh optimizer.
 
         Raises CheckpointError, having changed nothing, when it is damaged, of another model, or lacks the optimizer.
         """
@@ -257,6 +257,8 @@ class TrainingClient:
     def _load_state(self, path: str, with_optimizer: bool) -> SaveStateResponse:
         accumulated = load_training(Path(path), self._model, self._optimizer if with_optimizer else None)
         self._accumulated = Accumulated(**accumulated)
+        if not with_optimizer:  # moments of other weights would lead the first steps astray
+            self._optimizer = AdamW(self._model.trainable())
         return SaveStateResponse(str(path))
 
     def _save_weights(self, name: str, overwrite: bool) -> SaveStateResponse:

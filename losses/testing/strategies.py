@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...datums.types import Datum, TensorData
 from ..signature import Input
-from .subject import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, datum_of, rows
+from .subject import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, datum_of, has_columns, rows
 
 #: Weights that a byte stands for; the first is what examples shrink to.
 MASKS = np.array([1, 1, 0, 1, 1, 0, 1, 1], dtype=np.float32)
@@ -78,8 +78,8 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
     count = _draw_count(draw, subject, min_units, max_units)
     lengths = [1 + byte % max_length for byte in draw(_bytes(count))]
     drawn: list[dict[str, np.ndarray]] = [{} for _ in lengths]
+    columns = draw(st.sampled_from((None, None, 2))) if subject.takes_columns else None
     if subject.reads_tokens:
-        columns = draw(st.sampled_from((None, None, 2))) if subject.takes_columns else None
         shapes = [(n,) if columns is None else (n, columns) for n in lengths]
         for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, subject, shapes, masked), strict=True):
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
@@ -87,7 +87,8 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
                 inputs["weights"] = weights
     for wanted in _wanted(subject):
         if wanted.required or draw(st.booleans()):
-            shapes = [(n,) if wanted.per == "token" else () for n in lengths]
+            wide = () if columns is None or not has_columns(wanted) else (columns,)
+            shapes = [(n, *wide) if wanted.per == "token" else () for n in lengths]
             for inputs, values in zip(drawn, _split(draw, shapes, _meaning(wanted.name, subject)), strict=True):
                 inputs[wanted.name] = values
     return [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]

@@ -104,16 +104,17 @@ class Subject:
 
     @cached_property
     def takes_columns(self) -> bool:
-        """Whether [N, K] targets have a meaning: for losses per token that read nothing else about tokens."""
+        """Whether [N, K] targets have a meaning: for losses per token that read nothing but (log-)probabilities."""
         only = self.only
-        if only is None or only.spec.per != "token" or only.outputs != ("logprobs",):
+        if only is None or only.spec.per != "token" or only.outputs != ("logprobs",) or only.spec.wants_weights:
             return False
-        if only.spec.wants_weights or any(one.per == "token" for one in only.spec.inputs):
+        if not all(has_columns(one) or one.per == "datum" for one in only.spec.inputs):
             return False
-        per_datum = {one.name: 0.5 for one in only.spec.inputs}
-        datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **per_datum})
+        rows_of_two = [[-0.5, -1.0], [-1.5, -2.0]]
+        inputs = {one.name: rows_of_two if one.per == "token" else 0.5 for one in only.spec.inputs}
+        datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **inputs})
         try:
-            self.loss.terms([datum], {"logprobs": [torch.tensor([[-0.5, -1.0], [-1.5, -2.0]])]})
+            self.loss.terms([datum], {"logprobs": [torch.tensor(rows_of_two)]})
         except (LossbookError, RuntimeError, ValueError, IndexError, TypeError):
             return False
         return True
@@ -178,6 +179,11 @@ def datum_of(length: int, inputs: Mapping[str, Any]) -> Datum:
     """A datum of `length` dull tokens that carries `inputs`."""
     carried = {key: value if isinstance(value, TensorData) else TensorData(value) for key, value in inputs.items()}
     return Datum(ModelInput.from_ints(range(length)), carried)
+
+
+def has_columns(wanted: Input) -> bool:
+    """Whether an input may hold one number a target, [N, K], rather than one a position."""
+    return wanted.per == "token" and wanted.name.endswith("probs")
 
 
 def rows(datum: Datum) -> int:

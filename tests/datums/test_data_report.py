@@ -134,6 +134,16 @@ def test_d12_rows_too_long_are_counted_with_examples() -> None:
     assert [example.split(":")[0] for example in problem.examples] == ["row 1", "row 2", "row 3"]
 
 
+def test_labels_cut_from_a_row_before_it_failed_are_counted_too() -> None:
+    def two(row: int) -> list[Datum]:
+        whole = [0.0] + [1.0] * 4
+        return [make(4, "right")(whole), make(4, "right")([0.0] * 4 + [1.0, 1.0])] if row else [make(9, "right")(whole)]
+
+    _, report = build_datums([0, 1], two, on_error="drop")
+    assert report.dropped == 1
+    assert report.labels_lost == 1 + 2
+
+
 def test_an_error_names_the_row_and_keeps_its_class() -> None:
     rows = [[0.0, 1.0], [1.0]]
     with pytest.raises(EmptyLossError, match="row 1: 1 token"):

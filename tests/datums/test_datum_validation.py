@@ -82,7 +82,7 @@ def test_weights_off_by_one_are_refused_with_the_hint_about_the_shift(weights: l
         ({"target_tokens": []}, "target_tokens has 0 entries, model_input has 3 tokens"),
         ({"target_tokens": 2}, "target_tokens has 1 entry, model_input has 3 tokens"),
         ({"target_tokens": [1, 2, 3, 4, 5, 6]}, r"give them the shape \[3, 2\]"),
-        ({"weights": [1.0]}, "weights has 1 entry, model_input has 3 tokens"),
+        ({"weights": [1.0]}, r"weights has 1 entry, model_input has 3 tokens\.$"),
         ({"weights": 1.0}, "weights is one number; it needs one for each of the 3 tokens"),
         ({"advantages": [1.0, 2.0]}, "did you pass advantages for the unshifted tokens. Use datums_from_traj"),
         ({"hidden": np.zeros((7, 2))}, r"hidden has shape \[7, 2\], model_input has 3 tokens"),

@@ -144,6 +144,28 @@ def test_datums_of_different_k_and_of_one_target_share_a_call() -> None:
     assert metrics["nll"] == pytest.approx((1 + 2 + 4 + 1 + 3 + 5) / 6)  # over the targets that have a weight
 
 
+@pytest.mark.parametrize("positions", [1, 2, 3], ids=lambda n: f"{n} positions of 2 targets")
+def test_beside_several_targets_a_number_a_position_holds_for_all_of_them(positions: int) -> None:
+    # With 2 positions of 2 targets, a row of 2 numbers would broadcast the wrong way without a word.
+    wide = datum(
+        [[1, 2]] * positions,
+        weights=[[1.0, 0.5]] * positions,
+        sampling_logprobs=[[-1.0, -2.0]] * positions,
+        advantages=[float(t + 1) for t in range(positions)],
+    )
+    plain = datum(2, weights=[1, 1], sampling_logprobs=[-1.0, -3.0], advantages=[2.0, -1.0])
+    both = [[float(t + 1)] * 2 for t in range(positions)]
+    spelt_out = Datum(wide.model_input, {**wide.loss_fn_inputs, "advantages": both})
+    rows = [[[-1.5, -2.5]] * positions, [-1.0, -3.5]]
+    for data in ([wide, plain], [wide, spelt_out, plain]):
+        outputs = rows if len(data) == 2 else [rows[0], *rows]
+        value, gradients, _ = evaluated(get_loss("importance_sampling"), data, outputs)
+        expected = [spelt_out if one is wide else one for one in data]
+        again, slopes, _ = evaluated(get_loss("importance_sampling"), expected, outputs)
+        assert value == again
+        assert_rows_equal(gradients, slopes, 0)
+
+
 def test_sparse_targets_and_weights_equal_their_dense_form() -> None:
     tokens, weights = [[3, 0, 5], [0, 4, 0]], [[0.5, 0.0, 0.25], [0.0, 2.0, 0.0]]
     layout = {"shape": [2, 3], "sparse_crow_indices": [0, 2, 3], "sparse_col_indices": [0, 2, 1]}

@@ -22,9 +22,8 @@ from lossbook.datums.errors import (
 )
 from lossbook.losses import Outputs
 
-from .cases import assert_rows_equal, datum, evaluated, loss_of
+from .cases import FULL, assert_rows_equal, datum, evaluated, loss_of, rollout
 
-TOKEN_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "grpo")
 ROW = [-1.2, -1.4, -2.5]
 
 
@@ -35,10 +34,7 @@ def test_a_missing_input_says_who_wants_what_where_what_is_there_and_the_likely_
     # The very sentence the house style holds up, with the other key that would have done.
     data = [rollout(omit=("ref_logprobs",))] * 64
     data[3] = rollout(
-        omit=(
-            "ref_logprobs",
-            "sampling_logprobs",
-        ),
+        omit=("ref_logprobs", "sampling_logprobs"),
         sampling_logprob=[-1.0] * 3,
     )
     with pytest.raises(MissingInput) as caught:
@@ -52,17 +48,7 @@ def test_a_missing_input_says_who_wants_what_where_what_is_there_and_the_likely_
 
 def test_a_missing_input_without_a_likely_misspelling_gets_no_hint() -> None:
     with pytest.raises(MissingInput) as caught:
-        get_loss("importance_sampling").check(
-            [
-                rollout(
-                    omit=(
-                        "advantages",
-                        "weights",
-                        "ref_logprobs",
-                    )
-                )
-            ]
-        )
+        get_loss("importance_sampling").check([rollout(omit=("advantages", "weights", "ref_logprobs"))])
     assert str(caught.value) == (
         "importance_sampling reads 'advantages', which datum 0 of 1 does not carry. It carries: sampling_logprobs, "
         "target_tokens."
@@ -111,10 +97,7 @@ def test_keys_a_loss_does_not_read_are_tolerated_unless_strict() -> None:
 def test_the_samplers_logprobs_answer_to_either_key(key: str) -> None:
     data = [
         rollout(
-            omit=(
-                "sampling_logprobs",
-                "ref_logprobs",
-            ),
+            omit=("sampling_logprobs", "ref_logprobs"),
             **{key: FULL["sampling_logprobs"]},
         )
     ]

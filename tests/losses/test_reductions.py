@@ -126,6 +126,35 @@ def test_the_denominators_of_several_targets_count_every_weight() -> None:
     assert value == pytest.approx((0.5 * 1 + 0.25 * 3) / 0.75)
 
 
+@pytest.mark.parametrize("reduction", TOKEN_REDUCTIONS)
+@given(drawn=weighed())
+@settings(max_examples=10)
+def test_a_loss_that_weighs_its_tokens_itself_is_reduced_the_same(
+    reduction: str, drawn: tuple[list[Datum], list[list[float]]]
+) -> None:
+    def weighs(logprobs: Tensor, weights: Tensor) -> Tensor:
+        return -weights * logprobs
+
+    data, rows = drawn
+    data, rows = [*data, datum(2, weights=[0, 0])], [*rows, [-1.0, -1.0]]
+    norm = {"norm_length": 4} if reduction == "seq-mean-token-sum-norm" else {}
+    value, gradients, _ = evaluated(loss_of(weighs, config={"reduction": reduction, **norm}), data, rows)
+    expected, slopes, _ = evaluated(cross_entropy(reduction), data, rows)
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert_rows_equal(gradients, slopes, 1e-12)
+
+
+@pytest.mark.parametrize("reduction", [r for r in TOKEN_REDUCTIONS if r != "sum"])
+def test_a_loss_that_weighs_its_tokens_itself_needs_a_weight_too(reduction: str) -> None:
+    def weighs(logprobs: Tensor, weights: Tensor) -> Tensor:
+        return -weights * logprobs
+
+    norm = {"norm_length": 4} if reduction == "seq-mean-token-sum-norm" else {}
+    loss = loss_of(weighs, config={"reduction": reduction, **norm})
+    with pytest.raises(EmptyLossError, match=f"^weighs: reduction '{reduction}' has nothing to divide by$"):
+        loss.check([datum(2, weights=[0, 0])])
+
+
 @pytest.mark.parametrize("reduction", [r for r in TOKEN_REDUCTIONS if r != "sum"])
 def test_a_mean_refuses_negative_weights_and_names_the_datum(reduction: str) -> None:
     data = [datum(weights=[1, 1, 1]), datum(weights=[0, 0, 0]), datum(weights=[1, -1, 0])]

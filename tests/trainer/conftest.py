@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import lossbook as lb
+from lossbook.trainer.tiny import build_tiny_tokenizer
 from lossbook.trainer.training_client import TrainingClient
 
 VOCABULARY = 260
@@ -50,6 +51,22 @@ def gradients_of() -> Callable[[TrainingClient], dict[str, Tensor]]:
 def state_of() -> Callable[[TrainingClient], State]:
     """state_of(client): all that a failed call must leave as it was, with NaN-safe, bit-exact equality."""
     return whole_state
+
+
+@pytest.fixture(scope="session")
+def model_with_dropout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a two-layer GPT-2 that drops a third of everything in training."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = GPT2Config(
+        vocab_size=260, n_positions=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    build_tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 def random_datums(count: int = 6, seed: int = 0, *, longest: int = 12) -> list[lb.Datum]:

@@ -30,9 +30,9 @@ SMALL = 24
 PARAMS = lb.AdamParams(learning_rate=1e-2)
 
 
-def small_client(**settings: Any) -> TrainingClient:
-    """All weights of the tiny decoder in training, a few datums a micro-batch."""
-    return lb.ServiceClient(device="cpu", tokens_per_micro_batch=SMALL, **settings).create_training_client("tiny")
+def small_client(base_model: str = "tiny", **settings: Any) -> TrainingClient:
+    """All weights of a small decoder in training, a few datums a micro-batch."""
+    return lb.ServiceClient(device="cpu", tokens_per_micro_batch=SMALL, **settings).create_training_client(base_model)
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, k: int, error: BaseException, times: int = 1) -> list[int]:
@@ -190,14 +190,28 @@ def test_out_of_memory_of_a_loss_over_the_whole_batch_is_not_cut_finer(
     assert state_of(client) == before
 
 
-def test_a_forward_between_two_calls_touches_nothing(
-    make_datums: MakeDatums, state_of: StateOf, gradients_of: GradientsOf
+def test_a_failed_call_gives_back_the_random_numbers_it_drew(
+    model_with_dropout: str, make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, datums = small_client(dropout=True), make_datums(8)
+    client, datums = small_client(model_with_dropout, dropout=True), make_datums(8)
+    before = state_of(client)
+    fail_at(monkeypatch, 2, RuntimeError("the device fell over"))
+    with pytest.raises(RuntimeError, match="the device fell over"):
+        client.forward_backward(datums, "cross_entropy").result()
+    assert state_of(client) == before
+    client.forward_backward(datums, "cross_entropy").result()
+    assert state_of(client)["random"] != before["random"]
+
+
+def test_a_forward_between_two_calls_touches_nothing(
+    model_with_dropout: str, make_datums: MakeDatums, state_of: StateOf
+) -> None:
+    client, datums = small_client(model_with_dropout, dropout=True), make_datums(8)
     client.forward_backward(datums, "cross_entropy").result()
     before = state_of(client)
-    client.forward(make_datums(5, seed=3), "cross_entropy").result()
-    client.forward(make_datums(4, seed=3), "dpo").result()
+    outputs = [client.forward(datums, "cross_entropy").result().loss_fn_outputs for _ in range(2)]
+    client.forward(datums[:4], "dpo").result()
+    assert outputs[0] == outputs[1], "nothing is dropped in a forward"
     assert state_of(client) == before
 
 
@@ -321,6 +335,25 @@ def test_datums_of_weight_zero_alone_in_a_micro_batch_are_no_trouble(gradients_o
     assert output.loss_fn_outputs[0]["logprobs"].data == [0.0] * 19
     for name, gradient in gradients_of(one).items():
         torch.testing.assert_close(gradients_of(both)[name], gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_outputs_come_back_in_the_order_of_the_datums(make_datums: MakeDatums) -> None:
+    datums = make_datums(8)
+    whole = lb.ServiceClient(device="cpu").create_training_client("tiny")
+    for call in ("forward", "forward_backward"):
+        expected = getattr(whole, call)(datums, "cross_entropy").result().loss_fn_outputs
+        found = getattr(small_client(), call)(datums, "cross_entropy").result().loss_fn_outputs
+        for one, other in zip(found, expected, strict=True):
+            assert one["logprobs"].data == pytest.approx(other["logprobs"].data, abs=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_is_located(make_datums: MakeDatums) -> None:
+    def square_root_of_nothing(data, logprobs_list):
+        second = logprobs_list[1]
+        return logprobs_list[0].sum() + (second[2] - second[2].detach()).abs().sqrt(), {}
+
+    with pytest.raises(NonFiniteLossError, match=r"at position 2 of datum 1, where logprobs is -\d.*exp or log"):
+        small_client().forward_backward_custom(make_datums(4), square_root_of_nothing).result()
 
 
 def test_a_mode_that_a_user_set_comes_back(make_datums: MakeDatums) -> None:

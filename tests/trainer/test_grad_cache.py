@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import lossbook as lb
-from lossbook.trainer.tiny import build_tiny_tokenizer
 from lossbook.trainer.training_client import TrainingClient
 
 MakeDatums = Callable[..., list[lb.Datum]]
@@ -28,22 +27,6 @@ CALLS: dict[str, Call] = {
     "info_nce": lambda client, datums: client.forward_backward(datums, "info_nce").result(),
     "a batch-style loss": lambda client, datums: client.forward_backward_custom(datums, variance).result(),
 }
-
-
-@pytest.fixture(scope="module")
-def model_with_dropout(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a two-layer GPT-2 that drops a third of everything in training."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("gpt2")
-    config = GPT2Config(
-        vocab_size=260, n_positions=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    build_tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 def client_of(base_model: str, **settings: Any) -> TrainingClient:

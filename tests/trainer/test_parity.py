@@ -153,6 +153,21 @@ def test_a_batch_style_function_has_the_gradient_of_the_loss_by_name(
     assert difference < 1e-6
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_a_batch_style_function_gets_its_datums_in_order_however_they_are_cut(
+    name: str, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = make_datums(8)
+    built_in, _ = gradient_by_name(name, full_weight_client(torch.float64), datums, gradients_of)
+    for settings in ({"tokens_per_micro_batch": 24}, {"tokens_per_micro_batch": 24, "kept_graph_tokens": 1}):
+        client = full_weight_client(torch.float64, **settings)
+        output = "embedding" if name == "info_nce" else "logprobs"
+        custom = client.forward_backward_custom(datums, TWINS[name], output=output).result()
+        assert custom.metrics["forward_passes"] == (2 if "kept_graph_tokens" in settings else 1)
+        difference = relative_difference(gradients_of(client), built_in)
+        assert difference < SCALED
+
+
 def test_every_loss_that_ships_has_a_twin_here() -> None:
     assert set(LOSSES) == set(TWINS), "write the new loss's formula as a batch-style twin, or its parity is not shown"
 
@@ -226,6 +241,48 @@ def test_a_mixture_has_the_gradient_of_its_parts_however_it_is_cut(
     expected = {name: 0.5 * gradient + 0.25 * parts[1][name] for name, gradient in parts[0].items()}
     difference = relative_difference(gradients_of(client), expected)
     assert difference < SCALED
+
+
+def test_a_mixture_of_logprobs_and_embeddings_has_the_gradient_of_its_parts(
+    make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = make_datums(6)
+    parts = [
+        gradient_by_name(name, full_weight_client(torch.float64), datums, gradients_of)[0]
+        for name in ("cross_entropy", "info_nce")
+    ]
+    client = full_weight_client(torch.float64, tokens_per_micro_batch=24)
+    output = client.forward_backward(datums, lb.get_loss("cross_entropy") + 0.5 * lb.get_loss("info_nce")).result()
+    assert output.loss_fn_outputs[0].keys() == {"logprobs", "embedding"}
+    expected = {name: gradient + 0.5 * parts[1][name] for name, gradient in parts[0].items()}
+    difference = relative_difference(gradients_of(client), expected)
+    assert difference < SCALED
+
+
+def test_a_loss_over_entropy_has_the_gradient_of_the_full_softmax(
+    make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    def with_bonus(logprobs, entropy):
+        """-logprobs - 0.1 entropy."""
+        return -logprobs - 0.1 * entropy
+
+    datums = make_datums(4)
+    client = full_weight_client(torch.float64, tokens_per_micro_batch=1)
+    output = client.forward_backward(datums, with_bonus).result()
+    found = gradients_of(client)
+    module = client._model.module
+    parameters = dict(module.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for datum in datums:
+        log_softmax = module(torch.tensor([datum.model_input.to_ints()])).logits[0].log_softmax(-1)
+        targets, weights = (datum.loss_fn_inputs[key].to_torch() for key in ("target_tokens", "weights"))
+        entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+        total = total - (weights * (log_softmax.gather(1, targets[:, None])[:, 0] + 0.1 * entropy)).sum()
+    expected = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
+    difference = relative_difference(found, expected)
+    assert difference < SCALED
+    assert output.metrics["loss:sum"] == pytest.approx(float(total.detach()), rel=1e-6)
+    assert output.loss_fn_outputs[0]["entropy"].shape == output.loss_fn_outputs[0]["logprobs"].shape
 
 
 def multi_target_datums() -> list[lb.Datum]:

@@ -111,6 +111,19 @@ def test_weights_alone_can_be_loaded_without_the_optimizer(
     assert state_of(other)["moments"] == {}
 
 
+def test_weights_alone_start_a_fresh_optimizer(
+    service: lb.ServiceClient, training: TrainingClient, make_datums: MakeDatums, state_of: StateOf
+) -> None:
+    fresh = service.create_lora_training_client("tiny", rank=4, seed=0)
+    path = fresh.save_weights_for_sampler("start").result().path
+    step(training, make_datums(3, seed=1))
+    training.forward_backward(make_datums(3, seed=2), "cross_entropy").result()
+    training.load_state(path, optimizer=False).result()
+    for client in (training, fresh):
+        step(client, make_datums(3, seed=3))
+    assert state_of(training) == state_of(fresh)
+
+
 def test_weights_alone_are_no_place_to_resume_from(
     training: TrainingClient, make_datums: MakeDatums, state_of: StateOf
 ) -> None:

@@ -36,6 +36,11 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name, value in after.items() if not torch.equal(value, before[name])}
 
 
+def weighted_sum(data, logprobs_list):
+    weights = [datum.loss_fn_inputs["weights"].to_torch() for datum in data]
+    return -torch.dot(torch.cat(weights), torch.cat(logprobs_list)), {}
+
+
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +150,20 @@ def test_training_makes_the_data_likelier(training: TrainingClient, make_datums:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("create", ["create_training_client", "create_lora_training_client"])
+def test_bfloat16_weights_are_trained_in_float32_and_their_logprobs_are_float32(
+    create: str, make_datums: MakeDatums
+) -> None:
+    service = lb.ServiceClient(device="cpu", dtype=torch.bfloat16)
+    client = getattr(service, create)("tiny", **({"rank": 4, "seed": 0} if "lora" in create else {}))
+    assert {p.dtype for p in client._model.trainable().values()} == {torch.float32}
+    losses = []
+    for _ in range(4):
+        losses.append(client.forward_backward_custom(make_datums(3), weighted_sum).result().metrics["loss:sum"])
+        client.optim_step(PARAMS).result()
+    assert losses[-1] < losses[0]
+
+
 def test_info_says_what_is_trained(training: TrainingClient, service: lb.ServiceClient) -> None:
     info = training.get_info()
     assert (info.model_name, info.is_lora, info.lora_rank, info.device) == ("tiny", True, 4, "cpu")
@@ -213,6 +232,7 @@ def test_settings_reach_the_loss(training: TrainingClient, make_datums: MakeDatu
         pytest.param(lb.get_loss("cross_entropy"), id="a Loss"),
         pytest.param(1.0 * lb.get_loss("cross_entropy"), id="a mixture"),
         pytest.param(lambda logprobs: -logprobs, id="a function of logprobs"),
+        pytest.param(weighted_sum, id="a function of datums and logprobs"),
         pytest.param("lossbook.losses.supervised:cross_entropy", id="module:function"),
     ],
 )
