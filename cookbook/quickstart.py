@@ -87,36 +87,38 @@ TINY = Plan("letter_counting", {"min_words": 1, "max_words": 1}, 80, 8, 1e-2, 16
 
 
 def main(config: QuickstartConfig) -> dict[str, float]:
-    """Train with both losses; returns `score_before` and, by loss, `score_after_...`."""
+    """Train with both losses; returns `score_before` and, by loss, `score_after_...`, fractions of held-out questions."""
     started = time.monotonic()
     model = config.model or find_smollm2()
     plan = TINY if model == "tiny" else SMALL
     out = config.out or _new_folder(Path("runs"), "quickstart")
+    settings = {"model": model, "seed": config.seed, **vars(plan)}
+    runs = {name: open_run(out / name, {**settings, "loss": name}, overwrite=config.overwrite) for name in LOSSES}
     task = Task(plan.task, plan.settings, seed=config.seed)
     held_out = HeldOut(task=task, questions=task.held_out(plan.held_out), max_tokens=plan.max_tokens)
     questions = task.training(plan.steps * plan.batch_size, held_out.questions)
-    print(f"model  {model}\ntask   {plan.task}: {questions[0].text.strip()!r} -> {questions[0].answer!r}\n")
-    service = ServiceClient(checkpoint_dir=out / "checkpoints")
-    numbers: dict[str, float] = {}
+    print(
+        f"model  {model}\ntask   {plan.task}: {_one_line(questions[0].text)} -> {questions[0].answer!r}\n", flush=True
+    )
+    service = ServiceClient()
+    scores: dict[str, float] = {}
     answers: dict[str, list[str]] = {}
-    for name, loss in LOSSES.items():
-        run = open_run(out / name, {"model": model, "loss": name, **vars(plan)}, overwrite=config.overwrite)
+    for name, run in runs.items():
         training = service.create_lora_training_client(model, rank=plan.rank, seed=config.seed)
         datums = [question_datum(question, training.get_tokenizer()) for question in questions]
         with StepDisplay(plan.steps, title=name) as display:
-            if not answers:  # before the first step both are the same model
-                numbers["score_before"] = held_out.measure(training, run, display, step=0)["held_out_score"]
+            if not scores:  # before the first step both are the same model
+                scores["before"] = held_out.measure(training, run, display, step=0)["held_out_score"]
                 answers["before"] = list(held_out.answers)
             else:
-                run.log(0, {"held_out_score": numbers["score_before"]})
-            fine_tune(training, datums, loss, plan, config.seed, run, display)
-            after = held_out.measure(training, run, display, step=plan.steps)
-        numbers[f"score_after_{name}"] = after["held_out_score"]
-        answers[name] = list(held_out.answers)
+                run.log(0, {"held_out_score": scores["before"]})
+            fine_tune(training, datums, LOSSES[name], plan, config.seed, run, display)
+            scores[name] = held_out.measure(training, run, display, step=plan.steps)["held_out_score"]
+            answers[name] = list(held_out.answers)
         training.export_adapter(run.adapter).result()
-    _print_results(held_out, answers, numbers)
+    _print_results(held_out, answers, scores)
     _print_places(out, model, plan, time.monotonic() - started)
-    return numbers
+    return {"score_before": scores.pop("before"), **{f"score_after_{name}": scores[name] for name in LOSSES}}
 
 
 def fine_tune(
@@ -160,14 +162,18 @@ def _new_folder(parent: Path, name: str) -> Path:
     return next(parent / free for free in names if not (parent / free).exists())
 
 
-def _print_results(held_out: HeldOut, answers: dict[str, list[str]], numbers: dict[str, float]) -> None:
+def _one_line(text: str) -> str:
+    return repr(" ".join(text.split()))
+
+
+def _print_results(held_out: HeldOut, answers: dict[str, list[str]], scores: dict[str, float]) -> None:
     print()
     for i, question in enumerate(held_out.questions[:2]):
-        print(f"held out  {' '.join(question.text.split())!r}\n  {'right':<14} {question.answer!r}")
+        print(f"held out  {_one_line(question.text)}\n  {'right':<14} {question.answer!r}")
         for name, given in answers.items():
-            print(f"  {name:<14} {given[i]!r}")
+            print(f"  {name:<14} {_one_line(given[i])}")
     print(f"\nright of {len(held_out.questions)} held-out questions")
-    for name, score in zip(answers, numbers.values(), strict=True):
+    for name, score in scores.items():
         print(f"  {name:<14} {score:.0%}")
 
 
@@ -176,6 +182,11 @@ def _print_places(out: Path, model: str, plan: Plan, seconds: float) -> None:
     print(f"\n{try_plot(folders, out / 'curve.png')}")
     for name, folder in folders.items():
         print(f"{name}: metrics {folder / 'metrics.jsonl'}, adapter {folder / 'adapter'} (loads with peft)")
+    if model == "tiny":
+        print(
+            "The tiny model was random: it has learned the form of an answer and the commonest one, little more. "
+            "`lossbook quickstart` teaches a real model a real task."
+        )
     print(f"\n{seconds:.0f} s. Next:")
     print("  lossbook losses list; lossbook losses show ppo")
     print(f"  lossbook train sft --model {model} --task {plan.task} --loss lossbook.cookbook.quickstart:focal_loss")

@@ -1,6 +1,7 @@
 """GRPO with a KL term as a custom loss: sample a group, score it, and close over Python lists.
 
-Advantages are rewards minus their group's mean. The KL estimate is logprob - reference logprob at the sampled tokens.
+Advantages are rewards minus their group's mean. The KL estimate is logprob - reference logprob, added up over the sampled
+tokens; of single samples it may be negative.
 """
 
 import torch

@@ -32,7 +32,7 @@ from .forward import Batching, Pooling, check_fits
 from .models import LoadedModel
 from .passes import Pass
 from .responses import ForwardBackwardOutput
-from .results import Collected, count_metrics, nll, per_datum, with_loss_metrics, with_nll
+from .results import Collected, count_metrics, per_datum, with_loss_metrics, with_nll
 
 #: What a transformer layer keeps for the backward: about 34 values a token and hidden unit (Korthikanti et al. 2022,
 #: arXiv:2205.05198, eq. 2). An estimate, used only to decide when a batch-coupled loss recomputes.
@@ -140,8 +140,6 @@ class Engine:
         leaves = _handed_over(outputs, order, on_host=run.loss.on_host)
         total, found = run.loss.terms(part, leaves)
         value = total / count
-        if run.loss.on_host:
-            found = {**nll(part, outputs), **found}
         gradients = _gradients(value, leaves, run.loss, part)
         collected.add(order, part, outputs, value, found, gradients)
         for k, cut in enumerate(group):

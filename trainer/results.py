@@ -87,13 +87,17 @@ def with_loss_metrics(own: Mapping[str, float], reported: Mapping[str, float], n
 
 
 def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
-    """`found` and, where a loss over logprobs does not report it, `nll`: mean -logprob where the weight is not 0."""
+    """`found`, with `nll` added where a loss over logprobs does not report it: mean -logprob in nats of weighted targets."""
     if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in found):
         return found
-    active = np.concatenate([active_positions(datum) for datum in datums])
+    arrays = []
+    for datum in datums:
+        targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
+        arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
+    weighted = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
     if outputs.covered is not None:
-        active = active[outputs.covered.cpu().numpy()]
-    return {"nll": stats.mean(-outputs.logprobs[torch.from_numpy(active).to(outputs.logprobs.device)]), **found}
+        weighted = weighted[outputs.covered.cpu()]
+    return {"nll": stats.mean(-outputs.logprobs[weighted.to(outputs.logprobs.device)]), **found}
 
 
 def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
@@ -112,20 +116,6 @@ def active_positions(datum: Datum) -> np.ndarray:
     if weights is None:
         return np.ones(positions_of(datum), dtype=bool)
     return (weights.to_numpy().reshape(positions_of(datum), -1) != 0).any(axis=1)
-
-
-def nll(datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
-    """`nll`, mean -logprob of the targets of non-zero weight in nats, for losses that do not report it themselves."""
-    if outputs.logprobs is None:
-        return {}
-    arrays = []
-    for datum in datums:
-        targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
-        arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
-    weighed = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
-    if outputs.covered is not None:
-        weighed = weighed[outputs.covered.cpu()]
-    return {"nll": stats.mean(-outputs.logprobs[weighed.to(outputs.logprobs.device)])}
 
 
 def _datums_without_grad(datums: Sequence[Datum], outputs: Outputs, gradients: dict[str, Tensor]) -> int:

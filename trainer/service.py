@@ -75,8 +75,10 @@ class ServiceClient:
         )
         return TrainingClient(self, model, self._name())
 
-    def create_training_client(self, base_model: str) -> TrainingClient:
-        """Train all weights."""
+    def create_training_client(self, base_model: str, lora_rank: int = 0) -> TrainingClient:
+        """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank."""
+        if lora_rank:
+            return self.create_lora_training_client(base_model, rank=lora_rank)
         model = load_model(base_model, device=self.device, dtype=self.dtype)
         model.train_all_weights()
         return TrainingClient(self, model, self._name())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,16 +60,8 @@ def check_loss(
     excuses = dict(expected_failed_checks or {})
     for name in excuses:
         _check_named(name)
-    chosen = _chosen(checks)
     results: list[CheckResult] = []
-    broken = ""
-    for check in chosen:
-        if broken:
-            result = CheckResult(check.name, "skipped", f"not run, for the loss breaks its contract: see {broken}")
-        else:
-            found = run_one(check, subject, max_examples)
-            broken = check.name if check in FIRST and isinstance(found.error, LossContractError) else ""
-            result = excused(found, excuses.get(check.name))
+    for result in _results(subject, _chosen(checks), excuses, max_examples):
         results.append(result)
         if callback is not None:
             callback(result)
@@ -152,6 +144,20 @@ def run_one(check: Check, subject: Subject, max_examples: int | None = None) -> 
             source = reproducer(check.name, subject.loss, {**example, **fixed}) if example else ""
             return CheckResult(check.name, "failed", message, source, error)
     return CheckResult(check.name, "passed")
+
+
+def _results(
+    subject: Subject, checks: Iterable[Check], excuses: Mapping[str, str], max_examples: int | None
+) -> Iterator[CheckResult]:
+    """One result a check; nothing more is run once the loss has broken its contract."""
+    broken = ""
+    for check in checks:
+        if broken:
+            yield CheckResult(check.name, "skipped", f"not run, for the loss breaks its contract: see {broken}")
+            continue
+        found = run_one(check, subject, max_examples)
+        broken = check.name if check in FIRST and isinstance(found.error, LossContractError) else ""
+        yield excused(found, excuses.get(check.name))
 
 
 def excused(result: CheckResult, excuse: str | None) -> CheckResult:

@@ -6,7 +6,6 @@ import io
 import sys
 from pathlib import Path
 
-
 import pytest
 from rich.console import Console
 

@@ -23,9 +23,10 @@ def test_a_signal_is_a_request_and_leaving_gives_the_exit_code(number: signal.Si
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    with stop_on_signals(), pytest.raises(KeyboardInterrupt):
+    with stop_on_signals():
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_afterwards_signals_do_what_they_did() -> None:

@@ -47,7 +47,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 
 def test_a_folder_that_holds_anything_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all I have")
-    with pytest.raises(RunError, match="--resume to continue .* --overwrite to replace .* another folder"):
+    with pytest.raises(RunError, match=r"--resume to continue .* --overwrite to replace .* another folder"):
         open_run(tmp_path, {})
 
 

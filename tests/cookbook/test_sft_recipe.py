@@ -148,6 +148,9 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_130_and_resume_goes_on(
     assert numbers(config) == numbers(whole)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # peft with transformers 5
 def test_the_exported_adapter_gives_the_same_logprobs_in_peft(make: Any, tmp_path: Path) -> None:
     from peft import PeftModel
 
@@ -177,8 +180,9 @@ def test_the_exported_adapter_gives_the_same_logprobs_in_peft(make: Any, tmp_pat
 def test_any_loss_can_be_named(make: Any, monkeypatch: pytest.MonkeyPatch, loss: str, loss_config: Any) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     name = loss if loss == "cross_entropy" else f"{Path(__file__).stem}:{loss}"
-    last = sft.main(make(loss=name, loss_config=loss_config, steps=12, eval_data=None))
-    assert last["loss"] < 4
+    config = make(loss=name, loss_config=loss_config, steps=12, eval_data=None)
+    last = sft.main(config)
+    assert last["loss"] < 0.7 * numbers(config)[0]["loss"]
 
 
 def test_a_loss_that_breaks_is_named_with_its_step_and_what_was_saved_stays(
@@ -220,7 +224,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_after_a_mistake_in_the_d
 ) -> None:
     good = data.read_text()
     data.write_text("{broken\n")
-    with pytest.raises(DataFileError, match="train.jsonl, line 1"):
+    with pytest.raises(DataFileError, match=r"train\.jsonl, line 1"):
         sft.main(make(steps=1))
     data.write_text(good)
     sft.main(make(steps=1))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lossbook.cookbook.tasks import Question, Task, mean_score, question_datum, question_prompt
+from lossbook.cookbook.tasks import Task, mean_score, question_datum, question_prompt
 from lossbook.datums.errors import MissingExtraError, TaskError
 from lossbook.trainer.tiny import build_tiny_tokenizer
 
@@ -38,12 +38,12 @@ def test_the_tasks_verifier_scores_answers_and_spaces_around_them_do_not_count(t
 
 
 def test_a_misspelt_task_is_an_error_with_the_likeliest_name() -> None:
-    with pytest.raises(TaskError, match="no task 'leter_counting'. Did you mean 'letter_counting'"):
+    with pytest.raises(TaskError, match=r"no task 'leter_counting'\. Did you mean 'letter_counting'"):
         Task("leter_counting")
 
 
 def test_a_misspelt_setting_of_a_task_is_an_error() -> None:
-    with pytest.raises(TaskError, match="letter_counting does not take the settings .*max_wrods"):
+    with pytest.raises(TaskError, match=r"letter_counting does not take the settings .*max_wrods"):
         Task("letter_counting", {"max_wrods": 1})
 
 

@@ -212,6 +212,17 @@ def test_the_denominator_is_what_the_loss_was_divided_by(training: TrainingClien
     assert averaged["loss:sum"] == pytest.approx(summed["loss:sum"] / weights, rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", total], ids=["by name", "custom"])
+def test_nll_is_the_mean_over_targets_of_a_weight_other_than_zero(loss: Any, training: TrainingClient) -> None:
+    targets, weights = [[1, 2], [3, 4]], [[0.5, 0.0], [2.0, 1.0]]
+    datum = lb.Datum(lb.ModelInput.from_ints([1, 2]), {"target_tokens": targets, "weights": weights})
+    output = training.forward([datum], loss).result()
+    logprobs = output.loss_fn_outputs[0]["logprobs"].data
+    expected = -(logprobs[0] + logprobs[2] + logprobs[3]) / 3
+    assert output.metrics["nll"] == pytest.approx(expected, rel=1e-6)
+    assert training.forward_backward([datum], loss).result().metrics["nll"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_mixture_reports_one_denominator_a_part(training: TrainingClient, make_datums: MakeDatums) -> None:
     loss = lb.get_loss("cross_entropy") + 0.5 * lb.get_loss("dpo")
     metrics = training.forward_backward(make_datums(4), loss).result().metrics
