@@ -172,7 +172,7 @@ def _print_results(held_out: HeldOut, answers: dict[str, list[str]], scores: dic
         print(f"held out  {_one_line(question.text)}\n  {'right':<14} {question.answer!r}")
         for name, given in answers.items():
             print(f"  {name:<14} {_one_line(given[i])}")
-    print(f"\nright of {len(held_out.questions)} held-out questions")
+    print(f"\nscore on {len(held_out.questions)} held-out questions")
     for name, score in scores.items():
         print(f"  {name:<14} {score:.0%}")
 

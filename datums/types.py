@@ -71,6 +71,7 @@ class TensorData:
         object.__setattr__(self, "shape", list(array.shape if shape is None else shape))
         object.__setattr__(self, "sparse_crow_indices", _ints_or_none(sparse_crow_indices))
         object.__setattr__(self, "sparse_col_indices", _ints_or_none(sparse_col_indices))
+        array.flags.writeable = False  # a loss that wrote into `to_numpy()` would change the user's data unseen
         object.__setattr__(self, "_array", array)
 
     @property
@@ -178,7 +179,7 @@ class Datum:
     """
 
     model_input: ModelInput
-    loss_fn_inputs: Mapping[str, TensorData] = field(default_factory=dict)
+    loss_fn_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model_input", as_model_input(self.model_input))

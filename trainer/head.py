@@ -71,9 +71,10 @@ def linear_logprobs(
     returns       logprobs float32, shaped like targets, and entropy [M] float32; gradients reach hidden, weight, bias
 
     Costs 2·M·d·V floating-point operations forward, and backward 4·M·d·V (logits again, hidden's gradient), or
-    6·M·d·V with a weight that requires a gradient. Memory beyond inputs, outputs and their gradients: about three
-    tiles; for the backward one number a position is kept. A frozen weight costs no gradient buffer.
-    An autocast context does not apply inside. The gradient can be taken once (no second derivatives).
+    6·M·d·V with a weight that requires a gradient; a position whose gradient is zero costs no backward. Memory beyond
+    inputs, outputs and their gradients: about three tiles; for the backward one number a position is kept. A frozen
+    weight costs no gradient buffer. An autocast context does not apply inside. The gradient can be taken once (no
+    second derivatives).
 
     Raises ShapeError for shapes that disagree, DtypeError for targets that are not int64, TokenRangeError for ids
     outside [0, V) (checked for targets on the CPU; on a GPU that would cost a synchronisation).
@@ -141,8 +142,34 @@ class _LinearLogprobs(torch.autograd.Function):
         asked = (upstream[0], upstream[1] if ctx.options.entropy else None)
         if asked[0] is None and asked[1] is None:
             return None, None, None, None, None
+        rows = _rows_with_gradient(asked)
         with torch.autocast(saved.hidden.device.type, enabled=False):
-            return *_backward(saved, ctx.options, asked, ctx.needs_input_grad[:3]), None, None
+            if rows is None:
+                return *_backward(saved, ctx.options, asked, ctx.needs_input_grad[:3]), None, None
+            g, e = (None if grad is None else grad[rows] for grad in asked)
+            found, *others = _backward(_only(saved, rows), ctx.options, (g, e), ctx.needs_input_grad[:3])
+            hidden = None if found is None else torch.zeros_like(saved.hidden).index_copy_(0, rows, found)
+            return hidden, *others, None, None
+
+
+def _rows_with_gradient(upstream: _Upstream) -> Tensor | None:
+    """Positions through which anything flows back; None when that is all of them.
+
+    A custom loss reads every position and weighs most prompts with zero, and a clipped token has no gradient either.
+    """
+    flows = [grad != 0 if grad.ndim == 1 else (grad != 0).any(dim=1) for grad in upstream if grad is not None]
+    anything = flows[0] if len(flows) == 1 else flows[0] | flows[1]
+    return None if bool(anything.all()) else anything.nonzero().squeeze(1)
+
+
+def _only(saved: _Saved, rows: Tensor) -> _Saved:
+    """What was kept for some of the positions."""
+    return saved._replace(
+        hidden=saved.hidden[rows],
+        targets=saved.targets[rows],
+        denominator=saved.denominator[rows],
+        entropy=saved.entropy[rows] if len(saved.entropy) else saved.entropy,
+    )
 
 
 def _sweep(

@@ -67,7 +67,7 @@ BUGS: list[tuple[Callable[..., Any], str, str]] = [
     (broken.keeps_input_precision, "dtype", "in torch.float16; computed in float32 it is"),
     (broken.prefers_later_partners, "order", "when the datums were put in order [1, 0, 3, 2]"),
     (broken.unlabelled, "law_micro_batches", "parts between datums"),
-    (broken.batch_style_in_place, "pure", "changed 'advantages' of datum 0"),
+    (broken.batch_style_in_place, "pure", "output array is read-only"),
     (broken.batch_style_detached, "depends_on_outputs", "with respect to logprobs is zero everywhere"),
 ]
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from lossbook import describe_loss, get_loss, register_loss
+from lossbook import describe_loss, get_loss, register_loss, unregister_loss
 from lossbook.datums.errors import LossConfigError
+from lossbook.losses import LossCard
 
 from .cases import loss_of
+
+
+def card_of(function: Callable[..., Any]) -> LossCard:
+    """The card that registering `function` gives; the registry is left as it was."""
+    register_loss(function.__name__)(function)
+    try:
+        return describe_loss(function.__name__)
+    finally:
+        unregister_loss(function.__name__)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +153,7 @@ def test_a_setting_without_a_default_is_needed() -> None:
     with pytest.raises(LossConfigError, match=r"^needy needs the setting 'margin'\. Settings of needy: margin, note,"):
         loss_of(needy)
     assert loss_of(needy, config={"margin": 2.0}).settings == {"margin": 2.0, "note": None}
-    register_loss("needy")(needy)
-    assert describe_loss("needy").settings["margin"] == "required"
+    assert card_of(needy).settings["margin"] == "required"
 
 
 def test_a_loss_shows_its_resolved_configuration() -> None:
@@ -156,3 +166,13 @@ def test_a_loss_shows_its_resolved_configuration() -> None:
     assert repr(get_loss("dpo")) == (
         "dpo(reduction='pair-mean', beta=0.1, label_smoothing=0.0)  # per pair, couples pair"
     )
+
+
+def test_a_default_that_is_a_list_is_handed_on_and_shown_as_it_is() -> None:
+    default = [64, 128]
+
+    def nested(logprobs: Tensor, *, widths: list[int] = default) -> Tensor:
+        return -logprobs
+
+    assert loss_of(nested).settings["widths"] is default
+    assert card_of(nested).settings["widths"] == [64, 128]

@@ -144,6 +144,20 @@ def test_datums_of_different_k_and_of_one_target_share_a_call() -> None:
     assert metrics["nll"] == pytest.approx((1 + 2 + 4 + 1 + 3 + 5) / 6)  # over the targets that have a weight
 
 
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30], ids=str)
+def test_a_target_of_weight_zero_may_hold_anything_beside_one_that_counts(garbage: float) -> None:
+    def data(beside: float) -> list[Datum]:
+        sampling = [[-1.0, beside], [beside, -2.0]]
+        return [datum([[1, 2]] * 2, weights=[[1, 0], [0, 2]], sampling_logprobs=sampling, advantages=sampling)]
+
+    loss = get_loss("ppo", reduction="token-mean")
+    value, gradients, metrics = evaluated(loss, data(garbage), [[[-1.5, garbage], [garbage, -2.25]]])
+    expected, slopes, _ = evaluated(loss, data(0.0), [[[-1.5, -1.0], [-1.0, -2.25]]])
+    assert value == expected
+    assert_rows_equal(gradients, slopes, 0)
+    assert metrics["nll"] == (1.5 + 2.25) / 2
+
+
 @pytest.mark.parametrize("positions", [1, 2, 3], ids=lambda n: f"{n} positions of 2 targets")
 def test_beside_several_targets_a_number_a_position_holds_for_all_of_them(positions: int) -> None:
     # With 2 positions of 2 targets, a row of 2 numbers would broadcast the wrong way without a word.

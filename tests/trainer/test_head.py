@@ -216,6 +216,27 @@ def test_nothing_as_large_as_tokens_times_vocabulary_is_kept_or_made(monkeypatch
     assert seen.elements == 64 * 1024  # one tile
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+def test_positions_without_a_gradient_take_no_part_in_the_backward(entropy: bool, monkeypatch):
+    hidden, head, targets = problem(columns=2)
+    counted = torch.arange(POSITIONS) % 3 == 0
+    found = linear_logprobs(hidden, head, targets, entropy=entropy)
+    value = found.logprobs[counted].sum() + (found.entropy[counted].sum() if entropy else 0.0)
+    real, rows = head_module._tile_gradient, []
+
+    def noting(saved, *rest):
+        rows.append(len(saved.hidden))
+        return real(saved, *rest)
+
+    monkeypatch.setattr(head_module, "_tile_gradient", noting)
+    ours = gradients(value, hidden, head)
+    assert set(rows) == {int(counted.sum())}
+    logprobs, entropies = plainly(hidden, head, targets)
+    plain = logprobs[counted].sum() + (entropies[counted].sum() if entropy else 0.0)
+    for one, other in zip(ours, gradients(plain, hidden, head), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_a_frozen_weight_costs_no_gradient_buffer():
     hidden = torch.randn(16, 64, requires_grad=True)
     head = Head(torch.randn(1000, 64))
