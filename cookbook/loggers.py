@@ -99,7 +99,7 @@ def quiet_libraries() -> None:
     from rich.console import Console
 
     if is_plain(Console(file=sys.stderr)):
-        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` appends the working directory to sys.path and may set environment variables."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
