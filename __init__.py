@@ -1,12 +1,7 @@
 """lossbook: the place where the loss functions of language-model training live.
 
-An open, local training API around a registry in which a loss is one plain decorated function:
-
-    import lossbook as lb
-
-    training = lb.ServiceClient().create_lora_training_client(base_model="tiny", rank=8, seed=0)
-    training.forward_backward(datums, "cross_entropy").result()
-    training.optim_step(lb.AdamParams(learning_rate=1e-4)).result()
+An open, local training API around a registry in which a loss is one plain decorated function. README.md shows it at work;
+`ServiceClient`, `register_loss` and `get_loss` are where to begin.
 
 The trainer, which needs transformers, is imported when first used.
 """
