@@ -1,6 +1,7 @@
 """Losses: the registry, the protocol, reductions, and the loss functions themselves."""
 
-from . import embedding, policy, preference, stats, supervised
+from . import distillation, embedding, policy, preference, stats, supervised, value
+from .axes import Axes
 from .cards import LossCard, describe_loss
 from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
 from .loss import Loss, LossLike
@@ -15,6 +16,7 @@ from .stats import Stat
 
 __all__ = [
     "REDUCTIONS",
+    "Axes",
     "Count",
     "Loss",
     "LossCard",
@@ -32,6 +34,7 @@ __all__ = [
     "UpperBound",
     "capped_log_ratio",
     "describe_loss",
+    "distillation",
     "embedding",
     "get_loss",
     "kl_estimate",
@@ -45,4 +48,5 @@ __all__ = [
     "stats",
     "supervised",
     "unregister_loss",
+    "value",
 ]

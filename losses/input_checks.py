@@ -73,6 +73,22 @@ def check_length(given: int, shape: tuple[int, ...], key: str, datum: int, total
     raise LengthMismatchError(message)
 
 
+def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> None:
+    """A datum of a loss over candidates has [N, K] targets, and a number for each of them."""
+    targets, marks = (datum.loss_fn_inputs.get(key) for key in ("target_tokens", spec.candidates or ""))
+    if targets is None or len(targets.shape) != 2:
+        found = "none" if targets is None else list(targets.shape)
+        raise ShapeError(
+            f"{spec.name} compares K candidate tokens a position, so it reads target_tokens [N, K], but those of datum "
+            f"{index} of {total} are {found}. datum_from_topk makes them from a teacher's top K"
+        )
+    if marks is not None and list(marks.shape) != list(targets.shape):
+        raise ShapeError(
+            f"datum {index} of {total}: {spec.candidates} is {list(marks.shape)} but target_tokens is "
+            f"{list(targets.shape)}: {spec.name} reads one number for each candidate"
+        )
+
+
 def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: LossSpec) -> None:
     """Every entry of a key is finite, masked positions included."""
     wrong = ~np.isfinite(array)

@@ -155,7 +155,9 @@ class Loss:
         arguments = self._arguments(packed, given)
         values, found = _values_and_stats(self.spec.function(*arguments.values(), **self.settings), self.name)
         self._check_shape(values, arguments, packed)
-        if (logprobs := arguments.get("logprobs")) is not None and not self.spec.wants_weights:
+        if (logprobs := arguments.get("logprobs")) is not None and not (
+            self.spec.wants_weights or self.spec.candidates
+        ):
             seen = logprobs if logprobs.ndim == 1 else logprobs[packed.weights.to(logprobs) != 0]
             found = {"nll": stats.mean(-seen), **found}
         return total_of(values, packed, self.reduction, is_weighted=self.spec.wants_weights), found
@@ -217,17 +219,20 @@ class Loss:
         return arguments
 
     def _neutralised(self, logprobs: Tensor, packed: Packed) -> Tensor:
-        """[T, K] logprobs with 0 where the weight is 0, so that nothing there reaches value or gradient."""
+        """[T, K] logprobs with 0 where the weight is 0, or the candidate absent, so that nothing there reaches value or
+        gradient."""
         if logprobs.ndim == 1 or self.spec.wants_weights:
             return logprobs
-        masked = packed.weights.to(logprobs.device) == 0
+        masked = (packed.weights == 0 if packed.absent is None else packed.absent).to(logprobs.device)
         return torch.where(masked, torch.zeros((), dtype=logprobs.dtype, device=logprobs.device), logprobs)
 
     def _check_shape(self, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
         expected: tuple[int, ...] = (packed.units,)
         if self.spec.per == "token":
             logprobs = arguments.get("logprobs")
-            expected = (len(packed.weights),) if logprobs is None else tuple(logprobs.shape)
+            expected = (len(packed.weights),)
+            if logprobs is not None and self.spec.candidates is None:
+                expected = tuple(logprobs.shape)
         elif self.spec.per == "batch":
             expected = ()
         if tuple(values.shape) != expected:

@@ -25,13 +25,18 @@ from .packing import Packed, has_weight, positions_of, width_of
 class Outputs:
     """Packed model outputs. S counts the positions that were computed, datum after datum.
 
-    logprobs: [S] or [S, K] nats. entropy: [S] nats. embeddings: [N, D], one row a datum.
+    logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S]
+    (of the logits), mean_logprobs [S] nats (the plain mean over all tokens). values: [S], what a scalar head says.
+    embeddings: [N, D], one row a datum.
     covered: [all positions] bool, which positions the S rows are; None when they are all.
     numbers: what to call each datum in messages, where that is not its place among these datums.
     """
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
+    logsumexp: Tensor | None = None
+    mean_logprobs: Tensor | None = None
+    values: Tensor | None = None
     embeddings: Tensor | None = None
     covered: Tensor | None = None
     numbers: Sequence[int] | None = None
@@ -87,6 +92,8 @@ def check_logprobs(logprobs: Tensor, packed: Packed, outputs: Outputs, name: str
     """Raise naming datum and position where a model's logprob is no log-probability: NaN, infinite or above 0."""
     values = logprobs.detach()
     wrong = (~torch.isfinite(values) | (values > MAX_LOGPROB)) & has_weight(packed.weights, values)
+    if packed.absent is not None:
+        wrong &= ~packed.absent.to(values.device)
     if not bool(wrong.any()):
         return
     where = wrong.nonzero()[0].tolist()

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..datums.errors import ShapeError
 from ..datums.types import Datum
 from .input_checks import (
+    check_candidates,
     check_finite,
     check_length,
     check_one_a_datum,
@@ -74,6 +75,10 @@ class Seqs:
         total = self.sum(counted)
         return self.sum(kept) / torch.where(total == 0, torch.ones_like(total), total)
 
+    def last(self, values: Tensor) -> Tensor:
+        """[T] to [N]: each datum's value at its last token."""
+        return values[self.lengths.cumsum(0) - 1]
+
     def broadcast(self, values: Tensor) -> Tensor:
         """[N] to [T]: each datum's value at each of its tokens."""
         return values[self.index]
@@ -101,7 +106,8 @@ class Packed:
     """What one loss reads of some datums, apart from the model's outputs.
 
     lengths: positions of each datum. active: [positions of all datums] bool, which of them the loss sees.
-    kept: indices of the datums it sees. weights: [T] or [T, K] over active positions.
+    kept: indices of the datums it sees. weights: [T] or [T, K] over active positions. absent: [T, K] bool, in losses
+    over candidates: which of them a position lacks.
     inputs: packed tensors by name (None: absent and optional); one number a position is [T], or [T, K] beside [T, K]
     logprobs, except in a loss that wants weights.
     """
@@ -114,6 +120,7 @@ class Packed:
     inputs: dict[str, Tensor | None]
     seqs: Seqs
     units: int
+    absent: Tensor | None = None
 
     @cached_property
     def weight_per_datum(self) -> Tensor:
@@ -144,8 +151,11 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     seqs = Seqs(active_per_datum[kept], weights=None if spec.per == "token" else packed_weights)
     units = {"token": int(active.sum()), "datum": len(kept), "pair": len(kept) // 2, "batch": 1}[spec.per]
     if spec.units is not None:
-        units = spec.units(len(kept), config)
-    return Packed(spec.per, lengths, torch.from_numpy(active), kept.tolist(), packed_weights, inputs, seqs, units)
+        units = spec.units(len(kept), config, inputs)
+    marked = None if spec.candidates is None else inputs[spec.candidates]
+    absent = None if marked is None else marked == -torch.inf
+    kept_list = kept.tolist()
+    return Packed(spec.per, lengths, torch.from_numpy(active), kept_list, packed_weights, inputs, seqs, units, absent)
 
 
 def row_sums(values: Tensor) -> Tensor:
@@ -173,11 +183,11 @@ def width_of(datums: Sequence[Datum]) -> int | None:
     return max(widths, default=None)
 
 
-def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type) -> np.ndarray:
-    """Arrays [N_i] or [N_i, K_i] joined to [T] or [T, width]; narrower rows are filled up with zeros."""
+def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type, fill: float = 0) -> np.ndarray:
+    """Arrays [N_i] or [N_i, K_i] joined to [T] or [T, width]; narrower rows are filled up with `fill`."""
     if width is None:
         return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
-    joined = np.zeros((sum(len(a) for a in arrays), width), dtype=dtype)
+    joined = np.full((sum(len(a) for a in arrays), width), fill, dtype=dtype)
     start = 0
     for array in arrays:
         columns = array.reshape(len(array), -1)
@@ -187,13 +197,15 @@ def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type
 
 
 def _weights(datums: Sequence[Datum], spec: LossSpec, reduction: str) -> tuple[np.ndarray, list[int]]:
-    width = width_of(datums)
+    width = None if spec.candidates else width_of(datums)
     arrays: list[np.ndarray] = []
     lengths: list[int] = []
     for i, datum in enumerate(datums):
         positions = positions_of(datum)
         targets = datum.loss_fn_inputs.get("target_tokens")
-        shape = tuple(targets.shape) if targets is not None else (positions,)
+        if spec.candidates:
+            check_candidates(datum, i, len(datums), spec)
+        shape = (positions,) if targets is None or spec.candidates else tuple(targets.shape)
         given = datum.loss_fn_inputs.get("weights")
         if given is None:
             if reduction != "sum":
@@ -238,10 +250,16 @@ def _input(layout: _Layout, wanted: Input) -> Tensor | None:
     is_wide = any(a.ndim == 2 for a in arrays)
     width = max((a.shape[1] for a in arrays if a.ndim == 2), default=None) if is_wide else None
     dtype = np.result_type(*{a.dtype for a in arrays}) if arrays else np.dtype(np.float32)
-    values = torch.from_numpy(join(arrays, width, dtype)[layout.active])
+    if wanted.name == spec.candidates and width is None:
+        width = 1  # of no datums: [0, 1]
+    fill = -np.inf if wanted.name == spec.candidates else 0
+    values = torch.from_numpy(join(arrays, width, dtype, fill)[layout.active])
     if values.ndim == 2 and values.shape == layout.weights.shape and not spec.wants_weights:
         values = values.masked_fill(layout.weights == 0, 0)
-    check_values(values, has_weight(layout.weights, values), wanted, spec, layout.active, lengths)
+    alive = has_weight(layout.weights, values)
+    if wanted.name == spec.candidates:
+        alive = alive & (values != -torch.inf)
+    check_values(values, alive, wanted, spec, layout.active, lengths)
     return values
 
 
@@ -282,6 +300,6 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
         raise ShapeError(f"pairs are datums 2i and 2i+1, but there are {len(datums)} datums")
     units = {"token": 0, "datum": len(datums), "pair": len(datums) // 2, "batch": 1}[spec.per]
     if spec.units is not None:
-        units = spec.units(len(datums), config)
+        units = spec.units(len(datums), config, inputs)
     ones = torch.ones(len(datums))
     return Packed(spec.per, [1] * len(datums), ones.bool(), kept.tolist(), ones, inputs, Seqs([1] * len(datums)), units)

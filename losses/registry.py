@@ -6,21 +6,23 @@ import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ..datums.errors import DuplicateLossError, LossContractError, UnknownLossError, did_you_mean
+from .axes import Axes
 from .config import own_names
 from .loss import Loss
 from .mixture import Mixture
-from .signature import LossSpec, Per, is_batch_style, make_spec
+from .signature import LossSpec, Partners, Per, Units, is_batch_style, make_spec
 
 PLUGIN_GROUP = "lossbook.losses"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _specs: dict[str, LossSpec] = {}
+_aliases: dict[str, str] = {}
 _plugin_errors: dict[str, str] = {}
 _plugins_loaded = False
 
@@ -33,8 +35,14 @@ def register_loss(
     reduction: str | None = None,
     source: str = "",
     required_if: Mapping[str, str] | None = None,
-    units: Callable[[int, Any], int] | None = None,
+    units: Units | None = None,
+    partners: Partners | None = None,
+    candidates: str | None = None,
     output: str = "logprobs",
+    aliases: Sequence[str] = (),
+    axes: Axes | None = None,
+    differs: Mapping[str, str] | None = None,
+    claims: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[F], F]:
     """Register a loss function under an id. The function itself is returned unchanged.
 
@@ -43,22 +51,26 @@ def register_loss(
     reduction: the default; `reduction=` in its configuration overrides it.
     source: paper and equation.
     required_if: {input: setting}: an optional input that is needed whenever the setting is not zero.
-    units: (datums, config) -> how many values a loss per datum returns, where that is not one a datum.
+    units: (datums, config, packed inputs) -> how many values a loss per datum returns, where that is not one a datum.
+    partners: (datums, config) -> groups of datums that belong together, such as a query and its document, where
+        that is not each datum (or pair) alone. Groups may be put in any order.
+    candidates: for a loss over K candidate tokens a position: the input [T, K] whose -inf marks a candidate as absent.
+        logprobs are [T, K] then, weights are one a position, and the loss returns [T].
     output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", what the second argument lists.
+    aliases: other ids for the same loss.
+    axes: ratio level, clip and KL, for its card. differs: {system: how that system's loss of this name differs}.
+    claims: {law: settings}: laws of its family that it promises to keep; the conformance kit holds it to them.
 
     Raises DuplicateLossError when the id is taken, LossContractError when the signature cannot be filled.
     """
-    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", name):
-        raise LossContractError(f"{name!r} is no usable id: letters, digits and _ . / : - only")
+    for one in (name, *aliases):
+        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", one):
+            raise LossContractError(f"{one!r} is no usable id: letters, digits and _ . / : - only")
 
     def register(function: F) -> F:
-        if name in _specs:
-            taken = _specs[name].function
-            raise DuplicateLossError(
-                f"{name!r} is registered already, by {taken.__module__}.{getattr(taken, '__qualname__', taken)}. "
-                f"Choose another id, or call unregister_loss({name!r}) first, as when a notebook cell runs again"
-            )
-        _specs[name] = make_spec(
+        for one in (name, *aliases):
+            _check_free(one)
+        spec = make_spec(
             function,
             name,
             per=per,
@@ -66,28 +78,49 @@ def register_loss(
             reduction=reduction,
             source=source,
             required_if=required_if,
-            units=units,
             output=output,
+            units=units,
+            partners=partners,
+            candidates=candidates,
+            aliases=tuple(aliases),
+            axes=axes or Axes(),
+            differs=dict(differs or {}),
+            claims=dict(claims or {}),
         )
+        _specs[name] = spec
+        _aliases.update(dict.fromkeys(aliases, name))
         return function
 
     return register
 
 
+def _check_free(name: str) -> None:
+    taken = _specs.get(_aliases.get(name, name))
+    if taken is not None:
+        function = taken.function
+        raise DuplicateLossError(
+            f"{name!r} is registered already, by {function.__module__}.{getattr(function, '__qualname__', function)}. "
+            f"Choose another id, or call unregister_loss({taken.name!r}) first, as when a notebook cell runs again"
+        )
+
+
 def unregister_loss(name: str) -> None:
-    """Forget an id. Raises UnknownLossError when there is none."""
-    spec_of(name)
-    del _specs[name]
+    """Forget a loss, its aliases too. Raises UnknownLossError when there is none."""
+    spec = spec_of(name)
+    del _specs[spec.name]
+    for alias in spec.aliases:
+        del _aliases[alias]
 
 
 def spec_of(name: str) -> LossSpec:
-    """What is known about a registered id. Raises UnknownLossError with the likeliest id."""
-    if name not in _specs:
+    """What is known about a registered id or alias. Raises UnknownLossError with the likeliest id."""
+    if _aliases.get(name, name) not in _specs:
         _load_plugins()
+    name = _aliases.get(name, name)
     if name not in _specs:
         broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
         raise UnknownLossError(
-            f"no loss is registered as {name!r}.{did_you_mean(name, _specs)} Registered: {', '.join(sorted(_specs))}."
+            f"no loss is registered as {name!r}.{did_you_mean(name, [*_specs, *_aliases])} Registered: {', '.join(sorted(_specs))}."
             f"{broken}"
         )
     return _specs[name]
@@ -108,7 +141,7 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
         return Loss(name.spec, {**given, **own_names(name.spec.config, name.name, config)})
     if not isinstance(name, str):
         return Loss(spec_of_function(name), config)
-    if ":" in name and name not in list_losses() and (function := _imported(name)) is not None:
+    if ":" in name and name not in list_losses() and name not in _aliases and (function := _imported(name)) is not None:
         return Loss(spec_of_function(function), config)
     return Loss(spec_of(name), config)
 

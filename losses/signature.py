@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from ..datums.errors import LossContractError
+from .axes import Axes
 from .config import LossConfig, config_model
 from .reductions import COUPLINGS, REDUCTIONS, coarsest
 
 Per = Literal["token", "datum", "pair", "batch"]
 
 #: Positional parameters that the model fills.
-OUTPUT_NAMES = ("logprobs", "embeddings", "entropy")
+OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values")
 #: Positional parameters that lossbook fills.
 HELPER_NAMES = ("seqs", "weights")
 #: Other keys that answer to an input's name.
@@ -46,9 +47,15 @@ class Input:
         return (self.name, *INPUT_ALIASES.get(self.name, ()))
 
 
+#: (datums, config, packed inputs) to how many values a loss per datum returns.
+Units = Callable[[int, Any, Mapping[str, Tensor | None]], int]
+#: (datums, config) to groups of datums: each group may change places with any other of its size.
+Partners = Callable[[int, Any], list[list[int]]]
+
+
 @dataclass(frozen=True)
 class LossSpec:
-    """Everything that registering a function makes known about it."""
+    """Everything that registering a function makes known about it; `register_loss` says what each word means."""
 
     name: str
     function: Callable[..., Any]
@@ -62,12 +69,25 @@ class LossSpec:
     config: type[LossConfig]
     is_batch_style: bool = False
     required_if: Mapping[str, str] = field(default_factory=dict)
-    units: Callable[[int, Any], int] | None = None
+    units: Units | None = None
+    partners: Partners | None = None
+    candidates: str | None = None
+    aliases: tuple[str, ...] = ()
+    axes: Axes = field(default_factory=Axes)
+    differs: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def reads_tokens(self) -> bool:
         """Whether it reads anything about single positions."""
         return any(name != "embeddings" for name in self.outputs)
+
+    @property
+    def family(self) -> str:
+        """The folder that holds it, such as "policy"; "own" for a loss from outside lossbook."""
+        parts = getattr(self.function, "__module__", "").split(".")
+        is_ours = parts[0] == __name__.partition(".")[0] and len(parts) > 2
+        return parts[2] if is_ours and parts[1] == "losses" else "own"
 
     @property
     def wants_weights(self) -> bool:
@@ -90,10 +110,13 @@ def make_spec(
     reduction: str | None = None,
     source: str = "",
     required_if: Mapping[str, str] | None = None,
-    units: Callable[[int, Any], int] | None = None,
     output: str = "logprobs",
+    **declared: Any,
 ) -> LossSpec:
-    """Read `function`'s signature. Raises LossContractError naming the parameter that cannot be filled."""
+    """Read `function`'s signature. Raises LossContractError naming the parameter that cannot be filled.
+
+    declared: the other fields of `LossSpec` that `register_loss` takes as they are.
+    """
     if per not in REDUCTIONS:
         raise LossContractError(f"{name}: per={per!r} is none of {', '.join(REDUCTIONS)}")
     if couples is not None and couples not in COUPLINGS:
@@ -110,6 +133,8 @@ def make_spec(
             f"{name} reads no model output, so nothing could be learned. Its positional parameters are "
             f"({', '.join(parameters)}); name one of {', '.join(OUTPUT_NAMES)}, or write it as fn(data, logprobs_list)"
         )
+    if (candidates := declared.get("candidates")) is not None and (per != "token" or candidates not in parameters):
+        raise LossContractError(f"{name}: candidates={candidates!r} must be an input of a loss per token")
     return LossSpec(
         name=name,
         function=function,
@@ -123,7 +148,7 @@ def make_spec(
         config=config_model(function, name, hints, reduction, REDUCTIONS[per]),
         is_batch_style=batch_style,
         required_if=dict(required_if or {}),
-        units=units,
+        **declared,
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis.errors import NoSuchExample
 from ...datums.errors import LossCheckError, LossContractError, did_you_mean
 from ..mixture import Mixture
 from ..registry import get_loss
-from . import contract, law, masking, numerics
+from . import claims, contract, law, masking, numerics
 from .protocol import Check
 from .report import CheckResult, Report
 from .reproduce import given_settings, reproducer
@@ -23,7 +23,7 @@ from .subject import Subject
 
 #: Every check, in the order they run. A loss that fails one of FIRST on its contract cannot be checked any further.
 FIRST = (contract.UNREDUCED, law.METRICS_LAW)
-CHECKS: tuple[Check, ...] = (*FIRST, *contract.CHECKS, *law.CHECKS, *masking.CHECKS, *numerics.CHECKS)
+CHECKS: tuple[Check, ...] = (*FIRST, *contract.CHECKS, *law.CHECKS, *masking.CHECKS, *numerics.CHECKS, *claims.CHECKS)
 #: Examples a check, and whether the same ones are drawn every time.
 PROFILES = {"ci": (15, True), "dev": (15, False), "nightly": (300, False)}
 #: Failing examples looked at while making one smaller.
@@ -43,6 +43,7 @@ def check_loss(
     max_examples: int | None = None,
     checks: Iterable[str] | None = None,
     inputs: Inputs | None = None,
+    laws: Mapping[str, Mapping[str, Any]] | None = None,
     **config: Any,
 ) -> Report:
     """Run every check that applies to a loss, in float64, on data drawn from its signature.
@@ -55,13 +56,17 @@ def check_loss(
     max_examples: a check, instead of the profile's (environment variable LOSSBOOK_PROFILE: ci, dev or nightly).
     checks: run only these, by name.
     inputs: numbers that an input is drawn from, such as {"label": (0, 1)}, where its name does not tell.
+    laws: {law: settings}: laws of its family (`lossbook.losses.testing.claims`) to hold it to beside those it claims.
     """
-    subject = Subject(get_loss(loss, **config), inputs or {})
+    for law_name in laws or {}:
+        _check_named(law_name)
+    subject = Subject(get_loss(loss, **config), inputs or {}, laws or {})
     excuses = dict(expected_failed_checks or {})
     for name in excuses:
         _check_named(name)
     results: list[CheckResult] = []
-    for result in _results(subject, _chosen(checks), excuses, max_examples):
+    chosen = [c for c in _chosen(checks) if checks is not None or c not in claims.CHECKS or c.name in subject.claims]
+    for result in _results(subject, chosen, excuses, max_examples):
         results.append(result)
         if callback is not None:
             callback(result)
@@ -76,7 +81,8 @@ def check_loss(
 def run_check(check: str, loss: Any, **example: Any) -> None:
     """Run one check on one example, as a reproducer does. Raises LossCheckError, or whatever the loss raises."""
     outputs = {name: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for name, ts in example["outputs"].items()}
-    _check_named(check).run(Subject(get_loss(loss)), **{**example, "outputs": outputs})
+    laws = {check: example.pop("law")} if "law" in example else {}
+    _check_named(check).run(Subject(get_loss(loss), {}, laws), **{**example, "outputs": outputs})
 
 
 def parametrize_with_checks(
@@ -141,7 +147,8 @@ def run_one(check: Check, subject: Subject, max_examples: int | None = None) -> 
         if failure is not None:
             example, error = failure
             message = str(error) if isinstance(error, LossCheckError) else f"{type(error).__name__}: {error}"
-            source = reproducer(check.name, subject.loss, {**example, **fixed}) if example else ""
+            law_settings = {"law": subject.claimed[check.name]} if check.name in subject.claimed else {}
+            source = reproducer(check.name, subject.loss, {**example, **fixed, **law_settings}) if example else ""
             return CheckResult(check.name, "failed", message, source, error)
     return CheckResult(check.name, "passed")
 

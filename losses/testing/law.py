@@ -80,10 +80,8 @@ def _movable(subject: Subject, count: int) -> list[list[int]]:
     """Groups of places that may be exchanged with one another, datum by datum."""
     only = subject.only
     step = 2 if subject.has_pairs else 1
-    if only is not None and only.spec.units is not None:
-        # Partners lie in two halves, and what is beyond them (extra negatives) stays where it is.
-        half = only.spec.units(count, only.config) // 2
-        return [[i, i + half] for i in range(half)]
+    if only is not None and only.spec.partners is not None:
+        return only.spec.partners(count, only.config)
     if only is not None and subject.couples == "batch" and only.spec.per == "datum" and not subject.reads_tokens:
         return [[i, i + count // 2] for i in range(count // 2)]
     return [list(range(i, i + step)) for i in range(0, count, step)]

@@ -69,7 +69,7 @@ def appended_zero_weight_datum(
     step = 2 if subject.has_pairs else 1
     copies = range(source * step, (source + 1) * step)
     at = place * step
-    dead = [_with_weights(data[i], np.zeros(data[i].loss_fn_inputs["target_tokens"].shape)) for i in copies]
+    dead = [_with_weights(data[i], np.zeros_like(data[i].loss_fn_inputs["weights"].to_numpy())) for i in copies]
     longer = [*data[:at], *dead, *data[at:]]
     others = {n: [*tensors[:at], *(tensors[i] for i in copies), *tensors[at:]] for n, tensors in outputs.items()}
     whole, other = evaluate(subject, data, outputs), evaluate(subject, longer, others)
@@ -90,7 +90,9 @@ def _poisoned(
     hidden: list[torch.Tensor] = []
     read = {key: one.per for one in subject.reads for key in one.keys}
     for i, datum in enumerate(data):
-        weights = datum.loss_fn_inputs["weights"].to_numpy().reshape(datum.loss_fn_inputs["target_tokens"].shape)
+        weights = datum.loss_fn_inputs["weights"].to_numpy()
+        if subject.candidates is None:
+            weights = weights.reshape(datum.loss_fn_inputs["target_tokens"].shape)
         mask = weights == 0
         by_row = mask.reshape(len(mask), -1).all(1)
         carried = dict(datum.loss_fn_inputs)
@@ -115,8 +117,10 @@ def _with_weights(datum: Datum, weights: np.ndarray) -> Datum:
 def _weighted(draw: Any, subject: Subject, **options: Any) -> dict[str, Any]:
     """As `batches`, always with weights."""
     data = draw(strategies.datums(subject, **options))
-    data = [d if "weights" in d.loss_fn_inputs else _with_weights(d, np.ones(_targets(d))) for d in data]
-    data = [_with_weights(d, d.loss_fn_inputs["weights"].to_numpy().reshape(_targets(d))) for d in data]
+    ones = (lambda d: np.ones(_targets(d)[0])) if subject.candidates else (lambda d: np.ones(_targets(d)))
+    data = [d if "weights" in d.loss_fn_inputs else _with_weights(d, ones(d)) for d in data]
+    if subject.candidates is None:
+        data = [_with_weights(d, d.loss_fn_inputs["weights"].to_numpy().reshape(_targets(d))) for d in data]
     return {"data": data, "outputs": draw(strategies.outputs(subject, data))}
 
 

@@ -47,13 +47,21 @@ def datums(
 
 def outputs(loss: Any, data: Sequence[Datum]) -> st.SearchStrategy[OutputLists]:
     """What a model might say about `data`: every output that `loss` reads, float64, one tensor a datum."""
-    return st.fixed_dictionaries({name: _OUTPUTS[name](data) for name in as_subject(loss).outputs})
+    subject = as_subject(loss)
+    drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if subject.candidates else _OUTPUTS
+    return st.fixed_dictionaries({name: drawers[name](data) for name in subject.outputs})
 
 
 def logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     """[N] or [N, K] float64 log-probabilities of each datum's targets, in [-8, 0]."""
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) if _has_targets(d) else (rows(d),) for d in data]
     return _tensors(shapes, _log_probabilities)
+
+
+def candidate_logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
+    """[N, K] float64 log-probabilities of K different tokens a position: their probabilities add up to less than 1."""
+    shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) for d in data]
+    return _tensors(shapes, _log_probabilities).map(lambda drawn: [torch.from_numpy(_of_one(t.numpy())) for t in drawn])
 
 
 def preference_pairs(*, max_pairs: int = 3, max_length: int = 4) -> st.SearchStrategy[list[Datum]]:
@@ -79,9 +87,11 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
     lengths = [1 + byte % max_length for byte in draw(_bytes(count))]
     drawn: list[dict[str, np.ndarray]] = [{} for _ in lengths]
     columns = draw(st.sampled_from((None, None, 2))) if subject.takes_columns else None
+    columns = draw(st.sampled_from((3, 1, 2, 5))) if subject.candidates else columns
     if subject.reads_tokens:
         shapes = [(n,) if columns is None else (n, columns) for n in lengths]
-        for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, subject, shapes, masked), strict=True):
+        weighed = [(n,) for n in lengths] if subject.candidates else shapes
+        for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, subject, weighed, masked), strict=True):
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
             if weights is not None:
                 inputs["weights"] = weights
@@ -89,8 +99,11 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
         if wanted.required or draw(st.booleans()):
             wide = () if columns is None or not has_columns(wanted) else (columns,)
             shapes = [(n, *wide) if wanted.per == "token" else () for n in lengths]
-            for inputs, values in zip(drawn, _split(draw, shapes, _meaning(wanted.name, subject)), strict=True):
-                inputs[wanted.name] = values
+            values = _split(draw, shapes, _meaning(wanted.name, subject))
+            if wanted.name == subject.candidates:
+                values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
+            for inputs, array in zip(drawn, values, strict=True):
+                inputs[wanted.name] = array
     return [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]
 
 
@@ -155,6 +168,20 @@ def _log_probabilities(drawn: np.ndarray) -> np.ndarray:
     return -(drawn / 32)
 
 
+def _of_one(logprobs: np.ndarray) -> np.ndarray:
+    """Rows [N, K] as log-probabilities of K of the tokens of a vocabulary: one more token holds what is left."""
+    rest = np.zeros((len(logprobs), 1))
+    return logprobs - np.logaddexp.reduce(np.concatenate([logprobs, rest], axis=1), axis=1, keepdims=True)
+
+
+def _some_absent(logprobs: np.ndarray, drawn: bytes) -> np.ndarray:
+    """float32, the last candidate of about a fifth of the rows absent (-inf), never the only one."""
+    found = logprobs.astype(np.float32)
+    if found.shape[1] > 1:
+        found[np.frombuffer(drawn, dtype=np.uint8) % 5 == 4, -1] = -np.inf
+    return found
+
+
 def _either_sign(drawn: np.ndarray) -> np.ndarray:
     return np.where(drawn % 2 == 1, (drawn + 1) // 2, -(drawn // 2)) / 32
 
@@ -190,6 +217,9 @@ def _embeddings(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]] = {
     "logprobs": logprobs,
     "entropy": _entropies,
+    "logsumexp": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
+    "mean_logprobs": lambda data: _tensors([(rows(d),) for d in data], lambda drawn: -4 - drawn / 32),
+    "values": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
     "embeddings": _embeddings,
 }
 

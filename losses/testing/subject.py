@@ -30,11 +30,23 @@ EMBEDDING_WIDTH = 3
 class Subject:
     """A loss and what can be known about its data before any is drawn.
 
-    inputs: numbers that an input is drawn from, where its name does not tell what it means.
+    inputs: numbers that an input is drawn from, where its name does not tell what it means. claimed: laws of a family
+    that the loss is held to beside those it claims itself, with their settings.
     """
 
     loss: Loss | Mixture
     inputs: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    claimed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def claims(self) -> Mapping[str, Mapping[str, Any]]:
+        """{law: settings} of every law of a family that it must keep."""
+        return {**(self.only.spec.claims if self.only else {}), **self.claimed}
+
+    @cached_property
+    def candidates(self) -> str | None:
+        """The input that marks candidates as absent, in a loss over K candidates a position."""
+        return None if self.only is None else self.only.spec.candidates
 
     @cached_property
     def parts(self) -> tuple[Loss, ...]:
@@ -106,6 +118,8 @@ class Subject:
     def takes_columns(self) -> bool:
         """Whether [N, K] targets have a meaning: for losses per token that read nothing but (log-)probabilities."""
         only = self.only
+        if self.candidates is not None:
+            return True
         if only is None or only.spec.per != "token" or only.outputs != ("logprobs",) or only.spec.wants_weights:
             return False
         if not all(has_columns(one) or one.per == "datum" for one in only.spec.inputs):
@@ -155,7 +169,8 @@ class Subject:
             keys = {key: [0.5] for key in BATCH_STYLE_KEYS}
         keys = {key: [-0.5] if key.endswith("logprobs") else value for key, value in keys.items()}
         data = [datum_of(1, {"target_tokens": [0], "weights": [1.0], **keys}) for _ in range(n)]
-        plain = {"logprobs": [-0.5], "entropy": [0.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
+        plain: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
+        plain |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
         outputs = {name: [torch.tensor(plain[name]) for _ in range(n)] for name in self.outputs}
         return data, outputs
 
@@ -168,7 +183,9 @@ def terms(loss: Any, data: Sequence[Datum], outputs: OutputLists) -> tuple[Tenso
     """`loss.terms`, also of no datums at all, as a rank without data calls it: outputs of no rows, with a graph."""
     if data:
         return loss.terms(data, outputs)
-    shapes = {"embeddings": (0, EMBEDDING_WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {"embeddings": (0, EMBEDDING_WIDTH)}
+    if isinstance(loss, Loss) and loss.spec.candidates is not None:
+        shapes["logprobs"] = (0, 1)
     nothing: dict[str, Any] = {
         n: torch.zeros(shapes.get(n, (0,)), dtype=torch.float64, requires_grad=True) for n in loss.outputs
     }

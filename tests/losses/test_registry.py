@@ -72,7 +72,7 @@ def test_an_id_that_is_taken_is_refused_and_says_by_whom() -> None:
     with pytest.raises(DuplicateLossError) as caught:
         register_loss("ppo")(scaled)
     assert str(caught.value) == (
-        "'ppo' is registered already, by lossbook.losses.policy.ppo. Choose another id, or call unregister_loss('ppo') "
+        "'ppo' is registered already, by lossbook.losses.policy.clipped.ppo. Choose another id, or call unregister_loss('ppo') "
         "first, as when a notebook cell runs again"
     )
     assert get_loss("ppo").spec.function is not scaled
@@ -261,7 +261,7 @@ def test_a_card_holds_formula_inputs_settings_and_source() -> None:
     assert card.inputs["advantages"] == "one a token, required"
     assert card.inputs["clip_low_threshold"] == "one a token, optional"
     assert card.settings == {"clip_low": 0.8, "clip_high": 1.2, "reduction": "sum", "norm_length": None}
-    assert card.defined_in == "lossbook.losses.policy.ppo"
+    assert card.defined_in == "lossbook.losses.policy.clipped.ppo"
     assert "1707.06347" in card.source
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .registry import register_loss
+from ..registry import register_loss
 
 
 @register_loss("cross_entropy", per="token", reduction="sum", source="negative log-likelihood; Shannon 1948")

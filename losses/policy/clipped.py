@@ -1,15 +1,16 @@
-"""Policy-gradient losses: tokens that a policy sampled, an advantage each, and a ratio to the policy that sampled them."""
+"""Losses over the importance ratio itself, and PPO's pessimistic clip of it, token by token."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import stats
-from .config import LowerBound, NonNegative, Positive, UpperBound
-from .ratios import MAX_LOG_RATIO, KLEstimator, kl_estimate, ratio_stats, safe_ratio
-from .registry import register_loss
-from .stats import Stat
+from .. import stats
+from ..axes import Axes
+from ..config import LowerBound, NonNegative, Positive, UpperBound
+from ..ratios import MAX_LOG_RATIO, KLEstimator, kl_estimate, ratio_stats, safe_ratio
+from ..registry import register_loss
+from ..stats import Stat
 
 
 @register_loss(
@@ -40,6 +41,11 @@ def importance_sampling(
     per="token",
     reduction="sum",
     source="Schulman et al. 2017, arXiv:1707.06347 eq. 7; separate bounds: arXiv:2503.14476 eq. 8",
+    axes=Axes(ratio="token", clip="r within [clip_low, clip_high] where that is the smaller: no gradient beyond"),
+    claims={
+        "on_policy_is_reinforce": {},
+        "is_another_loss": {"own": {"clip_low": 0.0, "clip_high": 1e30}, "loss": "importance_sampling"},
+    },
 )
 def ppo(
     logprobs: Tensor,

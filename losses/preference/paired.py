@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from . import stats
-from .config import Positive, Smoothing
-from .packing import Seqs
-from .registry import register_loss
-from .stats import Stat
+from .. import stats
+from ..config import Positive, Smoothing
+from ..packing import Seqs
+from ..registry import register_loss
+from ..stats import Stat
 
 
 @register_loss(

@@ -1,22 +1,28 @@
-"""Embedding losses: one pooled vector a datum."""
+"""Contrastive losses in which the other datums of the batch are the negatives."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..datums.errors import ShapeError
-from . import stats
-from .config import Count, Positive
-from .registry import register_loss
-from .stats import Stat
+from ...datums.errors import ShapeError
+from .. import stats
+from ..config import Count, Positive
+from ..registry import register_loss
+from ..stats import Stat
 
 
-def _queries_and_documents(datums: int, config: Any) -> int:
+def _queries_and_documents(datums: int, config: Any, inputs: Mapping[str, Any]) -> int:
     return 2 * _pairs(datums, config.num_extra_negatives)
+
+
+def _query_with_document(datums: int, config: Any) -> list[list[int]]:
+    pairs = _pairs(datums, config.num_extra_negatives)
+    return [[i, pairs + i] for i in range(pairs)]
 
 
 def _pairs(datums: int, extra_negatives: int) -> int:
@@ -36,6 +42,7 @@ def _pairs(datums: int, extra_negatives: int) -> int:
     reduction="mean",
     source="van den Oord et al. 2018, arXiv:1807.03748 eq. 4; both directions: Radford et al. 2021, arXiv:2103.00020 fig. 3",
     units=_queries_and_documents,
+    partners=_query_with_document,
 )
 def info_nce(
     embeddings: Tensor, *, temperature: Positive = 0.02, num_extra_negatives: Count = 0

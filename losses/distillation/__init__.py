@@ -1,0 +1,1 @@
+"""Distillation losses: make a student's distribution that of a teacher."""

@@ -1,0 +1,16 @@
+"""The losses written a second time, in NumPy, sharing no code with the first; one module a family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import policy
+from .rows import Reference, evaluated
+
+FAMILIES = (policy,)
+#: A reference a loss, by id.
+REFERENCES: dict[str, Reference] = {name: found for family in FAMILIES for name, found in family.REFERENCES.items()}
+#: Settings beside the defaults under which a loss is compared, by id.
+VARIANTS: dict[str, list[dict[str, Any]]] = {name: v for family in FAMILIES for name, v in family.VARIANTS.items()}
+
+__all__ = ["REFERENCES", "VARIANTS", "Reference", "evaluated"]

@@ -1,0 +1,78 @@
+"""A law of a family, once claimed, is held: each fails, by name, on a loss that breaks it, and is skipped where unclaimed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from torch.nn.functional import logsigmoid
+
+from lossbook.losses import safe_ratio
+from lossbook.losses.testing import check_loss
+from lossbook.losses.testing.claims import CHECKS
+
+from .cases import loss_of
+
+
+def half_a_gradient(logprobs, sampling_logprobs, advantages):
+    """A forgotten factor."""
+    return -0.5 * safe_ratio(logprobs, sampling_logprobs) * advantages
+
+
+def clipped_at_a_constant(logprobs, sampling_logprobs, advantages, *, clip_high: float = 1.2):
+    """The bound that its setting opens is not the bound that it uses."""
+    return -safe_ratio(logprobs, sampling_logprobs).clamp(max=1.2) * advantages + 0 * clip_high
+
+
+def scaled_preference(logprobs, ref_logprobs, seqs, *, beta: float = 0.1):
+    """Twice the loss of a pair."""
+    chosen, rejected = seqs.pairs(beta * seqs.sum(logprobs - ref_logprobs))
+    return -2 * logsigmoid(chosen - rejected)
+
+
+#: Loss, how it is registered, the law that it claims and breaks, what the message must say.
+BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
+    (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
+    (
+        clipped_at_a_constant,
+        {"per": "token"},
+        {"is_another_loss": {"own": {"clip_high": 1e30}, "loss": "importance_sampling"}},
+        "when computed as importance_sampling",
+    ),
+    (
+        scaled_preference,
+        {"per": "pair"},
+        {"value_at_reference": {"value": math.log(2)}},
+        "while policy and reference agree",
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "registration", "claims", "message"), BROKEN, ids=[b[0].__name__ for b in BROKEN])
+def test_a_claimed_law_that_is_broken_is_named(
+    function: Any, registration: dict[str, Any], claims: dict[str, dict[str, Any]], message: str
+) -> None:
+    loss = loss_of(function, claims=claims, **registration)
+    (law,) = claims
+    report = check_loss(loss, checks=[law], on_fail="report")
+    assert report[law].status == "failed"
+    assert message in report[law].message
+    assert f"run_check(\n    {law!r}" in report[law].reproducer
+
+
+def test_every_law_of_a_family_has_a_loss_that_breaks_it() -> None:
+    assert {law for _, _, claims, _ in BROKEN for law in claims} == {check.name for check in CHECKS}
+
+
+def test_a_law_that_is_not_claimed_is_skipped() -> None:
+    report = check_loss(half_a_gradient, checks=["on_policy_is_reinforce"])
+    assert report["on_policy_is_reinforce"].status == "skipped"
+
+
+def test_a_bare_function_is_held_to_the_laws_that_the_caller_names() -> None:
+    report = check_loss(
+        half_a_gradient, checks=["on_policy_is_reinforce"], laws={"on_policy_is_reinforce": {}}, on_fail="report"
+    )
+    assert report["on_policy_is_reinforce"].status == "failed"
+    assert "law={}" in report["on_policy_is_reinforce"].reproducer

@@ -1,0 +1,77 @@
+"""Every loss equals its second, independent version in NumPy: value and gradient, in float64, on drawn data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lossbook import describe_loss, get_loss, list_losses
+from lossbook.losses import REDUCTIONS
+from lossbook.losses.testing import strategies
+
+from . import reference
+from .test_reference import INPUTS
+
+TOLERANCE = 1e-9
+#: Losses that need a setting; numbers of no meaning.
+NEEDED: dict[str, dict[str, Any]] = {}
+#: Losses with a reference of their own in test_reference.py, whose gradients are worked by hand.
+BY_HAND = {*INPUTS, "dpo", "info_nce"}
+
+
+def cases() -> list[Any]:
+    """(name, settings): the defaults, the variants of the family, and every other reduction."""
+    found = []
+    for name in reference.REFERENCES:
+        card = describe_loss(name)
+        variants = [{}, *reference.VARIANTS.get(name, [])]
+        variants += [{"reduction": other} for other in REDUCTIONS[card.per] if other != card.reduction]
+        for variant in variants:
+            given_settings = {**NEEDED.get(name, {}), **variant}
+            reduction = given_settings.get("reduction", card.reduction)
+            if reduction == "seq-mean-token-sum-norm":
+                given_settings.setdefault("norm_length", 7)
+            elif "norm_length" in given_settings:
+                del given_settings["norm_length"]
+            shown = ",".join(f"{key}={value}" for key, value in given_settings.items())
+            found.append(pytest.param(name, given_settings, id=f"{name}({shown})"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "config"), cases())
+@given(data=st.data())
+@settings(max_examples=15)
+def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data: st.DataObject) -> None:
+    loss = get_loss(name, **config)
+    drawn = data.draw(strategies.datums(loss))
+    outputs = data.draw(strategies.outputs(loss, drawn))
+    expected, slopes = reference.evaluated(
+        reference.REFERENCES[name],
+        drawn,
+        {key: [t.numpy() for t in tensors] for key, tensors in outputs.items()},
+        per=loss.spec.per,
+        candidates=loss.spec.candidates,
+        reduction=loss.reduction,
+        norm_length=loss.norm_length,
+        **loss.settings,
+    )
+    leaves = {key: [t.clone().requires_grad_() for t in tensors] for key, tensors in outputs.items()}
+    value, _ = loss(drawn, leaves)
+    assert float(value.detach()) == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
+    flat = [leaf for tensors in leaves.values() for leaf in tensors]
+    found = torch.autograd.grad(value, flat, allow_unused=True)
+    wanted = [slope for gradients in slopes.values() for slope in gradients]
+    for leaf, gradient, slope in zip(flat, found, wanted, strict=True):
+        own = np.zeros(leaf.shape) if gradient is None else gradient.numpy()
+        np.testing.assert_allclose(own, slope, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_every_loss_that_ships_has_a_numpy_version() -> None:
+    shipped = {name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.losses.")}
+    missing = shipped - set(reference.REFERENCES) - BY_HAND
+    assert not missing, f"write {', '.join(sorted(missing))} a second time in tests/losses/reference/"
