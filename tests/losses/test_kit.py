@@ -159,7 +159,7 @@ def test_a_bare_function_passes_every_check() -> None:
     report = check_loss(a_loss)
     assert report.passed
     assert {result.status for result in report} == {"passed"}
-    assert [result.check for result in report] == [check.name for check in CHECKS]
+    assert [result.check for result in report] == [check.name for check in CHECKS if check not in claims.CHECKS]
 
 
 @pytest.mark.parametrize(
