@@ -1,0 +1,37 @@
+"""What a comparison with another library's own code consists of; `cases_*.py` beside this hold them, `test_parity.py` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One loss against one function of an installed release of another library.
+
+    loss, settings: ours. peer: the dotted name of theirs, with its settings. package: the distribution it comes from.
+    differences: () -> (of the value, of the gradient): the largest absolute differences, in float64 where the peer allows.
+    note: why the difference is what it is, or which of the peer's options were set to make both the same loss.
+    """
+
+    loss: str
+    peer: str
+    package: str
+    differences: Callable[[], tuple[float, float]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-9
+    note: str = ""
+
+    @property
+    def id(self) -> str:
+        """What the test is called."""
+        shown = ",".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.loss}({shown}) is {self.package}'s {self.peer}"
+
+    @property
+    def version(self) -> str:
+        """The installed release."""
+        return version(self.package)
