@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossbook import Datum, ModelInput, get_loss, register_loss, unregister_loss
+from lossbook import Datum, ModelInput, describe_loss, get_loss, list_losses, register_loss, unregister_loss
+
+#: Settings that a loss cannot do without, by id; numbers of no meaning.
+NEEDED: dict[str, dict[str, Any]] = {}
 
 #: With everything that any loss per token reads.
 FULL: dict[str, Any] = {
@@ -17,6 +20,21 @@ FULL: dict[str, Any] = {
     "advantages": [1.0, -1.0, 0.5],
     "weights": [0.0, 1.0, 1.0],
 }
+
+
+def shipped() -> list[str]:
+    """The ids of lossbook's own losses."""
+    return [name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.losses.")]
+
+
+def with_needed(name: str, **config: Any) -> Any:
+    """The loss, with the settings it cannot do without unless `config` has others."""
+    needed = dict(NEEDED.get(name, {}))
+    if "reduction" in config:
+        needed.pop("norm_length", None)
+    if config.get("reduction") == "seq-mean-token-sum-norm":
+        needed["norm_length"] = 7
+    return get_loss(name, **{**needed, **config})
 
 
 def datum(targets: int | Sequence[Any] = 3, **inputs: Any) -> Datum:

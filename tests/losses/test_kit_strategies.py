@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from lossbook import Datum, get_loss, list_losses
 from lossbook.losses.testing import strategies
 
+from .cases import with_needed
+
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -20,7 +22,7 @@ few = settings(max_examples=15, deadline=None, suppress_health_check=list(Health
 @given(data=st.data())
 @few
 def test_drawn_data_is_data_that_the_loss_takes(name: str, data: st.DataObject) -> None:
-    loss = get_loss(name)
+    loss = with_needed(name)
     drawn = data.draw(strategies.datums(loss))
     outputs = data.draw(strategies.outputs(loss, drawn))
     assert not loss.check(drawn, strict=True).is_zero

@@ -10,16 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossbook import describe_loss, get_loss, list_losses
+from lossbook import describe_loss
 from lossbook.losses import REDUCTIONS
 from lossbook.losses.testing import strategies
 
 from . import reference
+from .cases import shipped, with_needed
 from .test_reference import INPUTS
 
 TOLERANCE = 1e-9
-#: Losses that need a setting; numbers of no meaning.
-NEEDED: dict[str, dict[str, Any]] = {}
 #: Losses with a reference of their own in test_reference.py, whose gradients are worked by hand.
 BY_HAND = {*INPUTS, "dpo", "info_nce"}
 
@@ -32,14 +31,8 @@ def cases() -> list[Any]:
         variants = [{}, *reference.VARIANTS.get(name, [])]
         variants += [{"reduction": other} for other in REDUCTIONS[card.per] if other != card.reduction]
         for variant in variants:
-            given_settings = {**NEEDED.get(name, {}), **variant}
-            reduction = given_settings.get("reduction", card.reduction)
-            if reduction == "seq-mean-token-sum-norm":
-                given_settings.setdefault("norm_length", 7)
-            elif "norm_length" in given_settings:
-                del given_settings["norm_length"]
-            shown = ",".join(f"{key}={value}" for key, value in given_settings.items())
-            found.append(pytest.param(name, given_settings, id=f"{name}({shown})"))
+            shown = ",".join(f"{key}={value}" for key, value in variant.items())
+            found.append(pytest.param(name, variant, id=f"{name}({shown})"))
     return found
 
 
@@ -47,7 +40,7 @@ def cases() -> list[Any]:
 @given(data=st.data())
 @settings(max_examples=15)
 def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data: st.DataObject) -> None:
-    loss = get_loss(name, **config)
+    loss = with_needed(name, **config)
     drawn = data.draw(strategies.datums(loss))
     outputs = data.draw(strategies.outputs(loss, drawn))
     expected, slopes = reference.evaluated(
@@ -72,6 +65,5 @@ def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data
 
 
 def test_every_loss_that_ships_has_a_numpy_version() -> None:
-    shipped = {name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.losses.")}
-    missing = shipped - set(reference.REFERENCES) - BY_HAND
+    missing = set(shipped()) - set(reference.REFERENCES) - BY_HAND
     assert not missing, f"write {', '.join(sorted(missing))} a second time in tests/losses/reference/"
