@@ -107,7 +107,7 @@ def grpo(
     metrics = {"clip_fraction": stats.mean(clipped), **ratio_stats(logprobs, sampling_logprobs)}
     if ref_logprobs is None:  # the metric stays, as a mean of nothing: a rank without data knows no reference either
         return losses, {**metrics, "ref_kl": stats.mean(logprobs.new_zeros(0))}
-    divergence = kl_estimate(logprobs, ref_logprobs, kl_estimator)
+    divergence = kl_estimate(logprobs, ref_logprobs, kl_estimator, sampling_logprobs)
     return losses + kl_coefficient * divergence, {**metrics, "ref_kl": stats.mean(divergence)}
 
 

@@ -86,7 +86,7 @@ def card_of(function: Callable[..., Any]) -> LossCard:
         pytest.param(
             "grpo",
             {"kl_estimator": "k4"},
-            "grpo: kl_estimator='k4': input should be 'k1', 'k2' or 'k3'.",
+            "grpo: kl_estimator='k4': input should be 'k1', 'k2', 'k3', 'abs', 'k1+', 'k3+' or 'k3-corrected'.",
             id="none of the choices",
         ),
         pytest.param(

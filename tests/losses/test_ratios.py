@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from lossbook import kl_estimate, safe_ratio
 from lossbook.losses import capped_log_ratio, ratio_stats
+from lossbook.losses.ratios import KLEstimator as Estimator
 
-Estimator = Literal["k1", "k2", "k3"]
 logits = st.lists(st.floats(-4, 4), min_size=5, max_size=5)
 
 
@@ -60,10 +59,38 @@ def test_the_capped_log_ratio_is_the_difference_within_its_cap() -> None:
         pytest.param("k3", -0.5, math.exp(0.5) - 1.5, 1 - math.exp(0.5), id="k3: steeper where it fell"),
         pytest.param("k3", 0.0, 0.0, 0.0, id="k3: zero, and flat, where both agree"),
         pytest.param("k3", -25.0, math.exp(20) - 21, 0.0, id="k3: held at 20 nats, without a gradient"),
+        pytest.param("abs", 0.5, 0.5, 1.0, id="abs: the distance, down by one where the policy rose"),
+        pytest.param("abs", -0.5, 0.5, -1.0, id="abs: up by one where it fell"),
+        pytest.param("abs", 0.0, 0.0, 0.0, id="abs: no push where both agree"),
+        pytest.param("k1+", 0.5, 0.5, 0.5, id="k1+: the value of k1, the gradient of k2"),
+        pytest.param("k1+", -25.0, -25.0, -25.0, id="k1+: not capped"),
+        pytest.param("k3+", 0.5, math.exp(-0.5) - 0.5, 0.5, id="k3+: the value of k3, the gradient of k2"),
+        pytest.param("k3+", -25.0, math.exp(20) - 21, -25.0, id="k3+: its value held at 20 nats, its gradient not"),
+        pytest.param("k3-corrected", 0.5, math.exp(-0.5) - 0.5, 0.5, id="k3-corrected on policy: k3 and k2's gradient"),
+        pytest.param("k3-corrected", -0.5, math.exp(0.5) - 1.5, -0.5, id="k3-corrected on policy, where it fell"),
     ],
 )
 def test_a_kl_estimate_is_its_formula(estimator: Estimator, difference: float, value: float, slope: float) -> None:
     assert with_slope(difference, estimator) == pytest.approx((value, slope))
+
+
+@pytest.mark.parametrize(
+    ("drift", "difference", "value", "slope"),
+    [
+        pytest.param(math.log(2), 0.5, 2 * (math.exp(-0.5) - 0.5), 2 * 0.5, id="twice as likely as it was sampled"),
+        pytest.param(-math.log(2), 0.5, 0.5 * (math.exp(-0.5) - 0.5), 0.5 * 0.5, id="half as likely"),
+        pytest.param(25.0, 0.5, math.exp(20) * (math.exp(-0.5) - 0.5), None, id="a ratio past the cap: held"),
+    ],
+)
+def test_the_corrected_estimate_weighs_another_samplers_token_by_its_ratio(
+    drift: float, difference: float, value: float, slope: float | None
+) -> None:
+    # Slope of r k3: r (k3 + 1 - exp(-d)) = r d. Past the cap r has none and only k3's is left.
+    slope = math.exp(20) * (1 - math.exp(-0.5)) if slope is None else slope
+    logprob = torch.tensor([-4.0], dtype=torch.float64, requires_grad=True)
+    found = kl_estimate(logprob, logprob.detach() - difference, "k3-corrected", logprob.detach() - drift)
+    (gradient,) = torch.autograd.grad(found.sum(), logprob)
+    assert (float(found.detach()), float(gradient)) == pytest.approx((value, slope))
 
 
 @given(difference=st.floats(-1e4, 1e4))
@@ -92,7 +119,7 @@ def exact_kl(first: Tensor, second: Tensor) -> Tensor:
 def test_expected_over_the_policy_k1_and_k3_are_the_kl_divergence(own: list[float], other: list[float]) -> None:
     policy, reference = (torch.tensor(x, dtype=torch.float64).log_softmax(0) for x in (own, other))
     divergence = float(exact_kl(policy, reference))
-    for estimator in ("k1", "k3"):
+    for estimator in ("k1", "k3", "k1+", "k3+", "k3-corrected"):
         expected = float((policy.exp() * kl_estimate(policy, reference, estimator)).sum())
         assert expected == pytest.approx(divergence, abs=1e-9), estimator
 
@@ -103,6 +130,9 @@ def test_expected_over_the_policy_k1_and_k3_are_the_kl_divergence(own: list[floa
         pytest.param("k1", "nothing", id="k1: zero, so as a loss it does not pull at all"),
         pytest.param("k2", "KL(policy || reference)", id="k2: that of the reverse KL"),
         pytest.param("k3", "KL(reference || policy)", id="k3: that of the forward KL"),
+        pytest.param("k1+", "KL(policy || reference)", id="k1+: that of the reverse KL"),
+        pytest.param("k3+", "KL(policy || reference)", id="k3+: that of the reverse KL"),
+        pytest.param("k3-corrected", "KL(policy || reference)", id="k3-corrected: that of the reverse KL"),
     ],
 )
 @given(own=logits, other=logits)
@@ -123,6 +153,21 @@ def test_the_expected_gradient_of_an_estimate(
     (found,) = torch.autograd.grad(sampled, parameters, retain_graph=True)
     (expected,) = torch.autograd.grad(target, parameters)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@given(own=logits, sampler=logits, other=logits)
+@settings(max_examples=20)
+def test_expected_over_another_sampler_the_corrected_estimate_is_the_kl_and_its_gradient(
+    own: list[float], sampler: list[float], other: list[float]
+) -> None:
+    parameters = torch.tensor(own, dtype=torch.float64, requires_grad=True)
+    policy = parameters.log_softmax(0)
+    sampling, reference = (torch.tensor(x, dtype=torch.float64).log_softmax(0) for x in (sampler, other))
+    found = (sampling.exp() * kl_estimate(policy, reference, "k3-corrected", sampling)).sum()
+    expected = exact_kl(policy, reference)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    slopes = (torch.autograd.grad(x, parameters, retain_graph=True)[0] for x in (found, expected))
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-9)
 
 
 def test_ratio_stats_say_how_far_the_policy_has_moved() -> None:
