@@ -4,6 +4,7 @@ from . import distillation, embedding, policy, preference, stats, supervised, va
 from .axes import Axes
 from .cards import LossCard, describe_loss
 from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
+from .embedding import matryoshka
 from .loss import Loss, LossLike
 from .mixture import Mixture
 from .outputs import Outputs
@@ -39,6 +40,7 @@ __all__ = [
     "get_loss",
     "kl_estimate",
     "list_losses",
+    "matryoshka",
     "plugin_errors",
     "policy",
     "preference",

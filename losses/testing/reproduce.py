@@ -42,6 +42,8 @@ def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
         own = module.partition(".")[0] == __name__.partition(".")[0] or module == "__main__"
         imports = "" if own else f"import {module}  # registers {loss.name!r}\n"
         return imports, f"get_loss({loss.name!r}{settings})"
+    if (made_by := getattr(function, "made_by", None)) is not None:  # by a wrapper: (import lines, expression)
+        return made_by[0], f"get_loss({made_by[1]}{settings})"
     name = getattr(function, "__name__", type(function).__name__).strip("<>")
     imports = f"from {function.__module__} import {name}\n"
     if not _is_importable(function):

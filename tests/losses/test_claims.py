@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from torch.nn.functional import logsigmoid
 
 from lossbook.losses import safe_ratio
@@ -31,6 +32,21 @@ def scaled_preference(logprobs, ref_logprobs, seqs, *, beta: float = 0.1):
     return -2 * logsigmoid(chosen - rejected)
 
 
+def longer_is_dearer(embeddings):
+    """Forgets to normalise."""
+    return embeddings.square().sum(1)
+
+
+def prefers_the_first_axis(embeddings):
+    """Looks at one coordinate by itself."""
+    return embeddings[:, 0] / torch.linalg.vector_norm(embeddings, dim=1)
+
+
+def drops_at_random(embeddings):
+    """Draws anew each time it is called."""
+    return embeddings.sum(1) * torch.rand(len(embeddings), dtype=embeddings.dtype)
+
+
 #: Loss, how it is registered, the law that it claims and breaks, what the message must say.
 BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
     (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
@@ -46,6 +62,9 @@ BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
         {"value_at_reference": {"value": math.log(2)}},
         "while policy and reference agree",
     ),
+    (longer_is_dearer, {"per": "datum"}, {"scale_invariance": {}}, "when the embeddings were multiplied by"),
+    (prefers_the_first_axis, {"per": "datum"}, {"rotation_invariance": {}}, "when all embeddings were turned alike"),
+    (drops_at_random, {"per": "datum"}, {"grad_cache_is_full_batch": {}}, "in two passes"),
 ]
 
 

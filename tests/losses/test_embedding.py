@@ -105,3 +105,49 @@ def test_only_extra_negatives_are_nothing_to_train_on() -> None:
 def test_embeddings_of_different_widths_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"^embeddings differ in shape: \[\[2\], \[3\]\]$"):
         get_loss("info_nce")(texts(2), [torch.ones(2), torch.ones(3)])
+
+
+def documents(*ids: int) -> list[Datum]:
+    return [Datum(ModelInput.from_ints([1, 2]), {"document_id": i}) for i in ids]
+
+
+def test_the_twin_of_a_document_is_a_false_negative_unless_ids_tell() -> None:
+    # Two queries with one and the same document: without ids each is half wrong whatever it does.
+    rows = [[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.6, 0.8]]
+    loss = get_loss("info_nce", temperature=1.0)
+    _, _, metrics = evaluated(loss, texts(4), rows)
+    assert metrics["query_to_document"] == pytest.approx(math.log(2))
+    value, gradients, metrics = evaluated(loss, documents(7, 7, 7, 7), rows)
+    assert value == 0
+    assert_rows_equal(gradients, [[0, 0]] * 4, 0)
+    assert metrics["masked_duplicates"] == 2
+    assert metrics["in_batch_recall_at_1"] == 1
+
+
+def test_an_extra_negative_that_is_the_document_of_one_query_stays_a_negative_of_the_other() -> None:
+    rows = [*PLANE, [0.8, 0.6]]  # the extra is document 1
+    loss = get_loss("info_nce", temperature=1.0, num_extra_negatives=1)
+    _, _, metrics = evaluated(loss, documents(1, 2, 1, 2, 1), rows)
+    first = math.log(math.exp(0.8) + 1) - 0.8
+    second = math.log(2 * math.exp(0.96) + math.exp(0.8)) - 0.8
+    assert metrics["query_to_document"] == pytest.approx((first + second) / 2)
+    assert metrics["masked_duplicates"] == 1
+    assert metrics["negative_similarity"] == pytest.approx((0 + 0.96 + 0.96) / 3)
+
+
+def test_ids_that_float32_cannot_tell_apart_are_told_apart() -> None:
+    ids = (2**24, 2**24 + 1)
+    value, _, metrics = evaluated(get_loss("info_nce", temperature=1.0), documents(*ids, *ids), PLANE)
+    assert metrics["masked_duplicates"] == 0
+    assert value == evaluated(get_loss("info_nce", temperature=1.0), texts(4), PLANE)[0]
+
+
+def test_collapsed_embeddings_show_in_the_metrics() -> None:
+    _, _, metrics = evaluated(get_loss("info_nce"), texts(8), [[0.6, 0.8]] * 8)
+    assert metrics["in_batch_recall_at_1"] == 0, "a tie finds nothing"
+    assert metrics["positive_similarity"] == pytest.approx(1)
+    assert metrics["negative_similarity"] == pytest.approx(1)
+
+
+def test_it_is_known_as_contrastive_too() -> None:
+    assert get_loss("contrastive").name == "info_nce"

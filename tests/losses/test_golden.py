@@ -175,5 +175,8 @@ def test_info_nce_of_two_pairs_in_the_plane() -> None:
             "in_batch_recall_at_1": 0.5,  # the second query is nearer to the first document
             "query_to_document": sum(to_documents) / 2,
             "document_to_query": sum(to_queries) / 2,
+            "positive_similarity": 0.8,
+            "negative_similarity": 0.96 / 2,
+            "masked_duplicates": 0.0,
         }
     )

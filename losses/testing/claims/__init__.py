@@ -8,9 +8,9 @@ given to the kit, `check_loss(my_function, laws={"on_policy_is_reinforce": {}})`
 
 from __future__ import annotations
 
-from . import policy, preference
+from . import embedding, policy, preference
 
 #: Every law that a loss may claim.
-CHECKS = (*policy.CHECKS, *preference.CHECKS)
+CHECKS = (*embedding.CHECKS, *policy.CHECKS, *preference.CHECKS)
 
-__all__ = ["CHECKS", "policy", "preference"]
+__all__ = ["CHECKS", "embedding", "policy", "preference"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import policy
+from . import embedding, policy
 from .rows import Reference, evaluated
 
-FAMILIES = (policy,)
+FAMILIES = (
+    embedding,
+    policy,
+)
 #: A reference a loss, by id.
 REFERENCES: dict[str, Reference] = {name: found for family in FAMILIES for name, found in family.REFERENCES.items()}
 #: Settings beside the defaults under which a loss is compared, by id.

@@ -1,0 +1,103 @@
+"""Embeddings whose first coordinates are embeddings too: any embedding loss, at several lengths at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...datums.errors import LossConfigError, LossContractError, ShapeError
+from .. import stats
+from ..loss import Loss
+from ..mixture import Mixture
+from ..registry import get_loss, is_registered
+from ..stats import Stat
+
+#: Laws of a loss that hold of its sum over lengths too; turning the whole space moves what its first coordinates hold.
+KEPT_LAWS = ("scale_invariance", "grad_cache_is_full_batch")
+
+
+def matryoshka(
+    loss: str | Loss | Callable[..., Any], *, dims: Sequence[int], weights: Sequence[float] | None = None, **config: Any
+) -> Loss:
+    """Σ_d weight_d loss(the first d coordinates), after Kusupati et al. 2022, arXiv:2205.13147 eq. 1.
+
+        training.forward_backward(datums, matryoshka("info_nce", dims=(768, 256, 64)))
+
+    loss: an id, a function or a `Loss` over `embeddings`; `config` are its settings, which remain settings of the result.
+    A loss over cosines normalises each length anew. dims: how many coordinates, in ascending or descending order. The whole
+    width is only trained where it is among them. weights: one a length, 1 unless given; they need not add up to 1.
+
+    Metrics are named `dim_64/<metric>`, beside `dim_64/loss`, each length's own value before its weight. What belongs
+    together, the reduction and the denominator are those of the loss.
+
+    Raises LossContractError for a loss that reads no embeddings, LossConfigError for dims or weights that make no sense,
+    and, at the first forward, ShapeError for more coordinates than the embeddings have.
+    """
+    base = get_loss(loss, **config)
+    if isinstance(base, Mixture):
+        raise LossContractError("matryoshka takes one loss, not a mixture: wrap its parts, and mix those")
+    if base.spec.is_batch_style or "embeddings" not in base.outputs:
+        raise LossContractError(f"matryoshka cuts `embeddings` short, but {base.name} reads {', '.join(base.outputs)}")
+    lengths, shares = _checked(dims, weights)
+    spec = base.spec
+    name = f"matryoshka({spec.name},{'+'.join(map(str, lengths))})"
+    place = spec.parameters.index("embeddings")
+
+    def at_every_length(*arguments: Any, **settings: Any) -> tuple[Tensor, dict[str, Stat]]:
+        embeddings = arguments[place]
+        _check_width(embeddings, lengths, name)
+        total = 0.0
+        found: dict[str, Stat] = {}
+        for length, share in zip(lengths, shares, strict=True):
+            short = (*arguments[:place], embeddings[:, :length], *arguments[place + 1 :])
+            returned = spec.function(*short, **settings)
+            values, metrics = returned if isinstance(returned, tuple) else (returned, {})
+            total = total + share * values
+            found[f"dim_{length}/loss"] = stats.mean(values)
+            found |= {f"dim_{length}/{key}": stat for key, stat in metrics.items()}
+        return torch.as_tensor(total), found
+
+    if is_registered(spec.function):
+        at_every_length.made_by = _source(spec.name, lengths, shares)  # type: ignore[attr-defined]
+    claims = {law: spec.claims[law] for law in KEPT_LAWS if law in spec.claims}
+    given = {key: getattr(base.config, key) for key in base.config.model_fields_set}
+    return Loss(replace(spec, name=name, function=at_every_length, claims=claims, aliases=(), differs={}), given)
+
+
+def _checked(dims: Sequence[int], weights: Sequence[float] | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    lengths = tuple(dims)
+    if not lengths or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in lengths):
+        raise LossConfigError(f"matryoshka: dims={dims!r}: they are numbers of coordinates, such as (768, 256, 64)")
+    steps = [b - a for a, b in pairwise(lengths)]
+    if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
+        ordered = tuple(sorted(set(lengths), reverse=True))
+        raise LossConfigError(
+            f"matryoshka: dims={dims!r} are neither ascending nor descending, or one stands twice. Did you mean {ordered}?"
+        )
+    shares = tuple(1.0 for _ in lengths) if weights is None else tuple(float(w) for w in weights)
+    if len(shares) != len(lengths):
+        raise LossConfigError(f"matryoshka: {len(shares)} weights for {len(lengths)} dims: give one weight a dimension")
+    if any(not 0 < share < float("inf") for share in shares):
+        raise LossConfigError(f"matryoshka: weights={weights!r}: each is positive; leave out a dimension that has none")
+    return lengths, shares
+
+
+def _check_width(embeddings: Tensor, lengths: Sequence[int], name: str) -> None:
+    """Of no embeddings at all the width is not known, and does not matter."""
+    width = embeddings.shape[1]
+    if len(embeddings) and max(lengths) > width:
+        raise ShapeError(
+            f"{name} wants the first {max(lengths)} coordinates, but these embeddings have {width}. Set dims to {width} at "
+            "most"
+        )
+
+
+def _source(name: str, lengths: Sequence[int], shares: Sequence[float]) -> tuple[str, str]:
+    """(import lines, expression) with which a reproducer makes it again."""
+    weights = "" if all(share == 1 for share in shares) else f", weights={tuple(shares)!r}"
+    return "from lossbook import matryoshka\n", f"matryoshka({name!r}, dims={tuple(lengths)!r}{weights})"

@@ -1,0 +1,73 @@
+"""Losses over labelled pairs of texts, each pair alone: datums 2i and 2i+1."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import relu
+
+from .. import stats
+from ..config import NonNegative
+from ..packing import Seqs
+from ..registry import register_loss
+from ..signature import PerDatum
+from ..stats import Stat
+from .layout import Distance, cosine, distance_between, mean_where
+
+
+@register_loss(
+    "contrastive_pairs",
+    per="pair",
+    reduction="pair-mean",
+    source="Hadsell, Chopra & LeCun 2006, Dimensionality Reduction by Learning an Invariant Mapping, eq. 4",
+    differs={
+        "Sentence Transformers": "ContrastiveLoss: its euclidean distance adds 1e-6 to every coordinate's difference."
+    },
+    claims={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
+)
+def contrastive_pairs(
+    embeddings: Tensor, label: PerDatum, seqs: Seqs, *, margin: NonNegative = 0.5, distance: Distance = "cosine"
+) -> tuple[Tensor, dict[str, Stat]]:
+    """½ (y d² + (1 - y) max(0, margin - d)²), where d is the distance between a pair's embeddings and y its label.
+
+    embeddings   [N, D]  unitless  datums 2i and 2i+1 are a pair
+    label        [N]     unitless  1: the two mean the same; 0: they do not
+    returns      [N/2]   unitless  one loss a pair
+
+    d is 1 - cosine, or the euclidean distance. A pair's label is that of its first datum; `labels_disagree` counts pairs
+    whose second datum says otherwise. A pair of different meaning has no gradient from the margin on;
+    `negative_distance` shows when all are there. Labels between 0 and 1 weigh the two terms.
+    """
+    first, second = seqs.pairs(embeddings)
+    same, same_again = seqs.pairs(label)
+    apart = distance_between(first, second, distance)
+    losses = 0.5 * (same * apart.square() + (1 - same) * relu(margin - apart).square())
+    return losses, {
+        "positive_distance": mean_where(same > 0.5, apart),
+        "negative_distance": mean_where(same <= 0.5, apart),
+        "labels_disagree": stats.sum(same != same_again),
+    }
+
+
+@register_loss(
+    "cosine_similarity",
+    per="pair",
+    reduction="pair-mean",
+    source="Reimers & Gurevych 2019, arXiv:1908.10084 section 3, regression objective",
+    claims={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
+)
+def cosine_similarity(embeddings: Tensor, label: PerDatum, seqs: Seqs) -> tuple[Tensor, dict[str, Stat]]:
+    """(cos(a, b) - y)², where a and b are a pair's embeddings and y the similarity they should have.
+
+    embeddings   [N, D]  unitless  datums 2i and 2i+1 are a pair
+    label        [N]     unitless  wanted cosine, from -1 to 1: divide scores from 0 to 5 by 5
+    returns      [N/2]   unitless  one loss a pair
+
+    A pair's label is that of its first datum; `labels_disagree` counts pairs whose second datum says otherwise.
+    """
+    first, second = seqs.pairs(embeddings)
+    wanted, wanted_again = seqs.pairs(label)
+    found = cosine(first, second)
+    return (found - wanted).square(), {
+        "similarity": stats.mean(found),
+        "labels_disagree": stats.sum(wanted != wanted_again),
+    }
