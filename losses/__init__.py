@@ -1,6 +1,6 @@
 """Losses: the registry, the protocol, reductions, and the loss functions themselves."""
 
-from . import distillation, embedding, policy, preference, stats, supervised, value
+from . import advantages, distillation, embedding, policy, preference, returns, stats, supervised, value
 from .axes import Axes
 from .cards import LossCard, describe_loss
 from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
@@ -33,6 +33,7 @@ __all__ = [
     "Seqs",
     "Stat",
     "UpperBound",
+    "advantages",
     "capped_log_ratio",
     "describe_loss",
     "distillation",
@@ -46,6 +47,7 @@ __all__ = [
     "preference",
     "ratio_stats",
     "register_loss",
+    "returns",
     "safe_ratio",
     "stats",
     "supervised",

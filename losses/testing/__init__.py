@@ -19,8 +19,9 @@ prints the smallest example it found as Python source that fails again when past
         check(loss)
 
 A check that a loss breaks for a reason is excused by name: `expected_failed_checks={"gradient": "straight-through"}`;
-an excuse that is no longer needed is a failure. `strategies` draws datums for tests of your own, and `plugin` adds a
-fixture `check_loss` and the option `--lossbook-profile`. Needs the extra `lossbook[testing]` (hypothesis).
+an excuse that is no longer needed is a failure. `check_advantages` and `check_kl_estimator` hold what goes beside a loss to
+its laws. `strategies` draws datums for tests of your own, and `plugin` adds a fixture `check_loss` and the option
+`--lossbook-profile`. Needs the extra `lossbook[testing]` (hypothesis).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import strategies
+    from .advantage_laws import check_advantages
     from .checking import CHECKS, check_loss, parametrize_with_checks, run_check
+    from .kl_laws import check_kl_estimator
     from .report import CheckResult, Report
 
 #: Where each public name lives. Loaded on first use: a plug-in or a report needs no hypothesis.
@@ -38,6 +41,8 @@ _HOMES = {
     "CHECKS": "checking",
     "CheckResult": "report",
     "Report": "report",
+    "check_advantages": "advantage_laws",
+    "check_kl_estimator": "kl_laws",
     "check_loss": "checking",
     "parametrize_with_checks": "checking",
     "run_check": "checking",
@@ -48,6 +53,8 @@ __all__ = [
     "CHECKS",
     "CheckResult",
     "Report",
+    "check_advantages",
+    "check_kl_estimator",
     "check_loss",
     "parametrize_with_checks",
     "run_check",

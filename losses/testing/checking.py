@@ -201,7 +201,7 @@ def _search_for_failure(
             raise
 
     try:
-        _with_settings(max_examples, Phase.shrink)(hypothesis.given(check.examples(subject))(attempt))()
+        with_settings(max_examples, Phase.shrink)(hypothesis.given(check.examples(subject))(attempt))()
     except Exception as error:  # whatever a loss raises on good data is a finding, and is reported
         return best[-1] if best else ({}, error)
     return None
@@ -221,7 +221,7 @@ def _search_for_one(
             return False
         return True
 
-    settings = _with_settings(max(max_examples or 0, MIN_TRIES))
+    settings = with_settings(max(max_examples or 0, MIN_TRIES))
     try:
         hypothesis.find(check.examples(subject), passes, settings=settings)
     except NoSuchExample:
@@ -231,7 +231,7 @@ def _search_for_one(
     return None
 
 
-def _with_settings(max_examples: int | None, *phases: Phase) -> hypothesis.settings:
+def with_settings(max_examples: int | None, *phases: Phase) -> hypothesis.settings:
     profile = os.environ.get("LOSSBOOK_PROFILE", "ci")
     if profile not in PROFILES:
         raise LossCheckError(f"LOSSBOOK_PROFILE={profile!r} is none of {', '.join(PROFILES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossbook import kl_estimate, safe_ratio
+from lossbook.datums.errors import LossCheckError
 from lossbook.losses import capped_log_ratio, ratio_stats
 from lossbook.losses.ratios import KLEstimator as Estimator
+from lossbook.losses.testing import check_kl_estimator
 
 logits = st.lists(st.floats(-4, 4), min_size=5, max_size=5)
 
@@ -186,3 +189,36 @@ def test_ratio_stats_say_how_far_the_policy_has_moved() -> None:
             "entropy_estimate": 33.5 / 4,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("estimator", "claims"),
+    [
+        pytest.param("k1", {"gradient": "zero"}, id="k1: unbiased, no pull"),
+        pytest.param("k2", {"value": "biased", "gradient": "reverse"}, id="k2: biased, pulls as the KL"),
+        pytest.param("k3", {"gradient": "forward"}, id="k3: unbiased, pulls as the forward KL"),
+        pytest.param("abs", {"value": "biased"}, id="abs: neither"),
+        pytest.param("k1+", {"gradient": "reverse"}, id="k1+: both"),
+        pytest.param("k3+", {"gradient": "reverse"}, id="k3+: both"),
+        pytest.param("k3-corrected", {"gradient": "reverse"}, id="k3-corrected: both"),
+    ],
+)
+def test_the_kit_finds_an_estimator_to_be_what_it_claims(estimator: Estimator, claims: dict) -> None:
+    check_kl_estimator(lambda p, f: kl_estimate(p, f, estimator), **claims)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "claims", "law"),
+    [
+        pytest.param(lambda p, f: 0.5 * (p - f) ** 2, {}, "expected_value", id="k2 is biased"),
+        pytest.param(lambda p, f: p - f, {"gradient": "reverse"}, "expected_gradient", id="k1 pulls nowhere"),
+        pytest.param(lambda p, f: (p - f).detach(), {"gradient": "reverse"}, "expected_gradient", id="a dead KL term"),
+        pytest.param(lambda p, f: (p - f).exp() - 1 - (p - f), {}, "expected_value", id="k3 the wrong way round"),
+        pytest.param(lambda p, f: (f - p).exp() - 1 - (f - p), {}, "finite_at_extremes", id="k3 without a cap"),
+        pytest.param(lambda p, f: (f - p).exp() + (p - f), {"value": "biased"}, "zero_where_equal", id="1 too many"),
+        pytest.param(lambda p, f: (p - f).sum(), {"value": "biased"}, "one_a_token", id="reduced"),
+    ],
+)
+def test_a_broken_estimator_fails_by_the_name_of_the_law(estimator: Any, claims: dict, law: str) -> None:
+    with pytest.raises(LossCheckError, match=rf"failed +{law}"):
+        check_kl_estimator(estimator, **claims)
