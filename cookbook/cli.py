@@ -39,9 +39,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "fine-tune a small model, with a built-in and a custom loss", "quickstart", config="QuickstartConfig"
     ),
     ("train", "sft"): Command("supervised fine-tuning with any loss", "sft", config="SFTConfig"),
-    ("losses", "list"): Command("all registered losses", "inspection", "list_all_losses"),
-    ("losses", "show"): Command("a loss's card: formula, inputs, settings, source", "inspection", "show_loss"),
-    ("losses", "check"): Command("test a loss against the laws that all obey", "inspection", "check_losses"),
+    ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
+    ("losses", "show"): Command(
+        "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"
+    ),
+    ("losses", "diff"): Command("where two losses differ, and what both give", "loss_commands", "diff_losses"),
+    ("losses", "check"): Command("test a loss against the laws that all obey", "loss_commands", "check_losses"),
     ("data", "show"): Command("rows of a data file, tokens coloured by weight", "inspection", "show_data"),
 }
 

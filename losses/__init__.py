@@ -3,6 +3,7 @@
 from . import advantages, distillation, embedding, policy, preference, returns, stats, supervised, value
 from .axes import Axes
 from .cards import LossCard, describe_loss
+from .comparison import Comparison, compare_losses
 from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
 from .embedding import matryoshka
 from .loss import Loss, LossLike
@@ -18,6 +19,7 @@ from .stats import Stat
 __all__ = [
     "REDUCTIONS",
     "Axes",
+    "Comparison",
     "Count",
     "Loss",
     "LossCard",
@@ -35,6 +37,7 @@ __all__ = [
     "UpperBound",
     "advantages",
     "capped_log_ratio",
+    "compare_losses",
     "describe_loss",
     "distillation",
     "embedding",

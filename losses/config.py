@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, cast
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..datums.errors import LossConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a validator holds a setting to, for its card; where Ge, Gt, Le and Lt say it, none is needed."""
+
+    text: str
 
 
 def _lower_bound(value: float) -> float:
@@ -33,9 +41,9 @@ def _upper_bound(value: float) -> float:
 
 
 #: Lowest ratio that still gets a gradient, such as 0.8 (not the distance 0.2).
-LowerBound = Annotated[float, AfterValidator(_lower_bound)]
+LowerBound = Annotated[float, AfterValidator(_lower_bound), Bounds("in [0, 1]")]
 #: Highest ratio that still gets a gradient, such as 1.2 (not the distance 0.2).
-UpperBound = Annotated[float, AfterValidator(_upper_bound)]
+UpperBound = Annotated[float, AfterValidator(_upper_bound), Bounds("at least 1")]
 #: Either bound; use LowerBound or UpperBound where the side is known.
 RatioBound = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]

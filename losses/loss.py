@@ -151,16 +151,18 @@ class Loss:
             total, found = call_batch_style(self.spec, self.settings, datums, outputs)
             return total, found
         packed = self.pack(datums)
-        given = as_outputs(outputs, datums, self.outputs[0])
-        arguments = self._arguments(packed, given)
-        values, found = _values_and_stats(self.spec.function(*arguments.values(), **self.settings), self.name)
-        self._check_shape(values, arguments, packed)
+        values, found, arguments = self._called(packed, datums, outputs)
         if (logprobs := arguments.get("logprobs")) is not None and not (
             self.spec.wants_weights or self.spec.candidates
         ):
             seen = logprobs if logprobs.ndim == 1 else logprobs[packed.weights.to(logprobs) != 0]
             found = {"nll": stats.mean(-seen), **found}
         return total_of(values, packed, self.reduction, is_weighted=self.spec.wants_weights), found
+
+    def values(self, data: Sequence[Datum], outputs: Any) -> Tensor:
+        """What the function itself returns of these datums, a loss a token, datum or pair, neither weighed nor reduced."""
+        datums = [as_datum(d) for d in data]
+        return self._called(self.pack(datums), datums, outputs)[0]
 
     def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
         """The reduced loss with its graph, and its metrics: what the hosted APIs' custom losses return."""
@@ -185,6 +187,15 @@ class Loss:
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed; the model's outputs apart."""
         return pack([as_datum(d) for d in data], self.spec, self.reduction, self.config)
+
+    def _called(
+        self, packed: Packed, datums: Sequence[Datum], outputs: Any
+    ) -> tuple[Tensor, dict[str, Stat], dict[str, Any]]:
+        """What the function returns, in the shape it must have, and the arguments it was given."""
+        arguments = self._arguments(packed, as_outputs(outputs, datums, self.outputs[0]))
+        values, found = _values_and_stats(self.spec.function(*arguments.values(), **self.settings), self.name)
+        self._check_shape(values, arguments, packed)
+        return values, found, arguments
 
     def _count(self, packed: Packed) -> Count:
         if self.reduction != "sum" and self.spec.reads_tokens and bool((packed.weights < 0).any()):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from lossbook import describe_loss
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import COMMANDS, main
 from lossbook.cookbook.runs import read_settings
@@ -24,6 +25,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def honest(logprobs: Tensor) -> Tensor:
     """A loss that keeps the laws."""
     return -logprobs
+
+
+def in_the_hosted_signature(data: Any, logprobs_list: Any) -> Any:
+    """A loss whose reads nobody knows."""
+    return -sum(logprobs.sum() for logprobs in logprobs_list), {}
 
 
 def reduces_itself(logprobs: Tensor) -> Tensor:
@@ -184,11 +190,33 @@ def test_the_example_config_file_holds_valid_settings(monkeypatch: pytest.Monkey
     assert taken[0].task == "letter_counting"
 
 
-def test_losses_are_listed_a_line_each_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_are_listed_a_line_each_under_their_families_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "list"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["loss", "per", "couples", "reduction", "formula"]
-    assert [line.split()[0] for line in lines] == registry.list_losses()
+    assert head.startswith(f"{len(registry.list_losses())} losses; ")
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == registry.list_losses()
+    families = {line.split()[0]: int(line.split("(")[1][:-1]) for line in lines if line and not line.startswith(" ")}
+    assert sum(families.values()) == len(registry.list_losses())
+    assert {"embedding", "policy", "preference", "supervised"} <= {*families}
+    assert next(line for line in lines if line.split()[:1] == ["ppo"]).endswith(describe_loss("ppo").formula)
+
+
+def test_losses_in_a_terminal_are_cut_to_its_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["losses", "list"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 60
+    assert all(line.endswith("…") for line in lines if len(line) == 60)
+
+
+def test_the_cards_of_all_losses_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "list", "--json"]) == 0
+    cards = json.loads(capsys.readouterr().out)
+    assert [card["name"] for card in cards] == registry.list_losses()
+    assert {card["family"] for card in cards} >= {"policy", "preference"}
 
 
 def test_a_broken_plug_in_is_listed_and_does_no_harm(
@@ -207,7 +235,43 @@ def test_a_broken_plug_in_is_listed_and_does_no_harm(
 def test_a_loss_is_shown_with_formula_settings_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "show", "ppo"]) == 0
     shown = capsys.readouterr().out
-    assert all(part in shown for part in ("min(r A, clip(r) A)", "clip_high=1.2", "arXiv:1707.06347"))
+    assert all(part in shown for part in ("min(r A, clip(r) A)", "clip_high    1.2", "arXiv:1707.06347"))
+    assert "over the log-ratio to the sampler (nats)" in shown
+
+
+def test_a_card_as_json_has_the_points_of_its_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "ppo", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["settings"]["clip_high"] == {
+        "name": "clip_high",
+        "type": "float",
+        "default": 1.2,
+        "bounds": "at least 1",
+        "required": False,
+    }
+    assert [line["label"] for line in card["curve"]["lines"]] == ["A = +1", "A = -1"]
+
+
+def test_a_loss_of_the_users_has_a_card_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    assert main(["losses", "show", f"{Path(__file__).stem}:honest"]) == 0
+    assert capsys.readouterr().out.startswith("honest\n  A loss that keeps the laws.\n")
+    assert main(["losses", "show", f"{Path(__file__).stem}:in_the_hosted_signature", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curve"] is None
+
+
+def test_two_losses_are_set_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "diff", "ppo", "importance_sampling"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("A  ppo\nB  importance_sampling\n\nthey differ in\n")
+    assert "A -0.227407  B -0.443467" in shown
+    assert main(["losses", "diff", "ppo", "importance_sampling", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reduced"] == [["sum", pytest.approx(-0.227407, abs=1e-6), pytest.approx(-0.443467, abs=1e-6)]]
+    assert main(["losses", "diff", "ppo", "ppoo"]) == 2
+    assert "Did you mean 'ppo'?" in capsys.readouterr().err
 
 
 def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not(
@@ -219,6 +283,29 @@ def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not
     assert main(["losses", "check", f"{here}:reduces_itself", "--examples", "2"]) == 1
     assert "failed" in capsys.readouterr().out
     assert main(["losses", "check"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("law", "code", "said"),
+    [
+        pytest.param('value_at_reference={"value": 1.5}', 1, "the loss is 0.69", id="a law that it breaks"),
+        pytest.param(
+            'value_at_reference={"value": 0.6931471805599453}',
+            0,
+            "passed   value_at_reference",
+            id="a law that it keeps",
+        ),
+        pytest.param("value_at_refrence", 1, "Did you mean 'value_at_reference'?", id="a misspelt law"),
+        pytest.param("value_at_reference={", 2, "the settings are not JSON", id="settings that are no JSON"),
+        pytest.param("value_at_reference=1", 2, "settings are a JSON object", id="settings without names"),
+    ],
+)
+def test_a_loss_can_be_held_to_a_law_of_its_family(
+    law: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["losses", "check", "dpo", "--examples", "2", "--law", law]) == code
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
 
 
 def test_data_are_shown_with_what_is_learned(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,7 +153,7 @@ def test_a_setting_without_a_default_is_needed() -> None:
     with pytest.raises(LossConfigError, match=r"^needy needs the setting 'margin'\. Settings of needy: margin, note,"):
         loss_of(needy)
     assert loss_of(needy, config={"margin": 2.0}).settings == {"margin": 2.0, "note": None}
-    assert card_of(needy).settings["margin"] == "required"
+    assert card_of(needy).settings["margin"].required
 
 
 def test_a_loss_shows_its_resolved_configuration() -> None:
@@ -175,4 +175,4 @@ def test_a_default_that_is_a_list_is_handed_on_and_shown_as_it_is() -> None:
         return -logprobs
 
     assert loss_of(nested).settings["widths"] is default
-    assert card_of(nested).settings["widths"] == [64, 128]
+    assert card_of(nested).settings["widths"].default == [64, 128]

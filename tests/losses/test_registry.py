@@ -252,39 +252,6 @@ def test_a_plug_in_cannot_replace_a_shipped_loss(plug_in: Callable[..., None]) -
     assert get_loss("ppo").spec.function is shipped
 
 
-# Cards.
-
-
-def test_a_card_holds_formula_inputs_settings_and_source() -> None:
-    card = describe_loss("ppo")
-    assert card.formula == "-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs)."
-    assert card.inputs["advantages"] == "one a token, required"
-    assert card.inputs["clip_low_threshold"] == "one a token, optional"
-    assert card.settings == {"clip_low": 0.8, "clip_high": 1.2, "reduction": "sum", "norm_length": None}
-    assert card.defined_in == "lossbook.losses.policy.clipped.ppo"
-    assert "1707.06347" in card.source
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_loss_has_a_card_with_its_formula_and_a_source_to_the_equation(name: str) -> None:
-    card = describe_loss(name)
-    assert card.formula.endswith(".")
-    assert card.source
-    shown = str(card)
-    assert shown.startswith(f"{name}: {card.formula}\n\n{card.description}\n\nper {card.per}, couples {card.couples}, ")
-    assert shown.endswith(f"source: {card.source}\ndefined in: {card.defined_in}")
-
-
-def test_a_card_of_a_loss_that_says_nothing_about_itself_is_a_card_still() -> None:
-    register_loss("silent")(lambda logprobs: -logprobs)
-    assert str(describe_loss("silent")).splitlines()[-5:-1] == [
-        "reads from the model: logprobs",
-        "reads from the data: nothing",
-        "settings: reduction='sum', norm_length=None",
-        "source: not stated",
-    ]
-
-
 def test_every_shipped_loss_is_a_loss_object_of_its_id() -> None:
     for name in SHIPPED:
         loss = get_loss(name)

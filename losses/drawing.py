@@ -1,0 +1,72 @@
+"""Curves in a terminal, in braille: two dots across and four down a character."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from .curves import Curve
+
+WIDTH, HEIGHT = 44, 9
+#: Bits of a braille character by (row, column) of its dots.
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_BLANK = 0x2800
+#: Dots drawn and left out, over and over, a line: whole, dashed, dotted.
+_DASHES = ((1, 0), (3, 3), (1, 3))
+_MARKS = ("──", "- -", "· ·")
+
+
+def draw(curve: Curve, width: int = WIDTH, height: int = HEIGHT) -> str:
+    """Loss and gradient side by side: height + 4 lines, two panels of `width` characters each."""
+    panels = [
+        _panel([(line.x, line.loss) for line in curve.lines], "loss", width, height),
+        _panel([(line.x, line.gradient) for line in curve.lines], "gradient", width, height),
+    ]
+    rows = [f"{left}  {right}".rstrip() for left, right in zip(*panels, strict=True)]
+    names = [f"{mark} {line.label}" for line, mark in zip(curve.lines, _MARKS, strict=False) if line.label]
+    return "\n".join([*rows, f"  over the {curve.quantity}", f"  {', '.join([*names, curve.fixed])}"])
+
+
+def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str, width: int, height: int) -> list[str]:
+    """height + 2 lines: a title with the highest value, the drawing, and the ends of both axes below."""
+    left, right = _extent([x for xs, _ in lines for x in xs])
+    low, high = _extent([y for _, ys in lines for y in ys])
+    cells = [[_BLANK] * width for _ in range(height)]
+
+    def place(x: float, y: float) -> tuple[int, int]:
+        column = round((x - left) / (right - left) * (2 * width - 1))
+        return column, round((high - y) / (high - low) * (4 * height - 1))
+
+    def dot(column: int, row: int) -> None:
+        cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+
+    if low < 0 < high:
+        for column in range(0, 2 * width, 6):  # where the value is 0
+            dot(column, place(left, 0.0)[1])
+    for (xs, ys), (drawn, left_out) in zip(lines, _DASHES, strict=False):
+        path = _joined([place(x, y) for x, y in zip(xs, ys, strict=True)])
+        for i, point in enumerate(path):
+            if i % (drawn + left_out) < drawn:
+                dot(*point)
+    label = max(len(f"{value:.3g}") for value in (low, high))
+    margins = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"]
+    body = [
+        f"{margin:>{label}} ┤{''.join(' ' if cell == _BLANK else chr(cell) for cell in row)}"
+        for margin, row in zip(margins, cells, strict=True)
+    ]
+    ends = f"{' ' * label}  {left:<{width // 2}.3g}{right:>{width - width // 2}.3g}"
+    return [f"{' ' * label}  {title:<{width}}", *body, ends]
+
+
+def _joined(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The dots of a line through points, one a step of the longer direction."""
+    path = list(points[:1])
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        steps = max(abs(x1 - x0), abs(y1 - y0))
+        path += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
+    return path
+
+
+def _extent(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
