@@ -18,6 +18,7 @@ from ..losses.cards import card_of
 from ..losses.curves import curve_of
 from ..losses.drawing import draw
 from ..losses.loss import Loss
+from ..losses.minimal import usable
 from .configs import Setting
 from .extras import require
 
@@ -65,7 +66,7 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
         name: an id or an alias (`lossbook losses list` lists them), a preset, or module:function.
         json: print the card and the points of the curve as JSON instead.
     """
-    loss = get_loss(name)
+    loss = usable(name)
     if not isinstance(loss, Loss):
         raise UnknownLossError(f"{name!r} is a mixture, {loss.name}, and has no card of its own: show its parts")
     card, curve = card_of(loss), curve_of(loss)

@@ -186,9 +186,15 @@ def _said(line: TensorLine | None, shape: str, meaning: str) -> tuple[str, str, 
 
 def _metrics(spec: LossSpec) -> dict[str, str]:
     try:
-        return minimal.metric_kinds(Loss(spec, {}))
+        return minimal.metric_kinds(_of(spec))
     except LossbookError:  # some setting has no default
         return {}
+
+
+def _of(spec: LossSpec) -> Loss:
+    """The loss under its defaults; with a norm_length where its reduction needs one."""
+    needs_length = spec.reduction == "seq-mean-token-sum-norm"
+    return Loss(spec, {"norm_length": 1} if needs_length else {})
 
 
 def _presets_of(spec: LossSpec) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 from .cards import card_of
 from .example_data import Reduced, Row, example
 from .loss import Loss
+from .minimal import usable
 from .mixture import Mixture
-from .registry import get_loss
 from .text import block, table, wrapped
 
 
@@ -64,7 +64,7 @@ def compare_losses(first: Any, second: Any) -> Comparison:
 
     Raises UnknownLossError where there is no such loss.
     """
-    losses = (get_loss(first), get_loss(second))
+    losses = (usable(first, norm_length=4), usable(second, norm_length=4))
     names = [given if isinstance(given, str) else one.name for given, one in zip((first, second), losses, strict=True)]
     axes = [_axes(loss) for loss in losses]
     keys = list(dict.fromkeys([*axes[0], *axes[1]]))

@@ -63,7 +63,7 @@ def curve_of(loss: Any, points: int = POINTS) -> Curve | None:
 def _lines(loss: Loss, sweep: _Sweep, count: int) -> tuple[Line, ...]:
     drawn: list[Line] = []
     for label, inputs in sweep.lines.items():
-        data = minimal.datums(loss, count, inputs)
+        data = minimal.datums(loss, count, {key: v(count) if callable(v) else v for key, v in inputs.items()})
         found: list[tuple[float, float, float]] = []
         for place in sweep.places:
             x = torch.tensor(place, dtype=torch.float64, requires_grad=True)
@@ -187,25 +187,24 @@ def _output(loss: Loss, name: str, quantity: str, places: Sequence[float], fixed
 
 
 def _cosine(loss: Loss, points: int) -> _Sweep:
-    """The first datum's vector turns towards its partner; all others stand at a right angle to both."""
+    """The first datum's vector turns towards its partner; all others stand at a right angle to both.
+
+    A flag is that of the first group; the others have the opposite one, for losses that compare groups.
+    """
+
+    def partner(count: int) -> int:
+        return next((i for i in minimal.partners(loss, count)[0] if i != 0), 0)
+
+    def flags(first: float) -> Callable[[int], list[float]]:
+        return lambda count: [first if i in minimal.partners(loss, count)[0] else 1 - first for i in range(count)]
 
     def outputs(x: Tensor, count: int) -> OutputLists:
         first, _, third = torch.eye(minimal.EMBEDDING_WIDTH, dtype=torch.float64)
         vectors = [third] * count
-        partner = _partner(loss, count)
-        vectors[partner] = first
+        vectors[partner(count)] = first
         vectors[0] = torch.stack([x, (1 - x * x).sqrt(), torch.zeros_like(x)])
         return {**minimal.outputs(loss, count), "embeddings": vectors}
 
+    lines = {label: {key: flags(value) for key, value in own.items()} for label, own in _label_lines(loss).items()}
     fixed = "the smallest batch; every other vector at a right angle"
-    return _Sweep(
-        "cosine of the first datum and its partner", fixed, evenly(-0.98, 0.98, points), outputs, _label_lines(loss)
-    )
-
-
-def _partner(loss: Loss, count: int) -> int:
-    """Who belongs to the first datum."""
-    if loss.spec.partners is not None:
-        group = loss.spec.partners(count, loss.config)[0]
-        return next((i for i in group if i != 0), 0)
-    return 1 if loss.spec.per == "pair" or loss.spec.couples != "batch" else count // 2
+    return _Sweep("cosine of the first datum and its partner", fixed, evenly(-0.98, 0.98, points), outputs, lines)

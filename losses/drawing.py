@@ -48,8 +48,10 @@ def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str,
         for i, point in enumerate(path):
             if i % (drawn + left_out) < drawn:
                 dot(*point)
-    label = max(len(f"{value:.3g}") for value in (low, high))
-    margins = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"]
+    # What is 0 but for rounding, or next to it in this panel, is 0.
+    top, bottom = (f"{0 if abs(value) < (high - low) / 1000 else value:.3g}" for value in (high, low))
+    label = max(len(top), len(bottom))
+    margins = [top, *[""] * (height - 2), bottom]
     body = [
         f"{margin:>{label}} ┤{''.join(' ' if cell == _BLANK else chr(cell) for cell in row)}"
         for margin, row in zip(margins, cells, strict=True)

@@ -71,6 +71,8 @@ def kind_of(loss: Loss | Mixture) -> str:
 def _data(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], OutputLists]:
     parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
     wanted = {one.name: one for part in parts for one in minimal.wanted_inputs(part)}
+    # The first of two; of more, the datums of every other group.
+    flagged = {0} if kind != "embeddings" else {i for group in minimal.partners(parts[0], count)[::2] for i in group}
     data: list[Datum] = []
     given: OutputLists = {name: [] for name in loss.outputs}
     for i in range({"embeddings": count, "candidate tokens": 1}.get(kind, 2)):
@@ -80,7 +82,7 @@ def _data(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], Out
             carried["target_tokens"] = [[0, 1]] * 3 if kind == "candidate tokens" else list(range(length))
             carried["weights"] = [1.0] * 3 if kind == "candidate tokens" else TOKENS["weights"][i]
         for name, one in wanted.items():
-            plain = 1.0 - i % 2 if minimal.is_flag(name) else minimal.usual_value(name)
+            plain = float(i in flagged) if minimal.is_flag(name) else minimal.usual_value(name)
             if any(name == part.spec.candidates for part in parts):
                 carried[name] = torch.tensor(TEACHER).log()
             elif one.per == "datum":

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..datums.errors import LossConfigError
 from ..datums.types import Datum, ModelInput
 from .loss import Loss
+from .mixture import Mixture
 from .outputs import Outputs
+from .registry import get_loss
 from .signature import Input
 
 #: Where a quantity is not what is being looked at. A token of probability 0.22 leaves room on either side.
@@ -24,6 +27,28 @@ SIZES = (4, 3, 6, 8, 2, 1)
 
 #: What a model says about some datums: by name, one tensor a datum.
 OutputLists = dict[str, list[Tensor]]
+
+
+def usable(given: Any, norm_length: int = 1) -> Loss | Mixture:
+    """What `get_loss` gives; with `norm_length` where the loss's own reduction cannot do without.
+
+    Raises what `get_loss` raises.
+    """
+    try:
+        return get_loss(given)
+    except LossConfigError as error:
+        if "norm_length" not in str(error):
+            raise
+        return get_loss(given, norm_length=norm_length)
+
+
+def partners(loss: Loss, count: int) -> list[list[int]]:
+    """Groups of datums that belong together: pairs, or the like places of both halves of a coupled batch."""
+    if loss.spec.partners is not None:
+        return loss.spec.partners(count, loss.config)
+    if loss.spec.per == "pair" or loss.spec.couples != "batch":
+        return [list(range(i, min(i + 2, count))) for i in range(0, count, 2)]
+    return [[i, i + count // 2] for i in range(count // 2)]
 
 
 def is_flag(name: str) -> bool:

@@ -16,6 +16,7 @@ from lossbook.losses import Axes, LossCard, LowerBound, NonNegative, PerDatum, P
 from lossbook.losses.cards import SettingCard, TensorCard, card_of, type_text
 from lossbook.losses.config import Smoothing
 from lossbook.losses.docstrings import TensorLine, read_docstring
+from lossbook.losses.minimal import usable
 from lossbook.losses.stats import Stat
 
 ALL = [name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.")]
@@ -94,8 +95,8 @@ def test_the_metrics_of_a_card_are_those_that_the_loss_returns(name: str) -> Non
     assert set(metrics.values()) <= {"mean", "sum", "min", "max"}
     assert ("nll" in metrics) == (
         "logprobs" in describe_loss(name).outputs
-        and "weights" not in get_loss(name).spec.parameters
-        and not get_loss(name).spec.candidates
+        and "weights" not in usable(name).spec.parameters
+        and not usable(name).spec.candidates
     )
 
 
