@@ -28,6 +28,7 @@ from ..losses.loss import LossLike
 from ..losses.outputs import Outputs
 from ..losses.packing import positions_of
 from ..losses.reductions import Count
+from ..losses.signature import OUTPUT_NAMES
 from .forward import Batching, Pooling, check_fits
 from .models import LoadedModel
 from .passes import Pass
@@ -231,7 +232,7 @@ class Engine:
 def _handed_over(outputs: Outputs, order: Sequence[int], *, on_host: bool) -> Outputs:
     """Copies of the outputs, as leaves of a new graph where gradients are on; on the CPU for functions that expect that."""
     copies = Outputs(covered=outputs.covered, numbers=order)
-    for name in ("logprobs", "entropy", "embeddings"):
+    for name in OUTPUT_NAMES:
         if (values := getattr(outputs, name)) is not None:
             copy = (values.cpu() if on_host else values).clone()  # so that a loss cannot change what the user gets back
             setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))

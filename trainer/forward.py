@@ -19,6 +19,11 @@ from .models import LoadedModel
 Batching = Literal["padded", "packed"]
 Pooling = Literal["mean", "last"]
 
+#: Outputs that come from the head's logits.
+HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
+#: Outputs with a row for every position read; embeddings have one for every datum.
+TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values")
+
 
 def model_outputs(
     model: LoadedModel,
@@ -31,25 +36,31 @@ def model_outputs(
 ) -> Outputs:
     """The outputs `names` of some datums, with their graph unless gradients are off.
 
-    covered: [positions of all datums] bool, where logprobs and entropy are needed; None for everywhere. Positions that
-    are not covered never reach the head.
+    covered: [positions of all datums] bool, where outputs of single positions are needed; None for everywhere. Positions
+    that are not covered never reach the head.
     """
     sequences = [datum.model_input.to_ints() for datum in datums]
     hidden = hidden_states(model, sequences, batching)
     outputs = Outputs(covered=covered)
     if "embeddings" in names:
         outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling)
-    if "logprobs" in names or "entropy" in names:
+    if reads_head(names):
         # Ids outside the vocabulary are refused before; what is left of them are slots of weight 0, such as -100.
         targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
         if covered is not None:
             rows = covered.nonzero().squeeze(1)
             hidden = hidden[rows.to(hidden.device)]
             targets = targets[rows]
-        found = linear_logprobs(hidden, model.head(), targets.to(hidden.device), entropy="entropy" in names)
-        outputs.logprobs = found.logprobs
-        outputs.entropy = found.entropy
+        asked = {name: name in names for name in ("entropy", "mean_logprobs")}
+        found = linear_logprobs(hidden, model.head(), targets.to(hidden.device), **asked)
+        for name in HEAD_OUTPUTS:
+            setattr(outputs, name, getattr(found, name))
     return outputs
+
+
+def reads_head(names: Sequence[str]) -> bool:
+    """Whether any of these outputs is one of the softmax."""
+    return any(name in HEAD_OUTPUTS for name in names)
 
 
 def hidden_states(model: LoadedModel, sequences: Sequence[Sequence[int]], batching: Batching) -> Tensor:
@@ -96,7 +107,11 @@ def target_tokens(datums: Sequence[Datum]) -> Tensor:
 
 
 def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
-    if "logprobs" not in names and "entropy" not in names:
+    if "values" in names:
+        raise ModelError(
+            f"{model.name} has no value head, so it gives no values. Use a loss over another output, such as logprobs"
+        )
+    if not reads_head(names):
         return
     if model.kind != "decoder":
         raise ModelError(
@@ -114,7 +129,7 @@ def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[
 def check_fits(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
     """Raise for outputs `names` that the model does not have, and for a datum that it cannot read, before any forward.
 
-    ModelError: logprobs of an encoder, a datum that is too long. MissingInput: logprobs of a datum without targets.
+    ModelError: values without a value head, logprobs of an encoder, a datum that is too long. MissingInput: logprobs of a datum without targets.
     TokenRangeError: an input token outside the vocabulary.
     """
     _check_outputs(model, datums, names)

@@ -13,12 +13,9 @@ from ..datums.types import Datum
 from ..losses.loss import LossLike
 from ..losses.outputs import Outputs
 from ..losses.packing import positions_of
-from .forward import Batching, Pooling, model_outputs
+from .forward import TOKEN_OUTPUTS, Batching, Pooling, model_outputs
 from .micro_batches import plan_micro_batches
 from .models import LoadedModel
-
-#: Outputs with a row for every position read; embeddings have one for every datum.
-TOKEN_OUTPUTS = ("logprobs", "entropy")
 
 
 @dataclass

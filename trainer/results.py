@@ -15,6 +15,7 @@ from ..losses.outputs import Outputs
 from ..losses.packing import join, positions_of, width_of
 from ..losses.reductions import Count
 from ..losses.stats import Stat
+from .forward import TOKEN_OUTPUTS
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Collected:
 def per_datum(datums: Sequence[Datum], outputs: Outputs) -> list[dict[str, TensorData]]:
     """Each datum's outputs in its own shape; 0.0 where a position was not computed."""
     results: list[dict[str, TensorData]] = [{} for _ in datums]
-    for name in ("logprobs", "entropy"):
+    for name in TOKEN_OUTPUTS:
         values: Tensor | None = getattr(outputs, name)
         if values is None:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,7 +253,7 @@ def test_positive_logprobs_from_the_model_are_refused(monkeypatch: pytest.Monkey
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
         found = real(*args, **kwargs)
-        return type(found)(found.logprobs + 100.0, found.entropy)
+        return replace(found, logprobs=found.logprobs + 100.0)
 
     monkeypatch.setattr(forward, "linear_logprobs", shifted)
     with pytest.raises((InvalidLogprobError, NonFiniteLossInput), match="datum 0"):

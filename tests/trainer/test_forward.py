@@ -111,6 +111,19 @@ def test_an_encoder_has_no_logprobs_and_says_so(encoder: LoadedModel, make_datum
     check_fits(encoder, make_datums(1), ["embeddings"])
 
 
+def test_values_need_a_value_head_and_say_so_before_any_forward(decoder: LoadedModel, make_datums: MakeDatums) -> None:
+    with pytest.raises(ModelError, match="tiny has no value head, so it gives no values"):
+        check_fits(decoder, make_datums(1), ["logprobs", "values"])
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "mean_logprobs", "entropy"])
+def test_what_an_encoder_cannot_give_is_refused_whatever_its_name(
+    encoder: LoadedModel, make_datums: MakeDatums, name: str
+) -> None:
+    with pytest.raises(ModelError, match="tiny-encoder is an encoder"):
+        check_fits(encoder, make_datums(1), [name])
+
+
 def test_logprobs_need_target_tokens_and_embeddings_do_not(decoder: LoadedModel, make_datums: MakeDatums) -> None:
     datums = [*make_datums(1), lb.Datum(lb.ModelInput.from_ints([1, 2]), {"weights": [1.0, 1.0]})]
     with pytest.raises(MissingInput, match=r"datum 1 of 2 carries no target_tokens.*It carries: weights"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossbook.datums.errors import DtypeError, ShapeError, TokenRangeError
 from lossbook.trainer import head as head_module
-from lossbook.trainer.head import Head, linear_logprobs
+from lossbook.trainer import head_sweeps
+from lossbook.trainer.head import Head, HeadOutputs, linear_logprobs
 from lossbook.trainer.models import LoadedModel
 from lossbook.trainer.tiny import build_tiny_tokenizer
 
@@ -32,20 +33,44 @@ def problem(
     return hidden, Head(weight, offsets, softcap, scale), torch.randint(VOCABULARY, shape, generator=random)
 
 
-def plainly(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: all logits, log_softmax, gather; and the entropy."""
+def plainly(hidden: Tensor, head: Head, targets: Tensor) -> HeadOutputs:
+    """The definitions: all logits, log_softmax, gather, and sums over the whole vocabulary."""
     logits = hidden @ head.weight.t()
     logits = (logits if head.bias is None else logits + head.bias) * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     everything = logits.log_softmax(-1)
     columns = targets if targets.ndim == 2 else targets[:, None]
-    return everything.gather(1, columns).view(targets.shape), -(everything.exp() * everything).sum(-1)
+    return HeadOutputs(
+        logprobs=everything.gather(1, columns).view(targets.shape),
+        logsumexp=logits.logsumexp(-1),
+        entropy=-(everything.exp() * everything).sum(-1),
+        mean_logprobs=everything.mean(-1),
+    )
+
+
+def all_of(hidden: Tensor, head: Head, targets: Tensor, **options: int) -> HeadOutputs:
+    """Every output there is."""
+    return linear_logprobs(hidden, head, targets, entropy=True, mean_logprobs=True, **options)
+
+
+def pulled(outputs: HeadOutputs, *names: str) -> Tensor:
+    """A sum of outputs in which every number has a factor of its own; 0 for one position, so that rows are not all equal."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, name in enumerate(names):
+        values = getattr(outputs, name)
+        factors = torch.linspace(-1 - i, 2, values.numel(), dtype=torch.float64).view(values.shape)
+        factors[3] = 0.0
+        total = total + (factors * values).sum()
+    return total
+
+
+OUTPUTS = ("logprobs", "logsumexp", "entropy", "mean_logprobs")
 
 
 def gradients(value: Tensor, hidden: Tensor, head: Head) -> list[Tensor]:
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
-    return list(torch.autograd.grad(value, leaves))
+    return list(torch.autograd.grad(value, leaves, retain_graph=True))
 
 
 KINDS = [
@@ -63,29 +88,28 @@ def test_values_and_gradients_are_those_of_log_softmax_and_gather(kind: dict, ti
     rows, columns = tile
     monkeypatch.setitem(head_module.TILE_BYTES, "cpu", 4 * rows * columns)
     hidden, head, targets = problem(**kind)
-    expected, expected_entropy = plainly(hidden, head, targets)
-    found = linear_logprobs(hidden, head, targets, entropy=True, chunk_tokens=rows)
-    assert found.entropy is not None
-    torch.testing.assert_close(found.logprobs, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.entropy, expected_entropy, rtol=0, atol=1e-12)
-    pull = torch.linspace(-1, 2, expected.numel(), dtype=torch.float64).view(expected.shape)
-    lift = torch.linspace(0.5, -1, POSITIONS, dtype=torch.float64)
-    wanted = gradients((pull * expected).sum() + (lift * expected_entropy).sum(), hidden, head)
-    got = gradients((pull * found.logprobs).sum() + (lift * found.entropy).sum(), hidden, head)
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    expected = plainly(hidden, head, targets)
+    found = all_of(hidden, head, targets, chunk_tokens=rows)
+    for name in OUTPUTS:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-12)
+    for names in (OUTPUTS, *([name] for name in OUTPUTS)):
+        wanted = gradients(pulled(expected, *names), hidden, head)
+        for one, other in zip(gradients(pulled(found, *names), hidden, head), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entropy", [False, True])
-def test_the_backward_passes_gradcheck(kind: dict, entropy: bool):
+@pytest.mark.parametrize("mean_logprobs", [False, True])
+def test_the_backward_passes_gradcheck(kind: dict, entropy: bool, mean_logprobs: bool):
     hidden, head, targets = problem(**kind)
+    asked = {"entropy": entropy, "mean_logprobs": mean_logprobs}
 
     def outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-        found = linear_logprobs(
-            hidden, Head(weight, bias, head.softcap, head.scale), targets, entropy=entropy, chunk_tokens=3
-        )
-        return (found.logprobs,) if found.entropy is None else (found.logprobs, found.entropy)
+        own = Head(weight, bias, head.softcap, head.scale)
+        found = linear_logprobs(hidden, own, targets, chunk_tokens=3, **asked)
+        assert [getattr(found, name) is not None for name in asked] == list(asked.values())
+        return tuple(value for name in OUTPUTS if (value := getattr(found, name)) is not None)
 
     assert torch.autograd.gradcheck(outputs, (hidden, head.weight, head.bias))
 
@@ -93,13 +117,14 @@ def test_the_backward_passes_gradcheck(kind: dict, entropy: bool):
 @given(rows=st.integers(1, 9), tile=st.integers(1, 30), seed=st.integers(0, 50))
 def test_how_the_work_is_cut_changes_nothing(rows: int, tile: int, seed: int):
     hidden, head, targets = problem(bias=True, seed=seed)
-    whole = linear_logprobs(hidden, head, targets, entropy=True)
+    whole = all_of(hidden, head, targets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(head_module.TILE_BYTES, "cpu", 4 * rows * tile)
-        cut = linear_logprobs(hidden, head, targets, entropy=True, chunk_tokens=rows)
-        wanted = gradients(whole.logprobs.sum() + whole.entropy.sum(), hidden, head)  # type: ignore[union-attr]
-        got = gradients(cut.logprobs.sum() + cut.entropy.sum(), hidden, head)  # type: ignore[union-attr]
-    torch.testing.assert_close(cut.logprobs, whole.logprobs, rtol=0, atol=1e-12)
+        cut = all_of(hidden, head, targets, chunk_tokens=rows)
+        wanted = gradients(pulled(whole, *OUTPUTS), hidden, head)
+        got = gradients(pulled(cut, *OUTPUTS), hidden, head)
+    for name in OUTPUTS:
+        torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=1e-12)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -114,29 +139,23 @@ def test_a_token_named_twice_in_a_row_gets_both_gradients():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_entropy_of_equal_logits_is_the_logarithm_of_the_vocabulary():
-    head = Head(torch.zeros(VOCABULARY, WIDTH))
-    found = linear_logprobs(torch.ones(2, WIDTH), head, torch.tensor([0, 1]), entropy=True)
-    torch.testing.assert_close(found.entropy, torch.full((2,), float(VOCABULARY)).log())
-    assert linear_logprobs(torch.ones(2, WIDTH), head, torch.tensor([0, 1])).entropy is None
-
-
-def test_entropy_alone_has_its_gradient():
-    hidden, head, targets = problem()
-    _, expected = plainly(hidden, head, targets)
-    found = linear_logprobs(hidden, head, targets, entropy=True)
-    got, wanted = (gradients(value.square().sum(), hidden, head) for value in (found.entropy, expected))
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+def test_of_equal_logits_entropy_and_mean_logprob_are_the_logarithm_of_the_vocabulary():
+    head = Head(torch.zeros(VOCABULARY, WIDTH), torch.full((VOCABULARY,), 2.0))
+    found = all_of(torch.ones(2, WIDTH), head, torch.tensor([0, 1]))
+    logarithm = torch.full((2,), float(VOCABULARY)).log()
+    torch.testing.assert_close(found.entropy, logarithm)
+    torch.testing.assert_close(found.mean_logprobs, -logarithm)
+    torch.testing.assert_close(found.logsumexp, 2 + logarithm)
 
 
 def test_no_positions_give_no_logprobs_but_a_graph():
     _, head, _ = problem(bias=True)
     hidden = torch.zeros(0, WIDTH, dtype=torch.float64, requires_grad=True)
-    found = linear_logprobs(hidden, head, torch.zeros(0, dtype=torch.int64), entropy=True)
-    assert found.logprobs.shape == (0,)
-    for gradient in gradients(found.logprobs.sum(), hidden, head):
-        assert not gradient.any()
+    found = all_of(hidden, head, torch.zeros(0, dtype=torch.int64))
+    for name in OUTPUTS:
+        assert getattr(found, name).shape == (0,)
+        for gradient in gradients(getattr(found, name).sum(), hidden, head):
+            assert not gradient.any()
 
 
 def test_bfloat16_hidden_states_give_float32_logprobs_and_bfloat16_gradients():
@@ -145,8 +164,8 @@ def test_bfloat16_hidden_states_give_float32_logprobs_and_bfloat16_gradients():
     states = hidden.detach().bfloat16().requires_grad_()
     found = linear_logprobs(states, narrow, targets)
     assert found.logprobs.dtype == torch.float32
-    expected, _ = plainly(states.double(), Head(narrow.weight.double()), targets)
-    torch.testing.assert_close(found.logprobs.double(), expected, rtol=0.02, atol=0.02)
+    expected = plainly(states.double(), Head(narrow.weight.double()), targets)
+    torch.testing.assert_close(found.logprobs.double(), expected.logprobs, rtol=0.02, atol=0.02)
     got = gradients(found.logprobs.sum(), states, narrow)
     assert [gradient.dtype for gradient in got] == [torch.bfloat16, torch.bfloat16]
 
@@ -163,21 +182,22 @@ def test_autocast_does_not_lower_the_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = linear_logprobs(hidden.float(), Head(head.weight.float()), targets)
         found.logprobs.sum().backward()
-    expected, _ = plainly(hidden, head, targets)
-    torch.testing.assert_close(found.logprobs.double(), expected, rtol=0, atol=1e-5)
+    expected = plainly(hidden, head, targets)
+    torch.testing.assert_close(found.logprobs.double(), expected.logprobs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_extreme_logits_give_finite_values_and_gradients(size: float):
     hidden = torch.full((3, 1), size, requires_grad=True)
     weight = torch.linspace(-1, 1, 11)[:, None].requires_grad_()
-    found = linear_logprobs(hidden, Head(weight), torch.tensor([0, 5, 10]), entropy=True, chunk_tokens=2)
-    (found.logprobs.sum() + found.entropy.sum()).backward()  # type: ignore[union-attr]
+    found = all_of(hidden, Head(weight), torch.tensor([0, 5, 10]), chunk_tokens=2)
+    sum(getattr(found, name).sum() for name in OUTPUTS).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
-    for tensor in (found.logprobs, found.entropy, hidden.grad, weight.grad):
-        assert tensor is not None
+    for tensor in (*(getattr(found, name) for name in OUTPUTS), hidden.grad, weight.grad):
         assert torch.isfinite(tensor).all()
+    assert found.logsumexp.tolist() == pytest.approx([1e4] * 3)
+    assert found.mean_logprobs.tolist() == pytest.approx([-1e4] * 3)  # type: ignore[union-attr]
     assert sorted(found.logprobs.tolist()) == pytest.approx([-2e4, -1e4, 0.0])
 
 
@@ -210,29 +230,31 @@ def test_nothing_as_large_as_tokens_times_vocabulary_is_kept_or_made(monkeypatch
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
         LargestTensor() as seen,
     ):
-        found = linear_logprobs(hidden, head, torch.randint(vocabulary, (tokens,)), entropy=True, chunk_tokens=64)
-        (found.logprobs.sum() + found.entropy.sum()).backward()  # type: ignore[union-attr]
+        found = all_of(hidden, head, torch.randint(vocabulary, (tokens,)), chunk_tokens=64)
+        sum(getattr(found, name).sum() for name in OUTPUTS).backward()
     assert max(kept) == vocabulary * width  # the weight itself
     assert seen.elements == 64 * 1024  # one tile
 
 
-@pytest.mark.parametrize("entropy", [False, True])
-def test_positions_without_a_gradient_take_no_part_in_the_backward(entropy: bool, monkeypatch):
+@pytest.mark.parametrize("names", [OUTPUTS, *([name] for name in OUTPUTS)], ids=" ".join)
+def test_positions_without_a_gradient_take_no_part_in_the_backward(names: Sequence[str], monkeypatch):
     hidden, head, targets = problem(columns=2)
     counted = torch.arange(POSITIONS) % 3 == 0
-    found = linear_logprobs(hidden, head, targets, entropy=entropy)
-    value = found.logprobs[counted].sum() + (found.entropy[counted].sum() if entropy else 0.0)
-    real, rows = head_module._tile_gradient, []
+
+    def of_counted(found: HeadOutputs) -> Tensor:
+        return torch.stack([getattr(found, name)[counted].sum() for name in names]).sum()
+
+    value = of_counted(all_of(hidden, head, targets))
+    real, rows = head_sweeps._tile_gradient, []
 
     def noting(saved, *rest):
         rows.append(len(saved.hidden))
         return real(saved, *rest)
 
-    monkeypatch.setattr(head_module, "_tile_gradient", noting)
+    monkeypatch.setattr(head_sweeps, "_tile_gradient", noting)
     ours = gradients(value, hidden, head)
     assert set(rows) == {int(counted.sum())}
-    logprobs, entropies = plainly(hidden, head, targets)
-    plain = logprobs[counted].sum() + (entropies[counted].sum() if entropy else 0.0)
+    plain = of_counted(plainly(hidden, head, targets))
     for one, other in zip(ours, gradients(plain, hidden, head), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 

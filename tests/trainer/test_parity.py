@@ -7,6 +7,7 @@ against the norm of the gradient.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -256,30 +257,60 @@ def test_a_mixture_of_logprobs_and_embeddings_has_the_gradient_of_its_parts(
     assert difference < SCALED
 
 
-def test_a_loss_over_entropy_has_the_gradient_of_the_full_softmax(
-    make_datums: MakeDatums, gradients_of: GradientsOf
-) -> None:
-    def with_bonus(logprobs, entropy):
-        """-logprobs - 0.1 entropy."""
-        return -logprobs - 0.1 * entropy
+def with_entropy(logprobs, entropy):
+    """-logprobs - 0.1 entropy."""
+    return -logprobs - 0.1 * entropy
 
+
+def with_logsumexp(logsumexp):
+    """0.5 logsumexp^2: reads no logprobs."""
+    return 0.5 * logsumexp.square()
+
+
+def with_mean_logprobs(mean_logprobs, logprobs):
+    """-0.9 logprobs - 0.1 mean_logprobs^2."""
+    return -0.9 * logprobs - 0.1 * mean_logprobs.square()
+
+
+def with_everything(entropy, mean_logprobs, logsumexp, logprobs):
+    """A product, so that every gradient depends on every other output."""
+    return -logprobs * entropy + 0.1 * mean_logprobs * logsumexp
+
+
+@pytest.mark.parametrize("loss", [with_entropy, with_logsumexp, with_mean_logprobs, with_everything])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tokens_per_micro_batch": 1}, {"batching": "packed", "tokens_per_micro_batch": 24}], ids=str
+)
+def test_a_loss_over_the_whole_softmax_has_the_gradient_of_the_dense_computation(
+    loss: Callable[..., Tensor], settings: dict[str, Any], make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
     datums = make_datums(4)
-    client = full_weight_client(torch.float64, tokens_per_micro_batch=1)
-    output = client.forward_backward(datums, with_bonus).result()
+    client = full_weight_client(torch.float64, **settings)
+    output = client.forward_backward(datums, loss).result()
     found = gradients_of(client)
+    read = list(inspect.signature(loss).parameters)
     module = client._model.module
     parameters = dict(module.named_parameters())
     total = torch.zeros((), dtype=torch.float64)
-    for datum in datums:
-        log_softmax = module(torch.tensor([datum.model_input.to_ints()])).logits[0].log_softmax(-1)
+    for datum, own in zip(datums, output.loss_fn_outputs, strict=True):
+        logits = module(torch.tensor([datum.model_input.to_ints()])).logits[0]
+        log_softmax = logits.log_softmax(-1)
         targets, weights = (datum.loss_fn_inputs[key].to_torch() for key in ("target_tokens", "weights"))
-        entropy = -(log_softmax.exp() * log_softmax).sum(-1)
-        total = total - (weights * (log_softmax.gather(1, targets[:, None])[:, 0] + 0.1 * entropy)).sum()
+        dense = {
+            "logprobs": log_softmax.gather(1, targets[:, None])[:, 0],
+            "entropy": -(log_softmax.exp() * log_softmax).sum(-1),
+            "logsumexp": logits.logsumexp(-1),
+            "mean_logprobs": log_softmax.mean(-1),
+        }
+        total = total + (weights * loss(**{name: dense[name] for name in read})).sum()
+        assert own.keys() == set(read)
+        for name in read:
+            computed = torch.where(weights != 0, dense[name].float(), 0.0)
+            torch.testing.assert_close(own[name].to_torch(), computed, rtol=1e-5, atol=1e-5)
     expected = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
     difference = relative_difference(found, expected)
     assert difference < SCALED
     assert output.metrics["loss:sum"] == pytest.approx(float(total.detach()), rel=1e-6)
-    assert output.loss_fn_outputs[0]["entropy"].shape == output.loss_fn_outputs[0]["logprobs"].shape
 
 
 def multi_target_datums() -> list[lb.Datum]:
