@@ -26,6 +26,8 @@ KEY_DTYPES: dict[str, TensorDtype] = {
     "logprobs": "float32",
     "sampling_logprobs": "float32",
     "ref_logprobs": "float32",
+    "old_values": "float32",
+    "returns": "float32",
     "clip_low_threshold": "float32",
     "clip_high_threshold": "float32",
     "sequence_ratio_mask": "float32",

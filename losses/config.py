@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, cast
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..datums.errors import LossConfigError, did_you_mean
@@ -50,6 +50,8 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 #: A share in [0, 0.5): the probability that a label is flipped.
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]
+#: A share in [0, 1].
+Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(0)]
 
 #: Other systems' spellings of the same setting.

@@ -24,7 +24,7 @@ from ..datums.types import KEY_DTYPES, Datum, as_datum
 from . import stats
 from .batch_style import call_batch_style
 from .config import resolve_config
-from .outputs import Outputs, as_outputs, check_logprobs
+from .outputs import Outputs, as_outputs, check_finite_output
 from .packing import Packed, pack, positions_of
 from .reductions import Count, coarsest, count_of, total_of
 from .signature import LossSpec
@@ -215,9 +215,8 @@ class Loss:
         for name in self.spec.parameters:
             if name in self.outputs:
                 value = _full_precision(outputs.rows(name, packed))
-                if name == "logprobs":
-                    value = self._neutralised(value, packed)
-                    check_logprobs(value, packed, outputs, self.name)
+                value = self._neutralised(value, packed) if name == "logprobs" else self._over_targets(value, packed)
+                check_finite_output(name, value, packed, outputs, self.name)
                 arguments[name] = value
             elif name == "seqs":
                 arguments[name] = packed.seqs.to(like)
@@ -237,13 +236,17 @@ class Loss:
         masked = (packed.weights == 0 if packed.absent is None else packed.absent).to(logprobs.device)
         return torch.where(masked, torch.zeros((), dtype=logprobs.dtype, device=logprobs.device), logprobs)
 
+    def _over_targets(self, values: Tensor, packed: Packed) -> Tensor:
+        """Beside [T, K] logprobs an output of one number a position is one a target too, as inputs are."""
+        if packed.weights.ndim == 1 or values.ndim == 2 or self.spec.wants_weights:
+            return values
+        return values.unsqueeze(1).expand(packed.weights.shape)
+
     def _check_shape(self, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
         expected: tuple[int, ...] = (packed.units,)
         if self.spec.per == "token":
-            logprobs = arguments.get("logprobs")
-            expected = (len(packed.weights),)
-            if logprobs is not None and self.spec.candidates is None:
-                expected = tuple(logprobs.shape)
+            given = [arguments[name] for name in self.outputs if name != "embeddings"]
+            expected = tuple(given[0].shape) if given and not self.spec.candidates else (len(packed.weights),)
         elif self.spec.per == "batch":
             expected = ()
         if tuple(values.shape) != expected:

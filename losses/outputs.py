@@ -88,23 +88,31 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str) -> Outputs:
     return joined_outputs
 
 
-def check_logprobs(logprobs: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
-    """Raise naming datum and position where a model's logprob is no log-probability: NaN, infinite or above 0."""
-    values = logprobs.detach()
-    wrong = (~torch.isfinite(values) | (values > MAX_LOGPROB)) & has_weight(packed.weights, values)
-    if packed.absent is not None:
+def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
+    """Raise naming datum and position where an output of the model is NaN or infinite, or a log-probability above 0.
+
+    output: which one it is; not for embeddings, which have no positions.
+    """
+    if output == "embeddings":
+        return
+    values = values.detach()
+    highest = MAX_LOGPROB if output.endswith("logprobs") else float("inf")
+    wrong = (~torch.isfinite(values) | (values > highest)) & has_weight(packed.weights, values)
+    if output == "logprobs" and packed.absent is not None:
         wrong &= ~packed.absent.to(values.device)
     if not bool(wrong.any()):
         return
     where = wrong.nonzero()[0].tolist()
     value = float(values[tuple(where)])
     datum, position = locate(where[0], packed.active.cpu().numpy(), packed.lengths)
-    what = f"{name}: the model's logprobs of datum {outputs.number(datum)} are {value:g} at position {position}"
-    if value > MAX_LOGPROB and value < float("inf"):
+    what = f"{name}: the model's {output} of datum {outputs.number(datum)} are {value:g} at position {position}"
+    if highest < value < float("inf"):
         raise InvalidLogprobError(f"{what}: a log-probability is at most 0. Are these probabilities?")
-    raise NonFiniteLossInput(
-        f"{what}, where the weight is not 0. Has the model diverged, or is the target a token it cannot produce?"
-    )
+    cause = {
+        "logprobs": ", or is the target a token it cannot produce",
+        "mean_logprobs": ", or does it rule tokens out",
+    }
+    raise NonFiniteLossInput(f"{what}, where the weight is not 0. Has the model diverged{cause.get(output, '')}?")
 
 
 def _check_output_shape(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> None:

@@ -116,19 +116,20 @@ class Subject:
 
     @cached_property
     def takes_columns(self) -> bool:
-        """Whether [N, K] targets have a meaning: for losses per token that read nothing but (log-)probabilities."""
+        """Whether [N, K] targets have a meaning: for losses per token whose inputs are all (log-)probabilities."""
         only = self.only
         if self.candidates is not None:
             return True
-        if only is None or only.spec.per != "token" or only.outputs != ("logprobs",) or only.spec.wants_weights:
+        if only is None or only.spec.per != "token" or "embeddings" in only.outputs or only.spec.wants_weights:
             return False
         if not all(has_columns(one) or one.per == "datum" for one in only.spec.inputs):
             return False
         rows_of_two = [[-0.5, -1.0], [-1.5, -2.0]]
         inputs = {one.name: rows_of_two if one.per == "token" else 0.5 for one in only.spec.inputs}
         datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **inputs})
+        outputs = {name: [torch.tensor(rows_of_two if name == "logprobs" else [-0.5, -1.5])] for name in only.outputs}
         try:
-            self.loss.terms([datum], {"logprobs": [torch.tensor(rows_of_two)]})
+            self.loss.terms([datum], outputs)
         except (LossbookError, RuntimeError, ValueError, IndexError, TypeError):
             return False
         return True

@@ -103,6 +103,8 @@ def reduced(values: Any, rows: Sequence[Row], per: str, reduction: str, norm_len
         total = complex(np.sum(values))
         return total if reduction == "sum" else total / len(values)
     assert len(values) == len(rows)
+    # Beside K targets a position, a value of the position counts for each of them.
+    values = [v if v.ndim == r.weights.ndim else v[:, None] for r, v in zip(rows, values, strict=True)]
     sums = [complex(np.sum(np.where(r.weights != 0, r.weights * v, 0))) for r, v in zip(rows, values, strict=True)]
     own = [float(r.weights.sum()) for r in rows]
     if reduction == "sum":
