@@ -1,5 +1,7 @@
 """Supervised losses: make given tokens likelier."""
 
-from .likelihood import cross_entropy
+from .likelihood import cross_entropy, unlikelihood
+from .reweighted import dft, focal
+from .whole_softmax import label_smoothing, z_loss
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "dft", "focal", "label_smoothing", "unlikelihood", "z_loss"]

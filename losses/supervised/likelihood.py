@@ -1,13 +1,28 @@
-"""Supervised losses: make given tokens likelier."""
+"""The likelihood of given tokens: raised, or lowered."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from .. import stats
+from ..logarithms import MAX_LOGPROB_OF_COMPLEMENT, log1mexp
 from ..registry import register_loss
+from ..stats import Stat
 
 
-@register_loss("cross_entropy", per="token", reduction="sum", source="negative log-likelihood; Shannon 1948")
+@register_loss(
+    "cross_entropy",
+    per="token",
+    reduction="sum",
+    source="negative log-likelihood; Shannon 1948",
+    aliases=("ce",),
+    differs={
+        "TRL": "divides by the number of tokens, of all ranks and accumulation steps (reduction token-mean)",
+        "Tinker": "in a custom forward missing weights are zeros, not ones",
+        "Fireworks": "in a custom forward missing weights are zeros, not ones",
+        "prime-rl": "divides by the number of its own tokens, of all ranks (reduction token-mean)",
+    },
+)
 def cross_entropy(logprobs: Tensor) -> Tensor:
     """-logprobs: the negative log-likelihood of the target tokens, in nats.
 
@@ -18,3 +33,22 @@ def cross_entropy(logprobs: Tensor) -> Tensor:
     -Σ_k w_k logprobs_k: soft-label cross-entropy, nothing renormalised.
     """
     return -logprobs
+
+
+@register_loss(
+    "unlikelihood",
+    per="token",
+    reduction="token-mean",
+    source="Welleck et al. 2019, arXiv:1908.04319 section 5.1",
+)
+def unlikelihood(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
+    """-log(1 - p), where p = exp(logprobs), of tokens that should become less likely.
+
+    logprobs   [T] or [T, K]  nats, of the negative tokens: each weighted token is pushed down
+    returns    [T] or [T, K]  nats, from 0 to 13.8
+
+    Mixed with cross_entropy it would push the same tokens up and down, since a mixture has one set of weights: call
+    forward_backward twice before a step, with positive and with negative datums. logprobs are held at -1e-6 or below, so a
+    token the model is certain of has no gradient; `certain` counts such tokens.
+    """
+    return -log1mexp(logprobs), {"certain": stats.sum(logprobs > MAX_LOGPROB_OF_COMPLEMENT)}

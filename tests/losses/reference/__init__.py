@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import embedding, policy
+from . import embedding, policy, supervised, value
 from .rows import Reference, evaluated
 
 FAMILIES = (
     embedding,
     policy,
+    supervised,
+    value,
 )
 #: A reference a loss, by id.
 REFERENCES: dict[str, Reference] = {name: found for family in FAMILIES for name, found in family.REFERENCES.items()}

@@ -1,0 +1,55 @@
+"""Cross-entropy in which a token counts by how likely it is already."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import stats
+from ..config import NonNegative
+from ..registry import register_loss
+from ..stats import Stat
+
+#: 1 - p is held at this or above, so that its power, below 1, has a finite slope.
+LEAST_DOUBT = 1e-30
+
+
+@register_loss(
+    "dft",
+    per="token",
+    reduction="token-mean",
+    source="Wu et al. 2025, arXiv:2508.05629",
+)
+def dft(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
+    """-sg(p) logprobs, where p = exp(logprobs): dynamic fine-tuning; sg stops the gradient.
+
+    logprobs   [T] or [T, K]  nats, of the target tokens under the policy in training
+    returns    [T] or [T, K]  nats
+
+    The gradient of cross-entropy is that of a policy whose reward is 1/p at the target; the factor p takes the 1/p away. A
+    target that the model finds very unlikely so teaches almost nothing: text far from what the model says is hardly
+    learned. `probability` is the mean of p, and shows how much of cross-entropy's gradient is left.
+    """
+    probability = logprobs.detach().exp()
+    return -probability * logprobs, {"probability": stats.mean(probability)}
+
+
+@register_loss(
+    "focal",
+    per="token",
+    reduction="token-mean",
+    source="Lin et al. 2017, arXiv:1708.02002 eq. 4",
+    claims={"is_another_loss": {"own": {"gamma": 0.0}, "loss": "cross_entropy"}},
+)
+def focal(logprobs: Tensor, *, gamma: NonNegative = 2.0) -> tuple[Tensor, dict[str, Stat]]:
+    """-(1 - p)^gamma logprobs, where p = exp(logprobs): tokens that are likely already count less.
+
+    logprobs   [T] or [T, K]  nats, of the target tokens under the policy in training
+    returns    [T] or [T, K]  nats
+
+    The factor has a gradient too, as in the paper. Below gamma = 1 its slope is infinite at p = 1, so 1 - p is held at 1e-30
+    or above, where the slope is finite. gamma = 0 is cross_entropy. `focal_factor` is the mean factor: near 0, the data is
+    learned already, and a mean over tokens is a mean over few.
+    """
+    factor = (-torch.expm1(logprobs)).clamp(min=LEAST_DOUBT).pow(gamma)
+    return -factor * logprobs, {"focal_factor": stats.mean(factor)}

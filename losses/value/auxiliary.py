@@ -1,0 +1,89 @@
+"""Terms that are added to a policy's loss and teach nothing alone: entropy, and the distance to a reference."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import stats
+from ..axes import Axes
+from ..config import Positive
+from ..ratios import KLEstimator, kl_estimate
+from ..registry import register_loss
+from ..stats import Stat
+
+
+@register_loss(
+    "entropy_bonus",
+    per="token",
+    reduction="sum",
+    source="Williams & Peng 1991; Mnih et al. 2016, arXiv:1602.01783 section 4",
+    differs={
+        "verl": "coefficient is 0 by default (`entropy_coeff`)",
+        "SkyRL": "coefficient is 0.01, and the term is off by default",
+        "TRL": "coefficient is 0 by default, and may adapt to a target entropy",
+    },
+)
+def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Tensor, dict[str, Stat]]:
+    """-coefficient entropy. Auxiliary: only to be added to another loss, as in ppo + entropy_bonus.
+
+    entropy   [T]  nats, of the policy's distribution over the whole vocabulary
+    returns   [T]  nats
+
+    Keeps a policy from settling before it has tried enough. Alone it teaches nothing: its best policy says every token with
+    the same probability. Give it the reduction of the loss that it is added to. `entropy` falling to 0 says that the
+    coefficient is too small; rising to the logarithm of the vocabulary, too large.
+    """
+    return -coefficient * entropy, {"entropy": stats.mean(entropy)}
+
+
+@register_loss(
+    "sampled_entropy_bonus",
+    per="token",
+    reduction="sum",
+    source="the score-function gradient of the entropy: Williams 1992, Machine Learning 8, with reward -log p",
+)
+def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> Tensor:
+    """coefficient sg(logprobs) logprobs. Auxiliary: only to be added to another loss, as in ppo + sampled_entropy_bonus.
+
+    logprobs   [T] or [T, K]  nats, of tokens that the policy in training has sampled itself
+    returns    [T] or [T, K]  nats²; its size means nothing, only its gradient does
+
+    The entropy's gradient is -E[log p ∇ log p], so over the policy's own tokens this gradient is that of `entropy_bonus` in
+    expectation, noisier, and needs logprobs only. (-logprobs estimates the entropy, but its gradient is zero in
+    expectation.) On tokens of another sampler, and on tokens chosen by a person, it is not the entropy's. Alone it teaches
+    nothing: it makes every sampled token less likely, the unlikely ones most. `nll` estimates the entropy, and should not
+    fall to 0.
+    """
+    return coefficient * logprobs.detach() * logprobs
+
+
+@register_loss(
+    "reference_kl",
+    per="token",
+    reduction="sum",
+    source="Schulman 2020, Approximating KL divergence; as a term of the loss: Shao et al. 2024, arXiv:2402.03300 eq. 4",
+    axes=Axes(kl="to the reference, estimated at the sampled tokens (k3), with a gradient"),
+    differs={
+        "verl": "k3 is also held within ±10; off by default, coefficient 0.001",
+        "SkyRL": "k3 is also held within ±10; on by default, coefficient 0.001",
+        "TRL": "the log-ratio is not held within ±20; coefficient 0 by default",
+        "Fireworks": "the log-ratio is not held within ±20; `reinforce` and `igpo` detach the term, so it has no gradient",
+        "Tinker": "the cookbook subtracts k1 from the advantages, centred over the batch, instead of adding a loss",
+        "prime-rl": "½-less k2, the squared log-ratio, to the sampler instead of a reference",
+    },
+)
+def reference_kl(
+    logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KLEstimator = "k3"
+) -> tuple[Tensor, dict[str, Stat]]:
+    """KL(policy || reference), estimated a token at a time. Auxiliary: only to be added, as in ppo + 0.001 reference_kl.
+
+    logprobs       [T] or [T, K]  nats, of tokens that the policy in training has sampled itself
+    ref_logprobs   [T] or [T, K]  nats, under a frozen reference
+    returns        [T] or [T, K]  nats
+
+    Alone it teaches nothing: its best policy is the reference. Give it the reduction of the loss that it is added to. The
+    estimator also decides the gradient, and that of k1 is zero in expectation: it holds nothing (see `kl_estimate`).
+    `ref_kl` is the mean, as estimated; from a k1 it may be negative.
+    """
+    divergence = kl_estimate(logprobs, ref_logprobs, estimator)
+    return divergence, {"ref_kl": stats.mean(divergence)}

@@ -1,0 +1,83 @@
+"""Losses of a value function: a scalar head's predictions of the return."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import stats
+from ..axes import Axes
+from ..config import Positive
+from ..registry import register_loss
+from ..stats import Stat
+
+
+@register_loss(
+    "value_clip",
+    per="token",
+    reduction="token-mean",
+    source="Schulman et al. 2017, arXiv:1707.06347 eq. 9; the clip: Engstrom et al. 2020, arXiv:2005.12729 section 3",
+    aliases=("ppo_critic",),
+    axes=Axes(clip="values within ±clip of the old ones where that is the larger loss: no gradient beyond"),
+    differs={
+        "verl": "clip is 0.5 by default (`cliprange_value`)",
+        "SkyRL": "`ppo_critic` of its Tinker interface adds tokens up (reduction sum)",
+    },
+    claims={"is_another_loss": {"own": {"clip": 1e30}, "loss": "value_mse"}},
+)
+def value_clip(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, clip: Positive = 0.2
+) -> tuple[Tensor, dict[str, Stat]]:
+    """½ max((v - R)², (clamp(v, v_old ± clip) - R)²), where v = values, v_old = old_values and R = returns.
+
+    values       [T]  in units of the reward, from a scalar head of the model in training
+    old_values   [T]  in units of the reward, from the head as it was when the tokens were sampled
+    returns      [T]  in units of the reward, what is to be predicted, such as advantages + old_values
+    returns      [T]  in units of the reward squared
+
+    The bounds are distances, in units of the reward: scale them with it. The gradient is that of the unclipped square unless
+    the clipped one is larger; then there is none where v lies beyond a bound. `clip_fraction` counts those tokens;
+    `squared_error` is the mean of (v - R)².
+    """
+    error = (values - returns).square()
+    clipped = (values.clamp(old_values - clip, old_values + clip) - returns).square()
+    is_clipped = clipped > error
+    metrics = {"clip_fraction": stats.mean(is_clipped), "squared_error": stats.mean(error)}
+    # where, not maximum: at a tie maximum would split the gradient between a live and a dead branch.
+    return 0.5 * torch.where(is_clipped, clipped, error), metrics
+
+
+@register_loss("value_mse", per="token", reduction="token-mean", source="Schulman et al. 2017, arXiv:1707.06347 eq. 9")
+def value_mse(values: Tensor, returns: Tensor) -> Tensor:
+    """½ (v - R)², where v = values and R = returns.
+
+    values    [T]  in units of the reward, from a scalar head of the model in training
+    returns   [T]  in units of the reward, what is to be predicted
+    returns   [T]  in units of the reward squared
+
+    The half makes the gradient v - R; systems that leave it out learn at twice the rate.
+    """
+    return 0.5 * (values - returns).square()
+
+
+@register_loss(
+    "value_huber",
+    per="token",
+    reduction="token-mean",
+    source="Huber 1964, Annals of Mathematical Statistics 35, p. 75; as optax.huber_loss",
+    claims={"is_another_loss": {"own": {"delta": 1e30}, "loss": "value_mse"}},
+)
+def value_huber(values: Tensor, returns: Tensor, *, delta: Positive = 1.0) -> tuple[Tensor, dict[str, Stat]]:
+    """½ e² where |e| ≤ delta, else delta (|e| - ½ delta); e = values - returns.
+
+    values    [T]  in units of the reward, from a scalar head of the model in training
+    returns   [T]  in units of the reward, what is to be predicted
+    returns   [T]  in units of the reward squared
+
+    The gradient is e held within ±delta, so that one wild return moves the head no more than a bad one. `linear_fraction`
+    counts the tokens beyond delta: near 1 this is an absolute error, and learns medians rather than means.
+    """
+    error = values - returns
+    held = error.clamp(-delta, delta)
+    # held (e - ½ held) is both branches in one, and its gradient is `held`.
+    return held * (error - 0.5 * held), {"linear_fraction": stats.mean(error.abs() > delta)}
