@@ -66,6 +66,10 @@ class LossContractError(LossbookError, TypeError):
     """A loss function returned something else than its contract says, or changed its inputs."""
 
 
+class TraceError(LossbookError, ValueError):
+    """A loss has no graph of one datum; the message says why, and on which line."""
+
+
 class LossConfigError(LossbookError, ValueError):
     """A loss's configuration has an unknown key, a wrong type or a value out of bounds."""
 

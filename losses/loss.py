@@ -29,6 +29,7 @@ from .packing import Packed, pack, positions_of
 from .reductions import Count, coarsest, count_of, total_of
 from .signature import LossSpec
 from .stats import Stat
+from .trace import TracedLoss, trace
 
 #: Keys that every datum may carry, whatever the loss reads.
 COMMON_KEYS = ("target_tokens", "weights")
@@ -183,6 +184,14 @@ class Loss:
             return self(full, logprobs_list)
 
         return bound
+
+    def trace(self, optional: Sequence[str] = (), ranks: Mapping[str, int] | None = None) -> TracedLoss:
+        """The loss as a function and torch.fx graph of one datum, for services that run it on their side (see trace.py).
+
+        optional: inputs with a default that it should read too. ranks: where a tensor is not [T]. Raises TraceError with
+        the reason, and the line of the loss's function, where there is no such graph.
+        """
+        return trace(self, optional, ranks)
 
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed; the model's outputs apart."""

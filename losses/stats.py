@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 Kind = Literal["mean", "sum", "min", "max"]
 
@@ -78,11 +79,15 @@ def values(stats: Mapping[str, Stat]) -> dict[str, float]:
 
 
 def _sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(values, Proxy):  # being traced: trace.py sums them, knowing which positions count
+        return values, values
     flat = values.detach().reshape(-1)
     return flat.sum(dtype=torch.float64), torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device)
 
 
 def _extreme(kind: Literal["min", "max"], values: Tensor, of_nothing: float) -> Stat:
+    if isinstance(values, Proxy):
+        return Stat(kind, values, values)
     flat = values.detach().reshape(-1).to(torch.float64)
     start = torch.full((1,), of_nothing, dtype=torch.float64, device=flat.device)
     joined = torch.cat([start, flat])

@@ -127,4 +127,4 @@ def clipped_surrogate(
 
 
 def _like(bound: float | Tensor, ratio: Tensor) -> Tensor:
-    return bound if isinstance(bound, Tensor) else torch.full_like(ratio, bound)
+    return torch.full_like(ratio, bound) if isinstance(bound, float | int) else bound
