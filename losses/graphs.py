@@ -23,9 +23,9 @@ _OWN = {str(Path(__file__).with_name(name)) for name in _OWN_NAMES}
 _TORCH = str(Path(torch.__file__).parent)
 #: What torch.fx or Python say, and what to write instead.
 _MENDS = (
+    ("cannot be iterated", "a tensor cannot be looped over. Write it as one tensor operation"),
     ("control flow", "a tensor's value decides what Python does next. Write torch.where(condition, one, other)"),
     ("'len' is not supported", "len() of a tensor is a number that depends on data. Use tensor.shape[0] or seqs"),
-    ("cannot be iterated", "a tensor cannot be looped over. Write it as one tensor operation"),
     ("item assignment", "a tensor is changed in place. Write torch.where or masked_fill"),
     ("real number", "a tensor is made a Python number. Keep it a tensor: torch.exp, not math.exp or float"),
     ("interpreted as an integer", "a tensor is made a Python number. Keep it a tensor, also as a size"),
@@ -100,7 +100,9 @@ class ExampleTracer(torch.fx.Tracer):
                     f"it uses a tensor of shape {list(a.shape)} that is neither an input nor made from one. Make it from "
                     "an input (torch.zeros_like, new_zeros) or pass it as an input"
                 )
-            return self.create_proxy("call_function", torch.full, ((), a.tolist()), {"dtype": a.dtype}).node
+            like = next(iter(self.graph.nodes))  # not torch.full, which a second tracing would run and keep as a tensor
+            made = self.create_proxy("call_method", "new_full", (self.proxy(like), (), a.tolist()), {"dtype": a.dtype})
+            return made.node
         return super().create_arg(a)
 
 

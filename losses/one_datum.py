@@ -11,7 +11,7 @@ from torch import Tensor
 from ..datums.errors import TraceError
 from . import stats
 from .graphs import shape_of
-from .packing import Seqs, row_sums
+from .packing import Seqs
 from .signature import LossSpec
 from .stats import Stat
 
@@ -41,7 +41,7 @@ class OneDatum:
             self.is_live = torch.ones_like(self.weights).bool()
         self.rows: Any = self.is_live if self.is_live.ndim == 1 else self.is_live.any(1)
         self.logprobs = self._neutral(given["logprobs"])
-        if spec.candidates is not None:
+        if spec.candidates is not None and not spec.wants_weights:
             self.logprobs = torch.where(given[spec.candidates] == -torch.inf, 0, self.logprobs)
 
     def arguments(self) -> list[Any]:
@@ -102,18 +102,19 @@ class OneDatum:
             return f"the service merges sums and means only, not the {stat.kind} of datums", None
         if 0 in shape:
             return "it is of an optional input that is not read", None
+        values = values.detach()
         if shape[:1] == (TOKENS,):
-            rows = self.rows
+            is_counted = self.is_live if name == "nll" else _beside(self.rows, values)
         elif shape in ((), (1,)):
-            rows, values = self.rows.any().reshape(1), values.reshape(1)
+            is_counted, values = self.rows.any().reshape(1), values.reshape(1)
         else:
             return f"it is of neither the tokens nor the datum: its shape is {list(shape)}", None
-        total = torch.where(rows, row_sums(values.detach()), 0).sum()
+        total = torch.where(is_counted, values, 0).sum()
         if stat.kind == "sum":
             return f"custom/{name}:sum", total
-        columns = shape[1] if len(shape) == 2 else 1
-        count = rows.sum().clamp(min=1)
-        return f"custom/{name}:mean", total / (count if columns == 1 else columns * count)
+        if shape_of(is_counted) != shape_of(values):
+            is_counted = is_counted.expand_as(values)
+        return f"custom/{name}:mean", total / is_counted.sum().clamp(min=1)
 
 
 class OneDatumSeqs(Seqs):

@@ -138,9 +138,12 @@ def _inputs_of(loss: Loss, optional: Sequence[str]) -> list[Input]:
 
 def _ranks_of(spec: LossSpec, inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int]:
     """{parameter of the traced function: rank}, logprobs first and weights last."""
-    ranks = {"logprobs": 2 if spec.candidates else 1}
+    wide = 2 if spec.candidates else 1
+    ranks = {"logprobs": wide}
     for one in inputs:
-        ranks[one.name] = 0 if one.per == "datum" else 2 if one.name == spec.candidates else 1
+        ranks[one.name] = 0 if one.per == "datum" else wide if one.name.endswith("probs") else 1
+    if spec.candidates is not None:
+        ranks[spec.candidates] = 2
     ranks["weights"] = 1
     for name, rank in given.items():
         if name not in ranks:
