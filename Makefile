@@ -40,7 +40,7 @@ clean: ## remove the virtual environment, builds and caches (not runs/)
 $(installed): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "lossbook needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(python) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@echo "Installing lossbook and its requirements into $(VENV); about a minute, 2 GB."
+	@echo "Installing lossbook and its requirements into $(VENV); about two minutes, 2.2 GB."
 	$(pip_install) -e '.[dev]'
 	$(pip_install) --no-deps tinker-cookbook
 	@touch $@
