@@ -98,6 +98,10 @@ class EmptyLossError(LossbookError, ValueError):
     """Nothing is left to train on: all weights are zero, or there are no datums."""
 
 
+class LabelError(LossbookError, ValueError):
+    """A label or another flag of a datum is neither 0 nor 1."""
+
+
 class WeightsError(LossbookError, ValueError):
     """Weights are missing, negative or zero in total where a mean needs them positive."""
 

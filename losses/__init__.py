@@ -13,7 +13,7 @@ from .packing import Seqs
 from .ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
 from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
-from .signature import PerDatum
+from .signature import FlagPerDatum, PerDatum
 from .stats import Stat
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Axes",
     "Comparison",
     "Count",
+    "FlagPerDatum",
     "Loss",
     "LossCard",
     "LossConfig",

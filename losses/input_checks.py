@@ -11,6 +11,7 @@ from torch import Tensor
 from ..datums.errors import (
     AlignmentError,
     InvalidLogprobError,
+    LabelError,
     LengthMismatchError,
     LossbookError,
     MissingInput,
@@ -102,13 +103,17 @@ def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: Loss
 
 
 def check_one_a_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: Input) -> None:
-    """An input of one number a datum holds one, and it is finite."""
+    """An input of one number a datum holds one: finite, and 0 or 1 where it is a flag."""
     if array.size != 1:
         raise ShapeError(
             f"{spec.name} reads one {wanted.name!r} a datum, but datum {datum} carries {array.size} numbers"
         )
     if not np.isfinite(array).all():
         raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0])}")
+    if wanted.is_flag and not np.isin(array, (0, 1)).all():
+        value = float(array.reshape(-1)[0])
+        hint = " Did you mean 0?" if value == -1 else ""
+        raise LabelError(f"{spec.name}: {wanted.name} of datum {datum} is {value:g}: it must be 0 or 1.{hint}")
 
 
 def check_pairs(active_per_datum: np.ndarray, total: int) -> None:

@@ -31,6 +31,9 @@ BATCH_STYLE_NAMES = ("data", "datums", "batch")
 _PER_DATUM = "one value a datum"
 #: Annotation for an input that holds one number a datum: `def kto(logprobs: Tensor, label: PerDatum, ...)`.
 PerDatum = Annotated[Tensor, _PER_DATUM]
+_FLAG = "0 or 1"
+#: The same where the number is 0 or 1 and nothing else, such as a label.
+FlagPerDatum = Annotated[Tensor, _PER_DATUM, _FLAG]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Input:
     name: str
     required: bool
     per: Literal["token", "datum"]
+    is_flag: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -164,9 +168,10 @@ def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Inp
             continue
         hint = hints.get(parameter.name)
         annotations = (hint, *typing.get_args(hint))  # also inside `PerDatum | None`
-        per_datum = any(_PER_DATUM in getattr(a, "__metadata__", ()) for a in annotations)
+        metadata = {word for a in annotations for word in getattr(a, "__metadata__", ())}
         required = parameter.default is inspect.Parameter.empty
-        inputs.append(Input(parameter.name, required, "datum" if per_datum else "token"))
+        per = "datum" if _PER_DATUM in metadata else "token"
+        inputs.append(Input(parameter.name, required, per, is_flag=_FLAG in metadata))
     return tuple(inputs)
 
 

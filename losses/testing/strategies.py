@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -99,12 +100,15 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
         if wanted.required or draw(st.booleans()):
             wide = () if columns is None or not has_columns(wanted) else (columns,)
             shapes = [(n, *wide) if wanted.per == "token" else () for n in lengths]
-            values = _split(draw, shapes, _meaning(wanted.name, subject))
+            values = _split(draw, shapes, _flag if wanted.is_flag else _meaning(wanted.name, subject))
             if wanted.name == subject.candidates:
                 values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
             for inputs, array in zip(drawn, values, strict=True):
                 inputs[wanted.name] = array
-    return [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]
+    data = [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]
+    # A loss that says itself how many datums it has values for may have none, such as where all serve an estimate.
+    assume(all(part.spec.units is None or not part.count(data).is_zero for part in subject.parts))
+    return data
 
 
 def _draw_count(draw: Any, subject: Subject, min_units: int, max_units: int) -> int:
@@ -160,8 +164,12 @@ def _meaning(name: str, subject: Subject | None = None) -> Meaning:
     if name == "clip_high_threshold":
         return lambda drawn: 1 + drawn / 64
     if name.startswith("label") or name.endswith(("mask", "label", "labels")):
-        return lambda drawn: drawn % 2
+        return _flag
     return _either_sign
+
+
+def _flag(drawn: np.ndarray) -> np.ndarray:
+    return drawn % 2
 
 
 def _log_probabilities(drawn: np.ndarray) -> np.ndarray:

@@ -165,7 +165,7 @@ class Subject:
 
     def _plain(self, n: int) -> tuple[list[Datum], OutputLists]:
         """n one-token datums with dull contents."""
-        keys: dict[str, Any] = {one.name: [0.5] if one.per == "token" else 0.5 for one in self.reads if one.required}
+        keys: dict[str, Any] = {one.name: [0.5] if one.per == "token" else 1.0 for one in self.reads if one.required}
         if self.is_batch_style:
             keys = {key: [0.5] for key in BATCH_STYLE_KEYS}
         keys = {key: [-0.5] if key.endswith("logprobs") else value for key, value in keys.items()}
