@@ -50,6 +50,8 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 #: A share in [0, 0.5): the probability that a label is flipped.
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]
+#: The same where its logarithm is taken: never 0.
+PositiveSmoothing = Annotated[float, Gt(0), Lt(0.5)]
 #: A share in [0, 1].
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(0)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from lossbook.losses import safe_ratio
+from lossbook.losses import safe_ratio, stats
 from lossbook.losses.testing import check_loss
 from lossbook.losses.testing.claims import CHECKS
 
@@ -47,6 +47,36 @@ def drops_at_random(embeddings):
     return embeddings.sum(1) * torch.rand(len(embeddings), dtype=embeddings.dtype)
 
 
+def unsigned_margin(logprobs, ref_logprobs, seqs):
+    """A margin that is the same whichever response is the chosen one."""
+    chosen, rejected = seqs.pairs(seqs.sum(logprobs - ref_logprobs))
+    return -logsigmoid(chosen - rejected), {"margin": stats.mean((chosen - rejected).abs())}
+
+
+def capped_margin(logprobs, ref_logprobs, seqs):
+    """The slope ends where the loss is cut off."""
+    chosen, rejected = seqs.pairs(seqs.sum(logprobs - ref_logprobs))
+    return (-logsigmoid(chosen - rejected)).clamp(max=0.5), {"margin": stats.mean(chosen - rejected)}
+
+
+def preference_of_means(logprobs, ref_logprobs, seqs):
+    """Means where the law is one of sums: a common first token thins out the shorter response more."""
+    chosen, rejected = seqs.pairs(seqs.mean(logprobs - ref_logprobs))
+    return -logsigmoid(chosen - rejected)
+
+
+def forgotten_reference(logprobs, ref_logprobs, seqs):
+    """Half of the reference is left out."""
+    chosen, rejected = seqs.pairs(seqs.sum(logprobs - 0.5 * ref_logprobs))
+    return -logsigmoid(chosen - rejected)
+
+
+def preference_of_sums(logprobs, ref_logprobs, seqs):
+    """Sums where the law is one of means."""
+    chosen, rejected = seqs.pairs(seqs.sum(logprobs - ref_logprobs))
+    return -logsigmoid(chosen - rejected)
+
+
 #: Loss, how it is registered, the law that it claims and breaks, what the message must say.
 BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
     (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
@@ -65,6 +95,11 @@ BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
     (longer_is_dearer, {"per": "datum"}, {"scale_invariance": {}}, "when the embeddings were multiplied by"),
     (prefers_the_first_axis, {"per": "datum"}, {"rotation_invariance": {}}, "when all embeddings were turned alike"),
     (drops_at_random, {"per": "datum"}, {"grad_cache_is_full_batch": {}}, "in two passes"),
+    (unsigned_margin, {"per": "pair"}, {"swap_symmetry": {}}, "with chosen and rejected exchanged"),
+    (capped_margin, {"per": "pair"}, {"swap_symmetry": {"slope": 1.0}}, "exchanging chosen and rejected costs"),
+    (preference_of_means, {"per": "pair"}, {"shared_prefix_cancels": {}}, "got the same first token"),
+    (forgotten_reference, {"per": "pair"}, {"agreeing_tokens_are_silent": {}}, "one more token"),
+    (preference_of_sums, {"per": "pair"}, {"repetition_changes_nothing": {}}, "when every token was repeated"),
 ]
 
 

@@ -159,7 +159,7 @@ def test_dpo_of_a_margin_of_two_nats() -> None:
     slope = 0.1 / (1 + math.exp(0.2))
     assert_rows_equal(gradients, [[-slope] * 5, [slope] * 7], 1e-9)
     assert metrics == pytest.approx(
-        {"nll": 2.0, "accuracy": 1.0, "margin": 2.0, "chosen_reward": 0.1, "rejected_reward": -0.1}
+        {"nll": 2.0, "accuracy": 1.0, "margin": 2.0, "chosen_reward": 0.1, "rejected_reward": -0.1, "score_capped": 0.0}
     )
 
 

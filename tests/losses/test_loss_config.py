@@ -164,7 +164,8 @@ def test_a_loss_shows_its_resolved_configuration() -> None:
         "cross_entropy(reduction='seq-mean-token-sum-norm', norm_length=512)  # per token, couples datum"
     )
     assert repr(get_loss("dpo")) == (
-        "dpo(reduction='pair-mean', beta=0.1, label_smoothing=0.0)  # per pair, couples pair"
+        "dpo(reduction='pair-mean', beta=0.1, label_smoothing=0.0, divergence='reverse_kl', alpha=0.5)"
+        "  # per pair, couples pair"
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import embedding, policy, supervised, value
+from . import embedding, policy, preference, supervised, value
 from .rows import Reference, evaluated
 
 FAMILIES = (
     embedding,
     policy,
+    preference,
     supervised,
     value,
 )

@@ -1,0 +1,42 @@
+"""Reward models: a score of a whole response that a preference pair teaches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .. import stats
+from ..config import NonNegative
+from ..packing import Seqs
+from ..registry import register_loss
+from ..signature import PerDatum
+from .pieces import Returned, pair_stats
+
+
+@register_loss(
+    "reward_bt",
+    per="pair",
+    reduction="pair-mean",
+    source="Bradley & Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288 eq. 2; centring: Eisenstein et al. 2023, "
+    "arXiv:2312.09244",
+    aliases=["bradley_terry"],
+    differs={"TRL": "reads the score at the last token that is no padding, whatever its weight"},
+    claims={"swap_symmetry": {}},
+)
+def reward_bt(
+    values: Tensor, seqs: Seqs, margin: PerDatum | None = None, *, center_coefficient: NonNegative = 0.0
+) -> Returned:
+    """-log σ(r_chosen - r_rejected - margin) + center_coefficient (r_chosen + r_rejected)².
+
+    values    [T]    nats, of the scalar head; a response's score r is the value at its last token of non-zero weight
+    margin    [N]    nats, optional: by how much the chosen score should lead; a pair's is its chosen datum's
+    returns   [N/2]  nats, one loss a pair; ln 2 where both score the same and there is no margin
+
+    Only differences matter until center_coefficient, for which the literature has 0.01, draws a pair's scores to a mean of
+    0. `score_min` and `score_max` say how far scores spread.
+    """
+    scores = seqs.last(values)
+    chosen, rejected = seqs.pairs(scores)
+    lead = chosen - rejected if margin is None else chosen - rejected - seqs.pairs(margin)[0]
+    losses = -logsigmoid(lead) + center_coefficient * (chosen + rejected).square()
+    return losses, {**pair_stats(chosen, rejected), "score_min": stats.min(scores), "score_max": stats.max(scores)}
