@@ -42,7 +42,7 @@ def register_loss(
     aliases: Sequence[str] = (),
     axes: Axes | None = None,
     differs: Mapping[str, str] | None = None,
-    claims: Mapping[str, Mapping[str, Any]] | None = None,
+    claims: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Register a loss function under an id. The function itself is returned unchanged.
 

@@ -79,7 +79,7 @@ class LossSpec:
     aliases: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
     differs: Mapping[str, str] = field(default_factory=dict)
-    claims: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    claims: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reads_tokens(self) -> bool:

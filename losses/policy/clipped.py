@@ -1,16 +1,25 @@
-"""Losses over the importance ratio itself, and PPO's pessimistic clip of it, token by token."""
+"""Losses over a token's importance ratio: the ratio itself, PPO's pessimistic clip of it, and losses that are that clip."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from .. import stats
 from ..axes import Axes
-from ..config import LowerBound, NonNegative, Positive, UpperBound
-from ..ratios import MAX_LOG_RATIO, KLEstimator, kl_estimate, ratio_stats, safe_ratio
+from ..config import LowerBound, Positive, UpperBound
+from ..ratios import MAX_LOG_RATIO, ratio_stats, safe_ratio
 from ..registry import register_loss
 from ..stats import Stat
+
+#: Highest ratio at which a punished token still gets a gradient; above the upper bound of the clip.
+DualClip = Annotated[float, Gt(1)]
+
+#: What the clip does, on the cards of all losses that are one.
+PESSIMISTIC = "r within [clip_low, clip_high] where that is the smaller: no gradient beyond"
 
 
 @register_loss(
@@ -18,6 +27,12 @@ from ..stats import Stat
     per="token",
     reduction="sum",
     source="Kloek & van Dijk 1978; as a policy loss: arXiv:1707.06347 eq. 6",
+    axes=Axes(ratio="token", clip="log r within ±ratio_log_cap: no gradient beyond"),
+    differs={
+        "Tinker": "whether the log-ratio is capped is not public",
+        "SkyRL": "its JAX backend takes the mean over each sequence's tokens",
+    },
+    claims={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
 )
 def importance_sampling(
     logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, *, ratio_log_cap: Positive = MAX_LOG_RATIO
@@ -41,10 +56,18 @@ def importance_sampling(
     per="token",
     reduction="sum",
     source="Schulman et al. 2017, arXiv:1707.06347 eq. 7; separate bounds: arXiv:2503.14476 eq. 8",
-    axes=Axes(ratio="token", clip="r within [clip_low, clip_high] where that is the smaller: no gradient beyond"),
+    axes=Axes(ratio="token", clip=PESSIMISTIC),
+    differs={
+        "Tinker": "whether the log-ratio is capped is not public",
+        "verl": "its `vanilla` always has the dual clip at 3, and takes the token-mean",
+        "SkyRL": "its `regular` takes distances 0.2 from 1, not bounds; advantages are scaled before its sum",
+        "TRL": "the clip of `GRPOTrainer` takes distances from 1 and does not cap the log-ratio",
+    },
     claims={
         "on_policy_is_reinforce": {},
         "is_another_loss": {"own": {"clip_low": 0.0, "clip_high": 1e30}, "loss": "importance_sampling"},
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 0.25},
     },
 )
 def ppo(
@@ -71,55 +94,74 @@ def ppo(
     """
     low = clip_low if clip_low_threshold is None else clip_low_threshold
     high = clip_high if clip_high_threshold is None else clip_high_threshold
-    losses, clipped = clipped_surrogate(logprobs, sampling_logprobs, advantages, low, high)
-    return losses, {"clip_fraction": stats.mean(clipped), **ratio_stats(logprobs, sampling_logprobs)}
+    return clipped_tokens(logprobs, sampling_logprobs, advantages, low, high)
 
 
 @register_loss(
-    "grpo",
+    "dual_clip",
     per="token",
     reduction="token-mean",
-    source="Shao et al. 2024, arXiv:2402.03300 eq. 3 and 4; token-mean: arXiv:2503.14476 eq. 8",
-    required_if={"ref_logprobs": "kl_coefficient"},
+    source="Ye et al. 2019, arXiv:1912.09729 section 3.3",
+    axes=Axes(ratio="token", clip=f"{PESSIMISTIC}; r at most dual_clip where A < 0: no gradient beyond"),
+    differs={
+        "verl": "it is part of `vanilla` and cannot be turned off there",
+        "TRL": "its `delta` caps r before the minimum is taken, which is the same, and is off by default",
+        "Fireworks": "an option of its cookbook's `dapo`, off by default",
+    },
+    claims={
+        "on_policy_is_reinforce": {},
+        "is_another_loss": {
+            "own": {"dual_clip": 1e30},
+            "loss": "ppo",
+        },
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 0.25},
+    },
 )
-def grpo(
+def dual_clip(
     logprobs: Tensor,
     sampling_logprobs: Tensor,
     advantages: Tensor,
-    ref_logprobs: Tensor | None = None,
     *,
     clip_low: LowerBound = 0.8,
     clip_high: UpperBound = 1.2,
-    kl_coefficient: NonNegative = 0.001,
-    kl_estimator: KLEstimator = "k3",
+    dual_clip: DualClip = 3.0,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-min(r A, clip(r) A) + kl_coefficient KL(policy || reference), with group-relative advantages.
+    """-min(r A, clip(r) A), but at most -dual_clip A where A < 0, with r = exp(logprobs - sampling_logprobs).
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, usually (reward - group mean) / group deviation
-    ref_logprobs        [T]  nats, under a frozen reference; needed unless kl_coefficient is 0
+    advantages          [T]  unitless
     returns             [T]  unitless
 
-    The KL term is differentiable and estimated a token at a time (see `kl_estimate` for what its gradient is).
+    PPO pulls a punished token back the harder the likelier it has become, without bound; here it has no gradient once r is
+    beyond `dual_clip`. `dual_clip_fraction` says how often.
     """
-    losses, clipped = clipped_surrogate(logprobs, sampling_logprobs, advantages, clip_low, clip_high)
-    metrics = {"clip_fraction": stats.mean(clipped), **ratio_stats(logprobs, sampling_logprobs)}
-    if ref_logprobs is None:  # the metric stays, as a mean of nothing: a rank without data knows no reference either
-        return losses, {**metrics, "ref_kl": stats.mean(logprobs.new_zeros(0))}
-    divergence = kl_estimate(logprobs, ref_logprobs, kl_estimator, sampling_logprobs)
-    return losses + kl_coefficient * divergence, {**metrics, "ref_kl": stats.mean(divergence)}
+    return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high, dual_clip)
 
 
-def clipped_surrogate(
+def clipped_tokens(
     logprobs: Tensor,
     sampling_logprobs: Tensor,
     advantages: Tensor,
     low: float | Tensor,
     high: float | Tensor,
-) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic surrogate [T], and which tokens [T] the clip left without a gradient."""
+    dual: float | None = None,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """The pessimistic surrogate of each token's own ratio, and its metrics; `dual` caps the ratio of punished tokens."""
     ratio = safe_ratio(logprobs, sampling_logprobs)
+    losses, is_clipped = clipped_surrogate(ratio, advantages, low, high)
+    metrics = {"clip_fraction": stats.mean(is_clipped), **ratio_stats(logprobs, sampling_logprobs)}
+    if dual is None:
+        return losses, metrics
+    is_capped = (advantages < 0) & (ratio > dual)
+    return torch.where(is_capped, -dual * advantages, losses), {**metrics, "dual_clip_fraction": stats.mean(is_capped)}
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, low: float | Tensor, high: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """-min(r A, clip(r) A) in the shape of `ratio`, and where the clip left no gradient."""
     clipped = torch.minimum(torch.maximum(ratio, _like(low, ratio)), _like(high, ratio))
     is_clipped = clipped * advantages < ratio * advantages
     # where, not minimum: at a tie minimum would split the gradient between a live and a dead branch.

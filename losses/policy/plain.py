@@ -1,10 +1,12 @@
-"""Losses linear in the logprobs: the policy gradient itself, with no ratio or with one that has no gradient."""
+"""Losses linear in the logprobs: the policy gradient itself, with no ratio."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ..registry import register_loss
+
+_LINEAR = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
 
 
 @register_loss(
@@ -16,6 +18,7 @@ from ..registry import register_loss
         "Fireworks": "its `reinforce` is importance sampling, -r A, whose KL term is computed from detached logprobs",
         "Tinker": "`stable_reinforce` is another loss, whose formula is not public",
     },
+    claims=_LINEAR,
 )
 def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-A logprobs: the policy gradient, with no ratio.
@@ -27,3 +30,22 @@ def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     Right only for tokens that the policy in training has sampled itself; `importance_sampling` corrects for another sampler.
     """
     return -advantages * logprobs
+
+
+@register_loss(
+    "gpg",
+    per="token",
+    reduction="token-mean",
+    source="Chu et al. 2025, arXiv:2504.02546",
+    claims={**_LINEAR, "is_another_loss": {"loss": "reinforce"}},
+)
+def gpg(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-A logprobs with group-relative advantages, a mean over all tokens: no ratio, no clip, no reference.
+
+    logprobs     [T]  nats, under the policy in training
+    advantages   [T]  unitless, reward - group mean
+    returns      [T]  nats; its size means nothing, only its gradient does
+
+    Right only for tokens that the policy in training has sampled itself.
+    """
+    return reinforce(logprobs, advantages)

@@ -19,7 +19,16 @@ from .protocol import Check
 from .subject import OutputLists, Subject, terms
 
 #: What a number is moved to, in turn, until the loss's own validation takes it and something changes.
-MOVES = (lambda x: x * 2, lambda x: x / 2, lambda x: x + 0.1, lambda x: x - 0.1, lambda x: x + 1, lambda x: x - 1)
+#: The last is for shares, which are at most 1.
+MOVES = (
+    lambda x: x * 2,
+    lambda x: x / 2,
+    lambda x: x + 0.1,
+    lambda x: x - 0.1,
+    lambda x: x + 1,
+    lambda x: x - 1,
+    lambda x: (x + 1) / 2,
+)
 
 
 def depends_on_outputs(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:

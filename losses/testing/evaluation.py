@@ -114,13 +114,14 @@ def _token_span(data: Sequence[Datum], outputs: OutputLists, start: int, stop: i
         first += length
         if a >= b:
             continue
-        chosen.append(datum if b - a == length else _slice(datum, a, b, length))
+        chosen.append(datum if b - a == length else sliced(datum, a, b, length))
         for name, tensors in outputs.items():
             views[name].append(tensors[i][a:b])
     return chosen, views
 
 
-def _slice(datum: Datum, a: int, b: int, length: int) -> Datum:
+def sliced(datum: Datum, a: int, b: int, length: int) -> Datum:
+    """Positions a .. b of a datum of `length`."""
     cut: dict[str, np.ndarray] = {}
     for key, value in datum.loss_fn_inputs.items():
         array = value.to_numpy()

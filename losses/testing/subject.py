@@ -36,10 +36,10 @@ class Subject:
 
     loss: Loss | Mixture
     inputs: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    claimed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    claimed: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def claims(self) -> Mapping[str, Mapping[str, Any]]:
+    def claims(self) -> Mapping[str, Any]:
         """{law: settings} of every law of a family that it must keep."""
         return {**(self.only.spec.claims if self.only else {}), **self.claimed}
 

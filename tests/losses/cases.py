@@ -11,7 +11,7 @@ from torch import Tensor
 from lossbook import Datum, ModelInput, describe_loss, get_loss, list_losses, register_loss, unregister_loss
 
 #: Settings that a loss cannot do without, by id; numbers of no meaning.
-NEEDED: dict[str, dict[str, Any]] = {}
+NEEDED: dict[str, dict[str, Any]] = {"dr_grpo": {"norm_length": 7}}
 
 #: With everything that any loss per token reads.
 FULL: dict[str, Any] = {

@@ -26,6 +26,16 @@ def clipped_at_a_constant(logprobs, sampling_logprobs, advantages, *, clip_high:
     return -safe_ratio(logprobs, sampling_logprobs).clamp(max=1.2) * advantages + 0 * clip_high
 
 
+def unclipped(logprobs, sampling_logprobs, advantages):
+    """The first of two losses that it says it is, not the second."""
+    return -safe_ratio(logprobs, sampling_logprobs) * advantages
+
+
+def shifted_advantage(logprobs, advantages):
+    """An advantage of 0 still pushes."""
+    return -(advantages + 0.1) * logprobs
+
+
 def scaled_preference(logprobs, ref_logprobs, seqs, *, beta: float = 0.1):
     """Twice the loss of a pair."""
     chosen, rejected = seqs.pairs(beta * seqs.sum(logprobs - ref_logprobs))
@@ -78,13 +88,26 @@ def preference_of_sums(logprobs, ref_logprobs, seqs):
 
 
 #: Loss, how it is registered, the law that it claims and breaks, what the message must say.
-BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
+BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
     (
         clipped_at_a_constant,
         {"per": "token"},
         {"is_another_loss": {"own": {"clip_high": 1e30}, "loss": "importance_sampling"}},
         "when computed as importance_sampling",
+    ),
+    (
+        unclipped,
+        {"per": "token"},
+        {"is_another_loss": [{"loss": "importance_sampling"}, {"loss": "ppo", "uniform": True, "max_length": 2}]},
+        "when computed as ppo",
+    ),
+    (shifted_advantage, {"per": "token"}, {"zero_advantage_is_silent": {}}, "not 0, when every advantage is 0"),
+    (
+        clipped_at_a_constant,
+        {"per": "token"},
+        {"beyond_the_clip_no_gradient": {"nats": 0.25}},
+        "not 0, when all its tokens have moved by 0.25 nats the way A pushes",
     ),
     (
         scaled_preference,
@@ -105,7 +128,7 @@ BROKEN: list[tuple[Any, dict[str, Any], dict[str, dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize(("function", "registration", "claims", "message"), BROKEN, ids=[b[0].__name__ for b in BROKEN])
 def test_a_claimed_law_that_is_broken_is_named(
-    function: Any, registration: dict[str, Any], claims: dict[str, dict[str, Any]], message: str
+    function: Any, registration: dict[str, Any], claims: dict[str, Any], message: str
 ) -> None:
     loss = loss_of(function, claims=claims, **registration)
     (law,) = claims

@@ -1,0 +1,156 @@
+"""PPO that spares the policy's entropy: the few tokens whose logprob and advantage vary together most are held back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from .. import stats
+from ..axes import Axes
+from ..config import Count, LowerBound, NonNegative, UpperBound
+from ..ratios import ratio_stats, safe_ratio
+from ..registry import register_loss
+from ..stats import Stat
+from .clipped import PESSIMISTIC, clipped_surrogate
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+#: Lots are 32-bit numbers; one that is never drawn.
+NO_LOT = 1 << 32
+_LOW_BITS = NO_LOT - 1
+#: Odd, below 2^31, so that a product with a 32-bit number fits into 63 bits.
+_MULTIPLIER = 0x45D9F3B
+
+
+@register_loss(
+    "clip_cov",
+    per="token",
+    couples="batch",
+    reduction="token-mean",
+    source="Cui et al. 2025, arXiv:2505.22617 section 4.2",
+    axes=Axes(ratio="token", clip=f"{PESSIMISTIC}; none either for a few tokens of high covariance"),
+    differs={
+        "verl": "draws with torch's generator, exactly as many tokens as `share` says, and does not cap the log-ratio",
+        "SkyRL": "draws with torch's generator, exactly as many tokens as `share` says",
+    },
+    claims={
+        "is_another_loss": {"own": {"covariance_low": 1e30}, "loss": "ppo"},
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 0.25},
+    },
+)
+def clip_cov(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: LowerBound = 0.8,
+    clip_high: UpperBound = 1.2,
+    share: Share = 0.0002,
+    covariance_low: float = 1.0,
+    covariance_high: float = 5.0,
+    seed: Count = 0,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-min(r A, clip(r) A), but 0 for a few drawn tokens whose (A - mean A)(logprob - mean logprob) is high.
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless
+    returns             [T]  unitless
+
+    Of the tokens whose covariance lies strictly between covariance_low and covariance_high, and which PPO's clip leaves a
+    gradient, max(1, int(share T)) are drawn, where T counts the batch's tokens. The lot of a token is a hash of `seed` and
+    of its own three numbers: the same in any order and on any day, but tokens whose three numbers agree are drawn
+    together. Change `seed` from step to step. `covariance_fraction` says how many were drawn.
+    """
+    ratio = safe_ratio(logprobs, sampling_logprobs)
+    losses, is_clipped = clipped_surrogate(ratio, advantages, clip_low, clip_high)
+    covariance = _covariance(logprobs, advantages)
+    is_candidate = (covariance > covariance_low) & (covariance < covariance_high) & ~is_clipped
+    lots = _lots(seed, logprobs.detach(), sampling_logprobs, advantages)
+    lots = torch.where(is_candidate, lots, torch.full_like(lots, NO_LOT))
+    is_drawn = is_candidate & (lots <= _smallest(lots, _number(share, logprobs)))
+    metrics = {
+        "clip_fraction": stats.mean(is_clipped),
+        "covariance_fraction": stats.mean(is_drawn),
+        **ratio_stats(logprobs, sampling_logprobs),
+    }
+    return torch.where(is_drawn, torch.zeros_like(losses), losses), metrics
+
+
+@register_loss(
+    "kl_cov",
+    per="token",
+    couples="batch",
+    reduction="token-mean",
+    source="Cui et al. 2025, arXiv:2505.22617 section 4.2",
+    axes=Axes(ratio="token", kl="to the sampler, |log r|, differentiable, on a few tokens of high covariance"),
+    differs={
+        "verl": "takes exactly as many tokens as `share` says; kl_coefficient is 1 where its function is called without",
+        "SkyRL": "share 0.2 and kl_coefficient 1",
+    },
+    claims={
+        "on_policy_is_reinforce": {},
+        "is_another_loss": {"own": {"kl_coefficient": 0.0}, "loss": "importance_sampling"},
+    },
+)
+def kl_cov(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    share: Share = 0.0002,
+    kl_coefficient: NonNegative = 0.1,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-r A, plus kl_coefficient |log r| for the tokens whose (A - mean A)(logprob - mean logprob) is highest.
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless
+    returns             [T]  unitless
+
+    Those are the max(1, int(share T)) highest of the batch's T tokens, and any that tie with the last of them. No clip:
+    all other tokens are free. `covariance_fraction` says how many were held back.
+    """
+    covariance = _covariance(logprobs, advantages)
+    is_held = -covariance <= _smallest(-covariance, _number(share, logprobs))
+    penalty = kl_coefficient * (logprobs - sampling_logprobs).abs()
+    losses = -safe_ratio(logprobs, sampling_logprobs) * advantages
+    metrics = {"covariance_fraction": stats.mean(is_held), **ratio_stats(logprobs, sampling_logprobs)}
+    return losses + torch.where(is_held, penalty, torch.zeros_like(penalty)), metrics
+
+
+def _covariance(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """[T] float64 (A - mean A)(logprob - mean logprob) over the batch; no gradient.
+
+    Of numbers rounded to float32, whose sums float64 holds exactly: so neither order nor precision breaks a tie.
+    """
+    found, weights = (x.detach().float().double() for x in (logprobs, advantages))
+    return (weights - weights.mean()) * (found - found.mean())
+
+
+def _number(share: float, tokens: Tensor) -> int:
+    return max(1, int(share * len(tokens)))
+
+
+def _smallest(values: Tensor, number: int) -> Tensor:
+    """[1] the number-th smallest value, the largest where there are fewer; [0] of nothing."""
+    return values.sort().values[:number][-1:]
+
+
+def _lots(seed: int, *numbers: Tensor) -> Tensor:
+    """[T] int64 in [0, 2^32): a hash of each token's numbers, as float32, and of the seed."""
+    lots = torch.full(numbers[0].shape, seed & _LOW_BITS, dtype=torch.int64, device=numbers[0].device)
+    for one in numbers:
+        bits = (one.detach().float() + 0.0).view(torch.int32).long() & _LOW_BITS  # + 0.0: one zero, not two
+        lots = _mixed(lots ^ bits)
+    return lots
+
+
+def _mixed(lots: Tensor) -> Tensor:
+    for _ in range(2):
+        lots = ((lots >> 16) ^ lots) * _MULTIPLIER & _LOW_BITS
+    return (lots >> 16) ^ lots

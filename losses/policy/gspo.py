@@ -1,0 +1,156 @@
+"""GSPO and its kin: the geometric mean of a response's token ratios, clipped close to 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..axes import Axes
+from ..config import LowerBound, UpperBound
+from ..packing import Seqs
+from ..registry import register_loss
+from ..stats import Stat
+from .clipped import clipped_surrogate
+from .sequence import SEQUENCE_CLIP, clipped_sequences, sequence_metrics, sequence_ratio
+
+
+@register_loss(
+    "gspo",
+    per="datum",
+    reduction="mean",
+    source="Zheng et al. 2025, arXiv:2507.18071 section 4.1",
+    axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
+    differs={
+        "Tinker": "the bounds have to be given, tokens are added up, and the mean is over `sequence_ratio_mask`: `gspo_token`",
+        "Fireworks": "the cookbook's bounds are [0.8, 1.2], its mean is over all response positions, masked ones included",
+        "TRL": "importance_sampling_level 'sequence': bounds from epsilon, 0.2 unless set to 3e-4 and 4e-4",
+        "verl": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "SkyRL": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+    },
+    claims={
+        "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
+        "is_another_loss": {
+            "max_length": 1,
+            "loss": "ppo",
+            "settings": {"clip_low": 1 - 3e-4, "clip_high": 1 + 4e-4, "reduction": "seq-mean-token-mean"},
+        },
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 1e-3},
+    },
+)
+def gspo(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    seqs: Seqs,
+    *,
+    clip_low: LowerBound = 1 - 3e-4,
+    clip_high: UpperBound = 1 + 4e-4,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-min(s A, clip(s) A), where s = exp(mean over a response's tokens of logprobs - sampling_logprobs).
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless, one for the whole response: their mean is taken
+    returns             [N]  unitless, one loss a response
+
+    s is a geometric mean, so its bounds are much nearer to 1 than those of single tokens. Means are weighted by the
+    tokens' weights. Beyond a bound no token of the response has a gradient; `clip_fraction` is of responses.
+    """
+    ratio = sequence_ratio(seqs.mean(logprobs - sampling_logprobs))
+    return clipped_sequences(logprobs, sampling_logprobs, seqs.mean(advantages), ratio, clip_low, clip_high)
+
+
+@register_loss(
+    "gspo_token",
+    per="token",
+    couples="datum",
+    reduction="seq-mean-token-mean",
+    source="Zheng et al. 2025, arXiv:2507.18071 section 4.3",
+    aliases=("gspo-token",),
+    axes=Axes(ratio="sequence", clip="s within [clip_low, clip_high] where that is the smaller: no gradient beyond"),
+    differs={
+        "Fireworks": "the managed service's loss is this one; the cookbook's `gspo` has bounds [0.8, 1.2] and adds up tokens",
+        "Tinker": "`gspo`: the bounds have to be given, and tokens are added up",
+        "verl": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "SkyRL": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+    },
+    claims={
+        "on_policy_is_reinforce": {},
+        "is_another_loss": [
+            {"loss": "gspo", "uniform": True, "settings": {"reduction": "mean"}},
+            {"loss": "ppo", "max_length": 1, "settings": {"clip_low": 1 - 3e-4, "clip_high": 1 + 4e-4}},
+        ],
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 1e-3},
+    },
+)
+def gspo_token(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    seqs: Seqs,
+    sequence_ratio_mask: Tensor | None = None,
+    *,
+    clip_low: LowerBound = 1 - 3e-4,
+    clip_high: UpperBound = 1 + 4e-4,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-min(s A, clip(s) A) a token, where s = exp(mean over its response of logprobs - sampling_logprobs).
+
+    logprobs              [T]  nats, under the policy in training
+    sampling_logprobs     [T]  nats, under the policy that sampled the token
+    advantages            [T]  unitless, may differ within a response
+    sequence_ratio_mask   [T]  unitless, optional: 0 or 1, which tokens the mean is over; all of non-zero weight unless given
+    returns               [T]  unitless
+
+    s is the response's, but its gradient the token's own: d s / d logprobs = s. With one advantage a response the gradient
+    is that of `gspo`. Tokens outside sequence_ratio_mask have a gradient too, only no say in s. A token that the bounds
+    clip has none; `clip_fraction` is of tokens.
+    """
+    mean = seqs.mean(logprobs - sampling_logprobs, sequence_ratio_mask).detach()
+    ratio = sequence_ratio(seqs.broadcast(mean) + logprobs - logprobs.detach())
+    losses, is_clipped = clipped_surrogate(ratio, advantages, clip_low, clip_high)
+    return losses, sequence_metrics(logprobs, sampling_logprobs, ratio, is_clipped)
+
+
+@register_loss(
+    "luspo",
+    per="datum",
+    reduction="mean",
+    source="arXiv:2602.05261",
+    axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
+    differs={
+        "TRL": "bounds from epsilon, 0.2 unless set; importance_sampling_level 'sequence' has to be set beside it"
+    },
+    claims={
+        "on_policy_is_reinforce": {"reduction": "seq-mean-token-sum"},
+        "is_another_loss": {
+            "max_length": 1,
+            "loss": "ppo",
+            "settings": {"clip_low": 1 - 3e-4, "clip_high": 1 + 4e-4, "reduction": "seq-mean-token-sum"},
+        },
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 1e-3},
+    },
+)
+def luspo(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    seqs: Seqs,
+    *,
+    clip_low: LowerBound = 1 - 3e-4,
+    clip_high: UpperBound = 1 + 4e-4,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-min(s A, clip(s) A) times the response's length, with s as in gspo.
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless, one for the whole response: their mean is taken
+    returns             [N]  unitless, one loss a response
+
+    GSPO gives every response the same weight, so that a token counts the less the longer its response is; the factor,
+    the sum of the response's weights, undoes that.
+    """
+    losses, metrics = gspo(logprobs, sampling_logprobs, advantages, seqs, clip_low=clip_low, clip_high=clip_high)
+    return losses * seqs.sum(torch.ones_like(logprobs)), metrics

@@ -1,0 +1,187 @@
+"""Losses over the ratio of a whole response, one weight for all its tokens: what they share, and those that are not GSPO."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import stats
+from ..axes import Axes
+from ..config import LowerBound, NonNegative, Positive, UpperBound
+from ..packing import Seqs
+from ..ratios import MAX_LOG_RATIO, ratio_stats
+from ..registry import register_loss
+from ..stats import Stat
+from .clipped import clipped_surrogate
+
+#: Smallest ratio of a whole response whose logarithm VESPO takes.
+MIN_RATIO = 1e-8
+
+SEQUENCE_CLIP = "s within [clip_low, clip_high] where that is the smaller: no gradient for the whole response beyond"
+
+
+@register_loss(
+    "rloo",
+    per="datum",
+    reduction="mean",
+    source="Ahmadian et al. 2024, arXiv:2402.14740; the clipped ratio of whole responses: TRL's RLOOTrainer",
+    axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
+    differs={
+        "TRL": "does not cap the sum of log-ratios; its beta, 0.05, is a KL penalty inside the reward",
+        "verl": "the name of an advantage, for any loss",
+        "SkyRL": "the name of an advantage, for any loss",
+    },
+    claims={
+        "on_policy_is_reinforce": {"reduction": "seq-mean-token-sum"},
+        "is_another_loss": {
+            "max_length": 1,
+            "loss": "ppo",
+            "uniform": True,
+            "settings": {"reduction": "seq-mean-token-sum"},
+        },
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 0.25},
+    },
+)
+def rloo(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    seqs: Seqs,
+    *,
+    clip_low: LowerBound = 0.8,
+    clip_high: UpperBound = 1.2,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-min(r A, clip(r) A), where r = exp(sum over a response's tokens of logprobs - sampling_logprobs).
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless, reward - mean of the prompt's other rewards; one a response: their mean is taken
+    returns             [N]  unitless, one loss a response
+
+    r is a product over tokens and leaves the bounds soon in long responses: watch `clip_fraction`, which is of responses.
+    The sum is weighted by the tokens' weights and capped at ±20; beyond, a response has no gradient.
+    """
+    ratio = sequence_ratio(seqs.sum(logprobs - sampling_logprobs))
+    return clipped_sequences(logprobs, sampling_logprobs, seqs.mean(advantages), ratio, clip_low, clip_high)
+
+
+@register_loss(
+    "gmpo",
+    per="datum",
+    reduction="mean",
+    source="Zhao et al. 2025, arXiv:2507.20673 section 3",
+    aliases=("geo_mean",),
+    axes=Axes(
+        ratio="sequence", clip="each token's log r within [-log_clip_low, log_clip_high] where that is the smaller"
+    ),
+    differs={
+        "verl": "`geo_mean` clips at 0.2 unless set, and counts responses without a token in its mean",
+        "TRL": "`GMPOTrainer` does not cap the mean log-ratio",
+    },
+    claims={
+        "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
+        "is_another_loss": {
+            "own": {"log_clip_low": 1e30, "log_clip_high": 1e30},
+            "loss": "gspo",
+            "settings": {"clip_low": 0.0, "clip_high": 1e30},
+        },
+        "zero_advantage_is_silent": {},
+        "beyond_the_clip_no_gradient": {"nats": 0.5},
+    },
+)
+def gmpo(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    seqs: Seqs,
+    *,
+    log_clip_low: NonNegative = 0.4,
+    log_clip_high: NonNegative = 0.4,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-A exp(mean over a response's tokens of clip(z)), where z = logprobs - sampling_logprobs is clipped where A pushes.
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless, one for the whole response: their mean is taken
+    returns             [N]  unitless, one loss a response
+
+    The bounds are distances from 0 in nats: with 0.4 a ratio lies within exp(±0.4). As in PPO only the side that A pushes
+    to is clipped, and a token exactly at its bound keeps its gradient; `clip_fraction` is of tokens.
+    """
+    advantage = seqs.mean(advantages)
+    log_ratio = logprobs - sampling_logprobs
+    pushed = seqs.broadcast(advantage)
+    too_high, too_low = (pushed > 0) & (log_ratio > log_clip_high), (pushed <= 0) & (log_ratio < -log_clip_low)
+    held = torch.where(too_high, torch.full_like(log_ratio, log_clip_high), log_ratio)
+    held = torch.where(too_low, torch.full_like(log_ratio, -log_clip_low), held)
+    ratio = sequence_ratio(seqs.mean(held))
+    return -advantage * ratio, sequence_metrics(logprobs, sampling_logprobs, ratio, too_high | too_low)
+
+
+@register_loss(
+    "vespo",
+    per="token",
+    couples="datum",
+    reduction="token-mean",
+    source="arXiv:2602.10693; the form is that of TRL's GRPOTrainer",
+    axes=Axes(ratio="sequence", clip="none: a weight exp(λ) W^k exp(-λ W) without gradient, falling off on both sides"),
+    differs={"TRL": "folds its correction for the sampler's numerics into W, instead of multiplying by it"},
+    claims={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
+)
+def vespo(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    seqs: Seqs,
+    *,
+    k_positive: NonNegative = 2.0,
+    lambda_positive: Positive = 3.0,
+    k_negative: NonNegative = 3.0,
+    lambda_negative: Positive = 2.0,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """-φ(W) A logprobs, where φ(W) = W^k exp(λ (1 - W)) and W = exp(sum over a response of logprobs - sampling_logprobs).
+
+    logprobs            [T]  nats, under the policy in training
+    sampling_logprobs   [T]  nats, under the policy that sampled the token
+    advantages          [T]  unitless; k and λ go by the sign of each
+    returns             [T]  nats; its size means nothing, only its gradient does
+
+    φ has no gradient; it is 1 on policy, and falls to 0 for responses that have become far likelier or far less likely.
+    Each log-ratio is held within ±20, log W within [log 1e-8, 20]. `response_weight` is φ a token: near 0, nothing is
+    learned.
+    """
+    differences = (logprobs - sampling_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = seqs.broadcast(seqs.sum(differences).clamp(math.log(MIN_RATIO), MAX_LOG_RATIO))
+    k, rate = (
+        torch.where(advantages >= 0, torch.full_like(logprobs, positive), torch.full_like(logprobs, negative))
+        for positive, negative in ((k_positive, k_negative), (lambda_positive, lambda_negative))
+    )
+    weight = (k * log_ratio - rate * torch.expm1(log_ratio)).exp()
+    metrics = {"response_weight": stats.mean(weight), **ratio_stats(logprobs, sampling_logprobs)}
+    return -weight * advantages * logprobs, metrics
+
+
+def sequence_ratio(log_ratio: Tensor) -> Tensor:
+    """exp of log-ratios held within ±20; beyond, there is no gradient."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def clipped_sequences(
+    logprobs: Tensor, sampling_logprobs: Tensor, advantage: Tensor, ratio: Tensor, low: float, high: float
+) -> tuple[Tensor, dict[str, Stat]]:
+    """The pessimistic surrogate of one ratio and one advantage a response [N], and its metrics."""
+    losses, is_clipped = clipped_surrogate(ratio, advantage, low, high)
+    return losses, sequence_metrics(logprobs, sampling_logprobs, ratio, is_clipped)
+
+
+def sequence_metrics(logprobs: Tensor, sampling_logprobs: Tensor, ratio: Tensor, is_clipped: Tensor) -> dict[str, Stat]:
+    """What every loss over responses reports: `clip_fraction`, and the range of the responses' ratios."""
+    return {
+        "clip_fraction": stats.mean(is_clipped),
+        "sequence_ratio_min": stats.min(ratio),
+        "sequence_ratio_max": stats.max(ratio),
+        **ratio_stats(logprobs, sampling_logprobs),
+    }
