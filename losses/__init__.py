@@ -5,6 +5,7 @@ from .axes import Axes
 from .cards import LossCard, describe_loss
 from .comparison import Comparison, compare_losses
 from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
+from .correction import off_policy_mask, rollout_correction
 from .embedding import matryoshka
 from .loss import Loss, LossLike
 from .mixture import Mixture
@@ -46,12 +47,14 @@ __all__ = [
     "kl_estimate",
     "list_losses",
     "matryoshka",
+    "off_policy_mask",
     "plugin_errors",
     "policy",
     "preference",
     "ratio_stats",
     "register_loss",
     "returns",
+    "rollout_correction",
     "safe_ratio",
     "stats",
     "supervised",

@@ -141,9 +141,16 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
         return Loss(name.spec, {**given, **own_names(name.spec.config, name.name, config)})
     if not isinstance(name, str):
         return Loss(spec_of_function(name), config)
+    if "+" in name and (loss := _correction().corrected(name, config)) is not None:
+        return loss
     if ":" in name and name not in list_losses() and name not in _aliases and (function := _imported(name)) is not None:
         return Loss(spec_of_function(function), config)
     return Loss(spec_of(name), config)
+
+
+def _correction() -> Any:
+    """The module that makes "ppo+token_truncate" of ppo; it needs this one."""
+    return importlib.import_module(".correction", __package__)
 
 
 def spec_of_function(function: Callable[..., Any], *, output: str | None = None) -> LossSpec:
