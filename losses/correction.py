@@ -135,8 +135,9 @@ def corrected(name: str, config: Mapping[str, Any]) -> Loss | None:
     if not plus:
         return None
     level, _, rule = suffix.removesuffix("_normalized").partition("_")
-    own = {"threshold"} if suffix == "off_policy_mask" else RULES.get(rule, {})
-    # An inner correction may need its settings to be made at all.
+    own = (
+        {"threshold"} if suffix == "off_policy_mask" else RULES.get(rule, {})
+    )  # an inner one has to be made with its own
     base = get_loss(inner, **_rest(config, own)) if "+" in inner else inner
     config = config if "+" not in inner else {key: value for key, value in config.items() if key in own}
     if suffix == "off_policy_mask":
@@ -262,7 +263,7 @@ def _check_base(base: Loss | Mixture, maker: str, suffix: str, settings: Mapping
 
 def _check_counted_once(base: Loss, suffix: str) -> None:
     root, *done = base.name.split("+")
-    reads = not done and any(wanted.name == "rollout_logprobs" for wanted in base.spec.inputs)
+    reads = not done and "rollout_logprobs" in base.spec.parameters
     why = CORRECTED_ALREADY.get(root, "it reads rollout_logprobs itself" if reads else "")
     if why:
         raise LossContractError(
