@@ -159,7 +159,7 @@ def card_of_spec(spec: LossSpec) -> LossCard:
         aliases=spec.aliases,
         outputs={name: _output(name, spec, text) for name in spec.outputs},
         inputs={one.name: _input(one, spec, text) for one in spec.inputs},
-        returns=TensorCard("returns", *_said(text.tensors.get("returns"), _SHAPES[spec.per], f"one loss a {spec.per}")),
+        returns=TensorCard("returns", *_said(text.returns, _SHAPES[spec.per], f"one loss a {spec.per}")),
         settings={key: _setting(key, field) for key, field in spec.config.model_fields.items()},
         metrics=_metrics(spec),
         differs=dict(spec.differs),

@@ -108,12 +108,11 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
 
 def _label_lines(loss: Loss) -> dict[str, dict[str, Any]]:
     """One line for each sign of the advantage, or each value of a flag, or each side of a teacher."""
-    names = [one.name for one in minimal.wanted_inputs(loss)]
-    if "advantages" in names:
+    reads = minimal.wanted_inputs(loss)
+    if any(one.name == "advantages" for one in reads):
         return {"A = +1": {"advantages": 1.0}, "A = -1": {"advantages": -1.0}}
-    for name in names:
-        if minimal.is_flag(name):
-            return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
+    for name in (one.name for one in reads if minimal.is_flag(one)):
+        return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
     return {"": {}}
 
 

@@ -243,7 +243,8 @@ def documented(text: str) -> Any:
     ],
 )
 def test_a_line_a_tensor_gives_shape_unit_and_meaning(line: str, name: str, said: TensorLine) -> None:
-    assert documented(f"A formula.\n\n{line}\n").tensors == {name: said}
+    found = documented(f"A formula.\n\n{line}\n")
+    assert (found.returns if name == "returns" else found.tensors[name]) == said
 
 
 def test_one_line_may_speak_of_several_tensors() -> None:
@@ -256,7 +257,21 @@ def test_an_indented_line_goes_on_with_the_one_above() -> None:
         "A formula.\n\n    weights   [T]  unitless, of a\n              token\n    returns   [T]  nats\n"
     )
     assert found.tensors["weights"].meaning == "of a token"
-    assert found.tensors["returns"].unit == "nats"
+    assert found.returns == TensorLine("[T]", "nats", "")
+
+
+def test_an_input_called_returns_is_told_from_what_is_returned() -> None:
+    def critic(values: Tensor, returns: Tensor) -> None:
+        """(v - R)².
+
+        values    [T]  in units of the reward
+        returns   [T]  in units of the reward, what is to be predicted
+        returns   [T]  in units of the reward squared
+        """
+
+    found = read_docstring(critic)
+    assert found.tensors["returns"].meaning == "what is to be predicted"
+    assert found.returns == TensorLine("[T]", "in units of the reward squared", "")
 
 
 def test_the_formula_is_the_first_paragraph_and_the_rest_are_notes() -> None:
