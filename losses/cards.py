@@ -181,7 +181,7 @@ def _input(one: Input, spec: LossSpec, text: Docstring) -> TensorCard:
 
 def _said(line: TensorLine | None, shape: str, meaning: str) -> tuple[str, str, str]:
     """What the docstring says of a tensor, or what the signature tells."""
-    return (shape, "", meaning) if line is None else (line.shape, line.unit, line.meaning)
+    return (shape, "", meaning) if line is None else (line.shape, line.unit, line.meaning or meaning)
 
 
 def _metrics(spec: LossSpec) -> dict[str, str]:
