@@ -16,6 +16,7 @@ from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
 from .signature import FlagPerDatum, PerDatum
 from .stats import Stat
+from .trace import TracedLoss, trace_report
 
 __all__ = [
     "REDUCTIONS",
@@ -36,6 +37,7 @@ __all__ = [
     "RatioBound",
     "Seqs",
     "Stat",
+    "TracedLoss",
     "UpperBound",
     "advantages",
     "capped_log_ratio",
@@ -58,6 +60,7 @@ __all__ = [
     "safe_ratio",
     "stats",
     "supervised",
+    "trace_report",
     "unregister_loss",
     "value",
 ]

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lossbook import Datum, describe_loss, get_loss, list_losses
+from lossbook import Datum, get_loss, list_losses
 from lossbook.datums.errors import TraceError
 from lossbook.losses import Loss, PerDatum, stats
 from lossbook.losses.testing import strategies
 from lossbook.losses.trace import TracedLoss, trace_report
 
-from ..losses.cases import NEEDED, loss_of
+from ..losses.cases import NEEDED, loss_of, shipped, with_needed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # inside the SDK, not ours to mend
@@ -38,19 +38,15 @@ TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 NOT_TRACEABLE: dict[str, str] = {}
 
 
-def shipped() -> list[Loss]:
-    names = [name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.")]
-    return [get_loss(name, **{**NEEDED.get(name, {}), "reduction": "sum"}) for name in names]
-
-
 def is_of_one_datums_logprobs(loss: Loss) -> bool:
     """Whether nothing but its code could keep a loss from being traced."""
     spec = loss.spec
     return spec.outputs == ("logprobs",) and spec.couples in ("token", "datum") and not spec.is_batch_style
 
 
-TRACEABLE = [loss for loss in shipped() if is_of_one_datums_logprobs(loss) and loss.name not in NOT_TRACEABLE]
-ELSE = [loss for loss in shipped() if not is_of_one_datums_logprobs(loss)]
+LOSSES = [with_needed(name, reduction="sum") for name in shipped()]
+TRACEABLE = [loss for loss in LOSSES if is_of_one_datums_logprobs(loss) and loss.name not in NOT_TRACEABLE]
+ELSE = [loss for loss in LOSSES if not is_of_one_datums_logprobs(loss)]
 
 
 @functools.cache
@@ -174,7 +170,7 @@ def test_another_loss_is_refused_with_the_reason(loss: Loss) -> None:
 
 
 def test_the_report_says_of_every_loss_whether_it_can_be_traced_and_why_not() -> None:
-    report = trace_report(NEEDED)
+    report = trace_report({name: with_needed(name, reduction="sum").settings for name in NEEDED})
     assert list(report) == list_losses()
     without = {name for name, found in report.items() if isinstance(found, str)}
     assert without == {loss.name for loss in ELSE} | set(NOT_TRACEABLE)
