@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,3 +74,14 @@ def assert_rows_equal(found: Sequence[Tensor], expected: Sequence[Any], toleranc
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(row, torch.as_tensor(wanted, dtype=row.dtype), rtol=0, atol=tolerance)
+
+
+def evaluated_by_name(
+    loss: Any, data: Sequence[Datum], outputs: Mapping[str, Any]
+) -> tuple[float, dict[str, list[Tensor]], dict[str, float]]:
+    """As `evaluated`, of several outputs: {"logprobs": rows, "entropy": rows}, and the gradients under the same names."""
+    own = {name: leaves(rows) for name, rows in outputs.items()}
+    value, metrics = loss(data, own)
+    flat = [leaf for tensors in own.values() for leaf in tensors]
+    found = iter(torch.autograd.grad(value, flat))
+    return float(value.detach()), {name: [next(found) for _ in tensors] for name, tensors in own.items()}, metrics
