@@ -18,9 +18,7 @@ from ..stats import Stat
     per="token",
     reduction="sum",
     source="Agarwal et al. 2023, arXiv:2306.13649 section 3, with the reverse KL as reward; ratio: arXiv:1707.06347 eq. 6",
-    axes=Axes(
-        ratio="token, logprobs - sampling_logprobs", clip="log-ratio within ±ratio_log_cap", kl="reverse, sampled"
-    ),
+    axes=Axes(ratio="token", clip="log-ratio within ±ratio_log_cap", kl="reverse, sampled"),
     differs={
         "Fireworks": "scale is called loss_scale",
         "Tinker": "on-policy distillation: added to the advantages, optionally discounted; no cap published",
@@ -58,9 +56,7 @@ def sampled_reverse_kl(
     per="token",
     reduction="token-mean",
     source="prime-rl's loss component ref_kl (Prime Intellect)",
-    axes=Axes(
-        ratio="token, logprobs - sampling_logprobs", clip="drops tokens that lost probability", kl="reverse, sampled"
-    ),
+    axes=Axes(ratio="token", clip="drops tokens that lost probability", kl="reverse, sampled"),
     differs={"prime-rl": "the log-ratio is not capped before exp"},
 )
 def ref_kl(

@@ -44,7 +44,7 @@ def check_divergence(
         database=None,
         derandomize=True,
         report_multiple_bugs=False,
-        suppress_health_check=[*HealthCheck],
+        suppress_health_check=[*HealthCheck],  # type: ignore[list-item]
         phases=(Phase.generate, Phase.shrink),
     )
     @hypothesis.given(one=_logits(), other=_logits())

@@ -116,7 +116,7 @@ def all_candidates_is_dense(subject: Subject, logits: list[list[float]], teacher
         expected = dense(student, of_teacher.double()).sum()
         slopes = [torch.autograd.grad(value, own, retain_graph=True)[0] for value in (found, expected)]
         # The teacher's float32 probabilities add up to 1 within 1e-7, and so does its tail.
-        if not torch.allclose(found, expected, atol=1e-5) or not torch.allclose(*slopes, atol=1e-5):
+        if not torch.allclose(found, expected, atol=1e-5) or not torch.allclose(slopes[0], slopes[1], atol=1e-5):
             raise LossCheckError(
                 f"over the whole vocabulary, with {settings}, the loss is {shown(found)} with gradient {shown(slopes[0])} in "
                 f"the logits; the dense divergence is {shown(expected)} with gradient {shown(slopes[1])}"
