@@ -11,6 +11,7 @@ from .loss import Loss, LossLike
 from .mixture import Mixture
 from .outputs import Outputs
 from .packing import Seqs
+from .presets import UNPUBLISHED, Preset, describe_preset, list_presets
 from .ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
 from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
@@ -20,6 +21,7 @@ from .trace import TracedLoss, trace_report
 
 __all__ = [
     "REDUCTIONS",
+    "UNPUBLISHED",
     "Axes",
     "Comparison",
     "Count",
@@ -34,6 +36,7 @@ __all__ = [
     "Outputs",
     "PerDatum",
     "Positive",
+    "Preset",
     "RatioBound",
     "Seqs",
     "Stat",
@@ -43,11 +46,13 @@ __all__ = [
     "capped_log_ratio",
     "compare_losses",
     "describe_loss",
+    "describe_preset",
     "distillation",
     "embedding",
     "get_loss",
     "kl_estimate",
     "list_losses",
+    "list_presets",
     "matryoshka",
     "off_policy_mask",
     "plugin_errors",
