@@ -28,8 +28,9 @@ lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff format --check
 	$(python) -m pyright --pythonpath $(python)
 
-docs: $(installed) ## the pages and plots of docs/losses, from the registry
+docs: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md from tests/peers
 	$(python) docs/make_loss_pages.py
+	$(python) docs/make_parity_page.py
 
 bench: $(models) ## step time of a custom loss against a built-in and a two-pass one; time of `import lossbook`
 	$(python) benchmarks/custom_versus_builtin.py $(ARGS)

@@ -22,7 +22,7 @@ from lossbook.datums.types import as_datum, as_tensor_data
 from lossbook.losses import Loss
 from lossbook.losses.testing import strategies
 
-from ..losses.cases import shipped, with_needed
+from .portability import losses, reads_logprobs_only
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # inside the SDK, not ours to mend
@@ -31,9 +31,8 @@ with warnings.catch_warnings():
 
 #: The SDK hands out logprobs and nothing else, so a loss that also reads another output of the model cannot go there; one
 #: that reads only another output would take the logprobs for it.
-LOSSES = [with_needed(name) for name in shipped()]
-PORTABLE = [loss for loss in LOSSES if loss.outputs == ("logprobs",)]
-NOT_PORTABLE = [loss for loss in LOSSES if loss.outputs != ("logprobs",)]
+PORTABLE = [loss for loss in losses() if reads_logprobs_only(loss)]
+NOT_PORTABLE = [loss for loss in losses() if not reads_logprobs_only(loss)]
 
 LENGTHS = (3, 5, 2, 4)
 #: One datum is masked whole, since a loss must touch it all the same; another has a fraction for a weight.

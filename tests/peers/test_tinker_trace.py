@@ -25,7 +25,8 @@ from lossbook.losses import Loss, PerDatum, stats
 from lossbook.losses.testing import strategies
 from lossbook.losses.trace import TracedLoss, trace_report
 
-from ..losses.cases import NEEDED, loss_of, shipped, with_needed
+from ..losses.cases import NEEDED, loss_of, with_needed
+from .portability import NOT_TRACEABLE, is_of_one_datum, losses
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # inside the SDK, not ours to mend
@@ -34,19 +35,9 @@ with warnings.catch_warnings():
     from tinker.lib.public_interfaces.training_client import TrainingClient
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
-#: Losses of one datum's logprobs that have no graph all the same, and a word of the reason.
-NOT_TRACEABLE: dict[str, str] = {}
-
-
-def is_of_one_datums_logprobs(loss: Loss) -> bool:
-    """Whether nothing but its code could keep a loss from being traced."""
-    spec = loss.spec
-    return spec.outputs == ("logprobs",) and spec.couples in ("token", "datum") and not spec.is_batch_style
-
-
-LOSSES = [with_needed(name, reduction="sum") for name in shipped()]
-TRACEABLE = [loss for loss in LOSSES if is_of_one_datums_logprobs(loss) and loss.name not in NOT_TRACEABLE]
-ELSE = [loss for loss in LOSSES if not is_of_one_datums_logprobs(loss)]
+LOSSES = losses(reduction="sum")
+TRACEABLE = [loss for loss in LOSSES if is_of_one_datum(loss) and loss.name not in NOT_TRACEABLE]
+ELSE = [loss for loss in LOSSES if not is_of_one_datum(loss)]
 
 
 @functools.cache
