@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lossbook.losses import LossCard, describe_loss, list_losses
+from lossbook.losses import UNPUBLISHED, LossCard, Preset, describe_loss, describe_preset, list_losses, list_presets
 from lossbook.losses.cards import TensorCard
 from lossbook.losses.curves import Curve, curve_of
 from lossbook.losses.minimal import usable
@@ -60,7 +60,7 @@ def pages() -> dict[str, str]:
     known = cards()
     families = {family: [card for card in known if card.family == family] for family in FAMILIES}
     texts = {f"{family}.md": _page(family, members) for family, members in families.items() if members}
-    return {"README.md": _index(families), **texts}
+    return {"README.md": _index(families), **texts, "presets.md": _presets()}
 
 
 def plot_of(card: LossCard) -> str:
@@ -80,7 +80,7 @@ def _index(families: dict[str, list[LossCard]]) -> str:
         "",
         f"{count} losses in {sum(map(bool, families.values()))} families, each one function in `losses/`. Get one with "
         "`get_loss(id)`; `lossbook losses show ID` prints its card in a terminal, `lossbook losses diff A B` sets two side "
-        "by side. T counts tokens, N datums, K candidates a position, D the coordinates of an embedding.",
+        f"by side. [Presets](presets.md) are {len(list_presets())} losses of other systems, as settings of these. T counts tokens, N datums, K candidates a position, D the coordinates of an embedding.",
         "",
     ]
     for family, members in families.items():
@@ -131,6 +131,46 @@ def _counts(families: dict[str, list[LossCard]]) -> Iterator[str]:
             f"{family}: {', '.join(f'`{one}`' for one in system[family])}" for family in FAMILIES if family in system
         )
         yield f"- **{name}**, counted from {system['from']}. {ids[0].upper()}{ids[1:]}."
+
+
+# Other systems' losses.
+
+
+def _presets() -> str:
+    known = [describe_preset(name) for name in list_presets()]
+    lines = [
+        MADE,
+        "",
+        "# Presets: other systems' losses",
+        "",
+        'One of our losses, with the settings that make it that system\'s. `get_loss("trl:grpo")` is one; your own settings '
+        'go on top: `get_loss("trl:grpo", clip_high=1.28)`. Where a row has a correction, '
+        '`get_loss("trl:grpo+correction")` multiplies by that system\'s correction for rollouts of an inference engine.',
+        "",
+        "[All losses](README.md)",
+        "",
+    ]
+    for system in dict.fromkeys(one.name.partition(":")[0] for one in known):
+        members = [one for one in known if one.name.startswith(f"{system}:")]
+        rows = [(f"`{one.name}`", _stands_for(one), _text(one.read_from), _text(one.note)) for one in members]
+        lines += [f"## {system}", "", *_table(("preset", "stands for", "read from", "not the same"), rows), ""]
+    lines += ["## Not offered", "", *(f"- `{name}`: {_text(why, in_table=False)}" for name, why in UNPUBLISHED.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _stands_for(preset: Preset) -> str:
+    parts = [_with(preset.loss, preset.settings)]
+    parts += [f"{one.factor:g} times {_with(one.loss, one.settings)}" for one in preset.plus]
+    correction = f"; correction {_with(preset.correction, preset.correction_settings)}" if preset.correction else ""
+    return f"{' plus '.join(parts)}{correction}"
+
+
+def _with(name: str, settings: Mapping[str, Any]) -> str:
+    if name not in list_losses():
+        linked = f"`{name}`"
+    else:
+        linked = f"[`{name}`]({describe_loss(name).family}.md#{_anchor(name)})"
+    return linked + "".join(f", {_code(f'{key}={value!r}')}" for key, value in settings.items())
 
 
 # A family's page.

@@ -18,6 +18,7 @@ from .axes import Axes
 from .config import Bounds
 from .docstrings import Docstring, TensorLine, read_docstring
 from .loss import Loss
+from .presets import describe_preset, list_presets
 from .registry import spec_of
 from .signature import Input, LossSpec
 from .text import block, wrapped
@@ -198,7 +199,9 @@ def _of(spec: LossSpec) -> Loss:
 
 
 def _presets_of(spec: LossSpec) -> tuple[str, ...]:
-    return ()
+    """The presets that it is in, as the loss itself or as one that is added."""
+    known = map(describe_preset, list_presets())
+    return tuple(one.name for one in known if spec.name in (one.loss, *(part.loss for part in one.plus)))
 
 
 def _setting(name: str, field: FieldInfo) -> SettingCard:

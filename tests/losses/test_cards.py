@@ -60,6 +60,7 @@ def test_a_card_holds_formula_tensors_settings_metrics_and_source() -> None:
     assert card.settings["norm_length"] == SettingCard("norm_length", "int | None", None, "at least 1")
     assert card.metrics.items() >= {"clip_fraction": "mean", "ratio_max": "max", "ratio_capped": "sum"}.items()
     assert "on_policy_is_reinforce" in card.claims
+    assert "tinker:ppo" in card.presets
     assert card.defined_in == "lossbook.losses.policy.clipped.ppo"
     assert "1707.06347" in card.source
 
