@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,14 @@ def evaluated(loss: Any, data: Sequence[Datum], rows: Any) -> tuple[float, list[
     outputs = leaves(rows)
     value, metrics = loss(data, outputs)
     return float(value.detach()), list(torch.autograd.grad(value, outputs)), metrics
+
+
+def one_token(name: str, ratio: float, advantage: float, **config: Any) -> tuple[float, float, dict[str, float]]:
+    """Loss, slope and metrics of a single token whose sampler gave it 0 nats, so that its ratio is exp(logprob)."""
+    loss = get_loss(name, reduction="sum", **config)
+    data = [datum(1, sampling_logprobs=[-4.0], advantages=[advantage])]
+    value, gradients, metrics = evaluated(loss, data, [[math.log(ratio) - 4.0]])
+    return value, float(gradients[0][0]), metrics
 
 
 def loss_of(function: Callable[..., Any], *, config: dict[str, Any] | None = None, **registration: Any) -> Any:
