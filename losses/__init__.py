@@ -6,6 +6,7 @@ from .cards import LossCard, describe_loss
 from .comparison import Comparison, compare_losses
 from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
 from .correction import off_policy_mask, rollout_correction
+from .divergences import forward_kl, jsd, reverse_kl, with_tail
 from .embedding import matryoshka
 from .loss import Loss, LossLike
 from .mixture import Mixture
@@ -49,7 +50,9 @@ __all__ = [
     "describe_preset",
     "distillation",
     "embedding",
+    "forward_kl",
     "get_loss",
+    "jsd",
     "kl_estimate",
     "list_losses",
     "list_presets",
@@ -61,6 +64,7 @@ __all__ = [
     "ratio_stats",
     "register_loss",
     "returns",
+    "reverse_kl",
     "rollout_correction",
     "safe_ratio",
     "stats",
@@ -68,4 +72,5 @@ __all__ = [
     "trace_report",
     "unregister_loss",
     "value",
+    "with_tail",
 ]

@@ -83,6 +83,12 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
             f"{spec.name} compares K candidate tokens a position, so it reads target_tokens [N, K], but those of datum "
             f"{index} of {total} are {found}. datum_from_teacher_topk makes them from a teacher's top K"
         )
+    weights = datum.loss_fn_inputs.get("weights")
+    if weights is not None and targets.shape[1] > 1 and np.prod(weights.shape) == np.prod(targets.shape):
+        raise LengthMismatchError(
+            f"datum {index} of {total}: weights is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
+            f"{spec.name} takes one a position, {targets.shape[0]}: how the candidates compare is what {spec.candidates} says"
+        )
     if marks is not None and list(marks.shape) != list(targets.shape):
         raise ShapeError(
             f"datum {index} of {total}: {spec.candidates} is {list(marks.shape)} but target_tokens is "

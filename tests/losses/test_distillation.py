@@ -219,7 +219,7 @@ def candidates(**changed: Any) -> Datum:
         pytest.param(
             {"weights": [[1.0, 1.0], [1.0, 1.0]]},
             LengthMismatchError,
-            "weights has 4 entries, but there are 2 target positions",
+            r"weights is \[2, 2\], one for each of 2 candidates, but topk_forward_kl takes one a position, 2",
             id="a weight a candidate",
         ),
         pytest.param(
