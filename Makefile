@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +27,10 @@ lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m pyright --pythonpath $(python)
+
+docs: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md from tests/peers
+	$(python) docs/make_loss_pages.py
+	$(python) docs/make_parity_page.py
 
 bench: $(models) ## step time of a custom loss against a built-in and a two-pass one; time of `import lossbook`
 	$(python) benchmarks/custom_versus_builtin.py $(ARGS)

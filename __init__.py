@@ -13,19 +13,23 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .datums import errors, types
-from .datums.builders import datum_from_model_input_weights, datum_from_tokens_weights, datum_from_topk
+from .datums.builders import datum_from_model_input_weights, datum_from_tokens_weights
 from .datums.pairs import datums_from_pairs
+from .datums.topk import datum_from_teacher_topk, datum_from_topk
 from .datums.trajectories import Trajectory, datums_from_trajectories
 from .datums.types import AdamParams, Datum, EncodedTextChunk, ModelInput, SamplingParams, TensorData
 from .losses import (
     Loss,
     PerDatum,
     describe_loss,
+    describe_preset,
     get_loss,
     kl_estimate,
     list_losses,
+    list_presets,
     matryoshka,
     register_loss,
+    rollout_correction,
     safe_ratio,
     stats,
     unregister_loss,
@@ -73,17 +77,21 @@ __all__ = [
     "check_template",
     "datum_from_messages",
     "datum_from_model_input_weights",
+    "datum_from_teacher_topk",
     "datum_from_tokens_weights",
     "datum_from_topk",
     "datums_from_pairs",
     "datums_from_trajectories",
     "describe_loss",
+    "describe_preset",
     "errors",
     "get_loss",
     "kl_estimate",
     "list_losses",
+    "list_presets",
     "matryoshka",
     "register_loss",
+    "rollout_correction",
     "safe_ratio",
     "stats",
     "types",

@@ -13,22 +13,43 @@ from typing import Any
 import tyro
 
 from ..datums.errors import ConfigError, UnknownLossError
-from ..losses import LossCard, compare_losses, describe_loss, get_loss, list_losses, plugin_errors
+from ..losses import (
+    UNPUBLISHED,
+    LossCard,
+    Preset,
+    compare_losses,
+    describe_loss,
+    describe_preset,
+    get_loss,
+    list_losses,
+    list_presets,
+    plugin_errors,
+)
 from ..losses.cards import card_of
-from ..losses.curves import curve_of
+from ..losses.curves import Curve, curve_of
 from ..losses.drawing import draw
 from ..losses.loss import Loss
 from ..losses.minimal import usable
+from ..losses.mixture import Mixture
+from ..losses.presets import find_preset
 from .configs import Setting
 from .extras import require
 
 
-def list_all_losses(json: bool = False) -> None:
+def list_all_losses(presets: bool = False, json: bool = False) -> None:
     """All registered losses by family, those of plug-ins included; plug-ins that failed to load on stderr.
 
     Args:
-        json: print a list of cards as JSON instead.
+        presets: list the presets instead: other systems' losses, as settings of ours.
+        json: print a list of cards (or of presets) as JSON instead.
     """
+    if presets:
+        found = [describe_preset(name) for name in list_presets()]
+        if json:
+            _print_json([dataclasses.asdict(preset) for preset in found])
+        else:
+            print("\n".join(_preset_listing(found)))
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken plug-ins are printed below
         cards = [describe_loss(name) for name in list_losses()]
@@ -52,7 +73,25 @@ def _listing(cards: Sequence[LossCard]) -> list[str]:
         for card in members:
             columns = "  ".join(f"{cell:<{w}}" for cell, w in zip(cells[card.name], widths, strict=True))
             lines.append(_cut(f"  {columns}  {card.formula}", width))
-    return [f"{len(cards)} losses; `lossbook losses show ID` shows one", *lines]
+    lines += ["", f"not offered ({len(UNPUBLISHED)})"]
+    lines += [_cut(f"  {name:<{widths[0]}}  {why}", width) for name, why in UNPUBLISHED.items()]
+    count = f"{len(cards)} losses, {len(list_presets())} presets (--presets)"
+    return [f"{count}; `lossbook losses show ID` shows one", *lines]
+
+
+def _preset_listing(presets: Sequence[Preset]) -> list[str]:
+    """A line a preset under its system: which loss of ours, and its settings."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    longest = max(len(preset.name) for preset in presets)
+    lines: list[str] = []
+    for system in dict.fromkeys(preset.name.partition(":")[0] for preset in presets):
+        members = [preset for preset in presets if preset.name.startswith(f"{system}:")]
+        lines += ["", f"{system} ({len(members)})"]
+        lines += [_cut(f"  {one.name:<{longest}}  {get_loss(one.name)!r}", width) for one in members]
+    return [
+        f"{len(presets)} presets; `lossbook losses show NAME` says where one was read and what it leaves out",
+        *lines,
+    ]
 
 
 def _cut(line: str, width: int | None) -> str:
@@ -67,15 +106,22 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
         json: print the card and the points of the curve as JSON instead.
     """
     loss = usable(name)
-    if not isinstance(loss, Loss):
-        raise UnknownLossError(f"{name!r} is a mixture, {loss.name}, and has no card of its own: show its parts")
-    card, curve = card_of(loss), curve_of(loss)
+    shown = _shown(loss)
+    preset = find_preset(name)
     if json:
-        _print_json({**card.as_dict(), "curve": curve and dataclasses.asdict(curve)})
+        parts = [{**card.as_dict(), "curve": curve and dataclasses.asdict(curve)} for card, curve in shown]
+        whole = parts[0] if len(parts) == 1 else {"name": name, "parts": parts}
+        _print_json(whole if preset is None else {**whole, "preset": dataclasses.asdict(preset)})
         return
-    print(card)
-    if curve is not None:
-        print(f"\n{draw(curve)}")
+    if preset is not None:
+        print(f"{preset}\n")
+    print("\n\n".join(f"{card}\n\n{draw(curve)}" if curve else str(card) for card, curve in shown))
+
+
+def _shown(loss: Loss | Mixture) -> list[tuple[LossCard, Curve | None]]:
+    """Card and curve of a loss, or of each part of a mixture."""
+    parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
+    return [(card_of(part), curve_of(part)) for part in parts]
 
 
 def diff_losses(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str], json: bool = False) -> None:

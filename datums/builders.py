@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import EmptyLossError, LengthMismatchError, NonFiniteLossInput, ShapeError, UnknownInput, WeightsError
+from .errors import EmptyLossError, LengthMismatchError, NonFiniteLossInput, ShapeError, WeightsError
 from .truncation import Truncation, truncate
 from .types import Datum, ModelInput, TensorData, as_model_input, token_array
 from .validation import check_datum
@@ -61,47 +61,6 @@ def datum_from_model_input_weights(
     """
     tokens = as_model_input(model_input).to_ints()
     return datum_from_tokens_weights(tokens, weights, max_length, reduction, truncation=truncation)
-
-
-def datum_from_topk(
-    tokens: Any,
-    topk_tokens: Any,
-    topk_weights: Any,
-    dedupe: bool = False,
-    *,
-    max_length: int | None = None,
-    truncation: Truncation = "error",
-) -> Datum:
-    """A datum that learns a weighted choice of K tokens at each position, as for distillation from a teacher's top K.
-
-    tokens        [L] token ids, L = N + 1
-    topk_tokens   [N, K] token ids; row t is about what follows tokens[t], that is, about tokens[t+1]
-    topk_weights  [N, K] their weights, for instance the teacher's probabilities; a row of zeros is left out
-    dedupe        add up the weights of ids that a row holds twice; otherwise such a row is refused, since a top K
-                  cannot contain them. Slots of weight 0 are padding and may repeat.
-    returns       model_input tokens[:-1]; target_tokens and weights [N, K]
-
-    Raises LengthMismatchError, ShapeError, UnknownInput (duplicates), TruncationError, NonFiniteLossInput.
-    """
-    ids = token_array(tokens)
-    candidates = TensorData(topk_tokens, dtype="int64").to_numpy()
-    weights = TensorData(topk_weights, dtype="float32").to_numpy()
-    _check_topk_shapes(len(ids), candidates, weights)
-    duplicated = _duplicates(candidates, weights)
-    if duplicated.any() and not dedupe:
-        row, column = (int(i) for i in np.argwhere(duplicated)[0])
-        raise UnknownInput(
-            f"topk_tokens holds id {candidates[row, column]} more than once in row {row}, and both have weight. A top "
-            "K has no duplicates; pass dedupe=True to add up their weights, or give all but one the weight 0"
-        )
-    if dedupe:
-        weights = _weights_added_up(candidates, weights)
-    nobody = np.zeros((1, candidates.shape[1]))  # the first token is nobody's target
-    per_token = {
-        "target_tokens": np.concatenate([nobody.astype(np.int64), candidates]),
-        "weights": np.concatenate([nobody.astype(np.float32), weights]),
-    }
-    return shifted(ids, per_token, max_length=max_length, truncation=truncation)
 
 
 def shifted(
@@ -165,45 +124,3 @@ def _divided_by_sum(weights: np.ndarray) -> np.ndarray:
             "reduction='mean' divides by the sum of the weights, which is 0: no token is to be learned"
         )
     return (weights / total).astype(np.float32)
-
-
-def _check_topk_shapes(tokens: int, candidates: np.ndarray, weights: np.ndarray) -> None:
-    if candidates.ndim != 2 or not candidates.size:
-        raise ShapeError(f"topk_tokens must be [N, K], N = {tokens - 1}, not {list(candidates.shape)}")
-    if weights.shape != candidates.shape:
-        raise LengthMismatchError(
-            f"topk_weights has shape {list(weights.shape)}, topk_tokens {list(candidates.shape)}: each candidate needs "
-            "one weight"
-        )
-    rows = len(candidates)
-    if rows == tokens:
-        raise LengthMismatchError(
-            f"topk_tokens has {rows} rows for {tokens} tokens; one is needed for each token that is predicted "
-            f"({tokens - 1}). If row t was computed after reading tokens[t], pass rows [:-1]; if it is about tokens[t] "
-            "itself, pass rows [1:]"
-        )
-    if rows != tokens - 1:
-        raise LengthMismatchError(f"topk_tokens has {rows} rows for {tokens} tokens; {tokens - 1} are needed")
-
-
-def _duplicates(candidates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[N, K] bool, true where an id of nonzero weight is in its row a second time."""
-    unused = -1 - np.arange(candidates.shape[1])  # negative, distinct: padding is equal to nothing
-    ids = np.where(weights != 0, candidates, unused)
-    order = np.argsort(ids, axis=1, kind="stable")
-    ordered = np.take_along_axis(ids, order, axis=1)
-    again = np.zeros(ids.shape, dtype=bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    found = np.empty_like(again)
-    np.put_along_axis(found, order, again, axis=1)
-    return found
-
-
-def _weights_added_up(candidates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The same candidates, each row's sum for an id at its first slot and 0 at the others."""
-    rows = np.repeat(np.arange(len(candidates)), candidates.shape[1])
-    keys = np.stack([rows, candidates.reshape(-1)], axis=1)
-    _, first, slot = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    added = np.zeros(weights.size, dtype=np.float64)
-    added[first] = np.bincount(slot.reshape(-1), weights=weights.reshape(-1))
-    return added.reshape(weights.shape).astype(np.float32)

@@ -28,6 +28,7 @@ KEY_DTYPES: dict[str, TensorDtype] = {
     "ref_logprobs": "float32",
     "old_values": "float32",
     "returns": "float32",
+    "teacher_logprobs": "float32",
     "clip_low_threshold": "float32",
     "clip_high_threshold": "float32",
     "sequence_ratio_mask": "float32",

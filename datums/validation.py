@@ -59,9 +59,10 @@ def check_datum(
     """Raise unless a datum of N tokens is one that any loss and model could take.
 
     Every input has N rows ([N] or [N, K]), or is one number about the whole datum ([]); where `target_tokens` is
-    [N, K], a flat list of N*K numbers, row by row, will do. Token ids are not negative and, when `vocab_size` is
-    given, below it. Weights are finite; other numbers are finite where the weight is not 0 (everywhere, if there are
-    no weights). `aligned=True` adds `check_aligned`. Targets of weight 0 may lie beyond the vocabulary unless
+    [N, K], a flat list of N*K numbers, row by row, will do. Weights are one a target, or one a position where the K
+    targets are candidates with log-probabilities of their own, such as `teacher_logprobs` [N, K]. Token ids are not
+    negative and, when `vocab_size` is given, below it. Weights are finite; other numbers are finite where the weight is
+    not 0 (everywhere, if there are no weights), but for candidates' log-probabilities, where -inf marks an absent one. `aligned=True` adds `check_aligned`. Targets of weight 0 may lie beyond the vocabulary unless
     `masked_targets=True`, for forward passes that look up every position.
 
     Raises LengthMismatchError, DtypeError, TokenRangeError, NonFiniteLossInput, EmptyLossError (no tokens).
@@ -144,7 +145,8 @@ def _check_lengths(name: str, tokens: int, inputs: Mapping[str, TensorData]) -> 
     for key, value in inputs.items():
         shape = value.shape
         if key == "weights" and targets is not None:
-            _check_weights_shape(name, value, targets)
+            if not (value.shape == targets.shape[:1] and _candidate_keys(inputs)):
+                _check_weights_shape(name, value, targets)
         elif key == "target_tokens" or (shape and shape[0] == tokens) or (not shape and key != "weights"):
             continue
         elif not shape:
@@ -201,8 +203,21 @@ def _active(inputs: Mapping[str, TensorData]) -> np.ndarray | None:
     weights = inputs.get("weights")
     if weights is None:
         return None
+    active = weights.to_numpy() != 0
     targets = inputs.get("target_tokens")
-    return (weights.to_numpy() != 0).reshape(weights.shape if targets is None else targets.shape)
+    if targets is None:
+        return active
+    if active.size != _size(targets):  # one weight for all candidates of a position
+        return np.broadcast_to(active[:, None], targets.shape)
+    return active.reshape(targets.shape)
+
+
+def _candidate_keys(inputs: Mapping[str, TensorData]) -> list[str]:
+    """Keys that hold a log-probability of each of the K targets of a position."""
+    shape = inputs["target_tokens"].shape if "target_tokens" in inputs else []
+    return [
+        key for key, value in inputs.items() if key.endswith("logprobs") and len(shape) == 2 and value.shape == shape
+    ]
 
 
 def _check_range(name: str, key: str, ids: np.ndarray, vocab_size: int | None, counted: np.ndarray | None) -> None:
@@ -228,6 +243,8 @@ def _check_finite(name: str, inputs: Mapping[str, TensorData]) -> None:
             continue
         array = value.to_numpy()
         wrong = ~np.isfinite(array)
+        if key in _candidate_keys(inputs):
+            wrong &= array != -np.inf
         if not wrong.any():
             continue
         hint = "weights must be finite even where nothing else has to be"

@@ -18,6 +18,7 @@ from .axes import Axes
 from .config import Bounds
 from .docstrings import Docstring, TensorLine, read_docstring
 from .loss import Loss
+from .presets import describe_preset, list_presets
 from .registry import spec_of
 from .signature import Input, LossSpec
 from .text import block, wrapped
@@ -159,7 +160,7 @@ def card_of_spec(spec: LossSpec) -> LossCard:
         aliases=spec.aliases,
         outputs={name: _output(name, spec, text) for name in spec.outputs},
         inputs={one.name: _input(one, spec, text) for one in spec.inputs},
-        returns=TensorCard("returns", *_said(text.tensors.get("returns"), _SHAPES[spec.per], f"one loss a {spec.per}")),
+        returns=TensorCard("returns", *_said(text.returns, _SHAPES[spec.per], f"one loss a {spec.per}")),
         settings={key: _setting(key, field) for key, field in spec.config.model_fields.items()},
         metrics=_metrics(spec),
         differs=dict(spec.differs),
@@ -181,7 +182,7 @@ def _input(one: Input, spec: LossSpec, text: Docstring) -> TensorCard:
 
 def _said(line: TensorLine | None, shape: str, meaning: str) -> tuple[str, str, str]:
     """What the docstring says of a tensor, or what the signature tells."""
-    return (shape, "", meaning) if line is None else (line.shape, line.unit, line.meaning)
+    return (shape, "", meaning) if line is None else (line.shape, line.unit, line.meaning or meaning)
 
 
 def _metrics(spec: LossSpec) -> dict[str, str]:
@@ -198,7 +199,9 @@ def _of(spec: LossSpec) -> Loss:
 
 
 def _presets_of(spec: LossSpec) -> tuple[str, ...]:
-    return ()
+    """The presets that it is in, as the loss itself or as one that is added."""
+    known = map(describe_preset, list_presets())
+    return tuple(one.name for one in known if spec.name in (one.loss, *(part.loss for part in one.plus)))
 
 
 def _setting(name: str, field: FieldInfo) -> SettingCard:

@@ -84,7 +84,10 @@ def compare_losses(first: Any, second: Any) -> Comparison:
 def _axes(loss: Loss | Mixture) -> dict[str, str]:
     """What a loss is, axis by axis, under its settings."""
     if isinstance(loss, Mixture):
-        return {"formula": loss.name, "one loss a": "a mixture: each part has its own", "couples": loss.couples}
+        (factor, first), *rest = loss.parts
+        times = {"times": f"{factor:g}"} if factor != 1 else {}
+        plus = {f"plus {part.name}": f"{share:g} * {part!r}" for share, part in rest}
+        return {**_axes(first), "couples": loss.couples, **times, **plus}
     card = card_of(loss)
     needs = ", ".join(f"{t.name}{'' if t.required is True else ' (optional)'}" for t in card.inputs.values())
     return {

@@ -40,6 +40,17 @@ def _upper_bound(value: float) -> float:
     return value
 
 
+def _inside(value: float) -> float:
+    if value in (0, 1):
+        raise ValueError(
+            f"lies strictly between 0 and 1: at {value:g} the loss is 0. Its limits, once divided by beta (1 - beta), are "
+            "losses of their own: a forward KL at 0, a reverse KL at 1"
+        )
+    if not 0 < value < 1:
+        raise ValueError(f"lies strictly between 0 and 1, got {value}")
+    return value
+
+
 #: Lowest ratio that still gets a gradient, such as 0.8 (not the distance 0.2).
 LowerBound = Annotated[float, AfterValidator(_lower_bound), Bounds("in [0, 1]")]
 #: Highest ratio that still gets a gradient, such as 1.2 (not the distance 0.2).
@@ -54,6 +65,8 @@ Smoothing = Annotated[float, Ge(0), Lt(0.5)]
 PositiveSmoothing = Annotated[float, Gt(0), Lt(0.5)]
 #: A share in [0, 1].
 Share = Annotated[float, Ge(0), Le(1)]
+#: A weight of one of two distributions in a mixture that needs both.
+BetweenZeroAndOne = Annotated[float, AfterValidator(_inside), Bounds("in (0, 1)")]
 Count = Annotated[int, Ge(0)]
 
 #: Other systems' spellings of the same setting.

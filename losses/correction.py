@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from pydantic import create_model
 from torch import Tensor
 
 from ..datums.errors import LossConfigError, LossContractError
-from . import stats
+from . import presets, stats
 from .config import LossConfig, NonNegative, Positive
 from .loss import Loss
 from .mixture import Mixture
@@ -33,7 +33,7 @@ from .stats import Stat
 
 Level = Literal["token", "sequence", "geometric"]
 Rule = Literal["truncate", "mask", "band", "reject"]
-LEVELS = ("token", "sequence", "geometric")
+LEVELS: tuple[str, ...] = get_args(Level)
 _CAP: dict[str, tuple[Any, float]] = {"cap": (Positive, 2.0)}
 #: The settings of each rule, with their defaults.
 RULES: dict[str, dict[str, tuple[Any, float]]] = {
@@ -68,8 +68,7 @@ def rollout_correction(
     level: c of each `token`; of the whole `sequence`, the product of its tokens'; or its `geometric` mean.
     rule: `truncate` min(c, cap) (TIS); `mask` c, but 0 above `cap` (MIS); `band` c, but 0 outside [low, high] (IcePop is the
     band of tokens, arXiv:2510.18855); `reject` 1 within [low, high], 0 outside.
-    normalize: divide by the batch's mean weight; it couples the batch.
-    config: settings of the rule and of the loss; all remain settings of the result.
+    normalize: divide by the batch's mean weight; it couples the batch. config: settings of rule and loss; all remain such.
 
     The log of c is held within ±20. A value of weight 0 still counts in the denominator, as in TRL; verl takes it out. Every
     value is multiplied as a whole, a KL term inside it too: to leave that alone, set the loss's own to 0 and add it,
@@ -129,24 +128,21 @@ def off_policy_mask(loss: str | Loss | Callable[..., Any], *, threshold: float |
     )
 
 
-def corrected(name: str, config: Mapping[str, Any]) -> Loss | None:
-    """The loss that an id such as "ppo+token_truncate" names, or None when it is no such id."""
+def corrected(name: str, config: Mapping[str, Any]) -> Loss | Mixture | None:
+    """The loss that an id such as "ppo+token_truncate" names; None without a +."""
     inner, plus, suffix = name.rpartition("+")
     if not plus:
         return None
-    level, _, rule = suffix.removesuffix("_normalized").partition("_")
-    own = (
-        {"threshold"} if suffix == "off_policy_mask" else RULES.get(rule, {})
-    )  # an inner one has to be made with its own
-    base = get_loss(inner, **_rest(config, own)) if "+" in inner else inner
-    config = config if "+" not in inner else {key: value for key, value in config.items() if key in own}
+    if suffix == "correction":
+        return presets.preset_loss(presets.describe_preset(inner), config, is_corrected=True)
     if suffix == "off_policy_mask":
-        return off_policy_mask(base, **config)
+        return off_policy_mask(inner, **config)
+    level, _, rule = suffix.removesuffix("_normalized").partition("_")
     if level not in LEVELS or rule not in RULES:
         known = ", ".join(f"{level}_{rule}" for level in LEVELS for rule in RULES)
         raise LossConfigError(f"{name}: {suffix!r} is no correction; they are {known}, off_policy_mask")
     return rollout_correction(
-        base, level=cast(Level, level), rule=cast(Rule, rule), normalize=suffix.endswith("_normalized"), **config
+        inner, level=cast(Level, level), rule=cast(Rule, rule), normalize=suffix.endswith("_normalized"), **config
     )
 
 
@@ -164,8 +160,7 @@ def _correction(level: Level, rule: Rule, normalize: bool) -> Weights:
             CHANGED.get(rule, "rejected"): stats.mean(is_changed),
         }
         if rule != "reject":
-            extremes = {"correction_min": stats.min(weight), "correction_max": stats.max(weight)}
-            found |= {"correction_mean": stats.mean(weight), **extremes}
+            found |= {f"correction_{one.__name__}": one(weight) for one in (stats.mean, stats.min, stats.max)}
         if normalize:
             mean = weight.sum() / max(1, weight.numel())
             weight = weight / torch.where(mean == 0, torch.ones_like(mean), mean)
@@ -198,7 +193,10 @@ def _wrapped(
     couples: str,
 ) -> Loss:
     """`loss` with its values times `weights`, its settings and inputs grown by those of the weights."""
-    base = get_loss(loss)
+    try:
+        base = get_loss(loss)
+    except LossConfigError:  # some losses have settings that they cannot do without
+        base = get_loss(loss, **_rest(config, settings))
     _check_base(base, maker, suffix, settings)
     spec = base.spec
     needed = {wanted.name for wanted in inputs if wanted.required}

@@ -56,11 +56,10 @@ def curve_of(loss: Any, points: int = POINTS) -> Curve | None:
     if not isinstance(loss, Loss) or loss.spec.is_batch_style:
         return None
     sweep = _sweep(loss, points)
-    lines = minimal.first_that_works(loss, lambda count: _lines(loss, sweep, count))
-    return None if not lines else Curve(sweep.quantity, sweep.fixed, lines)
+    return minimal.first_that_works(loss, lambda count: _curve(loss, sweep, count))
 
 
-def _lines(loss: Loss, sweep: _Sweep, count: int) -> tuple[Line, ...]:
+def _curve(loss: Loss, sweep: _Sweep, count: int) -> Curve | None:
     drawn: list[Line] = []
     for label, inputs in sweep.lines.items():
         data = minimal.datums(loss, count, {key: v(count) if callable(v) else v for key, v in inputs.items()})
@@ -76,7 +75,8 @@ def _lines(loss: Loss, sweep: _Sweep, count: int) -> tuple[Line, ...]:
             drawn.append(Line(label, *zip(*found, strict=True)))
     if loss.spec.couples == "batch" and not any(slope for line in drawn for slope in line.gradient):
         raise LossCheckError(f"{loss.name} is flat on {count} datums")  # too few to compare: more are tried
-    return tuple(drawn)
+    batch = f", in a batch of {count}" if loss.spec.couples == "batch" and count > 1 else ""
+    return Curve(sweep.quantity, f"{sweep.fixed}{batch}", tuple(drawn)) if drawn else None
 
 
 def _sweep(loss: Loss, points: int) -> _Sweep:
@@ -89,7 +89,7 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
     if spec.per == "pair":
         return _margin(loss, points, has_reference="ref_logprobs" in reads)
     if "values" in spec.outputs:
-        fixed = "one position; the return and the old value are 0"
+        fixed = "one position of return 0"
         return _output(loss, "values", "value - return", evenly(-2, 2, points), fixed)
     if "sampling_logprobs" in reads or ("ref_logprobs" in reads and spec.couples == "token"):
         return _ratio(loss, points, "sampler" if "sampling_logprobs" in reads else "reference")
@@ -107,13 +107,14 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
 
 
 def _label_lines(loss: Loss) -> dict[str, dict[str, Any]]:
-    """One line for each sign of the advantage, or each value of a flag, or each side of a teacher."""
-    names = [one.name for one in minimal.wanted_inputs(loss)]
-    if "advantages" in names:
+    """One line for each sign of the advantage, or each value of a flag, or either side of an old value."""
+    reads = minimal.wanted_inputs(loss)
+    if any(one.name == "advantages" for one in reads):
         return {"A = +1": {"advantages": 1.0}, "A = -1": {"advantages": -1.0}}
-    for name in names:
-        if minimal.is_flag(name):
-            return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
+    if any(one.name == "old_values" for one in reads):
+        return {"old value = +1": {"old_values": 1.0}, "old value = -1": {"old_values": -1.0}}
+    for name in (one.name for one in reads if minimal.is_flag(one)):
+        return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
     return {"": {}}
 
 
@@ -206,5 +207,5 @@ def _cosine(loss: Loss, points: int) -> _Sweep:
         return {**minimal.outputs(loss, count), "embeddings": vectors}
 
     lines = {label: {key: flags(value) for key, value in own.items()} for label, own in _label_lines(loss).items()}
-    fixed = "the smallest batch; every other vector at a right angle"
+    fixed = "every other vector at a right angle"
     return _Sweep("cosine of the first datum and its partner", fixed, evenly(-0.98, 0.98, points), outputs, lines)

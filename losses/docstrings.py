@@ -38,21 +38,24 @@ class TensorLine:
 
 @dataclass(frozen=True)
 class Docstring:
-    """A loss's docstring, taken apart. tensors: by name, "returns" among them. notes: whatever else it says."""
+    """A loss's docstring, taken apart. tensors: by name. returns: what it gives back. notes: whatever else it says."""
 
     formula: str
     tensors: dict[str, TensorLine]
+    returns: TensorLine | None
     notes: str
 
 
 def read_docstring(function: Callable[..., Any]) -> Docstring:
     """The parts of a function's docstring; all empty where it has none. A tensor line begins with parameters' names."""
-    known = {*inspect.signature(function).parameters, *OUTPUT_NAMES, "returns"}
+    parameters = inspect.signature(function).parameters
+    known = {*parameters, *OUTPUT_NAMES, "returns"}
     lines = (inspect.getdoc(function) or "").splitlines()
     formula: list[str] = []
     while lines and lines[0].strip() and not _tensor_line(lines[0], known):
         formula.append(lines.pop(0).strip())
     tensors: dict[str, TensorLine] = {}
+    returned: TensorLine | None = None
     notes: list[str] = []
     while lines:
         line = lines.pop(0)
@@ -64,8 +67,13 @@ def read_docstring(function: Callable[..., Any]) -> Docstring:
         while lines and lines[0].startswith("  ") and lines[0].strip():  # the line goes on, indented
             rest = f"{rest} {lines.pop(0).strip()}"
         unit, meaning = _unit_and_meaning(rest)
-        tensors |= {name.strip(): TensorLine(match["shape"], unit, meaning) for name in match["names"].split(",")}
-    return Docstring(" ".join(formula), tensors, re.sub(r"\n{3,}", "\n\n", "\n".join(notes)).strip())
+        said = TensorLine(match["shape"], unit, meaning)
+        # A value function also reads `returns`; the last line of that name is about what it gives back.
+        if match["names"] == "returns" and ("returns" not in parameters or "returns" in tensors):
+            returned = said
+        else:
+            tensors |= {name.strip(): said for name in match["names"].split(",")}
+    return Docstring(" ".join(formula), tensors, returned, re.sub(r"\n{3,}", "\n\n", "\n".join(notes)).strip())
 
 
 def _tensor_line(line: str, known: set[str]) -> re.Match[str] | None:

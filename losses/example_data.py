@@ -82,7 +82,7 @@ def _data(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], Out
             carried["target_tokens"] = [[0, 1]] * 3 if kind == "candidate tokens" else list(range(length))
             carried["weights"] = [1.0] * 3 if kind == "candidate tokens" else TOKENS["weights"][i]
         for name, one in wanted.items():
-            plain = float(i in flagged) if minimal.is_flag(name) else minimal.usual_value(name)
+            plain = float(i in flagged) if minimal.is_flag(one) else minimal.usual_value(one)
             if any(name == part.spec.candidates for part in parts):
                 carried[name] = torch.tensor(TEACHER).log()
             elif one.per == "datum":

@@ -17,6 +17,7 @@ from ..datums.errors import TraceError
 #: What a graph may call: functions of these packages, and methods of a tensor that stay on its device.
 PACKAGES = ("torch", "math", "operator", "_operator")
 HOST_METHODS = ("item", "tolist", "numpy", "backward")
+SELECTS = "picks elements by a condition, so its shape depends on data"
 #: Frames of these files are never the user's.
 _OWN_NAMES = ("graphs.py", "one_datum.py", "trace.py", "stats.py", "packing.py", "loss.py")
 _OWN = {str(Path(__file__).with_name(name)) for name in _OWN_NAMES}
@@ -114,6 +115,17 @@ def shape_of(value: Any) -> tuple[int, ...]:
     return tuple(example.shape)
 
 
+def is_selected(value: Any) -> bool:
+    """Whether anything that led to a traced tensor picked elements by a condition."""
+    waiting, seen = [value.node], set()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += node.all_input_nodes
+    return any(_selects(node) for node in seen)
+
+
 def check_graph(graph: torch.fx.Graph, name: str) -> None:
     """Raise TraceError for the first operation that a service would refuse, with its line."""
     for node in graph.nodes:
@@ -132,7 +144,7 @@ def check_graph(graph: torch.fx.Graph, name: str) -> None:
         elif node.op == "call_method" and not hasattr(Tensor, target):
             what = f"calls .{target}(), which tensors do not have"
         if not what and _selects(node):
-            what = "picks elements by a condition, so its shape depends on data; use torch.where, and count them"
+            what = f"{SELECTS}; use torch.where, and count them"
         if what:
             raise TraceError(f"{name} cannot be traced{node.meta.get('line', '')}: it {what}")
 

@@ -81,13 +81,30 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
         found = "none" if targets is None else list(targets.shape)
         raise ShapeError(
             f"{spec.name} compares K candidate tokens a position, so it reads target_tokens [N, K], but those of datum "
-            f"{index} of {total} are {found}. datum_from_topk makes them from a teacher's top K"
+            f"{index} of {total} are {found}. datum_from_teacher_topk makes them from a teacher's top K"
+        )
+    weights = datum.loss_fn_inputs.get("weights")
+    if weights is not None and targets.shape[1] > 1 and np.prod(weights.shape) == np.prod(targets.shape):
+        raise LengthMismatchError(
+            f"datum {index} of {total}: weights is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
+            f"{spec.name} takes one a position, {targets.shape[0]}: how the candidates compare is what {spec.candidates} says"
         )
     if marks is not None and list(marks.shape) != list(targets.shape):
         raise ShapeError(
             f"datum {index} of {total}: {spec.candidates} is {list(marks.shape)} but target_tokens is "
             f"{list(targets.shape)}: {spec.name} reads one number for each candidate"
         )
+
+
+def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengths: Sequence[int]) -> None:
+    """No position of non-zero weight lacks all its candidates: there would be nothing to compare."""
+    if not bool((nothing := absent.all(1)).any()):
+        return
+    datum, position = locate(int(nothing.nonzero()[0]), active, lengths)
+    raise NonFiniteLossInput(
+        f"{spec.name}: {spec.candidates} of datum {datum} is -inf for all {absent.shape[1]} candidates at position "
+        f"{position}, where the weight is not 0. Give the position weight 0, or at least one candidate"
+    )
 
 
 def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: LossSpec) -> None:

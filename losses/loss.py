@@ -239,7 +239,9 @@ class Loss:
 
     def _neutralised(self, logprobs: Tensor, packed: Packed) -> Tensor:
         """[T, K] logprobs with 0 where the weight is 0, or the candidate absent, so that nothing there reaches value or
-        gradient."""
+        gradient. Of no datums, a loss over candidates still sees two dimensions."""
+        if logprobs.ndim == 1 and self.spec.candidates:
+            logprobs = logprobs.unsqueeze(1)
         if logprobs.ndim == 1 or self.spec.wants_weights:
             return logprobs
         masked = (packed.weights == 0 if packed.absent is None else packed.absent).to(logprobs.device)

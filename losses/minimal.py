@@ -51,16 +51,18 @@ def partners(loss: Loss, count: int) -> list[list[int]]:
     return [[i, i + count // 2] for i in range(count // 2)]
 
 
-def is_flag(name: str) -> bool:
-    """Whether an input of this name is 1 or 0."""
-    return name.startswith("label") or name.endswith(("mask", "label", "labels"))
+def is_flag(wanted: Input) -> bool:
+    """Whether an input is 1 or 0, as declared or by its name."""
+    name = wanted.name
+    return wanted.is_flag or name.startswith("label") or name.endswith(("mask", "label", "labels"))
 
 
-def usual_value(name: str) -> float:
-    """A number that an input of this name may hold: policies agree, values are 0, advantages and flags 1."""
+def usual_value(wanted: Input) -> float:
+    """A number that an input may hold, by its name: policies agree, values are 0, advantages and flags 1."""
+    name = wanted.name
     if name.endswith("logprobs"):
         return USUAL_LOGPROB
-    if name == "advantages" or name.endswith("threshold") or is_flag(name):
+    if name == "advantages" or name.endswith("threshold") or is_flag(wanted):
         return 1.0
     return 0.5 if name.endswith("probs") else 0.0
 
@@ -79,7 +81,7 @@ def datums(loss: Loss, count: int, inputs: Mapping[str, Any] | None = None) -> l
         if loss.spec.reads_tokens:
             carried = {"target_tokens": [[0, 1]] if loss.spec.candidates else [0], "weights": [1.0]}
         for one in wanted_inputs(loss):
-            given = (inputs or {}).get(one.name, usual_value(one.name))
+            given = (inputs or {}).get(one.name, usual_value(one))
             value = given[i] if isinstance(given, list) else given
             wide = one.name == loss.spec.candidates
             carried[one.name] = (

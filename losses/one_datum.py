@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..datums.errors import TraceError
 from . import stats
-from .graphs import shape_of
+from .graphs import SELECTS, is_selected, shape_of
 from .packing import Seqs
 from .signature import LossSpec
 from .stats import Stat
@@ -100,6 +100,8 @@ class OneDatum:
         shape = shape_of(values)
         if stat.kind not in ("mean", "sum"):
             return f"the service merges sums and means only, not the {stat.kind} of datums", None
+        if is_selected(values):
+            return f"it {SELECTS}", None
         if 0 in shape:
             return "it is of an optional input that is not read", None
         values = values.detach()

@@ -21,6 +21,7 @@ from .input_checks import (
     check_length,
     check_one_a_datum,
     check_pairs,
+    check_some_present,
     check_values,
     check_weights_shape,
     missing_input,
@@ -154,6 +155,8 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
         units = spec.units(len(kept), config, inputs)
     marked = None if spec.candidates is None else inputs[spec.candidates]
     absent = None if marked is None else marked == -torch.inf
+    if absent is not None:
+        check_some_present(absent, spec, active, lengths)
     kept_list = kept.tolist()
     return Packed(spec.per, lengths, torch.from_numpy(active), kept_list, packed_weights, inputs, seqs, units, absent)
 

@@ -118,6 +118,8 @@ def spec_of(name: str) -> LossSpec:
         _load_plugins()
     name = _aliases.get(name, name)
     if name not in _specs:
+        if (why := _beside(".presets").UNPUBLISHED.get(name)) is not None:
+            raise UnknownLossError(f"{name!r}: {why}")
         broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
         raise UnknownLossError(
             f"no loss is registered as {name!r}.{did_you_mean(name, [*_specs, *_aliases])} Registered: {', '.join(sorted(_specs))}."
@@ -127,7 +129,10 @@ def spec_of(name: str) -> LossSpec:
 
 
 def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Any:
-    """A `Loss` from an id, "module:function", a registered function, or any loss function; config overrides its defaults.
+    """A `Loss` from an id, a preset, "module:function", a registered or any loss function; config overrides its defaults.
+
+    A preset is another system's loss, such as "trl:grpo" (`list_presets`); an id may end in a correction, such as
+    "ppo+token_truncate" (`rollout_correction`).
 
     A function that was never registered is taken as fn(data, logprobs_list) when its first parameter is named `data`,
     else as a loss per token. Raises UnknownLossError, LossConfigError or LossContractError.
@@ -141,16 +146,20 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
         return Loss(name.spec, {**given, **own_names(name.spec.config, name.name, config)})
     if not isinstance(name, str):
         return Loss(spec_of_function(name), config)
-    if "+" in name and (loss := _correction().corrected(name, config)) is not None:
+    if "+" in name and (loss := _beside(".correction").corrected(name, config)) is not None:
         return loss
-    if ":" in name and name not in list_losses() and name not in _aliases and (function := _imported(name)) is not None:
-        return Loss(spec_of_function(function), config)
+    if ":" in name and name not in list_losses() and name not in _aliases:
+        presets = _beside(".presets")  # before any import: "tinker:ppo" must not load the SDK
+        if (preset := presets.find_preset(name)) is not None:
+            return presets.preset_loss(preset, config)
+        if (function := _imported(name)) is not None:
+            return Loss(spec_of_function(function), config)
     return Loss(spec_of(name), config)
 
 
-def _correction() -> Any:
-    """The module that makes "ppo+token_truncate" of ppo; it needs this one."""
-    return importlib.import_module(".correction", __package__)
+def _beside(module: str) -> Any:
+    """A module that makes losses of losses, and so needs this one."""
+    return importlib.import_module(module, __package__)
 
 
 def spec_of_function(function: Callable[..., Any], *, output: str | None = None) -> LossSpec:

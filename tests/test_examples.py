@@ -77,6 +77,13 @@ def test_multi_target_learns_its_distribution() -> None:
     assert ran["probabilities"] == pytest.approx([0.75, 0.25], abs=0.1)
 
 
+def test_distillation_brings_the_student_to_the_teachers_top_k() -> None:
+    ran = run("distillation")
+    assert falls(ran["divergences"])
+    assert ran["divergences"][-1] < 0.5 * ran["divergences"][0]
+    assert [ran["datum"].loss_fn_inputs[key].shape for key in ("teacher_logprobs", "weights")] == [[15, 4], [15]]
+
+
 def test_a_custom_embedding_loss_brings_queries_to_their_documents() -> None:
     ran = run("embedding_loss")
     assert ran["losses"][-1] < ran["losses"][0]

@@ -103,7 +103,7 @@ def test_every_requirement_is_pinned() -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == modules_of_the_tree() | {"lossbook/py.typed"}
+    assert names == modules_of_the_tree() | {"lossbook/py.typed", "lossbook/losses/presets.toml"}
 
 
 @pytest.mark.slow
@@ -114,10 +114,11 @@ def test_the_wheel_carries_the_licence(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_the_installed_wheel_imports_from_any_folder_and_knows_its_losses(installed: Path, tmp_path: Path) -> None:
-    code = "import json, lossbook; print(json.dumps([lossbook.__file__, lossbook.losses.list_losses()]))"
-    file, names = json.loads(run_python(code, tmp_path, installed))
+    code = "import json, lossbook as l; print(json.dumps([l.__file__, l.list_losses(), l.list_presets()]))"
+    file, names, presets = json.loads(run_python(code, tmp_path, installed))
     assert Path(file).is_relative_to(installed)
     assert "cross_entropy" in names
+    assert "trl:grpo" in presets
 
 
 @pytest.mark.slow

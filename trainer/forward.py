@@ -15,6 +15,7 @@ from ..losses.outputs import Outputs
 from ..losses.packing import join, width_of
 from .head import linear_logprobs
 from .models import LoadedModel
+from .value_head import no_value_head, values_of
 
 Batching = Literal["padded", "packed"]
 Pooling = Literal["mean", "last"]
@@ -44,13 +45,17 @@ def model_outputs(
     outputs = Outputs(covered=covered)
     if "embeddings" in names:
         outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling)
+    if not any(name in TOKEN_OUTPUTS for name in names):
+        return outputs
+    rows = None if covered is None else covered.nonzero().squeeze(1)
+    if rows is not None:
+        hidden = hidden[rows.to(hidden.device)]
+    if "values" in names:
+        outputs.values = values_of(model, hidden)
     if reads_head(names):
         # Ids outside the vocabulary are refused before; what is left of them are slots of weight 0, such as -100.
         targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
-        if covered is not None:
-            rows = covered.nonzero().squeeze(1)
-            hidden = hidden[rows.to(hidden.device)]
-            targets = targets[rows]
+        targets = targets if rows is None else targets[rows]
         asked = {name: name in names for name in ("entropy", "mean_logprobs")}
         found = linear_logprobs(hidden, model.head(), targets.to(hidden.device), **asked)
         for name in HEAD_OUTPUTS:
@@ -107,10 +112,8 @@ def target_tokens(datums: Sequence[Datum]) -> Tensor:
 
 
 def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
-    if "values" in names:
-        raise ModelError(
-            f"{model.name} has no value head, so it gives no values. Use a loss over another output, such as logprobs"
-        )
+    if "values" in names and model.value_head is None:
+        raise no_value_head(model)
     if not reads_head(names):
         return
     if model.kind != "decoder":

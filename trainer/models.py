@@ -31,9 +31,10 @@ WAYS_TO_NAME = (
 class LoadedModel:
     """A transformers module with its tokenizer, and where they are.
 
-    module   the causal language model or encoder itself; `add_lora` puts its layers inside it
-    lora     how the adapter was made, or None when there is none
-    adapter  peft's wrapper around the same module, for reading and writing adapter files
+    module       the causal language model or encoder itself; `add_lora` puts its layers inside it
+    lora         how the adapter was made, or None when there is none
+    adapter      peft's wrapper around the same module, for reading and writing adapter files
+    value_head   from hidden states to one number a position, or None; it lies beside the module, not in it
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -45,10 +46,14 @@ class LoadedModel:
     device: torch.device
     lora: LoraSettings | None = None
     adapter: Any = field(default=None, repr=False)
+    value_head: nn.Linear | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that require a gradient, sorted by name; a tied parameter appears once."""
-        return {name: value for name, value in sorted(self.module.named_parameters()) if value.requires_grad}
+        found = dict(self.module.named_parameters())
+        if self.value_head is not None:
+            found |= {f"value_head.{name}": value for name, value in self.value_head.named_parameters()}
+        return {name: value for name, value in sorted(found.items()) if value.requires_grad}
 
     def train_all_weights(self) -> LoadedModel:
         """Make every parameter require a gradient, in float32 at least; returns this model.

@@ -88,12 +88,17 @@ def with_loss_metrics(own: Mapping[str, float], reported: Mapping[str, float], n
 
 
 def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
-    """`found`, with `nll` added where a loss over logprobs does not report it: mean -logprob in nats of weighted targets."""
+    """`found`, with `nll` added where a loss over logprobs does not report it: mean -logprob in nats of weighted targets.
+
+    Not where K targets share one weight: they are candidates to be compared, and none of them is the one to be likely.
+    """
     if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in found):
         return found
     arrays = []
     for datum in datums:
         targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
+        if weights is not None and weights.shape != targets.shape and weights.shape == targets.shape[:1]:
+            return found
         arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
     weighted = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
     if outputs.covered is not None:

@@ -19,6 +19,7 @@ from .sampling_client import SamplingClient
 from .snapshots import Snapshot
 from .state import check_matches
 from .training_client import TrainingClient
+from .value_head import add_value_head
 
 
 class ServiceClient:
@@ -57,11 +58,13 @@ class ServiceClient:
         train_unembed: bool = False,
         *,
         alpha: float | None = None,
+        value_head: bool = False,
     ) -> TrainingClient:
         """Train low-rank adapters on frozen weights. `seed` fixes their initial values.
 
         base_model: a hub id, a local directory, a .gguf file, "tiny" (a small decoder built in code) or "tiny-encoder".
-        train_unembed adds an adapter to the output head too, which costs a gradient of the whole vocabulary.
+        train_unembed adds an adapter to the output head too, which costs a gradient of the whole vocabulary. value_head
+        puts a scalar head beside the model, trained in full, for losses that read `values`.
         """
         model = load_model(base_model, device=self.device, dtype=self.dtype)
         add_lora(
@@ -73,24 +76,33 @@ class ServiceClient:
             train_attn=train_attn,
             train_unembed=train_unembed,
         )
+        if value_head:
+            add_value_head(model)
         return TrainingClient(self, model, self._name())
 
-    def create_training_client(self, base_model: str, lora_rank: int = 0) -> TrainingClient:
-        """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank."""
+    def create_training_client(
+        self, base_model: str, lora_rank: int = 0, *, value_head: bool = False
+    ) -> TrainingClient:
+        """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank.
+
+        value_head: put a scalar head beside the model, for losses that read `values`; it starts at zero.
+        """
         if lora_rank:
-            return self.create_lora_training_client(base_model, rank=lora_rank)
+            return self.create_lora_training_client(base_model, rank=lora_rank, value_head=value_head)
         model = load_model(base_model, device=self.device, dtype=self.dtype)
         model.train_all_weights()
+        if value_head:
+            add_value_head(model)
         return TrainingClient(self, model, self._name())
 
     def create_training_client_from_state(self, path: str, *, optimizer: bool = False) -> TrainingClient:
         """A new client with the weights of a checkpoint; optimizer=True resumes it whole."""
         manifest = read_checkpoint(Path(path), names=[]).manifest
-        lora = manifest.get("lora")
+        lora, value_head = manifest.get("lora"), bool(manifest.get("value_head"))
         if lora is None:
-            client = self.create_training_client(manifest["base_model"])
+            client = self.create_training_client(manifest["base_model"], value_head=value_head)
         else:
-            client = self.create_lora_training_client(manifest["base_model"], **lora)
+            client = self.create_lora_training_client(manifest["base_model"], **lora, value_head=value_head)
         client.load_state(path, optimizer=optimizer).result()
         return client
 
@@ -114,6 +126,8 @@ class ServiceClient:
             add_lora(model, **lora)
         else:
             model.train_all_weights()
+        if checkpoint.manifest.get("value_head"):
+            add_value_head(model)
         check_matches(checkpoint, model)
         weights = {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()}
         return SamplingClient(self.worker, Snapshot(model, weights), f"{model_path}/sampler")

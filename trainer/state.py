@@ -114,4 +114,5 @@ def _identity(model: LoadedModel) -> dict[str, Any]:
         "base_model": model.name,
         "vocab_size": model.vocab_size,
         "lora": None if model.lora is None else asdict(model.lora),
+        "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
     }

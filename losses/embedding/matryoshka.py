@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...datums.errors import LossConfigError, LossContractError, ShapeError
@@ -46,27 +45,34 @@ def matryoshka(
     lengths, shares = _checked(dims, weights)
     spec = base.spec
     name = f"matryoshka({spec.name},{'+'.join(map(str, lengths))})"
-    place = spec.parameters.index("embeddings")
+    function = _at_every_length(spec.function, spec.parameters.index("embeddings"), lengths, shares, name)
+    if is_registered(spec.function):
+        function.made_by = _source(spec.name, lengths, shares)  # type: ignore[attr-defined]
+    claims = {law: spec.claims[law] for law in KEPT_LAWS if law in spec.claims}
+    given = {key: getattr(base.config, key) for key in base.config.model_fields_set}
+    return Loss(replace(spec, name=name, function=function, claims=claims, aliases=(), differs={}), given)
 
-    def at_every_length(*arguments: Any, **settings: Any) -> tuple[Tensor, dict[str, Stat]]:
+
+def _at_every_length(
+    function: Callable[..., Any], place: int, lengths: Sequence[int], shares: Sequence[float], name: str
+) -> Callable[..., tuple[Tensor, dict[str, Stat]]]:
+    """A loss function that calls another with its argument at `place` cut to each length, and adds up."""
+
+    def summed(*arguments: Any, **settings: Any) -> tuple[Tensor, dict[str, Stat]]:
         embeddings = arguments[place]
         _check_width(embeddings, lengths, name)
-        total = 0.0
+        total = embeddings.new_zeros(())
         found: dict[str, Stat] = {}
         for length, share in zip(lengths, shares, strict=True):
             short = (*arguments[:place], embeddings[:, :length], *arguments[place + 1 :])
-            returned = spec.function(*short, **settings)
+            returned = function(*short, **settings)
             values, metrics = returned if isinstance(returned, tuple) else (returned, {})
             total = total + share * values
             found[f"dim_{length}/loss"] = stats.mean(values)
             found |= {f"dim_{length}/{key}": stat for key, stat in metrics.items()}
-        return torch.as_tensor(total), found
+        return total, found
 
-    if is_registered(spec.function):
-        at_every_length.made_by = _source(spec.name, lengths, shares)  # type: ignore[attr-defined]
-    claims = {law: spec.claims[law] for law in KEPT_LAWS if law in spec.claims}
-    given = {key: getattr(base.config, key) for key in base.config.model_fields_set}
-    return Loss(replace(spec, name=name, function=at_every_length, claims=claims, aliases=(), differs={}), given)
+    return summed
 
 
 def _checked(dims: Sequence[int], weights: Sequence[float] | None) -> tuple[tuple[int, ...], tuple[float, ...]]:

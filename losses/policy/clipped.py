@@ -131,7 +131,7 @@ def dual_clip(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  unitless
 
     PPO pulls a punished token back the harder the likelier it has become, without bound; here it has no gradient once r is

@@ -58,7 +58,7 @@ def clip_cov(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  unitless
 
     Of the tokens whose covariance lies strictly between covariance_low and covariance_high, and which PPO's clip leaves a
@@ -109,7 +109,7 @@ def kl_cov(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  unitless
 
     Those are the max(1, int(share T)) highest of the batch's T tokens, and any that tie with the last of them. No clip:
@@ -143,7 +143,7 @@ def _smallest(values: Tensor, number: int) -> Tensor:
 
 def _lots(seed: int, *numbers: Tensor) -> Tensor:
     """[T] int64 in [0, 2^32): a hash of each token's numbers, as float32, and of the seed."""
-    lots = torch.full(numbers[0].shape, seed & _LOW_BITS, dtype=torch.int64, device=numbers[0].device)
+    lots = torch.zeros_like(numbers[0], dtype=torch.int64) + (seed & _LOW_BITS)
     for one in numbers:
         bits = (one.detach().float() + 0.0).view(torch.int32).long() & _LOW_BITS  # + 0.0: one zero, not two
         lots = _mixed(lots ^ bits)

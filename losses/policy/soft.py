@@ -48,7 +48,7 @@ def cispo(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  nats; its size means nothing, only its gradient does
 
     Unlike PPO's, this clip bounds how much a token counts and never silences it. `clip_fraction` says for how many the
@@ -81,7 +81,7 @@ def rollout_is(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, as the engine reported it that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  nats; its size means nothing, only its gradient does
 
     CISPO with a hard zero: a token outside is dropped whichever way its advantage would push it, also back towards the
@@ -153,7 +153,7 @@ def dppo(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, as the engine reported it that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  unitless
 
     With "total_variation" a token has moved by |exp(logprobs) - exp(sampling_logprobs)|, with "binary_kl" by the
@@ -205,7 +205,7 @@ def sapo(
 
     logprobs            [T]  nats, under the policy in training
     sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless
+    advantages          [T]  unitless, how much better than expected the token turned out
     returns             [T]  unitless; on policy -2 A / τ, not -A, though the gradient is that of REINFORCE
 
     τ is temperature_positive where A > 0, else temperature_negative. The gate's slope, 1 at r = 1, falls off smoothly on

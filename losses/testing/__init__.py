@@ -18,6 +18,8 @@ prints the smallest example it found as Python source that fails again when past
     def test_losses_keep_the_law(loss, check):
         check(loss)
 
+`check_divergence` asks of a function of two distributions whether it is a divergence at all.
+
 A check that a loss breaks for a reason is excused by name: `expected_failed_checks={"gradient": "straight-through"}`;
 an excuse that is no longer needed is a failure. `check_advantages` and `check_kl_estimator` hold what goes beside a loss to
 its laws. `strategies` draws datums for tests of your own, and `plugin` adds a fixture `check_loss` and the option
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from . import strategies
     from .advantage_laws import check_advantages
     from .checking import CHECKS, check_loss, parametrize_with_checks, run_check
+    from .divergence import check_divergence
     from .kl_laws import check_kl_estimator
     from .report import CheckResult, Report
 
@@ -43,6 +46,7 @@ _HOMES = {
     "Report": "report",
     "check_advantages": "advantage_laws",
     "check_kl_estimator": "kl_laws",
+    "check_divergence": "divergence",
     "check_loss": "checking",
     "parametrize_with_checks": "checking",
     "run_check": "checking",
@@ -54,6 +58,7 @@ __all__ = [
     "CheckResult",
     "Report",
     "check_advantages",
+    "check_divergence",
     "check_kl_estimator",
     "check_loss",
     "parametrize_with_checks",

@@ -80,9 +80,11 @@ def check_loss(
 
 def run_check(check: str, loss: Any, **example: Any) -> None:
     """Run one check on one example, as a reproducer does. Raises LossCheckError, or whatever the loss raises."""
-    outputs = {name: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for name, ts in example["outputs"].items()}
     laws = {check: example.pop("law")} if "law" in example else {}
-    _check_named(check).run(Subject(get_loss(loss), {}, laws), **{**example, "outputs": outputs})
+    if "outputs" in example:
+        outputs = example["outputs"].items()
+        example["outputs"] = {n: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for n, ts in outputs}
+    _check_named(check).run(Subject(get_loss(loss), {}, laws), **example)
 
 
 def parametrize_with_checks(

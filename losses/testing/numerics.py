@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -157,12 +158,20 @@ def with_extreme(
     for key in references:
         if key in carried:
             array = carried[key].to_numpy().copy()
-            array[t] = -0.5 - (size if grows else 0)
+            array[t] = np.where(array[t] == -np.inf, -np.inf, _extreme(array[t].shape, size if grows else 0))
             carried[key] = TensorData(array)
     if "logprobs" in filled:
-        filled["logprobs"][i][t] = -0.5 - (0 if grows else size)
+        own = filled["logprobs"][i]
+        own[t] = torch.from_numpy(_extreme(own[t].shape, 0 if grows else size))
     changed = [Datum(d.model_input, carried) if j == i else d for j, d in enumerate(data)]
     return changed, filled, f"the log-ratio of datum {i} at position {t}"
+
+
+def _extreme(shape: tuple[int, ...], size: float) -> np.ndarray:
+    """-0.5, lowered by `size`; of several tokens together exp(-0.5), and the first of them lowered."""
+    values = np.full(shape, -0.5 - np.log(max(1, int(np.prod(shape)))))
+    values.reshape(-1)[0] -= size
+    return values
 
 
 def _check_finite(evaluation: Evaluation, what: str) -> None:

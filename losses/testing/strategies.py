@@ -1,7 +1,7 @@
 """Hypothesis strategies that draw whatever data a loss reads, from nothing but its signature.
 
-`datums(loss)` and then `outputs(loss, data)` are what the checks draw; `preference_pairs()` and `trajectories()` are the
-same for tests that have no loss at hand. Numbers lie on a grid of 1/32 (exact in float32, short in a report): 256 of
+`datums(loss)` and then `outputs(loss, data)` are what the checks draw; `preference_pairs()`, `trajectories()` and
+`topk_targets()` are the same for tests that have no loss at hand. Numbers lie on a grid of 1/32 (exact in float32, short in a report): 256 of
 them an input, one byte each, which draws and shrinks fast. Extreme values are never drawn here.
 """
 
@@ -24,6 +24,8 @@ from .subject import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, da
 MASKS = np.array([1, 1, 0, 1, 1, 0, 1, 1], dtype=np.float32)
 POSITIVE_WEIGHTS = np.array([1, 0.5, 0, 1, 2, 0, 0.25, 1.5], dtype=np.float32)
 REAL_WEIGHTS = np.array([1, -0.5, 0, -1, 2, 0, 0.25, -3], dtype=np.float32)
+#: How many candidates a position may have, in losses over candidates.
+WIDTHS = (3, 1, 2, 5)
 
 
 def datums(
@@ -75,6 +77,11 @@ def trajectories(*, max_datums: int = 4, max_length: int = 6) -> st.SearchStrate
     return datums("ppo", max_units=max_datums, max_length=max_length).map(_with_weights)
 
 
+def topk_targets(*, max_datums: int = 4, max_length: int = 4) -> st.SearchStrategy[list[Datum]]:
+    """[N, K] candidates with `teacher_logprobs` [N, K] and `weights` [N]; some absent (-inf), K differs between datums."""
+    return datums("topk_forward_kl", max_units=max_datums, max_length=max_length)
+
+
 def as_subject(loss: Any, inputs: Mapping[str, Sequence[float]] | None = None) -> Subject:
     """A `Subject` from whatever `get_loss` takes."""
     from ..registry import get_loss
@@ -87,10 +94,9 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
     count = _draw_count(draw, subject, min_units, max_units)
     lengths = [1 + byte % max_length for byte in draw(_bytes(count))]
     drawn: list[dict[str, np.ndarray]] = [{} for _ in lengths]
-    columns = draw(st.sampled_from((None, None, 2))) if subject.takes_columns else None
-    columns = draw(st.sampled_from((3, 1, 2, 5))) if subject.candidates else columns
+    widths = _draw_widths(draw, subject, count)
     if subject.reads_tokens:
-        shapes = [(n,) if columns is None else (n, columns) for n in lengths]
+        shapes = [(n, *width) for n, width in zip(lengths, widths, strict=True)]
         weighed = [(n,) for n in lengths] if subject.candidates else shapes
         for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, subject, weighed, masked), strict=True):
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
@@ -98,8 +104,8 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
                 inputs["weights"] = weights
     for wanted in _wanted(subject):
         if wanted.required or draw(st.booleans()):
-            wide = () if columns is None or not has_columns(wanted) else (columns,)
-            shapes = [(n, *wide) if wanted.per == "token" else () for n in lengths]
+            wide = widths if has_columns(wanted) else [()] * count
+            shapes = [(n, *w) if wanted.per == "token" else () for n, w in zip(lengths, wide, strict=True)]
             values = _split(draw, shapes, _flag if wanted.is_flag else _meaning(wanted.name, subject))
             if wanted.name == subject.candidates:
                 values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
@@ -116,6 +122,15 @@ def _draw_count(draw: Any, subject: Subject, min_units: int, max_units: int) -> 
         largest = [n for n in subject.sizes if n >= 2] or list(subject.sizes)
         return draw(st.sampled_from(largest))
     return draw(st.integers(min_units, max_units)) * (2 if subject.has_pairs else 1)
+
+
+def _draw_widths(draw: Any, subject: Subject, count: int) -> list[tuple[int, ...]]:
+    """(K,) a datum, or () where its targets are one a position. Only a loss over candidates reads it, so only there K may
+    differ from datum to datum."""
+    if subject.candidates:
+        return [(WIDTHS[byte % len(WIDTHS)],) for byte in draw(_bytes(count))]
+    columns = draw(st.sampled_from((None, None, 2))) if subject.takes_columns else None
+    return [() if columns is None else (columns,)] * count
 
 
 def _wanted(subject: Subject) -> Sequence[Input]:

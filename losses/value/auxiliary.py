@@ -87,3 +87,27 @@ def reference_kl(
     """
     divergence = kl_estimate(logprobs, ref_logprobs, estimator)
     return divergence, {"ref_kl": stats.mean(divergence)}
+
+
+@register_loss(
+    "sampler_kl",
+    per="token",
+    reduction="sum",
+    source="Schulman 2020, Approximating KL divergence; as a trust region: Schulman et al. 2015, arXiv:1502.05477 eq. 12",
+    axes=Axes(kl="to the sampler, estimated at the sampled tokens (k2), with a gradient"),
+    differs={"prime-rl": "the squared log-ratio, twice k2, times 0.001, over all loss tokens, dropped ones too"},
+)
+def sampler_kl(
+    logprobs: Tensor, sampling_logprobs: Tensor, *, estimator: KLEstimator = "k2"
+) -> tuple[Tensor, dict[str, Stat]]:
+    """KL(policy || sampler), estimated a token at a time. Auxiliary: only to be added, as in dppo + 0.002 sampler_kl.
+
+    logprobs            [T] or [T, K]  nats, of tokens that the sampler has sampled
+    sampling_logprobs   [T] or [T, K]  nats, under the policy that sampled
+    returns             [T] or [T, K]  nats
+
+    A trust region: it pulls the policy back to where its data came from, more the farther it has moved, also at tokens that a
+    clip or a mask left without a gradient. Alone it teaches nothing. `sampler_kl` is the mean, as estimated.
+    """
+    divergence = kl_estimate(logprobs, sampling_logprobs, estimator, sampling_logprobs)
+    return divergence, {"sampler_kl": stats.mean(divergence)}

@@ -17,7 +17,7 @@ from lossbook.cookbook import sft
 from lossbook.cookbook.cli import COMMANDS, main
 from lossbook.cookbook.runs import read_settings
 from lossbook.datums.errors import UnknownLossError
-from lossbook.losses import registry
+from lossbook.losses import list_presets, registry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -192,13 +192,45 @@ def test_the_example_config_file_holds_valid_settings(monkeypatch: pytest.Monkey
 
 def test_losses_are_listed_a_line_each_under_their_families_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "list"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert head.startswith(f"{len(registry.list_losses())} losses; ")
+    shown, _, not_offered = capsys.readouterr().out.partition("\nnot offered (")
+    assert "stable_reinforce" in not_offered
+    head, *lines = shown.splitlines()
+    assert head.startswith(f"{len(registry.list_losses())} losses, {len(list_presets())} presets")
     assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == registry.list_losses()
     families = {line.split()[0]: int(line.split("(")[1][:-1]) for line in lines if line and not line.startswith(" ")}
     assert sum(families.values()) == len(registry.list_losses())
     assert {"embedding", "policy", "preference", "supervised"} <= {*families}
     assert next(line for line in lines if line.split()[:1] == ["ppo"]).endswith(describe_loss("ppo").formula)
+
+
+def test_presets_are_listed_a_line_each_under_their_systems(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "list", "--presets"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{len(list_presets())} presets; ")
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list_presets()
+    assert "tinker:ppo" in next(line for line in lines if "ppo(reduction='sum', clip_low=0.8" in line)
+    assert main(["losses", "list", "--presets", "--json"]) == 0
+    assert [preset["name"] for preset in json.loads(capsys.readouterr().out)] == list_presets()
+
+
+def test_a_preset_is_shown_with_its_own_settings_and_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "tinker:cispo"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("tinker:cispo: cispo with clip_low=0.0, clip_high=4.0, reduction='sum'\nread from: Tinker")
+    assert "  clip_high    4.0" in shown
+    assert main(["losses", "show", "tinker:cispo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["preset"]["loss"] == "cispo"
+
+
+def test_a_preset_of_several_losses_is_shown_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "prime:default"]) == 0
+    shown = capsys.readouterr().out
+    assert "\ndppo\n" in shown
+    assert "\nsampler_kl\n" in shown
+    assert main(["losses", "show", "prime:default", "--json"]) == 0
+    assert [part["name"] for part in json.loads(capsys.readouterr().out)["parts"]] == ["dppo", "sampler_kl"]
+    assert main(["losses", "diff", "prime:default", "dppo"]) == 0
+    assert "plus sampler_kl" in capsys.readouterr().out
 
 
 def test_losses_in_a_terminal_are_cut_to_its_width(

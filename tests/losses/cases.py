@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,14 @@ def evaluated(loss: Any, data: Sequence[Datum], rows: Any) -> tuple[float, list[
     return float(value.detach()), list(torch.autograd.grad(value, outputs)), metrics
 
 
+def one_token(name: str, ratio: float, advantage: float, **config: Any) -> tuple[float, float, dict[str, float]]:
+    """Loss, slope and metrics of a single token whose sampler gave it 0 nats, so that its ratio is exp(logprob)."""
+    loss = get_loss(name, reduction="sum", **config)
+    data = [datum(1, sampling_logprobs=[-4.0], advantages=[advantage])]
+    value, gradients, metrics = evaluated(loss, data, [[math.log(ratio) - 4.0]])
+    return value, float(gradients[0][0]), metrics
+
+
 def loss_of(function: Callable[..., Any], *, config: dict[str, Any] | None = None, **registration: Any) -> Any:
     """The loss that registering `function` gives; the registry is left as it was."""
     register_loss(function.__name__, **registration)(function)
@@ -74,3 +83,14 @@ def assert_rows_equal(found: Sequence[Tensor], expected: Sequence[Any], toleranc
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(row, torch.as_tensor(wanted, dtype=row.dtype), rtol=0, atol=tolerance)
+
+
+def evaluated_by_name(
+    loss: Any, data: Sequence[Datum], outputs: Mapping[str, Any]
+) -> tuple[float, dict[str, list[Tensor]], dict[str, float]]:
+    """As `evaluated`, of several outputs: {"logprobs": rows, "entropy": rows}, and the gradients under the same names."""
+    own = {name: leaves(rows) for name, rows in outputs.items()}
+    value, metrics = loss(data, own)
+    flat = [leaf for tensors in own.values() for leaf in tensors]
+    found = iter(torch.autograd.grad(value, flat))
+    return float(value.detach()), {name: [next(found) for _ in tensors] for name, tensors in own.items()}, metrics

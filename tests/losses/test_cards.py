@@ -60,6 +60,7 @@ def test_a_card_holds_formula_tensors_settings_metrics_and_source() -> None:
     assert card.settings["norm_length"] == SettingCard("norm_length", "int | None", None, "at least 1")
     assert card.metrics.items() >= {"clip_fraction": "mean", "ratio_max": "max", "ratio_capped": "sum"}.items()
     assert "on_policy_is_reinforce" in card.claims
+    assert "tinker:ppo" in card.presets
     assert card.defined_in == "lossbook.losses.policy.clipped.ppo"
     assert "1707.06347" in card.source
 
@@ -71,13 +72,13 @@ def test_an_input_that_a_setting_makes_necessary_says_which() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_shipped_loss_says_its_formula_its_source_and_what_each_tensor_is(name: str) -> None:
+def test_every_shipped_loss_says_its_formula_its_source_and_each_tensors_unit(name: str) -> None:
     card = describe_loss(name)
     assert card.formula.endswith(".")
     assert card.source
     for tensor in (*card.outputs.values(), *card.inputs.values()):
         assert tensor.unit, f"{name}: the docstring has no line `{tensor.name}   [T]  unit, meaning`"
-        assert tensor.meaning, f"{name}: the docstring does not say what {tensor.name} is"
+        assert tensor.meaning
     assert card.returns.unit, f"{name}: the docstring has no line `returns   [T]  unit`"
     assert str(card).startswith(name)
     assert max(map(len, str(card).splitlines())) <= 140
@@ -243,7 +244,8 @@ def documented(text: str) -> Any:
     ],
 )
 def test_a_line_a_tensor_gives_shape_unit_and_meaning(line: str, name: str, said: TensorLine) -> None:
-    assert documented(f"A formula.\n\n{line}\n").tensors == {name: said}
+    found = documented(f"A formula.\n\n{line}\n")
+    assert (found.returns if name == "returns" else found.tensors[name]) == said
 
 
 def test_one_line_may_speak_of_several_tensors() -> None:
@@ -256,7 +258,21 @@ def test_an_indented_line_goes_on_with_the_one_above() -> None:
         "A formula.\n\n    weights   [T]  unitless, of a\n              token\n    returns   [T]  nats\n"
     )
     assert found.tensors["weights"].meaning == "of a token"
-    assert found.tensors["returns"].unit == "nats"
+    assert found.returns == TensorLine("[T]", "nats", "")
+
+
+def test_an_input_called_returns_is_told_from_what_is_returned() -> None:
+    def critic(values: Tensor, returns: Tensor) -> None:
+        """(v - R)².
+
+        values    [T]  in units of the reward
+        returns   [T]  in units of the reward, what is to be predicted
+        returns   [T]  in units of the reward squared
+        """
+
+    found = read_docstring(critic)
+    assert found.tensors["returns"].meaning == "what is to be predicted"
+    assert found.returns == TensorLine("[T]", "in units of the reward squared", "")
 
 
 def test_the_formula_is_the_first_paragraph_and_the_rest_are_notes() -> None:

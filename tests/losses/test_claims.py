@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from lossbook.losses import safe_ratio, stats
+from lossbook.losses.divergences import forward_kl, jsd, with_tail
 from lossbook.losses.testing import check_loss
 from lossbook.losses.testing.claims import CHECKS
 
@@ -87,6 +88,37 @@ def preference_of_sums(logprobs, ref_logprobs, seqs):
     return -logsigmoid(chosen - rejected)
 
 
+def cross_entropy_of_candidates(logprobs, teacher_logprobs):
+    """Lacks the teacher's entropy, so it is not 0 where both agree."""
+    present = teacher_logprobs > -math.inf
+    return -torch.where(present, teacher_logprobs.exp() * logprobs, 0.0).sum(-1)
+
+
+def without_mass(logprobs, teacher_logprobs, *, tail: str = "drop"):
+    """Some terms of a sum, which may be below 0; or nothing at all."""
+    student, teacher = (with_tail(x, teacher_logprobs > -math.inf, "drop") for x in (logprobs, teacher_logprobs))
+    return forward_kl(student, teacher) * (tail == "drop")
+
+
+def ranked_candidates(logprobs, teacher_logprobs):
+    """The first candidate counts for more."""
+    ranks = torch.arange(1, 1 + logprobs.shape[-1]).to(logprobs)
+    present = teacher_logprobs > -math.inf
+    return -torch.where(present, teacher_logprobs.exp() * logprobs / ranks, 0.0).sum(-1)
+
+
+def half_of_it(logprobs, teacher_logprobs):
+    """A forgotten factor."""
+    student, teacher = (with_tail(x, teacher_logprobs > -math.inf, "drop") for x in (logprobs, teacher_logprobs))
+    return 0.5 * forward_kl(student, teacher)
+
+
+def with_a_weak_end(logprobs, teacher_logprobs, *, beta: float = 0.5):
+    """beta is clamped, as is in the wild, and at 1 next to nothing is left."""
+    student, teacher = (with_tail(x, teacher_logprobs > -math.inf, "bin") for x in (logprobs, teacher_logprobs))
+    return forward_kl(student, teacher) if beta == 0 else jsd(student, teacher, min(beta, 0.999))
+
+
 #: Loss, how it is registered, the law that it claims and breaks, what the message must say.
 BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
@@ -125,8 +157,30 @@ BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (preference_of_sums, {"per": "pair"}, {"repetition_changes_nothing": {}}, "when every token was repeated"),
 ]
 
+BROKEN += [
+    (function, {"per": "token", "candidates": "teacher_logprobs", "reduction": "token-mean"}, {law: claimed}, message)
+    for function, law, claimed, message in (
+        (cross_entropy_of_candidates, "divergence_is_zero_only_when_equal", {}, "student and teacher agree, but"),
+        (without_mass, "divergence_is_zero_only_when_equal", {"under": [{"tail": "drop"}]}, "below 0, with"),
+        (
+            without_mass,
+            "divergence_is_zero_only_when_equal",
+            {"under": [{"tail": "none"}]},
+            "though student and teacher",
+        ),
+        (ranked_candidates, "order_of_candidates_changes_nothing", {}, "were put in another order"),
+        (half_of_it, "one_candidate_is_cross_entropy", {}, "when computed as cross_entropy of the one candidate"),
+        (half_of_it, "all_candidates_is_dense", {"divergence": "forward_kl", "under": [{}]}, "the dense divergence is"),
+        (with_a_weak_end, "ends_are_kl", {"betas": (0.0, 1.0), "scaled": False}, "at beta 1 it is"),
+    )
+]
 
-@pytest.mark.parametrize(("function", "registration", "claims", "message"), BROKEN, ids=[b[0].__name__ for b in BROKEN])
+
+@pytest.mark.parametrize(
+    ("function", "registration", "claims", "message"),
+    BROKEN,
+    ids=[f"{b[0].__name__}-{next(iter(b[2]))}" for b in BROKEN],
+)
 def test_a_claimed_law_that_is_broken_is_named(
     function: Any, registration: dict[str, Any], claims: dict[str, Any], message: str
 ) -> None:

@@ -31,6 +31,7 @@ MIXTURES = [
     0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy", reduction="token-mean"),
     0.5 * get_loss("dpo") + 2.0 * get_loss("cross_entropy"),
     1.0 * get_loss("ppo", reduction="seq-mean-token-mean") + -0.5 * get_loss("cross_entropy"),
+    get_loss("z_loss") + get_loss("cross_entropy", reduction="token-mean"),
 ]
 
 

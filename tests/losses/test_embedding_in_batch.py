@@ -60,6 +60,7 @@ def test_a_hard_negative_that_is_the_document_itself_is_left_out() -> None:
     value, _, metrics = evaluated(loss, documents(5, 5, 5), [[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
     assert value == 0
     assert metrics["masked_duplicates"] == 1
+    assert math.isnan(metrics["negative_similarity"]), "no negative is left"
 
 
 def test_two_views_alone_have_nothing_to_tell_apart() -> None:
@@ -117,6 +118,21 @@ def test_siglip_leaves_out_the_twin_of_a_document() -> None:
     value, _, metrics = evaluated(get_loss("siglip"), documents(1, 1, 1, 1), [[1.0, 0.0]] * 4)
     assert value == pytest.approx(math.log(2))
     assert metrics["masked_duplicates"] == 2
+    assert math.isnan(metrics["negative_similarity"]), "no negative is left"
+
+
+@pytest.mark.parametrize(
+    ("length", "similarity"),
+    [
+        pytest.param(1e-11, 0.8, id="a short vector has a direction"),
+        pytest.param(1e-13, 0.08, id="below 1e-12 it is no longer stretched to length 1"),
+        pytest.param(0.0, 0.0, id="a zero vector is similar to nothing"),
+    ],
+)
+def test_the_shortest_vectors(length: float, similarity: float) -> None:
+    rows = [[length, 0.0], [0.8, 0.6]]
+    _, _, metrics = evaluated(get_loss("siglip"), texts(2), rows)
+    assert metrics["positive_similarity"] == pytest.approx(similarity)
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,16 @@ def test_two_pairs_in_and_out_of_order(
     assert metrics["similarity"] == 0.5
 
 
-def test_the_scale_of_an_order_is_twenty_unless_given() -> None:
-    found, _, _ = evaluated(get_loss("cosent"), pairs(1, 0), [*RIGHT_ANGLE, *SAME])
-    assert found == pytest.approx(20 + math.log1p(math.exp(-20)))
+@pytest.mark.parametrize(
+    ("name", "rows", "excess"),
+    [
+        ("cosent", [*RIGHT_ANGLE, *SAME], 1.0),
+        ("angle", [[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.8, -0.6]], 1.2),
+    ],
+)
+def test_the_scale_of_an_order_is_twenty_unless_given(name: str, rows: list[list[float]], excess: float) -> None:
+    found, _, _ = evaluated(get_loss(name), pairs(1, 0), rows)
+    assert found == pytest.approx(20 * excess + math.log1p(math.exp(-20 * excess)))
 
 
 def test_three_pairs_that_cannot_be_told_apart_cost_the_logarithm_of_their_comparisons_and_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,26 @@ def test_drawn_preference_pairs_are_pairs(data: st.DataObject) -> None:
 def test_drawn_trajectories_carry_what_policy_losses_read(data: st.DataObject) -> None:
     for datum in data.draw(strategies.trajectories(max_datums=2)):
         assert {"weights", "sampling_logprobs", "advantages"} <= datum.loss_fn_inputs.keys()
+
+
+@given(data=st.data())
+@few
+def test_drawn_candidates_are_what_a_teacher_may_have_said(data: st.DataObject) -> None:
+    datums = data.draw(strategies.topk_targets())
+    assert len(datums) <= 4
+    for datum in datums:
+        teacher = datum.loss_fn_inputs["teacher_logprobs"].to_torch()
+        assert list(teacher.shape) == datum.loss_fn_inputs["target_tokens"].shape
+        assert datum.loss_fn_inputs["weights"].shape == [len(teacher)]
+        assert bool((teacher.exp().sum(1) < 1).all())
+        assert bool((teacher > -math.inf).any(1).all())
+
+
+def test_drawn_candidates_are_absent_in_some_rows_and_not_as_many_in_every_datum() -> None:
+    batches = drawn("topk_forward_kl")
+    teachers = [[d.loss_fn_inputs["teacher_logprobs"].to_torch() for d in batch] for batch in batches]
+    assert any(bool((t == -math.inf).any()) for batch in teachers for t in batch)
+    assert any(len({t.shape[1] for t in batch}) > 1 for batch in teachers)
 
 
 def drawn(loss: Any, count: int = 150, **options: Any) -> list[list[Datum]]:

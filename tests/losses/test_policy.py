@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -13,20 +12,12 @@ from hypothesis import strategies as st
 from lossbook import get_loss
 from lossbook.datums.errors import MissingInput
 
-from .cases import assert_rows_equal, datum, evaluated
+from .cases import assert_rows_equal, datum, evaluated, one_token
 
 POLICY_LOSSES = ("importance_sampling", "ppo", "grpo")
 
 log_ratios = st.floats(-6, 3, width=32)
 advantages = st.floats(-3, 3, width=32)
-
-
-def one_token(name: str, ratio: float, advantage: float, **config: Any) -> tuple[float, float, dict[str, float]]:
-    """Loss, slope and metrics of a single token whose sampler gave it 0 nats, so that its ratio is exp(logprob)."""
-    loss = get_loss(name, reduction="sum", **config)
-    data = [datum(1, sampling_logprobs=[-4.0], advantages=[advantage])]
-    value, gradients, metrics = evaluated(loss, data, [[math.log(ratio) - 4.0]])
-    return value, float(gradients[0][0]), metrics
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,17 @@ class Parity:
     def version(self) -> str:
         """The installed release."""
         return version(self.package)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What docs/parity.md says of it before the figures: loss, settings, peer, package, version."""
+        shown = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return (f"`{self.loss}`", f"`{shown}`" if shown else "", f"`{self.peer}`", self.package, self.version)
+
+
+def cases() -> list[Parity]:
+    """The comparisons of every cases_*.py beside this."""
+    found: list[Parity] = []
+    for path in sorted(HERE.glob("cases_*.py")):
+        found += importlib.import_module(f".{path.stem}", __package__).CASES
+    return found

@@ -17,13 +17,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, TensorData, get_loss
-from lossbook.datums.errors import MissingInput
+from lossbook.datums.errors import LossContractError, MissingInput
 from lossbook.datums.types import as_datum, as_tensor_data
+from lossbook.losses import Loss
+from lossbook.losses.testing import strategies
+
+from .portability import losses, reads_logprobs_only
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # inside the SDK, not ours to mend
     tinker = pytest.importorskip("tinker", reason="the official SDK comes with lossbook[dev]")
     from tinker.lib.public_interfaces.training_client import TrainingClient
+
+#: The SDK hands out logprobs and nothing else, so a loss that also reads another output of the model cannot go there; one
+#: that reads only another output would take the logprobs for it.
+PORTABLE = [loss for loss in losses() if reads_logprobs_only(loss)]
+NOT_PORTABLE = [loss for loss in losses() if not reads_logprobs_only(loss)]
 
 LENGTHS = (3, 5, 2, 4)
 #: One datum is masked whole, since a loss must touch it all the same; another has a fraction for a weight.
@@ -68,7 +77,7 @@ def our_datums() -> list[Datum]:
     ]
 
 
-def shipped(data: list[Any], function: Any, logprobs: list[Tensor]) -> tuple[list[Tensor], Any]:
+def sent_by_sdk(data: list[Any], function: Any, logprobs: list[Tensor]) -> tuple[list[Tensor], Any]:
     """What the SDK would send: the weights of each datum, and the rest of its result."""
     outputs = [{"logprobs": tinker.TensorData.from_torch(row)} for row in logprobs]
     forward = tinker.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=outputs, metrics={})
@@ -96,7 +105,7 @@ def our_gradient(function: Any, logprobs: list[Tensor]) -> tuple[float, list[Ten
 def test_a_loss_passed_as_the_custom_function_ships_minus_its_gradient(name: str, config: dict[str, Any]) -> None:
     loss = get_loss(name, **config)
     value, gradient, metrics = our_gradient(loss, LOGPROBS)
-    weights, result = shipped(tinker_datums(), loss, LOGPROBS)
+    weights, result = sent_by_sdk(tinker_datums(), loss, LOGPROBS)
     assert all(torch.equal(sent, -own) for sent, own in zip(weights, gradient, strict=True))
     assert any(sent.any() for sent in weights)
     assert result.loss_sum == value
@@ -104,11 +113,54 @@ def test_a_loss_passed_as_the_custom_function_ships_minus_its_gradient(name: str
     assert all(type(metric) is float for metric in result.metrics.values())
 
 
+def as_tinkers(datum: Datum) -> Any:
+    """The datum as the SDK's own."""
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(datum.model_input.to_ints()),
+        loss_fn_inputs={
+            key: tinker.TensorData(data=value.data, dtype=value.dtype, shape=value.shape)
+            for key, value in datum.loss_fn_inputs.items()
+        },
+    )
+
+
+@pytest.mark.parametrize("loss", PORTABLE, ids=lambda loss: loss.name)
+@given(data=st.data())
+@settings(max_examples=5)
+def test_every_loss_of_logprobs_ships_minus_its_gradient_on_any_data(loss: Loss, data: st.DataObject) -> None:
+    drawn = data.draw(strategies.datums(loss))
+    logprobs = [row.float() for row in data.draw(strategies.outputs(loss, drawn))["logprobs"]]
+    leaves = [row.clone().requires_grad_() for row in logprobs]
+    value, metrics = loss(drawn, leaves)
+    gradients = torch.autograd.grad(value, leaves)
+    weights, result = sent_by_sdk([as_tinkers(datum) for datum in drawn], loss, logprobs)
+    for sent, gradient in zip(weights, gradients, strict=True):
+        assert torch.equal(sent, -gradient)
+    assert result.loss_sum == float(value.detach())
+    assert result.metrics == pytest.approx(metrics, rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("loss", [one for one in NOT_PORTABLE if "logprobs" in one.outputs], ids=lambda loss: loss.name)
+@given(data=st.data())
+@settings(max_examples=2)
+def test_a_loss_of_other_outputs_too_says_which_it_lacks(loss: Loss, data: st.DataObject) -> None:
+    drawn = data.draw(strategies.datums(loss))
+    logprobs = [row.float() for row in data.draw(strategies.outputs(loss, drawn))["logprobs"]]
+    lacking = next(name for name in loss.outputs if name != "logprobs")
+    with pytest.raises(LossContractError, match=f"reads '{lacking}', which these outputs do not hold"):
+        sent_by_sdk([as_tinkers(datum) for datum in drawn], loss, logprobs)
+
+
+def test_the_losses_that_cannot_go_there_are_those_of_other_outputs() -> None:
+    for loss in NOT_PORTABLE:
+        assert set(loss.outputs) & {"embeddings", "entropy", "logsumexp", "mean_logprobs", "values"}, loss.name
+
+
 def test_the_cross_entropy_that_the_service_runs_has_the_custom_losss_gradient() -> None:
     # The service's loss is Σ -logprobs * weights, so with the shipped weights its slope is ours.
     loss = get_loss("grpo")
     _, gradient, _ = our_gradient(loss, LOGPROBS)
-    weights, _ = shipped(tinker_datums(), loss, LOGPROBS)
+    weights, _ = sent_by_sdk(tinker_datums(), loss, LOGPROBS)
     leaves = [row.clone().requires_grad_() for row in LOGPROBS]
     surrogate = sum((-row * weight).sum() for row, weight in zip(leaves, weights, strict=True))
     assert isinstance(surrogate, Tensor)
@@ -118,8 +170,8 @@ def test_the_cross_entropy_that_the_service_runs_has_the_custom_losss_gradient()
 
 def test_the_sdks_own_key_for_the_samplers_logprobs_is_understood() -> None:
     loss = get_loss("ppo")
-    renamed, _ = shipped(tinker_datums({"sampling_logprobs": "logprobs"}), loss, LOGPROBS)
-    own, _ = shipped(tinker_datums(), loss, LOGPROBS)
+    renamed, _ = sent_by_sdk(tinker_datums({"sampling_logprobs": "logprobs"}), loss, LOGPROBS)
+    own, _ = sent_by_sdk(tinker_datums(), loss, LOGPROBS)
     assert all(torch.equal(a, b) for a, b in zip(renamed, own, strict=True))
 
 
@@ -131,10 +183,10 @@ def test_a_mixture_and_a_bound_loss_are_custom_functions_too() -> None:
         # A service that refuses extra inputs is sent bare datums.
         (mixture.bind(tinker_datums()), [_bare(datum) for datum in tinker_datums()]),
     ):
-        weights, _ = shipped(data, function, LOGPROBS)
+        weights, _ = sent_by_sdk(data, function, LOGPROBS)
         assert all(torch.equal(sent, -own) for sent, own in zip(weights, gradient, strict=True))
     with pytest.raises(MissingInput, match=r"^grpo reads 'sampling_logprobs'"):
-        shipped([_bare(datum) for datum in tinker_datums()], get_loss("grpo"), LOGPROBS)
+        sent_by_sdk([_bare(datum) for datum in tinker_datums()], get_loss("grpo"), LOGPROBS)
 
 
 def _bare(datum: Any) -> Any:
@@ -154,7 +206,7 @@ def test_several_targets_a_position_also_where_the_sdk_stores_them_sparse() -> N
     assert datum.loss_fn_inputs["weights"].sparse_crow_indices is not None
     logprobs = torch.full((12, 4), -2.0)
     logprobs[0, 0] = float("-inf")  # masked
-    sent, result = shipped([datum], get_loss("cross_entropy"), [logprobs])
+    sent, result = sent_by_sdk([datum], get_loss("cross_entropy"), [logprobs])
     assert torch.equal(sent[0], weights)
     assert result.loss_sum == 4
 

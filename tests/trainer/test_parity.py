@@ -257,6 +257,23 @@ def test_a_mixture_of_logprobs_and_embeddings_has_the_gradient_of_its_parts(
     assert difference < SCALED
 
 
+@pytest.mark.parametrize("other", ["z_loss", "label_smoothing", "entropy_bonus", "reference_kl"])
+def test_a_mixture_whose_parts_read_different_outputs_has_the_gradient_of_its_parts(
+    other: str, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = make_datums(6)
+    parts = [
+        gradient_by_name(name, full_weight_client(torch.float64), datums, gradients_of)[0] for name in (other, "ppo")
+    ]
+    mixture = 0.5 * lb.get_loss(other) + lb.get_loss("ppo")
+    for settings in ({"tokens_per_micro_batch": 24}, {"batching": "packed"}):
+        client = full_weight_client(torch.float64, **settings)
+        client.forward_backward(datums, mixture).result()
+        expected = {name: 0.5 * gradient + parts[1][name] for name, gradient in parts[0].items()}
+        difference = relative_difference(gradients_of(client), expected)
+        assert difference < SCALED
+
+
 def with_entropy(logprobs, entropy):
     """-logprobs - 0.1 entropy."""
     return -logprobs - 0.1 * entropy

@@ -8,9 +8,9 @@ given to the kit, `check_loss(my_function, laws={"on_policy_is_reinforce": {}})`
 
 from __future__ import annotations
 
-from . import embedding, policy, preference
+from . import distillation, embedding, policy, preference
 
 #: Every law that a loss may claim.
-CHECKS = (*embedding.CHECKS, *policy.CHECKS, *preference.CHECKS)
+CHECKS = (*distillation.CHECKS, *embedding.CHECKS, *policy.CHECKS, *preference.CHECKS)
 
-__all__ = ["CHECKS", "embedding", "policy", "preference"]
+__all__ = ["CHECKS", "distillation", "embedding", "policy", "preference"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import embedding, policy, preference, supervised, value
+from . import distillation, embedding, policy, preference, supervised, value
 from .rows import Reference, evaluated
 
 FAMILIES = (
+    distillation,
     embedding,
     policy,
     preference,

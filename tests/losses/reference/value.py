@@ -54,6 +54,18 @@ def reference_kl(rows: Sequence[Row], *, estimator: str) -> list[Array]:
     return [_estimate(row["logprobs"], row["ref_logprobs"], estimator) for row in rows]
 
 
+def sampler_kl(rows: Sequence[Row], *, estimator: str) -> list[Array]:
+    """One estimate of KL(policy || sampler) a token; k3 weighed by the ratio where it is corrected."""
+    values = []
+    for row in rows:
+        p, q = row["logprobs"], row["sampling_logprobs"]
+        if estimator == "k3-corrected":
+            values.append(_estimate(p, q, "k3") * np.exp(clip(p - q, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
+        else:
+            values.append(_estimate(p, q, estimator))
+    return values
+
+
 def _estimate(p: Array, f: Array, estimator: str) -> Array:
     if estimator.endswith("+"):
         k2 = _estimate(p, f, "k2")
@@ -71,6 +83,7 @@ REFERENCES = {
     "entropy_bonus": entropy_bonus,
     "reference_kl": reference_kl,
     "sampled_entropy_bonus": sampled_entropy_bonus,
+    "sampler_kl": sampler_kl,
     "value_clip": value_clip,
     "value_huber": value_huber,
     "value_mse": value_mse,
@@ -80,6 +93,7 @@ VARIANTS: dict[str, list[dict]] = {
     "entropy_bonus": [{"coefficient": 2.0}],
     "reference_kl": [{"estimator": estimator} for estimator in get_args(KLEstimator)],
     "sampled_entropy_bonus": [{"coefficient": 2.0}],
+    "sampler_kl": [{"estimator": estimator} for estimator in get_args(KLEstimator)],
     "value_clip": [{"clip": 1.5}],
     "value_huber": [{"delta": 0.25}, {"delta": 3.0}],
 }

@@ -1,0 +1,340 @@
+"""Write the pages of losses/ from the registry: an index, a page a family, a plot a loss. `make docs` runs it.
+
+    python docs/make_loss_pages.py
+
+tests/docs/test_loss_pages.py fails when the pages are not those that this writes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lossbook.losses import UNPUBLISHED, LossCard, Preset, describe_loss, describe_preset, list_losses, list_presets
+from lossbook.losses.cards import TensorCard
+from lossbook.losses.curves import Curve, curve_of
+from lossbook.losses.minimal import usable
+
+DOCS = Path(__file__).resolve().parent
+PAGES = DOCS / "losses"
+ELSEWHERE = DOCS / "elsewhere.toml"
+FAMILIES = {
+    "supervised": "Make given tokens likelier.",
+    "policy": "Tokens that a policy sampled, and an advantage each.",
+    "preference": "Which of two responses is the better one, or whether one response is good.",
+    "distillation": "Make a student's distribution that of a teacher.",
+    "embedding": "One pooled vector a datum.",
+    "value": "Beside the policy's: value functions, entropy, and other terms that are added to a loss.",
+}
+MADE = "<!-- Made by docs/make_loss_pages.py (`make docs`) from the registry: change the loss, not this page. -->"
+#: Colours and dashes that can be told apart without colour.
+LINES = (("#1f5fa8", "-"), ("#c8551b", "--"), ("#3b7d3b", ":"))
+
+
+def main() -> None:
+    """Write every page and plot, and remove those of losses that are no more."""
+    wanted = {PAGES / name: text for name, text in pages().items()}
+    wanted |= {PAGES / plot_of(card): svg for card in cards() if (svg := plot(card.name)) is not None}
+    for path in PAGES.rglob("*.*"):
+        if path not in wanted:
+            path.unlink()
+    for path, text in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    size = sum(path.stat().st_size for path in wanted)
+    print(f"{len(wanted)} files, {size / 1e6:.1f} MB, in {PAGES}")
+
+
+def cards() -> list[LossCard]:
+    """Those of lossbook's own losses, in the order of the pages."""
+    found = [card for name in list_losses() if (card := describe_loss(name)).family in FAMILIES]
+    return sorted(found, key=lambda card: ([*FAMILIES].index(card.family), card.name))
+
+
+def pages() -> dict[str, str]:
+    """The text of every page, by its path below losses/."""
+    known = cards()
+    families = {family: [card for card in known if card.family == family] for family in FAMILIES}
+    texts = {f"{family}.md": _page(family, members) for family, members in families.items() if members}
+    return {"README.md": _index(families), **texts, "presets.md": _presets()}
+
+
+def plot_of(card: LossCard) -> str:
+    """Where a loss's plot is, below losses/."""
+    return f"plots/{re.sub(r'[^A-Za-z0-9_.-]', '_', card.name)}.svg"
+
+
+# The index.
+
+
+def _index(families: dict[str, list[LossCard]]) -> str:
+    count = sum(map(len, families.values()))
+    lines = [
+        MADE,
+        "",
+        "# Losses",
+        "",
+        f"{count} losses in {sum(map(bool, families.values()))} families, each one function in `losses/`. Get one with "
+        "`get_loss(id)`; `lossbook losses show ID` prints its card in a terminal, `lossbook losses diff A B` sets two side "
+        f"by side. [Presets](presets.md) are {len(list_presets())} losses of other systems, as settings of these. T counts tokens, N datums, K candidates a position, D the coordinates of an embedding.",
+        "",
+    ]
+    for family, members in families.items():
+        if members:
+            lines += [f"## [{family}]({family}.md): {len(members)}", "", FAMILIES[family], "", *_summary(members), ""]
+    return "\n".join([*lines, *_counts(families)]) + "\n"
+
+
+def _summary(members: Sequence[LossCard]) -> Iterator[str]:
+    """A row a loss; axes that no loss of the family has are left out."""
+    axes = {"ratio": lambda c: c.axes.ratio, "clip": lambda c: c.axes.clip, "KL": lambda c: c.axes.kl}
+    shown = {name: get for name, get in axes.items() if any(get(card) != "none" for card in members)}
+    heads = ("loss", "formula", *shown, "one loss a", "reduction", "source")
+    rows = [
+        (
+            f"[`{card.name}`]({card.family}.md#{_anchor(card.name)})",
+            _code(card.formula.removesuffix(".")),
+            *(_text(get(card)) for get in shown.values()),
+            card.per if card.per == card.couples else f"{card.per}; sees a whole {card.couples}",
+            card.reduction,
+            _text(card.source),
+        )
+        for card in members
+    ]
+    yield from _table(heads, rows)
+
+
+def _counts(families: dict[str, list[LossCard]]) -> Iterator[str]:
+    systems: dict[str, dict[str, Any]] = tomllib.loads(ELSEWHERE.read_text(encoding="utf-8"))
+    yield from ("## How many, here and elsewhere", "")
+    heads = ("family", "lossbook", *systems)
+    rows = [
+        (family, str(len(members)), *(str(len(system.get(family, ())) or "–") for system in systems.values()))
+        for family, members in families.items()
+    ]
+    totals = [sum(len(system.get(family, ())) for family in FAMILIES) for system in systems.values()]
+    rows.append(("all", str(sum(map(len, families.values()))), *map(str, totals)))
+    yield from _table(heads, rows)
+    yield from (
+        "",
+        "An id, a loss type of one trainer, or a loss function of a recipe counts once. The same formula under two "
+        "trainers of a system counts twice there; here an id is one formula, and what differs by settings or by reduction "
+        "alone is a preset unless other systems give it an id.",
+        "",
+    )
+    for name, system in systems.items():
+        ids = "; ".join(
+            f"{family}: {', '.join(f'`{one}`' for one in system[family])}" for family in FAMILIES if family in system
+        )
+        yield f"- **{name}**, counted from {system['from']}. {ids[0].upper()}{ids[1:]}."
+
+
+# Other systems' losses.
+
+
+def _presets() -> str:
+    known = [describe_preset(name) for name in list_presets()]
+    lines = [
+        MADE,
+        "",
+        "# Presets: other systems' losses",
+        "",
+        'One of our losses, with the settings that make it that system\'s. `get_loss("trl:grpo")` is one; your own settings '
+        'go on top: `get_loss("trl:grpo", clip_high=1.28)`. Where a row has a correction, '
+        '`get_loss("trl:grpo+correction")` multiplies by that system\'s correction for rollouts of an inference engine.',
+        "",
+        "[All losses](README.md)",
+        "",
+    ]
+    for system in dict.fromkeys(one.name.partition(":")[0] for one in known):
+        members = [one for one in known if one.name.startswith(f"{system}:")]
+        rows = [(f"`{one.name}`", _stands_for(one), _text(one.read_from), _text(one.note)) for one in members]
+        lines += [f"## {system}", "", *_table(("preset", "stands for", "read from", "not the same"), rows), ""]
+    lines += ["## Not offered", "", *(f"- `{name}`: {_text(why, in_table=False)}" for name, why in UNPUBLISHED.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _stands_for(preset: Preset) -> str:
+    parts = [_with(preset.loss, preset.settings)]
+    parts += [f"{one.factor:g} times {_with(one.loss, one.settings)}" for one in preset.plus]
+    correction = f"; correction {_with(preset.correction, preset.correction_settings)}" if preset.correction else ""
+    return f"{' plus '.join(parts)}{correction}"
+
+
+def _with(name: str, settings: Mapping[str, Any]) -> str:
+    if name not in list_losses():
+        linked = f"`{name}`"
+    else:
+        linked = f"[`{name}`]({describe_loss(name).family}.md#{_anchor(name)})"
+    return linked + "".join(f", {_code(f'{key}={value!r}')}" for key, value in settings.items())
+
+
+# A family's page.
+
+
+def _page(family: str, members: Sequence[LossCard]) -> str:
+    head = [MADE, "", f"# {family.capitalize()} losses", "", FAMILIES[family], "", "[All losses](README.md)", ""]
+    links = [
+        f"- [`{card.name}`](#{_anchor(card.name)}): {_code(card.formula.removesuffix('.'), in_table=False)}"
+        for card in members
+    ]
+    sections = [line for card in members for line in _section(card)]
+    return "\n".join([*head, *links, "", *sections]).rstrip() + "\n"
+
+
+def _section(card: LossCard) -> Iterator[str]:
+    yield from (f"## {card.name}", "")
+    if card.aliases:
+        yield from (f"Also called {', '.join(f'`{alias}`' for alias in card.aliases)}.", "")
+    yield from ("```", card.formula, "```", "")
+    for paragraph in card.description.split("\n\n") if card.description else ():
+        yield from (*_paragraph(paragraph), "")
+    if has_curve(card):
+        yield from (f"![{card.name}: loss and gradient]({plot_of(card)})", "")
+    yield from _axes(card)
+    tensors = (*card.outputs.values(), *card.inputs.values())
+    rows = [(f"`{t.name}`", t.shape, _text(t.unit), _text(t.meaning), _need(t, card)) for t in tensors]
+    returned = (
+        "*returns*",
+        card.returns.shape,
+        _text(card.returns.unit),
+        _text(card.returns.meaning or f"one loss a {card.per}"),
+        "",
+    )
+    yield from (*_table(("tensor", "shape", "unit", "meaning", "from"), [*rows, returned]), "")
+    settings = [
+        (f"`{s.name}`", "required" if s.required else _code(repr(s.default)), _code(s.type), _text(s.bounds))
+        for s in card.settings.values()
+    ]
+    yield from (*_table(("setting", "default", "type", "bounds"), settings), "")
+    yield from _remarks(card)
+
+
+def _axes(card: LossCard) -> Iterator[str]:
+    together = "" if card.couples == card.per else f"; a whole {card.couples} must be seen together"
+    rows = [
+        ("one loss a", f"{card.per}{together}"),
+        ("ratio", card.axes.ratio),
+        ("clip", _text(card.axes.clip)),
+        ("KL", _text(card.axes.kl)),
+        ("reduction", f"{card.reduction} by default"),
+    ]
+    yield from (*_table(("axis", ""), rows), "")
+
+
+def _remarks(card: LossCard) -> Iterator[str]:
+    metrics = [f"`{name}` ({kind})" for name, kind in card.metrics.items()]
+    if metrics:
+        yield f"- **Metrics** {', '.join(metrics)}"
+    for system, how in card.differs.items():
+        yield f"- **{system}** {_text(how, in_table=False)}"
+    yield f"- **Source** {_linked(_text(card.source, in_table=False))}"
+    if card.presets:
+        yield f"- **Presets** {', '.join(f'`{preset}`' for preset in card.presets)}"
+    if card.claims:
+        yield f"- **Keeps the laws** {', '.join(f'`{law}`' for law in card.claims)}"
+    yield f"- **Defined in** `{card.defined_in}`"
+    yield ""
+
+
+def _need(tensor: TensorCard, card: LossCard) -> str:
+    if tensor.name in card.outputs:
+        return "the model"
+    return _text(f"the data, {tensor.need}" + (f"; also as `{tensor.keys[1]}`" if len(tensor.keys) > 1 else ""))
+
+
+def _paragraph(paragraph: str) -> Iterable[str]:
+    lines = paragraph.splitlines()
+    if any(line.startswith("  ") for line in lines):  # a table or a formula of the docstring's own
+        return ("```", *lines, "```")
+    return [_text(" ".join(lines), in_table=False)] if not lines[0].startswith("- ") else lines
+
+
+# Markdown.
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _text(text: str, *, in_table: bool = True) -> str:
+    """Prose in which only `code` is markup."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
+    joined = "`".join(parts)
+    return joined.replace("|", "\\|") if in_table else joined
+
+
+def _code(text: str, *, in_table: bool = True) -> str:
+    return f"`{text.replace('|', chr(92) + '|') if in_table else text}`" if text else ""
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def _anchor(name: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w-]", "", name.lower())
+
+
+# Plots.
+
+
+def has_curve(card: LossCard) -> bool:
+    """Whether a loss has a plot."""
+    return curve_of(usable(card.name), 5) is not None
+
+
+def plot(name: str) -> str | None:
+    """The SVG of a loss and its gradient; None where it has no curve. The same bytes every time."""
+    curve = curve_of(usable(name))
+    return None if curve is None else _svg(curve)
+
+
+def figure_of(curve: Curve) -> Any:
+    """The matplotlib figure of a curve: loss on the left, gradient on the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 2.7), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2)
+    for ax, values, title in ((left, "loss", "loss"), (right, "gradient", "gradient")):
+        for line, (colour, dashes) in zip(curve.lines, LINES, strict=False):
+            ax.plot(line.x, getattr(line, values), dashes, color=colour, linewidth=1.8, label=line.label or None)
+        every = [value for line in curve.lines for value in getattr(line, values)]
+        if max(every) - min(every) < 1e-9:  # a constant: without this, an axis of its rounding errors
+            ax.set_ylim(min(every) - 0.5, max(every) + 0.5)
+        if ax.get_ylim()[0] < 0 < ax.get_ylim()[1]:
+            ax.axhline(0, color="#999999", linewidth=0.7, zorder=0)
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.tick_params(labelsize=8)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    if any(line.label for line in curve.lines):
+        left.legend(fontsize=8, frameon=False)
+    figure.supxlabel(f"{curve.quantity}\n{curve.fixed}", fontsize=8.5)
+    return figure
+
+
+def _svg(curve: Curve) -> str:
+    import matplotlib
+
+    # Text as text: smaller, searchable, and the same with any font on the machine that draws.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lossbook", "font.family": "DejaVu Sans"}):
+        drawn = io.StringIO()
+        figure_of(curve).savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    without_comments = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", drawn.getvalue(), flags=re.DOTALL)
+    short = re.sub(
+        r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", without_comments
+    )  # of a point of 1/72 inch
+    return "\n".join(line.strip() for line in short.splitlines() if line.strip()) + "\n"
+
+
+if __name__ == "__main__":
+    main()
