@@ -53,3 +53,23 @@ def focal(logprobs: Tensor, *, gamma: NonNegative = 2.0) -> tuple[Tensor, dict[s
     """
     factor = (-torch.expm1(logprobs)).clamp(min=LEAST_DOUBT).pow(gamma)
     return -factor * logprobs, {"focal_factor": stats.mean(factor)}
+
+
+@register_loss(
+    "poly1",
+    per="token",
+    reduction="token-mean",
+    source="Leng et al. 2022, arXiv:2204.12511 eq. 6",
+    claims={"is_another_loss": {"own": {"epsilon": 0.0}, "loss": "cross_entropy"}},
+)
+def poly1(logprobs: Tensor, *, epsilon: NonNegative = 2.0) -> tuple[Tensor, dict[str, Stat]]:
+    """-logprobs + epsilon (1 - p), where p = exp(logprobs): cross-entropy with a larger first term of its series in 1 - p.
+
+    logprobs   [T] or [T, K]  nats, of the target tokens
+    returns    [T] or [T, K]  nats plus epsilon times a probability
+
+    The gradient is -(1 + epsilon p): unlike focal, it pushes likely tokens harder. With epsilon 0 it is cross-entropy.
+    `probability` is the mean of p.
+    """
+    probability = logprobs.exp()
+    return -logprobs + epsilon * (1 - probability), {"probability": stats.mean(probability)}
