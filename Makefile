@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test lint docs bench clean
+.PHONY: help quickstart test lint docs bench mutation clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,10 @@ docs: $(installed) ## the pages and plots of docs/losses from the registry, docs
 bench: $(models) ## step time of a custom loss against a built-in and a two-pass one; time of `import lossbook`
 	$(python) benchmarks/custom_versus_builtin.py $(ARGS)
 	$(python) benchmarks/import_time.py
+
+mutation: $(installed) ## which changes of losses/ no test notices, hours of CPU; ARGS="losses/policy/soft.py" for some modules
+	$(pip_install) -e '.[mutation]'
+	$(python) tests/mutation/mutate.py $(ARGS)
 
 clean: ## remove the virtual environment, builds and caches (not runs/)
 	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache

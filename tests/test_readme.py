@@ -35,6 +35,16 @@ def test_every_python_block_runs_in_order(name: str, tmp_path: Path) -> None:
     assert "ran 0 blocks" not in done.stdout
 
 
+def test_the_commit_that_contributing_shows_is_in_the_code() -> None:
+    (diff,) = re.findall(
+        r"^```diff\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    files = re.findall(r"^\+\+\+ b/(.+)$", diff, re.MULTILINE)
+    assert len(files) == 1, "a loss touches one file"
+    added = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++"))
+    assert added.strip() in (ROOT / files[0]).read_text(encoding="utf-8")
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     broken = [
         f"{document.name} links to {target}, which does not exist"

@@ -114,3 +114,21 @@ def test_k_targets_of_a_position_are_k_tokens(name: str) -> None:
 
 def test_cross_entropy_has_the_short_name_of_other_systems() -> None:
     assert get_loss("ce").name == "cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "probability", "loss", "gradient"),
+    [
+        # -log p + ε (1 - p); its derivative by log p is -1 - ε p
+        pytest.param(2.0, 0.5, LN2 + 1.0, -2.0, id="even odds: twice cross-entropy's push"),
+        pytest.param(2.0, 1.0, 0.0, -3.0, id="certain: no loss, pushed hardest"),
+        pytest.param(0.5, 0.25, 2 * LN2 + 0.375, -1.125, id="a smaller epsilon"),
+    ],
+)
+def test_poly1_pushes_a_likely_token_harder(epsilon: float, probability: float, loss: float, gradient: float) -> None:
+    data = [datum(1, weights=[1.0])]
+    value, gradients, metrics = evaluated(get_loss("poly1", epsilon=epsilon), data, [[math.log(probability)]])
+    assert value == pytest.approx(loss, rel=1e-12, abs=1e-15)
+    assert_rows_equal(gradients, [[gradient]], 1e-12)
+    assert metrics["probability"] == pytest.approx(probability)
+    assert get_loss("poly1").settings == {"epsilon": 2.0}

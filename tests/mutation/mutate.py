@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", type=Path)
     parser.add_argument("--sample", type=int, help="how many mutants, drawn with a fixed seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--report", type=Path, default=ROOT / "mutation.md")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "mutation.md")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ |= {"CI": "true", "OMP_NUM_THREADS": "1"}  # CI: the same examples for every mutant

@@ -39,6 +39,11 @@ def focal(rows: Sequence[Row], *, gamma: float) -> list[Array]:
     return values
 
 
+def poly1(rows: Sequence[Row], *, epsilon: float) -> list[Array]:
+    """-log p + epsilon (1 - p)."""
+    return [-row["logprobs"] + epsilon - epsilon * np.exp(row["logprobs"]) for row in rows]
+
+
 def label_smoothing(rows: Sequence[Row], *, epsilon: float) -> list[Array]:
     """(1 - epsilon) nll + epsilon (mean over the vocabulary of -log p_v)."""
     values = []
@@ -58,6 +63,7 @@ REFERENCES = {
     "dft": dft,
     "focal": focal,
     "label_smoothing": label_smoothing,
+    "poly1": poly1,
     "unlikelihood": unlikelihood,
     "z_loss": z_loss,
 }
@@ -65,5 +71,6 @@ REFERENCES = {
 VARIANTS: dict[str, list[dict]] = {
     "focal": [{"gamma": 0.0}, {"gamma": 0.5}, {"gamma": 1.0}, {"gamma": 3.5}],
     "label_smoothing": [{"epsilon": 0.0}, {"epsilon": 0.3}, {"epsilon": 1.0}],
+    "poly1": [{"epsilon": 0.0}, {"epsilon": 0.5}],
     "z_loss": [{"coefficient": 0.5}],
 }
