@@ -107,12 +107,12 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
 
 
 def _label_lines(loss: Loss) -> dict[str, dict[str, Any]]:
-    """One line for each sign of the advantage, or each value of a flag, or either side of an old value."""
+    """One line for each sign of the advantage, or each value of a flag, or two old values."""
     reads = minimal.wanted_inputs(loss)
     if any(one.name == "advantages" for one in reads):
         return {"A = +1": {"advantages": 1.0}, "A = -1": {"advantages": -1.0}}
     if any(one.name == "old_values" for one in reads):
-        return {"old value = +1": {"old_values": 1.0}, "old value = -1": {"old_values": -1.0}}
+        return {"old value = 0": {"old_values": 0.0}, "old value = 1": {"old_values": 1.0}}
     for name in (one.name for one in reads if minimal.is_flag(one)):
         return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
     return {"": {}}

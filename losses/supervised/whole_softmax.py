@@ -41,14 +41,16 @@ def label_smoothing(logprobs: Tensor, mean_logprobs: Tensor, *, epsilon: Share =
     source="Chowdhery et al. 2022, arXiv:2204.02311 section 5",
 )
 def z_loss(logsumexp: Tensor, *, coefficient: Positive = 1e-4) -> tuple[Tensor, dict[str, Stat]]:
-    """coefficient logsumexp². Auxiliary: only to be added to another loss, as in cross_entropy + z_loss.
+    """coefficient logsumexp².
+
+    Auxiliary, only to be added to another loss: get_loss("cross_entropy") + get_loss("z_loss").
 
     logsumexp   [T] or [T, K]  nats, log Σ_v exp(logit_v): the logarithm of the softmax's denominator
     returns     [T] or [T, K]  nats²
 
     A softmax says the same when all its logits are shifted; this loss sees nothing else, and draws their logarithmic sum
-    to 0, where bfloat16 is finest. Alone it teaches nothing: it reads no target. Write
-    get_loss("cross_entropy") + get_loss("z_loss"), with the same reduction for both. `logsumexp_max` warns when logits drift away from 0.
+    to 0, where bfloat16 is finest. Alone it teaches nothing: it reads no target. Give it the reduction of
+    the loss that it is added to. `logsumexp_max` warns when logits drift away from 0.
     """
     metrics = {"logsumexp": stats.mean(logsumexp), "logsumexp_max": stats.max(logsumexp.abs())}
     return coefficient * logsumexp.square(), metrics

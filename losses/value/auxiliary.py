@@ -24,7 +24,9 @@ from ..stats import Stat
     },
 )
 def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Tensor, dict[str, Stat]]:
-    """-coefficient entropy. Auxiliary: only to be added to another loss, as in ppo + entropy_bonus.
+    """-coefficient entropy.
+
+    Auxiliary, only to be added to another loss: get_loss("ppo") + get_loss("entropy_bonus").
 
     entropy   [T]  nats, of the policy's distribution over the whole vocabulary
     returns   [T]  nats
@@ -43,7 +45,9 @@ def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Ten
     source="the score-function gradient of the entropy: Williams 1992, Machine Learning 8, with reward -log p",
 )
 def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> Tensor:
-    """coefficient sg(logprobs) logprobs. Auxiliary: only to be added to another loss, as in ppo + sampled_entropy_bonus.
+    """coefficient sg(logprobs) logprobs; sg stops the gradient.
+
+    Auxiliary, only to be added to another loss: get_loss("ppo") + get_loss("sampled_entropy_bonus").
 
     logprobs   [T] or [T, K]  nats, of tokens that the policy in training has sampled itself
     returns    [T] or [T, K]  nats²; its size means nothing, only its gradient does
@@ -69,13 +73,15 @@ def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> 
         "TRL": "the log-ratio is not held within ±20; coefficient 0 by default",
         "Fireworks": "the log-ratio is not held within ±20; `reinforce` and `igpo` detach the term, so it has no gradient",
         "Tinker": "the cookbook subtracts k1 from the advantages, centred over the batch, instead of adding a loss",
-        "prime-rl": "½-less k2, the squared log-ratio, to the sampler instead of a reference",
+        "prime-rl": "adds the squared log-ratio (twice k2) to the sampler, not to a reference",
     },
 )
 def reference_kl(
     logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KLEstimator = "k3"
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """KL(policy || reference), estimated a token at a time. Auxiliary: only to be added, as in ppo + 0.001 reference_kl.
+    """KL(policy || reference), estimated a token at a time.
+
+    Auxiliary, only to be added to another loss: get_loss("ppo") + 0.001 * get_loss("reference_kl").
 
     logprobs       [T] or [T, K]  nats, of tokens that the policy in training has sampled itself
     ref_logprobs   [T] or [T, K]  nats, under a frozen reference

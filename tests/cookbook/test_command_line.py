@@ -356,6 +356,21 @@ def test_a_loss_in_a_file_beside_the_user_is_found(data: Path, tmp_path: Path, m
     assert json.loads((tmp_path / "runs" / "sft" / "config.json").read_text())["loss"] == "loss_beside_the_user:plain"
 
 
+def test_a_loss_in_a_file_beside_the_user_is_checked_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "def plain(logprobs, advantages):\n    return -advantages * logprobs\n"
+    (tmp_path / "bare_loss_beside_the_user.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    name = "bare_loss_beside_the_user:plain"
+    assert main(["losses", "check", name, "--examples", "2", "--law", "on_policy_is_reinforce"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("plain: 15 passed\n")
+    assert "passed   order: The order of datums" in shown
+    assert main(["losses", "diff", name, "reinforce"]) == 0
+    assert "sum  A 0.85  B 0.85" in capsys.readouterr().out
+
+
 def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     def interrupted(config: Any) -> None:
         raise KeyboardInterrupt

@@ -83,6 +83,7 @@ CASES: dict[str, tuple[tuple[str, str], Any]] = {
         lambda t: {"beta": t["beta"], "label_smoothing": t["label_smoothing"], "nll_coefficient": t["cpo_alpha"]},
     ),
     "simpo": (CPO, lambda t: {"beta": t["beta"], "gamma": t["simpo_gamma"]}),
+    "gkd": (("trl.experimental.gkd", "GKDConfig"), lambda t: {"beta": t["beta"], "temperature": t["temperature"]}),
     "orpo": (("trl.experimental.orpo", "ORPOConfig"), lambda t: {"odds_coefficient": t["beta"]}),
     "reward": (("trl", "RewardConfig"), lambda t: {"center_coefficient": t["center_rewards_coefficient"] or 0.0}),
 }
