@@ -8,6 +8,7 @@ tests/docs/test_loss_pages.py fails when the pages are not those that this write
 from __future__ import annotations
 
 import io
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -295,7 +296,20 @@ def has_curve(card: LossCard) -> bool:
 def plot(name: str) -> str | None:
     """The SVG of a loss and its gradient; None where it has no curve. The same bytes every time."""
     curve = curve_of(usable(name))
-    return None if curve is None else _svg(curve)
+    if curve is None:
+        return None
+    desc = f"<desc>{json.dumps(a_few_points(name), separators=(',', ':'))}</desc>"
+    return _svg(curve).replace("<defs>", f"{desc}\n<defs>", 1)
+
+
+def a_few_points(name: str) -> list[list[list[float]]]:
+    """[line][point] of x, loss and gradient, few and short: what a plot says of itself, so that a test need not draw it."""
+    curve = curve_of(usable(name), 7)
+    lines = () if curve is None else curve.lines
+    return [
+        [[float(f"{v:.4g}") for v in point] for point in zip(line.x, line.loss, line.gradient, strict=True)]
+        for line in lines
+    ]
 
 
 def figure_of(curve: Curve) -> Any:

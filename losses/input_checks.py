@@ -107,6 +107,15 @@ def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengt
     )
 
 
+def check_one_target(has_columns: bool, spec: LossSpec) -> None:
+    """A loss of advantages that couples tokens has one sampled token a position: [N] targets, not [N, K]."""
+    if has_columns and spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs):
+        raise ShapeError(
+            f"{spec.name} couples the tokens of a {spec.couples}, so it reads one sampled token a position, but "
+            "target_tokens is [N, K]. Give target_tokens, and what goes with them, one number a position"
+        )
+
+
 def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: LossSpec) -> None:
     """Every entry of a key is finite, masked positions included."""
     wrong = ~np.isfinite(array)

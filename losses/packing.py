@@ -20,6 +20,7 @@ from .input_checks import (
     check_finite,
     check_length,
     check_one_a_datum,
+    check_one_target,
     check_pairs,
     check_some_present,
     check_values,
@@ -139,6 +140,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     if not spec.reads_tokens:
         return _pack_whole_datums(datums, spec, config)
     weights, lengths = _weights(datums, spec, reduction)
+    check_one_target(weights.ndim == 2, spec)
     rows = weights if weights.ndim == 2 else weights[:, None]
     active = np.ones(len(rows), dtype=bool) if spec.wants_weights else (rows != 0).any(axis=1)
     owner = np.repeat(np.arange(len(datums)), lengths)

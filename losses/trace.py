@@ -5,7 +5,8 @@
     training_client.forward_backward_custom(data, handle)
 
 The service calls the function for each datum by itself and adds the losses up. So only losses per token or per datum that
-read logprobs can go there, and only their reduction "sum" is the same loss.
+read logprobs can go there, and only their reduction "sum" is the same loss. Each datum must carry every input under the
+function's own names: the sampler's logprobs as `sampling_logprobs`, for `logprobs` is the model's there.
 """
 
 from __future__ import annotations

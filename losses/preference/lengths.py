@@ -24,7 +24,7 @@ from .pieces import AXES, Returned, pair_stats
     claims={
         "value_at_reference": {"value": lambda beta, **_: 0.25 / beta**2},
         "swap_symmetry": {"slope": lambda beta, **_: 2 / beta},
-        "repetition_changes_nothing": {},
+        "repetition_changes_nothing": {"when": {"length_normalized": True}},
     },
 )
 def ipo(

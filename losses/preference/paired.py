@@ -40,7 +40,7 @@ from .pieces import (
     claims={
         "value_at_reference": {"value": math.log(2)},
         "swap_symmetry": {"slope": lambda beta, label_smoothing, **_: beta * (1 - 2 * label_smoothing)},
-        "shared_prefix_cancels": {},
+        "shared_prefix_cancels": {"when": {"divergence": "reverse_kl"}},
         "agreeing_tokens_are_silent": {},
     },
 )

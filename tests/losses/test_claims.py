@@ -207,3 +207,9 @@ def test_a_bare_function_is_held_to_the_laws_that_the_caller_names() -> None:
     )
     assert report["on_policy_is_reinforce"].status == "failed"
     assert "law={}" in report["on_policy_is_reinforce"].reproducer
+
+
+def test_a_law_that_holds_under_some_settings_is_skipped_under_others() -> None:
+    (result,) = check_loss("ipo", length_normalized=False, checks=["repetition_changes_nothing"])
+    assert (result.status, result.message) == ("skipped", "the loss claims it with length_normalized=True only")
+    assert check_loss("ipo", checks=["repetition_changes_nothing"]).passed

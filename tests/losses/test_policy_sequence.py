@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lossbook import get_loss
+from lossbook.datums.errors import ShapeError
 
 from .cases import datum, evaluated
 
@@ -170,3 +171,15 @@ def test_vespo_weighs_a_response_by_its_ratio(
 @pytest.mark.parametrize(("alias", "name"), [("gspo-token", "gspo_token"), ("geo_mean", "gmpo")])
 def test_other_names_of_the_same_loss(alias: str, name: str) -> None:
     assert get_loss(alias).name == name
+
+
+@pytest.mark.parametrize("name", ["gspo", "gspo_token", "clip_cov"])
+def test_several_targets_a_position_are_refused_where_tokens_are_coupled(name: str) -> None:
+    wide = datum([[1, 2]], weights=[[1.0, 1.0]], sampling_logprobs=[[-1.0, -1.0]], advantages=[1.0])
+    with pytest.raises(ShapeError) as caught:
+        get_loss(name).check([wide])
+    coupled = "batch" if name == "clip_cov" else "datum"
+    assert str(caught.value) == (
+        f"{name} couples the tokens of a {coupled}, so it reads one sampled token a position, but target_tokens is [N, K]. "
+        "Give target_tokens, and what goes with them, one number a position"
+    )

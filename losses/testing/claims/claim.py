@@ -16,11 +16,18 @@ Examples = Callable[[Subject], st.SearchStrategy[Mapping[str, Any]]]
 def claim(run: Callable[..., None], examples: Examples = ordinary) -> Check:
     """A check under the name of `run`, skipped for losses that do not claim it.
 
-    run(subject, **example) finds the claim's settings in `subject.claims[name]`.
+    run(subject, **example) finds the claim's settings in `subject.claims[name]`; its `{"when": {...}}` are the loss's own
+    settings under which alone it holds.
     """
     name = run.__name__
 
     def skip(subject: Subject) -> str:
-        return "" if name in subject.claims else "the loss does not claim it"
+        if name not in subject.claims:
+            return "the loss does not claim it"
+        settings = subject.only.settings if subject.only else {}
+        claimed = subject.claims[name]
+        needed = claimed.get("when", {}) if isinstance(claimed, Mapping) else {}  # a list of cases has none
+        unmet = [f"{key}={value!r}" for key, value in needed.items() if settings.get(key) != value]
+        return f"the loss claims it with {', '.join(unmet)} only" if unmet else ""
 
     return Check(name, run, examples, skip)
