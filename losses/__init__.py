@@ -8,11 +8,12 @@ from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, U
 from .correction import off_policy_mask, rollout_correction
 from .divergences import forward_kl, jsd, reverse_kl, with_tail
 from .embedding import matryoshka
-from .loss import Loss, LossLike
+from .loss import Loss
 from .mixture import Mixture
 from .outputs import Outputs
 from .packing import Seqs
 from .presets import UNPUBLISHED, Preset, describe_preset, list_presets
+from .protocol import LossLike
 from .ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
 from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss

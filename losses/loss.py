@@ -6,7 +6,7 @@ The trainer sees only `couples`, `outputs`, `check`, `covers`, `count` and `term
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,46 +33,6 @@ from .trace import TracedLoss, trace
 
 #: Keys that every datum may carry, whatever the loss reads.
 COMMON_KEYS = ("target_tokens", "weights")
-
-
-class LossLike(Protocol):
-    """What the trainer needs of a loss: `Loss` and `Mixture` both are this."""
-
-    @property
-    def name(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def couples(self) -> str:
-        """What must be seen together: "token", "datum", "pair" or "batch"."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The model outputs it reads."""
-        ...
-
-    @property
-    def on_host(self) -> bool:
-        """Whether it wants its inputs on the CPU, as the hosted APIs hand them out."""
-        ...
-
-    def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
-        """Raise for unusable data before any forward; return the denominator."""
-        ...
-
-    def covers(self, data: Sequence[Datum]) -> Tensor:
-        """[all positions] bool: where the model's outputs are needed."""
-        ...
-
-    def count(self, data: Sequence[Datum]) -> Count:
-        """These datums' share of the denominator, from data alone."""
-        ...
-
-    def terms(self, data: Sequence[Datum], outputs: Any) -> tuple[Tensor, dict[str, Stat]]:
-        """The undivided total and the metrics of these datums."""
-        ...
 
 
 class Loss:
@@ -202,7 +162,8 @@ class Loss:
     ) -> tuple[Tensor, dict[str, Stat], dict[str, Any]]:
         """What the function returns, in the shape it must have, and the arguments it was given."""
         arguments = self._arguments(packed, as_outputs(outputs, datums, self.outputs[0]))
-        values, found = _values_and_stats(self.spec.function(*arguments.values(), **self.settings), self.name)
+        with stats.counting(self._slots(packed)):
+            values, found = _values_and_stats(self.spec.function(*arguments.values(), **self.settings), self.name)
         self._check_shape(values, arguments, packed)
         return values, found, arguments
 
@@ -236,6 +197,12 @@ class Loss:
                 is_float = value is not None and value.is_floating_point()
                 arguments[name] = value if value is None else value.to(like if is_float else like.device)
         return arguments
+
+    def _slots(self, packed: Packed) -> Tensor | None:
+        """[T, K] bool: beside K targets, which of them there are. A row of fewer targets is filled up, and so is every row
+        of a datum beside wider ones: metrics must not count what depends on the company."""
+        is_wide = packed.weights.ndim == 2 and not self.spec.wants_weights
+        return packed.weights != 0 if is_wide else None
 
     def _neutralised(self, logprobs: Tensor, packed: Packed) -> Tensor:
         """[T, K] logprobs with 0 where the weight is 0, or the candidate absent, so that nothing there reaches value or

@@ -6,7 +6,9 @@ float64; nothing leaves the device until `Stat.value()`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +17,19 @@ from torch import Tensor
 from torch.fx import Proxy
 
 Kind = Literal["mean", "sum", "min", "max"]
+
+#: While a loss over [T, K] targets runs: which of these slots hold a target that counts.
+_counted: ContextVar[Tensor | None] = ContextVar("counted", default=None)
+
+
+@contextmanager
+def counting(slots: Tensor | None) -> Iterator[None]:
+    """Within, numbers in the shape of `slots` are counted only where it is true."""
+    token = _counted.set(slots)
+    try:
+        yield
+    finally:
+        _counted.reset(token)
 
 
 @dataclass(frozen=True)
@@ -78,17 +93,24 @@ def values(stats: Mapping[str, Stat]) -> dict[str, float]:
     return {name: stat.value() for name, stat in stats.items()}
 
 
+def _flat(values: Tensor) -> Tensor:
+    slots = _counted.get()
+    if slots is not None and values.shape == slots.shape:
+        return values.detach()[slots.to(values.device)]
+    return values.detach().reshape(-1)
+
+
 def _sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(values, Proxy):  # being traced: trace.py sums them, knowing which positions count
         return values, values
-    flat = values.detach().reshape(-1)
+    flat = _flat(values)
     return flat.sum(dtype=torch.float64), torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device)
 
 
 def _extreme(kind: Literal["min", "max"], values: Tensor, of_nothing: float) -> Stat:
     if isinstance(values, Proxy):
         return Stat(kind, values, values)
-    flat = values.detach().reshape(-1).to(torch.float64)
+    flat = _flat(values).to(torch.float64)
     start = torch.full((1,), of_nothing, dtype=torch.float64, device=flat.device)
     joined = torch.cat([start, flat])
     total = joined.min() if kind == "min" else joined.max()

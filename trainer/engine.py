@@ -24,9 +24,9 @@ from ..datums.types import Datum
 from ..datums.validation import check_datums
 from ..losses import stats
 from ..losses.input_checks import locate
-from ..losses.loss import LossLike
 from ..losses.outputs import Outputs
 from ..losses.packing import positions_of
+from ..losses.protocol import LossLike
 from ..losses.reductions import Count
 from ..losses.signature import OUTPUT_NAMES
 from .forward import Batching, Pooling, check_fits

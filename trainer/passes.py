@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..datums.types import Datum
-from ..losses.loss import LossLike
 from ..losses.outputs import Outputs
 from ..losses.packing import positions_of
+from ..losses.protocol import LossLike
 from .forward import TOKEN_OUTPUTS, Batching, Pooling, model_outputs
 from .micro_batches import plan_micro_batches
 from .models import LoadedModel

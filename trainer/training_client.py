@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..datums.errors import LossContractError, OptimizerError
 from ..datums.types import AdamParams, Datum, as_datum
-from ..losses.loss import Loss, LossLike
+from ..losses.loss import Loss
 from ..losses.mixture import Mixture
+from ..losses.protocol import LossLike
 from ..losses.registry import get_loss, is_registered, spec_of_function
 from .engine import Engine
 from .forward import Pooling

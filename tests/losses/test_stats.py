@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook import stats
+from lossbook import Datum, get_loss, stats
 
 KINDS = {"mean": stats.mean, "sum": stats.sum, "min": stats.min, "max": stats.max}
 values = st.lists(st.integers(-1000, 1000).map(float), max_size=6)
@@ -76,3 +76,23 @@ def test_parts_need_not_know_the_same_metrics() -> None:
 def test_a_nan_is_passed_on_and_not_hidden() -> None:
     for of in KINDS.values():
         assert math.isnan(of(torch.tensor([1.0, math.nan])).value())
+
+
+def test_metrics_do_not_count_slots_that_only_a_wider_datum_beside_has() -> None:
+    narrow = Datum([0], {"target_tokens": [[1]], "weights": [[1.0]]})
+    wide = Datum([0], {"target_tokens": [[1, 2, 3]], "weights": [[0.5, 0.25, 0.0]]})
+    logprobs = [torch.tensor([[-1.0]]), torch.tensor([[-2.0, -3.0, -50.0]])]
+    loss = get_loss("dft", reduction="sum")
+    _, together = loss.terms([narrow, wide], {"logprobs": logprobs})
+    _, first = loss.terms([narrow], {"logprobs": logprobs[:1]})
+    _, second = loss.terms([wide], {"logprobs": logprobs[1:]})
+    expected = sum(math.exp(-nats) for nats in (1, 2, 3)) / 3  # three targets of weight, whatever the widths
+    assert stats.values(together)["probability"] == pytest.approx(expected)
+    assert stats.values(stats.merge([first, second])) == pytest.approx(stats.values(together))
+
+
+def test_extremes_do_not_see_masked_slots_either() -> None:
+    with stats.counting(torch.tensor([[True, False]])):
+        assert stats.max(torch.tensor([[1.0, 9.0]])).value() == 1
+        assert stats.max(torch.tensor([1.0, 9.0])).value() == 9  # of another shape: not about slots
+    assert stats.max(torch.tensor([[1.0, 9.0]])).value() == 9
