@@ -106,7 +106,7 @@ class OneDatum:
             return "it is of an optional input that is not read", None
         values = values.detach()
         if shape[:1] == (TOKENS,):
-            is_counted = self.is_live if name == "nll" else _beside(self.rows, values)
+            is_counted = self.is_live if shape == shape_of(self.is_live) else _beside(self.rows, values)
         elif shape in ((), (1,)):
             is_counted, values = self.rows.any().reshape(1), values.reshape(1)
         else:
