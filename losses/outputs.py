@@ -60,17 +60,31 @@ class Outputs:
         return values if bool(active.all()) else values[active]
 
 
-def as_outputs(value: Any, data: Sequence[Datum], kind: str) -> Outputs:
-    """Take Outputs as they are; join a list of per-datum tensors, checking each length against its datum."""
+#: Outputs that the hosted APIs hand to a custom loss, so that a bare list of tensors may be one of them.
+LISTED = ("logprobs", "embeddings")
+
+
+def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool = False) -> Outputs:
+    """Take Outputs as they are; join a list of per-datum tensors, checking each length against its datum.
+
+    value: Outputs, {"logprobs": [...], "entropy": [...]}, or one bare list, which is `kind`. is_named: it stood in a dict.
+    """
     if isinstance(value, Outputs):
         return value
     if isinstance(value, Mapping):
-        joined = {name: getattr(as_outputs(list(tensors), data, name), name) for name, tensors in value.items()}
+        joined = {
+            name: getattr(as_outputs(list(tensors), data, name, is_named=True), name) for name, tensors in value.items()
+        }
         return Outputs(**joined)
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise LossContractError(f"expected a list with one tensor of {kind} a datum, got {type(value).__name__}")
     if len(value) != len(data):
         raise LengthMismatchError(f"{len(value)} tensors of {kind} for {len(data)} datums")
+    if not is_named and kind not in LISTED:
+        raise LossContractError(
+            f"the loss reads {kind}, and a bare list is taken for {' or '.join(LISTED)}: hand it over by name, "
+            f'{{"{kind}": [...]}}. A service that hands out nothing but logprobs cannot run this loss'
+        )
     tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in value]
     if kind == "embeddings":
         if len({tuple(tensor.shape) for tensor in tensors}) > 1:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, describe_loss, get_loss, list_losses, register_loss, unregister_loss
+from lossbook.losses.outputs import LISTED
 
 #: Settings that a loss cannot do without, by id; numbers of no meaning.
 NEEDED: dict[str, dict[str, Any]] = {"dr_grpo": {"norm_length": 7}}
@@ -57,7 +58,8 @@ def leaves(rows: Any) -> list[Tensor]:
 def evaluated(loss: Any, data: Sequence[Datum], rows: Any) -> tuple[float, list[Tensor], dict[str, float]]:
     """The reduced loss, its gradient with respect to each datum's outputs, and its metrics."""
     outputs = leaves(rows)
-    value, metrics = loss(data, outputs)
+    named = loss.outputs[0] if loss.outputs[0] not in LISTED else None
+    value, metrics = loss(data, {named: outputs} if named else outputs)
     return float(value.detach()), list(torch.autograd.grad(value, outputs)), metrics
 
 

@@ -317,3 +317,13 @@ def test_a_bound_loss_reads_the_full_datums_whatever_it_is_handed() -> None:
 def test_a_bound_loss_refuses_another_number_of_datums() -> None:
     with pytest.raises(LengthMismatchError, match=r"^ppo is bound to 2 datums but was handed 1$"):
         get_loss("ppo").bind([rollout()] * 2)([rollout()], [torch.tensor(ROW)])
+
+
+def test_a_bare_list_is_not_taken_for_an_output_that_no_service_hands_out() -> None:
+    # Logprobs in the place of logsumexp would give a number, and a wrong one.
+    with pytest.raises(LossContractError) as caught:
+        get_loss("z_loss")([datum(2, weights=[1, 1])], [torch.tensor([-1.0, -2.0])])
+    assert str(caught.value) == (
+        "the loss reads logsumexp, and a bare list is taken for logprobs or embeddings: hand it over by name, "
+        '{"logsumexp": [...]}. A service that hands out nothing but logprobs cannot run this loss'
+    )

@@ -47,7 +47,7 @@ def test_over_all_tokens_the_sampled_bonus_has_the_gradient_of_the_entropy_bonus
     (found,) = torch.autograd.grad(sampled, logits)
     log_softmax = logits.log_softmax(-1)
     entropy = -(log_softmax.exp() * log_softmax).sum(-1)
-    whole, _ = get_loss("entropy_bonus")([datum(1)], [entropy])
+    whole, _ = get_loss("entropy_bonus")([datum(1)], {"entropy": [entropy]})
     (expected,) = torch.autograd.grad(whole, logits)
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
