@@ -125,7 +125,7 @@ def value_differences(loss: str, settings: dict[str, Any], peer: Callable[..., T
     returns = torch.randn(SEQUENCES, POSITIONS, generator=chance)
     ones = torch.ones(POSITIONS)
     data = [Datum(ModelInput.from_ints([0] * POSITIONS), {"weights": ones, "returns": row}) for row in returns]
-    ours, _ = get_loss(loss, **settings)(data, list(values))
+    ours, _ = get_loss(loss, **settings)(data, {"values": list(values)})
     theirs = peer(values, returns.double())
     slopes = [torch.autograd.grad(value, values, retain_graph=True)[0] for value in (ours, theirs)]
     return float((ours - theirs).detach().abs()), float((slopes[0] - slopes[1]).abs().max())
