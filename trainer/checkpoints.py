@@ -10,6 +10,7 @@ two writers of one name one comes first, and the other is refused or, with `over
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -258,11 +259,11 @@ def _among_writers(root: Path) -> Iterator[None]:
 
 def _check_free(final: Path, overwrite: bool) -> None:
     while True:  # another writer may put its own there between two looks: then look again
-        before = _identity(final)
+        before = _identity(final), os.path.lexists(final)
         foreign = final.is_symlink() or not final.is_dir() or not os.path.lexists(final / MANIFEST_NAME)
-        if _identity(final) == before:
+        if (_identity(final), os.path.lexists(final)) == before:
             break
-    if before is not None and foreign:
+    if before[1] and foreign:
         raise CheckpointError(f"{final} is there and is no checkpoint; choose another name, or remove it yourself")
     if not overwrite and (final.exists() or _set_aside(final)):
         raise CheckpointError(f"checkpoint {final.name!r} exists already in {final.parent}. {_TAKEN}")
@@ -276,8 +277,8 @@ def _move_into_place(temporary: Path, final: Path, overwrite: bool) -> list[Path
             try:
                 os.replace(temporary, final)
                 return replaced
-            except OSError:  # something is in the way, or the disk refuses
-                if not os.path.lexists(final):
+            except OSError as error:  # something is in the way, or was until just now, or the disk refuses
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not os.path.lexists(final):
                     raise
             if not overwrite:
                 raise CheckpointError(f"checkpoint {final.name!r} exists by now in {final.parent}. {_TAKEN}")
@@ -302,12 +303,3 @@ def _settle(final: Path, replaced: list[Path]) -> None:
         ) from error
     for folder in replaced:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What stands at a path, so that it can be told from what replaces it; None for nothing."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
