@@ -1,6 +1,6 @@
 """Mutation testing of `losses/`: change one operator, number or comparison at a time, and see whether a test notices.
 
-    python tests/mutation/mutate.py                       # all of losses/ but the conformance kit; hours of CPU
+    python tests/mutation/mutate.py                       # all of losses/ that decides a number; hours of CPU
     python tests/mutation/mutate.py losses/policy/*.py    # some modules
     python tests/mutation/mutate.py --sample 300          # a random sample, the same one every time
 
@@ -38,6 +38,17 @@ COMPARISON |= {"NotEq": {"Eq"}, "Is": {"IsNot"}, "IsNot": {"Is"}, "In": {"NotIn"
 #: Seconds that a mutant may take: an endless loop is noticed too.
 TIMEOUT = 300
 KILLED, SURVIVED = "killed", "survived"
+#: Modules that show losses to people.
+PRESENTATION = {
+    "cards.py",
+    "comparison.py",
+    "curves.py",
+    "docstrings.py",
+    "drawing.py",
+    "example_data.py",
+    "minimal.py",
+}
+PRESENTATION |= {"text.py", "__init__.py"}
 #: Modules whose functions run while lossbook is imported.
 IMPORT_TIME = {"signature.py", "config.py", "registry.py"}
 #: Tests that are parametrized over all losses, and the losses that speak for all in them when the core is changed.
@@ -301,8 +312,9 @@ def replace_source(path: Path, source: str) -> None:
 
 
 def modules() -> list[Path]:
-    """Every module of losses/ but the conformance kit, whose subject is other people's code."""
-    return [p for p in sorted((ROOT / "losses").rglob("*.py")) if "testing" not in p.parts]
+    """Every module of losses/ that decides a number: not the conformance kit, nor what draws and words the cards."""
+    found = sorted((ROOT / "losses").rglob("*.py"))
+    return [p for p in found if "testing" not in p.parts and p.name not in PRESENTATION]
 
 
 def table(mutants: Sequence[Mutant], verdicts: dict[int, bool]) -> str:
