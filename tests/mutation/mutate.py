@@ -53,9 +53,23 @@ PRESENTATION |= {"text.py", "__init__.py"}
 IMPORT_TIME = {"signature.py", "config.py", "registry.py"}
 #: Tests that are parametrized over all losses, and the losses that speak for all in them when the core is changed.
 SHARED = ("test_conformance", "test_numpy_twins", "test_reference")
-SPOKESMEN = ("cross_entropy", "ppo", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl", "value_clip")
+SPOKESMEN = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
+#: Tests of what all losses go through.
+CORE = ("protocol", "packing", "reductions", "batch_style", "mixture", "loss_config", "loss_numbers", "signature")
+CORE += ("registry", "stats", "seqs", "ratios")
 #: The filter: in the nursery hypothesis is imported before pytest could rewrite its assertions.
 QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+#: Modules that no loss goes through, and the tests that are about them beside their own.
+BESIDE = {
+    "advantages": (),
+    "returns": ("advantages",),
+    "correction": (),
+    "presets": (),
+    "divergences": ("distillation",),
+}
+BESIDE |= {"logarithms": ("supervised", "preference"), "axes": ("cards",)}
+BESIDE |= {name: ("tinker_trace", "trace") for name in ("trace", "one_datum", "graphs")}
+TESTS = ("tests/losses", "tests/peers/test_tinker_trace.py")
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *QUIET)
 
 
@@ -162,22 +176,19 @@ class MutationLoop:
 
 def relevant(module: str, items: Sequence[Any]) -> list[Any]:
     """The tests that may notice a change of a module: its own, and of those over all losses the ones that are about it."""
-    parts = Path(module).parts
-    names = {Path(module).stem, "golden", "reference"}
-    ids: Sequence[str] = SPOKESMEN
-    if len(parts) == 3:  # a family
-        names.add(parts[1])
+    name, is_family = Path(module).stem, len(Path(module).parts) == 3
+    files = {name, *BESIDE.get(name, ())}
+    ids: Sequence[str] = () if name in BESIDE else SPOKESMEN
+    if is_family:
+        files |= {Path(module).parts[1], "golden", "reference"}
         ids = re.findall(r'@register_loss\(\s*"([^"]+)"', (ROOT / module).read_text(encoding="utf-8"))
+    elif name not in BESIDE:
+        files |= {*CORE, "golden", "reference"}
+    own = re.compile(rf"/test_({'|'.join(files)})\w*\.py")
     about = re.compile("|".join(rf"(?<![a-z]){re.escape(one)}(?![a-z])" for one in ids) or "(?!)")
-    own = re.compile(rf"/test_({'|'.join(names)})\w*\.py")
-    chosen = [
-        item
-        for item in items
-        if (own.search(item.nodeid) or len(parts) != 3 or any(name in item.nodeid for name in SHARED))
-        and (about.search(item.nodeid) or not any(name in item.nodeid for name in SHARED))
-    ]
-    own_name = f"test_{Path(module).stem}"
-    return sorted(chosen, key=lambda item: (own_name not in item.nodeid, _slowness(item)))
+    shared = [item for item in items if any(one in item.nodeid for one in SHARED) and about.search(item.nodeid)]
+    rest = [item for item in items if own.search(item.nodeid) and not any(one in item.nodeid for one in SHARED)]
+    return sorted([*rest, *shared], key=lambda item: (f"test_{name}" not in item.nodeid, _slowness(item)))
 
 
 def _slowness(item: Any) -> int:
@@ -354,7 +365,7 @@ def judge(mutants: Sequence[Mutant], share: int, jobs: int, results: Any) -> Non
     multiprocessing.get_context("fork").Process(target=nursery, args=(orders,), daemon=True).start()
     own = list(range(share, len(mutants), jobs))
     loop = MutationLoop([mutants[i] for i in own], lambda k, noticed: results.put((own[k], noticed)))
-    code = pytest.main([*OPTIONS, "tests/losses", "-m", "not slow"], plugins=[loop])
+    code = pytest.main([*OPTIONS, *TESTS, "-m", "not slow"], plugins=[loop])
     results.put((-1, int(code) in (0, 5)))
 
 
