@@ -21,7 +21,7 @@ quickstart: $(models) ## fine-tune SmolLM2-135M with a built-in and with a custo
 	$(VENV)/bin/lossbook quickstart $(ARGS)
 
 test: $(models) lint ## all checks: lint, then every test (the slow ones and the built wheel too)
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 --dist worksteal
 
 lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff check

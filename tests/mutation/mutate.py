@@ -97,7 +97,7 @@ def is_plausible(operator: str) -> bool:
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Every mutant of a module, apart from those that change an annotation, which is never evaluated."""
+    """Every mutant of a module, apart from those that change what is never evaluated, such as an annotation."""
     import cosmic_ray.plugins
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
     from cosmic_ray.mutating import mutate_code
@@ -111,16 +111,18 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         operator = kind()
         places = [(node, place) for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
         for occurrence, (node, (start, _)) in enumerate(places):
-            changed = None if is_annotation(node) else mutate_code(source, operator, occurrence)
+            changed = None if is_no_code(node) else mutate_code(source, operator, occurrence)
             if changed is None or changed == source:
                 continue
             number, before, after = first_difference(source, changed, start[0])
             yield Mutant(str(path.relative_to(ROOT)), number, name.removeprefix("core/"), before, after, changed)
 
 
-def is_annotation(node: object) -> bool:
-    """Whether a syntax node stands in an annotation of a parameter, a variable or a return value."""
-    child, parent = node, getattr(node, "parent", None)
+def is_no_code(node: Any) -> bool:
+    """Whether a syntax node is part of an annotation, or the star behind which arguments are by name only."""
+    child, parent = node, node.parent
+    if parent is not None and parent.type == "parameters":
+        return True
     while parent is not None:
         if parent.type in ("annassign", "tfpdef") and child is not parent.children[0]:
             is_default = parent.type == "annassign" and len(parent.children) > 3 and child is parent.children[3]
