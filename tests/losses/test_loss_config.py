@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from torch import Tensor
 
 from lossbook import describe_loss, get_loss, register_loss, unregister_loss
@@ -177,3 +178,10 @@ def test_a_default_that_is_a_list_is_handed_on_and_shown_as_it_is() -> None:
 
     assert loss_of(nested).settings["widths"] is default
     assert card_of(nested).settings["widths"].default == [64, 128]
+
+
+def test_a_configuration_cannot_be_changed_behind_the_losss_back() -> None:
+    loss = get_loss("ppo")
+    with pytest.raises(ValidationError, match="frozen"):
+        loss.config.clip_low = 0.5
+    assert loss.settings["clip_low"] == 0.8

@@ -37,6 +37,11 @@ def test_clip_cov_silences_one_of_the_candidates_whichever_the_seed_draws() -> N
     assert seen == {(0.0, 2.0), (-2.0, 0.0)}
 
 
+def test_without_a_seed_the_lots_are_those_of_seed_0() -> None:
+    assert slopes("clip_cov")[1] == slopes("clip_cov", seed=0)[1]
+    assert get_loss("clip_cov").settings["seed"] == 0
+
+
 def test_every_token_is_drawn_about_as_often() -> None:
     # Of four candidates, over 400 seeds each is expected 100 times, with a deviation of 9.
     counts = [0] * 4

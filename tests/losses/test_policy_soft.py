@@ -137,6 +137,13 @@ def test_dppo_of_a_token_that_has_become_certain_is_finite() -> None:
     assert (value, float(gradients[0]), metrics["mask_fraction"]) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("ratio", [0.05, 20.0], ids=["fallen", "risen"])
+def test_dppo_masks_no_token_that_nothing_pushes(ratio: float) -> None:
+    # Probability exp(-4) at most 0.37 away: beyond a delta of 0.01, but an advantage of 0 pushes neither way.
+    _, _, metrics = one_token("dppo", ratio, 0.0, delta_low=0.01, delta_high=0.01)
+    assert (metrics["mask_fraction_high"], metrics["mask_fraction_low"]) == (0, 0)
+
+
 def slope_at(x: float) -> float:
     """Of the logistic function."""
     return math.exp(-x) / (1 + math.exp(-x)) ** 2

@@ -38,6 +38,7 @@ COMPARISON |= {"NotEq": {"Eq"}, "Is": {"IsNot"}, "IsNot": {"Is"}, "In": {"NotIn"
 #: Seconds that a mutant may take: an endless loop is noticed too.
 TIMEOUT = 300
 KILLED, SURVIVED = "killed", "survived"
+IDENTITY = ("module", "operator", "before", "after")
 #: Modules that show losses to people.
 PRESENTATION = {
     "cards.py",
@@ -69,6 +70,8 @@ BESIDE = {
 }
 BESIDE |= {"logarithms": ("supervised", "preference"), "axes": ("cards",)}
 BESIDE |= {name: ("tinker_trace", "trace") for name in ("trace", "one_datum", "graphs")}
+#: Families that try a core module's refusals.
+ALSO = {"input_checks": ("distillation", "preference_unpaired"), "config": ("distillation",)}
 TESTS = ("tests/losses", "tests/peers/test_tinker_trace.py")
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *QUIET)
 
@@ -83,6 +86,11 @@ class Mutant:
     before: str
     after: str
     source: str
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What was changed, wherever it stands by now."""
+        return tuple(getattr(self, name) for name in IDENTITY)
 
 
 def is_plausible(operator: str) -> bool:
@@ -185,7 +193,7 @@ def relevant(module: str, items: Sequence[Any]) -> list[Any]:
         files |= {Path(module).parts[1], "golden", "reference"}
         ids = re.findall(r'@register_loss\(\s*"([^"]+)"', (ROOT / module).read_text(encoding="utf-8"))
     elif name not in BESIDE:
-        files |= {*CORE, "golden", "reference"}
+        files |= {*CORE, *ALSO.get(name, ()), "golden", "reference"}
     own = re.compile(rf"/test_({'|'.join(files)})\w*\.py")
     about = re.compile("|".join(rf"(?<![a-z]){re.escape(one)}(?![a-z])" for one in ids) or "(?!)")
     shared = [item for item in items if any(one in item.nodeid for one in SHARED) and about.search(item.nodeid)]
@@ -343,6 +351,13 @@ def table(mutants: Sequence[Mutant], verdicts: dict[int, bool]) -> str:
     survivors = [mutants[i] for i in sorted(verdicts) if not verdicts[i]]
     share = 100 * len(survivors) / max(len(verdicts), 1)
     lines = [
+        "<!-- Made by tests/mutation/mutate.py (`make mutation`). -->",
+        "",
+        "# Mutation testing",
+        "",
+        "One operator, number or comparison of `losses/` changed at a time, and whether a test notices. Without the conformance",
+        "kit, whose subject is other people's losses, and without what draws and words the cards.",
+        "",
         f"{len(verdicts)} mutants, {len(survivors)} survived ({share:.1f} %).",
         "",
         "| module | mutants | survived |",
@@ -371,42 +386,60 @@ def judge(mutants: Sequence[Mutant], share: int, jobs: int, results: Any) -> Non
     results.put((-1, int(code) in (0, 5)))
 
 
+def verdicts_of(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[int, bool]]:
+    """(index, noticed) of every mutant, as they come."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    workers = [context.Process(target=judge, args=(mutants, share, jobs, results)) for share in range(jobs)]
+    for worker in workers:
+        worker.start()
+    finished = 0
+    while finished < jobs:
+        index, noticed = results.get()
+        if index >= 0:
+            yield index, noticed
+        elif noticed:
+            finished += 1
+        else:
+            sys.exit("a worker stopped early: do the tests pass without any mutation?")
+
+
+def earlier_verdicts(log: Path) -> dict[tuple[str, ...], bool]:
+    """What an earlier run found, by what was changed."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return {tuple(line[key] for key in IDENTITY): line["verdict"] == KILLED for line in lines}
+
+
 def main() -> None:
     """Run the command line above."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modules", nargs="*", type=Path)
     parser.add_argument("--sample", type=int, help="how many mutants, drawn with a fixed seed")
+    parser.add_argument("--again", type=Path, help="the log of an earlier run, whose survivors are judged once more")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--log", type=Path, default=ROOT / ".cache" / "mutation.jsonl")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "mutation.md")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ |= {"CI": "true", "OMP_NUM_THREADS": "1"}  # CI: the same examples for every mutant
-    chosen = [p.resolve() for p in arguments.modules] or modules()
-    mutants = [m for path in chosen for m in mutants_of(path)]
+    mutants = [m for path in [p.resolve() for p in arguments.modules] or modules() for m in mutants_of(path)]
     if arguments.sample:
         mutants = random.Random(0).sample(mutants, min(arguments.sample, len(mutants)))
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    shares = [(mutants, share, arguments.jobs, results) for share in range(arguments.jobs)]
-    workers = [context.Process(target=judge, args=share) for share in shares]
-    for worker in workers:
-        worker.start()
-    verdicts: dict[int, bool] = {}
-    finished, began = 0, time.monotonic()
-    with arguments.report.with_suffix(".jsonl").open("w", encoding="utf-8") as log:
-        while finished < len(workers):
-            index, noticed = results.get()
-            if index < 0:
-                finished += 1
-                if not noticed:
-                    sys.exit("a worker stopped early: do the tests pass without any mutation?")
-                continue
-            verdicts[index] = noticed
+    known = earlier_verdicts(arguments.again) if arguments.again else {}
+    if arguments.again:
+        mutants = [m for m in mutants if m.identity in known]
+    verdicts = {i: True for i, m in enumerate(mutants) if known.get(m.identity)}
+    waiting = [i for i in range(len(mutants)) if i not in verdicts]
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with arguments.log.open("w", encoding="utf-8") as log:
+        for done, (k, noticed) in enumerate(verdicts_of([mutants[i] for i in waiting], arguments.jobs), start=1):
+            mutant = mutants[waiting[k]]
+            verdicts[waiting[k]] = noticed
             verdict = KILLED if noticed else SURVIVED
-            print(json.dumps({**asdict(mutants[index]), "source": None, "verdict": verdict}), file=log, flush=True)
-            pace = (time.monotonic() - began) / len(verdicts)
-            alive = sum(not v for v in verdicts.values())
-            print(f"\r{len(verdicts)}/{len(mutants)} survived {alive} ({pace:.2f} s each)", end="", file=sys.stderr)
+            print(json.dumps({**asdict(mutant), "source": None, "verdict": verdict}), file=log, flush=True)
+            pace, alive = (time.monotonic() - began) / done, sum(not v for v in verdicts.values())
+            print(f"\r{done}/{len(waiting)} survived {alive} ({pace:.2f} s each)", end="", file=sys.stderr)
     arguments.report.write_text(table(mutants, verdicts), encoding="utf-8")
     print(f"\n{arguments.report}: {sum(not v for v in verdicts.values())} of {len(mutants)} survived")
 

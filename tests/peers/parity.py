@@ -37,8 +37,8 @@ class Parity:
 
     @property
     def version(self) -> str:
-        """The installed release."""
-        return version(self.package)
+        """The installed release, whichever device it was built for."""
+        return version(self.package).partition("+")[0]
 
     @property
     def row(self) -> tuple[str, ...]:
