@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..datums.errors import TokenRangeError
 from ..datums.types import ModelInput, SamplingParams, as_model_input
+from .decoding import Progress
 from .forward import hidden_states
 from .futures import Calls, Future, Worker
 from .generate import generate, generate_batch
@@ -31,13 +32,20 @@ class SamplingClient:
         sampling_params: SamplingParams | Any = None,
         *,
         include_prompt_logprobs: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> Future[SampleResponse]:
-        """`num_samples` continuations of one prompt, with each token's logprob under the model itself (nats)."""
+        """`num_samples` continuations of one prompt, with each token's logprob under the model itself (nats).
+
+        on_progress is called after every token, on the thread that samples: it must not wait for this client. An error it raises
+        ends the call.
+        """
         tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)
 
         def run() -> SampleResponse:
             with self._snapshot.applied():
-                found = generate(self._snapshot.model, tokens, num_samples=num_samples, params=params)
+                found = generate(
+                    self._snapshot.model, tokens, num_samples=num_samples, params=params, on_progress=on_progress
+                )
                 prompt_logprobs = self._logprobs(tokens) if include_prompt_logprobs else None
             return SampleResponse(
                 [SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in found], prompt_logprobs
@@ -46,14 +54,24 @@ class SamplingClient:
         return self._calls.submit("sample", run)
 
     def sample_batch(
-        self, prompts: Sequence[ModelInput | Sequence[int]], sampling_params: SamplingParams | Any = None
+        self,
+        prompts: Sequence[ModelInput | Sequence[int]],
+        sampling_params: SamplingParams | Any = None,
+        *,
+        num_samples: int = 1,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> Future[list[SampleResponse]]:
-        """One continuation of each prompt, decoded together: what evaluation wants."""
+        """`num_samples` continuations of each prompt, decoded together: what evaluation and reinforcement learning want.
+
+        One response a prompt, in order. Each prompt is read once for all its samples. `on_progress` as in `sample`.
+        """
         lists, params = [as_model_input(p).to_ints() for p in prompts], _params(sampling_params)
 
         def run() -> list[SampleResponse]:
             with self._snapshot.applied():
-                found = generate_batch(self._snapshot.model, lists, num_samples=1, params=params)
+                found = generate_batch(
+                    self._snapshot.model, lists, num_samples=num_samples, params=params, on_progress=on_progress
+                )
             return [
                 SampleResponse([SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in group]) for group in found
             ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lossbook.datums.errors import DtypeError, ModelError, TokenRangeError, TruncationError
 from lossbook.datums.types import SamplingParams
+from lossbook.trainer import decoding
 from lossbook.trainer import generate as generate_module
 from lossbook.trainer.generate import Generated, generate, generate_batch
 from lossbook.trainer.head import linear_logprobs
@@ -144,7 +145,7 @@ def test_the_global_random_state_modes_and_gradients_are_as_before(model: Loaded
 
 def test_the_modes_come_back_also_after_an_error(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     model.module.train()
-    monkeypatch.setattr(generate_module, "_choose", lambda *args: 1 / 0)
+    monkeypatch.setattr(decoding, "choose", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=3))
     assert model.module.training
@@ -218,9 +219,9 @@ def test_finished_rows_leave_the_batch(model: LoadedModel, monkeypatch: pytest.M
     full = generate(model, PROMPT, num_samples=16, params=SamplingParams(max_tokens=30, seed=0, stop=[]))
     stop = full[0].tokens[2]
     widths: list[int] = []
-    choose = generate_module._choose
+    choose = decoding.choose
     monkeypatch.setattr(
-        generate_module, "_choose", lambda logits, *rest: (widths.append(len(logits)), choose(logits, *rest))[1]
+        decoding, "choose", lambda logits, *rest: (widths.append(len(logits)), choose(logits, *rest))[1]
     )
     found = generate(
         model, PROMPT, num_samples=16, params=SamplingParams(max_tokens=30, seed=0, stop=[stop, *range(120)])
@@ -234,9 +235,14 @@ def test_finished_rows_leave_the_batch(model: LoadedModel, monkeypatch: pytest.M
 # --- where it stops ---------------------------------------------------------------------------------------------------
 
 
+def told(tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """What `choose` returns, with these tokens."""
+    return torch.tensor(tokens), torch.zeros(len(tokens))
+
+
 def only(model: LoadedModel, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the model emit one token for ever."""
-    monkeypatch.setattr(generate_module, "_choose", lambda logits, *rest: torch.full((len(logits),), token))
+    monkeypatch.setattr(decoding, "choose", lambda logits, *rest: told([token] * len(logits)))
 
 
 @pytest.mark.parametrize("token", [256, 259], ids=["the tokenizer's and config's end", "the generation config's other"])
@@ -263,7 +269,7 @@ def test_an_empty_stop_list_stops_at_nothing(model: LoadedModel, monkeypatch: py
 )
 def test_a_given_stop_replaces_the_end_tokens(model: LoadedModel, stop: Any, length: int, monkeypatch):
     letters = iter([0xC3, 0xA9] * 5)  # "é" in UTF-8
-    monkeypatch.setattr(generate_module, "_choose", lambda logits, *rest: torch.tensor([next(letters)]))
+    monkeypatch.setattr(decoding, "choose", lambda logits, *rest: told([next(letters)]))
     [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=8, stop=stop))
     assert (len(found.tokens), found.stop_reason) == (length, "stop")
 

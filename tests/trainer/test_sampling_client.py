@@ -10,6 +10,7 @@ import torch
 
 import lossbook as lb
 from lossbook.datums.errors import CheckpointError, ModelError, TokenRangeError
+from lossbook.trainer.decoding import Progress
 from lossbook.trainer.training_client import TrainingClient
 
 MakeDatums = Callable[..., list[lb.Datum]]
@@ -172,6 +173,34 @@ def test_a_batch_of_prompts_gets_what_each_prompt_alone_gets(moved: TrainingClie
         (found,) = response.sequences
         assert found.tokens == alone.tokens
         assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_several_prompts_get_several_samples_each_in_one_call(moved: TrainingClient) -> None:
+    sampler = moved.save_weights_and_get_sampling_client()
+    prompts = [PROMPT, [1, 2, 3], [9] * 11]
+    for prompt, response in zip(prompts, sampler.sample_batch(prompts, SEEDED, num_samples=3).result(), strict=True):
+        alone = sampler.sample(prompt, 3, SEEDED).result()
+        assert [s.tokens for s in response.sequences] == [s.tokens for s in alone.sequences]
+        assert len(response.sequences) == 3
+
+
+@pytest.mark.parametrize("tokens", [8, 40], ids=["weights as they are", "prepared weights"])
+def test_an_error_in_on_progress_ends_the_call_and_leaves_everything_as_it_was(
+    moved: TrainingClient, make_datums: MakeDatums, state_of: StateOf, tokens: int
+) -> None:
+    sampler = moved.save_weights_and_get_sampling_client()
+    move(moved, make_datums(3, seed=5))
+    before = state_of(moved)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.tokens >= 8:
+            raise KeyError("enough")
+
+    params = lb.SamplingParams(max_tokens=tokens, seed=0, stop=[])
+    with pytest.raises(KeyError, match="enough"):
+        sampler.sample_batch([PROMPT, [1]], params, num_samples=2, on_progress=interrupt).result()
+    assert state_of(moved) == before
+    assert len(sampler.sample(PROMPT, 2, params).result().sequences) == 2
 
 
 def test_prompt_logprobs_come_when_asked_for(training: TrainingClient) -> None:
