@@ -29,6 +29,7 @@ from ..losses.packing import positions_of
 from ..losses.protocol import LossLike
 from ..losses.reductions import Count
 from ..losses.signature import OUTPUT_NAMES
+from .block_attention import fits_in_blocks
 from .forward import Batching, Pooling, check_fits
 from .models import LoadedModel
 from .passes import Pass
@@ -63,7 +64,7 @@ class Engine:
         on_gpu = model.device.type != "cpu"
         self.model = model
         self.tokens = settings.tokens_per_micro_batch or (16384 if on_gpu else 4096)
-        self.batching: Batching = settings.batching or ("packed" if on_gpu else "padded")
+        self.batching: Batching = settings.batching or ("packed" if on_gpu or fits_in_blocks(model) else "padded")
         self.kept_graph_tokens = settings.kept_graph_tokens
         self.dropout = settings.dropout
 

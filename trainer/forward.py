@@ -13,8 +13,10 @@ from ..datums.errors import MissingInput, ModelError, TokenRangeError
 from ..datums.types import Datum
 from ..losses.outputs import Outputs
 from ..losses.packing import join, width_of
+from .block_attention import fits_in_blocks, hidden_in_blocks
 from .head import linear_logprobs
 from .models import LoadedModel
+from .packed_rows import pack_row
 from .value_head import no_value_head, values_of
 
 Batching = Literal["padded", "packed"]
@@ -40,16 +42,20 @@ def model_outputs(
     covered: [positions of all datums] bool, where outputs of single positions are needed; None for everywhere. Positions
     that are not covered never reach the head.
     """
-    sequences = [datum.model_input.to_ints() for datum in datums]
-    hidden = hidden_states(model, sequences, batching)
+    sequences = [tokens_of(datum) for datum in datums]
+    rows = None if covered is None or bool(covered.all()) else covered.nonzero().squeeze(1)
     outputs = Outputs(covered=covered)
     if "embeddings" in names:
+        hidden = hidden_states(model, sequences, batching)
         outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling)
+        hidden = hidden if rows is None else hidden[rows.to(hidden.device)]
+    elif covered is None or rows is None:
+        hidden = hidden_states(model, sequences, batching)
+    else:
+        read, kept = _as_far_as_read(sequences, covered)
+        hidden = hidden_states(model, read, batching, kept)
     if not any(name in TOKEN_OUTPUTS for name in names):
         return outputs
-    rows = None if covered is None else covered.nonzero().squeeze(1)
-    if rows is not None:
-        hidden = hidden[rows.to(hidden.device)]
     if "values" in names:
         outputs.values = values_of(model, hidden)
     if reads_head(names):
@@ -63,22 +69,64 @@ def model_outputs(
     return outputs
 
 
+def tokens_of(datum: Datum) -> np.ndarray:
+    """[length] int64: a datum's input tokens."""
+    return np.asarray(datum.model_input.to_ints(), dtype=np.int64)
+
+
+def lengths_read(lengths: Sequence[int], covered: np.ndarray) -> np.ndarray:
+    """For each sequence, how many of its tokens the outputs at `covered` positions depend on; at least 1.
+
+    No token of a decoder looks ahead, so what comes behind the last position that is read need not be computed.
+    """
+    starts = np.cumsum(lengths) - lengths
+    behind = np.where(covered, np.arange(1, len(covered) + 1), 0)
+    last = np.maximum.reduceat(behind, starts) if len(covered) else np.zeros(0, dtype=np.int64)
+    return np.maximum(last - starts, 1)
+
+
+def _as_far_as_read(sequences: list[np.ndarray], covered: Tensor) -> tuple[list[np.ndarray], Tensor]:
+    """The sequences cut behind the last position that is read, and where the positions that are read lie in those."""
+    flags = covered.cpu().numpy()
+    lengths = np.array([len(sequence) for sequence in sequences])
+    read = lengths_read(lengths, flags)
+    within = np.concatenate([np.arange(length) for length in lengths]) < np.repeat(read, lengths)
+    kept = torch.from_numpy(np.flatnonzero(flags[within]))
+    return [sequence[:length] for sequence, length in zip(sequences, read, strict=True)], kept
+
+
 def reads_head(names: Sequence[str]) -> bool:
     """Whether any of these outputs is one of the softmax."""
     return any(name in HEAD_OUTPUTS for name in names)
 
 
-def hidden_states(model: LoadedModel, sequences: Sequence[Sequence[int]], batching: Batching) -> Tensor:
-    """[tokens of all sequences, d]: last hidden states, sequence after sequence, no padding.
+def hidden_states(
+    model: LoadedModel, sequences: Sequence[Sequence[int] | np.ndarray], batching: Batching, rows: Tensor | None = None
+) -> Tensor:
+    """[tokens of all sequences, d]: last hidden states, sequence after sequence, no padding; or those of `rows` alone.
 
     "padded": one row a sequence. A decoder needs no mask for padding on the right, since no token looks ahead; an
-    encoder gets one. "packed": one row for all, positions restarting at each sequence, which is what makes transformers
-    keep attention within a sequence.
+    encoder gets one. "packed": one row for all. Attention goes block by block, and a prefix that several sequences
+    begin with is computed once; a decoder that cannot do that gets positions which restart at each sequence, which is
+    what makes transformers keep attention within a sequence.
     """
+    sequences = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     if batching == "packed" and model.kind == "decoder":
-        tokens = torch.tensor([[token for s in sequences for token in s]], device=model.device)
+        if fits_in_blocks(model):
+            # A dropped unit of a shared prefix would be dropped for all its sequences.
+            row = pack_row(sequences, share=not model.module.training)
+            places = torch.from_numpy(np.concatenate(row.places))
+            return hidden_in_blocks(model, row)[(places if rows is None else places[rows]).to(model.device)]
+        tokens = torch.from_numpy(np.concatenate(sequences)).unsqueeze(0).to(model.device)
         positions = torch.cat([torch.arange(len(s)) for s in sequences]).unsqueeze(0).to(model.device)
-        return model.backbone(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state[0]
+        hidden = model.backbone(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state[0]
+    else:
+        hidden = _hidden_of_padded(model, sequences)
+    return hidden if rows is None else hidden[rows.to(hidden.device)]
+
+
+def _hidden_of_padded(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Tensor:
+    """[tokens of all sequences, d], one row a sequence while the model runs."""
     longest = max(len(s) for s in sequences)
     padded = np.zeros((len(sequences), longest), dtype=np.int64)
     mask = np.zeros((len(sequences), longest), dtype=bool)

@@ -35,6 +35,7 @@ class LoadedModel:
     lora         how the adapter was made, or None when there is none
     adapter      peft's wrapper around the same module, for reading and writing adapter files
     value_head   from hidden states to one number a position, or None; it lies beside the module, not in it
+    in_blocks    whether it can read a packed row block by block; None until that was tried (`block_attention`)
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -47,6 +48,7 @@ class LoadedModel:
     lora: LoraSettings | None = None
     adapter: Any = field(default=None, repr=False)
     value_head: nn.Linear | None = None
+    in_blocks: bool | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that require a gradient, sorted by name; a tied parameter appears once."""

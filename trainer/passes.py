@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from ..datums.types import Datum
 from ..losses.outputs import Outputs
 from ..losses.packing import positions_of
 from ..losses.protocol import LossLike
-from .forward import TOKEN_OUTPUTS, Batching, Pooling, model_outputs
+from .block_attention import fits_in_blocks
+from .forward import TOKEN_OUTPUTS, Batching, Pooling, lengths_read, model_outputs, tokens_of
 from .micro_batches import plan_micro_batches
 from .models import LoadedModel
+from .packed_rows import find_families, pair_families
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Pass:
         else:
             covered = list(torch.split(loss.covers(datums), positions))
         cuts = plan_micro_batches(
-            [datum.model_input.length for datum in datums],
+            **_lengths_and_families(model, datums, loss, covered, batching),
             tokens=tokens,
             pairs=loss.couples == "pair",
             padded=batching == "padded",
@@ -114,3 +117,18 @@ class Pass:
         begin = np.repeat(np.array([starts[i] for i in order], dtype=np.int64), wanted)
         within = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
         return torch.from_numpy(begin + within)
+
+
+def _lengths_and_families(
+    model: LoadedModel, datums: Sequence[Datum], loss: LossLike, covered: Sequence[Tensor], batching: Batching
+) -> dict[str, Any]:
+    """What each datum costs in tokens, and which share a prefix."""
+    sequences = [tokens_of(datum) for datum in datums]
+    if model.kind == "decoder" and "embeddings" not in loss.outputs:
+        read = lengths_read([len(s) for s in sequences], torch.cat(list(covered)).numpy())
+        sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
+    lengths = [len(sequence) for sequence in sequences]
+    if batching == "padded" or model.module.training or not fits_in_blocks(model):
+        return {"lengths": lengths}
+    families = pair_families(sequences) if loss.couples == "pair" else find_families(sequences)
+    return {"lengths": lengths, "families": families}

@@ -329,6 +329,7 @@ def test_a_loss_over_logprobs_needs_targets_and_says_so(loss: Any) -> None:
 def test_datums_of_weight_zero_alone_in_a_micro_batch_are_no_trouble(gradients_of: GradientsOf) -> None:
     silent = lb.datum_from_tokens_weights(list(range(20)), [0.0] * 20)
     one, both = (small_client(dtype=torch.float64) for _ in range(2))
+    both._engine.tokens = 2  # one datum a micro-batch
     one.forward_backward([plain([1, 2, 3])], "cross_entropy").result()
     output = both.forward_backward([silent, plain([1, 2, 3])], "cross_entropy").result()
     assert output.metrics["micro_batches"] == 2
