@@ -1,25 +1,34 @@
 """From hidden states to log-probabilities of given tokens, without ever holding [tokens, vocabulary].
 
 The last layer of a language model is a matrix of V rows (V about 150,000) of whose product a loss reads one entry
-a token. `linear_logprobs` walks over that product in tiles that fit the cache, keeps one number a token (the
-logarithm of the softmax's denominator), and in the backward computes each tile's logits again.
+a token. `linear_logprobs` walks over that product in tiles that fit the cache and keeps one number a token (the
+logarithm of the softmax's denominator). Its backward computes each tile's logits again, or reads them where they
+were kept because they fit a memory budget.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..datums.errors import DtypeError, ShapeError, TokenRangeError
-from .head_sweeps import LinearLogprobs, Options, logits_of, product_dtype
+from ..datums.errors import DtypeError, ModelError, ShapeError, TokenRangeError
+from .head_sweeps import ChosenStrategy, LinearLogprobs, Plan
+from .head_tiles import Transform, logits_of, product_dtype, statistics_dtype
 
-#: Bytes of float32 logits in one tile. On a CPU a tile should stay in the cache between the product and the softmax
-#: (2 to 16 MiB were equal on the machine this was measured on); elsewhere it must keep the device busy.
+Strategy = Literal["auto", "keep", "recompute", "known-gradient"]
+
+#: Bytes of float32 logits in one tile. On a CPU a tile should stay in the cache between the product and the softmax;
+#: elsewhere it must keep the device busy.
 TILE_BYTES = {"cpu": 4 * 2**20, "other": 128 * 2**20}
 #: Positions in one tile at most; the weight is read once for each.
 TILE_ROWS = {"cpu": 1024, "other": 8192}
+#: Bytes of the product that may be held from forward to backward where the caller names no budget.
+MEMORY_BUDGET = {"cpu": 2**30, "other": 2**31}
+#: With fewer positions at a time, forming a known gradient takes longer than computing the logits twice.
+LEAST_KNOWN_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +46,16 @@ class Head:
     softcap: float | None = None
     scale: float = 1.0
 
+    def at_temperature(self, temperature: float) -> Head:
+        """The head whose logits are these divided by a temperature, soft cap included.
+
+        Raises ModelError for a temperature that is not positive.
+        """
+        if not temperature > 0:
+            raise ModelError(f"a temperature must be positive, not {temperature}")
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return replace(self, softcap=softcap, scale=self.scale / temperature)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., d] in float32 (float64 for float64); no graph is kept.
 
@@ -45,19 +64,31 @@ class Head:
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.reshape(-1, hidden.shape[-1])
             weight = self.weight.to(product_dtype(rows, self.weight))
-            flat = logits_of(rows.to(weight.dtype), weight, self.bias, self.softcap, self.scale)
+            product = rows.to(weight.dtype) @ weight.t()
+            flat = logits_of(product, self.bias, Transform(self.softcap, self.scale))
             return flat.view(*hidden.shape[:-1], weight.shape[0])
 
 
 @dataclass(frozen=True, eq=False)
 class HeadOutputs:
-    """logprobs: nats, shaped like the targets. Over the whole vocabulary, [M] each: logsumexp of the logits; entropy in
-    nats; mean_logprobs, the plain mean of log softmax in nats. The last two are None if not asked for."""
+    """What was asked for, None for what was not; M positions, over the whole vocabulary.
+
+    logprobs         nats, shaped like the targets
+    logsumexp        [M] of the logits
+    entropy          [M] nats
+    mean_logprobs    [M] nats, the plain mean of log softmax
+    topk_logprobs    [M, k] nats of the likeliest tokens, falling
+    topk_tokens      [M, k] int64 ids; of equally likely ones any
+    strategy         how the gradient is or will be computed
+    """
 
     logprobs: Tensor
     logsumexp: Tensor
     entropy: Tensor | None
     mean_logprobs: Tensor | None
+    topk_logprobs: Tensor | None = None
+    topk_tokens: Tensor | None = None
+    strategy: ChosenStrategy = "forward-only"
 
 
 def linear_logprobs(
@@ -67,39 +98,81 @@ def linear_logprobs(
     *,
     entropy: bool = False,
     mean_logprobs: bool = False,
+    topk: int = 0,
+    strategy: Strategy = "auto",
+    memory_budget: int | None = None,
+    known_gradient: Tensor | None = None,
+    kept_dtype: torch.dtype | None = None,
     chunk_tokens: int | None = None,
 ) -> HeadOutputs:
-    """log softmax(logits)[target] and logsumexp(logits), and if asked the softmax's entropy and mean logprob, for M positions.
+    """log softmax(logits)[target] and logsumexp(logits), and if asked the softmax's entropy, mean and top k, of M positions.
 
-    hidden        [M, d]  any floating dtype; products are in the wider of its and the weight's dtype, all else in
-                          float32 (float64 when that product is)
-    targets       [M] or [M, K] int64, ids in [0, V); K tokens of a position share one sweep
-    chunk_tokens  positions in a tile; by default up to TILE_ROWS. A tile's width follows from TILE_BYTES
-    returns       logprobs float32, shaped like targets, the others [M] float32; gradients reach hidden, weight, bias
+    hidden          [M, d]  any floating dtype; products are in the wider of its and the weight's dtype, all else in
+                            float32 (float64 when that product is)
+    targets         [M] or [M, K] int64, ids in [0, V); K tokens of a position share one sweep
+    topk            how many of the likeliest tokens to return; their logprobs have gradients as those of targets do
+    strategy        see below
+    memory_budget   bytes of the product that may be held for the backward; by default MEMORY_BUDGET
+    known_gradient  d loss / d logprobs, shaped like targets, where it is known before the forward: the loss is linear
+                    in the logprobs
+    kept_dtype      with `keep`, a narrower dtype for what is kept; by default the product's own, so nothing is rounded
+    chunk_tokens    positions in a tile; by default up to TILE_ROWS. A tile's width follows from TILE_BYTES
+    returns         logprobs float32, shaped like targets, the others [M] or [M, k] float32; gradients reach hidden,
+                    weight and bias
 
-    Costs 2·M·d·V floating-point operations forward, and backward 4·M·d·V (logits again, hidden's gradient), or
-    6·M·d·V with a weight that requires a gradient; a position whose gradient is zero costs no backward. Memory beyond
-    inputs, outputs and their gradients: about three tiles; for the backward one number a position is kept. A frozen
-    weight costs no gradient buffer. An autocast context does not apply inside. The gradient can be taken once (no
-    second derivatives).
+    One product of hidden states and weight is 2·M·d·V floating-point operations. The forward is one. The backward needs
+    one for hidden's gradient and one for the weight's (none for a frozen weight, and no buffer), and the logits again:
+
+    `recompute`       computes them again: 4 products (3 with a frozen weight). Held for the backward: one number a
+                      position. Beyond inputs, outputs and their gradients it needs about three tiles.
+    `keep`            kept the products: 3 products (2 with a frozen weight), M·V numbers held until the backward.
+    `known-gradient`  forms the gradients in the forward, so many positions at a time as the budget holds products of: 3
+                      products (2), and no more than the budget held, whatever M is. The backward hands them over if
+                      logprobs' gradient turns out to be `known_gradient`, equal to the bit, and no other output has
+                      one; else it recomputes, so a wrong promise costs time and nothing else.
+    `auto`            `known-gradient` if there is one and the budget holds LEAST_KNOWN_ROWS positions; else `keep` if
+                      all of the product fits the budget; else `recompute`.
+
+    Where no gradient is wanted (`torch.no_grad`, or nothing requires one) there is one product and nothing held. In a
+    backward, a position whose gradient is zero costs nothing. An autocast context does not apply inside. There are no
+    second derivatives.
 
     Raises ShapeError for shapes that disagree, DtypeError for targets that are not int64, TokenRangeError for ids
-    outside [0, V) (checked for targets on the CPU; on a GPU that would cost a synchronisation).
+    outside [0, V) (checked for targets on the CPU; on a GPU that would cost a synchronisation), ModelError for a
+    strategy that cannot be.
     """
-    _check(hidden, head, targets, chunk_tokens)
+    _check(hidden, head, targets, chunk_tokens, topk)
+    _check_strategy(strategy, targets, known_gradient)
+    product = product_dtype(hidden, head.weight)
     place = "cpu" if hidden.device.type == "cpu" else "other"
-    rows = chunk_tokens or max(1, min(TILE_ROWS[place], hidden.shape[0]))
-    columns = max(1, TILE_BYTES[place] // (4 * rows))
-    options = Options(head.softcap, head.scale, rows, columns, entropy, mean_logprobs)
+    budget = MEMORY_BUDGET[place] if memory_budget is None else memory_budget
+    chosen = _choose(hidden, head, strategy, budget, known_gradient is not None, kept_dtype or product)
+    most = TILE_ROWS[place]
+    if chosen == "known-gradient":
+        most = max(1, min(most, _rows_held(budget, head, product)))
+    rows = chunk_tokens or _evenly(len(hidden), most)
+    columns = max(1, min(len(head.weight), TILE_BYTES[place] // (4 * rows)))
+    kept = kept_dtype if chosen == "keep" else None
+    plan = Plan(chosen, Transform(head.softcap, head.scale), rows, columns, entropy, mean_logprobs, topk, kept)
     with torch.autocast(hidden.device.type, enabled=False):
         table = targets if targets.ndim == 2 else targets[:, None]
-        logprobs, logsumexp, entropies, means = LinearLogprobs.apply(hidden, head.weight, head.bias, table, options)
+        known = None
+        if known_gradient is not None and chosen == "known-gradient":
+            known = known_gradient.detach().to(statistics_dtype(product)).view(table.shape)
+        found = LinearLogprobs.apply(hidden, head.weight, head.bias, table, known, plan)
+    logprobs, logsumexp, entropies, means, topk_logprobs, topk_tokens = found
     return HeadOutputs(
-        logprobs.view(targets.shape), logsumexp, entropies if entropy else None, means if mean_logprobs else None
+        logprobs=logprobs.view(targets.shape),
+        logsumexp=logsumexp,
+        entropy=entropies if entropy else None,
+        mean_logprobs=means if mean_logprobs else None,
+        topk_logprobs=topk_logprobs if topk else None,
+        topk_tokens=topk_tokens if topk else None,
+        strategy=chosen,
     )
 
 
-def _check(hidden: Tensor, head: Head, targets: Tensor, chunk_tokens: int | None) -> None:
+def _check(hidden: Tensor, head: Head, targets: Tensor, chunk_tokens: int | None, topk: int) -> None:
     vocabulary, width = head.weight.shape
     if hidden.ndim != 2 or hidden.shape[1] != width:
         raise ShapeError(f"hidden must be [M, {width}] for a head of {vocabulary} tokens, not {list(hidden.shape)}")
@@ -115,3 +188,39 @@ def _check(hidden: Tensor, head: Head, targets: Tensor, chunk_tokens: int | None
         if outside.any():
             row, token = int(outside.nonzero()[0, 0]), int(targets[outside][0])
             raise TokenRangeError(f"targets row {row} names token {token}, outside the vocabulary [0, {vocabulary})")
+    if not 0 <= topk <= vocabulary:
+        raise ShapeError(f"topk must be 0 to {vocabulary}, the size of the vocabulary, not {topk}")
+
+
+def _check_strategy(strategy: str, targets: Tensor, known_gradient: Tensor | None) -> None:
+    if strategy not in get_args(Strategy):
+        raise ModelError(f"strategy must be one of {', '.join(get_args(Strategy))}, not {strategy!r}")
+    if strategy == "known-gradient" and known_gradient is None:
+        raise ModelError("strategy 'known-gradient' needs known_gradient, the gradient of the loss by each logprob")
+    if known_gradient is not None and known_gradient.shape != targets.shape:
+        shapes = f"{list(targets.shape)}, not {list(known_gradient.shape)}"
+        raise ShapeError(f"known_gradient must be shaped like the targets, {shapes}")
+
+
+def _choose(
+    hidden: Tensor, head: Head, strategy: Strategy, budget: int, is_known: bool, kept_dtype: torch.dtype
+) -> ChosenStrategy:
+    leaves = (hidden, head.weight, head.bias)
+    if not torch.is_grad_enabled() or not any(leaf is not None and leaf.requires_grad for leaf in leaves):
+        return "forward-only"
+    if strategy != "auto":
+        return strategy
+    least = min(len(hidden), LEAST_KNOWN_ROWS)
+    if is_known and _rows_held(budget, head, product_dtype(hidden, head.weight)) >= least:
+        return "known-gradient"
+    return "keep" if len(hidden) <= _rows_held(budget, head, kept_dtype) else "recompute"
+
+
+def _rows_held(budget: int, head: Head, dtype: torch.dtype) -> int:
+    """How many positions' products the budget holds."""
+    return budget // (len(head.weight) * dtype.itemsize)
+
+
+def _evenly(rows: int, most: int) -> int:
+    """The size of parts of at most `most` that are about equal, so that no small one is left over."""
+    return max(1, -(-rows // max(1, -(-rows // most))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossbook.datums.errors import DtypeError, ShapeError, TokenRangeError
 from lossbook.trainer import head as head_module
-from lossbook.trainer import head_sweeps
+from lossbook.trainer import head_gradients
 from lossbook.trainer.head import Head, HeadOutputs, linear_logprobs
 from lossbook.trainer.models import LoadedModel
 from lossbook.trainer.tiny import build_tiny_tokenizer
@@ -49,7 +50,7 @@ def plainly(hidden: Tensor, head: Head, targets: Tensor) -> HeadOutputs:
     )
 
 
-def all_of(hidden: Tensor, head: Head, targets: Tensor, **options: int) -> HeadOutputs:
+def all_of(hidden: Tensor, head: Head, targets: Tensor, **options: Any) -> HeadOutputs:
     """Every output there is."""
     return linear_logprobs(hidden, head, targets, entropy=True, mean_logprobs=True, **options)
 
@@ -82,14 +83,18 @@ KINDS = [
 ]
 
 
+STRATEGIES = pytest.mark.parametrize("strategy", ["keep", "recompute"])
+
+
+@STRATEGIES
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", [(3, 4), (7, 23), (100, 1)], ids=["uneven tiles", "one tile", "columns one by one"])
-def test_values_and_gradients_are_those_of_log_softmax_and_gather(kind: dict, tile: tuple, monkeypatch):
+def test_values_and_gradients_are_those_of_log_softmax_and_gather(kind: dict, tile: tuple, strategy: str, monkeypatch):
     rows, columns = tile
     monkeypatch.setitem(head_module.TILE_BYTES, "cpu", 4 * rows * columns)
     hidden, head, targets = problem(**kind)
     expected = plainly(hidden, head, targets)
-    found = all_of(hidden, head, targets, chunk_tokens=rows)
+    found = all_of(hidden, head, targets, chunk_tokens=rows, strategy=strategy)
     for name in OUTPUTS:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-12)
     for names in (OUTPUTS, *([name] for name in OUTPUTS)):
@@ -98,29 +103,35 @@ def test_values_and_gradients_are_those_of_log_softmax_and_gather(kind: dict, ti
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@STRATEGIES
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("mean_logprobs", [False, True])
-def test_the_backward_passes_gradcheck(kind: dict, entropy: bool, mean_logprobs: bool):
+def test_the_backward_passes_gradcheck(kind: dict, entropy: bool, mean_logprobs: bool, strategy: Any):
     hidden, head, targets = problem(**kind)
     asked = {"entropy": entropy, "mean_logprobs": mean_logprobs}
 
     def outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         own = Head(weight, bias, head.softcap, head.scale)
-        found = linear_logprobs(hidden, own, targets, chunk_tokens=3, **asked)
+        found = linear_logprobs(hidden, own, targets, chunk_tokens=3, strategy=strategy, **asked)
         assert [getattr(found, name) is not None for name in asked] == list(asked.values())
         return tuple(value for name in OUTPUTS if (value := getattr(found, name)) is not None)
 
     assert torch.autograd.gradcheck(outputs, (hidden, head.weight, head.bias))
 
 
-@given(rows=st.integers(1, 9), tile=st.integers(1, 30), seed=st.integers(0, 50))
-def test_how_the_work_is_cut_changes_nothing(rows: int, tile: int, seed: int):
+@given(
+    rows=st.integers(1, 9),
+    tile=st.integers(1, 30),
+    seed=st.integers(0, 50),
+    strategy=st.sampled_from(["keep", "recompute"]),
+)
+def test_how_the_work_is_cut_changes_nothing(rows: int, tile: int, seed: int, strategy: str):
     hidden, head, targets = problem(bias=True, seed=seed)
     whole = all_of(hidden, head, targets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(head_module.TILE_BYTES, "cpu", 4 * rows * tile)
-        cut = all_of(hidden, head, targets, chunk_tokens=rows)
+        cut = all_of(hidden, head, targets, chunk_tokens=rows, strategy=strategy)
         wanted = gradients(pulled(whole, *OUTPUTS), hidden, head)
         got = gradients(pulled(cut, *OUTPUTS), hidden, head)
     for name in OUTPUTS:
@@ -230,28 +241,29 @@ def test_nothing_as_large_as_tokens_times_vocabulary_is_kept_or_made(monkeypatch
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
         LargestTensor() as seen,
     ):
-        found = all_of(hidden, head, torch.randint(vocabulary, (tokens,)), chunk_tokens=64)
+        found = all_of(hidden, head, torch.randint(vocabulary, (tokens,)), chunk_tokens=64, strategy="recompute")
         sum(getattr(found, name).sum() for name in OUTPUTS).backward()
     assert max(kept) == vocabulary * width  # the weight itself
     assert seen.elements == 64 * 1024  # one tile
 
 
+@STRATEGIES
 @pytest.mark.parametrize("names", [OUTPUTS, *([name] for name in OUTPUTS)], ids=" ".join)
-def test_positions_without_a_gradient_take_no_part_in_the_backward(names: Sequence[str], monkeypatch):
+def test_positions_without_a_gradient_take_no_part_in_the_backward(names: Sequence[str], strategy: str, monkeypatch):
     hidden, head, targets = problem(columns=2)
     counted = torch.arange(POSITIONS) % 3 == 0
 
     def of_counted(found: HeadOutputs) -> Tensor:
         return torch.stack([getattr(found, name)[counted].sum() for name in names]).sum()
 
-    value = of_counted(all_of(hidden, head, targets))
-    real, rows = head_sweeps._tile_gradient, []
+    value = of_counted(all_of(hidden, head, targets, strategy=strategy))
+    real, rows = head_gradients.tile_gradient, []
 
-    def noting(saved, *rest):
-        rows.append(len(saved.hidden))
-        return real(saved, *rest)
+    def noting(logits, *rest):
+        rows.append(len(logits))
+        return real(logits, *rest)
 
-    monkeypatch.setattr(head_sweeps, "_tile_gradient", noting)
+    monkeypatch.setattr(head_gradients, "tile_gradient", noting)
     ours = gradients(value, hidden, head)
     assert set(rows) == {int(counted.sum())}
     plain = of_counted(plainly(hidden, head, targets))
@@ -259,10 +271,11 @@ def test_positions_without_a_gradient_take_no_part_in_the_backward(names: Sequen
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_a_frozen_weight_costs_no_gradient_buffer():
+@STRATEGIES
+def test_a_frozen_weight_costs_no_gradient_buffer(strategy: Any):
     hidden = torch.randn(16, 64, requires_grad=True)
     head = Head(torch.randn(1000, 64))
-    found = linear_logprobs(hidden, head, torch.randint(1000, (16,)))
+    found = linear_logprobs(hidden, head, torch.randint(1000, (16,)), strategy=strategy)
     with LargestTensor(head.weight) as seen:
         found.logprobs.sum().backward()
     assert seen.elements == 16 * 1000  # the one tile of logits; the weight's gradient would hold 64,000
