@@ -50,3 +50,39 @@ def test_ratios_are_taken_within_a_round_so_that_a_slow_one_does_not_move_them(b
     result = benchmark["summarize"](times, model="m", loss="l", tokens=1, label_fraction=1.0, rounds=3)
     assert result.custom_ratio == pytest.approx(1.1)
     assert result.two_passes_ratio == pytest.approx(1.5)
+
+
+SAMPLING = BENCHMARK.with_name("sampling.py")
+
+
+@pytest.fixture
+def sampling(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(SAMPLING.parent))  # where a script finds its neighbours
+    return runpy.run_path(str(SAMPLING))
+
+
+def test_the_sampling_benchmark_writes_what_both_ways_reach(
+    sampling: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--quick", "--model", "tiny", "--device", "cpu", "--rank", "2", "--out", str(tmp_path)]
+    rows = sampling["main"](quick)
+    assert [row["weights"] for row in rows] == ["all", "LoRA, rank 2"]
+    assert all(row["lossbook tokens/s"] > 0 and row["generate tokens/s"] > 0 for row in rows)
+    assert "times as fast" in capsys.readouterr().out
+    record = json.loads((tmp_path / "sampling.json").read_text())
+    assert [row["times as fast"] for row in record["results"]] == [row["times as fast"].median for row in rows]
+
+
+def test_the_sampling_benchmark_refuses_to_compare_ways_that_differ(
+    sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = sampling["load"]("tiny", "cpu", 0)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    sampling["check_same_tokens"](model, prompts, 2, 5, False)
+    monkeypatch.setitem(
+        sampling["check_same_tokens"].__globals__,
+        "sample_peer",
+        lambda *_: [[(t + 1) % 260 for t in row] for row in sampling["sample_ours"](model, prompts, 2, 5, True)],
+    )
+    with pytest.raises(AssertionError, match="parts from generate at token 0"):
+        sampling["check_same_tokens"](model, prompts, 2, 5, False)
