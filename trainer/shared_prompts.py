@@ -29,15 +29,18 @@ class Layout:
     """Which rows belong to which prompt, the same for all layers.
 
     slots   places for rows at each prompt: the most that any prompt has
-    places  [rows] the place of each row among prompts x slots, or None when they are all taken, in order
+    places  [rows] the place of each row among prompts x slots
+    full    whether the rows take all places, in order
     limit   tokens that a continuation can have at most
     """
+
+    places: Tensor
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.prompts: list[int] = []
         self.slots = 0
-        self.places: Tensor | None = None
+        self.full = True
 
     def arrange(self, prompts: Sequence[int], device: torch.device) -> list[int]:
         """Lay out rows with these prompts, in ascending order; returns the prompts that still have a row."""
@@ -45,25 +48,30 @@ class Layout:
         self.prompts = [kept.index(prompt) for prompt in prompts]
         self.slots = max(prompts.count(prompt) for prompt in kept)
         places = [prompt * self.slots + i - self.prompts.index(prompt) for i, prompt in enumerate(self.prompts)]
-        full = len(places) == len(kept) * self.slots
-        self.places = None if full else torch.tensor(places, device=device)
+        self.full = len(places) == len(kept) * self.slots
+        self.places = torch.tensor(places, device=device)
         return kept
 
     def spread(self, rows: Tensor) -> Tensor:
-        """[rows, ...] to [prompts, slots, ...], with zeros in empty places."""
-        if self.places is not None:
-            spread = rows.new_zeros(len(set(self.prompts)) * self.slots, *rows.shape[1:])
-            rows = spread.index_copy_(0, self.places, rows)
-        return rows.view(-1, self.slots, *rows.shape[1:])
+        """[rows, heads, ...] to [prompts, heads, slots, ...], with zeros in empty places."""
+        if not self.full:
+            empty = rows.new_zeros((self.prompts[-1] + 1) * self.slots, *rows.shape[1:])
+            rows = empty.index_copy_(0, self.places, rows)
+        return rows.unflatten(0, (-1, self.slots)).transpose(1, 2)
 
     def gather(self, spread: Tensor) -> Tensor:
-        """[prompts, slots, ...] to [rows, ...], the inverse of `spread`."""
-        rows = spread.flatten(0, 1)
-        return rows if self.places is None else rows.index_select(0, self.places)
+        """[prompts, heads, slots, ...] to [rows, heads, ...], the inverse of `spread`."""
+        rows = spread.transpose(1, 2).flatten(0, 1)
+        return rows if self.full else rows.index_select(0, self.places)
 
 
 class SharedPromptLayer(CacheLayerMixin):
-    """One layer. keys, values: of the prompts, [prompts, heads, length, d]; own: of the rows, [2, rows, heads, room, d]."""
+    """One layer's keys and values.
+
+    keys, values  of the prompts, [prompts, heads, length, d]
+    own           of the continuations, keys and values: [2, prompts, heads, slots, room, d]
+    used          tokens of `room` that are filled
+    """
 
     is_sliding = False  # every position is kept; the mask hides those outside a window
 
@@ -74,38 +82,41 @@ class SharedPromptLayer(CacheLayerMixin):
         self.used = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Keep the prompts."""
         self.keys, self.values, self.is_initialized = key_states.contiguous(), value_states.contiguous(), True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Prompts the first time; then one token a row, of which the rows' own keys and values so far come back."""
+        """Prompts the first time; then one token a row, and the continuations so far come back for `attention`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
-        if self.own is None or self.used == self.own.shape[3]:
-            self._make_room(key_states)
-        assert self.own is not None
-        self.own[0, :, :, self.used] = key_states[:, :, 0]
-        self.own[1, :, :, self.used] = value_states[:, :, 0]
+        for i, states in enumerate((key_states, value_states)):
+            token = self.layout.spread(states[:, :, 0])
+            own = self._room_for(token)
+            own[i, :, :, :, self.used] = token
         self.used += 1
-        keys, values = self.own[:, :, :, : self.used]
+        keys, values = own[:, :, :, :, : self.used]
         keys.shared = self  # type: ignore[attr-defined]  # where the attention finds the prompts
         return keys, values
 
-    def _make_room(self, like: Tensor) -> None:
-        room = min(max(FIRST_ROOM, 2 * self.used), max(self.layout.limit, self.used + 1))
-        own = like.new_empty(2, *like.shape[:2], room, like.shape[3])
-        if self.own is not None:
-            own[:, :, :, : self.used] = self.own
-        self.own = own
-
-    def select(self, rows: Tensor, prompts: Tensor | None) -> None:
-        """Keep these rows, and these prompts (None: all)."""
-        if self.own is not None:
-            own = self.own.new_empty(2, len(rows), *self.own.shape[2:])
-            own[:, :, :, : self.used] = self.own[:, :, :, : self.used].index_select(1, rows)
+    def _room_for(self, token: Tensor) -> Tensor:
+        """`own` with room for one token more [prompts, heads, slots, d]."""
+        if self.own is None or self.used == self.own.shape[4]:
+            room = min(max(FIRST_ROOM, 2 * self.used), max(self.layout.limit, self.used + 1))
+            own = token.new_empty(2, *token.shape[:3], room, token.shape[3])
+            if self.own is not None:
+                own[..., : self.used, :] = self.own
             self.own = own
-        if prompts is not None:
-            self.keys, self.values = (x.index_select(0, prompts) for x in (self.keys, self.values))
+        return self.own
+
+    def select(self, prompts: Tensor, slots: Tensor, kept: Tensor | None) -> None:
+        """Put what lies at (prompts, slots) [new prompts, new slots] there; of the prompts keep some (None: all)."""
+        if self.own is not None:
+            found = self.own[:, prompts, :, slots, : self.used].permute(2, 0, 3, 1, 4, 5)
+            self.own = found.new_empty(*found.shape[:4], *self.own.shape[4:])
+            self.own[..., : self.used, :] = found
+        if kept is not None:
+            self.keys, self.values = (x.index_select(0, kept) for x in (self.keys, self.values))
 
     def get_seq_length(self) -> int:
         """Positions so far, of prompt and continuation."""
@@ -139,11 +150,13 @@ class SharedPromptCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows, in ascending order, and the prompts that have one."""
         layout = self.layout
-        count = len(set(layout.prompts))
+        count, slots, places = layout.prompts[-1] + 1, layout.slots, layout.places[indices]
         kept = layout.arrange([layout.prompts[row] for row in indices.tolist()], indices.device)
         prompts = None if len(kept) == count else torch.tensor(kept, device=indices.device)
+        source = places.new_zeros(len(kept) * layout.slots).index_copy_(0, layout.places, places)
+        source = source.view(len(kept), layout.slots)  # where each place's row was; an empty place takes any
         for layer in self.layers:
-            layer.select(indices, prompts)  # type: ignore[union-attr]
+            layer.select(source // slots, source % slots, prompts)  # type: ignore[union-attr]
 
 
 def attention(
@@ -161,42 +174,41 @@ def attention(
     """softmax(scaling · q kᵀ) v for one query a row, over the row's prompt and its own tokens.
 
     query           [rows, query heads, 1, d]
-    key, value      [rows, heads, used, d], from SharedPromptLayer.update; query heads are a multiple of heads
+    key, value      [prompts, heads, slots, used, d], from SharedPromptLayer.update; query heads are a multiple of heads
     attention_mask  [rows, 1, 1, length + used], True (or 0, if it is added) where attention may look; None: everywhere
     returns         [rows, 1, query heads, d]
     """
     shared: SharedPromptLayer = key.shared  # type: ignore[attr-defined]
-    layout, (rows, heads, used, width) = shared.layout, key.shape
+    layout, rows, heads, width = shared.layout, query.shape[0], key.shape[1], key.shape[4]
     assert shared.keys is not None
     assert shared.values is not None
-    unknown = [name for name, x in others.items() if isinstance(x, Tensor) and x.is_floating_point()]
-    if unknown or query.shape[2] != 1 or (attention_mask is not None and attention_mask.shape[1] != 1):
-        raise NotImplementedError(
-            f"attention over shared prompts does not know {unknown or 'masks that heads differ in'}"
-        )
-    if scaling is None:
-        scaling = width**-0.5
-    queries = query.reshape(rows, heads, -1, width)  # [rows, heads, query heads a head, d]
-    scores = torch.cat([_with_prompts(layout, queries, shared.keys.mT), queries @ key.mT], -1)
-    scores *= scaling
+    _refuse_unknown(query, attention_mask, others)
+    queries = layout.spread(query.reshape(rows, heads, -1, width))  # [prompts, heads, slots, query heads a head, d]
+    queries = queries * (width**-0.5 if scaling is None else scaling)
+    on_prompts = (queries.flatten(2, 3) @ shared.keys.mT).unflatten(2, queries.shape[2:4])
+    scores = torch.cat([on_prompts, queries @ key.mT], -1)
     if softcap is not None:
-        scores = (scores / softcap).tanh_().mul_(softcap)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores.masked_fill_(~attention_mask, -torch.inf)
-    elif attention_mask is not None:
-        scores += attention_mask
+        scores.div_(softcap).tanh_().mul_(softcap)
+    if attention_mask is not None:
+        mask = layout.spread(attention_mask)
+        if mask.dtype == torch.bool:
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)  # an empty place may look nowhere: no NaN
+        else:
+            scores += mask
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    on_prompt, on_own = weights.split([shared.keys.shape[2], used], -1)
+    on_prompts, on_own = weights.split([shared.keys.shape[2], key.shape[3]], -1)
     found = on_own @ value
-    found += _with_prompts(layout, on_prompt, shared.values)
-    return found.reshape(rows, 1, -1, value.shape[3]), None
+    found += (on_prompts.flatten(2, 3) @ shared.values).view_as(found)
+    return layout.gather(found).reshape(rows, 1, -1, value.shape[4]), None
 
 
-def _with_prompts(layout: Layout, rows: Tensor, prompts: Tensor) -> Tensor:
-    """Each row [heads, m, k] times its prompt's matrix [heads, k, n]: [rows, heads, m, n], one product a prompt and head."""
-    spread = layout.spread(rows).transpose(1, 2)  # [prompts, heads, slots, m, k]
-    product = spread.flatten(2, 3) @ prompts
-    return layout.gather(product.unflatten(2, spread.shape[2:4]).transpose(1, 2))
+def _refuse_unknown(query: Tensor, mask: Tensor | None, others: dict[str, Any]) -> None:
+    """What attention here would get wrong without noticing, such as sinks or a bias that is still zero."""
+    unknown = [name for name, x in others.items() if isinstance(x, Tensor) and x.is_floating_point()]
+    if query.shape[2] != 1 or (mask is not None and mask.shape[1] != 1):
+        unknown.append("several queries a row, or a mask that heads differ in")
+    if unknown:
+        raise NotImplementedError(f"attention over shared prompts does not know {', '.join(unknown)}")
 
 
 AttentionInterface.register(NAME, attention)

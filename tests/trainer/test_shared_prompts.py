@@ -169,7 +169,7 @@ def test_prompts_are_stored_once_and_room_grows_only_as_far_as_it_can_be_used() 
             rows.extend(torch.zeros(16, dtype=torch.int64))
     layer = rows.cache.layers[0]
     assert layer.keys.shape[:3] == (2, 2, 7)
-    assert layer.own.shape == (2, 16, 2, 3, 8)
+    assert layer.own.shape == (2, 2, 2, 8, 3, 8)
 
 
 # --- adapters and prepared weights ------------------------------------------------------------------------------------
