@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -92,13 +93,27 @@ class TensorData:
         """Keep a tensor's shape; floats become float32, integers become int64. The graph is left behind."""
         return cls(data=tensor)
 
+    @classmethod
+    def view(cls, array: np.ndarray) -> TensorData:
+        """Of a dense int64 or float32 array that nobody will write to any more, without a copy."""
+        made = cls.__new__(cls)
+        array.flags.writeable = False
+        dtype = "int64" if array.dtype == np.int64 else "float32"
+        vars(made).update(
+            dtype=dtype, shape=list(array.shape), sparse_crow_indices=None, sparse_col_indices=None, _array=array
+        )
+        return made
+
     def to_numpy(self) -> np.ndarray:
-        """A numpy array of `shape`; CSR is densified with zeros."""
-        if self.sparse_crow_indices is None:
-            return self._array.reshape(self.shape)
+        """A numpy array of `shape`, read-only; CSR is densified with zeros, at the first call."""
+        return self._array if self.sparse_crow_indices is None else self._dense
+
+    @cached_property
+    def _dense(self) -> np.ndarray:
         dense = np.zeros(self.shape, dtype=self._array.dtype)
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.sparse_crow_indices))
+        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.sparse_crow_indices or []))
         dense[rows, self.sparse_col_indices] = self._array
+        dense.flags.writeable = False
         return dense
 
     def to_torch(self) -> torch.Tensor:

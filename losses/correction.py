@@ -227,6 +227,7 @@ def _wrapped(
         inputs=(*has.values(), *(wanted for wanted in inputs if wanted.name not in has)),
         config=cast(type[LossConfig], grown),
         couples=coarsest(spec.couples, couples),
+        linear=False,
         aliases=(),
         differs={},
         claims={},

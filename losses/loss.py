@@ -1,6 +1,6 @@
 """`Loss`: a registered function with its configuration, as the trainer and the user call it.
 
-The trainer sees only `couples`, `outputs`, `check`, `covers`, `count` and `terms`; a user calls `loss(data, logprobs_list)`.
+The trainer sees only `couples`, `outputs`, `on_host` and `prepare`; a user calls `loss(data, logprobs_list)`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..datums.errors import (
     EmptyLossError,
     LengthMismatchError,
-    LossContractError,
     MissingInput,
     UnknownInput,
     WeightsError,
@@ -23,9 +21,11 @@ from ..datums.errors import (
 from ..datums.types import KEY_DTYPES, Datum, as_datum
 from . import stats
 from .batch_style import call_batch_style
+from .calling import call
 from .config import resolve_config
-from .outputs import Outputs, as_outputs, check_finite_output
-from .packing import Packed, pack, positions_of
+from .outputs import Outputs, as_outputs
+from .packing import Packed, pack
+from .prepared import Prepared, PreparedBatchStyle, PreparedLoss
 from .reductions import Count, coarsest, count_of, total_of
 from .signature import LossSpec
 from .stats import Stat
@@ -70,19 +70,24 @@ class Loss:
         """What must be seen together; a reduction over sequences keeps datums whole."""
         return coarsest(self.spec.couples, "datum" if self.reduction.startswith("seq-") else "token")
 
-    def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
-        """Raise for anything in `data` that the loss could not use, before any forward; return the denominator.
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is divided by a count of its data, as under every reduction but "sum"."""
+        return self.reduction != "sum"
 
-        strict: also refuse keys that the loss does not read. A key that looks like a misspelt input is always refused.
+    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> Prepared:
+        """Check and pack `data` once, for every question about it: its denominator, which positions are read, its terms.
+
+        Raises as `check` does.
         """
         datums = [as_datum(d) for d in data]
         if not datums:
             raise EmptyLossError(f"{self.name}: there are no datums")
         if self.spec.is_batch_style:
-            return Count((None,))
+            return PreparedBatchStyle(self, datums)
         packed = self.pack(datums)
         self._check_keys(datums, strict)
-        if not packed.kept:
+        if not len(packed.kept):
             raise EmptyLossError(
                 f"{self.name}: every weight of all {len(datums)} datums is 0, so there is nothing to train on. "
                 "Was the response truncated away, or the mask made for another chat template?"
@@ -90,12 +95,19 @@ class Loss:
         count = self._count(packed)
         if count.is_zero:
             raise EmptyLossError(f"{self.name}: reduction {self.reduction!r} has nothing to divide by")
-        return count
+        return PreparedLoss(self, datums, packed, count)
+
+    def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
+        """Raise for anything in `data` that the loss could not use, before any forward; return the denominator.
+
+        strict: also refuse keys that the loss does not read. A key that looks like a misspelt input is always refused.
+        """
+        return self.prepare(data, strict=strict).count
 
     def covers(self, data: Sequence[Datum]) -> Tensor:
         """[all positions] bool: where it reads the model's outputs. Masked positions cost nothing."""
         if self.spec.is_batch_style:
-            return torch.ones(sum(positions_of(as_datum(d)) for d in data), dtype=torch.bool)
+            return PreparedBatchStyle(self, [as_datum(d) for d in data]).covers
         return self.pack(data).active
 
     def count(self, data: Sequence[Datum]) -> Count:
@@ -109,10 +121,13 @@ class Loss:
         """
         datums = [as_datum(d) for d in data]
         if self.spec.is_batch_style:
-            total, found = call_batch_style(self.spec, self.settings, datums, outputs)
-            return total, found
+            return call_batch_style(self.spec, self.settings, datums, outputs)
         packed = self.pack(datums)
-        values, found, arguments = self._called(packed, datums, outputs)
+        return self.packed_terms(packed, as_outputs(outputs, datums, self.outputs[0]))
+
+    def packed_terms(self, packed: Packed, outputs: Outputs) -> tuple[Tensor, dict[str, Stat]]:
+        """As `terms`, of what is packed already."""
+        values, found, arguments = call(self.spec, self.settings, packed, outputs)
         if (logprobs := arguments.get("logprobs")) is not None and not (
             self.spec.wants_weights or self.spec.candidates
         ):
@@ -123,13 +138,14 @@ class Loss:
     def values(self, data: Sequence[Datum], outputs: Any) -> Tensor:
         """What the function itself returns of these datums, a loss a token, datum or pair, neither weighed nor reduced."""
         datums = [as_datum(d) for d in data]
-        return self._called(self.pack(datums), datums, outputs)[0]
+        packed = self.pack(datums)
+        return call(self.spec, self.settings, packed, as_outputs(outputs, datums, self.outputs[0]))[0]
 
     def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
         """The reduced loss with its graph, and its metrics: what the hosted APIs' custom losses return."""
-        count = self.check(data)
-        total, found = self.terms(data, logprobs_list)
-        return total / count, stats.values(found)
+        prepared = self.prepare(data)
+        total, found = prepared.terms(logprobs_list)
+        return total / prepared.count, stats.values(found)
 
     def bind(self, data: Sequence[Datum]) -> Callable[..., tuple[Tensor, dict[str, float]]]:
         """A function (data, logprobs_list) that reads these datums instead of those it is handed.
@@ -157,86 +173,23 @@ class Loss:
         """What the loss reads of `data`, packed; the model's outputs apart."""
         return pack([as_datum(d) for d in data], self.spec, self.reduction, self.config)
 
-    def _called(
-        self, packed: Packed, datums: Sequence[Datum], outputs: Any
-    ) -> tuple[Tensor, dict[str, Stat], dict[str, Any]]:
-        """What the function returns, in the shape it must have, and the arguments it was given."""
-        arguments = self._arguments(packed, as_outputs(outputs, datums, self.outputs[0]))
-        with stats.counting(self._slots(packed)):
-            values, found = _values_and_stats(self.spec.function(*arguments.values(), **self.settings), self.name)
-        self._check_shape(values, arguments, packed)
-        return values, found, arguments
-
     def _count(self, packed: Packed) -> Count:
         if self.reduction != "sum" and self.spec.reads_tokens and bool((packed.weights < 0).any()):
-            datum = packed.kept[
-                int((packed.seqs.index[(packed.weights < 0).reshape(len(packed.weights), -1).any(1)])[0])
-            ]
+            rows = (packed.weights < 0).reshape(len(packed.weights), -1).any(1)
+            datum = packed.kept[int(packed.seqs.index[rows][0])]
             raise WeightsError(
                 f"{self.name}: datum {datum} has negative weights, which reduction {self.reduction!r} cannot divide by. "
                 "Use reduction 'sum', which takes any real weights"
             )
         return count_of(packed, self.reduction, self.norm_length)
 
-    def _arguments(self, packed: Packed, outputs: Outputs) -> dict[str, Any]:
-        """The positional arguments by name, in the model outputs' precision (float32 at least) and on their device."""
-        like = _full_precision(outputs.rows(self.outputs[0], packed))
-        arguments: dict[str, Any] = {}
-        for name in self.spec.parameters:
-            if name in self.outputs:
-                value = _full_precision(outputs.rows(name, packed))
-                value = self._neutralised(value, packed) if name == "logprobs" else self._over_targets(value, packed)
-                check_finite_output(name, value, packed, outputs, self.name)
-                arguments[name] = value
-            elif name == "seqs":
-                arguments[name] = packed.seqs.to(like)
-            elif name == "weights":
-                arguments[name] = packed.weights.to(like)
-            else:
-                value = packed.inputs[name]
-                is_float = value is not None and value.is_floating_point()
-                arguments[name] = value if value is None else value.to(like if is_float else like.device)
-        return arguments
-
-    def _slots(self, packed: Packed) -> Tensor | None:
-        """[T, K] bool: beside K targets, which of them there are. A row of fewer targets is filled up, and so is every row
-        of a datum beside wider ones: metrics must not count what depends on the company."""
-        is_wide = packed.weights.ndim == 2 and not self.spec.wants_weights
-        return packed.weights != 0 if is_wide else None
-
-    def _neutralised(self, logprobs: Tensor, packed: Packed) -> Tensor:
-        """[T, K] logprobs with 0 where the weight is 0, or the candidate absent, so that nothing there reaches value or
-        gradient. Of no datums, a loss over candidates still sees two dimensions."""
-        if logprobs.ndim == 1 and self.spec.candidates:
-            logprobs = logprobs.unsqueeze(1)
-        if logprobs.ndim == 1 or self.spec.wants_weights:
-            return logprobs
-        masked = (packed.weights == 0 if packed.absent is None else packed.absent).to(logprobs.device)
-        return torch.where(masked, torch.zeros((), dtype=logprobs.dtype, device=logprobs.device), logprobs)
-
-    def _over_targets(self, values: Tensor, packed: Packed) -> Tensor:
-        """Beside [T, K] logprobs an output of one number a position is one a target too, as inputs are."""
-        if packed.weights.ndim == 1 or values.ndim == 2 or self.spec.wants_weights:
-            return values
-        return values.unsqueeze(1).expand(packed.weights.shape)
-
-    def _check_shape(self, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
-        expected: tuple[int, ...] = (packed.units,)
-        if self.spec.per == "token":
-            given = [arguments[name] for name in self.outputs if name != "embeddings"]
-            expected = tuple(given[0].shape) if given and not self.spec.candidates else (len(packed.weights),)
-        elif self.spec.per == "batch":
-            expected = ()
-        if tuple(values.shape) != expected:
-            raise LossContractError(
-                f"{self.name} is per {self.spec.per}, so it must return losses of shape {list(expected)}, not "
-                f"{list(values.shape)}. Return them unreduced: the reduction is not the loss's"
-            )
-
     def _check_keys(self, datums: Sequence[Datum], strict: bool) -> None:
-        known = {key for wanted in self.spec.inputs for key in wanted.keys} | set(COMMON_KEYS)
+        """Datums with the same keys are alike here: the first with each set of keys stands for all."""
+        first: dict[tuple[str, ...], int] = {}
         for i, datum in enumerate(datums):
-            carried = datum.loss_fn_inputs
+            first.setdefault(tuple(datum.loss_fn_inputs), i)
+        known = {key for wanted in self.spec.inputs for key in wanted.keys} | set(COMMON_KEYS)
+        for carried, i in first.items():
             unread = [key for key in carried if key not in known]
             unfilled = [w.name for w in self.spec.inputs if not any(key in carried for key in w.keys)]
             unfilled += [key for key in COMMON_KEYS if key not in carried]
@@ -249,7 +202,7 @@ class Loss:
                         f"It reads: {', '.join(sorted(known))}"
                     )
             for key, setting in self.spec.required_if.items():
-                if self.settings.get(setting) and key not in datum.loss_fn_inputs:
+                if self.settings.get(setting) and key not in carried:
                     raise MissingInput(
                         f"{self.name} with {setting}={self.settings[setting]} reads {key!r}, which datum {i} of "
                         f"{len(datums)} does not carry. Add it, or set {setting}=0"
@@ -271,24 +224,3 @@ class Loss:
             settings["norm_length"] = self.norm_length
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
         return f"{self.name}({shown})  # per {self.spec.per}, couples {self.couples}"
-
-
-def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]]:
-    values, found = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
-    if not isinstance(values, Tensor):
-        raise LossContractError(
-            f"{name} must return a tensor of losses, or (losses, metrics), not {type(returned).__name__}"
-        )
-    if not isinstance(found, Mapping):
-        raise LossContractError(f"{name} must return its metrics as a dict, not {type(found).__name__}")
-    for key, stat in found.items():
-        if not isinstance(stat, Stat):
-            raise LossContractError(
-                f"{name}: metric {key!r} is a {type(stat).__name__}, which cannot be merged over micro-batches. "
-                "Return stats.mean(tensor), stats.sum, stats.min or stats.max of unreduced values"
-            )
-    return values, dict(found)
-
-
-def _full_precision(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..datums.errors import LengthMismatchError, LossContractError
@@ -13,6 +12,7 @@ from ..datums.types import Datum, as_datum
 from . import stats
 from .loss import Loss
 from .outputs import Outputs, as_outputs
+from .prepared import Prepared, PreparedMixture, covered_by_any, mixed_terms
 from .reductions import Count, coarsest
 from .stats import Stat
 
@@ -49,37 +49,43 @@ class Mixture:
         """What must be seen together: the coarsest of the parts."""
         return coarsest(*(loss.couples for _, loss in self.parts))
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether any part is divided by a count of its data."""
+        return any(loss.is_mean for _, loss in self.parts)
+
+    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> Prepared:
+        """As `Loss.prepare`, part by part."""
+        datums = [as_datum(d) for d in data]
+        known = {key for _, loss in self.parts for wanted in loss.spec.inputs for key in wanted.keys}
+        parts = [
+            (factor, loss.name, loss.prepare(_only(datums, known, loss), strict=strict)) for factor, loss in self.parts
+        ]
+        return PreparedMixture(datums, self.outputs, parts)
+
     def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
         """As `Loss.check`, part by part."""
-        known = {key for _, loss in self.parts for wanted in loss.spec.inputs for key in wanted.keys}
-        return _joined([loss.check(_only(data, known, loss), strict=strict) for _, loss in self.parts])
+        return self.prepare(data, strict=strict).count
 
     def covers(self, data: Sequence[Datum]) -> Tensor:
         """[all positions] bool: where any part reads the model's outputs."""
-        masks = [loss.covers(data) for _, loss in self.parts if loss.spec.reads_tokens]
-        return torch.stack(masks).any(0) if masks else torch.zeros(0, dtype=torch.bool)
+        return covered_by_any(loss.covers(data) for _, loss in self.parts if loss.spec.reads_tokens)
 
     def count(self, data: Sequence[Datum]) -> Count:
         """One denominator a part."""
-        return _joined([loss.count(data) for _, loss in self.parts])
+        return Count(tuple(value for _, loss in self.parts for value in loss.count(data).values))
 
     def terms(self, data: Sequence[Datum], outputs: Any) -> tuple[Tensor, dict[str, Stat]]:
         """One total a part [parts], factors applied, and the parts' metrics."""
         datums = [as_datum(d) for d in data]
         given = outputs if isinstance(outputs, Outputs) else as_outputs(outputs, datums, self.outputs[0])
-        totals: list[Tensor] = []
-        found: dict[str, Stat] = {}
-        for factor, loss in self.parts:
-            total, part_stats = loss.terms(datums, given)
-            totals.append(factor * total)
-            found.update({f"{loss.name}/{key}": stat for key, stat in part_stats.items()})
-        return (torch.stack(totals) if len(totals) > 1 else totals[0]), found
+        return mixed_terms((factor, loss.name, loss.terms(datums, given)) for factor, loss in self.parts)
 
     def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
         """The reduced sum with its graph, and its metrics."""
-        count = self.check(data)
-        total, found = self.terms(data, logprobs_list)
-        return total / count, stats.values(found)
+        prepared = self.prepare(data)
+        total, found = prepared.terms(logprobs_list)
+        return total / prepared.count, stats.values(found)
 
     def bind(self, data: Sequence[Datum]) -> Callable[..., tuple[Tensor, dict[str, float]]]:
         """As `Loss.bind`."""
@@ -108,15 +114,10 @@ class Mixture:
         return " + ".join(f"{factor:g} * {loss!r}" for factor, loss in self.parts)
 
 
-def _joined(counts: Sequence[Count]) -> Count:
-    return Count(tuple(value for count in counts for value in count.values))
-
-
-def _only(data: Sequence[Datum], known: set[str], loss: Loss) -> list[Datum]:
+def _only(datums: Sequence[Datum], known: set[str], loss: Loss) -> Sequence[Datum]:
     """Datums without the keys that other parts read, so that no part takes them for misspellings."""
     own = {key for wanted in loss.spec.inputs for key in wanted.keys}
     foreign = known - own - {"target_tokens", "weights"}
-    return [
-        Datum(d.model_input, {k: v for k, v in d.loss_fn_inputs.items() if k not in foreign})
-        for d in (as_datum(item) for item in data)
-    ]
+    if loss.spec.is_batch_style or not any(foreign.intersection(d.loss_fn_inputs) for d in datums):
+        return datums
+    return [Datum(d.model_input, {k: v for k, v in d.loss_fn_inputs.items() if k not in foreign}) for d in datums]

@@ -18,7 +18,8 @@ from ..datums.errors import (
 )
 from ..datums.types import Datum
 from .input_checks import MAX_LOGPROB, locate
-from .packing import Packed, has_weight, positions_of, width_of
+from .packed import Packed, has_weight
+from .packing import positions_of, width_of
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Outputs:
             raise LossContractError(f"the loss reads {name!r}, which these outputs do not hold")
         if name == "embeddings":
             return (
-                values if len(packed.kept) == len(values) else values[torch.tensor(packed.kept, device=values.device)]
+                values if len(packed.kept) == len(values) else values[torch.from_numpy(packed.kept).to(values.device)]
             )
         active = packed.active.to(values.device)
         if self.covered is not None:

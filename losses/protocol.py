@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..datums.types import Datum
+from .prepared import Prepared
 from .reductions import Count
 from .stats import Stat
 
@@ -33,6 +34,15 @@ class LossLike(Protocol):
     @property
     def on_host(self) -> bool:
         """Whether it wants its inputs on the CPU, as the hosted APIs hand them out."""
+        ...
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether anything in it is divided by a count of its data."""
+        ...
+
+    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> Prepared:
+        """Check and pack a call's data once; raise for unusable data before any forward."""
         ...
 
     def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:

@@ -38,6 +38,7 @@ def register_loss(
     units: Units | None = None,
     partners: Partners | None = None,
     candidates: str | None = None,
+    linear: bool = False,
     output: str = "logprobs",
     aliases: Sequence[str] = (),
     axes: Axes | None = None,
@@ -56,6 +57,8 @@ def register_loss(
         that is not each datum (or pair) alone. Groups may be put in any order.
     candidates: for a loss over K candidate tokens a position: the input [T, K] whose -inf marks a candidate as absent.
         logprobs are [T, K] then, weights are one a position, and the loss returns [T].
+    linear: the loss is linear in logprobs, the one model output that it reads: their gradient is the same whatever they
+        are, under any settings, so the trainer can have it before the forward. The conformance kit holds it to that.
     output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", what the second argument lists.
     aliases: other ids for the same loss.
     axes: ratio level, clip and KL, for its card. differs: {system: how that system's loss of this name differs}.
@@ -82,6 +85,7 @@ def register_loss(
             units=units,
             partners=partners,
             candidates=candidates,
+            linear=linear,
             aliases=tuple(aliases),
             axes=axes or Axes(),
             differs=dict(differs or {}),

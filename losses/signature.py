@@ -76,6 +76,7 @@ class LossSpec:
     units: Units | None = None
     partners: Partners | None = None
     candidates: str | None = None
+    linear: bool = False
     aliases: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
     differs: Mapping[str, str] = field(default_factory=dict)
@@ -139,6 +140,11 @@ def make_spec(
         )
     if (candidates := declared.get("candidates")) is not None and (per != "token" or candidates not in parameters):
         raise LossContractError(f"{name}: candidates={candidates!r} must be an input of a loss per token")
+    if declared.get("linear") and (batch_style or outputs != ("logprobs",)):
+        raise LossContractError(
+            f"{name}: linear=True says that the gradient of the logprobs is known before them, so it is for losses whose one "
+            f"model output is logprobs; {name} reads {', '.join(outputs)}{' as fn(data, logprobs_list)' if batch_style else ''}"
+        )
     return LossSpec(
         name=name,
         function=function,

@@ -25,9 +25,8 @@ from ..datums.validation import check_datums
 from ..losses import stats
 from ..losses.input_checks import locate
 from ..losses.outputs import Outputs
-from ..losses.packing import positions_of
+from ..losses.prepared import Prepared
 from ..losses.protocol import LossLike
-from ..losses.reductions import Count
 from ..losses.signature import OUTPUT_NAMES
 from .block_attention import fits_in_blocks
 from .forward import Batching, Pooling, check_fits
@@ -73,30 +72,30 @@ class Engine:
 
         Where the model gives NaN, the loss is NaN with a warning that names the datum, and all outputs are returned.
         """
-        count = self._check(datums, loss, everywhere=True)
-        run = self._plan(datums, loss, pooling, everywhere=True)
+        prepared = self._check(datums, loss, everywhere=True)
+        run = self._plan(loss, prepared, pooling, everywhere=True)
         order = range(len(datums))
         with torch.no_grad(), self._restoring_random_state(), self._mode(training=False):
             outputs = run.join(run.cuts, [run.run(cut) for cut in run.cuts], order)
             try:
-                total, found = loss.terms(datums, _handed_over(outputs, order, on_host=loss.on_host))
-                value = float(total / count)
+                total, found = prepared.terms(_handed_over(outputs, order, on_host=loss.on_host))
+                value = float(total / prepared.count)
             except NonFiniteLossInput as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 value, found = float("nan"), {}
-        own = {"loss:sum": value, "forward_passes": 1.0, **count_metrics(datums, count)}
+        own = {"loss:sum": value, "forward_passes": 1.0, **count_metrics(datums, prepared.count)}
         metrics = with_loss_metrics(own, stats.values(with_nll(found, datums, outputs)), loss.name)
-        return ForwardBackwardOutput(per_datum(datums, outputs), metrics)
+        return ForwardBackwardOutput(per_datum(datums, prepared.lengths, outputs), metrics)
 
     def forward_backward(
         self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
     ) -> ForwardBackwardOutput:
         """Add the loss's gradient to the parameters'. On any error gradients and random state are as they were."""
-        count = self._check(datums, loss, everywhere=loss.on_host)
+        prepared = self._check(datums, loss, everywhere=loss.on_host)
         while True:
             try:
                 with self._all_or_nothing(), self._mode(training=self.dropout):
-                    return self._forward_backward(datums, loss, count, pooling)
+                    return self._forward_backward(loss, prepared, pooling)
             except torch.OutOfMemoryError:
                 if loss.couples == "batch" or self.tokens <= max(d.model_input.length for d in datums):
                     raise
@@ -105,15 +104,13 @@ class Engine:
                     f"out of memory: micro-batches now hold {self.tokens} tokens", RuntimeWarning, stacklevel=2
                 )
 
-    def _forward_backward(
-        self, datums: Sequence[Datum], loss: LossLike, count: Count, pooling: Pooling
-    ) -> ForwardBackwardOutput:
-        run = self._plan(datums, loss, pooling, everywhere=False)
+    def _forward_backward(self, loss: LossLike, prepared: Prepared, pooling: Pooling) -> ForwardBackwardOutput:
+        run = self._plan(loss, prepared, pooling, everywhere=False)
         together = loss.couples == "batch"
-        recompute = together and len(run.cuts) > 1 and not self._graphs_fit(datums)
+        recompute = together and len(run.cuts) > 1 and not self._graphs_fit(int(prepared.lengths.sum()))
         collected = Collected()
         for group in [run.cuts] if together else [[cut] for cut in run.cuts]:
-            self._run_group(run, group, count, recompute, collected)
+            self._run_group(run, group, recompute, collected)
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{loss.name}: the loss is {collected.loss}, though its inputs are finite")
         own = {
@@ -121,17 +118,15 @@ class Engine:
             "forward_passes": 2.0 if recompute else 1.0,
             "micro_batches": float(len(run.cuts)),
             "datums_without_grad": float(collected.datums_without_grad),
-            **count_metrics(datums, count),
+            **count_metrics(prepared.datums, prepared.count),
         }
         metrics = with_loss_metrics(own, stats.values(collected.found), loss.name)
         return ForwardBackwardOutput(collected.in_order(), metrics)
 
-    def _run_group(
-        self, run: Pass, group: list[list[int]], count: Count, recompute: bool, collected: Collected
-    ) -> None:
+    def _run_group(self, run: Pass, group: list[list[int]], recompute: bool, collected: Collected) -> None:
         """Forward the micro-batches of a group, compute the loss on all their outputs, send its gradient back."""
-        order = list(range(len(run.datums))) if run.loss.couples == "batch" else group[0]
-        part = [run.datums[i] for i in order]
+        prepared = run.prepared
+        order = range(len(prepared.datums)) if run.loss.couples == "batch" else group[0]
         states: list[list[Tensor]] = []
         live: list[Outputs] = []
         for cut in group:
@@ -140,37 +135,37 @@ class Engine:
                 live.append(run.run(cut))
         outputs = run.join(group, live, order)
         leaves = _handed_over(outputs, order, on_host=run.loss.on_host)
-        total, found = run.loss.terms(part, leaves)
-        value = total / count
-        gradients = _gradients(value, leaves, run.loss, part)
-        collected.add(order, part, outputs, value, found, gradients)
+        total, found = prepared.terms(leaves, order)
+        value = total / prepared.count
+        gradients = _gradients(value, leaves, run.loss, prepared.lengths[order])
+        collected.add(order, prepared, outputs, value, found, gradients)
+        parts = run.parted(gradients, group, order)
         for k, cut in enumerate(group):
             if recompute:
                 with self._restoring_random_state():
                     self._set_random_state(states[k])
                     live[k] = run.run(cut)
-            run.send_back(gradients, group, order, k, live[k])
+            run.send_back(parts[k], live[k])
             live[k] = Outputs()  # frees the graph
 
-    def _check(self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool) -> Count:
-        count = loss.check(datums)
+    def _check(self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool) -> Prepared:
+        prepared = loss.prepare(datums)
         check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere)
         check_fits(self.model, datums, loss.outputs)
-        return count
+        return prepared
 
-    def _plan(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, *, everywhere: bool) -> Pass:
+    def _plan(self, loss: LossLike, prepared: Prepared, pooling: Pooling, *, everywhere: bool) -> Pass:
         return Pass.plan(
             self.model,
-            datums,
             loss,
+            prepared,
             pooling=pooling,
             batching=self.batching,
             tokens=self.tokens,
             everywhere=everywhere,
         )
 
-    def _graphs_fit(self, datums: Sequence[Datum]) -> bool:
-        tokens = sum(positions_of(d) for d in datums)
+    def _graphs_fit(self, tokens: int) -> bool:
         if self.kept_graph_tokens is not None:
             return tokens <= self.kept_graph_tokens
         config = self.model.config.get_text_config()
@@ -240,7 +235,7 @@ def _handed_over(outputs: Outputs, order: Sequence[int], *, on_host: bool) -> Ou
     return copies
 
 
-def _gradients(value: Tensor, leaves: Outputs, loss: LossLike, datums: Sequence[Datum]) -> dict[str, Tensor]:
+def _gradients(value: Tensor, leaves: Outputs, loss: LossLike, lengths: np.ndarray) -> dict[str, Tensor]:
     """d value / d outputs by output name. Raises when the loss does not depend on them, or where they are not finite."""
     tensors = {name: getattr(leaves, name) for name in loss.outputs}
     if not value.requires_grad:
@@ -260,15 +255,15 @@ def _gradients(value: Tensor, leaves: Outputs, loss: LossLike, datums: Sequence[
         finite = torch.isfinite(gradients[name])
         finite = finite if finite.ndim == 1 else finite.all(1)
         if not bool(finite.all()):
-            raise NonFiniteLossError(_where(loss, name, int((~finite).nonzero()[0]), leaves, datums))
+            raise NonFiniteLossError(_where(loss, name, int((~finite).nonzero()[0]), leaves, lengths))
     return gradients
 
 
-def _where(loss: LossLike, name: str, row: int, leaves: Outputs, datums: Sequence[Datum]) -> str:
+def _where(loss: LossLike, name: str, row: int, leaves: Outputs, lengths: np.ndarray) -> str:
     value = getattr(leaves, name)[row].tolist()
     if name == "embeddings" or leaves.covered is None:
         return f"{loss.name}: the gradient of the loss is not finite at the {name} of datum {leaves.number(row)}"
-    datum, position = locate(row, leaves.covered.cpu().numpy(), [positions_of(d) for d in datums])
+    datum, position = locate(row, leaves.covered.cpu().numpy(), lengths)
     return (
         f"{loss.name}: the gradient of the loss is not finite at position {position} of datum "
         f"{leaves.number(datum)}, where {name} is {value}. Nothing was changed. Does the loss take exp or log of an unbounded number?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ..datums.types import Datum
 from ..losses.outputs import Outputs
-from ..losses.packing import positions_of
+from ..losses.packed import blocks
+from ..losses.packing import counts_of
+from ..losses.prepared import Prepared
 from ..losses.protocol import LossLike
 from .block_attention import fits_in_blocks
 from .forward import TOKEN_OUTPUTS, Batching, Pooling, lengths_read, model_outputs, tokens_of
@@ -25,23 +28,23 @@ from .packed_rows import find_families, pair_families
 class Pass:
     """The datums of one call, which of their positions are needed, and how they are cut into micro-batches.
 
-    covered: [positions] bool for each datum. cuts: the datum indices of each micro-batch.
+    covered: [positions of all datums] bool. cuts: the datum indices of each micro-batch.
     """
 
     model: LoadedModel
-    datums: Sequence[Datum]
     loss: LossLike
+    prepared: Prepared
     pooling: Pooling
     batching: Batching
-    covered: list[Tensor]
+    covered: Tensor
     cuts: list[list[int]]
 
     @classmethod
     def plan(
         cls,
         model: LoadedModel,
-        datums: Sequence[Datum],
         loss: LossLike,
+        prepared: Prepared,
         *,
         pooling: Pooling,
         batching: Batching,
@@ -49,83 +52,110 @@ class Pass:
         everywhere: bool,
     ) -> Pass:
         """Plan a pass; `everywhere` computes every position, even where the loss does not look."""
-        positions = [positions_of(datum) for datum in datums]
         if everywhere or not any(name in TOKEN_OUTPUTS for name in loss.outputs):
-            covered = [torch.ones(n, dtype=torch.bool) for n in positions]
+            covered = torch.ones(int(prepared.lengths.sum()), dtype=torch.bool)
         else:
-            covered = list(torch.split(loss.covers(datums), positions))
+            covered = prepared.covers
         cuts = plan_micro_batches(
-            **_lengths_and_families(model, datums, loss, covered, batching),
+            **_lengths_and_families(model, prepared.datums, loss, covered, batching),
             tokens=tokens,
             pairs=loss.couples == "pair",
             padded=batching == "padded",
         )
-        return cls(model, datums, loss, pooling, batching, covered, cuts)
+        return cls(model, loss, prepared, pooling, batching, covered, cuts)
 
     def run(self, cut: Sequence[int]) -> Outputs:
         """The model's outputs for one micro-batch, with a graph unless gradients are off."""
         return model_outputs(
             self.model,
-            [self.datums[i] for i in cut],
+            self.prepared.chosen(cut),
             names=self.loss.outputs,
-            covered=torch.cat([self.covered[i] for i in cut]),
+            covered=self._covered(cut),
             batching=self.batching,
             pooling=self.pooling,
         )
 
     def join(self, cuts: Sequence[Sequence[int]], outputs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
         """The outputs of several micro-batches as one, detached, datums in `order`."""
-        joined = Outputs(covered=torch.cat([self.covered[i] for i in order]))
+        joined = Outputs(covered=self._covered(order))
         for name in self.loss.outputs:
-            together = torch.cat([getattr(part, name).detach() for part in outputs])
-            setattr(joined, name, together[self._rows(name, cuts, order).to(together.device)])
+            together = _one_below_another([getattr(part, name).detach() for part in outputs])
+            rows = self._rows(name, cuts, order)
+            setattr(joined, name, together if rows is None else together[rows.to(together.device)])
         return joined
 
-    def send_back(
-        self,
-        gradients: dict[str, Tensor],
-        cuts: Sequence[Sequence[int]],
-        order: Sequence[int],
-        k: int,
-        outputs: Outputs,
-    ) -> None:
-        """Backward through micro-batch `k`, given the gradients of the joined outputs of `cuts`."""
-        tensors: list[Tensor] = []
-        parts: list[Tensor] = []
+    def parted(
+        self, gradients: dict[str, Tensor], cuts: Sequence[Sequence[int]], order: Sequence[int]
+    ) -> list[dict[str, Tensor]]:
+        """What `join` did, undone for the gradients of what it joined: each micro-batch's own rows."""
+        parts: list[dict[str, Tensor]] = [{} for _ in cuts]
         for name, gradient in gradients.items():
-            live = getattr(outputs, name)
-            unjoined = torch.empty_like(gradient)
-            unjoined[self._rows(name, cuts, order).to(gradient.device)] = gradient
-            start = sum(self._counts(name, cut).sum() for cut in cuts[:k])
-            tensors.append(live)
-            parts.append(unjoined[start : start + len(live)].to(live))
-        torch.autograd.backward(tensors, parts)
+            rows = self._rows(name, cuts, order)
+            unjoined = gradient
+            if rows is not None:
+                unjoined = torch.empty_like(gradient)
+                unjoined[rows.to(gradient.device)] = gradient
+            sizes = [int(self._counts(name)[cut].sum()) for cut in cuts]
+            for part, piece in zip(parts, torch.split(unjoined, sizes), strict=True):
+                part[name] = piece
+        return parts
 
-    def _counts(self, name: str, order: Sequence[int]) -> np.ndarray:
-        """Rows of output `name` that each datum of `order` has."""
-        if name not in TOKEN_OUTPUTS:
-            return np.ones(len(order), dtype=np.int64)
-        return np.array([int(self.covered[i].sum()) for i in order], dtype=np.int64)
+    def send_back(self, gradients: dict[str, Tensor], outputs: Outputs) -> None:
+        """Backward through a micro-batch, given the gradients of its outputs."""
+        live = [getattr(outputs, name) for name in gradients]
+        torch.autograd.backward(live, [_own(gradients[name], x) for name, x in zip(gradients, live, strict=True)])
 
-    def _rows(self, name: str, cuts: Sequence[Sequence[int]], order: Sequence[int]) -> Tensor:
-        """Where, in the concatenated outputs of `cuts`, the rows of the datums of `order` lie."""
-        source = [i for cut in cuts for i in cut]
-        counts = self._counts(name, source)
-        starts = dict(zip(source, np.cumsum(counts) - counts, strict=True))
-        counts = dict(zip(source, counts, strict=True))
-        wanted = np.array([counts[i] for i in order], dtype=np.int64)
-        begin = np.repeat(np.array([starts[i] for i in order], dtype=np.int64), wanted)
-        within = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
-        return torch.from_numpy(begin + within)
+    def _covered(self, order: Sequence[int]) -> Tensor:
+        """[positions of the datums in `order`] bool: which of them are computed."""
+        return self.covered[torch.from_numpy(self.prepared.positions(order))]
+
+    @cached_property
+    def _covered_counts(self) -> np.ndarray:
+        return counts_of(self.covered.numpy(), self.prepared.lengths)
+
+    def _counts(self, name: str) -> np.ndarray:
+        """[N] rows of output `name` that each datum has."""
+        return self._covered_counts if name in TOKEN_OUTPUTS else np.ones(len(self.prepared.datums), dtype=np.int64)
+
+    def _rows(self, name: str, cuts: Sequence[Sequence[int]], order: Sequence[int]) -> Tensor | None:
+        """Where, in the concatenated outputs of `cuts`, the rows of the datums of `order` lie; None for where they are."""
+        source = np.concatenate([np.asarray(cut, dtype=np.int64) for cut in cuts])
+        if np.array_equal(source, order):
+            return None
+        counts = self._counts(name)
+        starts = np.empty_like(counts)
+        starts[source] = np.cumsum(counts[source]) - counts[source]
+        wanted = np.asarray(order, dtype=np.int64)
+        return torch.from_numpy(blocks(starts[wanted], counts[wanted]))
+
+
+def _one_below_another(tensors: Sequence[Tensor]) -> Tensor:
+    """[S_i] or [S_i, K_i] as one; narrower ones are filled up with 0."""
+    if len(tensors) == 1:
+        return tensors[0]
+    width = max((tensor.shape[1] for tensor in tensors if tensor.ndim == 2), default=None)
+    if width is None:
+        return torch.cat(list(tensors))
+    columns = [tensor.unsqueeze(1) if tensor.ndim == 1 else tensor for tensor in tensors]
+    return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in columns])
+
+
+def _own(gradient: Tensor, like: Tensor) -> Tensor:
+    """A gradient without the columns that filled its rows up, in the output's own dtype."""
+    if gradient.ndim > like.ndim:
+        gradient = gradient[:, 0]
+    elif gradient.shape != like.shape:
+        gradient = gradient[:, : like.shape[1]]
+    return gradient.to(like)
 
 
 def _lengths_and_families(
-    model: LoadedModel, datums: Sequence[Datum], loss: LossLike, covered: Sequence[Tensor], batching: Batching
+    model: LoadedModel, datums: Sequence[Datum], loss: LossLike, covered: Tensor, batching: Batching
 ) -> dict[str, Any]:
     """What each datum costs in tokens, and which share a prefix."""
     sequences = [tokens_of(datum) for datum in datums]
     if model.kind == "decoder" and "embeddings" not in loss.outputs:
-        read = lengths_read([len(s) for s in sequences], torch.cat(list(covered)).numpy())
+        read = lengths_read([len(s) for s in sequences], covered.numpy())
         sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
     lengths = [len(sequence) for sequence in sequences]
     if batching == "padded" or model.module.training or not fits_in_blocks(model):

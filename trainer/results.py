@@ -13,6 +13,7 @@ from ..datums.types import Datum, TensorData
 from ..losses import stats
 from ..losses.outputs import Outputs
 from ..losses.packing import join, positions_of, width_of
+from ..losses.prepared import Prepared
 from ..losses.reductions import Count
 from ..losses.stats import Stat
 from .forward import TOKEN_OUTPUTS
@@ -30,26 +31,31 @@ class Collected:
     def add(
         self,
         order: Sequence[int],
-        datums: Sequence[Datum],
+        prepared: Prepared,
         outputs: Outputs,
         value: Tensor,
         found: dict[str, Stat],
         gradients: dict[str, Tensor],
     ) -> None:
-        """Add what one loss call gave for `datums`, whose indices are `order`."""
+        """Add what one loss call gave for the datums of `prepared` whose indices are `order`."""
+        datums, lengths = prepared.chosen(order), prepared.lengths[order]
         self.loss += float(value.detach())
         self.found = stats.merge([self.found, with_nll(found, datums, outputs)])
-        self.datums_without_grad += _datums_without_grad(datums, outputs, gradients)
-        self.outputs.update(zip(order, per_datum(datums, outputs), strict=True))
+        self.datums_without_grad += _datums_without_grad(lengths, outputs, gradients)
+        self.outputs.update(zip(order, per_datum(datums, lengths, outputs), strict=True))
 
     def in_order(self) -> list[dict[str, TensorData]]:
         """One dict a datum, in the call's order."""
         return [self.outputs[i] for i in range(len(self.outputs))]
 
 
-def per_datum(datums: Sequence[Datum], outputs: Outputs) -> list[dict[str, TensorData]]:
-    """Each datum's outputs in its own shape; 0.0 where a position was not computed."""
+def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) -> list[dict[str, TensorData]]:
+    """Each datum's outputs in its own shape; 0.0 where a position was not computed. Views of one array an output.
+
+    lengths: [N] positions of each datum.
+    """
     results: list[dict[str, TensorData]] = [{} for _ in datums]
+    ends = np.cumsum(lengths).tolist()
     for name in TOKEN_OUTPUTS:
         values: Tensor | None = getattr(outputs, name)
         if values is None:
@@ -59,16 +65,22 @@ def per_datum(datums: Sequence[Datum], outputs: Outputs) -> list[dict[str, Tenso
             full = torch.zeros(len(outputs.covered), *rows.shape[1:])
             full[outputs.covered.cpu()] = rows
             rows = full
-        pieces = np.split(rows.numpy(), np.cumsum([positions_of(d) for d in datums])[:-1])
-        for result, piece, datum in zip(results, pieces, datums, strict=True):
-            targets = datum.loss_fn_inputs.get("target_tokens")
-            if piece.ndim == 2 and targets is not None:
-                piece = piece[:, : targets.shape[1]] if len(targets.shape) == 2 else piece[:, 0]
-            result[name] = TensorData.from_numpy(piece)
+        array, start = rows.numpy(), 0
+        for result, datum, end in zip(results, datums, ends, strict=True):
+            result[name] = TensorData.view(_as_targets(array[start:end], datum))
+            start = end
     if outputs.embeddings is not None:
         for result, row in zip(results, outputs.embeddings.detach().float().cpu().numpy(), strict=True):
-            result["embedding"] = TensorData.from_numpy(row)
+            result["embedding"] = TensorData.view(row)
     return results
+
+
+def _as_targets(piece: np.ndarray, datum: Datum) -> np.ndarray:
+    """[N, K] without the columns that filled the rows of narrower targets up."""
+    targets = None if piece.ndim == 1 else datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        return piece
+    return piece[:, : targets.shape[1]] if len(targets.shape) == 2 else piece[:, 0]
 
 
 def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, float]:
@@ -108,31 +120,29 @@ def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) 
 
 def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
     """(positions with a non-zero weight, datums that have one); without weights every target position counts."""
-    tokens = sequences = 0
-    for datum in datums:
-        own = int(active_positions(datum).sum())
-        tokens += own
-        sequences += own > 0
-    return tokens, sequences
+    counts = np.array([_active_positions(datum) for datum in datums], dtype=np.int64)
+    return int(counts.sum()), int((counts > 0).sum())
 
 
-def active_positions(datum: Datum) -> np.ndarray:
-    """[positions] bool: where the weight (of [N, K] targets: any of the K) is not 0; without weights everywhere."""
+def _active_positions(datum: Datum) -> int:
+    """Positions where the weight (of [N, K] targets: any of the K) is not 0; all without weights."""
     weights = datum.loss_fn_inputs.get("weights")
     if weights is None:
-        return np.ones(positions_of(datum), dtype=bool)
-    return (weights.to_numpy().reshape(positions_of(datum), -1) != 0).any(axis=1)
+        return positions_of(datum)
+    array, positions = weights.to_numpy(), positions_of(datum)
+    if array.size == positions:
+        return int(np.count_nonzero(array))
+    return int((array.reshape(positions, -1) != 0).any(axis=1).sum())
 
 
-def _datums_without_grad(datums: Sequence[Datum], outputs: Outputs, gradients: dict[str, Tensor]) -> int:
-    moved = torch.zeros(len(datums), dtype=torch.bool)
+def _datums_without_grad(lengths: np.ndarray, outputs: Outputs, gradients: dict[str, Tensor]) -> int:
+    moved = np.zeros(len(lengths), dtype=bool)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
     for name, gradient in gradients.items():
-        rows = (gradient if gradient.ndim == 1 else gradient.abs().amax(1)).cpu() != 0
+        rows = ((gradient if gradient.ndim == 1 else gradient.abs().amax(1)) != 0).cpu().numpy()
         if name == "embeddings":
             moved |= rows
-            continue
-        owner = torch.repeat_interleave(torch.arange(len(datums)), torch.tensor([positions_of(d) for d in datums]))
-        if outputs.covered is not None:
-            owner = owner[outputs.covered.cpu()]
-        moved[owner[rows]] = True
+        else:
+            owners = owner if outputs.covered is None else owner[outputs.covered.cpu().numpy()]
+            moved[owners[rows]] = True
     return int((~moved).sum())

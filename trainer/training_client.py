@@ -21,7 +21,6 @@ from .models import LoadedModel
 from .optimizer import AdamW
 from .reference_client import LossFunction, ReferenceClient
 from .responses import ForwardBackwardOutput, ModelData, ModelInfo, OptimStepResponse, SaveStateResponse
-from .results import response_tokens
 from .sampling_client import SamplingClient
 from .snapshots import Snapshot
 from .state import load_training, save_training, save_weights
@@ -208,11 +207,10 @@ class TrainingClient:
 
     def _forward_backward(self, datums: list[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
         output = self._engine.forward_backward(datums, loss, pooling)
-        tokens, sequences = response_tokens(datums)
         self._accumulated.calls += 1
-        self._accumulated.tokens += tokens
-        self._accumulated.sequences += sequences
-        if any(value is not None for value in loss.count(datums).values):
+        self._accumulated.tokens += int(output.metrics["response_tokens"])
+        self._accumulated.sequences += int(output.metrics["response_sequences"])
+        if loss.is_mean:
             self._accumulated.means.append(loss.name)
         return output
 

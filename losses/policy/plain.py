@@ -14,6 +14,7 @@ _LINEAR = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
     per="token",
     reduction="sum",
     source="Williams 1992, Machine Learning 8, eq. 11",
+    linear=True,
     differs={
         "Fireworks": "its `reinforce` is importance sampling, -r A, whose KL term is computed from detached logprobs",
         "Tinker": "`stable_reinforce` is another loss, whose formula is not public",
@@ -37,6 +38,7 @@ def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     per="token",
     reduction="token-mean",
     source="Chu et al. 2025, arXiv:2504.02546",
+    linear=True,
     claims={**_LINEAR, "is_another_loss": {"loss": "reinforce"}},
 )
 def gpg(logprobs: Tensor, advantages: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..stats import Stat
     per="token",
     reduction="sum",
     source="negative log-likelihood; Shannon 1948",
+    linear=True,
     aliases=("ce",),
     differs={
         "TRL": "divides by the number of tokens, of all ranks and accumulation steps (reduction token-mean)",

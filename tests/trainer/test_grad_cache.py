@@ -77,6 +77,28 @@ def test_dropout_is_off_unless_asked_for(
     assert not torch.equal(gradients[2], gradients[3])
 
 
+@pytest.mark.parametrize("settings", [{}, {"kept_graph_tokens": 1}], ids=["kept graphs", "second forward"])
+def test_targets_of_several_widths_may_lie_in_several_micro_batches(
+    settings: dict[str, int], gradients_of: GradientsOf
+) -> None:
+    def datum(length: int, width: int) -> lb.Datum:
+        tokens = torch.arange(length) + 40
+        return lb.Datum(lb.ModelInput.from_ints(tokens), {"target_tokens": tokens[:, None] + torch.arange(width)})
+
+    def variance_of_all(data: Any, logprobs_list: Any) -> Any:
+        return torch.cat([x.reshape(-1) for x in logprobs_list]).var(), {}
+
+    datums = [datum(12, 3), datum(20, 1), datum(16, 2), datum(9, 3)]
+    whole, cut = client_of("tiny"), client_of("tiny", **SMALL, **settings)
+    outputs = [client.forward_backward_custom(datums, variance_of_all).result() for client in (whole, cut)]
+    assert outputs[1].metrics["micro_batches"] > 1
+    for one, other, of in zip(*(output.loss_fn_outputs for output in outputs), datums, strict=True):
+        assert other["logprobs"].shape == of.loss_fn_inputs["target_tokens"].shape
+        torch.testing.assert_close(other["logprobs"].to_torch(), one["logprobs"].to_torch(), rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients_of(whole).items():
+        torch.testing.assert_close(gradients_of(cut)[name], gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_a_batch_of_one_micro_batch_never_needs_a_second_forward(make_datums: MakeDatums) -> None:
     output = client_of("tiny", kept_graph_tokens=1).forward_backward(make_datums(4), "info_nce").result()
     assert output.metrics["forward_passes"] == 1
