@@ -21,6 +21,7 @@ from .errors import (
     TokenRangeError,
     located,
 )
+from .screening import suspects
 from .types import Datum, ModelInput, TensorData, as_datum, token_array
 
 #: The label by which other libraries mark positions to be ignored; here a weight of 0 says so.
@@ -42,8 +43,9 @@ def check_datums(datums: Iterable[Any], *, vocab_size: int | None = None, masked
             datum = as_datum(value)
         except LossbookError as error:
             raise located(error, _name(index, len(given))) from None
-        check_datum(datum, index, len(given), vocab_size=vocab_size, masked_targets=masked_targets)
         checked.append(datum)
+    for index in suspects(checked, vocab_size):
+        check_datum(checked[index], index, len(given), vocab_size=vocab_size, masked_targets=masked_targets)
     return checked
 
 

@@ -85,7 +85,7 @@ class Loss:
             raise EmptyLossError(f"{self.name}: there are no datums")
         if self.spec.is_batch_style:
             return PreparedBatchStyle(self, datums)
-        packed = self.pack(datums)
+        packed = self._pack(datums)
         self._check_keys(datums, strict)
         if not len(packed.kept):
             raise EmptyLossError(
@@ -122,7 +122,7 @@ class Loss:
         datums = [as_datum(d) for d in data]
         if self.spec.is_batch_style:
             return call_batch_style(self.spec, self.settings, datums, outputs)
-        packed = self.pack(datums)
+        packed = self._pack(datums)
         return self.packed_terms(packed, as_outputs(outputs, datums, self.outputs[0]))
 
     def packed_terms(self, packed: Packed, outputs: Outputs) -> tuple[Tensor, dict[str, Stat]]:
@@ -138,7 +138,7 @@ class Loss:
     def values(self, data: Sequence[Datum], outputs: Any) -> Tensor:
         """What the function itself returns of these datums, a loss a token, datum or pair, neither weighed nor reduced."""
         datums = [as_datum(d) for d in data]
-        packed = self.pack(datums)
+        packed = self._pack(datums)
         return call(self.spec, self.settings, packed, as_outputs(outputs, datums, self.outputs[0]))[0]
 
     def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
@@ -171,7 +171,10 @@ class Loss:
 
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed; the model's outputs apart."""
-        return pack([as_datum(d) for d in data], self.spec, self.reduction, self.config)
+        return self._pack([as_datum(d) for d in data])
+
+    def _pack(self, datums: Sequence[Datum]) -> Packed:
+        return pack(datums, self.spec, self.reduction, self.config)
 
     def _count(self, packed: Packed) -> Count:
         if self.reduction != "sum" and self.spec.reads_tokens and bool((packed.weights < 0).any()):

@@ -90,14 +90,14 @@ def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type
     return joined
 
 
-def _shape_of(datum: Datum) -> list[int]:
+def _shape_of(datum: Datum) -> tuple[int, ...]:
     """The shape of its target tokens, [N] or [N, K]; without any, [N] for N input tokens."""
     targets = datum.loss_fn_inputs.get("target_tokens")
-    return [datum.model_input.length] if targets is None else targets.shape or [1]
+    return (datum.model_input.length,) if targets is None else tuple(targets.shape) or (1,)
 
 
 def _weights(
-    datums: Sequence[Datum], spec: LossSpec, reduction: str, shapes: Sequence[list[int]]
+    datums: Sequence[Datum], spec: LossSpec, reduction: str, shapes: list[tuple[int, ...]]
 ) -> tuple[np.ndarray, bool]:
     """[T] or [T, K] float32 of all positions, and whether all targets have as many columns."""
     total = len(datums)
@@ -105,19 +105,17 @@ def _weights(
         for i, datum in enumerate(datums):
             check_candidates(datum, i, total, spec)
         shapes = [shape[:1] for shape in shapes]
-    arrays: list[np.ndarray] = []
-    for i, (datum, shape) in enumerate(zip(datums, shapes, strict=True)):
-        given = datum.loss_fn_inputs.get("weights")
-        if given is None:
-            if reduction != "sum":
-                raise missing_weights(datum, i, total, spec, reduction)
-            arrays.append(np.ones(shape, dtype=np.float32))
-            continue
-        array = given.to_numpy()
-        if given.shape != shape:
-            check_weights_shape(array, tuple(shape), i, total)
-            array = array.reshape(shape)
-        arrays.append(array)
+    given = [datum.loss_fn_inputs.get("weights") for datum in datums]
+    if reduction != "sum" and (lacking := _first_none(given)) is not None:
+        raise missing_weights(datums[lacking], lacking, total, spec, reduction)
+    arrays = [
+        np.ones(shape, dtype=np.float32) if value is None else value.to_numpy()
+        for value, shape in zip(given, shapes, strict=True)
+    ]
+    if [array.shape for array in arrays] != shapes:
+        for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+            check_weights_shape(array, shape, i, total)
+            arrays[i] = array.reshape(shape)
     columns = {shape[1] if len(shape) == 2 else None for shape in shapes}
     joined = join(arrays, max((k for k in columns if k is not None), default=None), np.float32)
     if not np.isfinite(joined).all():
@@ -135,7 +133,7 @@ class _Layout:
 
     datums: Sequence[Datum]
     spec: LossSpec
-    shapes: Sequence[list[int]]
+    shapes: list[tuple[int, ...]]
     lengths: np.ndarray
     active: np.ndarray
     weights: Tensor
@@ -166,9 +164,11 @@ def _input(layout: _Layout, wanted: Input, kept: np.ndarray) -> tuple[Tensor | N
     return values, len(columns) <= 1
 
 
-def _rows(layout: _Layout, wanted: Input, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Each datum's numbers with one row a position; beside [T, K] logprobs, one a target too."""
     over_targets = layout.weights.ndim == 2 and not layout.spec.wants_weights
+    if not over_targets and [array.shape for array in arrays] == layout.shapes:
+        return arrays
     rows: list[np.ndarray] = []
     for i, (array, shape) in enumerate(zip(arrays, layout.shapes, strict=True)):
         if array.ndim == 0:  # a scalar holds for the whole datum
@@ -187,10 +187,13 @@ def _collect(datums: Sequence[Datum], spec: LossSpec, wanted: Input) -> list[np.
         found = [d.loss_fn_inputs.get(key) if v is None else v for v, d in zip(found, datums, strict=True)]
     if not wanted.required and all(value is None for value in found):
         return None
-    for i, value in enumerate(found):
-        if value is None:
-            raise missing_input(datums[i], i, len(datums), spec, wanted)
+    if (lacking := _first_none(found)) is not None:
+        raise missing_input(datums[lacking], lacking, len(datums), spec, wanted)
     return [value.to_numpy() for value in found if value is not None]
+
+
+def _first_none(values: Sequence[object]) -> int | None:
+    return next((i for i, value in enumerate(values) if value is None), None)
 
 
 def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, kept: np.ndarray, spec: LossSpec) -> Tensor:
