@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 NAME = "lossbook_blocks"
 
 
+class Layout:
+    """The blocks of a packed row, as one object: torch.compile would compile anew for each number of blocks in a tuple."""
+
+    def __init__(self, blocks: tuple[Block, ...]) -> None:
+        self.blocks = blocks
+
+
 @torch.compiler.disable
 def block_attention(
     module: nn.Module,
@@ -34,7 +41,7 @@ def block_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attention_blocks: tuple[Block, ...] | None = None,
+    packed_layout: Layout | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -47,15 +54,15 @@ def block_attention(
     sliding_window: how many tokens a token sees, itself included; None for all. Raises NotImplementedError for what an
     architecture does beyond this (soft-capped scores, sinks, a mask of its own), so that it is not packed.
     """
-    if attention_blocks is None or softcap is not None or s_aux is not None or len(query) != 1:
+    if packed_layout is None or softcap is not None or s_aux is not None or len(query) != 1:
         raise NotImplementedError("not attention over one packed row of blocks")
     if others.get("position_bias") is not None or attention_mask is not None:
         raise NotImplementedError("an architecture with a mask or bias of its own")
     if sliding_window is None and _should_slide(module):
         raise NotImplementedError("a window that the attention function is not told of")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
-    sizes = [block.tokens for block in attention_blocks]
-    own = zip(attention_blocks, *(x.split(sizes) for x in (q, k, v)), strict=True)
+    sizes = [block.tokens for block in packed_layout.blocks]
+    own = zip(packed_layout.blocks, *(x.split(sizes) for x in (q, k, v)), strict=True)
     attended = [
         _attend(block, *parts, _prefix(block, k), _prefix(block, v), dropout, scaling, sliding_window)
         for block, *parts in own
@@ -129,9 +136,16 @@ def attending_in_blocks(module: Any) -> Iterator[None]:
 
     if NAME not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(NAME, block_attention)
+    with attending(module, NAME):
+        yield
+
+
+@contextmanager
+def attending(module: Any, implementation: str) -> Iterator[None]:
+    """The model's layers call one of transformers' attention functions inside; afterwards what they called before."""
     before = module.config._attn_implementation
     try:
-        module.set_attn_implementation(NAME)
+        module.set_attn_implementation(implementation)
         yield
     finally:
         module.set_attn_implementation(before)
@@ -140,10 +154,10 @@ def attending_in_blocks(module: Any) -> Iterator[None]:
 def hidden_in_blocks(model: LoadedModel, row: PackedRow) -> Tensor:
     """[T, d]: last hidden states of a packed row."""
     tokens, positions = (torch.from_numpy(x)[None].to(model.device) for x in (row.tokens, row.positions))
-    blocks = tuple(block.to(model.device) for block in row.blocks)
+    layout = Layout(tuple(block.to(model.device) for block in row.blocks))
     with attending_in_blocks(model.module):
         found = model.backbone(
-            input_ids=tokens, position_ids=positions, use_cache=False, attention_blocks=blocks
+            input_ids=tokens, position_ids=positions, use_cache=False, packed_layout=layout
         ).last_hidden_state
     return found[0]
 

@@ -29,9 +29,11 @@ from ..losses.prepared import Prepared
 from ..losses.protocol import LossLike
 from ..losses.signature import OUTPUT_NAMES
 from .block_attention import fits_in_blocks
-from .forward import Batching, Pooling, check_fits
+from .forward import Batching, HeadOptions, Pooling, check_fits
+from .head import Strategy
+from .layers import LayerOptions
 from .models import LoadedModel
-from .passes import Pass
+from .passes import Pass, RunOptions
 from .responses import ForwardBackwardOutput
 from .results import Collected, count_metrics, per_datum, with_loss_metrics, with_nll
 
@@ -44,16 +46,28 @@ VALUES_KEPT_PER_UNIT = 34
 class EngineSettings:
     """How the engine cuts and runs batches; no choice here changes a loss or a gradient beyond rounding.
 
-    tokens_per_micro_batch: None for a device default. batching: "padded" or "packed"; None for padded on the CPU, packed
-    on a GPU. kept_graph_tokens: how many tokens' graphs a loss over the whole batch may keep before it takes a second
-    forward; None for half of the free memory, by estimate. dropout: train with the model's dropout; off by default, so
-    that the same data gives the same numbers however it is cut.
+    tokens_per_micro_batch  None for a device default
+    batching                "packed" (one row without padding) or "padded"; None for packed wherever the model allows it,
+                            which measured faster on the CPU too
+    kept_graph_tokens       how many tokens' graphs a loss over the whole batch may keep before it takes a second forward;
+                            None for half of the free memory, by estimate
+    dropout                 train with the model's dropout; off by default, so that the same data gives the same numbers
+                            however it is cut
+    checkpoint_layers, offload_activations, compile_layers
+                            memory or time of the layers: see `LayerOptions`
+    head_strategy, head_memory
+                            memory or time of the head: see `linear_logprobs`; head_memory in bytes
     """
 
     tokens_per_micro_batch: int | None = None
     batching: Batching | None = None
     kept_graph_tokens: int | None = None
     dropout: bool = False
+    checkpoint_layers: bool = False
+    offload_activations: bool = False
+    compile_layers: bool = False
+    head_strategy: Strategy = "auto"
+    head_memory: int | None = None
 
 
 class Engine:
@@ -63,9 +77,15 @@ class Engine:
         on_gpu = model.device.type != "cpu"
         self.model = model
         self.tokens = settings.tokens_per_micro_batch or (16384 if on_gpu else 4096)
-        self.batching: Batching = settings.batching or ("packed" if on_gpu or fits_in_blocks(model) else "padded")
         self.kept_graph_tokens = settings.kept_graph_tokens
         self.dropout = settings.dropout
+        self.options = RunOptions(
+            batching=settings.batching or ("packed" if on_gpu or fits_in_blocks(model) else "padded"),
+            layers=LayerOptions(
+                settings.checkpoint_layers, offload=settings.offload_activations, compile=settings.compile_layers
+            ),
+            head=HeadOptions(settings.head_strategy, settings.head_memory),
+        )
 
     def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean") -> ForwardBackwardOutput:
         """The loss and the model's outputs at every position, without gradients; touches no gradient and no random state.
@@ -160,7 +180,7 @@ class Engine:
             loss,
             prepared,
             pooling=pooling,
-            batching=self.batching,
+            options=self.options,
             tokens=self.tokens,
             everywhere=everywhere,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..datums.types import Datum
 from ..losses.outputs import Outputs
 from ..losses.packing import join, width_of
 from .block_attention import fits_in_blocks, hidden_in_blocks
-from .head import linear_logprobs
+from .head import Head, Strategy, linear_logprobs
 from .models import LoadedModel
 from .packed_rows import pack_row
 from .value_head import no_value_head, values_of
@@ -28,6 +29,17 @@ HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
 TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values")
 
 
+@dataclass(frozen=True)
+class HeadOptions:
+    """How the head computes logprobs and their gradient; see `linear_logprobs`. None of it changes a number beyond rounding.
+
+    strategy: "auto" or one by name. memory_budget: bytes that it may hold for the backward; None for a device default.
+    """
+
+    strategy: Strategy = "auto"
+    memory_budget: int | None = None
+
+
 def model_outputs(
     model: LoadedModel,
     datums: Sequence[Datum],
@@ -36,11 +48,14 @@ def model_outputs(
     covered: Tensor | None,
     batching: Batching,
     pooling: Pooling,
+    head: HeadOptions = HeadOptions(),
+    known_gradient: Tensor | None = None,
 ) -> Outputs:
     """The outputs `names` of some datums, with their graph unless gradients are off.
 
     covered: [positions of all datums] bool, where outputs of single positions are needed; None for everywhere. Positions
-    that are not covered never reach the head.
+    that are not covered never reach the head. known_gradient: d loss / d logprobs of those that do, for a loss that is
+    linear in them.
     """
     sequences = [tokens_of(datum) for datum in datums]
     rows = None if covered is None or bool(covered.all()) else covered.nonzero().squeeze(1)
@@ -63,10 +78,25 @@ def model_outputs(
         targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
         targets = targets if rows is None else targets[rows]
         asked = {name: name in names for name in ("entropy", "mean_logprobs")}
-        found = linear_logprobs(hidden, model.head(), targets.to(hidden.device), **asked)
+        found = linear_logprobs(
+            *_in_autocast_precision(hidden, model.head()),
+            targets.to(hidden.device),
+            **asked,
+            strategy=head.strategy,
+            memory_budget=head.memory_budget,
+            known_gradient=known_gradient,
+        )
         for name in HEAD_OUTPUTS:
             setattr(outputs, name, getattr(found, name))
     return outputs
+
+
+def _in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
+    """Where autocast is on, its precision for the head's products too; logprobs are float32 all the same."""
+    if not torch.is_autocast_enabled(hidden.device.type):
+        return hidden, head
+    dtype = torch.get_autocast_dtype(hidden.device.type)
+    return hidden.to(dtype), replace(head, weight=head.weight.to(dtype))
 
 
 def tokens_of(datum: Datum) -> np.ndarray:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class LoadedModel:
     lora         how the adapter was made, or None when there is none
     adapter      peft's wrapper around the same module, for reading and writing adapter files
     value_head   from hidden states to one number a position, or None; it lies beside the module, not in it
+    compute_dtype of products, where that is narrower than the weights; None for their own
     in_blocks    whether it can read a packed row block by block; None until that was tried (`block_attention`)
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
@@ -48,6 +50,7 @@ class LoadedModel:
     lora: LoraSettings | None = None
     adapter: Any = field(default=None, repr=False)
     value_head: nn.Linear | None = None
+    compute_dtype: torch.dtype | None = None
     in_blocks: bool | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -60,12 +63,22 @@ class LoadedModel:
     def train_all_weights(self) -> LoadedModel:
         """Make every parameter require a gradient, in float32 at least; returns this model.
 
-        A bfloat16 weight has 8 bits of mantissa: an optimizer step smaller than 1/512 of it would be rounded away.
+        A bfloat16 weight has 8 bits of mantissa: an optimizer step smaller than 1/512 of it would be rounded away. A model
+        that was loaded in bfloat16 still computes its products in it.
         """
+        loaded = next(self.module.parameters()).dtype
+        if torch.promote_types(loaded, torch.float32) != loaded:
+            self.compute_dtype = loaded
         for parameter in self.module.parameters():
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
             parameter.requires_grad_(True)
         return self
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast to `compute_dtype` where there is one; for forwards."""
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     @property
     def config(self) -> Any:

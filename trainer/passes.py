@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,24 +18,34 @@ from ..losses.packing import counts_of
 from ..losses.prepared import Prepared
 from ..losses.protocol import LossLike
 from .block_attention import fits_in_blocks
-from .forward import TOKEN_OUTPUTS, Batching, Pooling, lengths_read, model_outputs, tokens_of
+from .forward import TOKEN_OUTPUTS, Batching, HeadOptions, Pooling, lengths_read, model_outputs, tokens_of
+from .layers import LayerOptions
 from .micro_batches import plan_micro_batches
 from .models import LoadedModel
 from .packed_rows import find_families, pair_families
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the model runs: its datums side by side or in one row, its layers, and its head."""
+
+    batching: Batching
+    layers: LayerOptions = field(default_factory=LayerOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
 
 
 @dataclass
 class Pass:
     """The datums of one call, which of their positions are needed, and how they are cut into micro-batches.
 
-    covered: [positions of all datums] bool. cuts: the datum indices of each micro-batch.
+    covered: [positions of all datums] bool. cuts: the datum indices of each micro-batch. options: how the model runs.
     """
 
     model: LoadedModel
     loss: LossLike
     prepared: Prepared
     pooling: Pooling
-    batching: Batching
+    options: RunOptions
     covered: Tensor
     cuts: list[list[int]]
 
@@ -47,7 +57,7 @@ class Pass:
         prepared: Prepared,
         *,
         pooling: Pooling,
-        batching: Batching,
+        options: RunOptions,
         tokens: int,
         everywhere: bool,
     ) -> Pass:
@@ -57,23 +67,34 @@ class Pass:
         else:
             covered = prepared.covers
         cuts = plan_micro_batches(
-            **_lengths_and_families(model, prepared.datums, loss, covered, batching),
+            **_lengths_and_families(model, prepared.datums, loss, covered, options.batching),
             tokens=tokens,
             pairs=loss.couples == "pair",
-            padded=batching == "padded",
+            padded=options.batching == "padded",
         )
-        return cls(model, loss, prepared, pooling, batching, covered, cuts)
+        return cls(model, loss, prepared, pooling, options, covered, cuts)
 
     def run(self, cut: Sequence[int]) -> Outputs:
         """The model's outputs for one micro-batch, with a graph unless gradients are off."""
-        return model_outputs(
-            self.model,
-            self.prepared.chosen(cut),
-            names=self.loss.outputs,
-            covered=self._covered(cut),
-            batching=self.batching,
-            pooling=self.pooling,
-        )
+        options = self.options
+        with options.layers.applied(self.model), self.model.precision():
+            return model_outputs(
+                self.model,
+                self.prepared.chosen(cut),
+                names=self.loss.outputs,
+                covered=self._covered(cut),
+                batching=options.batching,
+                pooling=self.pooling,
+                head=options.head,
+                known_gradient=self._known_gradient(cut),
+            )
+
+    def _known_gradient(self, cut: Sequence[int]) -> Tensor | None:
+        """d loss / d logprobs, where that is known before the forward and of use."""
+        if not self.prepared.is_linear or not torch.is_grad_enabled():
+            return None
+        dtype = torch.promote_types(next(self.model.module.parameters()).dtype, torch.float32)
+        return self.prepared.logprob_gradient(cut, dtype=dtype, device=self.model.device)
 
     def join(self, cuts: Sequence[Sequence[int]], outputs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
         """The outputs of several micro-batches as one, detached, datums in `order`."""

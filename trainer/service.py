@@ -13,6 +13,7 @@ from .checkpoints import read_checkpoint
 from .engine import EngineSettings
 from .forward import Batching
 from .futures import Worker
+from .head import Strategy
 from .lora import add_lora
 from .models import load_model
 from .sampling_client import SamplingClient
@@ -26,8 +27,9 @@ class ServiceClient:
     """Makes training and sampling clients. All calls of all its clients run one after the other, in submission order.
 
     device: "cpu", "cuda", ...; the best there is by default. dtype: of the model's weights; float32 on the CPU, bfloat16
-    on a GPU by default. checkpoint_dir: where `save_state` writes. The others are `EngineSettings`; none of them changes
-    a loss or a gradient beyond rounding.
+    on a GPU by default. Where all weights are trained they are float32, and dtype is that of products: bfloat16 products
+    with float32 weights and logprobs. checkpoint_dir: where `save_state` writes. The others are `EngineSettings`; none
+    of them changes a loss or a gradient beyond rounding.
     """
 
     def __init__(
@@ -40,11 +42,26 @@ class ServiceClient:
         batching: Batching | None = None,
         kept_graph_tokens: int | None = None,
         dropout: bool = False,
+        checkpoint_layers: bool = False,
+        offload_activations: bool = False,
+        compile_layers: bool = False,
+        head_strategy: Strategy = "auto",
+        head_memory: int | None = None,
     ) -> None:
         self.device = device
         self.dtype = dtype
         self.checkpoint_dir = Path(checkpoint_dir)
-        self.settings = EngineSettings(tokens_per_micro_batch, batching, kept_graph_tokens, dropout)
+        self.settings = EngineSettings(
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            batching=batching,
+            kept_graph_tokens=kept_graph_tokens,
+            dropout=dropout,
+            checkpoint_layers=checkpoint_layers,
+            offload_activations=offload_activations,
+            compile_layers=compile_layers,
+            head_strategy=head_strategy,
+            head_memory=head_memory,
+        )
         self.worker = Worker()
         self._numbers = itertools.count()
 

@@ -91,7 +91,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(config: An
 def test_architectures_whose_attention_is_more_than_that_are_found_out(config: Any) -> None:
     model = decoder(config)
     assert not fits_in_blocks(model)
-    assert Engine(model, EngineSettings()).batching == "padded"
+    assert Engine(model, EngineSettings()).options.batching == "padded"
 
 
 def test_a_window_that_the_attention_function_is_not_told_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

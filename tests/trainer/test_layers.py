@@ -1,0 +1,177 @@
+"""How the model runs: layers checkpointed, offloaded or compiled, the head's strategy, bfloat16; none changes a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lossbook as lb
+from lossbook.datums.errors import ModelError
+from lossbook.trainer import forward
+from lossbook.trainer.head import HeadOutputs
+from lossbook.trainer.layers import LayerOptions, repeated_layers
+from lossbook.trainer.models import LoadedModel, load_model
+from lossbook.trainer.training_client import TrainingClient
+
+MakeDatums = Callable[..., list[lb.Datum]]
+GradientsOf = Callable[[TrainingClient], dict[str, Tensor]]
+
+
+def client(**options: Any) -> TrainingClient:
+    return lb.ServiceClient(device="cpu", **options).create_training_client("tiny")
+
+
+def assert_same(
+    options: dict[str, Any], loss: str, make_datums: MakeDatums, gradients_of: GradientsOf, **settings: Any
+) -> None:
+    """A client with the options gives the loss and gradients of one without."""
+    datums = make_datums()
+    plain, other = client(dtype=torch.float64), client(dtype=torch.float64, **options)
+    expected = plain.forward_backward(datums, loss, settings).result()
+    found = other.forward_backward(datums, loss, settings).result()
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-9)
+    ours = gradients_of(other)
+    for name, gradient in gradients_of(plain).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+@pytest.mark.parametrize("option", ["checkpoint_layers", "offload_activations"])
+def test_checkpointing_and_offloading_change_no_number(
+    option: str, batching: str, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    assert_same({option: True, "batching": batching}, "grpo", make_datums, gradients_of)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_layers_change_no_number(
+    checkpointed: bool, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    options = {"compile_layers": True, "checkpoint_layers": checkpointed}
+    assert_same(options, "grpo", make_datums, gradients_of)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_layers_are_compiled_once_for_all_of_them_and_all_layouts(make_datums: MakeDatums) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = client(compile_layers=True)
+    compiled.forward_backward(make_datums(count=4), "cross_entropy").result()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled.forward_backward(make_datums(count=7, seed=3), "cross_entropy").result()
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def kept_bytes(model: LoadedModel, options: LayerOptions) -> int:
+    """What a forward keeps for its backward."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), options.applied(model):
+        hidden = forward.hidden_states(model, [range(50), range(60)], "packed")
+    hidden.sum().backward()
+    return sum(kept.values())
+
+
+def test_checkpointed_layers_keep_less_for_the_backward() -> None:
+    model = load_model("tiny", device="cpu").train_all_weights()
+    assert forward.fits_in_blocks(model)
+    weights = sum(p.nbytes for p in model.module.parameters())
+    plain, checkpointed = (kept_bytes(model, LayerOptions(checkpoint=on)) for on in (False, True))
+    assert checkpointed < weights + (plain - weights) / 3
+
+
+@pytest.mark.parametrize("options", [LayerOptions(checkpoint=True), LayerOptions(compile=True)])
+def test_the_layers_are_plain_again_after_a_forward_and_after_one_that_fails(options: LayerOptions) -> None:
+    model = load_model("tiny", device="cpu").train_all_weights()
+
+    def fail() -> None:
+        with options.applied(model):
+            assert all("forward" in layer.__dict__ for layer in repeated_layers(model))
+            raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        fail()
+    assert not any("forward" in layer.__dict__ for layer in repeated_layers(model))
+
+
+def test_a_model_without_repeated_layers_says_what_to_leave_out() -> None:
+    model = load_model("tiny", device="cpu")
+    model.module.base_model.layers = nn.ModuleList()  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match=r"tiny .* has no layers .* Leave checkpoint_layers and compile_layers out"):
+        repeated_layers(model)
+
+
+@pytest.fixture
+def strategies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The strategy that the head takes in each micro-batch from now on."""
+    taken: list[str] = []
+    real = forward.linear_logprobs
+
+    def noting(*given: Any, **options: Any) -> HeadOutputs:
+        found = real(*given, **options)
+        taken.append(found.strategy)
+        return found
+
+    monkeypatch.setattr(forward, "linear_logprobs", noting)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "expected"),
+    [
+        pytest.param("cross_entropy", {}, "known-gradient", id="linear in logprobs"),
+        pytest.param("grpo", {}, "keep", id="fits the budget"),
+        pytest.param("grpo", {"head_memory": 0}, "recompute", id="no budget"),
+        pytest.param("cross_entropy", {"head_strategy": "recompute"}, "recompute", id="asked for"),
+    ],
+)
+def test_the_head_takes_the_strategy_that_loss_and_memory_allow(
+    loss: str,
+    options: dict[str, Any],
+    expected: str,
+    strategies: list[str],
+    make_datums: MakeDatums,
+    gradients_of: GradientsOf,
+) -> None:
+    client(tokens_per_micro_batch=20, **options).forward_backward(make_datums(), loss).result()
+    assert len(strategies) > 1
+    assert set(strategies) == {expected}
+    assert_same(options, loss, make_datums, gradients_of)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "token-mean", "seq-mean-token-mean"])
+def test_a_gradient_known_before_the_forward_is_the_one_found_after_it(
+    reduction: str, make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    assert_same({"head_strategy": "recompute"}, "cross_entropy", make_datums, gradients_of, reduction=reduction)
+
+
+def test_a_forward_alone_holds_nothing_for_a_backward(strategies: list[str], make_datums: MakeDatums) -> None:
+    client().forward(make_datums(), "cross_entropy").result()
+    assert set(strategies) == {"forward-only"}
+
+
+def test_in_bfloat16_weights_gradients_and_logprobs_are_float32_and_products_are_not(make_datums: MakeDatums) -> None:
+    datums = make_datums()
+    low, full = client(dtype=torch.bfloat16), client()
+    products: list[torch.dtype] = []
+    layer: nn.Module = low._model.module.base_model.layers[0].mlp.up_proj  # type: ignore[union-attr]
+    layer.register_forward_hook(lambda module, given, result: products.append(result.dtype))
+    found, expected = (each.forward_backward(datums, "cross_entropy").result() for each in (low, full))
+    assert set(products) == {torch.bfloat16}
+    assert {p.dtype for p in low._model.trainable().values()} == {torch.float32}
+    assert {p.grad.dtype for p in low._model.trainable().values() if p.grad is not None} == {torch.float32}
+    assert found.loss_fn_outputs[0]["logprobs"].to_torch().dtype == torch.float32
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=0.02)
+    assert found.metrics["loss:sum"] != expected.metrics["loss:sum"]
