@@ -91,6 +91,7 @@ def test_checkpointed_layers_keep_less_for_the_backward() -> None:
     assert checkpointed < weights + (plain - weights) / 3
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [LayerOptions(checkpoint=True), LayerOptions(compile=True)])
 def test_the_layers_are_plain_again_after_a_forward_and_after_one_that_fails(options: LayerOptions) -> None:
     model = load_model("tiny", device="cpu").train_all_weights()
