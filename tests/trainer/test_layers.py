@@ -26,17 +26,23 @@ def client(**options: Any) -> TrainingClient:
 
 
 def assert_same(
-    options: dict[str, Any], loss: str, make_datums: MakeDatums, gradients_of: GradientsOf, **settings: Any
+    options: dict[str, Any],
+    loss: str,
+    make_datums: MakeDatums,
+    gradients_of: GradientsOf,
+    *,
+    precision: float = 1e-9,
+    **settings: Any,
 ) -> None:
     """A client with the options gives the loss and gradients of one without."""
     datums = make_datums()
     plain, other = client(dtype=torch.float64), client(dtype=torch.float64, **options)
     expected = plain.forward_backward(datums, loss, settings).result()
     found = other.forward_backward(datums, loss, settings).result()
-    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-9)
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=precision)
     ours = gradients_of(other)
     for name, gradient in gradients_of(plain).items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(ours[name], gradient, rtol=1e3 * precision, atol=precision)
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
@@ -54,7 +60,8 @@ def test_compiled_layers_change_no_number(
     checkpointed: bool, make_datums: MakeDatums, gradients_of: GradientsOf
 ) -> None:
     options = {"compile_layers": True, "checkpoint_layers": checkpointed}
-    assert_same(options, "grpo", make_datums, gradients_of)
+    # Norms are in float32 also here, and compiled they add up in another order.
+    assert_same(options, "grpo", make_datums, gradients_of, precision=1e-6)
 
 
 @pytest.mark.slow
