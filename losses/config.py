@@ -6,6 +6,7 @@ bounds and say what the likeliest confusion is.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,10 +83,13 @@ class LossConfig(BaseModel):
     )
 
 
-def config_model(
+def config_maker(
     function: Callable[..., Any], name: str, hints: Mapping[str, Any], reduction: str, reductions: tuple[str, ...]
-) -> type[LossConfig]:
-    """A pydantic model with one field a keyword-only parameter of `function`, plus `reduction` and `norm_length`."""
+) -> Callable[[], type[LossConfig]]:
+    """Makes a pydantic model with one field a keyword-only parameter of `function`, plus `reduction` and `norm_length`.
+
+    Made at the first call, since a model takes a millisecond and most of a hundred losses are never asked for.
+    """
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -103,7 +107,9 @@ def config_model(
     fields["reduction"] = (Literal[reductions], reduction)
     if "seq-mean-token-sum-norm" in reductions:
         fields["norm_length"] = (Optional[Annotated[int, Ge(1)]], Field(default=None))  # noqa: UP045
-    return cast(type[LossConfig], create_model(f"{name}_config", __base__=LossConfig, **fields))
+    return functools.cache(
+        lambda: cast(type[LossConfig], create_model(f"{name}_config", __base__=LossConfig, **fields))
+    )
 
 
 def _constant(value: Any) -> Callable[[], Any]:

@@ -225,7 +225,7 @@ def _wrapped(
         function=weighted,
         parameters=parameters,
         inputs=(*has.values(), *(wanted for wanted in inputs if wanted.name not in has)),
-        config=cast(type[LossConfig], grown),
+        make_config=lambda: cast(type[LossConfig], grown),
         couples=coarsest(spec.couples, couples),
         linear=False,
         aliases=(),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..datums.errors import LossContractError
 from .axes import Axes
-from .config import LossConfig, config_model
+from .config import LossConfig, config_maker
 from .reductions import COUPLINGS, REDUCTIONS, coarsest
 
 Per = Literal["token", "datum", "pair", "batch"]
@@ -70,7 +70,7 @@ class LossSpec:
     parameters: tuple[str, ...]
     outputs: tuple[str, ...]
     inputs: tuple[Input, ...]
-    config: type[LossConfig]
+    make_config: Callable[[], type[LossConfig]]
     is_batch_style: bool = False
     required_if: Mapping[str, str] = field(default_factory=dict)
     units: Units | None = None
@@ -81,6 +81,11 @@ class LossSpec:
     axes: Axes = field(default_factory=Axes)
     differs: Mapping[str, str] = field(default_factory=dict)
     claims: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def config(self) -> type[LossConfig]:
+        """The model of its settings."""
+        return self.make_config()
 
     @property
     def reads_tokens(self) -> bool:
@@ -155,7 +160,7 @@ def make_spec(
         parameters=parameters,
         outputs=outputs,
         inputs=() if batch_style else _inputs(function, hints),
-        config=config_model(function, name, hints, reduction, REDUCTIONS[per]),
+        make_config=config_maker(function, name, hints, reduction, REDUCTIONS[per]),
         is_batch_style=batch_style,
         required_if=dict(required_if or {}),
         **declared,
