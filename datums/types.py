@@ -180,7 +180,7 @@ class ModelInput:
 
     def to_ints(self) -> list[int]:
         """All token ids, the chunks joined."""
-        return [int(token) for chunk in self.chunks for token in chunk.tokens]
+        return list(map(int, itertools.chain.from_iterable(chunk.tokens for chunk in self.chunks)))
 
     @property
     def length(self) -> int:

@@ -55,7 +55,10 @@ class Outputs:
             return (
                 values if len(packed.kept) == len(values) else values[torch.from_numpy(packed.kept).to(values.device)]
             )
-        active = packed.active.to(values.device)
+        active, covered = packed.active, self.covered
+        if covered is not None and covered.device == active.device and torch.equal(covered, active):
+            return values  # as in a pass over one loss: nothing to select, and no device to wait for
+        active = active.to(values.device)
         if self.covered is not None:
             active = active[self.covered.to(values.device)]
         return values if bool(active.all()) else values[active]
@@ -92,11 +95,12 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
             raise ShapeError(f"embeddings differ in shape: {[list(tensor.shape) for tensor in tensors]}")
         return Outputs(embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1))
     width = width_of(data) if kind == "logprobs" else None
-    for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
-        _check_output_shape(tensor, datum, kind, i, len(data))
-        if width is not None:
-            columns = tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
-            tensors[i] = torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
+    if width is not None or [tensor.shape for tensor in tensors] != [(positions_of(datum),) for datum in data]:
+        for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
+            _check_output_shape(tensor, datum, kind, i, len(data))
+            if width is not None:
+                columns = tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
+                tensors[i] = torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
     empty = torch.zeros((0,) if width is None else (0, width))
     joined_outputs = Outputs()
     setattr(joined_outputs, kind, torch.cat(tensors) if tensors else empty)

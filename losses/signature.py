@@ -95,7 +95,7 @@ class LossSpec:
     @property
     def family(self) -> str:
         """The folder that holds it, such as "policy"; "own" for a loss from outside lossbook."""
-        parts = getattr(self.function, "__module__", "").split(".")
+        parts = (getattr(self.function, "__module__", None) or "").split(".")
         is_ours = parts[0] == __name__.partition(".")[0] and len(parts) > 2
         return parts[2] if is_ours and parts[1] == "losses" else "own"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..datums.errors import MissingInput, ModelError, TokenRangeError
 from ..datums.types import Datum
+from ..losses.input_checks import locate
 from ..losses.outputs import Outputs
 from ..losses.packing import join, width_of
 from .block_attention import fits_in_blocks, hidden_in_blocks
@@ -214,17 +215,20 @@ def check_fits(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]
     TokenRangeError: an input token outside the vocabulary.
     """
     _check_outputs(model, datums, names)
-    for i, datum in enumerate(datums):
-        tokens = np.asarray(datum.model_input.to_ints(), dtype=np.int64)
-        if model.max_length is not None and len(tokens) > model.max_length:
+    longest, vocabulary = model.max_length, model.vocab_size  # properties that a config answers slowly
+    lengths = [datum.model_input.length for datum in datums]
+    for i, length in enumerate(lengths):
+        if longest is not None and length > longest:
             raise ModelError(
-                f"datum {i} of {len(datums)} has {len(tokens)} tokens, but {model.name} reads at most {model.max_length}. "
+                f"datum {i} of {len(datums)} has {length} tokens, but {model.name} reads at most {longest}. "
                 "Give the datum builder a max_length and a truncation policy"
             )
-        wrong = (tokens < 0) | (tokens >= model.vocab_size)
-        if wrong.any():
-            position = int(np.flatnonzero(wrong)[0])
-            raise TokenRangeError(
-                f"datum {i} of {len(datums)}: model_input has token {int(tokens[position])} at position {position}, but "
-                f"{model.name} knows tokens 0 to {model.vocab_size - 1}. Was it made with another model's tokenizer?"
-            )
+    tokens = np.concatenate([np.zeros(0, np.int64), *map(tokens_of, datums)])
+    wrong = (tokens < 0) | (tokens >= vocabulary)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        i, position = locate(row, np.ones(len(tokens), dtype=bool), lengths)
+        raise TokenRangeError(
+            f"datum {i} of {len(datums)}: model_input has token {int(tokens[row])} at position {position}, but "
+            f"{model.name} knows tokens 0 to {vocabulary - 1}. Was it made with another model's tokenizer?"
+        )

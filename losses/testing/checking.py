@@ -81,9 +81,10 @@ def check_loss(
 def run_check(check: str, loss: Any, **example: Any) -> None:
     """Run one check on one example, as a reproducer does. Raises LossCheckError, or whatever the loss raises."""
     laws = {check: example.pop("law")} if "law" in example else {}
-    if "outputs" in example:
-        outputs = example["outputs"].items()
-        example["outputs"] = {n: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for n, ts in outputs}
+    for key in ("outputs", "others"):
+        if key in example:
+            given = example[key].items()
+            example[key] = {n: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for n, ts in given}
     _check_named(check).run(Subject(get_loss(loss), {}, laws), **example)
 
 

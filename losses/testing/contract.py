@@ -13,8 +13,8 @@ from torch import Tensor
 from ...datums.errors import LossbookError, LossCheckError
 from ...datums.types import Datum, TensorData
 from ..loss import Loss
-from . import numerics, protocol
-from .evaluation import Evaluation, evaluate, leaves, same, select
+from . import numerics, protocol, strategies
+from .evaluation import Evaluation, evaluate, leaves, same, select, shown
 from .protocol import Check
 from .subject import OutputLists, Subject, terms
 
@@ -95,6 +95,17 @@ def live_config(subject: Subject, data: Sequence[Datum], outputs: OutputLists, i
         raise LossCheckError(
             f"{item!r} is dead: the loss, its gradients and its metrics are the same with {tried}. Is it read at all?"
         )
+
+
+def linear(subject: Subject, data: Sequence[Datum], outputs: OutputLists, others: OutputLists) -> None:
+    """A loss that is declared linear has one and the same gradient whatever the logprobs are, bit for bit."""
+    one, other = (evaluate(subject, data, given).gradients["logprobs"] for given in (outputs, others))
+    for i, (a, b) in enumerate(zip(one, other, strict=True)):
+        if not torch.equal(a, b):
+            raise LossCheckError(
+                f"it is declared linear, but the gradient of datum {i}'s logprobs is {shown(a)} at {shown(outputs['logprobs'][i])} "
+                f"and {shown(b)} at {shown(others['logprobs'][i])}: register it without linear=True"
+            )
 
 
 def _items(subject: Subject) -> list[str]:
@@ -231,6 +242,18 @@ def _wide(draw: Any, subject: Subject) -> dict[str, Any]:
     return {"data": data, "outputs": outputs}
 
 
+@st.composite
+def _at_two_points(draw: Any, subject: Subject) -> dict[str, Any]:
+    example = draw(protocol.batches(subject))
+    return {**example, "others": draw(strategies.outputs(subject, example["data"]))}
+
+
+def _skip_linear(subject: Subject) -> str:
+    return _skip_mixture(subject) or (
+        "" if subject.parts[0].spec.linear else "it is not declared linear in the logprobs"
+    )
+
+
 def _skip_mixture(subject: Subject) -> str:
     return "checked on each part of a mixture, not on the mixture" if subject.only is None else ""
 
@@ -243,5 +266,6 @@ CHECKS = (
     Check("depends_on_outputs", depends_on_outputs, protocol.ordinary, needs_one=True),
     Check("pure", pure, protocol.ordinary),
     Check("live_config", live_config, _wide, _skip_live, needs_one=True, items=_items),
+    Check("linear", linear, _at_two_points, _skip_linear),
 )
 UNREDUCED = Check("unreduced", unreduced, protocol.ordinary)

@@ -79,11 +79,14 @@ def given_settings(loss: Loss) -> dict[str, Any]:
 def _declared(loss: Loss) -> str | None:
     """What was declared about an unregistered function, as arguments; None where `get_loss(function)` declares the same."""
     spec = loss.spec
-    if spec.is_batch_style or (
-        spec.per == spec.couples == "token" and spec.reduction == "sum" and not spec.required_if
-    ):
+    is_plain = spec.per == spec.couples == "token" and spec.reduction == "sum"
+    if spec.is_batch_style or (is_plain and not spec.required_if and not spec.linear):
         return None
-    return f"per={spec.per!r}, couples={spec.couples!r}, reduction={spec.reduction!r}, required_if={dict(spec.required_if)!r}"
+    linear = ", linear=True" if spec.linear else ""
+    return (
+        f"per={spec.per!r}, couples={spec.couples!r}, reduction={spec.reduction!r}, "
+        f"required_if={dict(spec.required_if)!r}{linear}"
+    )
 
 
 def _is_importable(function: Callable[..., Any]) -> bool:

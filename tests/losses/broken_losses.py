@@ -173,6 +173,11 @@ def unlabelled(logprobs: Tensor, label: PerDatum, seqs: Seqs) -> Tensor:
     return -logsigmoid(sums) * label / label.sum()
 
 
+def linear_below_a_cap(logprobs: Tensor) -> Tensor:
+    """Declared linear, which it is only while no token is likelier than its cap."""
+    return -logprobs.clamp(max=-1.0)
+
+
 def batch_style_in_place(data: Any, logprobs_list: list[Tensor]) -> Any:
     """Changes the datum it was lent."""
     for datum in data:
