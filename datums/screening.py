@@ -57,8 +57,9 @@ def _fits(inputs: Mapping[str, TensorData], tokens: int) -> bool:
 def _is_of_candidates(key: str, inputs: Mapping[str, TensorData]) -> bool:
     """Whether it holds a log-probability of each of the K targets of a position, where -inf marks an absent one."""
     targets = inputs.get("target_tokens")
-    is_wide = targets is not None and len(targets.shape) == 2
-    return is_wide and key.endswith("logprobs") and key in inputs and inputs[key].shape == targets.shape
+    if targets is None or len(targets.shape) != 2:
+        return False
+    return key.endswith("logprobs") and key in inputs and inputs[key].shape == targets.shape
 
 
 def _has_odd_numbers(key: str, inputs: Sequence[Mapping[str, TensorData]], vocab_size: int | None) -> np.ndarray:

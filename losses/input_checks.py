@@ -96,7 +96,7 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
         )
 
 
-def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengths: Sequence[int]) -> None:
+def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
     """No position of non-zero weight lacks all its candidates: there would be nothing to compare."""
     if not bool((nothing := absent.all(1)).any()):
         return
@@ -157,7 +157,12 @@ def check_pairs(active_per_datum: np.ndarray, total: int) -> None:
 
 
 def check_values(
-    values: Tensor, alive: Tensor, wanted: Input, spec: LossSpec, active: np.ndarray, lengths: Sequence[int]
+    values: Tensor,
+    alive: Tensor,
+    wanted: Input,
+    spec: LossSpec,
+    active: np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
 ) -> None:
     """Packed values [T] or [T, K] are finite where `alive`, and at most 0 when named as log-probabilities."""
     if not values.is_floating_point():
@@ -184,7 +189,7 @@ def wrong_value(what: str, value: float) -> LossbookError:
     return NonFiniteLossInput(f"{what}, where the weight is not 0. Give the position weight 0, or mend the value")
 
 
-def locate(row: int, active: np.ndarray, lengths: Sequence[int]) -> tuple[int, int]:
+def locate(row: int, active: np.ndarray, lengths: Sequence[int] | np.ndarray) -> tuple[int, int]:
     """Which (datum, position) the `row`-th active position is."""
     flat = int(np.flatnonzero(active)[row])
     ends = np.cumsum(lengths)

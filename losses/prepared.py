@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 class Prepared(ABC):
     """What `loss.prepare(data)` gives.
 
-    count: the denominator of these datums. outputs: the model outputs that the loss reads. is_linear: whether
-    d loss / d logprobs is the same whatever the logprobs.
+    count: the denominator of these datums. outputs: the model outputs that the loss reads. covers: [positions of all
+    datums] bool, where it reads them. is_linear: whether d loss / d logprobs is the same whatever the logprobs.
     """
 
-    def __init__(self, datums: Sequence[Datum], count: Count, outputs: tuple[str, ...], *, is_linear: bool) -> None:
+    def __init__(
+        self, datums: Sequence[Datum], count: Count, outputs: tuple[str, ...], covers: Tensor, *, is_linear: bool
+    ) -> None:
         self.datums = datums
         self.count = count
         self.outputs = outputs
+        self.covers = covers
         self.is_linear = is_linear
 
     @cached_property
@@ -44,11 +47,6 @@ class Prepared(ABC):
     @cached_property
     def _starts(self) -> np.ndarray:
         return np.cumsum(self.lengths) - self.lengths
-
-    @property
-    @abstractmethod
-    def covers(self) -> Tensor:
-        """[positions of all datums] bool: where the model's outputs are needed."""
 
     @abstractmethod
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
@@ -101,20 +99,15 @@ class PreparedLoss(Prepared):
     """Of one loss whose function is called on packed tensors."""
 
     def __init__(self, loss: Loss, datums: Sequence[Datum], packed: Packed, count: Count) -> None:
-        super().__init__(datums, count, loss.outputs, is_linear=loss.spec.linear)
+        super().__init__(datums, count, loss.outputs, packed.active, is_linear=loss.spec.linear)
         self._loss, self._packed = loss, packed
-
-    @property
-    def covers(self) -> Tensor:
-        """[positions of all datums] bool: where the weight is not 0."""
-        return self._packed.active
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """As `Loss.terms`, of what is packed already."""
         return self._loss.packed_terms(self._part(order), self.given(outputs, order))
 
     def _part(self, order: Sequence[int] | None) -> Packed:
-        if order is None:
+        if order is None or np.array_equal(order, np.arange(len(self.datums))):
             return self._packed
         if not self._packed.is_even:  # these datums alone may have fewer columns than all together
             return self._loss.pack(self.chosen(order))
@@ -125,13 +118,9 @@ class PreparedBatchStyle(Prepared):
     """Of a function with the hosted APIs' signature, which sees every datum and every position."""
 
     def __init__(self, loss: Loss, datums: Sequence[Datum]) -> None:
-        super().__init__(datums, Count((None,)), loss.outputs, is_linear=False)
+        everywhere = torch.ones(sum(map(positions_of, datums)), dtype=torch.bool)
+        super().__init__(datums, Count((None,)), loss.outputs, everywhere, is_linear=False)
         self._loss = loss
-
-    @cached_property
-    def covers(self) -> Tensor:
-        """[positions of all datums] bool: all true."""
-        return torch.ones(int(self.lengths.sum()), dtype=torch.bool)
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """What the function says about these datums."""
@@ -145,13 +134,9 @@ class PreparedMixture(Prepared):
         self, datums: Sequence[Datum], outputs: tuple[str, ...], parts: Sequence[tuple[float, str, Prepared]]
     ) -> None:
         count = Count(tuple(value for _, _, part in parts for value in part.count.values))
-        super().__init__(datums, count, outputs, is_linear=all(part.is_linear for _, _, part in parts))
+        covers = covered_by_any(part.covers for _, _, part in parts if part.outputs != ("embeddings",))
+        super().__init__(datums, count, outputs, covers, is_linear=all(part.is_linear for _, _, part in parts))
         self._parts = parts
-
-    @cached_property
-    def covers(self) -> Tensor:
-        """[positions of all datums] bool: where any part that reads positions needs them."""
-        return covered_by_any(part.covers for _, _, part in self._parts if part.outputs != ("embeddings",))
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """One total a part [parts], factors applied, and the parts' metrics."""
