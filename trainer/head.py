@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..datums.errors import DtypeError, ModelError, ShapeError, TokenRangeError
+from .head_backends import Backend, ChosenBackend, choose_backend, cut_cross_entropy_logprobs
 from .head_sweeps import ChosenStrategy, LinearLogprobs, Plan
-from .head_tiles import Transform, logits_of, product_dtype, statistics_dtype
+from .head_tiles import Transform, logits_of, product_dtype
 
 Strategy = Literal["auto", "keep", "recompute", "known-gradient"]
 
@@ -80,6 +81,7 @@ class HeadOutputs:
     topk_logprobs    [M, k] nats of the likeliest tokens, falling
     topk_tokens      [M, k] int64 ids; of equally likely ones any
     strategy         how the gradient is or will be computed
+    backend          by whose code; cut-cross-entropy always recomputes
     """
 
     logprobs: Tensor
@@ -89,6 +91,7 @@ class HeadOutputs:
     topk_logprobs: Tensor | None = None
     topk_tokens: Tensor | None = None
     strategy: ChosenStrategy = "forward-only"
+    backend: ChosenBackend = "chunked"
 
 
 def linear_logprobs(
@@ -104,6 +107,7 @@ def linear_logprobs(
     known_gradient: Tensor | None = None,
     kept_dtype: torch.dtype | None = None,
     chunk_tokens: int | None = None,
+    backend: Backend = "auto",
 ) -> HeadOutputs:
     """log softmax(logits)[target] and logsumexp(logits), and if asked the softmax's entropy, mean and top k, of M positions.
 
@@ -117,6 +121,7 @@ def linear_logprobs(
                     in the logprobs
     kept_dtype      with `keep`, a narrower dtype for what is kept; by default the product's own, so nothing is rounded
     chunk_tokens    positions in a tile; by default up to TILE_ROWS. A tile's width follows from TILE_BYTES
+    backend         whose code computes it, see `head_backends`; the outputs name the one chosen
     returns         logprobs float32, shaped like targets, the others [M] or [M, k] float32; gradients reach hidden,
                     weight and bias
 
@@ -139,26 +144,27 @@ def linear_logprobs(
 
     Raises ShapeError for shapes that disagree, DtypeError for targets that are not int64, TokenRangeError for ids
     outside [0, V) (checked for targets on the CPU; on a GPU that would cost a synchronisation), ModelError for a
-    strategy that cannot be.
+    strategy that cannot be or a backend that cannot serve this, MissingExtraError for a backend that is not installed.
     """
     _check(hidden, head, targets, chunk_tokens, topk)
     _check_strategy(strategy, targets, known_gradient)
-    product = product_dtype(hidden, head.weight)
-    place = "cpu" if hidden.device.type == "cpu" else "other"
-    budget = MEMORY_BUDGET[place] if memory_budget is None else memory_budget
-    chosen = _choose(hidden, head, strategy, budget, known_gradient is not None, kept_dtype or product)
-    most = TILE_ROWS[place]
-    if chosen == "known-gradient":
-        most = max(1, min(most, _rows_held(budget, head, product)))
-    rows = chunk_tokens or _evenly(len(hidden), most)
-    columns = max(1, min(len(head.weight), TILE_BYTES[place] // (4 * rows)))
-    kept = kept_dtype if chosen == "keep" else None
-    plan = Plan(chosen, Transform(head.softcap, head.scale), rows, columns, entropy, mean_logprobs, topk, kept)
+    budget = MEMORY_BUDGET[_place(hidden)] if memory_budget is None else memory_budget
+    chosen = _choose(hidden, head, strategy, budget, known_gradient is not None, kept_dtype)
+    lacks = {"entropy": entropy, "mean logprobs": mean_logprobs, "top k": topk > 0, "second target": targets.ndim == 2}
+    lacking = [name for name, is_asked in {**lacks, "bias": head.bias is not None}.items() if is_asked]
+    wants_gradient, is_plain = chosen != "forward-only", head.scale == 1.0
+    code = choose_backend(
+        backend, hidden, head.weight, lacking=lacking, is_plain=is_plain, wants_gradient=wants_gradient
+    )
     with torch.autocast(hidden.device.type, enabled=False):
+        if code == "cut-cross-entropy" and len(hidden):
+            pair = cut_cross_entropy_logprobs(hidden, head.weight, targets, head.softcap, head.scale)
+            return HeadOutputs(*pair, None, None, strategy="recompute" if wants_gradient else chosen, backend=code)
+        rows, columns = _tile(hidden, head, chosen, budget, chunk_tokens)
+        kept = kept_dtype if chosen == "keep" else None
+        plan = Plan(chosen, Transform(head.softcap, head.scale), rows, columns, entropy, mean_logprobs, topk, kept)
         table = targets if targets.ndim == 2 else targets[:, None]
-        known = None
-        if known_gradient is not None and chosen == "known-gradient":
-            known = known_gradient.detach().to(statistics_dtype(product)).view(table.shape)
+        known = known_gradient if chosen == "known-gradient" else None
         found = LinearLogprobs.apply(hidden, head.weight, head.bias, table, known, plan)
     logprobs, logsumexp, entropies, means, topk_logprobs, topk_tokens = found
     return HeadOutputs(
@@ -203,24 +209,33 @@ def _check_strategy(strategy: str, targets: Tensor, known_gradient: Tensor | Non
 
 
 def _choose(
-    hidden: Tensor, head: Head, strategy: Strategy, budget: int, is_known: bool, kept_dtype: torch.dtype
+    hidden: Tensor, head: Head, strategy: Strategy, budget: int, is_known: bool, kept_dtype: torch.dtype | None
 ) -> ChosenStrategy:
     leaves = (hidden, head.weight, head.bias)
     if not torch.is_grad_enabled() or not any(leaf is not None and leaf.requires_grad for leaf in leaves):
         return "forward-only"
     if strategy != "auto":
         return strategy
-    least = min(len(hidden), LEAST_KNOWN_ROWS)
-    if is_known and _rows_held(budget, head, product_dtype(hidden, head.weight)) >= least:
+    product = product_dtype(hidden, head.weight)
+    if is_known and _rows_held(budget, head, product) >= min(len(hidden), LEAST_KNOWN_ROWS):
         return "known-gradient"
-    return "keep" if len(hidden) <= _rows_held(budget, head, kept_dtype) else "recompute"
+    return "keep" if len(hidden) <= _rows_held(budget, head, kept_dtype or product) else "recompute"
+
+
+def _tile(hidden: Tensor, head: Head, chosen: ChosenStrategy, budget: int, chunk_tokens: int | None) -> tuple[int, int]:
+    """Rows and columns of a tile. Rows are shared out evenly, so that no small part is left over."""
+    most = TILE_ROWS[_place(hidden)]
+    if chosen == "known-gradient":
+        most = max(1, min(most, _rows_held(budget, head, product_dtype(hidden, head.weight))))
+    parts = max(1, -(-len(hidden) // most))
+    rows = chunk_tokens or max(1, -(-len(hidden) // parts))
+    return rows, max(1, min(len(head.weight), TILE_BYTES[_place(hidden)] // (4 * rows)))
+
+
+def _place(hidden: Tensor) -> str:
+    return "cpu" if hidden.device.type == "cpu" else "other"
 
 
 def _rows_held(budget: int, head: Head, dtype: torch.dtype) -> int:
     """How many positions' products the budget holds."""
     return budget // (len(head.weight) * dtype.itemsize)
-
-
-def _evenly(rows: int, most: int) -> int:
-    """The size of parts of at most `most` that are about equal, so that no small one is left over."""
-    return max(1, -(-rows // max(1, -(-rows // most))))

@@ -58,7 +58,7 @@ class _Saved(NamedTuple):
 
 
 class LinearLogprobs(torch.autograd.Function):
-    """[M, d], [V, d], [V] or None, [M, K], and the known gradient of the logprobs [M, K] or None, to `Outputs`."""
+    """[M, d], [V, d], [V] or None, [M, K], and the known gradient of the logprobs or None, to `Outputs`."""
 
     @staticmethod
     def forward(
@@ -67,6 +67,7 @@ class LinearLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.plan = plan
         outputs = _empty_outputs(hidden, weight, targets, plan)
+        known = None if known is None else known.to(outputs.logprobs.dtype).reshape(targets.shape)
         formed: tuple[Tensor | None, ...] = (None, None, None)
         kept: list[KeptProduct] = []
         if plan.strategy == "known-gradient" and known is not None:
