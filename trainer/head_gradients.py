@@ -140,7 +140,7 @@ class Gradients:
                 self._weight[tile] = weight_sum
         self._is_fresh = False
         for block, hidden_sum in zip(blocks, sums, strict=True):
-            if self._hidden is not None and isinstance(block.rows, Tensor):
+            if self._hidden is not None and hidden_sum is not None and isinstance(block.rows, Tensor):
                 self._hidden[block.rows] = hidden_sum
 
     def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
