@@ -2,10 +2,11 @@
 
 Aim: at least twice the tokens a second of `generate` in its fastest setting, with all weights and with LoRA adapters.
 
-Both sample at temperature 1 from the whole vocabulary in the model's dtype, and stop at nothing but the number of tokens, so both
-do the same work. `generate` gets every prompt repeated for its samples, as trainers call it, with its default cache or
-(`--static`) a static one. Its adapters stay unmerged, as in a trainer; merged they would cost it what all weights cost. Before anything is timed, greedy tokens of
-both must be equal; where they part, the two tokens must be within rounding of each other in the model's own logits.
+Both sample at temperature 1 from the whole vocabulary in the model's dtype, and stop at nothing but the number of
+tokens, so both do the same work. `generate` gets every prompt repeated for its samples, as trainers call it, with its
+default cache or (`--static`) a static one. Its adapters stay unmerged, as in a trainer; merged they would cost it what
+all weights cost. Before anything is timed, greedy tokens of both must be equal; where they part, the two tokens must
+be within rounding of each other in the model's own logits.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def check_same_tokens(model: LoadedModel, prompts: list[list[int]], samples: int
 def measure(name: str, lora: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One model, with all weights or adapters, at every prompt length."""
     model = load(name, options.device, lora)
-    # Ending at nothing is what `stop=[]` is; `min_new_tokens` would forbid the end token instead, and change the samples.
+    # Ending at nothing is what `stop=[]` means; `min_new_tokens` would forbid the end token and change the samples.
     settings: Any = model.module
     settings.generation_config = transformers.GenerationConfig()
     settings.config.eos_token_id = None

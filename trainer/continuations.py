@@ -91,7 +91,7 @@ _verdicts: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def can_share_prompts(model: LoadedModel) -> bool:
-    """Whether a decoder gives the same hidden states with prompts kept once as with its own cache. Tried once a module."""
+    """Whether hidden states are the same with prompts kept once as with the model's own cache; tried once a module."""
     module = model.module
     if module not in _verdicts:
         try:

@@ -115,7 +115,7 @@ class Batch:
         return tokens
 
     def _uniforms(self) -> Tensor | None:
-        """One number in [0, 1) for each row. Each prompt has its own stream, so neighbours do not change its samples."""
+        """One number in [0, 1) a row. Each prompt has its own stream, so neighbours do not change its samples."""
         if self.rules.temperature == 0:
             return None
         drawn = {

@@ -67,8 +67,8 @@ def generate_batch(
     the context. `stop` None stops at any end-of-sequence token of model and tokenizer; otherwise only at the
     given token ids or strings (looked for in the decoded continuation), and [] at nothing.
 
-    on_progress is called after every token, on the thread that samples. What it raises ends the call; weights and modes are then
-    as before.
+    on_progress is called after every token, on the thread that samples. What it raises ends the call; weights and
+    modes are then as before.
 
     Raises ModelError for an encoder or impossible parameters, TruncationError for a prompt that fills the
     context, TokenRangeError for ids outside the vocabulary, before anything is computed.

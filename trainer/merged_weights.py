@@ -1,7 +1,7 @@
 """Linear layers as sampling wants them: adapters added to the weights once, and the weights laid out for few rows.
 
-A step of decoding multiplies every weight with a handful of rows. oneDNN does that up to twice as fast when the weight has
-been put into its own order before, which costs about as much as ten steps.
+A step of decoding multiplies every weight with a handful of rows. oneDNN does that up to twice as fast when the weight
+has been put into its own order before, which costs about as much as ten steps gain.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def merged_weights(model: LoadedModel, steps: int) -> Iterator[Product]:
     steps  forward passes to come; below WORTHWHILE_STEPS nothing is prepared
 
     The prepared weights are copies beside the model's own, which are never written to: only the layers' `forward` is
-    covered meanwhile, whatever happens inside. Where memory is short, or in bfloat16 (a merged adapter would be rounded, and
-    logprobs then differ from the trainer's), the layers stay as they are.
+    covered meanwhile, whatever happens inside. Where memory is short, or in bfloat16 (a merged adapter would be
+    rounded, and logprobs then differ from the trainer's), the layers stay as they are.
     """
     layers = [layer for layer in _linear_layers(model.backbone) if "forward" not in vars(layer)]
     head = model.head()

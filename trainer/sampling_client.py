@@ -36,8 +36,8 @@ class SamplingClient:
     ) -> Future[SampleResponse]:
         """`num_samples` continuations of one prompt, with each token's logprob under the model itself (nats).
 
-        on_progress is called after every token, on the thread that samples: it must not wait for this client. An error it raises
-        ends the call.
+        on_progress is called after every token, on the thread that samples: it must not wait for this client. An error
+        it raises ends the call.
         """
         tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)
 
@@ -61,7 +61,7 @@ class SamplingClient:
         num_samples: int = 1,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Future[list[SampleResponse]]:
-        """`num_samples` continuations of each prompt, decoded together: what evaluation and reinforcement learning want.
+        """`num_samples` continuations of each prompt, decoded together: what evaluation and RL want.
 
         One response a prompt, in order. Each prompt is read once for all its samples. `on_progress` as in `sample`.
         """

@@ -90,10 +90,10 @@ class SharedPromptLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
-        for i, states in enumerate((key_states, value_states)):
-            token = self.layout.spread(states[:, :, 0])
-            own = self._room_for(token)
-            own[i, :, :, :, self.used] = token
+        key, value = (self.layout.spread(states[:, :, 0]) for states in (key_states, value_states))
+        own = self._room_for(key)
+        own[0, :, :, :, self.used] = key
+        own[1, :, :, :, self.used] = value
         self.used += 1
         keys, values = own[:, :, :, :, : self.used]
         keys.shared = self  # type: ignore[attr-defined]  # where the attention finds the prompts
@@ -113,10 +113,11 @@ class SharedPromptLayer(CacheLayerMixin):
         """Put what lies at (prompts, slots) [new prompts, new slots] there; of the prompts keep some (None: all)."""
         if self.own is not None:
             found = self.own[:, prompts, :, slots, : self.used].permute(2, 0, 3, 1, 4, 5)
-            self.own = found.new_empty(*found.shape[:4], *self.own.shape[4:])
-            self.own[..., : self.used, :] = found
-        if kept is not None:
-            self.keys, self.values = (x.index_select(0, kept) for x in (self.keys, self.values))
+            own = found.new_empty(*found.shape[:4], *self.own.shape[4:])
+            own[..., : self.used, :] = found
+            self.own = own
+        if kept is not None and self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.index_select(0, kept), self.values.index_select(0, kept)
 
     def get_seq_length(self) -> int:
         """Positions so far, of prompt and continuation."""
@@ -143,8 +144,8 @@ class SharedPromptCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Give each prompt `repeats` rows. Nothing is copied."""
-        keys = self.layers[0].keys
-        assert keys is not None
+        first: Any = self.layers[0]
+        keys: Tensor = first.keys
         self.layout.arrange([prompt for prompt in range(len(keys)) for _ in range(repeats)], keys.device)
 
     def batch_select_indices(self, indices: Tensor) -> None:

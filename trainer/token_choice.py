@@ -18,7 +18,7 @@ def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tenso
     """A token id a row, and its logprob at temperature 1 over the whole vocabulary (nats): [rows] each.
 
     logits    [rows, V]  float32 or float64
-    uniforms  [rows]     in [0, 1): the token at which the distribution function passes this part of its end; None: the likeliest token
+    uniforms  [rows]     in [0, 1), where the distribution function is inverted; None: the likeliest token
 
     A token of probability 0 is never drawn. Rows do not depend on each other.
     """
@@ -73,7 +73,7 @@ def _choose_among_likeliest(logits: Tensor, rules: Rules, parts: Tensor) -> Tens
 
 
 def _masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Highest logits [rows, 1], exp((logits - highest) / temperature) in blocks [rows, blocks, BLOCK], and the blocks' sums."""
+    """Highest logits [rows, 1], exp((logits - highest) / temperature) [rows, blocks, BLOCK], and their sums."""
     rows, vocabulary = logits.shape
     peaks = logits.amax(1, keepdim=True)
     masses = logits.new_zeros(rows, -(-vocabulary // BLOCK) * BLOCK)

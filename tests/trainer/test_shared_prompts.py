@@ -1,4 +1,4 @@
-"""Prompts kept once for all their samples, and prepared weights: the numbers are the model's own, and it gets everything back."""
+"""Prompts kept once and prepared weights: the numbers are the model's own, and it gets everything back."""
 
 from __future__ import annotations
 
