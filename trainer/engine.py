@@ -31,6 +31,7 @@ from ..losses.signature import OUTPUT_NAMES
 from .block_attention import fits_in_blocks
 from .forward import Batching, HeadOptions, Pooling, check_fits
 from .head import Strategy
+from .head_backends import Backend
 from .layers import LayerOptions
 from .models import LoadedModel
 from .passes import Pass, RunOptions
@@ -55,7 +56,7 @@ class EngineSettings:
                             however it is cut
     checkpoint_layers, offload_activations, compile_layers
                             memory or time of the layers: see `LayerOptions`
-    head_strategy, head_memory
+    head_strategy, head_memory, head_backend
                             memory or time of the head: see `linear_logprobs`; head_memory in bytes
     """
 
@@ -68,6 +69,7 @@ class EngineSettings:
     compile_layers: bool = False
     head_strategy: Strategy = "auto"
     head_memory: int | None = None
+    head_backend: Backend = "auto"
 
 
 class Engine:
@@ -84,7 +86,7 @@ class Engine:
             layers=LayerOptions(
                 settings.checkpoint_layers, offload=settings.offload_activations, compile=settings.compile_layers
             ),
-            head=HeadOptions(settings.head_strategy, settings.head_memory),
+            head=HeadOptions(settings.head_strategy, settings.head_memory, settings.head_backend),
         )
 
     def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean") -> ForwardBackwardOutput:

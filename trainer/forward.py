@@ -17,6 +17,7 @@ from ..losses.outputs import Outputs
 from ..losses.packing import join, width_of
 from .block_attention import fits_in_blocks, hidden_in_blocks
 from .head import Head, Strategy, linear_logprobs
+from .head_backends import Backend
 from .models import LoadedModel
 from .packed_rows import pack_row
 from .value_head import no_value_head, values_of
@@ -34,11 +35,13 @@ TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values")
 class HeadOptions:
     """How the head computes logprobs and their gradient; see `linear_logprobs`. None of it changes a number beyond rounding.
 
-    strategy: "auto" or one by name. memory_budget: bytes that it may hold for the backward; None for a device default.
+    strategy, backend: "auto" or one by name. memory_budget: bytes that it may hold for the backward; None for a device
+    default.
     """
 
     strategy: Strategy = "auto"
     memory_budget: int | None = None
+    backend: Backend = "auto"
 
 
 def model_outputs(
@@ -86,7 +89,9 @@ def model_outputs(
             strategy=head.strategy,
             memory_budget=head.memory_budget,
             known_gradient=known_gradient,
+            backend=head.backend,
         )
+        model.head_choice = f"{found.strategy}, {found.backend}"
         for name in HEAD_OUTPUTS:
             setattr(outputs, name, getattr(found, name))
     return outputs

@@ -37,6 +37,7 @@ class LoadedModel:
     adapter      peft's wrapper around the same module, for reading and writing adapter files
     value_head   from hidden states to one number a position, or None; it lies beside the module, not in it
     compute_dtype of products, where that is narrower than the weights; None for their own
+    head_choice  strategy and backend that the head took last; None before
     in_blocks    whether it can read a packed row block by block; None until that was tried (`block_attention`)
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
@@ -51,6 +52,7 @@ class LoadedModel:
     adapter: Any = field(default=None, repr=False)
     value_head: nn.Linear | None = None
     compute_dtype: torch.dtype | None = None
+    head_choice: str | None = None
     in_blocks: bool | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -62,7 +62,8 @@ class ModelData:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a training client trains."""
+    """What a training client trains, and how: batching is "packed" or "padded"; head the strategy and backend that
+    `linear_logprobs` took last, None before the first call."""
 
     model_id: str
     model_name: str
@@ -71,3 +72,5 @@ class ModelInfo:
     model_data: ModelData
     trainable_parameters: int
     device: str
+    batching: str = "padded"
+    head: str | None = None

@@ -14,6 +14,7 @@ from .engine import EngineSettings
 from .forward import Batching
 from .futures import Worker
 from .head import Strategy
+from .head_backends import Backend
 from .lora import add_lora
 from .models import load_model
 from .sampling_client import SamplingClient
@@ -47,6 +48,7 @@ class ServiceClient:
         compile_layers: bool = False,
         head_strategy: Strategy = "auto",
         head_memory: int | None = None,
+        head_backend: Backend = "auto",
     ) -> None:
         self.device = device
         self.dtype = dtype
@@ -61,6 +63,7 @@ class ServiceClient:
             compile_layers=compile_layers,
             head_strategy=head_strategy,
             head_memory=head_memory,
+            head_backend=head_backend,
         )
         self.worker = Worker()
         self._numbers = itertools.count()

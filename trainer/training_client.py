@@ -194,6 +194,8 @@ class TrainingClient:
             model_data=ModelData(self._model.name, str(self._model.config.model_type)),
             trainable_parameters=sum(p.numel() for p in self._model.trainable().values()),
             device=str(self._model.device),
+            batching=self._engine.options.batching,
+            head=self._model.head_choice,
         )
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:

@@ -152,9 +152,11 @@ def test_the_head_takes_the_strategy_that_loss_and_memory_allow(
     make_datums: MakeDatums,
     gradients_of: GradientsOf,
 ) -> None:
-    client(tokens_per_micro_batch=20, **options).forward_backward(make_datums(), loss).result()
+    training = client(tokens_per_micro_batch=20, **options)
+    training.forward_backward(make_datums(), loss).result()
     assert len(strategies) > 1
     assert set(strategies) == {expected}
+    assert training.get_info().head == f"{expected}, chunked"
     assert_same(options, loss, make_datums, gradients_of)
 
 
@@ -163,6 +165,19 @@ def test_a_gradient_known_before_the_forward_is_the_one_found_after_it(
     reduction: str, make_datums: MakeDatums, gradients_of: GradientsOf
 ) -> None:
     assert_same({"head_strategy": "recompute"}, "cross_entropy", make_datums, gradients_of, reduction=reduction)
+
+
+def test_what_was_chosen_can_be_seen(make_datums: MakeDatums) -> None:
+    training = client(head_backend="chunked")
+    assert (training.get_info().batching, training.get_info().head) == ("packed", None)
+    training.forward(make_datums(), "cross_entropy").result()
+    assert training.get_info().head == "forward-only, chunked"
+
+
+def test_a_backend_that_cannot_serve_the_loss_is_an_error(make_datums: MakeDatums) -> None:
+    failing = client(head_backend="cut-cross-entropy").forward_backward(make_datums(), "entropy_bonus")
+    with pytest.raises(ModelError, match="has no entropy"):
+        failing.result()
 
 
 def test_a_forward_alone_holds_nothing_for_a_backward(strategies: list[str], make_datums: MakeDatums) -> None:
