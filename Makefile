@@ -32,9 +32,9 @@ docs: $(installed) ## the pages and plots of docs/losses from the registry, docs
 	$(python) docs/make_loss_pages.py
 	$(python) docs/make_parity_page.py
 
-bench: $(models) ## step time of a custom loss against a built-in and a two-pass one; time of `import lossbook`
-	$(python) benchmarks/custom_versus_builtin.py $(ARGS)
-	$(python) benchmarks/import_time.py
+bench: $(models) ## side by side with TRL, transformers and others: 40 minutes on 2 cores; ARGS="--quick" for a few
+	$(pip_install) -e '.[bench]'
+	$(python) benchmarks/run.py $(ARGS)
 
 mutation: $(installed) ## which changes of losses/ no test notices, hours of CPU; ARGS="losses/policy/soft.py" for some modules
 	$(pip_install) -e '.[mutation]'

@@ -1,7 +1,7 @@
-"""How much longer `import lossbook` takes than `import torch`: `python benchmarks/import_time.py [--runs 9]`.
+"""How much longer `import lossbook` takes than `import torch`: `python benchmarks/import_time.py [--rounds 9]`.
 
-Each run is a fresh interpreter that times its own imports; the two kinds alternate, so that a slow spell of the
-machine falls on both. Prints the medians in seconds and their difference. The aim is below 0.3 s.
+Each run is a fresh interpreter that times its own imports; the two kinds alternate, so that a slow spell of the machine
+falls on both. The aim is a difference of less than 0.3 s.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ import argparse
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import measuring
 
 TIMED = "from time import perf_counter; start = perf_counter(); {imports}; print(perf_counter() - start)"
 
@@ -20,17 +25,24 @@ def seconds(imports: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def main(runs: int = 9) -> float:
-    """The median extra seconds of `import lossbook` over `import torch`, over `runs` alternating pairs."""
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure, print the table, write it; returns its row."""
+    parser = argparse.ArgumentParser(description="How much longer `import lossbook` takes than `import torch`.")
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of interpreters to time")
+    parser.add_argument("--quick", action="store_true", help="one pair")
+    parser.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    parser.add_argument("--name", default="import_time", help="of the result files")
+    options = parser.parse_args(arguments)
+    rounds = 1 if options.quick else options.rounds
     seconds("import torch, lossbook")  # fills the file cache
-    pairs = [(seconds("import torch"), seconds("import torch, lossbook")) for _ in range(runs)]
-    extra = statistics.median(ours - torch for torch, ours in pairs)
+    pairs = [(seconds("import torch"), seconds("import torch, lossbook")) for _ in range(rounds)]
     torch, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
-    print(f"import torch {torch:.2f} s, import torch, lossbook {ours:.2f} s, extra {extra:.2f} s (medians of {runs})")
-    return extra
+    extra = statistics.median(ours - torch for torch, ours in pairs)
+    rows = [{"import torch s": torch, "import torch, lossbook s": ours, "extra s": extra, "rounds": rounds}]
+    print(measuring.markdown(rows))
+    measuring.write(options.name, rows, options.out)
+    return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="How much longer `import lossbook` takes than `import torch`.")
-    parser.add_argument("--runs", type=int, default=9, help="pairs of interpreters to time")
-    main(parser.parse_args().runs)
+    main()

@@ -54,7 +54,9 @@ def make_pairs(count: int, vocabulary: int) -> list[Pair]:
     """Random tokens, the same each time."""
     prompts = workloads.lengths(count)
     answers = workloads.lengths(2 * count, median=48.0, low=8, high=256)
-    tokens = iter(torch.randint(0, vocabulary, (sum(prompts) + sum(answers),), generator=torch.Generator().manual_seed(1)))
+    tokens = iter(
+        torch.randint(0, vocabulary, (sum(prompts) + sum(answers),), generator=torch.Generator().manual_seed(1))
+    )
 
     def take(number: int) -> list[int]:
         return [int(next(tokens)) for _ in range(number)]
@@ -171,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     found = parser(__doc__.splitlines()[0], DEFAULT_MODELS)
     found.add_argument("--pairs", type=int, default=8, help="pairs a step, a multiple of 4")
     options = parse(found, arguments, DEFAULT_MODELS)
+    options.pairs = 4 if options.quick else options.pairs
     rows: list[dict[str, Any]] = []
     for model in options.model:
         with workloads.model_folder(model) as folder:

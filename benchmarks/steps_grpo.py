@@ -8,7 +8,7 @@ them with a cheap function, take advantages within the group, compute the clippe
 without a KL term, and make one AdamW update. Before anything is timed, the loss and the gradient's norm of given answers
 must agree; what is sampled differs, so the losses of the steps do.
 
-* ours: `save_weights_and_get_sampling_client`, `sample`, `group_advantages`, `forward_backward(..., "grpo")`, `optim_step`
+* ours: `save_weights_and_get_sampling_client`, `sample_batch`, `group_advantages`, `forward_backward(..., "grpo")`, `optim_step`
 * hand-written: `generate`, log_softmax of the logits, torch's AdamW
 * TRL defaults: `GRPOConfig()`, which is bfloat16 autocast, gradient checkpointing, micro-batches of 8
 * TRL tuned: the weights' own precision, no checkpointing, fused AdamW, no logs, one batch; sampling with either cache
@@ -66,8 +66,7 @@ class Ours:
 
     def __call__(self) -> float:
         sampler = self.training.save_weights_and_get_sampling_client()
-        futures = [sampler.sample(p, num_samples=SAMPLES, sampling_params=self.sampling) for p in self.prompts]
-        answers = [future.result().sequences for future in futures]
+        answers = [r.sequences for r in sampler.sample_batch(self.prompts, self.sampling, num_samples=SAMPLES).result()]
         rewards = [reward(sequence.tokens) for group in answers for sequence in group]
         groups = [number for number, group in enumerate(answers) for _ in group]
         found = advantages.group_advantages(rewards, groups, epsilon=1e-4).tolist()
@@ -172,9 +171,20 @@ class Trl:
 
         rows = len(prompts) * SAMPLES
         same = {"per_device_train_batch_size": rows, "num_generations": SAMPLES, "steps_per_generation": 1, "beta": 0.0}
-        same |= {"max_completion_length": options.new_tokens, "temperature": 1.0, "epsilon": 0.2, "shuffle_dataset": False}
+        same |= {
+            "max_completion_length": options.new_tokens,
+            "temperature": 1.0,
+            "epsilon": 0.2,
+            "shuffle_dataset": False,
+        }
         same |= {"generation_kwargs": {"eos_token_id": NEVER, **settings.pop("generation", {})}}
-        arguments = {**SAME_STEP, "use_cpu": options.device == "cpu", "output_dir": tempfile.mkdtemp(), **same, **settings}
+        arguments = {
+            **SAME_STEP,
+            "use_cpu": options.device == "cpu",
+            "output_dir": tempfile.mkdtemp(),
+            **same,
+            **settings,
+        }
         trainer = GRPOTrainer(
             model=workloads.load_module(folder, options.device, options.dtype),
             reward_funcs=lambda completion_ids, **_: [reward(tokens) for tokens in completion_ids],
@@ -255,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     found.add_argument("--prompt-lengths", type=int, nargs="+", default=[64, 256], help="tokens")
     found.add_argument("--new-tokens", type=int, default=64, help="tokens an answer")
     options = parse(found, arguments, DEFAULT_MODELS)
+    if options.quick:
+        options.prompts, options.prompt_lengths, options.new_tokens = 1, [16], 4
     rows: list[dict[str, Any]] = []
     for model in options.model:
         with workloads.model_folder(model) as folder:
@@ -262,7 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 steps = wanted(ways(folder, make_prompts(options.prompts, length), options), options.ways)
                 check_same_loss(steps, options, workloads.vocabulary(folder))
                 tokens = options.prompts * SAMPLES * options.new_tokens
-                about = {"model": model, "prompt": length, "answers": options.prompts * SAMPLES, "sampled tokens": tokens}
+                about = {
+                    "model": model,
+                    "prompt": length,
+                    "answers": options.prompts * SAMPLES,
+                    "sampled tokens": tokens,
+                }
                 rows += compare(steps, options.rounds, tokens, about, tolerance=float("inf"))
     print(measuring.markdown(rows))
     measuring.write(options.name or "steps_grpo", rows, options.out)

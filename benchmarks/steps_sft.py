@@ -116,8 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
     found = parser(__doc__.splitlines()[0], DEFAULT_MODELS)
     found.add_argument("--sequences", type=int, default=16, help="sequences a step, a multiple of 8")
-    found.add_argument("--label-fractions", type=float, nargs="+", default=[1.0, 0.25], help="of each sequence's tokens")
+    found.add_argument(
+        "--label-fractions", type=float, nargs="+", default=[1.0, 0.25], help="of each sequence's tokens"
+    )
     options = parse(found, arguments, DEFAULT_MODELS)
+    if options.quick:
+        options.sequences, options.label_fractions = 8, [0.25]
     rows: list[dict[str, Any]] = []
     for model in options.model:
         with workloads.model_folder(model) as folder:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,51 @@ from lossbook.trainer.models import load_model
 from lossbook.trainer.tiny import build_tiny_model, build_tiny_tokenizer
 
 SMOLLM2 = "smollm2"
-#: Models of random weights, tied heads: vocabulary, width, feed-forward width, layers, heads, key-value heads, head width.
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of random weights and a tied head. groups: key-value heads."""
+
+    family: str
+    vocabulary: int
+    width: int
+    feed_forward: int
+    layers: int
+    heads: int
+    groups: int
+    head_width: int
+
+    def with_vocabulary(self, vocabulary: int) -> Shape:
+        """The same but for the vocabulary."""
+        return replace(self, vocabulary=vocabulary)
+
+    def build(self) -> Any:
+        """The model, with the same weights each time."""
+        configs = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}
+        config = configs[self.family](
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.groups,
+            head_dim=self.head_width,
+            max_position_embeddings=131072,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=256,  # as the tokenizer of bytes has it
+            pad_token_id=257,
+        )
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+#: The last has the shape of Qwen3-0.6B.
 SHAPES = {
-    "random-llama-38m": ("llama", 32768, 512, 1536, 6, 8, 4, 64),
-    "random-llama-67m": ("llama", 32000, 768, 2048, 6, 12, 4, 64),
-    "random-qwen3-0.6b": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128),
+    "random-llama-38m": Shape("llama", 32768, 512, 1536, 6, 8, 4, 64),
+    "random-llama-67m": Shape("llama", 32000, 768, 2048, 6, 12, 4, 64),
+    "random-qwen3-0.6b": Shape("qwen3", 151936, 1024, 3072, 28, 16, 8, 128),
 }
 MODELS = ("tiny", SMOLLM2, *SHAPES)
 
@@ -33,14 +73,21 @@ def model_folder(name: str) -> Iterator[str]:
     if name == SMOLLM2:
         yield str(smollm2_folder())
     elif name in MODELS:
-        with tempfile.TemporaryDirectory() as folder:
-            model = build_tiny_model() if name == "tiny" else random_model(*SHAPES[name])
-            model.save_pretrained(folder)
-            build_tiny_tokenizer().save_pretrained(folder)
-            del model
+        with written(SHAPES.get(name)) as folder:
             yield folder
     else:
         yield name
+
+
+@contextmanager
+def written(shape: Shape | None) -> Iterator[str]:
+    """A folder with a model of this shape, or the tiny one, and a tokenizer of bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_tiny_model() if shape is None else shape.build()
+        model.save_pretrained(folder)
+        build_tiny_tokenizer().save_pretrained(folder)
+        del model
+        yield folder
 
 
 def smollm2_folder() -> Path:
@@ -53,29 +100,6 @@ def smollm2_folder() -> Path:
         load_model(find_smollm2(), device="cpu")
         found = sorted(cache.glob("SmolLM2-135M-Instruct*"))
     return found[0]
-
-
-def random_model(
-    family: str, vocabulary: int, width: int, feed_forward: int, layers: int, heads: int, groups: int, head_width: int
-) -> transformers.PreTrainedModel:
-    """A decoder of this shape, with the same weights each time."""
-    configs = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}
-    config = configs[family](
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=head_width,
-        max_position_embeddings=131072,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=256,
-        pad_token_id=257,
-    )
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def load_module(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -115,9 +139,7 @@ def examples(sizes: Sequence[int], label_fraction: float, vocabulary: int, seed:
 
 def datums(batch: Sequence[Example]) -> list[lb.Datum]:
     """What lossbook trains on: completions have weight 1, prompts 0."""
-    return [
-        lb.datum_from_tokens_weights(e.tokens, [0.0] * len(e.prompt) + [1.0] * len(e.completion)) for e in batch
-    ]
+    return [lb.datum_from_tokens_weights(e.tokens, [0.0] * len(e.prompt) + [1.0] * len(e.completion)) for e in batch]
 
 
 def vocabulary(folder: str) -> int:
