@@ -133,16 +133,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     kinds = list(dict.fromkeys(row["grows"] for row in rows))
-    figure, panels = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.0), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(1, len(kinds), figsize=(3.4 * len(kinds), 3.0), squeeze=False, layout="constrained")
     for grown, panel in zip(kinds, panels[0], strict=True):
         own = [row for row in rows if row["grows"] == grown]
         sizes = [row["size"] for row in own]
-        panel.loglog(sizes, [row["seconds"] for row in own], "o-", color="C0")
+        for axes, column, color in ((panel, "seconds", "C0"), (panel.twinx(), "peak memory MB", "C1")):
+            values = [max(row[column], 1e-3) for row in own]
+            axes.loglog(sizes, values, "o-" if color == "C0" else "s--", color=color)
+            axes.set_ylabel(column, color=color)
+            middle = math.sqrt(min(values) * max(values))  # at least a factor of ten, so that flat looks flat
+            axes.set_ylim(min(min(values), middle / 4) / 1.2, max(max(values), middle * 4) * 1.2)
         panel.set(title=grown, xlabel=grown)
-        panel.set_ylabel("seconds", color="C0")
-        right = panel.twinx()
-        right.loglog(sizes, [max(row["peak memory MB"], 1e-3) for row in own], "s--", color="C1")
-        right.set_ylabel("peak memory, MB", color="C1")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
