@@ -162,7 +162,7 @@ def run(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             training = service.create_training_client(folder)
     datums = make_datums(options.datums, options.length, options.label_fraction, 256 if model == "tiny" else 32000)
     rows = []
-    for name in LOSSES:
+    for name in options.loss or LOSSES:
         ways = ways_to_compute(training, datums, name)
         check_same_gradient(training, ways, tolerance=1e-3 if options.dtype == "bfloat16" else 1e-4)
 
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument(
         "--model", action="append", help=f"model to load; repeatable. Default: {', '.join(DEFAULT_MODELS)}"
     )
+    parser.add_argument("--loss", action="append", choices=sorted(LOSSES), help="repeatable; all by default")
     parser.add_argument("--device", help="cpu, cuda, ...; the best there is by default")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights; by default the device's")
     parser.add_argument("--lora", type=int, help="train an adapter of this rank instead of all weights")

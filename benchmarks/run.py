@@ -43,6 +43,8 @@ BENCHMARKS = (
         ("--model", "smollm2", "--rounds", "6", "--name", "custom_versus_builtin_smollm2"),
         quick=False,
     ),
+    Benchmark("b", "head.py"),
+    Benchmark("b", "loss_cost.py"),
     Benchmark("c", "steps_sft.py", ("--label-fractions", "1.0")),
     Benchmark("c", "steps_dpo.py"),
     Benchmark("c", "steps_grpo.py"),
@@ -63,6 +65,7 @@ BENCHMARKS = (
         quick=False,
     ),
     Benchmark("e", "growth.py"),
+    Benchmark("f", "sampling.py"),
     Benchmark("g", "gemm_peak.py"),
     Benchmark("i", "import_time.py", takes_device=False),
 )

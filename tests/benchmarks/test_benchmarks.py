@@ -40,7 +40,7 @@ def test_a_benchmark_runs_in_its_quickest_form_and_writes_its_results(script: st
 
 
 def test_the_runner_runs_every_benchmark(run: ModuleType) -> None:
-    assert sorted({benchmark.script.removesuffix(".py") for benchmark in run.BENCHMARKS if benchmark.quick}) == SCRIPTS
+    assert set(SCRIPTS) <= {benchmark.script.removesuffix(".py") for benchmark in run.BENCHMARKS if benchmark.quick}
 
 
 def test_the_runner_reports_a_benchmark_that_fails_and_goes_on(
