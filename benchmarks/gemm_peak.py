@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options.model = options.model or ("tiny" if options.quick else DEFAULT_MODEL[options.device])
     options.tokens = options.tokens or (256 if options.quick else {"cpu": 2048, "cuda": 8192}[options.device])
     options.dtype = getattr(torch, options.dtype or {"cpu": "float32", "cuda": "bfloat16"}[options.device])
-    options.rounds = 1 if options.quick else options.rounds
+    if options.quick:
+        options.rounds, options.repeats = 1, 1
     transformers.utils.logging.disable_progress_bar()
     with workloads.model_folder(options.model) as folder:
         rows = measure(folder, options)
