@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds")
     parser.add_argument("--warm-ups", type=int, default=1, help="rounds before them")
     parser.add_argument("--quick", action="store_true", help="the tiny model, two short rounds")
-    parser.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--name", default="custom_versus_builtin", help="of the result files")
     options = parser.parse_args(arguments)
     options.model = options.model or (["tiny"] if options.quick else list(DEFAULT_MODELS))
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     transformers.utils.logging.disable_progress_bar()
     rows = [row for model in options.model for row in run(model, options)]
     print(measuring.markdown(rows))
-    measuring.write(options.name, rows, options.out)
+    measuring.write(options.name, rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

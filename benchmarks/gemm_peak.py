@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--repeats", type=int, default=5, help="products timed together")
     found.add_argument("--quick", action="store_true", help="the tiny model, one round")
-    found.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    found.add_argument("--out", type=Path, help="folder for the results")
     found.add_argument("--name", default="gemm_peak", help="of the result files")
     options = found.parse_args(arguments)
     options.model = options.model or ("tiny" if options.quick else DEFAULT_MODEL[options.device])
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     with workloads.model_folder(options.model) as folder:
         rows = measure(folder, options)
     print(measuring.markdown(rows))
-    measuring.write(options.name, rows, options.out)
+    measuring.write(options.name, rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     found.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     found.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     found.add_argument("--quick", action="store_true", help="a smaller model and smaller sizes, one round")
-    found.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    found.add_argument("--out", type=Path, help="folder for the results")
     found.add_argument("--name", default="growth", help="of the result files")
     options = found.parse_args(arguments)
     options.dtype = getattr(torch, options.dtype)
@@ -171,8 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         }
         rows += [{**row, **slopes} for row in own]
         print(measuring.markdown([{**row, **slopes} for row in own]), flush=True)
-    measuring.write(options.name, rows, options.out)
-    plot(rows, options.out / f"{options.name}.png")
+    folder = measuring.folder_for(options.out, quick=options.quick)
+    measuring.write(options.name, rows, folder)
+    plot(rows, folder / f"{options.name}.png")
     return rows
 
 

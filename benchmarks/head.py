@@ -18,11 +18,12 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import Way, interleaved, markdown, peak_memory, ratio, write
+from measuring import Way, folder_for, interleaved, markdown, peak_memory, ratio, write
 from torch import Tensor
 
 from lossbook.trainer.head import Head, linear_logprobs
@@ -155,7 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--ways", nargs="+", choices=[*THEIRS, *OURS], default=[*THEIRS, *OURS])
-    parser.add_argument("--quick", action="store_true", help="one small case, two rounds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="one small case, two rounds")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--name", default="head", help="of the files in results/")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -166,8 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             for variant in options.variants:
                 rows += VARIANTS[variant](vocabulary, positions, options)
     print(markdown(rows))
-    if not options.quick:
-        write(options.name, rows)
+    write(options.name, rows, folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description="How much longer `import lossbook` takes than `import torch`.")
     parser.add_argument("--rounds", type=int, default=9, help="pairs of interpreters to time")
     parser.add_argument("--quick", action="store_true", help="one pair")
-    parser.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--name", default="import_time", help="of the result files")
     options = parser.parse_args(arguments)
     rounds = 1 if options.quick else options.rounds
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     extra = statistics.median(ours - torch for torch, ours in pairs)
     rows = [{"import torch s": torch, "import torch, lossbook s": ours, "extra s": extra, "rounds": rounds}]
     print(measuring.markdown(rows))
-    measuring.write(options.name, rows, options.out)
+    measuring.write(options.name, rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import measuring
@@ -177,13 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu"], help="what is measured runs on the CPU")
-    parser.add_argument("--quick", action="store_true", help="few datums, one round, nothing written")
+    parser.add_argument("--quick", action="store_true", help="few datums, one round")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     options = parser.parse_args(arguments)
     rounds = 1 if options.quick else options.rounds
     rows = [row(name, count, rounds) for name in LOSSES for count in ((10, 100) if options.quick else SIZES)]
     print(measuring.markdown(rows))
-    if not options.quick:
-        measuring.write("loss_cost", rows)
+    measuring.write("loss_cost", rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -154,6 +154,11 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def folder_for(out: Path | None, *, quick: bool) -> Path:
+    """Where results go: `out` if given, else results/, and results/quick/ for numbers that nobody should quote."""
+    return out or (RESULTS / "quick" if quick else RESULTS)
+
+
 def write(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> None:
     """`<name>.json` with the environment and `<name>.csv`, a line a row; a Ratio becomes three columns in the CSV."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ BENCHMARKS = (
         quick=False,
     ),
     Benchmark("b", "head.py"),
-    Benchmark("b", "loss_cost.py"),
+    Benchmark("b", "loss_cost.py", takes_device=False),
     Benchmark("c", "steps_sft.py", ("--label-fractions", "1.0")),
     Benchmark("c", "steps_dpo.py"),
     Benchmark("c", "steps_grpo.py"),
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="the best there is by default")
     parser.add_argument("--out", type=Path, help="folder for the results; a quick run has one of its own by default")
     options = parser.parse_args(arguments)
-    options.out = options.out or (measuring.RESULTS / "quick" if options.quick else measuring.RESULTS)
+    options.out = measuring.folder_for(options.out, quick=options.quick)
     failed = []
     for benchmark in BENCHMARKS:
         if (options.only and benchmark.part not in options.only) or (options.quick and not benchmark.quick):

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-warm-up", action="store_true", help="the check of greedy tokens has warmed both up")
     parser.add_argument("--quick", action="store_true", help="the random model, few and short sequences, one round")
-    parser.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--name", default="sampling", help="of the result files")
     options = parser.parse_args(arguments)
     options.length = options.length or [64, 256]
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for row in measure(name, options.rank if kind == "lora" else 0, options)
     ]
     print(measuring.markdown(rows))
-    measuring.write(options.name, rows, options.out)
+    measuring.write(options.name, rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -62,7 +62,7 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     found.add_argument("--rounds", type=int, default=3, help="timed rounds")
     found.add_argument("--ways", nargs="+", help="only these of the ways to compute the step; ours is always there")
     found.add_argument("--quick", action="store_true", help="the tiny model, one round")
-    found.add_argument("--out", type=Path, default=measuring.RESULTS, help="folder for the results")
+    found.add_argument("--out", type=Path, help="folder for the results")
     found.add_argument("--name", help="of the result files")
     return found
 

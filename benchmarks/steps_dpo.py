@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             bounds = {"tolerance": TOLERANCE[options.dtype], "looser": {DEFAULTS: TOLERANCE[torch.bfloat16]}}
             rows += compare(steps, options.rounds, tokens, about, **bounds)
     print(measuring.markdown(rows))
-    measuring.write(options.name or "steps_dpo", rows, options.out)
+    measuring.write(options.name or "steps_dpo", rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

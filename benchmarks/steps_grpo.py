@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 }
                 rows += compare(steps, options.rounds, tokens, about, tolerance=float("inf"))
     print(measuring.markdown(rows))
-    measuring.write(options.name or "steps_grpo", rows, options.out)
+    measuring.write(options.name or "steps_grpo", rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             for fraction in options.label_fractions:
                 rows += run(model, folder, fraction, options)
     print(measuring.markdown(rows))
-    measuring.write(options.name or "steps_sft", rows, options.out)
+    measuring.write(options.name or "steps_sft", rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -84,3 +84,9 @@ def test_results_are_written_with_their_environment_and_ratios_with_their_quarti
     assert record["environment"]["torch"] == torch.__version__
     with open(tmp_path / "new" / "found.csv", newline="") as file:
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in flat.items()}]
+
+
+def test_a_quick_run_does_not_overwrite_results(measuring: ModuleType, tmp_path: Path) -> None:
+    assert measuring.folder_for(None, quick=True) == measuring.RESULTS / "quick"
+    assert measuring.folder_for(None, quick=False) == measuring.RESULTS
+    assert measuring.folder_for(tmp_path, quick=True) == tmp_path
