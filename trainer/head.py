@@ -32,6 +32,11 @@ MEMORY_BUDGET = {"cpu": 2**30, "other": 2**31}
 LEAST_KNOWN_ROWS = 128
 
 
+def memory_budget_on(device: torch.device) -> int:
+    """Bytes of the product that are held for the backward on a device where nobody says otherwise."""
+    return MEMORY_BUDGET["cpu" if device.type == "cpu" else "other"]
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """What turns hidden states into logits: `softcap · tanh(z / softcap)` of `z = scale · (h Wᵀ + bias)`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..losses.prepared import Prepared
 from ..losses.protocol import LossLike
 from .block_attention import fits_in_blocks
 from .forward import TOKEN_OUTPUTS, Batching, HeadOptions, Pooling, lengths_read, model_outputs, tokens_of
+from .head import memory_budget_on
 from .layers import LayerOptions
 from .micro_batches import plan_micro_batches
 from .models import LoadedModel
@@ -85,9 +86,17 @@ class Pass:
                 covered=self._covered(cut),
                 batching=options.batching,
                 pooling=self.pooling,
-                head=options.head,
+                head=self._head_options(),
                 known_gradient=self._known_gradient(cut),
             )
+
+    def _head_options(self) -> HeadOptions:
+        """The head's options, its budget divided where the graphs of all micro-batches are held together."""
+        head = self.options.head
+        if self.loss.couples != "batch" or len(self.cuts) == 1:
+            return head
+        budget = memory_budget_on(self.model.device) if head.memory_budget is None else head.memory_budget
+        return replace(head, memory_budget=budget // len(self.cuts))
 
     def _known_gradient(self, cut: Sequence[int]) -> Tensor | None:
         """d loss / d logprobs, where that is known before the forward and of use."""

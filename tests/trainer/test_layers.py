@@ -17,6 +17,7 @@ from lossbook.trainer.layers import LayerOptions, repeated_layers
 from lossbook.trainer.models import LoadedModel, load_model
 from lossbook.trainer.training_client import TrainingClient
 
+VOCABULARY = 260
 MakeDatums = Callable[..., list[lb.Datum]]
 GradientsOf = Callable[[TrainingClient], dict[str, Tensor]]
 
@@ -133,6 +134,20 @@ def strategies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(forward, "linear_logprobs", noting)
     return taken
+
+
+def test_micro_batches_whose_graphs_are_held_together_share_the_heads_budget(
+    strategies: list[str], make_datums: MakeDatums
+) -> None:
+    datums = make_datums()
+    positions = sum(datum.model_input.length for datum in datums)
+    budget = 4 * VOCABULARY * positions // 2  # of half of all logits
+    together = client(tokens_per_micro_batch=20, head_memory=budget)
+    assert together.forward_backward(datums, "kto").result().metrics["micro_batches"] > 2
+    assert "recompute" in strategies
+    strategies.clear()
+    together.forward_backward(datums, "grpo").result()
+    assert set(strategies) == {"keep"}, "each is let go before the next"
 
 
 @pytest.mark.parametrize(
