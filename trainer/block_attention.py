@@ -62,10 +62,10 @@ def block_attention(
         raise NotImplementedError("a window that the attention function is not told of")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     sizes = [block.tokens for block in packed_layout.blocks]
-    own = zip(packed_layout.blocks, *(x.split(sizes) for x in (q, k, v)), strict=True)
+    own = zip(packed_layout.blocks, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
     attended = [
-        _attend(block, *parts, _prefix(block, k), _prefix(block, v), dropout, scaling, sliding_window)
-        for block, *parts in own
+        _attend(block, mine, (keys, values), _prefix(block, k, v), dropout, scaling, sliding_window)
+        for block, mine, keys, values in own
     ]
     return (attended[0] if len(attended) == 1 else torch.cat(attended))[None], None
 
@@ -79,26 +79,27 @@ def _should_slide(module: nn.Module) -> bool:
     return kinds is None or index is None or kinds[index] == "sliding_attention"
 
 
-def _prefix(block: Block, tokens: Tensor) -> Tensor | None:
-    return None if block.prefix is None else tokens[slice(*block.prefix)]
+def _prefix(block: Block, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+    if block.prefix is None:
+        return None
+    seen = slice(*block.prefix)
+    return keys[seen], values[seen]
 
 
 def _attend(
     block: Block,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor | None,
-    prefix_value: Tensor | None,
+    own: tuple[Tensor, Tensor],
+    prefix: tuple[Tensor, Tensor] | None,
     dropout: float,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """One block: [tokens, heads, D] in and out."""
+    """One block: [tokens, heads, D] in and out. own, prefix: keys and values."""
     rows = len(block.lengths)
-    q, k, v = (_as_rows(block, x, rows) for x in (query, key, value))
-    if prefix_key is not None and prefix_value is not None:
-        k, v = (torch.cat([x.expand(rows, *x.shape), own], dim=1) for x, own in ((prefix_key, k), (prefix_value, v)))
+    q, k, v = (_as_rows(block, x, rows) for x in (query, *own))
+    if prefix is not None:
+        k, v = (torch.cat([x.expand(rows, *x.shape), mine], dim=1) for x, mine in zip(prefix, (k, v), strict=True))
     mask = _mask(q.shape[1], k.shape[1], window, q.device)
     found = scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -110,7 +111,7 @@ def _attend(
         scale=scaling,
         enable_gqa=q.shape[2] != k.shape[2],
     )
-    flat = found.transpose(1, 2).reshape(-1, *query.shape[1:-1], value.shape[-1])
+    flat = found.transpose(1, 2).flatten(0, 1)
     return flat if block.unpadded is None else flat.index_select(0, block.unpadded)
 
 

@@ -81,11 +81,11 @@ def model_outputs(
         # Ids outside the vocabulary are refused before; what is left of them are slots of weight 0, such as -100.
         targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
         targets = targets if rows is None else targets[rows]
-        asked = {name: name in names for name in ("entropy", "mean_logprobs")}
         found = linear_logprobs(
             *_in_autocast_precision(hidden, model.head()),
             targets.to(hidden.device),
-            **asked,
+            entropy="entropy" in names,
+            mean_logprobs="mean_logprobs" in names,
             strategy=head.strategy,
             memory_budget=head.memory_budget,
             known_gradient=known_gradient,
@@ -110,12 +110,12 @@ def tokens_of(datum: Datum) -> np.ndarray:
     return np.asarray(datum.model_input.to_ints(), dtype=np.int64)
 
 
-def lengths_read(lengths: Sequence[int], covered: np.ndarray) -> np.ndarray:
+def lengths_read(lengths: Sequence[int] | np.ndarray, covered: np.ndarray) -> np.ndarray:
     """For each sequence, how many of its tokens the outputs at `covered` positions depend on; at least 1.
 
     No token of a decoder looks ahead, so what comes behind the last position that is read need not be computed.
     """
-    starts = np.cumsum(lengths) - lengths
+    starts = np.cumsum(lengths, dtype=np.int64) - np.asarray(lengths, dtype=np.int64)
     behind = np.where(covered, np.arange(1, len(covered) + 1), 0)
     last = np.maximum.reduceat(behind, starts) if len(covered) else np.zeros(0, dtype=np.int64)
     return np.maximum(last - starts, 1)

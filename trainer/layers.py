@@ -7,7 +7,7 @@ checkpoints see the plain model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class LayerOptions:
         return forward
 
 
-def repeated_layers(model: LoadedModel) -> list[nn.Module]:
+def repeated_layers(model: LoadedModel) -> Sequence[nn.Module]:
     """The model's transformer layers. Raises ModelError where transformers names none."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -139,11 +139,11 @@ def strategies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_micro_batches_whose_graphs_are_held_together_share_the_heads_budget(
     strategies: list[str], make_datums: MakeDatums
 ) -> None:
-    datums = make_datums()
+    datums = [lb.Datum(d.model_input, {**d.loss_fn_inputs, "label": float(i % 2)}) for i, d in enumerate(make_datums())]
     positions = sum(datum.model_input.length for datum in datums)
-    budget = 4 * VOCABULARY * positions // 2  # of half of all logits
+    budget = 4 * VOCABULARY * positions * 3 // 4  # of three quarters of all logits
     together = client(tokens_per_micro_batch=20, head_memory=budget)
-    assert together.forward_backward(datums, "kto").result().metrics["micro_batches"] > 2
+    assert together.forward_backward(datums, "kto").result().metrics["micro_batches"] > 1
     assert "recompute" in strategies
     strategies.clear()
     together.forward_backward(datums, "grpo").result()
