@@ -182,7 +182,7 @@ def run(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print the table, write it; returns its rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--model", action="append", help=f"model to load; repeatable. Default: {', '.join(DEFAULT_MODELS)}"
     )

@@ -102,7 +102,7 @@ def measure(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print the table, write it; returns its rows."""
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     found.add_argument("--model", help=f"of {', '.join(workloads.MODELS)}, or a folder")
     found.add_argument("--tokens", type=int, help="tokens a step; by default 2048, and 8192 on a GPU")
     found.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")

@@ -121,8 +121,8 @@ def measure(growth: Growth, grown: str, rounds: int) -> list[dict[str, Any]]:
 def slope(rows: Sequence[Mapping[str, Any]], column: str) -> float:
     """Of a straight line through log column over log size, by least squares over all rows but the smallest."""
     kept = rows[1:] if len(rows) > 2 else rows
-    logs = [[math.log(max(row[key], 1e-9)) for row in kept] for key in ("size", column)]
-    return float(np.polyfit(*logs, 1)[0])
+    sizes, values = (np.log([max(row[key], 1e-9) for row in kept]) for key in ("size", column))
+    return float(np.polyfit(sizes, values, 1)[0])
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -150,7 +150,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print the table and the slopes, write and plot them; returns the rows."""
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     found.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="what grows")
     found.add_argument("--largest", type=int, help="tokens of the largest call where tokens grow")
     found.add_argument("--rounds", type=int, default=3)

@@ -80,7 +80,7 @@ def command(benchmark: Benchmark, options: argparse.Namespace) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for and write the summary; returns the number of benchmarks that failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted({b.part for b in BENCHMARKS}), help="parts, by letter")
     parser.add_argument("--quick", action="store_true", help="small models and few rounds")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="the best there is by default")

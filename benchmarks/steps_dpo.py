@@ -120,7 +120,8 @@ class HandWritten:
 def trl(folder: str, pairs: Sequence[Pair], options: argparse.Namespace, **settings: Any) -> Step:
     """DPOTrainer on the same pairs. Its constructor tokenises text, so the tokens are put in its place afterwards."""
     import datasets
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
     from trl_training import SAME_STEP, PausedTraining, repeated
 
     arguments = {**SAME_STEP, "use_cpu": options.device == "cpu", "output_dir": tempfile.mkdtemp(), **settings}
@@ -170,7 +171,7 @@ def ways(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> dic
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
-    found = parser(__doc__.splitlines()[0], DEFAULT_MODELS)
+    found = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
     found.add_argument("--pairs", type=int, default=8, help="pairs a step, a multiple of 4")
     options = parse(found, arguments, DEFAULT_MODELS)
     options.pairs = 4 if options.quick else options.pairs

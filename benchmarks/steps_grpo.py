@@ -110,7 +110,7 @@ class HandWritten:
     def __init__(self, folder: str, prompts: Sequence[str], options: argparse.Namespace) -> None:
         self.model = workloads.load_module(folder, options.device, options.dtype).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **ADAM)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         rows = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(SAMPLES)]
         self.prompts = torch.tensor(rows, device=options.device)
         self.new_tokens = options.new_tokens
@@ -166,7 +166,8 @@ class Trl:
     """GRPOTrainer on the same prompts and reward."""
 
     def __init__(self, folder: str, prompts: Sequence[str], options: argparse.Namespace, **settings: Any) -> None:
-        from trl import GRPOConfig, GRPOTrainer
+        from trl.trainer.grpo_config import GRPOConfig
+        from trl.trainer.grpo_trainer import GRPOTrainer
         from trl_training import SAME_STEP, PausedTraining, repeated
 
         rows = len(prompts) * SAMPLES
@@ -185,16 +186,17 @@ class Trl:
             **same,
             **settings,
         }
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         trainer = GRPOTrainer(
             model=workloads.load_module(folder, options.device, options.dtype),
             reward_funcs=lambda completion_ids, **_: [reward(tokens) for tokens in completion_ids],
             args=GRPOConfig(**arguments),
             train_dataset=repeated([{"prompt": prompt} for prompt in prompts], options.rounds + 8),
-            processing_class=transformers.AutoTokenizer.from_pretrained(folder),
+            processing_class=tokenizer,
         )
         trainer.eos_token_ids = [NEVER]
         self.trainer: Any = trainer
-        self.prompts = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts for _ in range(SAMPLES)]
+        self.prompts = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(SAMPLES)]
         self.step = PausedTraining(trainer)
 
     def __call__(self) -> float:
@@ -260,7 +262,7 @@ def check_same_loss(steps: dict[str, Any], options: argparse.Namespace, vocabula
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
-    found = parser(__doc__.splitlines()[0], DEFAULT_MODELS)
+    found = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
     found.add_argument("--prompts", type=int, default=2, help=f"prompts a step, of {SAMPLES} answers each")
     found.add_argument("--prompt-lengths", type=int, nargs="+", default=[64, 256], help="tokens")
     found.add_argument("--new-tokens", type=int, default=64, help="tokens an answer")

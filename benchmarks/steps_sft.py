@@ -73,7 +73,8 @@ def ours(folder: str, batch: Sequence[Example], options: argparse.Namespace) -> 
 def trl(folder: str, batch: Sequence[Example], options: argparse.Namespace, **settings: Any) -> Step:
     """SFTTrainer on the same sequences, tokenised already."""
     import transformers
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
     from trl_training import SAME_STEP, PausedTraining, repeated
 
     rows = [{"input_ids": e.tokens, "labels": [-100] * len(e.prompt) + e.completion} for e in batch]
@@ -114,7 +115,7 @@ def ways(folder: str, batch: Sequence[Example], options: argparse.Namespace) -> 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
-    found = parser(__doc__.splitlines()[0], DEFAULT_MODELS)
+    found = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
     found.add_argument("--sequences", type=int, default=16, help="sequences a step, a multiple of 8")
     found.add_argument(
         "--label-fractions", type=float, nargs="+", default=[1.0, 0.25], help="of each sequence's tokens"

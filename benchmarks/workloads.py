@@ -104,7 +104,8 @@ def smollm2_folder() -> Path:
 
 def load_module(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
     """The model as transformers has it, for the libraries that are compared with."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    loader: Any = transformers.AutoModelForCausalLM
+    return loader.from_pretrained(folder, dtype=dtype).to(device)
 
 
 @dataclass(frozen=True)
