@@ -92,7 +92,12 @@ def measure(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     peak = max(rate for label, rate in rates.items() if label not in steps)
     rows = []
     for label, rate in rates.items():
-        row = {"model": options.model, "tokens": sum(len(e.tokens) for e in batch), "what": label}
+        row = {
+            "device": options.device,
+            "model": options.model,
+            "tokens": sum(len(e.tokens) for e in batch),
+            "what": label,
+        }
         row |= {"seconds": statistics.median(times[label]), "TFLOP/s": rate / 1e12, "of the measured peak": rate / peak}
         if options.peak_tflops:
             row["of the data sheet"] = rate / 1e12 / options.peak_tflops
