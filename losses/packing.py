@@ -55,7 +55,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     packed = Packed(spec, config, lengths, tokens, torch.from_numpy(active), layout.weights, inputs, is_even)
     if packed.absent is not None:
         check_some_present(packed.absent, spec, active, lengths)
-    return packed
+    return _laid_out(packed)
 
 
 def positions_of(datum: Datum) -> int:
@@ -217,4 +217,11 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
     if spec.per == "pair" and len(datums) % 2:
         raise ShapeError(f"pairs are datums 2i and 2i+1, but there are {len(datums)} datums")
     weights = torch.ones(len(datums))
-    return Packed(spec, config, ones, ones, weights.bool(), weights, inputs)
+    return _laid_out(Packed(spec, config, ones, ones, weights.bool(), weights, inputs))
+
+
+def _laid_out(packed: Packed) -> Packed:
+    """The same, once the loss has counted its units: that raises where the datums are not laid out as it needs them."""
+    if packed.spec.units is not None:
+        _ = packed.units
+    return packed
