@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lossbook as lb
 from lossbook.datums.errors import ModelError
-from lossbook.trainer import forward
+from lossbook.trainer import forward, head_sweeps
 from lossbook.trainer.head import HeadOutputs
 from lossbook.trainer.layers import LayerOptions, repeated_layers
 from lossbook.trainer.models import LoadedModel, load_model
@@ -173,6 +173,19 @@ def test_the_head_takes_the_strategy_that_loss_and_memory_allow(
     assert set(strategies) == {expected}
     assert training.get_info().head == f"{expected}, chunked"
     assert_same(options, loss, make_datums, gradients_of)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "token-mean", "seq-mean-token-mean"])
+def test_the_backward_of_a_linear_loss_computes_no_logits(
+    reduction: str, make_datums: MakeDatums, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*given: Any) -> None:
+        raise AssertionError("the gradient found differs in some bit from the one known, so it was computed again")
+
+    monkeypatch.setattr(head_sweeps, "_backward", computed)
+    training = client(tokens_per_micro_batch=20)
+    training.forward_backward(make_datums(), "cross_entropy", {"reduction": reduction}).result()
+    training.forward_backward(make_datums(), "reinforce", {"reduction": reduction}).result()
 
 
 @pytest.mark.parametrize("reduction", ["sum", "token-mean", "seq-mean-token-mean"])
