@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,47 +28,17 @@ from ..losses.prepared import Prepared
 from ..losses.protocol import LossLike
 from ..losses.signature import OUTPUT_NAMES
 from .block_attention import fits_in_blocks
-from .forward import Batching, HeadOptions, Pooling, check_fits
-from .head import Strategy
-from .head_backends import Backend
+from .forward import HeadOptions, Pooling, check_fits
 from .layers import LayerOptions
 from .models import LoadedModel
 from .passes import Pass, RunOptions
 from .responses import ForwardBackwardOutput
 from .results import Collected, count_metrics, per_datum, with_loss_metrics, with_nll
+from .settings import EngineSettings
 
 #: What a transformer layer keeps for the backward: about 34 values a token and hidden unit (Korthikanti et al. 2022,
 #: arXiv:2205.05198, eq. 2). An estimate, used only to decide when a batch-coupled loss recomputes.
 VALUES_KEPT_PER_UNIT = 34
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How the engine cuts and runs batches; no choice here changes a loss or a gradient beyond rounding.
-
-    tokens_per_micro_batch  None for a device default
-    batching                "packed" (one row without padding) or "padded"; None for packed wherever the model allows it,
-                            which measured faster on the CPU too
-    kept_graph_tokens       how many tokens' graphs a loss over the whole batch may keep before it takes a second forward;
-                            None for half of the free memory, by estimate
-    dropout                 train with the model's dropout; off by default, so that the same data gives the same numbers
-                            however it is cut
-    checkpoint_layers, offload_activations, compile_layers
-                            memory or time of the layers: see `LayerOptions`
-    head_strategy, head_memory, head_backend
-                            memory or time of the head: see `linear_logprobs`; head_memory in bytes
-    """
-
-    tokens_per_micro_batch: int | None = None
-    batching: Batching | None = None
-    kept_graph_tokens: int | None = None
-    dropout: bool = False
-    checkpoint_layers: bool = False
-    offload_activations: bool = False
-    compile_layers: bool = False
-    head_strategy: Strategy = "auto"
-    head_memory: int | None = None
-    head_backend: Backend = "auto"
 
 
 class Engine:

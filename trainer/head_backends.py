@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ def choose_backend(
     Raises ModelError if cut-cross-entropy was asked for by name and cannot serve it, MissingExtraError if it is not
     installed.
     """
+    if backend not in get_args(Backend):
+        raise ModelError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
     if backend == "chunked":
         return "chunked"
     if backend == "auto":

@@ -10,7 +10,6 @@ import torch
 
 from ..datums.errors import CheckpointError, ModelError
 from .checkpoints import read_checkpoint
-from .engine import EngineSettings
 from .forward import Batching
 from .futures import Worker
 from .head import Strategy
@@ -18,6 +17,7 @@ from .head_backends import Backend
 from .lora import add_lora
 from .models import load_model
 from .sampling_client import SamplingClient
+from .settings import EngineSettings
 from .snapshots import Snapshot
 from .state import check_matches
 from .training_client import TrainingClient

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import lossbook as lb
 from lossbook.trainer import block_attention, forward
 from lossbook.trainer.block_attention import fits_in_blocks
-from lossbook.trainer.engine import Engine, EngineSettings
+from lossbook.trainer.engine import Engine
 from lossbook.trainer.forward import hidden_states
 from lossbook.trainer.models import LoadedModel, load_model
+from lossbook.trainer.settings import EngineSettings
 from lossbook.trainer.tiny import build_tiny_tokenizer
 
 SIZES: dict[str, Any] = {

@@ -20,8 +20,9 @@ from lossbook.datums.errors import (
     TokenRangeError,
 )
 from lossbook.trainer import forward, passes
-from lossbook.trainer.engine import Engine, EngineSettings
+from lossbook.trainer.engine import Engine
 from lossbook.trainer.models import load_model
+from lossbook.trainer.settings import EngineSettings
 from lossbook.trainer.training_client import TrainingClient
 
 MakeDatums = Callable[..., list[lb.Datum]]
