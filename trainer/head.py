@@ -23,9 +23,9 @@ Strategy = Literal["auto", "keep", "recompute", "known-gradient"]
 
 #: Bytes of float32 logits in one tile. On a CPU a tile should stay in the cache between the product and the softmax;
 #: elsewhere it must keep the device busy.
-TILE_BYTES = {"cpu": 8 * 2**20, "other": 128 * 2**20}
+TILE_BYTES = {"cpu": 4 * 2**20, "other": 128 * 2**20}
 #: Positions in one tile at most; the weight is read once for each.
-TILE_ROWS = {"cpu": 4096, "other": 8192}
+TILE_ROWS = {"cpu": 1024, "other": 8192}
 #: Bytes of the product that may be held from forward to backward where the caller names no budget.
 MEMORY_BUDGET = {"cpu": 2**30, "other": 2**31}
 #: With fewer positions at a time, forming a known gradient takes longer than computing the logits twice.
