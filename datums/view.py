@@ -40,7 +40,7 @@ def render_datum(datum: Datum, tokenizer: Any, *, marks: bool = False) -> Text:
     """
     from rich.text import Text
 
-    tokens, weights = _shown(datum)
+    tokens, weights = datum_tokens(datum)
     largest = float(np.abs(weights).max(initial=0)) or 1.0
     special = set(getattr(tokenizer, "all_special_ids", ())) | set(getattr(tokenizer, "added_tokens_decoder", ()))
     text = Text()
@@ -63,6 +63,17 @@ def visible(text: str) -> str:
     So a data file can neither hide text in the terminal nor send it commands.
     """
     return "".join(_VISIBLE.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c) for c in text)
+
+
+def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
+    """Each token's text, in its place. Of tokens that only together spell a character the first has it, the others "".
+
+    Joined they are the whole text.
+    """
+    texts = [""] * len(tokens)
+    for start, end in _characters(tokens, np.zeros(len(tokens)), tokenizer):
+        texts[start] = _decoded(tokens, start, end, tokenizer)
+    return texts
 
 
 def show_file(
@@ -96,8 +107,12 @@ def show_file(
     return shown
 
 
-def _shown(datum: Datum) -> tuple[list[int], np.ndarray]:
-    """All N + 1 tokens of the sequence and their weights; the first is nobody's target, so its weight is 0."""
+def datum_tokens(datum: Datum) -> tuple[list[int], np.ndarray]:
+    """All N + 1 tokens of the sequence and their weights; the first is nobody's target, so its weight is 0.
+
+    Without `target_tokens`, the N tokens that the model reads, and weights of 0. Targets of shape [N, K] are not one
+    text and are refused with a ShapeError.
+    """
     tokens = datum.model_input.to_ints()
     targets = datum.loss_fn_inputs.get("target_tokens")
     if targets is None:
