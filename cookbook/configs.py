@@ -1,4 +1,4 @@
-"""Configuration files of recipes: TOML or JSON, checked key by key against the recipe's settings."""
+"""Settings that all recipes have, and their files: TOML or JSON, checked key by key against the recipe's settings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,72 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..datums.errors import ConfigError, did_you_mean
+from ..datums.types import AdamParams
+from ..losses.loss import Loss
+from ..losses.registry import get_loss
 
 #: A value of a loss's or a task's settings, as it can be written in TOML or on a command line.
 Setting = bool | int | float | str
+
+#: What may differ between a run and its continuation: how long it goes on (under a linear schedule that changes the
+#: steps to come, too), how often it looks and saves, who is told, and where it is computed and kept.
+EXTENDABLE = ("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out")
+
+
+class RecipeConfig(BaseModel):
+    """Settings that every recipe has; every field is a flag."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    model: str = Field("tiny", description="hub id, local directory, .gguf file, or 'tiny' (built in code)")
+    out: Path = Field(Path("runs/run"), description="folder of the run: settings, metrics, checkpoints, weights")
+    start_from: Path | None = Field(
+        None, description="a run's folder or a checkpoint, whose weights training begins with"
+    )
+    loss: str = Field("cross_entropy", description="a registered id (`lossbook losses list`) or module:function")
+    loss_config: dict[str, Setting] = Field({}, description="settings of the loss: --loss-config reduction sum")
+    all_weights: bool = Field(False, description="train all weights, in place of LoRA adapters")
+    rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
+    train_unembed: bool = Field(False, description="adapt the output head too")
+    learning_rate: float = Field(5e-4, gt=0)
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    grad_clip_norm: float = Field(1.0, ge=0, description="0 for no clipping")
+    seed: int = Field(
+        0, ge=0, description="of the adapters' initial values, the order of the data, and all that is drawn"
+    )
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 for before and after only")
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 for one at the end")
+    device: str | None = Field(None, description="cpu, cuda, ...; the best there is if not given")
+    resume: bool = Field(False, description="continue the run in `out` where its last checkpoint is")
+    overwrite: bool = Field(False, description="delete the run in `out` and begin anew")
+
+    def adam_params(self, step: int, total: int) -> AdamParams:
+        """The optimizer's numbers for a step, from 1, of `total`."""
+        rising = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        falling = (total - step + 1) / total if self.schedule == "linear" else 1.0
+        return AdamParams(learning_rate=self.learning_rate * rising * falling, grad_clip_norm=self.grad_clip_norm)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values, all that make the run what it is."""
+        return self.model_dump(mode="json", exclude={"resume", "overwrite"})
+
+
+def configured_loss(config: RecipeConfig) -> Loss:
+    """The recipe's loss as configured; one a token is averaged over the batch's tokens unless it says otherwise.
+
+    A mean keeps the gradient's size, and so the meaning of `grad_clip_norm`, from depending on the batch. Raises
+    UnknownLossError and LossConfigError.
+    """
+    loss: Loss = get_loss(config.loss, **config.loss_config)
+    if loss.spec.per == "token" and loss.reduction == "sum" and "reduction" not in config.loss_config:
+        return get_loss(loss, reduction="token-mean")
+    return loss
 
 
 def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..datums.types import Datum
-from .loggers import StepDisplay
-from .runs import Run
 from .tasks import Question, Task, answer_questions, mean_score
 
 if TYPE_CHECKING:
@@ -29,8 +27,8 @@ class HeldOut:
     max_tokens: int = 32
     answers: list[str] = field(default_factory=list)
 
-    def measure(self, training: TrainingClient, run: Run, display: StepDisplay, *, step: int) -> dict[str, float]:
-        """Measure the weights as they are, log it under `step` and show it. `answers` holds the last answers then."""
+    def measure(self, training: TrainingClient) -> dict[str, float]:
+        """Measure the weights as they are. `answers` holds the last answers then."""
         found: dict[str, float] = {}
         if self.datums:
             output = training.forward(self.datums, "cross_entropy", {"reduction": "token-mean"}).result()
@@ -39,7 +37,4 @@ class HeldOut:
             sampler = training.save_weights_and_get_sampling_client()
             self.answers[:] = answer_questions(sampler, self.questions, max_tokens=self.max_tokens)
             found["held_out_score"] = mean_score(self.task, self.questions, self.answers)
-        if found:
-            run.log(step, found)
-            display.note(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
         return found

@@ -108,12 +108,12 @@ def main(config: QuickstartConfig) -> dict[str, float]:
         datums = [question_datum(question, training.get_tokenizer()) for question in questions]
         with StepDisplay(plan.steps, title=name) as display:
             if not scores:  # before the first step both are the same model
-                scores["before"] = held_out.measure(training, run, display, step=0)["held_out_score"]
+                scores["before"] = measure(held_out, training, display, step=0)
                 answers["before"] = list(held_out.answers)
-            else:
-                run.log(0, {"held_out_score": scores["before"]})
+            run.log(0, {"held_out_score": scores["before"]})
             fine_tune(training, datums, LOSSES[name], plan, config.seed, run, display)
-            scores[name] = held_out.measure(training, run, display, step=plan.steps)["held_out_score"]
+            scores[name] = measure(held_out, training, display, step=plan.steps)
+            run.log(plan.steps, {"held_out_score": scores[name]})
             answers[name] = list(held_out.answers)
         training.export_adapter(run.adapter).result()
     _print_results(held_out, answers, scores)
@@ -141,6 +141,13 @@ def fine_tune(
         rate = plan.learning_rate * min(step / 5, 1.0) * (plan.steps - step + 1) / plan.steps
         update = training.optim_step(AdamParams(learning_rate=rate, grad_clip_norm=1.0)).result()
         run.log_step(step, batch, output, update, display)
+
+
+def measure(held_out: HeldOut, training: TrainingClient, display: StepDisplay, *, step: int) -> float:
+    """The fraction of held-out questions that the weights as they are answer rightly."""
+    score = held_out.measure(training)["held_out_score"]
+    display.note(f"step {step}  held_out_score {score:.3f}")
+    return score
 
 
 def find_smollm2() -> str:

@@ -3,8 +3,11 @@
 config.json        the settings, all of them; `--config` takes this file back
 data_report.json   rows kept, truncated and dropped, label tokens lost
 metrics.jsonl      one JSON object a line, flushed as it happens; the record that everything else is drawn from
-curve.png          the same, drawn
+samples.jsonl      what the model answered, at some steps
+sequences.jsonl    some of the sequences it was trained on, token by token, at some steps
+curve.png          the metrics, drawn
 checkpoints/       step-000040/ and so on: all that is needed to continue bit for bit
+kept/              what a recipe keeps beside a checkpoint, under its name
 adapter/           the LoRA adapter as peft loads it
 """
 
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
     from .loggers import StepDisplay
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
-CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
+SAMPLES, SEQUENCES = "samples.jsonl", "sequences.jsonl"
+CHECKPOINTS, KEPT, ADAPTER = "checkpoints", "kept", "adapter"
+#: Files of a row a step, from which the rows of steps that are made again must go.
+BY_STEP = (METRICS, SAMPLES, SEQUENCES)
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -46,8 +52,12 @@ class Run:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line of the metrics and the step, and flush it. NaN and infinity become null, for JSON has none."""
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**finite, "step": step}) + "\n")
+        self.append(METRICS, {**finite, "step": step})
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append a row (JSON values, `step` among them) to one of the files `BY_STEP`, and flush it."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def log_step(
         self,
@@ -56,12 +66,15 @@ class Run:
         output: ForwardBackwardOutput,
         update: OptimStepResponse,
         display: StepDisplay,
+        more: Mapping[str, float] | None = None,
+        *,
+        shown: Sequence[str] = ("loss", "grad_norm"),
     ) -> None:
-        """Log and show a step's numbers: `loss`, all that the loss and the optimizer report, and the speed."""
-        metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **update.metrics}
+        """Log and show a step's numbers: `loss`, all that the loss and the optimizer report, `more`, and the speed."""
+        metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **update.metrics, **(more or {})}
         del metrics["loss:sum"], metrics["step"]
-        shown = {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}
-        display.step(step, sum(datum.model_input.length for datum in batch), shown)
+        chosen = {name: metrics[name] for name in shown if name in metrics}
+        display.step(step, sum(datum.model_input.length for datum in batch), chosen)
         self.log(step, {**metrics, "tokens_per_second": display.tokens_per_second})
 
     def last_numbers(self) -> dict[str, float]:
@@ -70,7 +83,8 @@ class Run:
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run, whole or not at all."""
-        path, scratch = self.path / name, self.path / f".{name}.tmp"
+        path = self.path / name
+        scratch = path.with_name(f".{path.name}.tmp")
         scratch.write_text(text + "\n", encoding="utf-8")
         os.replace(scratch, path)
         return path
@@ -104,9 +118,33 @@ class Run:
         return (0, None) if match is None else (int(match[1]), found)
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of later steps, which are about to be made again; those of step 0 too when nothing was saved."""
-        kept = [row for row in read_metrics(self.metrics) if row["step"] <= step and step > 0]
-        self.write(METRICS, "\n".join(map(json.dumps, kept))) if kept else self.metrics.unlink(missing_ok=True)
+        """Drop the rows of later steps, which are about to be made again; those of step 0 too when nothing was saved."""
+        for name in BY_STEP:
+            kept = [row for row in read_rows(self.path / name) if row["step"] <= step and step > 0]
+            self.write(name, "\n".join(map(json.dumps, kept))) if kept else (self.path / name).unlink(missing_ok=True)
+
+    def keep(self, step: int, value: Any) -> None:
+        """Keep a JSON value beside the checkpoint of a step that is about to be saved."""
+        (self.path / KEPT).mkdir(exist_ok=True)
+        self.write(f"{KEPT}/{self.checkpoint_name(step)}.json", json.dumps(value))
+
+    def kept(self, step: int) -> Any:
+        """What was kept beside the checkpoint of a step; None when nothing was."""
+        path = self.path / KEPT / f"{self.checkpoint_name(step)}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def finish(self, training: TrainingClient) -> dict[str, float]:
+        """Write the adapter and the curve, print where everything is, and return the last value of every metric."""
+        from .plots import try_plot
+
+        lines = [f"metrics {self.metrics}"]
+        if training.get_info().is_lora:
+            training.export_adapter(self.adapter).result()
+            lines.append(f"adapter {self.adapter}")
+        else:
+            lines.append(f"weights {self.last_checkpoint()[1]}")
+        print("\n".join([*lines, try_plot({self.path.name: self.path}, self.curve)]))
+        return self.last_numbers()
 
 
 def open_run(
@@ -157,8 +195,26 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The newest sound checkpoint of a run's folder, or `path` itself where it is a checkpoint. Raises RunError."""
+    run = Run(Path(path))
+    if not run.path.is_dir():
+        raise RunError(f"{run.path} is no folder, so neither a run nor a checkpoint")
+    if not (run.path / CONFIG).exists():
+        return run.path
+    found = run.last_checkpoint()[1]
+    if found is None:
+        raise RunError(f"the run in {run.path} has no checkpoint; did it end before its first? See --save-every")
+    return found
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, null as NaN; [] when there is no file.
+    """The rows of a metrics.jsonl, null as NaN; [] when there is no file. Raises as `read_rows` does."""
+    return [{key: math.nan if v is None else v for key, v in row.items()} for row in read_rows(path)]
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of one of a run's files `BY_STEP`; [] when there is no file.
 
     A last line without its end, as a killed process leaves it, is dropped with a warning. Any other line that is no
     row raises DataFileError naming it.
@@ -173,9 +229,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole, start=1):
         try:
             row = json.loads(line)
-            rows.append({"step": row["step"], **{key: math.nan if v is None else v for key, v in row.items()}})
+            rows.append({"step": row["step"], **row})
         except (ValueError, AttributeError, KeyError, TypeError):
-            raise DataFileError(f"{path.name}, line {number}: not a row of metrics: {line[:80]!r}") from None
+            raise DataFileError(f"{path.name}, line {number}: not a row of {path.stem}: {line[:80]!r}") from None
     return rows
 
 
@@ -199,9 +255,9 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 
 def _delete_run(path: Path) -> None:
     read_settings(path)  # a folder that holds no run is not ours to empty
-    for name in (METRICS, REPORT, CURVE):
+    for name in (*BY_STEP, REPORT, CURVE):
         (path / name).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, ADAPTER):
+    for name in (CHECKPOINTS, KEPT, ADAPTER):
         if (path / name).exists():
             shutil.rmtree(path / name)
     (path / CONFIG).unlink()

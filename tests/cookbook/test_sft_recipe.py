@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lossbook import ServiceClient
 from lossbook.cookbook import sft
 from lossbook.cookbook.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
@@ -114,13 +115,13 @@ def test_resuming_is_not_the_same_as_beginning_with_the_saved_weights_and_a_cold
     sft.main(config)
     warm = make(steps=4, resume=True)
     sft.main(warm)
-    service = sft.ServiceClient()
+    service = ServiceClient()
     saved = config.out / "checkpoints" / "step-000003"
     cold = service.create_training_client_from_state(str(saved), optimizer=False)
     datums, _, _ = sft.load_data(warm, cold.get_tokenizer())
     batch = [datums[i] for i in sft.Batches(len(datums), 4, 0).at(4)]
-    cold.forward_backward(batch, sft.training_loss(warm)).result()
-    cold.optim_step(sft.adam_params(warm, 4, 4)).result()
+    cold.forward_backward(batch, sft.single_sequence_loss(warm)).result()
+    cold.optim_step(warm.adam_params(4, 4)).result()
     loss = cold.forward(datums, "cross_entropy", {"reduction": "token-mean"}).result().metrics["loss:sum"]
     assert loss != numbers(warm)[-1]["held_out_nll"]
 
@@ -158,7 +159,7 @@ def test_the_exported_adapter_gives_the_same_logprobs_in_peft(make: Any, tmp_pat
 
     config = make()
     sft.main(config)
-    training = sft.ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
+    training = ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
     datums, _, _ = sft.load_data(config, training.get_tokenizer())
     ours = training.forward(datums).result().loss_fn_outputs
     base = build_tiny_model()
@@ -197,8 +198,8 @@ def test_a_loss_that_breaks_is_named_with_its_step_and_what_was_saved_stays(
 
 
 def test_a_token_loss_is_averaged_unless_it_says_otherwise(make: Any) -> None:
-    assert sft.training_loss(make()).reduction == "token-mean"
-    assert sft.training_loss(make(loss_config={"reduction": "sum"})).reduction == "sum"
+    assert sft.single_sequence_loss(make()).reduction == "token-mean"
+    assert sft.single_sequence_loss(make(loss_config={"reduction": "sum"})).reduction == "sum"
 
 
 def test_a_misspelt_loss_ends_the_run_before_anything_is_made(make: Any) -> None:

@@ -1,0 +1,155 @@
+"""What stands around every recipe's loop: the model, resuming, Ctrl-C, the display, saving, and where an error happened.
+
+run, training = begin(config)
+...                                                   # the data
+with Loop(config, run, training, total) as loop:
+    for step in loop:
+        output = training.forward_backward(batch, loss).result()
+        update = training.optim_step(config.adam_params(step, total)).result()
+        loop.log(step, batch, output, update)
+        if loop.is_evaluated(step):
+            ...
+return run.finish(training)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..datums.errors import LossbookError, located
+from ..trainer import ServiceClient
+from .configs import EXTENDABLE, RecipeConfig
+from .interrupts import StopRequest, stop_on_signals
+from .loggers import StepDisplay
+from .runs import Run, find_checkpoint, open_run
+
+if TYPE_CHECKING:
+    from ..datums.types import Datum
+    from ..trainer import TrainingClient
+    from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
+
+
+def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
+    """The run's folder, and a client for its model with the weights of `start_from`.
+
+    Raises RunError (`open_run`), ModelError, and CheckpointError when `start_from` is of another model.
+    """
+    start = None if config.start_from is None else find_checkpoint(config.start_from)
+    run = open_run(
+        config.out, config.settings(), resume=config.resume, overwrite=config.overwrite, may_change=EXTENDABLE
+    )
+    training = make_client(config, run.checkpoints, value_head=value_head)
+    if start is not None:
+        training.load_state(str(start), optimizer=False).result()
+    return run, training
+
+
+def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = False) -> TrainingClient:
+    """A client that trains the configured model: adapters, or with `all_weights` all of it."""
+    service = ServiceClient(device=config.device, checkpoint_dir=checkpoints)
+    if config.all_weights:
+        return service.create_training_client(config.model, value_head=value_head)
+    return service.create_lora_training_client(
+        config.model,
+        rank=config.rank,
+        seed=config.seed,
+        train_unembed=config.train_unembed,
+        value_head=value_head,
+    )
+
+
+class Loop:
+    """The steps of a run, from the one after the last checkpoint to `total`; use it in a `with` block.
+
+    keep     called when a checkpoint is saved; what it returns (JSON) is kept beside it
+    start    how many steps were made before, by the run that is resumed
+    kept     what was kept with the checkpoint that the run goes on from; None for a new run
+
+    After each step's body it saves where that is due, and leaves if Ctrl-C or SIGTERM came. An error of lossbook in the
+    body is raised with the step's number before its message.
+    """
+
+    def __init__(
+        self,
+        config: RecipeConfig,
+        run: Run,
+        training: TrainingClient,
+        total: int,
+        *,
+        keep: Callable[[], Any] | None = None,
+        title: str = "training",
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.training = training
+        self.total = total
+        self.start = 0
+        self.kept: Any = None
+        self.display = StepDisplay(total, title=title)
+        self._keep = keep
+        self._title = title
+        self._step: int | None = None
+        self._stop = StopRequest()
+        self._inside = ExitStack()
+
+    def __enter__(self) -> Loop:
+        self.start = self.run.continue_from(self.training, self.total)
+        self.kept = self.run.kept(self.start) if self.start else None
+        self._stop = self._inside.enter_context(stop_on_signals())
+        self.display = self._inside.enter_context(StepDisplay(self.total, self.start, title=self._title))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._inside.__exit__(kind, error, traceback)
+        if isinstance(error, LossbookError) and self._step is not None:
+            raise located(error, f"step {self._step}") from error
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.start + 1, self.total + 1):
+            self._step = step
+            yield step
+            if self._stop or step == self.total or _is_due(step, self.config.save_every):
+                self._save(step)
+        self._step = None
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether this step is followed by an evaluation: each `eval_every`th and the last."""
+        return step == self.total or _is_due(step, self.config.eval_every)
+
+    def log(
+        self,
+        step: int,
+        batch: Sequence[Datum],
+        output: ForwardBackwardOutput,
+        update: OptimStepResponse,
+        more: Mapping[str, float] | None = None,
+        *,
+        shown: Sequence[str] = ("loss", "grad_norm"),
+    ) -> None:
+        """Record and show a step: `loss`, all that the loss and the optimizer report, `more`, and the speed.
+
+        shown: the metrics that the display has room for.
+        """
+        self.run.log_step(step, batch, output, update, self.display, more, shown=shown)
+
+    def log_evaluation(self, step: int, found: Mapping[str, float]) -> None:
+        """Record and show what was measured after a step (0: before the first)."""
+        if found:
+            self.run.log(step, found)
+            self.display.note(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+
+    def _save(self, step: int) -> None:
+        if self._keep is not None:
+            self.run.keep(step, self._keep())
+        saved = self.training.save_state(self.run.checkpoint_name(step), overwrite=True).result().path
+        self._stop.leave(f"stopped after step {step}, saved in {saved}; continue with --resume")
+
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

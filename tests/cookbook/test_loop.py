@@ -1,0 +1,119 @@
+"""What stands around a recipe's loop: where training begins, what is kept beside a checkpoint, and the place of errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lossbook as lb
+from lossbook.cookbook.configs import RecipeConfig
+from lossbook.cookbook.loop import Loop, begin
+from lossbook.cookbook.runs import find_checkpoint, read_rows
+from lossbook.datums.errors import CheckpointError, LossbookError, NonFiniteLossError, RunError
+
+
+@pytest.fixture
+def datums() -> list[lb.Datum]:
+    """Two short sequences."""
+    return [
+        lb.datum_from_tokens_weights([1, 2, 3, 4], [0.0, 1.0, 1.0, 1.0]),
+        lb.datum_from_tokens_weights([5, 6], [0, 1]),
+    ]
+
+
+def config_in(folder: Path, **changes: Any) -> RecipeConfig:
+    return RecipeConfig(out=folder, rank=2, learning_rate=1e-2, **changes)
+
+
+def train(config: RecipeConfig, datums: list[lb.Datum], total: int, **options: Any) -> Any:
+    """The smallest recipe there is; returns its client."""
+    run, training = begin(config)
+    with Loop(config, run, training, total, **options) as loop:
+        for step in loop:
+            output = training.forward_backward(datums, config.loss).result()
+            update = training.optim_step(config.adam_params(step, total)).result()
+            loop.log(step, datums, output, update, {"extra": 7.0})
+    return training
+
+
+def logprobs(training: Any, datums: list[lb.Datum]) -> torch.Tensor:
+    outputs = training.forward(datums).result().loss_fn_outputs
+    return torch.cat([output["logprobs"].to_torch() for output in outputs])
+
+
+@pytest.mark.parametrize("all_weights", [False, True])
+def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
+    tmp_path: Path, datums: list[lb.Datum], all_weights: bool
+) -> None:
+    first = train(config_in(tmp_path / "first", all_weights=all_weights), datums, 3)
+    config = config_in(tmp_path / "second", all_weights=all_weights, start_from=tmp_path / "first")
+    _, training = begin(config)
+    assert torch.equal(logprobs(training, datums), logprobs(first, datums))
+    step = training.forward_backward(datums, "cross_entropy").result()
+    assert step.metrics["loss:sum"] > 0
+    assert training.optim_step(config.adam_params(1, 1)).result().metrics["step"] == 1
+
+
+def test_start_from_says_what_is_wrong_with_a_folder(tmp_path: Path, datums: list[lb.Datum]) -> None:
+    with pytest.raises(RunError, match="is no folder, so neither a run nor a checkpoint"):
+        begin(config_in(tmp_path / "run", start_from=tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists()
+    begin(config_in(tmp_path / "empty"))
+    with pytest.raises(RunError, match="has no checkpoint"):
+        find_checkpoint(tmp_path / "empty")
+    train(config_in(tmp_path / "adapters"), datums, 1)
+    with pytest.raises(CheckpointError, match=r"rank|lora|LoRA"):
+        begin(config_in(tmp_path / "whole", start_from=tmp_path / "adapters", all_weights=True))
+
+
+def test_what_is_kept_beside_a_checkpoint_is_there_when_the_run_goes_on(tmp_path: Path, datums: list[lb.Datum]) -> None:
+    counted: list[int] = []
+
+    def keep() -> Any:
+        counted.append(len(counted))
+        return {"pending": [1, 2], "saves": len(counted)}
+
+    train(config_in(tmp_path / "run", save_every=2), datums, 5, keep=keep)
+    config = config_in(tmp_path / "run", save_every=2, resume=True)
+    run, training = begin(config)
+    with Loop(config, run, training, 6) as loop:
+        assert loop.start == 5
+        assert loop.kept == {"pending": [1, 2], "saves": 3}
+    with Loop(config_in(tmp_path / "new"), *begin(config_in(tmp_path / "new")), 6) as fresh:
+        assert fresh.kept is None
+
+
+def test_rows_of_steps_that_are_made_again_are_dropped_from_every_file(tmp_path: Path, datums: list[lb.Datum]) -> None:
+    config = config_in(tmp_path / "run", save_every=2)
+    train(config, datums, 3)
+    run, training = begin(config.model_copy(update={"resume": True}))
+    for step in (1, 3, 4):
+        run.append("samples.jsonl", {"step": step, "answer": "é"})
+        run.append("sequences.jsonl", {"step": step})
+    with Loop(config, run, training, 4) as loop:
+        assert loop.start == 3
+    for name in ("samples.jsonl", "sequences.jsonl"):
+        assert [row["step"] for row in read_rows(run.path / name)] == [1, 3]
+    assert json.loads(run.metrics.read_text().splitlines()[-1])["extra"] == 7.0
+
+
+def test_an_error_in_the_body_names_the_step(tmp_path: Path, datums: list[lb.Datum]) -> None:
+    config = config_in(tmp_path / "run")
+    run, training = begin(config)
+    with pytest.raises(NonFiniteLossError, match=r"^step 2: it broke"), Loop(config, run, training, 3) as loop:  # noqa: PT012
+        for step in loop:
+            if step == 2:
+                raise NonFiniteLossError("it broke")
+    with pytest.raises(LossbookError, match=r"^after the loop"), Loop(config, run, training, 3) as loop:  # noqa: PT012
+        list(loop)
+        raise LossbookError("after the loop")
+
+
+def test_evaluations_follow_every_so_many_steps_and_the_last(tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run", eval_every=3)
+    loop = Loop(config, *begin(config), 8)
+    assert [step for step in range(1, 9) if loop.is_evaluated(step)] == [3, 6, 8]
