@@ -32,9 +32,10 @@ from .forward import HeadOptions, Pooling, check_fits
 from .layers import LayerOptions
 from .models import LoadedModel
 from .passes import Pass, RunOptions
-from .responses import ForwardBackwardOutput
+from .responses import ForwardBackwardOutput, TopLogprobs
 from .results import Collected, count_metrics, per_datum, with_loss_metrics, with_nll
 from .settings import EngineSettings
+from .top_logprobs import top_logprobs
 
 #: What a transformer layer keeps for the backward: about 34 values a token and hidden unit (Korthikanti et al. 2022,
 #: arXiv:2205.05198, eq. 2). An estimate, used only to decide when a batch-coupled loss recomputes.
@@ -94,6 +95,10 @@ class Engine:
                 warnings.warn(
                     f"out of memory: micro-batches now hold {self.tokens} tokens", RuntimeWarning, stacklevel=2
                 )
+
+    def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
+        """The k likeliest next tokens at every position whose weight is not 0; see `top_logprobs.top_logprobs`."""
+        return top_logprobs(self.model, datums, k, batching=self.options.batching, tokens=self.tokens)
 
     def _forward_backward(self, loss: LossLike, prepared: Prepared, pooling: Pooling) -> ForwardBackwardOutput:
         run = self._plan(loss, prepared, pooling, everywhere=False)

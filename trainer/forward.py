@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..datums.errors import MissingInput, ModelError, TokenRangeError
+from ..datums.errors import MissingInput, ModelError, TokenRangeError, did_you_mean
 from ..datums.types import Datum
 from ..losses.input_checks import locate
 from ..losses.outputs import Outputs
@@ -23,7 +23,7 @@ from .packed_rows import pack_row
 from .value_head import no_value_head, values_of
 
 Batching = Literal["padded", "packed"]
-Pooling = Literal["mean", "last"]
+Pooling = Literal["mean", "last", "cls"]
 
 #: Outputs that come from the head's logits.
 HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
@@ -71,7 +71,7 @@ def model_outputs(
     elif covered is None or rows is None:
         hidden = hidden_states(model, sequences, batching)
     else:
-        read, kept = _as_far_as_read(sequences, covered)
+        read, kept = as_far_as_read(sequences, covered)
         hidden = hidden_states(model, read, batching, kept)
     if not any(name in TOKEN_OUTPUTS for name in names):
         return outputs
@@ -82,7 +82,7 @@ def model_outputs(
         targets = target_tokens(datums).clamp(0, model.vocab_size - 1)
         targets = targets if rows is None else targets[rows]
         found = linear_logprobs(
-            *_in_autocast_precision(hidden, model.head()),
+            *in_autocast_precision(hidden, model.head()),
             targets.to(hidden.device),
             entropy="entropy" in names,
             mean_logprobs="mean_logprobs" in names,
@@ -97,7 +97,7 @@ def model_outputs(
     return outputs
 
 
-def _in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
+def in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     """Where autocast is on, its precision for the head's products too; logprobs are float32 all the same."""
     if not torch.is_autocast_enabled(hidden.device.type):
         return hidden, head
@@ -121,7 +121,7 @@ def lengths_read(lengths: Sequence[int] | np.ndarray, covered: np.ndarray) -> np
     return np.maximum(last - starts, 1)
 
 
-def _as_far_as_read(sequences: list[np.ndarray], covered: Tensor) -> tuple[list[np.ndarray], Tensor]:
+def as_far_as_read(sequences: list[np.ndarray], covered: Tensor) -> tuple[list[np.ndarray], Tensor]:
     """The sequences cut behind the last position that is read, and where the positions that are read lie in those."""
     flags = covered.cpu().numpy()
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -178,11 +178,13 @@ def _hidden_of_padded(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Te
 
 
 def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
-    """[tokens, d] to [N, d] float32 (or float64): each sequence's mean over its tokens, or its last token."""
+    """[tokens, d] to [N, d] float32 (or float64): each sequence's mean over its tokens, its last token, or its first ("cls")."""
     values = hidden if hidden.dtype == torch.float64 else hidden.float()
     counts = torch.tensor(lengths, device=hidden.device)
     if pooling == "last":
         return values[counts.cumsum(0) - 1]
+    if pooling == "cls":
+        return values[counts.cumsum(0) - counts]
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), counts)
     sums = values.new_zeros(len(lengths), values.shape[-1]).index_add(0, owner, values)
     return sums / counts.unsqueeze(1)
@@ -211,6 +213,13 @@ def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[
                 f"datum {i} of {len(datums)} carries no target_tokens, and logprobs are those of target tokens. It "
                 f"carries: {', '.join(datum.loss_fn_inputs) or 'nothing'}. datum_from_tokens_weights makes them"
             )
+
+
+def check_pooling(pooling: str) -> None:
+    """Raise ModelError for a pooling that is none, with the one that was likely meant."""
+    if pooling not in get_args(Pooling):
+        known = ", ".join(map(repr, get_args(Pooling)))
+        raise ModelError(f"pooling is one of {known}, not {pooling!r}.{did_you_mean(str(pooling), get_args(Pooling))}")
 
 
 def check_fits(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:

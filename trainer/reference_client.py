@@ -10,9 +10,9 @@ from ..losses.loss import Loss
 from ..losses.mixture import Mixture
 from ..losses.registry import get_loss
 from .engine import Engine
-from .forward import Pooling
+from .forward import Pooling, check_pooling
 from .futures import Calls, Future
-from .responses import ForwardBackwardOutput
+from .responses import ForwardBackwardOutput, TopLogprobs
 from .snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class ReferenceClient:
         pooling: Pooling = "mean",
     ) -> Future[ForwardBackwardOutput]:
         """As `TrainingClient.forward`, under the frozen weights."""
+        check_pooling(pooling)
         datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
 
         def run() -> ForwardBackwardOutput:
@@ -45,3 +46,20 @@ class ReferenceClient:
                 return self._engine.forward(datums, loss, pooling)
 
         return self._calls.submit("forward", run)
+
+    def top_logprobs(self, data: Sequence[Any], k: int) -> Future[list[TopLogprobs]]:
+        """The k likeliest next tokens and their logprobs at every position whose weight is not 0: a teacher's answer.
+
+        k up to the size of the vocabulary, which gives the whole distribution. Raises ShapeError for another k.
+        """
+        datums = [as_datum(d) for d in data]
+
+        def run() -> list[TopLogprobs]:
+            with self._snapshot.applied():
+                return self._engine.top_logprobs(datums, k)
+
+        return self._calls.submit("top_logprobs", run)
+
+    def get_tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        return self._snapshot.model.tokenizer

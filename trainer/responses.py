@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from ..datums.types import TensorData
 
 
@@ -32,6 +34,18 @@ class SaveStateResponse:
     """path: give it to `load_state`, `create_sampling_client` or `create_training_client_from_state`."""
 
     path: str
+
+
+@dataclass(frozen=True, eq=False)
+class TopLogprobs:
+    """The k likeliest next tokens at each of a datum's N positions, as `datum_from_teacher_topk` takes them.
+
+    tokens     [N, k] int64 ids, likeliest first
+    logprobs   [N, k] float32 nats, over the full vocabulary; -inf at positions of weight 0, which were not computed
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .head import Strategy
 from .head_backends import Backend
 from .lora import add_lora
 from .models import load_model
+from .reference_client import ReferenceClient
 from .sampling_client import SamplingClient
 from .settings import EngineSettings
 from .snapshots import Snapshot
@@ -132,11 +133,26 @@ class ServiceClient:
 
     def create_sampling_client(self, *, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
         """Sample from saved weights (`model_path`), or from a base model as it is."""
+        snapshot, name = self._snapshot("create_sampling_client", model_path, base_model)
+        return SamplingClient(self.worker, snapshot, f"{name}/sampler")
+
+    def create_reference_client(
+        self, *, model_path: str | None = None, base_model: str | None = None
+    ) -> ReferenceClient:
+        """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's as it is."""
+        snapshot, name = self._snapshot("create_reference_client", model_path, base_model)
+        return ReferenceClient(self, snapshot, f"{name}/reference")
+
+    def get_server_capabilities(self) -> dict[str, Any]:
+        """What can be named as base_model without a download, and the device."""
+        return {"supported_models": ["tiny", "tiny-encoder"], "device": self.device or "best available"}
+
+    def _snapshot(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Snapshot, str]:
+        """Saved weights, or a base model's, in a model of their own; and what to call them."""
         if model_path is None:
             if base_model is None:
-                raise ModelError("create_sampling_client needs model_path or base_model")
-            model = load_model(base_model, device=self.device, dtype=self.dtype)
-            return SamplingClient(self.worker, Snapshot(model, {}), f"{base_model}/sampler")
+                raise ModelError(f"{caller} needs model_path or base_model")
+            return Snapshot(load_model(base_model, device=self.device, dtype=self.dtype), {}), base_model
         checkpoint = read_checkpoint(Path(model_path), names=["weights"])
         saved = checkpoint.manifest["base_model"]
         if base_model is not None and base_model != saved:
@@ -150,11 +166,7 @@ class ServiceClient:
             add_value_head(model)
         check_matches(checkpoint, model)
         weights = {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()}
-        return SamplingClient(self.worker, Snapshot(model, weights), f"{model_path}/sampler")
-
-    def get_server_capabilities(self) -> dict[str, Any]:
-        """What can be named as base_model without a download, and the device."""
-        return {"supported_models": ["tiny", "tiny-encoder"], "device": self.device or "best available"}
+        return Snapshot(model, weights), model_path
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"

@@ -14,7 +14,7 @@ from ..losses.mixture import Mixture
 from ..losses.protocol import LossLike
 from ..losses.registry import get_loss, is_registered, spec_of_function
 from .engine import Engine
-from .forward import Pooling
+from .forward import Pooling, check_pooling
 from .futures import Calls, Future
 from .lora import export_adapter
 from .models import LoadedModel
@@ -69,6 +69,7 @@ class TrainingClient:
 
         `result().loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens.
         """
+        check_pooling(pooling)
         datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
         return self._calls.submit("forward", lambda: self._engine.forward(datums, loss, pooling))
 
@@ -85,6 +86,7 @@ class TrainingClient:
         loss_fn: an id, "module:function", or the loss itself; loss_fn_config overrides its settings. pooling is for losses
         over embeddings. Raises at once for an unknown id or setting; through the future for unusable data.
         """
+        check_pooling(pooling)
         datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
         return self._calls.submit("forward_backward", lambda: self._forward_backward(datums, loss, pooling))
 
@@ -102,6 +104,7 @@ class TrainingClient:
         tensor in the shape of datum i's target_tokens; with output="embedding" it is datum i's pooled embedding [d].
         A registered function, a `Loss` or a mixture is taken too.
         """
+        check_pooling(pooling)
         datums = [as_datum(d) for d in data]
         loss: LossLike
         if isinstance(loss_fn, Loss | Mixture) or is_registered(loss_fn):
