@@ -38,7 +38,8 @@ def datum_from_messages(
 ) -> Datum:
     """A datum that learns what the assistant says, with the token that ends its turn.
 
-    messages          [{"role": ..., "content": ...}, ...]
+    messages          [{"role": ..., "content": ...}, ...]; an assistant's may have a "weight", any real number, that its
+                      tokens get instead of 1
     tokenizer         a transformers tokenizer with a chat template
     train_on          "all_assistant", "last_assistant", the index of a message (the answers from there on), or "all"
                       for every token whoever wrote it
@@ -55,10 +56,15 @@ def datum_from_messages(
         hint = did_you_mean(str(train_on), get_args(TrainOn))
         raise MessageError(f"unknown train_on {train_on!r}; known are {known} and a message's index.{hint}")
     template = ChatTemplate(tokenizer, template_options or {})
-    template, checked = template.guarded(check_messages(messages))
+    checked = check_messages(messages)
+    given = {index: message.pop("weight") for index, message in enumerate(checked) if "weight" in message}
+    template, checked = template.guarded(checked)
     check_tools_rendered(template, checked)
     tokens, mask = _tokens_and_mask(template, checked, train_on)
-    return datum_from_tokens_weights(tokens, mask.astype(np.float32), max_length, reduction, truncation=truncation)
+    weights = mask.astype(np.float32)
+    if given:
+        _weigh_turns(template, checked, tokens, weights, given, train_on)
+    return datum_from_tokens_weights(tokens, weights, max_length, reduction, truncation=truncation)
 
 
 @dataclass(frozen=True)
@@ -138,14 +144,59 @@ def _leave_out_earlier(
     template: ChatTemplate, earlier: Sequence[Mapping[str, Any]], tokens: list[int], mask: np.ndarray
 ) -> None:
     """Clear the mask for the turns that the earlier messages have on their own."""
-    alone, marked = template.marked(earlier)
-    there = np.flatnonzero(mask)[: int(marked.sum())]
-    if [tokens[i] for i in there] != [alone[i] for i in np.flatnonzero(marked)]:
+    there = _where_marked(template, earlier, tokens, mask)
+    if there is None:
         raise TemplateError(
             "the chat template renders earlier answers differently once others follow, so they cannot be told "
             "apart. Use train_on='all_assistant'"
         )
     mask[there] = False
+
+
+def _where_marked(
+    template: ChatTemplate, beginning: Sequence[Mapping[str, Any]], tokens: list[int], mask: np.ndarray
+) -> np.ndarray | None:
+    """Where, of the whole conversation's tokens and marks, those of its beginning are; None if they are not there."""
+    alone, marked = template.marked(beginning)
+    there = np.flatnonzero(mask)[: int(marked.sum())]
+    return there if [tokens[i] for i in there] == [alone[i] for i in np.flatnonzero(marked)] else None
+
+
+def _weigh_turns(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tokens: list[int],
+    weights: np.ndarray,
+    given: Mapping[int, float],
+    train_on: TrainOn | int,
+) -> None:
+    """Multiply the weights of turns that were given one; `given` is by message index."""
+    if train_on == "all":
+        raise MessageError(
+            "messages with a weight say which turns are learned, and so does train_on='all'; use one of them"
+        )
+    for turn, weight in given.items():
+        if weight != 1 and messages[turn]["role"] == "assistant":
+            weights[_turn_positions(template, messages, tokens, turn)] *= weight
+    if not weights.any():
+        raise EmptyLossError("every answer that could be learned has the weight 0, so there is nothing to learn")
+
+
+def _turn_positions(
+    template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tokens: list[int], turn: int
+) -> slice | np.ndarray:
+    """Where the tokens of an assistant's turn are."""
+    if not template.marks_generation:
+        return slice(*turn_span(template, messages, tokens, turn))
+    everywhere = template.marked(messages)[1]
+    through = _where_marked(template, messages[: turn + 1], tokens, everywhere)
+    before = _where_marked(template, messages[:turn], tokens, everywhere) if turn else np.zeros(0, np.int64)
+    if through is None or before is None:
+        raise TemplateError(
+            f"the chat template renders answers up to message {turn} differently once others follow, so its weight "
+            "cannot be placed"
+        )
+    return through[len(before) :]
 
 
 def _mask_problems(template: ChatTemplate, whole: list[int], mask: np.ndarray) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,7 +23,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages as plain dicts. Raises MessageError naming the message's index from 0.
 
     A message has a known `role` and a `content`: text, or a list of parts {"type": "text", "text": ...}. Only an
-    assistant's message with `tool_calls` may have no content.
+    assistant's message with `tool_calls` may have no content. A `weight` is a number, and 0 unless it is an assistant's.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise MessageError(f"messages must be a list of messages, not {_kind(messages)}")
@@ -44,8 +45,7 @@ def _check_message(message: Any, name: str) -> dict[str, Any]:
         hint = f" Did you mean {known!r}?" if known else did_you_mean(str(role), ROLES)
         raise MessageError(f"{name} has the unknown role {role!r}; known are {', '.join(ROLES)}.{hint}")
     name = f"{name} ({role})"
-    if "weight" in message:
-        raise MessageError(f"{name} has a 'weight', which would be ignored; choose turns by train_on and remove it")
+    _check_weight(message.get("weight"), role, name)
     calls = message.get("tool_calls")
     if calls:
         _check_tool_calls(calls, role, name)
@@ -57,6 +57,17 @@ def _check_message(message: Any, name: str) -> dict[str, Any]:
     elif not isinstance(content, str):
         _check_parts(content, name)
     return {key: value for key, value in message.items() if value is not None}
+
+
+def _check_weight(weight: Any, role: str, name: str) -> None:
+    if weight is None:
+        return
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise MessageError(f"{name} has the weight {weight!r}; a weight is a finite number, such as 0, 1 or 0.5")
+    if weight and role != "assistant":
+        raise MessageError(
+            f"{name} has the weight {weight:g}, but only what an assistant says is learned. Remove the weight, or set it to 0"
+        )
 
 
 def _check_parts(content: Any, name: str) -> None:

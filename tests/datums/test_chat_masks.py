@@ -306,6 +306,74 @@ def test_d14_marks_around_everything_or_nothing_are_refused(
         datum_from_messages(CONVERSATION, tokenizer_with(template), train_on=train_on)
 
 
+class TestWeightsOfMessages:
+    """An assistant's message may say what its tokens count for."""
+
+    SAID = (
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "ab"},
+        {"role": "user", "content": "Go"},
+        {"role": "assistant", "content": "cd"},
+    )
+
+    def weights(self, tokenizer: Any, first: Any, second: Any, **options: Any) -> list[float]:
+        """The weights of the tokens of both answers, each of two characters and an end."""
+        given = [dict(message) for message in self.SAID]
+        for message, weight in ((given[1], first), (given[3], second)):
+            if weight is not None:
+                message["weight"] = weight
+        plain = datum_from_messages(self.SAID, tokenizer)
+        datum = datum_from_messages(given, tokenizer, **options)
+        assert datum.model_input == plain.model_input, "a weight is not rendered"
+        learned = [bool(w) for w in plain.loss_fn_inputs["weights"].data]
+        found = datum.loss_fn_inputs["weights"].data
+        assert not any(w for w, was in zip(found, learned, strict=True) if not was)
+        return [w for w, was in zip(found, learned, strict=True) if was]
+
+    @pytest.mark.parametrize("template", ["marked", "unmarked"])
+    @pytest.mark.parametrize(
+        ("first", "second", "expected"),
+        [
+            (0, 1, [0, 0, 0, 1, 1, 1]),
+            (1, 0, [1, 1, 1, 0, 0, 0]),
+            (None, 0.5, [1, 1, 1, 0.5, 0.5, 0.5]),
+            (-2.0, None, [-2, -2, -2, 1, 1, 1]),
+            (0.25, 3, [0.25] * 3 + [3] * 3),
+        ],
+    )
+    def test_its_tokens_get_it(
+        self, first: Any, second: Any, expected: list[float], template: str, tokenizer_with: Any
+    ) -> None:
+        assert self.weights(tokenizer_with(template), first, second) == expected
+
+    def test_turns_that_are_not_learned_stay_so(self, tokenizer_with: Any) -> None:
+        assert self.weights(tokenizer_with("marked"), 5, 2, train_on="last_assistant") == [0, 0, 0, 2, 2, 2]
+
+    def test_a_weight_of_0_on_others_changes_nothing(self, tokenizer_with: Any) -> None:
+        given = [{**m, "weight": 0 if m["role"] == "user" else 1} for m in self.SAID]
+        tokenizer = tokenizer_with("marked")
+        assert datum_from_messages(given, tokenizer) == datum_from_messages(self.SAID, tokenizer)
+
+    def test_nothing_left_to_learn_is_refused(self, tokenizer_with: Any) -> None:
+        with pytest.raises(EmptyLossError, match="every answer that could be learned has the weight 0"):
+            self.weights(tokenizer_with("marked"), 0, 0)
+        with pytest.raises(EmptyLossError, match="every answer that could be learned has the weight 0"):
+            self.weights(tokenizer_with("marked"), 1, 0, train_on="last_assistant")
+
+    def test_all_and_weights_exclude_each_other(self, tokenizer_with: Any) -> None:
+        with pytest.raises(MessageError, match="say which turns are learned, and so does train_on='all'"):
+            self.weights(tokenizer_with("marked"), 1, 0, train_on="all")
+
+    @pytest.mark.parametrize("template", ["marked, forgets earlier answers", "forgets earlier answers"])
+    def test_turns_that_the_template_renders_otherwise_later_cannot_be_weighed(
+        self, template: str, tokenizer_with: Any
+    ) -> None:
+        given = [dict(message) for message in self.SAID]
+        given[1]["weight"] = 0.5
+        with pytest.raises(TemplateError, match=r"so its weight cannot be placed|does not preserve prefixes"):
+            datum_from_messages(given, tokenizer_with(template))
+
+
 class TestMalformedMessages:
     """D19: a message that cannot be used is named, whatever the template would have said."""
 
@@ -328,7 +396,13 @@ class TestMalformedMessages:
             ([{"role": "user", "content": 3}], "has content that is a int; it must be text or a list of text parts"),
             ([{"role": "user", "content": [{"type": "image"}]}], "content part 0 is 'image'; only"),
             ([{"role": "user", "content": ["Hi"]}], "content part 0 is 'a str'; only"),
-            ([{"role": "user", "content": "Hi", "weight": 0}], "has a 'weight', which would be ignored"),
+            (
+                [{"role": "user", "content": "Hi", "weight": 1}],
+                r"message 0 \(user\) has the weight 1, but only what an as",
+            ),
+            ([{"role": "assistant", "content": "Hi", "weight": True}], "the weight True; a weight is a finite number"),
+            ([{"role": "assistant", "content": "Hi", "weight": "1"}], "the weight '1'; a weight is a finite number"),
+            ([{"role": "assistant", "content": "Hi", "weight": float("nan")}], "the weight nan; a weight is a finite"),
             ([{"role": "user", "content": "Hi", "tool_calls": [{}]}], "has tool_calls; only an assistant calls tools"),
             ([{"role": "assistant", "tool_calls": {}, "content": None}], "content is None"),
             ([{"role": "assistant", "tool_calls": {"name": "f"}}], "tool_calls that are a dict; they must be a list"),

@@ -8,9 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lossbook.datums import Datum, check_aligned, datum_from_row, datums_from_file, datums_from_row
-from lossbook.datums.errors import DataFileError, MessageError, TemplateError, TruncationError
+from lossbook.datums import Datum, TensorData, check_aligned, datum_from_row, datums_from_file, datums_from_row
+from lossbook.datums.errors import (
+    AlignmentError,
+    DataFileError,
+    DtypeError,
+    EmptyLossError,
+    LabelError,
+    LengthMismatchError,
+    MessageError,
+    ShapeError,
+    TemplateError,
+    TruncationError,
+)
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -38,6 +51,22 @@ def learned(datum: Datum, tokenizer: Any) -> str:
             id="only answers of the completion are learned",
         ),
         pytest.param({"tokens": [39, 72, 72], "weights": [0, 1, 0.5]}, "ii", id="tokens and weights"),
+        pytest.param({"input_ids": [39, 72, 65], "labels": [-100, -100, 65]}, "b", id="input ids and labels"),
+        pytest.param(
+            {"input_ids": [0, 39, 72, 0], "labels": [-100, -100, 72, -100], "attention_mask": [0, 1, 1, 0]},
+            "i",
+            id="input ids and labels, with padding",
+        ),
+        pytest.param(
+            {"messages": [USER, {**OTHER, "weight": 0}, {**USER, "weight": 0}, {**ANSWER, "weight": 0.5}]},
+            "Hello<|im_end|>",
+            id="messages with weights",
+        ),
+        pytest.param({"prompt": "Hi", "completion": " a", "label": True}, " a<|im_end|>", id="a labelled completion"),
+        pytest.param({"prompt": None, "completion": None, "messages": [USER, ANSWER]}, "Hello<|im_end|>", id="nulls"),
+        pytest.param(
+            {"messages": None, "prompt": "Hi", "completion": "a"}, "a<|im_end|>", id="nulls of another format"
+        ),
     ],
 )
 @pytest.mark.parametrize("template", ["marked", "unmarked"])
@@ -99,16 +128,37 @@ def test_tools_reach_the_template(tokenizer_with: Any) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, r"keys none\. Known are messages; chosen \+ rejected; prompt \+ completion; tokens \+ weights\.$"),
+        (
+            {},
+            r"keys none\. Known are messages; chosen \+ rejected; prompt \+ completion \+ label; prompt \+ completion; "
+            r"tokens \+ weights; input_ids \+ labels\.$",
+        ),
         ({"mesages": []}, r"with the keys mesages\..* Did you mean 'mesages' to be 'messages'\?"),
         ({"prompt": "a", "completions": "b"}, "Did you mean 'completions' to be 'completion'"),
         ({"tokens": [1]}, "'weights' is missing"),
         ({"conversations": []}, "rename 'conversations' to 'messages', 'from' to 'role'"),
         ({"instruction": "a", "output": "b"}, "rename 'instruction'"),
-        ({"input_ids": [1], "labels": [1]}, "rename 'input_ids' to 'tokens'"),
+        ({"input_ids": [1], "label": [1]}, "Here: give 'labels' too"),
+        ({"query": "a", "positive": "b"}, "texts to embed, not to learn; `lossbook train embed` takes such rows"),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, "`lossbook train embed` takes such rows"),
+        ({"query": "a", "negatives": ["b"]}, "`lossbook train embed` takes such rows"),
         ({"text": "a"}, "give 'prompt' and 'completion'"),
         ({"prompt": "a", "completion": None}, "two texts or two lists of messages, not str and NoneType"),
-        ({"prompt": [USER], "completion": "b"}, "two texts or two lists of messages, not list and str"),
+        (
+            {"prompt": [USER], "completion": "b"},
+            r"two texts or two lists of messages, not list and str. Write 'completion' as \[{'role': 'assistant'",
+        ),
+        ({"prompt": "a", "completion": [ANSWER]}, r"not str and list. Write 'prompt' as \[{'role': 'user'"),
+        ({"messages": [USER, ANSWER], "tools": "{"}, "'tools' is a text that is not JSON: Expecting"),
+        ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "'tools' must be a list of schemas, or its JSON, not a dict"),
+        (
+            {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "attention_mask": [1, 0, 1]},
+            "attention_mask is 0 at 1, inside the sequence",
+        ),
+        (
+            {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "attention_mask": [1, 1, 0]},
+            r"labels\[2\] is to be learned, but attention_mask says that it is padding",
+        ),
     ],
 )
 def test_other_rows_are_refused_with_what_was_found_and_what_is_known(
@@ -116,6 +166,103 @@ def test_other_rows_are_refused_with_what_was_found_and_what_is_known(
 ) -> None:
     with pytest.raises(DataFileError, match=message):
         datum_from_row(row, tokenizer_with("marked"))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "message"),
+    [
+        ({"prompt": "a", "completion": "b", "label": "yes"}, LabelError, "^'label' is 'yes'; .* true or false"),
+        ({"prompt": "a", "completion": "b", "label": None}, LabelError, "^'label' is None; "),
+        ({"prompt": "a", "completion": "b", "label": 2}, LabelError, "^'label' is 2; .* Rename it"),
+        ({"prompt": "a", "completion": "b", "label": 0.5}, LabelError, "^'label' is 0.5; "),
+        ({"prompt": "a", "completion": ""}, EmptyLossError, "'completion' is an empty text"),
+        ({"prompt": "a", "chosen": "", "rejected": "b"}, EmptyLossError, "chosen: 'chosen' is an empty text"),
+        ({"chosen": "b", "rejected": "c"}, DataFileError, "not NoneType and str. Add 'prompt', the text that comes"),
+        ({"tokens": "abc", "weights": [1]}, DtypeError, "^'tokens': tokens must be numbers, got str"),
+        ({"tokens": [1, 2.5], "weights": [0, 1]}, DtypeError, "^'tokens': tokens must be integers, got floats"),
+        ({"tokens": [1, 2], "weights": [1]}, LengthMismatchError, "weights has 1 entries for 2 tokens"),
+        ({"tokens": [1, 2], "weights": [0, "x"]}, DtypeError, "must be numbers"),
+        (
+            {"tokens": [1, 2], "weights": [0, 1], "advantages": [1]},
+            LengthMismatchError,
+            "advantages has 1 entries for 2 tokens. Off by one: give advantages for the unshifted tokens",
+        ),
+        ({"input_ids": [1, 2], "labels": [1]}, LengthMismatchError, "labels has 1 entries for 2 input_ids"),
+        ({"input_ids": [1, 2], "labels": None}, DtypeError, "^'labels': "),
+        ({"input_ids": [[1, 2]], "labels": [[1, 2]]}, ShapeError, "^'input_ids': tokens must be one flat list"),
+        (
+            {"input_ids": [1, 2, 3], "labels": [2, 3, -100]},
+            AlignmentError,
+            r"labels\[0\] is 2, but input_ids\[0\] is 1: .* shifted by one already: give them unshifted",
+        ),
+        ({"input_ids": [1, 2, 3], "labels": [-100, 2, 9]}, AlignmentError, r"labels\[2\] is 9.* only read.$"),
+        ({"input_ids": [1, 2], "labels": [-100, -100]}, EmptyLossError, "every label is -100"),
+        ({"input_ids": [1, 2], "labels": [1, -100]}, EmptyLossError, "every label is -100"),
+        ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1]}, LengthMismatchError, "attention_mask has 1"),
+        (
+            {"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [0, 0]},
+            EmptyLossError,
+            "all of the row is padding",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_by_its_key(
+    row: dict[str, Any], kind: type[Exception], message: str, tokenizer_with: Any
+) -> None:
+    with pytest.raises(kind, match=message):
+        datums_from_row(row, tokenizer_with("marked"))
+
+
+@pytest.mark.parametrize("label", [True, False, 1, 0, 1.0, 0.0])
+def test_a_label_is_kept_as_a_number_of_the_datum(label: float, tokenizer_with: Any) -> None:
+    tokenizer = tokenizer_with("marked")
+    row = {"prompt": [USER], "completion": [ANSWER]}
+    datum = datum_from_row({**row, "label": label}, tokenizer)
+    assert datum.loss_fn_inputs["label"] == TensorData(data=int(label), dtype="int64")
+    assert datum.loss_fn_inputs["label"].shape == []
+    unlabelled = datum_from_row(row, tokenizer)
+    assert {**unlabelled.loss_fn_inputs, "label": datum.loss_fn_inputs["label"]} == datum.loss_fn_inputs
+
+
+def test_an_empty_answer_may_be_the_rejected_one(tokenizer_with: Any) -> None:
+    tokenizer = tokenizer_with("marked")
+    row = {"prompt": "a", "chosen": "b", "rejected": ""}
+    assert [learned(datum, tokenizer) for datum in datums_from_row(row, tokenizer)] == ["b<|im_end|>", "<|im_end|>"]
+
+
+def test_what_a_row_says_about_its_tokens_is_shifted_with_them(tokenizer_with: Any) -> None:
+    row = {"tokens": [5, 6, 7], "weights": [0, 1, 1], "advantages": [0, 0.5, -0.5], "ref_logprobs": None}
+    inputs = datum_from_row(row, tokenizer_with("marked")).loss_fn_inputs
+    assert set(inputs) == {"target_tokens", "weights", "advantages"}
+    assert inputs["advantages"].data == [0.5, -0.5]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.booleans()), min_size=2, max_size=9),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+def test_labels_are_weights_written_another_way(tokens: list[tuple[int, bool]], before: int, after: int) -> None:
+    ids, labels = [t for t, _ in tokens], [t if seen else -100 for t, seen in tokens]
+    if not any(seen for _, seen in tokens[1:]):
+        return
+    plain = datum_from_row({"tokens": ids, "weights": [float(seen) for _, seen in tokens]}, None)
+    assert datum_from_row({"input_ids": ids, "labels": labels}, None) == plain
+    padded = {
+        "input_ids": [0] * before + ids + [0] * after,
+        "labels": [-100] * before + labels + [-100] * after,
+        "attention_mask": [0] * before + [1] * len(ids) + [0] * after,
+    }
+    assert datum_from_row(padded, None) == plain
+
+
+def test_tools_may_be_json(tokenizer_with: Any) -> None:
+    tokenizer = copy.deepcopy(tokenizer_with("marked"))
+    tokenizer.chat_template = "{%- if tools %}{{- tools[0]['name'] }}{%- endif %}" + tokenizer.chat_template
+    row = {"messages": [USER, ANSWER]}
+    as_list = datum_from_row({**row, "tools": [{"name": "add"}]}, tokenizer)
+    assert datum_from_row({**row, "tools": '[{"name": "add"}]'}, tokenizer) == as_list
+    assert datum_from_row({**row, "tools": ""}, tokenizer) == datum_from_row(row, tokenizer) != as_list
 
 
 class TestFiles:
