@@ -6,7 +6,7 @@ with Loop(config, run, training, total) as loop:
     for step in loop:
         output = training.forward_backward(batch, loss).result()
         update = training.optim_step(config.adam_params(step, total)).result()
-        loop.log(step, batch, output, update)
+        loop.log(step, batch, output, update, loss=loss)
         if loop.is_evaluated(step):
             ...
 return run.finish(training)
@@ -25,12 +25,16 @@ from ..trainer import ServiceClient
 from .configs import EXTENDABLE, RecipeConfig
 from .interrupts import StopRequest, stop_on_signals
 from .loggers import StepDisplay
+from .microscope import record_sequences
 from .runs import Run, find_checkpoint, open_run
 
 if TYPE_CHECKING:
     from ..datums.types import Datum
     from ..trainer import TrainingClient
     from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
+
+#: At about how many steps, at most, sequences are recorded token by token.
+LOOKS = 10
 
 
 def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
@@ -131,12 +135,21 @@ class Loop:
         more: Mapping[str, float] | None = None,
         *,
         shown: Sequence[str] = ("loss", "grad_norm"),
+        loss: Any = None,
     ) -> None:
         """Record and show a step: `loss`, all that the loss and the optimizer report, `more`, and the speed.
 
-        shown: the metrics that the display has room for.
+        shown: the metrics that the display has room for. loss: the one that `output` is of; with it a few sequences are
+        recorded token by token at the first step, at some evaluations and at the last step (`microscope.py`).
         """
         self.run.log_step(step, batch, output, update, self.display, more, shown=shown)
+        if loss is not None and self._is_looked_into(step):
+            record_sequences(self.run, step, loss, batch, output, self.training.get_tokenizer())
+
+    def _is_looked_into(self, step: int) -> bool:
+        """The first step, the last, and evaluations, but not more of them than `LOOKS`: a function of the step alone."""
+        every = self.config.eval_every * -(-self.total // (self.config.eval_every * LOOKS or 1))
+        return step in (1, self.total) or _is_due(step, every)
 
     def log_evaluation(self, step: int, found: Mapping[str, float]) -> None:
         """Record and show what was measured after a step (0: before the first)."""

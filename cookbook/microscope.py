@@ -4,13 +4,12 @@ A line of sequences.jsonl is one sequence, its N positions after the first token
 
     {"step": 40, "datum": 2, "of": 8, "side": "", "loss_id": "ppo",
      "losses": {"ppo": [-0.31, "token"]},                       value, and what it is of
-     "tokens": {"text": [...N + 1], "weight": [null, ...], "logprob": [...], "gradient": [...], ...},
+     "tokens": {"text": [...N + 1], "id": [...], "weight": [null, ...], "logprob": [...], "gradient": [...], ...},
      "cut": [0, 0]}                                             tokens left out before and behind
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,14 +22,14 @@ from ..datums.types import Datum, as_datum
 from ..datums.view import token_texts
 from ..losses.registry import get_loss
 from .examination import Examined, examine, partners
+from .runs import SEQUENCES, read_rows
 
 if TYPE_CHECKING:
     from ..trainer.responses import ForwardBackwardOutput
     from .runs import Run
 
-__all__ = ["SEQUENCES", "Examined", "examine", "read_sequences", "record_sequences"]
+__all__ = ["Examined", "examine", "read_sequences", "record_sequences"]
 
-SEQUENCES = "sequences.jsonl"
 #: Longer sequences are cut to these many tokens, so that files stay small: a few of a prompt's end, then what is learned.
 LONGEST, OF_THE_PROMPT = 400, 60
 #: Of K targets at a position, how many are written.
@@ -51,44 +50,30 @@ def record_sequences(
 ) -> None:
     """Append `count` sequences of a call (pairs and other partners whole) to the run's sequences.jsonl.
 
-    loss, batch: those of the call, all of its data; output: what it returned. They lie evenly over the batch. A loss that
-    cannot be examined gives a line that says why, for a run must not end because it is looked at.
+    loss, batch: those of the call, all of its data; output: what it returned. The sequences lie evenly over the batch.
+    The loss is called once or twice more than it was by the trainer, which a function that counts its calls will notice.
+    One that cannot be examined gives a line that says why, for a run must not end because it is looked at.
     """
     try:
         lines = _lines(get_loss(loss), [as_datum(datum) for datum in batch], output, tokenizer, count)
     except Exception as error:  # a user's function, called once more than it may expect, can raise anything
         lines = [{"refused": f"{type(error).__name__}: {error}"}]
-    with (run.path / SEQUENCES).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, **line}, ensure_ascii=False) + "\n" for line in lines)
+    for line in lines:
+        run.append(SEQUENCES, {"step": step, **line})
 
 
 def read_sequences(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's sequences.jsonl by step; [] when there is no file.
-
-    Of a step that was made twice, because the run was resumed before it, the second. An unfinished last line is left out.
-    Raises DataFileError naming any other line that is none of ours.
-    """
-    path = Path(folder) / SEQUENCES
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    steps: dict[int, list[dict[str, Any]]] = {}
-    last = None
-    for number, line in enumerate(whole, start=1):
+    """The rows of a run's sequences.jsonl; [] when there is no file. Raises DataFileError naming a row that is none."""
+    rows = read_rows(Path(folder) / SEQUENCES)
+    for number, row in enumerate(rows, start=1):
         try:
-            row = json.loads(line)
-            step = int(row["step"])
-            if "refused" not in row:
-                _ = row["tokens"]["text"], row["losses"], row["datum"]
-        except (ValueError, KeyError, TypeError):
-            raise DataFileError(f"{path.name}, line {number}: not a recorded sequence: {line[:80]!r}") from None
-        if last is not None and step < last:  # the run went back: what came after this step is made again
-            steps = {made: rows for made, rows in steps.items() if made < step}
-        if step != last:
-            steps[step] = []
-        steps[step].append(row)
-        last = step
-    return [row for step in sorted(steps) for row in steps[step]]
+            lengths = {len(row["tokens"][name]) for name in ("id", *row["tokens"])} if "refused" not in row else {0}
+            is_whole = len(lengths) == 1 and ("refused" in row or bool(row["losses"] and row["of"] > row["datum"]))
+        except (KeyError, TypeError):
+            is_whole = False
+        if not is_whole:
+            raise DataFileError(f"{SEQUENCES}, line {number}: not a recorded sequence")
+    return rows
 
 
 def _lines(
@@ -113,7 +98,7 @@ def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, loss_id: str,
     learned = np.flatnonzero(weight if weight.ndim == 1 else np.abs(weight).sum(1)) + len(lead)
     start = max(min(int(learned[0]) - OF_THE_PROMPT, len(tokens) - LONGEST), 0) if len(learned) else 0
     stop = min(start + LONGEST, len(tokens))
-    columns: dict[str, list[Any]] = {"text": token_texts(tokens, tokenizer)[start:stop]}
+    columns: dict[str, list[Any]] = {"text": token_texts(tokens, tokenizer)[start:stop], "id": tokens[start:stop]}
     for name, values in found.columns.items():
         columns[name] = [*lead, *_numbers(_of_the_text(name, values, datum))][start:stop]
     line = {

@@ -81,7 +81,7 @@ def main(config: SFTConfig) -> dict[str, float]:
             batch = [datums[i] for i in batches.at(step)]
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
-            loop.log(step, batch, output, update)
+            loop.log(step, batch, output, update, loss=loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))
     return run.finish(training)

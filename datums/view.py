@@ -57,16 +57,6 @@ def render_datum(datum: Datum, tokenizer: Any, *, marks: bool = False) -> Text:
     return text
 
 
-def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
-    """What each token spells, made `visible`; of tokens that only together spell a character the first has it, the
-    others `·`."""
-    texts: list[str] = []
-    for start, end in _characters(tokens, np.zeros(len(tokens)), tokenizer):
-        texts.append(visible(_decoded(tokens, start, end, tokenizer)) or f"⟨{tokens[start]}⟩")
-        texts.extend("·" * (end - start - 1))
-    return texts
-
-
 def visible(text: str) -> str:
     """The text with line ends as ↵ and tabs as ⇥; control and formatting characters by their codes, as `\\x1b`.
 

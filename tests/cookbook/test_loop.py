@@ -36,7 +36,7 @@ def train(config: RecipeConfig, datums: list[lb.Datum], total: int, **options: A
         for step in loop:
             output = training.forward_backward(datums, config.loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
-            loop.log(step, datums, output, update, {"extra": 7.0})
+            loop.log(step, datums, output, update, {"extra": 7.0}, loss=config.loss)
     return training
 
 
@@ -97,7 +97,7 @@ def test_rows_of_steps_that_are_made_again_are_dropped_from_every_file(tmp_path:
     with Loop(config, run, training, 4) as loop:
         assert loop.start == 3
     for name in ("samples.jsonl", "sequences.jsonl"):
-        assert [row["step"] for row in read_rows(run.path / name)] == [1, 3]
+        assert [row["step"] for row in read_rows(run.path / name) if "tokens" not in row] == [1, 3]
     assert json.loads(run.metrics.read_text().splitlines()[-1])["extra"] == 7.0
 
 
@@ -117,3 +117,16 @@ def test_evaluations_follow_every_so_many_steps_and_the_last(tmp_path: Path) -> 
     config = config_in(tmp_path / "run", eval_every=3)
     loop = Loop(config, *begin(config), 8)
     assert [step for step in range(1, 9) if loop.is_evaluated(step)] == [3, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("every", "total", "steps"),
+    [(0, 5, [1, 5]), (2, 5, [1, 2, 4, 5]), (1, 24, [1, 3, 6, 9, 12, 15, 18, 21, 24]), (7, 4, [1, 4])],
+)
+def test_sequences_are_recorded_at_the_first_step_at_some_evaluations_and_at_the_last(
+    tmp_path: Path, datums: list[lb.Datum], every: int, total: int, steps: list[int]
+) -> None:
+    train(config_in(tmp_path / "run", eval_every=every), datums, total)
+    rows = read_rows(tmp_path / "run" / "sequences.jsonl")
+    assert [row["step"] for row in rows] == [step for step in steps for _ in datums]
+    assert rows[0]["tokens"]["gradient"] == [None, -1.0, -1.0, -1.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 import lossbook as lb
 from lossbook.cookbook.examination import examine
-from lossbook.cookbook.microscope import LONGEST, SEQUENCES, read_sequences, record_sequences
+from lossbook.cookbook.microscope import LONGEST, read_sequences, record_sequences
 from lossbook.cookbook.runs import open_run
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError
 from lossbook.datums.types import Datum
@@ -279,15 +278,20 @@ def test_a_loss_that_cannot_be_examined_ends_no_run_but_says_why(tmp_path: Path)
     assert read_sequences(run.path) == [{"step": 2, "refused": "RuntimeError: called twice"}]
 
 
-def test_steps_made_again_by_a_resumed_run_replace_what_came_after(tmp_path: Path) -> None:
-    lines = [{"step": step, "refused": note} for step, note in [(1, "a"), (5, "b"), (8, "c"), (5, "d"), (5, "e")]]
-    (tmp_path / SEQUENCES).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
-    assert [(row["step"], row["refused"]) for row in read_sequences(tmp_path)] == [(1, "a"), (5, "d"), (5, "e")]
-    assert read_sequences(tmp_path / "nowhere") == []
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"refused": "x"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1}',
+        '{"step": 1, "tokens": {"text": ["a"], "id": [1, 2]}, "losses": {"ppo": [1, "token"]}, "datum": 0, "of": 1}',
+        '{"step": 1, "tokens": {"text": ["a"], "id": [1]}, "losses": {}, "datum": 0, "of": 1}',
+        '{"step": 1, "tokens": 3}',
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / SEQUENCES).write_text(line + "\n")
-    with pytest.raises(DataFileError, match="line 1: not a recorded sequence"):
+    (tmp_path / "sequences.jsonl").write_text('{"step": 1, "refused": "so"}\n' + line + "\n")
+    with pytest.raises(DataFileError, match=r"sequences.jsonl, line 2: not a recorded sequence"):
         read_sequences(tmp_path)
+
+
+def test_without_a_file_nothing_was_recorded(tmp_path: Path) -> None:
+    assert read_sequences(tmp_path) == []

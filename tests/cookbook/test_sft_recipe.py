@@ -32,10 +32,10 @@ def hosted(data: Any, logprobs_list: Any) -> Any:
     return torch.stack(sums).mean(), {"sequences": float(len(sums))}
 
 
-def breaks_at_the_third_call(logprobs: Tensor) -> Tensor:
-    """A loss that turns NaN."""
+def breaks_at_the_third_step(logprobs: Tensor) -> Tensor:
+    """A loss that turns NaN; it is called once a step, and twice more where the microscope looks into the first."""
     CALLS.append(1)
-    return -logprobs * (float("nan") if len(CALLS) > 2 else 1.0)
+    return -logprobs * (float("nan") if len(CALLS) > 4 else 1.0)
 
 
 CALLS: list[int] = []
@@ -190,8 +190,8 @@ def test_a_loss_that_breaks_is_named_with_its_step_and_what_was_saved_stays(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    config = make(loss=f"{Path(__file__).stem}:breaks_at_the_third_call", save_every=1)
-    with pytest.raises(NonFiniteLossError, match=r"^step 3: breaks_at_the_third_call: .* not finite"):
+    config = make(loss=f"{Path(__file__).stem}:breaks_at_the_third_step", save_every=1)
+    with pytest.raises(NonFiniteLossError, match=r"^step 3: breaks_at_the_third_step: .* not finite"):
         sft.main(config)
     assert [row["step"] for row in numbers(config)] == [0, 1, 2]
     assert (config.out / "checkpoints" / "step-000002" / "MANIFEST.json").exists()
