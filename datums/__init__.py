@@ -6,6 +6,7 @@ from .files import Row, read_jsonl
 from .pairs import datums_from_pairs
 from .report import DataReport, build_datums
 from .rows import datum_from_row, datums_from_file, datums_from_row
+from .sources import read_rows
 from .topk import datum_from_teacher_topk, datum_from_topk
 from .trajectories import Trajectory, datums_from_trajectories
 from .types import (
@@ -52,6 +53,7 @@ __all__ = [
     "datums_from_row",
     "datums_from_trajectories",
     "read_jsonl",
+    "read_rows",
     "render_datum",
     "show_file",
 ]

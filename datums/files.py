@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import DataFileError
+from .extras import require
 
 #: Bytes a line may have; a longer one is refused before it is read whole.
 MAX_LINE_BYTES = 16 * 1024 * 1024
+#: Endings of compressed files, which are unpacked while they are read.
+COMPRESSED = (".gz", ".zst")
 _BOM = b"\xef\xbb\xbf"
 #: Half of a character beyond U+FFFF. A pair is one character; one alone is JSON, but no tokenizer takes it.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,16 +34,17 @@ class Row(dict[str, Any]):
 def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
     """The rows of a JSON Lines file: UTF-8, one JSON object a line. Memory holds one line at a time.
 
-    A byte order mark, CRLF line ends and blank lines are accepted. Refused with a DataFileError that names file and
+    A file named .gz or .zst is unpacked while it is read. A byte order mark, CRLF line ends and blank lines are accepted. Refused with a DataFileError that names file and
     line (from 1): invalid UTF-8, broken JSON, NaN and infinity, numbers beyond a float's range, a key twice in one
     object, unpaired surrogates, rows that are not objects, lines of more than `max_line_bytes` bytes, and a file
     without rows.
     """
     path = Path(path)
     found = False
+    number = 0
     try:
-        with path.open("rb") as file:
-            number = 0
+        with ExitStack() as stack:
+            file = _open(path, stack)
             while line := file.readline(max_line_bytes + 1):
                 number += 1
                 if len(line) > max_line_bytes:
@@ -49,10 +57,24 @@ def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
                 if line.strip():
                     found = True
                     yield _parse(line, f"{path.name}, line {number}")
-    except OSError as error:
-        raise DataFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:  # the latter two: a damaged .gz
+        after = f" after line {number}" if number else ""
+        raise DataFileError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
     if not found:
         raise DataFileError(f"{path}: holds no rows")
+
+
+def _open(path: Path, stack: ExitStack) -> IO[bytes]:
+    """The file's bytes, unpacked if its name says that they are packed; the stack closes it."""
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return stack.enter_context(gzip.open(path, "rb"))
+    if ending != ".zst":
+        return stack.enter_context(path.open("rb"))
+    arrow = require("pyarrow", "data", "reading .zst files")
+    packed = stack.enter_context(path.open("rb"))
+    plain: Any = stack.enter_context(arrow.CompressedInputStream(arrow.PythonFile(packed, "r"), "zstd"))
+    return io.BufferedReader(plain)
 
 
 def _parse(line: bytes, place: str) -> Row:
@@ -65,7 +87,9 @@ def _parse(line: bytes, place: str) -> Row:
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        raise DataFileError(f"{place}: not JSON: {error.msg} at column {error.colno}{_json_hint(text)}") from None
+        raise DataFileError(
+            f"{place}: not JSON: {error.msg} at column {error.colno}{_encoding_hint(line) or _json_hint(text)}"
+        ) from None
     except UnicodeEncodeError:
         raise DataFileError(f"{place}: an unpaired surrogate (half a character, such as \\ud800) in a text") from None
     except RecursionError:
@@ -104,7 +128,9 @@ def _encoding_hint(line: bytes) -> str:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         return ". This looks like UTF-16; save the file as UTF-8"
     if line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
-        return ". This looks like a compressed file; unpack it first"
+        return ". This looks like a compressed file; name it .gz or .zst if it is one, else unpack it first"
+    if line.startswith(b"PAR1"):
+        return ". This looks like a Parquet file; name it .parquet"
     return ""
 
 

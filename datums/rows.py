@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +20,10 @@ from .errors import (
     LossbookError,
     located,
 )
-from .files import read_jsonl
 from .formats import format_of
 from .pairs import build_pair
 from .report import DataReport, build_datums
+from .sources import Source, read_rows
 from .truncation import Truncation
 from .types import Datum, token_array
 from .validation import IGNORE_LABEL
@@ -95,18 +94,21 @@ def datums_from_row(
 
 
 def datums_from_file(
-    path: str | Path,
+    source: Source,
     tokenizer: Any,
     *,
+    limit: int | None = None,
     on_error: Literal["error", "drop"] = "error",
     train_on: TrainOn = "all_assistant",
     max_length: int | None = None,
     truncation: Truncation = "error",
     reduction: WeightReduction = "none",
 ) -> tuple[list[Datum], DataReport]:
-    """All datums of a JSON Lines file and what became of its rows; see `read_jsonl`, `datum_from_row`, `build_datums`.
+    """All datums of a file or another source and what became of its rows.
 
-    `on_error="drop"` leaves out rows that cannot be built; a line that cannot be read raises all the same.
+    See `read_rows` for the sources, `datum_from_row` and `datums_from_row` for the formats, `build_datums` for the
+    report. limit: how many rows at most. `on_error="drop"` leaves out rows that cannot be built; a line that cannot be
+    read raises all the same.
     """
 
     def make(row: Mapping[str, Any]) -> list[Datum]:
@@ -114,7 +116,7 @@ def datums_from_file(
             row, tokenizer, train_on=train_on, max_length=max_length, truncation=truncation, reduction=reduction
         )
 
-    return build_datums(read_jsonl(path), make, on_error=on_error)
+    return build_datums(read_rows(source, limit=limit), make, on_error=on_error)
 
 
 def _from_messages(

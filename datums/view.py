@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import LossbookError, ShapeError, located
-from .files import read_jsonl
 from .rows import datums_from_row
+from .sources import Source, read_rows
 from .types import Datum
 from .validation import count_labels
 
@@ -76,10 +75,8 @@ def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
     return texts
 
 
-def show_file(
-    path: str | Path, tokenizer: Any, count: int = 3, *, console: Console | None = None, **options: Any
-) -> int:
-    """Print the first `count` rows of a JSON Lines file as datums, and how many tokens of each are learned.
+def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Console | None = None, **options: Any) -> int:
+    """Print the first `count` rows of a file or another source (see `read_rows`) as datums, and how many tokens of each are learned.
 
     options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned runs
     stand in «». Returns the number of rows shown; errors name the row.
@@ -89,9 +86,7 @@ def show_file(
     console = console or Console()
     plain = console.no_color or not console.is_terminal
     shown = 0
-    for row in read_jsonl(path):
-        if shown >= count:
-            break
+    for row in read_rows(source, limit=count):
         try:
             datums = datums_from_row(row, tokenizer, **options)
         except LossbookError as error:
