@@ -14,13 +14,17 @@ from ..datums.errors import ConfigError, did_you_mean
 from ..datums.types import AdamParams
 from ..losses.loss import Loss
 from ..losses.registry import get_loss
+from .trackers import TrackerName
 
 #: A value of a loss's or a task's settings, as it can be written in TOML or on a command line.
 Setting = bool | int | float | str
 
 #: What may differ between a run and its continuation: how long it goes on (under a linear schedule that changes the
 #: steps to come, too), how often it looks and saves, who is told, and where it is computed and kept.
-EXTENDABLE = ("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out")
+EXTENDABLE = (
+    *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out"),
+    *("sample_prompts", "sample_every", "sample_tokens"),
+)
 
 
 class RecipeConfig(BaseModel):
@@ -47,6 +51,10 @@ class RecipeConfig(BaseModel):
     )
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 for before and after only")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 for one at the end")
+    sample_prompts: tuple[str, ...] = Field((), description="what the model is asked as it learns: see samples.jsonl")
+    sample_every: int = Field(0, ge=0, description="steps between such questions; 0 for before and after only")
+    sample_tokens: int = Field(64, ge=1, description="tokens an answer may have")
+    log_to: tuple[TrackerName, ...] = Field((), description="where numbers go beside metrics.jsonl")
     device: str | None = Field(None, description="cpu, cuda, ...; the best there is if not given")
     resume: bool = Field(False, description="continue the run in `out` where its last checkpoint is")
     overwrite: bool = Field(False, description="delete the run in `out` and begin anew")
@@ -72,6 +80,13 @@ def configured_loss(config: RecipeConfig) -> Loss:
     if loss.spec.per == "token" and loss.reduction == "sum" and "reduction" not in config.loss_config:
         return get_loss(loss, reduction="token-mean")
     return loss
+
+
+def resolved_settings(config: RecipeConfig) -> dict[str, Any]:
+    """All settings, and under `resolved_loss` those of the loss with its defaults filled in."""
+    loss = configured_loss(config)
+    resolved = {"name": loss.name, "per": loss.spec.per, **loss.config.model_dump(mode="json")}
+    return {**config.settings(), "resolved_loss": {**resolved, "reduction": loss.reduction}}
 
 
 def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..datums.errors import LossbookError, located
 from ..trainer import ServiceClient
-from .configs import EXTENDABLE, RecipeConfig
+from .configs import EXTENDABLE, RecipeConfig, resolved_settings
 from .interrupts import StopRequest, stop_on_signals
 from .loggers import StepDisplay
 from .microscope import record_sequences
 from .runs import Run, find_checkpoint, open_run
+from .samples import record_samples
+from .trackers import Trackers, check_trackers
 
 if TYPE_CHECKING:
     from ..datums.types import Datum
@@ -40,8 +42,10 @@ LOOKS = 10
 def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
     """The run's folder, and a client for its model with the weights of `start_from`.
 
-    Raises RunError (`open_run`), ModelError, and CheckpointError when `start_from` is of another model.
+    Raises MissingExtraError for a tracker that is not installed, RunError (`open_run`), ModelError, and CheckpointError
+    when `start_from` is of another model.
     """
+    check_trackers(config.log_to)
     start = None if config.start_from is None else find_checkpoint(config.start_from)
     run = open_run(
         config.out, config.settings(), resume=config.resume, overwrite=config.overwrite, may_change=EXTENDABLE
@@ -74,7 +78,8 @@ class Loop:
     kept     what was kept with the checkpoint that the run goes on from; None for a new run
 
     After each step's body it saves where that is due, and leaves if Ctrl-C or SIGTERM came. An error of lossbook in the
-    body is raised with the step's number before its message.
+    body is raised with the step's number before its message and the last checkpoint after it. In it `run.log` sends its
+    numbers to the trackers of `log_to` too, and `sample_prompts` are answered where that is due.
     """
 
     def __init__(
@@ -105,6 +110,10 @@ class Loop:
         self.kept = self.run.kept(self.start) if self.start else None
         self._stop = self._inside.enter_context(stop_on_signals())
         self.display = self._inside.enter_context(StepDisplay(self.total, self.start, title=self._title))
+        if self.config.log_to:
+            settings = resolved_settings(self.config)
+            trackers = Trackers(self.config.log_to, self.run.path, settings, self.start)
+            self.run.trackers = self._inside.enter_context(trackers)
         return self
 
     def __exit__(
@@ -112,12 +121,18 @@ class Loop:
     ) -> None:
         self._inside.__exit__(kind, error, traceback)
         if isinstance(error, LossbookError) and self._step is not None:
-            raise located(error, f"step {self._step}") from error
+            told = located(error, f"step {self._step}")
+            told.args = (f"{told} {self._how_to_go_on()}",)
+            raise told from error
 
     def __iter__(self) -> Iterator[int]:
+        if self.start == 0:
+            self._sample(0)
         for step in range(self.start + 1, self.total + 1):
             self._step = step
             yield step
+            if step == self.total or _is_due(step, self.config.sample_every):
+                self._sample(step)
             if self._stop or step == self.total or _is_due(step, self.config.save_every):
                 self._save(step)
         self._step = None
@@ -156,6 +171,17 @@ class Loop:
         if found:
             self.run.log(step, found)
             self.display.note(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+
+    def _sample(self, step: int) -> None:
+        prompts, tokens = self.config.sample_prompts, self.config.sample_tokens
+        if prompts:
+            record_samples(self.run, self.display, self.training, step, prompts, max_tokens=tokens)
+
+    def _how_to_go_on(self) -> str:
+        _, saved = self.run.last_checkpoint()
+        if saved is None:
+            return "(No checkpoint was saved yet: see --save-every.)"
+        return f"(The last checkpoint is {saved}; --resume goes on from there.)"
 
     def _save(self, step: int) -> None:
         if self._keep is not None:

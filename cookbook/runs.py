@@ -9,6 +9,8 @@ curve.png          the metrics, drawn
 checkpoints/       step-000040/ and so on: all that is needed to continue bit for bit
 kept/              what a recipe keeps beside a checkpoint, under its name
 adapter/           the LoRA adapter as peft loads it
+model/             where all weights were trained: the model as transformers loads it
+trackers.json, tensorboard/, wandb/   what trackers keep here (`trackers.py`)
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +33,13 @@ if TYPE_CHECKING:
     from ..trainer import TrainingClient
     from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
     from .loggers import StepDisplay
+    from .trackers import Trackers
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
 SAMPLES, SEQUENCES = "samples.jsonl", "sequences.jsonl"
-CHECKPOINTS, KEPT, ADAPTER = "checkpoints", "kept", "adapter"
+CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
+#: What trackers keep in the folder: which run of theirs this is, event files, runs that are not sent yet.
+TRACKER_IDS, TRACKER_FOLDERS = "trackers.json", ("tensorboard", "wandb")
 #: Files of a row a step, from which the rows of steps that are made again must go.
 BY_STEP = (METRICS, SAMPLES, SEQUENCES)
 _STEP = re.compile(r"step-(\d+)")
@@ -48,15 +54,21 @@ class Run:
         self.adapter = path / ADAPTER
         self.curve = path / CURVE
         self.metrics = path / METRICS
+        self.trackers: Trackers | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line of the metrics and the step, and flush it. NaN and infinity become null, for JSON has none."""
+        """Append a line of the metrics and the step, and flush it; send it to the trackers, if there are any.
+
+        NaN and infinity become null, for JSON has none. Raises RunError when the file cannot be written.
+        """
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self.append(METRICS, {**finite, "step": step})
+        if self.trackers is not None:
+            self.trackers.log(step, metrics)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a row (JSON values, `step` among them) to one of the files `BY_STEP`, and flush it."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def log_step(
@@ -85,8 +97,9 @@ class Run:
         """Write a file of the run, whole or not at all."""
         path = self.path / name
         scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_text(text + "\n", encoding="utf-8")
-        os.replace(scratch, path)
+        with _writing(path):
+            scratch.write_text(text + "\n", encoding="utf-8")
+            os.replace(scratch, path)
         return path
 
     def checkpoint_name(self, step: int) -> str:
@@ -125,7 +138,8 @@ class Run:
 
     def keep(self, step: int, value: Any) -> None:
         """Keep a JSON value beside the checkpoint of a step that is about to be saved."""
-        (self.path / KEPT).mkdir(exist_ok=True)
+        with _writing(self.path / KEPT):
+            (self.path / KEPT).mkdir(exist_ok=True)
         self.write(f"{KEPT}/{self.checkpoint_name(step)}.json", json.dumps(value))
 
     def kept(self, step: int) -> Any:
@@ -177,7 +191,8 @@ def open_run(
                 "another folder with --out"
             )
         _delete_run(run.path)
-    run.path.mkdir(parents=True, exist_ok=True)
+    with _writing(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
     run.write(CONFIG, json.dumps(dict(settings), indent=2))
     return run
 
@@ -235,6 +250,18 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system has to say about a file that is written into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space or mend the permissions; what was "
+            "written before is still there"
+        ) from error
+
+
 def _has_content(path: Path) -> bool:
     """Whether a folder holds more than the beginning of a run that ended before its first number."""
     return any(entry.name not in (CONFIG, REPORT) for entry in path.iterdir())
@@ -255,9 +282,9 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 
 def _delete_run(path: Path) -> None:
     read_settings(path)  # a folder that holds no run is not ours to empty
-    for name in (*BY_STEP, REPORT, CURVE):
+    for name in (*BY_STEP, REPORT, CURVE, TRACKER_IDS):
         (path / name).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, KEPT, ADAPTER):
+    for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
         if (path / name).exists():
             shutil.rmtree(path / name)
     (path / CONFIG).unlink()
