@@ -1,0 +1,181 @@
+"""Distillation: a student learns the distribution of a teacher, on given answers or on its own.
+
+    lossbook train distill --teacher runs/sft --task letter_counting                      the teacher's top K, given answers
+    lossbook train distill --teacher runs/sft --task letter_counting \\
+        --mode on_policy --loss sampled_reverse_kl                                         the student's own answers
+    lossbook train distill --data questions.jsonl --mode on_policy --loss sampled_reverse_kl \\
+        --teacher-system "The right answer is {answer}."                                   its own teacher, with a hint
+    lossbook train distill --config examples/distill.toml --steps 500 --resume
+
+Data: as `lossbook train sft`; rows of prompt and completion may have a "teacher_prompt" that the teacher reads instead, and
+on policy a prompt may stand alone. The teacher is a model of the same tokenizer, a run's folder, a checkpoint, or `self`: the
+student as it is before the first step, which then needs a hint.
+
+What to watch. `held_out_forward_kl` and `held_out_reverse_kl` are KL(teacher || student) and KL(student || teacher) in nats a
+token of held-out answers: 0 when both say the same, so both must fall. Top-K training lowers the forward one most, sampled
+training the reverse one, and there more noisily: it learns from one token a position, so give it more answers a step.
+`teacher_mass` is what the candidates hold of the teacher: below 0.9 take a larger --top-k. On policy `teacher_kl` is the
+reverse KL on what the student says; if it falls while `answer_length` falls too, the student has found something short that
+the teacher likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..datums.errors import ConfigError, LossContractError
+from ..datums.files import read_jsonl
+from ..datums.report import DataReport
+from ..losses.loss import Loss
+from .batches import Batches
+from .configs import RecipeConfig, Setting, configured_loss
+from .divergence import HeldOutDivergence
+from .evaluation import HeldOut
+from .lessons import Lesson, build_lessons, question_row, sample_answers
+from .loop import Loop, begin
+from .runs import REPORT
+from .tasks import Task
+from .teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
+
+#: Candidates a position where a loss compares candidates and nobody says how many.
+DEFAULT_TOP_K = 20
+
+
+class DistillConfig(RecipeConfig):
+    """Settings of the recipe; every field is a flag."""
+
+    out: Path = Field(Path("runs/distill"), description="folder of the run: settings, metrics, checkpoints, adapter")
+    teacher: str = Field(SELF, description="a model as in `model`, a run's folder, a checkpoint, or 'self'")
+    teacher_system: str | None = Field(
+        None, description="a system turn that the teacher alone reads; {answer} in it is the right answer"
+    )
+    mode: Literal["off_policy", "on_policy"] = Field(
+        "off_policy", description="off_policy: answers of the data; on_policy: answers that the student samples"
+    )
+    loss: str = Field("topk_forward_kl", description="a loss that reads teacher_logprobs, by id or module:function")
+    top_k: int | None = Field(
+        None, ge=1, description="the teacher's candidates a position; None: 20 where the loss compares candidates"
+    )
+    data: Path | None = Field(None, description="JSON Lines file to train on")
+    eval_data: Path | None = Field(None, description="JSON Lines file that only measures")
+    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
+    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
+    task_size: int = Field(512, ge=1, description="questions of the task to train on")
+    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
+    eval_top_k: int = Field(
+        512, ge=1, description="candidates of the measured KL; exact where the vocabulary has no more"
+    )
+    max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; None for no limit")
+    truncation: Literal["error", "drop"] = Field("error", description="what happens to longer rows")
+    batch_size: int = Field(8, ge=1, description="prompts a step")
+    samples: int = Field(4, ge=1, description="answers that the student samples to each prompt")
+    max_tokens: int = Field(64, ge=1, description="tokens that a sampled answer may have")
+    epochs: int = Field(1, ge=1, description="times that every prompt is seen, unless steps is given")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DistillConfig:
+        if (self.data is None) == (self.task is None):
+            raise ValueError("choose one of --data FILE and --task NAME")
+        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
+            raise ValueError("task_config belongs to --task, eval_data to --data")
+        return self
+
+
+def main(config: DistillConfig) -> dict[str, float]:
+    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    loss = configured_loss(config)  # an unknown id or setting ends here, before anything is loaded
+    top_k = candidates_wanted(config, loss)
+    run, training = begin(config)
+    teacher = open_teacher(config.teacher, training, device=config.device)
+    lessons, report, held_out_lessons, held_out = load_lessons(config, training.get_tokenizer())
+    print(report.render())
+    run.write(REPORT, report.to_json())
+    vocabulary = len(training.get_tokenizer())
+    divergence = HeldOutDivergence.of(teacher, held_out_lessons, min(config.eval_top_k, vocabulary))
+    batches = Batches(len(lessons), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    with Loop(config, run, training, total) as loop:
+        if loop.start == 0:
+            loop.log_evaluation(0, {**divergence.measure(training), **held_out.measure(training)})
+        for step in loop:
+            chosen = [lessons[i] for i in batches.at(step)]
+            students, teachers = [one.student for one in chosen], [one.teacher for one in chosen]
+            if config.mode == "on_policy":
+                sampler, seed = training.save_weights_and_get_sampling_client(), config.seed * 1_000_003 + step
+                students, teachers = sample_answers(
+                    sampler, chosen, samples=config.samples, max_tokens=config.max_tokens, seed=seed
+                )
+            if top_k:
+                batch = with_candidates(teacher, students, teachers, min(top_k, vocabulary))
+            else:
+                batch = with_teacher_logprobs(teacher, students, teachers)
+            output = training.forward_backward(batch, loss).result()
+            update = training.optim_step(config.adam_params(step, total)).result()
+            length = output.metrics["response_tokens"] / len(batch)
+            loop.log(step, batch, output, update, {"answer_length": length})
+            if loop.is_evaluated(step):
+                loop.log_evaluation(step, {**divergence.measure(training), **held_out.measure(training)})
+    return run.finish(training)
+
+
+def candidates_wanted(config: DistillConfig, loss: Loss) -> int:
+    """How many of the teacher's candidates the loss compares; 0: it reads the teacher's logprob of each token itself.
+
+    Raises LossContractError for a loss that reads nothing of a teacher, or what only sampling gives, or single tokens where
+    candidates were asked for.
+    """
+    if loss.spec.is_batch_style:
+        return config.top_k or 0  # such a function reads what it likes
+    inputs = {wanted.name: wanted for wanted in loss.spec.inputs}
+    if "teacher_logprobs" not in inputs:
+        raise LossContractError(
+            f"{loss.name} does not read teacher_logprobs, so nothing would be learned from the teacher. Choose a loss of "
+            "`lossbook losses list` under distillation; for losses without a teacher there is `lossbook train sft`"
+        )
+    if config.mode == "off_policy" and "sampling_logprobs" in inputs and inputs["sampling_logprobs"].required:
+        raise LossContractError(
+            f"{loss.name} reads sampling_logprobs, which only answers of the student have: choose --mode on_policy, or a "
+            "loss over the teacher's candidates, such as topk_forward_kl"
+        )
+    if loss.spec.candidates:
+        return config.top_k or DEFAULT_TOP_K
+    if config.top_k:
+        raise LossContractError(
+            f"{loss.name} reads the teacher's logprob of each token, not of candidates: leave --top-k out, or choose a loss "
+            "over candidates, such as topk_forward_kl"
+        )
+    return 0
+
+
+def load_lessons(config: DistillConfig, tokenizer: Any) -> tuple[list[Lesson], DataReport, list[Lesson], HeldOut]:
+    """Lessons to train on, what became of their rows, lessons held out, and questions whose answers are scored."""
+    task, questions = None, []
+    rows: Iterable[Mapping[str, Any]]
+    eval_rows: Iterable[Mapping[str, Any]] = ()
+    if config.task is not None:
+        task = Task(config.task, config.task_config, seed=config.seed)
+        questions = task.held_out(config.held_out)
+        rows = map(question_row, task.training(config.task_size, questions))
+        eval_rows = map(question_row, questions)
+    else:
+        rows = read_jsonl(config.data or "")
+        eval_rows = read_jsonl(config.eval_data) if config.eval_data else ()
+    options: dict[str, Any] = {
+        "teacher_system": config.teacher_system,
+        "max_length": config.max_length,
+        "truncation": config.truncation,
+    }
+    lessons, report = build_lessons(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
+    has_held_out = bool(questions) or config.eval_data is not None
+    held_out = build_lessons(eval_rows, tokenizer, **options)[0] if has_held_out else []
+    if config.teacher == SELF and all(lesson.is_alike for lesson in lessons):
+        raise ConfigError(
+            "the teacher is the student itself and reads the same prompts, so there is nothing to learn: give it a hint with "
+            "--teacher-system or rows with a 'teacher_prompt', or choose another --teacher"
+        )
+    return lessons, report, held_out, HeldOut(task=task, questions=questions, max_tokens=config.max_tokens)
