@@ -39,7 +39,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "fine-tune a small model, with a built-in and a custom loss", "quickstart", config="QuickstartConfig"
     ),
     ("train", "sft"): Command("supervised fine-tuning with any loss", "sft", config="SFTConfig"),
-    ("train", "distill"): Command("distillation from a teacher, on given or sampled answers", "distill", config="DistillConfig"),
+    ("train", "distill"): Command(
+        "distillation from a teacher, on given or sampled answers", "distill", config="DistillConfig"
+    ),
     ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
     ("losses", "show"): Command(
         "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"

@@ -117,7 +117,7 @@ def main(config: DistillConfig) -> dict[str, float]:
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
             length = output.metrics["response_tokens"] / len(batch)
-            loop.log(step, batch, output, update, {"answer_length": length})
+            loop.log(step, batch, output, update, {"answer_length": length}, loss=loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, {**divergence.measure(training), **held_out.measure(training)})
     return run.finish(training)

@@ -17,6 +17,7 @@ from .engine import Engine
 from .forward import Pooling, check_pooling
 from .futures import Calls, Future
 from .lora import export_adapter
+from .model_files import export_model
 from .models import LoadedModel
 from .optimizer import AdamW
 from .reference_client import LossFunction, ReferenceClient
@@ -209,6 +210,15 @@ class TrainingClient:
             return SaveStateResponse(str(directory))
 
         return self._calls.submit("export_adapter", export)
+
+    def export_model(self, directory: str | Path) -> Future[SaveStateResponse]:
+        """Write the whole model, adapters merged, and its tokenizer as a folder that transformers loads."""
+
+        def export() -> SaveStateResponse:
+            export_model(self._model, directory)
+            return SaveStateResponse(str(directory))
+
+        return self._calls.submit("export_model", export)
 
     def _forward_backward(self, datums: list[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
         output = self._engine.forward_backward(datums, loss, pooling)
