@@ -48,7 +48,14 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("losses", "diff"): Command("where two losses differ, and what both give", "loss_commands", "diff_losses"),
     ("losses", "check"): Command("test a loss against the laws that all obey", "loss_commands", "check_losses"),
-    ("data", "show"): Command("rows of a data file, tokens coloured by weight", "inspection", "show_data"),
+    ("data", "show"): Command(
+        "rows of a data file, tokens coloured by weight; as HTML also by what a loss makes of them",
+        "inspection",
+        "show_data",
+    ),
+    ("data", "report"): Command(
+        "what becomes of a data file's rows: lengths, labels, problems, repetitions", "inspection", "report_data"
+    ),
 }
 
 

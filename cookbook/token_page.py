@@ -100,29 +100,38 @@ def token_sequence(
 
 
 def token_view_html(
-    sequences: Sequence[TokenSequence], columns: Sequence[Column | str] | None = None, *, name: str = "tokens"
+    sequences: Sequence[TokenSequence],
+    columns: Sequence[Column | str] | None = None,
+    *,
+    name: str = "tokens",
+    note: str = "",
 ) -> str:
     """An HTML fragment: a switch between the columns, and under it each sequence, its tokens coloured by the one chosen.
 
     sequences  what to show, in this order
     columns    what to offer, the first one chosen: `Column`s, or names; None for all that the sequences have
     name       of the switch: another one for each fragment of the same page
+    note       a line above all sequences
 
     A colour's strength is the number's distance from the column's centre over the largest such distance in these
     sequences; blue above it, orange below, violet for NaN and infinity. The page needs `TOKEN_VIEW_CSS` once, in a
     <style>; `token_page` gives a whole page.
     """
     offered = _offered(sequences, columns)
-    reaches = [_reach(column, sequences) for column in offered]
+    spans = [_span(column, sequences) for column in offered]
+    reaches = [
+        max(high - column.centre, column.centre - low) for column, (low, high) in zip(offered, spans, strict=True)
+    ]
     group = escape(name, quote=True)
     parts = ['<div class="tv">']
     for index, column in enumerate(offered):
         checked = " checked" if index == 0 else ""
         parts.append(f'<input type="radio" name="{group}" id="{group}-{index}"{checked}>')
         parts.append(f'<label for="{group}-{index}">{escape(column.name)}</label>')
-    for column, reach in zip(offered, reaches, strict=True):
-        parts.append(_legend(column, reach))
+    parts += [_legend(*one) for one in zip(offered, spans, reaches, strict=True)]
     parts.append('<div class="tv-all">')
+    if note:
+        parts.append(f'<p class="tv-note">{escape(visible(note))}</p>')
     parts += [_sequence_html(sequence, offered, reaches) for sequence in sequences]
     parts.append("</div></div>")
     return "\n".join(parts)
@@ -149,10 +158,11 @@ def _offered(sequences: Sequence[TokenSequence], columns: Sequence[Column | str]
     return [known.get(column, Column(column)) if isinstance(column, str) else column for column in columns]
 
 
-def _reach(column: Column, sequences: Sequence[TokenSequence]) -> float:
-    """The largest distance of a finite number from the column's centre."""
+def _span(column: Column, sequences: Sequence[TokenSequence]) -> tuple[float, float]:
+    """The smallest and the largest finite number of a column; the column's centre is always between them."""
     values = (value for sequence in sequences for value in sequence.columns.get(column.name, ()) if value is not None)
-    return max((abs(value - column.centre) for value in values if math.isfinite(value)), default=0.0)
+    finite = [column.centre, *(value for value in values if math.isfinite(value))]
+    return min(finite), max(finite)
 
 
 def _colour(value: Number, column: Column, reach: float) -> str:
@@ -166,14 +176,13 @@ def _colour(value: Number, column: Column, reach: float) -> str:
     return f"rgba({_ABOVE if value > column.centre else _BELOW},{opacity:g})" if opacity else ""
 
 
-def _legend(column: Column, reach: float) -> str:
-    unit = f" {column.unit}" if column.unit else ""
-    ends = [f"{number:.4g}" for number in (column.centre - reach, column.centre, column.centre + reach)]
-    blocks = [f"rgba({_BELOW},{_OPACITY})", "transparent", f"rgba({_ABOVE},{_OPACITY})"]
+def _legend(column: Column, span: tuple[float, float], reach: float) -> str:
+    ends = dict.fromkeys((span[0], column.centre, span[1]))  # a column on one side of its centre has two
     scale = " ".join(
-        f'<span class="tv-end" style="background:{block}">{escape(end)}</span>'
-        for block, end in zip(blocks, ends, strict=True)
+        f'<span class="tv-end" style="background:{_colour(end, column, reach) or "transparent"}">{end:.4g}</span>'
+        for end in ends
     )
+    unit = f" {column.unit}" if column.unit else ""
     return f'<p class="tv-legend">{scale}{escape(unit)} {escape(column.about)}</p>'
 
 
@@ -189,7 +198,8 @@ def _sequence_html(sequence: TokenSequence, columns: Sequence[Column], reaches: 
 def _token_html(sequence: TokenSequence, position: int, columns: Sequence[Column], reaches: Sequence[float]) -> str:
     """One token: its text, its colour in each column, and all its numbers for the pointer."""
     text = visible(sequence.texts[position])
-    style, tip = [], [f"token {sequence.ids[position]}  {text.rstrip(chr(10)) or 'continues a character'}"]
+    said = f"“{text.rstrip(chr(10))}”" if text else "continues a character"
+    style, tip = [], [f"token {sequence.ids[position]} {said}"]
     for index, (column, reach) in enumerate(zip(columns, reaches, strict=True)):
         values = sequence.columns.get(column.name)
         value = None if values is None else values[position]
@@ -215,7 +225,7 @@ TOKEN_VIEW_CSS = """
 .tv-legend { display: none; margin: .3rem 0; font-size: .85rem; }
 .tv-end { padding: .1rem .5rem; border: 1px solid #8884; }
 .tv-sequence h3 { margin: 1.2rem 0 .2rem; font-size: 1rem; }
-.tv-sequence p { margin: .2rem 0; font-size: .85rem; }
+p.tv-note, .tv-sequence p { margin: .2rem 0; font-size: .85rem; }
 .tv-text { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.8 ui-monospace, monospace; }
 .tv-token { position: relative; border-radius: 2px; background: var(--chosen, transparent); }
 .tv-token:hover { outline: 1px solid currentColor; }

@@ -53,8 +53,8 @@ def read_rows(source: Source, *, limit: int | None = None) -> Iterator[Row]:
 def _rows(source: Source) -> Iterator[Row]:
     if hasattr(source, "with_format"):
         yield from read_dataset(source)
-    elif isinstance(source, str) and source.startswith(DATASETS):
-        yield from _named_dataset(source)
+    elif isinstance(source, str | Path) and str(source).startswith(DATASETS):
+        yield from _named_dataset(str(source))
     elif isinstance(source, str | Path):
         for path in _files(source):
             yield from _file(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import LossbookError, ShapeError, located
+from .files import Row
 from .rows import datums_from_row
 from .sources import Source, read_rows
 from .types import Datum
@@ -76,7 +77,7 @@ def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
 
 
 def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Console | None = None, **options: Any) -> int:
-    """Print the first `count` rows of a file or another source (see `read_rows`) as datums, and how many tokens of each are learned.
+    """Print the first `count` rows of a file or another source (see `read_rows`), and how much of each is learned.
 
     options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned runs
     stand in «». Returns the number of rows shown; errors name the row.
@@ -87,19 +88,29 @@ def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Consol
     plain = console.no_color or not console.is_terminal
     shown = 0
     for row in read_rows(source, limit=count):
-        try:
-            datums = datums_from_row(row, tokenizer, **options)
-        except LossbookError as error:
-            raise located(error, row.place) from error
-        for side, datum in zip(("chosen", "rejected") if len(datums) == 2 else ("",), datums, strict=True):
-            name = f"{row.place}{', ' + side if side else ''}"
-            tokens = datum.model_input.length + 1
-            summary = f"{name}: {tokens} tokens, {count_labels(datum)} learned"
-            console.print(summary, style="bold", markup=False, highlight=False, soft_wrap=True)
+        for name, datum in named_datums(row, tokenizer, **options):
+            console.print(f"{name}: {summary(datum)}", style="bold", markup=False, highlight=False, soft_wrap=True)
             console.print(render_datum(datum, tokenizer, marks=plain), soft_wrap=True)
             console.print()
         shown += 1
     return shown
+
+
+def named_datums(row: Row, tokenizer: Any, **options: Any) -> list[tuple[str, Datum]]:
+    """The datums of a row, each with its name: the row's place, and of a pair the side. Errors name the row."""
+    try:
+        datums = datums_from_row(row, tokenizer, **options)
+    except LossbookError as error:
+        raise located(error, row.place) from error
+    sides = ("chosen", "rejected") if len(datums) == 2 else ("",)
+    return [(f"{row.place}, {s}" if s else row.place, datum) for s, datum in zip(sides, datums, strict=True)]
+
+
+def summary(datum: Datum) -> str:
+    """`25 tokens, 3 learned`, and the label of a labelled completion."""
+    label = datum.loss_fn_inputs.get("label")
+    labelled = "" if label is None else f", label {label.data[0]}"
+    return f"{datum.model_input.length + 1} tokens, {count_labels(datum)} learned{labelled}"
 
 
 def datum_tokens(datum: Datum) -> tuple[list[int], np.ndarray]:

@@ -108,7 +108,7 @@ def test_any_text_is_shown_as_text(texts: list[str], title: str, note: str) -> N
         "data-tip",
     }
     assert page.tags.count("style") == 1
-    assert all(tip.startswith(f"token {index}  ") for index, tip in enumerate(page.tips))
+    assert all(tip.startswith(f"token {index} ") for index, tip in enumerate(page.tips))
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing() -> None:
@@ -146,7 +146,23 @@ def test_colours_have_one_scale_over_all_sequences() -> None:
 def test_under_the_pointer_stand_id_text_and_every_number() -> None:
     columns = {"loss": [0.25], "weight": [2.0], "mine": [None], "logprob": [-1.23456]}
     page = Page(token_view_html([TokenSequence("a", [" hi\n"], [17], columns)]))
-    assert page.tips == ["token 17   hi↵\nweight 2\nlogprob -1.235 nats\nloss 0.25"]
+    assert page.tips == ["token 17 “ hi↵”\nweight 2\nlogprob -1.235 nats\nloss 0.25"]
+
+
+def test_the_legend_shows_the_range_of_the_numbers_around_the_centre() -> None:
+    def legend(column: str, *values: float | None) -> list[str]:
+        html = token_view_html([TokenSequence("a", ["x"] * len(values), range(len(values)), {column: values})])
+        return re.findall(r'<span class="tv-end"[^>]*>([^<]*)</span>', html)
+
+    assert legend("logprob", -0.5, -4, None) == ["-4", "0"]
+    assert legend("ratio", 0.5, 3.0, float("inf")) == ["0.5", "1", "3"]
+    assert legend("weight", 0.0, 2.0) == ["0", "2"]
+    assert legend("loss", None) == ["0"]
+
+
+def test_a_note_stands_above_all() -> None:
+    html = token_view_html([TokenSequence("a", ["x"], [1])], note="<b>dpo</b>")
+    assert '<p class="tv-note">&lt;b&gt;dpo&lt;/b&gt;</p>' in html
 
 
 def test_columns_are_offered_in_a_known_order_and_can_be_chosen() -> None:

@@ -16,11 +16,13 @@ from lossbook.datums import (
     Row,
     Trajectory,
     build_datums,
+    datum_from_row,
     datum_from_tokens_weights,
     datums_from_pairs,
     datums_from_trajectories,
 )
 from lossbook.datums.errors import DtypeError, EmptyLossError, LengthMismatchError, TruncationError
+from lossbook.datums.report import survey
 
 ROWS = st.lists(st.lists(st.sampled_from([0.0, 1.0, 0.5, -1.0]), min_size=2, max_size=20), min_size=1, max_size=8)
 POLICIES = st.sampled_from(["drop", "right", "left", "middle"])
@@ -186,7 +188,8 @@ def test_the_report_reads_as_text_and_as_json() -> None:
     assert report.render().splitlines() == [
         "rows    3: 2 kept (1 truncated), 1 dropped",
         "tokens  5 in 2 datums; length min 2, median 2, 90% 3, 99% 3, max 3",
-        "labels  3 kept, 1 lost (25.0%)",
+        "labels  3 kept (60.0% of the tokens), 1 lost (25.0%)",
+        "longest row 1: 3; row 0: 2",
         "truncated  1: row 1",
         "EmptyLossError  1: row 2: 1 token(s) leave nothing to predict: at least 2 are needed",
     ]
@@ -199,8 +202,12 @@ def test_the_report_reads_as_text_and_as_json() -> None:
         "tokens": 5,
         "labels_kept": 3,
         "labels_lost": 1,
+        "label_tokens_frac": 0.6,
         "label_tokens_lost_frac": 0.25,
         "length_quantiles": {"0": 2, "0.5": 2, "0.9": 3, "0.99": 3, "1": 3},
+        "formats": {},
+        "longest": [{"row": "row 1", "tokens": 3}, {"row": "row 0", "tokens": 2}],
+        "repeated": {"count": 0, "examples": []},
         "problems": {
             "truncated": {"count": 1, "examples": ["row 1"]},
             "EmptyLossError": {
@@ -209,6 +216,78 @@ def test_the_report_reads_as_text_and_as_json() -> None:
             },
         },
     }
+
+
+def test_formats_longest_rows_and_repetitions_are_told() -> None:
+    rows = [
+        {"tokens": [1, 2], "weights": [0, 1]},
+        {"tokens": [1, 2, 3], "weights": [0, 1, 1]},
+        {"tokens": [1, 2], "weights": [0, 0.5]},
+        {"input_ids": [1, 2], "labels": [-100, 2]},
+        {"tokens": [1, 2, 3], "weights": [1, 1, 1]},
+        {"tokens": [1, 2, 3, 4], "weights": [0, 1, 1, 1]},
+    ]
+    _, report = build_datums(rows, lambda row: datum_from_row(row, None))
+    assert report.formats == {"tokens and weights": 5, "input ids and labels": 1}
+    assert report.longest == [(4, "row 5"), (3, "row 1"), (3, "row 4")]
+    assert report.repeated().count == 2
+    assert report.repeated().examples == ["row 3 repeats row 0", "row 4 repeats row 1"], (
+        "the first weight has no effect"
+    )
+    assert report.render().splitlines()[3:] == [
+        "formats tokens and weights 5, input ids and labels 1",
+        "longest row 5: 4; row 1: 3; row 4: 3",
+        "repeated  2: row 3 repeats row 0; row 4 repeats row 1",
+    ]
+
+
+def test_rows_of_no_known_format_are_not_counted_by_format() -> None:
+    _, report = build_datums([{"mine": [1.0, 1.0]}], lambda row: make(None, "error")(row["mine"]))
+    assert report.formats == {}
+
+
+def test_held_out_rows_that_are_trained_on_are_named() -> None:
+    def tokens(*ids: int) -> Row:
+        row = Row(tokens=ids)
+        row.place = f"tokens {ids}"
+        return row
+
+    def report(*rows: Row) -> DataReport:
+        return build_datums(rows, lambda row: datum_from_tokens_weights(list(row["tokens"]), [1] * len(row["tokens"])))[
+            1
+        ]
+
+    train, held_out = report(tokens(1, 2), tokens(3, 4), tokens(5, 6)), report(tokens(3, 4), tokens(9, 9), tokens(3, 4))
+    both = held_out.repeated_from(train)
+    assert both.count == 2
+    assert both.examples == ["tokens (3, 4) is tokens (3, 4)"] * 2
+    assert str(train.repeated_from(report(tokens(9, 9)))) == "0"
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.booleans()), min_size=1, max_size=8))
+def test_rows_repeat_exactly_where_their_datums_are_equal(rows: list[tuple[int, bool, bool]]) -> None:
+    def build(row: tuple[int, bool, bool]) -> Datum:
+        token, weight, has_more = row
+        datum = datum_from_tokens_weights([0, token], [0, float(weight)])
+        return Datum(datum.model_input, {**datum.loss_fn_inputs, **({"advantages": [0.0]} if has_more else {})})
+
+    _, report = build_datums(rows, build)
+    assert report.repeated().count == len(rows) - len(set(rows))
+
+
+def test_a_survey_holds_one_row_at_a_time() -> None:
+    read: list[int] = []
+
+    def rows() -> Any:
+        for index in range(3):
+            read.append(index)
+            yield [1.0] * (index + 2)
+
+    report = DataReport()
+    made = survey(rows(), make(None, "error"), report)
+    assert len(next(made)) == 1
+    assert (read, report.kept) == ([0], 1)
+    assert len(list(made)) == report.kept - 1 == 2
 
 
 def test_an_empty_report_reads_too() -> None:
