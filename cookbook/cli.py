@@ -56,6 +56,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("data", "report"): Command(
         "what becomes of a data file's rows: lengths, labels, problems, repetitions", "inspection", "report_data"
     ),
+    ("runs", "plot"): Command("curves of one or several runs in one picture", "run_commands", "plot"),
+    ("runs", "report"): Command(
+        "a page about runs: curves, warnings, the loss, and what it made of each token", "run_commands", "report"
+    ),
 }
 
 

@@ -1,0 +1,33 @@
+"""All diagnostics, and what they say of a run."""
+
+from __future__ import annotations
+
+from . import comparison_checks, policy_checks, training_checks
+from .findings import Diagnostic, Finding
+from .history import History
+
+#: In the order in which they are shown within a level.
+DIAGNOSTICS: tuple[Diagnostic, ...] = (
+    training_checks.non_finite,
+    policy_checks.no_reward,
+    policy_checks.sampler_mismatch,
+    policy_checks.rising_kl,
+    policy_checks.entropy_collapse,
+    policy_checks.much_clipped,
+    policy_checks.never_clipped,
+    policy_checks.level_groups,
+    policy_checks.truncated_answers,
+    comparison_checks.likelihood_displacement,
+    comparison_checks.contrastive_guessing,
+    training_checks.overfitting,
+    training_checks.gradient_spikes,
+    policy_checks.length_drift,
+    training_checks.always_clipped,
+)
+_ORDER = ("problem", "warning", "note")
+
+
+def diagnose(history: History) -> list[Finding]:
+    """What looks wrong in a run, the worst first; [] where nothing does."""
+    found = [finding for check in DIAGNOSTICS if (finding := check(history)) is not None]
+    return sorted(found, key=lambda finding: _ORDER.index(finding.level))

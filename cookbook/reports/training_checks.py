@@ -1,0 +1,109 @@
+"""Diagnostics of any training: broken numbers, gradients, and fitting the training data alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .findings import FEWEST, Finding
+from .history import History
+
+#: Without a finite value of these there is no training. Other numbers may be the mean of nothing, which is NaN.
+MUST_BE_FINITE = ("loss", "nll", "grad_norm", "held_out_nll", "reward", "held_out_score")
+#: A spike: this many times the median of the last SPIKE_WINDOW steps. Healthy norms of single batches scatter by 2 to 3.
+SPIKE_FACTOR, SPIKE_WINDOW = 10.0, 20
+#: The share of steps whose gradient was clipped from which on it counts as always.
+ALWAYS_CLIPPED, FEWEST_TO_CLIP = 0.95, 20
+#: How far above its best the held-out loss may be: the criterion GL with alpha = 5 (percent) of Prechelt 1998.
+GENERALIZATION_LOSS = 0.05
+
+
+def non_finite(history: History) -> Finding | None:
+    """Any NaN or infinity in a number that training cannot do without."""
+    broken = {
+        key: [row["step"] for row in history.rows if key in row and not math.isfinite(row[key])]
+        for name in MUST_BE_FINITE
+        for key in history.named(name)
+    }
+    broken = {key: steps for key, steps in broken.items() if steps}
+    if not broken:
+        return None
+    key = min(broken, key=lambda name: broken[name][0])
+    return Finding(
+        "problem",
+        "A number is not finite",
+        f"{', '.join(broken)}: NaN or infinite, first {key} at step {broken[key][0]}",
+        "Look at the data of that step and at the microscope's logprobs; lower the learning rate; clip gradients "
+        "(grad_clip_norm 1.0). Start again from a checkpoint before it.",
+        "One such number makes every later weight useless; there is no threshold.",
+    )
+
+
+def gradient_spikes(history: History) -> Finding | None:
+    """A gradient norm far above those before it."""
+    norms = history.find("grad_norm", at_least=FEWEST)
+    if norms is None:
+        return None
+    spikes: list[int] = []
+    for i in range(FEWEST // 2, len(norms)):
+        median = float(np.median(norms.values[max(i - SPIKE_WINDOW, 0) : i]))
+        if median > 0 and norms.values[i] > SPIKE_FACTOR * median:
+            spikes.append(i)
+    if not spikes:
+        return None
+    worst = max(spikes, key=lambda i: norms.values[i])
+    return Finding(
+        "warning",
+        "The gradient spikes",
+        f"at {len(spikes)} of {len(norms)} steps grad_norm is over {SPIKE_FACTOR:g} times the median before it, "
+        f"at most {norms.values[worst]:.3g} at step {norms.steps[worst]}",
+        "Look for odd rows in those batches (very short, very long, repeated); set grad_clip_norm; use warmup_steps; "
+        "lower the learning rate if the loss jumps with it.",
+        "Norms of single batches scatter by a factor of 2 to 3; 10 is our choice. Spikes come before a jump of the loss: "
+        "Chowdhery et al. 2022, arXiv:2204.02311 section 5.1.",
+    )
+
+
+def always_clipped(history: History) -> Finding | None:
+    """Nearly every gradient is clipped, the late ones too."""
+    norms, clipped = history.find("grad_norm"), history.find("grad_norm_clipped")
+    if norms is None or clipped is None or not len(norms) == len(clipped) >= FEWEST_TO_CLIP:
+        return None
+    is_clipped = clipped.values < norms.values * (1 - 1e-6)
+    if is_clipped.mean() <= ALWAYS_CLIPPED:
+        return None
+    return Finding(
+        "note",
+        "Every gradient is clipped",
+        f"{is_clipped.mean():.0%} of steps; the norm is {norms.late:.3g} at the end, and {clipped.late:.3g} after clipping",
+        "Set grad_clip_norm a little above the usual norm, so that only spikes are cut; or check that the loss is a mean "
+        "(reduction), not a sum that grows with the batch.",
+        "Clipping is meant for rare large gradients (Pascanu et al. 2013, arXiv:1211.5063 section 3.2). Always on, it "
+        "gives each batch the same say, however much it has to teach. 95 % is our choice.",
+    )
+
+
+def overfitting(history: History) -> Finding | None:
+    """Held-out loss above its best while the training loss still falls."""
+    held_out, training = history.find("held_out_nll", at_least=3), history.find("nll", "loss", at_least=FEWEST)
+    if held_out is None or training is None:
+        return None
+    best = int(np.argmin(held_out.values))
+    rise = held_out.last / held_out.values[best] - 1 if held_out.values[best] > 0 else 0.0
+    before = training.values[training.steps <= held_out.steps[best]]
+    if (
+        rise <= GENERALIZATION_LOSS
+        or best == len(held_out) - 1
+        or (len(before) and training.late >= before[-FEWEST:].mean())
+    ):
+        return None
+    return Finding(
+        "warning",
+        "It fits the training data alone",
+        f"held_out_nll was {held_out.values[best]:.3g} at step {held_out.steps[best]} and is {held_out.last:.3g} at the end, "
+        f"{rise:.0%} more, while the training loss fell to {training.late:.3g}",
+        f"Take the checkpoint nearest to step {held_out.steps[best]} (save_every); train fewer epochs; more data; a lower "
+        "learning rate or rank.",
+        "More than 5 % above the best: Prechelt 1998, Early Stopping - But When?, criterion GL with alpha = 5.",
+    )
