@@ -2,7 +2,7 @@
 
 A line of sequences.jsonl is one sequence, its N positions after the first token, which is nobody's target:
 
-    {"step": 40, "datum": 2, "of": 8, "side": "", "loss_id": "ppo",
+    {"step": 40, "datum": 2, "of": 8, "side": "", "loss": "ppo(...)",
      "losses": {"ppo": [-0.31, "token"]},                       value, and what it is of
      "tokens": {"text": [...N + 1], "id": [...], "weight": [null, ...], "logprob": [...], "gradient": [...], ...},
      "cut": [0, 0]}                                             tokens left out before and behind
@@ -84,13 +84,13 @@ def _lines(
     chosen = sorted({round(i) for i in np.linspace(0, len(groups) - 1, max(min(count, len(groups)), 1))})
     sides = ("chosen", "rejected") if loss.couples == "pair" else None
     return [
-        _line(examined[datum], batch, tokenizer, loss.name, sides[place] if sides and len(groups[i]) == 2 else "")
+        _line(examined[datum], batch, tokenizer, repr(loss), sides[place] if sides and len(groups[i]) == 2 else "")
         for i in chosen
         for place, datum in enumerate(groups[i])
     ]
 
 
-def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, loss_id: str, side: str) -> dict[str, Any]:
+def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, as_trained: str, side: str) -> dict[str, Any]:
     datum = batch[found.datum]
     tokens = _text_tokens(datum, found)
     weight = found.columns["weight"]
@@ -105,7 +105,7 @@ def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, loss_id: str,
         "datum": found.datum,
         "of": len(batch),
         "side": side,
-        "loss_id": loss_id,
+        "loss": as_trained,
         "losses": {name: [_number(value), per] for name, (value, per) in found.losses.items()},
         "tokens": columns,
         "cut": [start, len(tokens) - stop],

@@ -1,0 +1,109 @@
+"""A report about runs as one HTML page, which needs no network and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...datums.errors import DataFileError
+from ..microscope import read_sequences
+from ..panels import default_panels
+from ..plots import losses_of
+from ..runs import REPORT, SAMPLES, read_rows
+from ..token_page import TOKEN_VIEW_CSS
+from .charts import chart_html
+from .diagnostics import diagnose
+from .history import History, read_history
+from .markup import folded, json_block, text
+from .sections import (
+    data_html,
+    differing_settings_html,
+    findings_html,
+    headline_html,
+    loss_html,
+    samples_html,
+    settings_html,
+)
+from .style import CSS, SCRIPT
+from .token_section import microscope_html
+
+
+def report_page(folders: Mapping[str, str | Path]) -> str:
+    """The page about runs, by label. Raises RunError for a folder without metrics, DataFileError for damaged files."""
+    histories = {label: read_history(folder) for label, folder in folders.items()}
+    charts, data = _charts_html(histories, folders)
+    runs = {f"m{number}": label for number, label in enumerate(folders)}
+    sequences: dict[str, list[int]] = {}
+    parts: list[str] = []
+    if len(folders) > 1:
+        settings = {label: history.settings for label, history in histories.items()}
+        parts += ["<h2>What differs</h2>", differing_settings_html(settings), charts]
+    for name, label in runs.items():
+        shown = (f"<h2>{text(label)}</h2>", "") if len(folders) > 1 else ("", charts)
+        body, sequences[name] = _run_html(name, histories[label], Path(folders[label]), shown[1])
+        parts.append(f"<section>{shown[0]}{body}</section>")
+    title = ", ".join(folders)
+    return _page(title, "".join(parts), {"charts": data, "sequences": sequences})
+
+
+def _charts_html(
+    histories: Mapping[str, History], folders: Mapping[str, str | Path]
+) -> tuple[str, list[dict[str, Any]]]:
+    runs = {label: history.rows for label, history in histories.items()}
+    drawn = [chart_html(panel, runs) for panel in default_panels(runs, losses_of(folders))]
+    drawn = [(html, data) for html, data in drawn if html]
+    html = f'<h2>Curves</h2><div class="charts">{"".join(html for html, _ in drawn)}</div>'
+    return html, [data for _, data in drawn]
+
+
+def _run_html(name: str, history: History, folder: Path, charts: str) -> tuple[str, list[int]]:
+    """One run: how it went, what looks wrong, curves, tokens, and what it was made of; and its sequences' steps."""
+    rows = read_sequences(folder)
+    seen = next((row for row in rows if "refused" not in row), {})
+    tokens, steps = microscope_html(rows, name)
+    loss = loss_html(history.settings, str(seen.get("loss", "")), list(seen.get("losses", {})))
+    samples = samples_html(read_rows(folder / SAMPLES))
+    parts = [
+        headline_html(history),
+        "<h2>What looks wrong</h2>",
+        findings_html(diagnose(history)),
+        charts,
+        "<h2>What the loss made of each token</h2>",
+        tokens,
+        "<h2>The loss</h2>",
+        loss,
+        f"<h2>Answers</h2>{samples}" if samples else "",
+        "<h2>How it was made</h2>",
+        folded("settings", settings_html(history.settings)),
+        folded("data", data_html(_data_report(folder))),
+    ]
+    return "".join(parts), steps
+
+
+def _data_report(folder: Path) -> dict[str, Any] | None:
+    path = folder / REPORT
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataFileError(f"{path} is damaged: {error}") from None
+    return found if isinstance(found, dict) else None
+
+
+def _page(title: str, body: str, data: Mapping[str, Any]) -> str:
+    """The whole document. Its content policy forbids every request, and every script but the one whose hash it names."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{TOKEN_VIEW_CSS}{CSS}</style>\n</head>\n"
+        f"<body>\n<header><h1>{text(title)}</h1></header>\n<main>{body}</main>\n"
+        f"{json_block('data', data)}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )

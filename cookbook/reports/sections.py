@@ -1,0 +1,160 @@
+"""The parts of a report about one run that are text and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...datums.errors import LossbookError
+from ...losses.cards import LossCard, describe_loss
+from ...losses.registry import list_losses
+from .findings import Finding
+from .history import History
+from .markup import folded, shown, table, text
+
+#: What stands at the top, of as much as was recorded: key, label.
+HEADLINES = (
+    ("held_out_score", "held-out score"),
+    ("reward", "reward"),
+    ("held_out_accuracy", "held-out accuracy"),
+    ("accuracy", "accuracy"),
+    ("held_out_nll", "held-out nll"),
+    ("held_out_teacher_kl", "held-out KL to teacher"),
+    ("teacher_kl", "KL to teacher"),
+    ("in_batch_recall_at_1", "recall at 1"),
+    ("nll", "nll"),
+    ("loss", "loss"),
+)
+MOST_HEADLINES = 4
+_MARK = {"problem": "✖", "warning": "▲", "note": "●"}
+
+
+def headline_html(history: History) -> str:
+    """Cards: where the run began and where it is."""
+    cards: list[str] = []
+    own = [key for key in history.keys if key.startswith("held_out_") and key not in dict(HEADLINES)]
+    for key, label in (*HEADLINES, *((key, key.replace("_", " ").replace("held out", "held-out")) for key in own)):
+        series = history.find(key)
+        is_said = key == "loss" and history.find("nll") is not None and history.settings.get("loss") == "cross_entropy"
+        if series is not None and len(cards) < MOST_HEADLINES and not is_said:
+            is_measured = key.startswith("held_out")  # on the same data each time: no mean needed
+            first, last = (series.values[0], series.last) if is_measured else (series.early, series.late)
+            cards.append(_card(label, f"{last:.3g}", f"from {first:.3g}" if len(series) > 1 else ""))
+    steps = max((int(row["step"]) for row in history.rows), default=0)
+    tokens, speed = history.find("response_tokens"), history.find("tokens_per_second")
+    seen = f"{tokens.values.sum():,.0f} learned tokens" if tokens is not None else ""
+    cards.append(_card("steps", f"{steps:,}", seen))
+    if speed is not None:
+        cards.append(_card("tokens/s", f"{speed.last:,.0f}", "training only"))
+    return f'{_about_html(history.settings)}<div class="cards">{"".join(cards)}</div>'
+
+
+def _about_html(settings: Mapping[str, Any]) -> str:
+    """What was trained on what with what, in a line."""
+    named = [
+        ("model", "{}"),
+        ("loss", "{}"),
+        ("data", "data {}"),
+        ("task", "task {}"),
+        ("learning_rate", "learning rate {}"),
+    ]
+    said = [form.format(shown(settings[key])) for key, form in named if settings.get(key) is not None]
+    return f'<p class="about">{text(" · ".join(said))}</p>' if said else ""
+
+
+def _card(label: str, value: str, below: str) -> str:
+    return f"<div><small>{text(label)}</small><b>{text(value)}</b><small>{text(below)}</small></div>"
+
+
+def findings_html(findings: Sequence[Finding]) -> str:
+    """What looks wrong, what to do, and why that is thought."""
+    if not findings:
+        return '<p class="fine">No diagnostic found anything to say.</p>'
+    parts = [
+        f'<li class="{finding.level}"><b><span aria-label="{finding.level}">{_MARK[finding.level]}</span> '
+        f"{text(finding.title)}</b><p>{text(finding.seen)}.</p><p><em>Try:</em> {text(finding.do)}</p>"
+        f'<p class="why">{text(finding.why)}</p></li>'
+        for finding in findings
+    ]
+    return f'<ul class="findings">{"".join(parts)}</ul>'
+
+
+def settings_html(settings: Mapping[str, Any]) -> str:
+    """The run's settings, as config.json holds them."""
+    return table(sorted(settings.items())) if settings else "<p>No config.json.</p>"
+
+
+def differing_settings_html(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the runs' settings differ in."""
+    keys = sorted({key for settings in runs.values() for key in settings} - {"out"})
+    rows = [
+        (key, *(shown(settings[key]) if key in settings else "–" for settings in runs.values()))
+        for key in keys
+        if len({str(settings.get(key)) for settings in runs.values()}) > 1
+    ]
+    return table(rows, head=("setting", *runs)) if rows else "<p>All settings but the folder are the same.</p>"
+
+
+def data_html(report: Mapping[str, Any] | None) -> str:
+    """What became of the data's rows: data_report.json."""
+    if not report:
+        return "<p>No data_report.json: the recipe made its data itself.</p>"
+    return table(_flat(report))
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, one in value.items():
+        name = f"{before}{key}"
+        rows += _flat(one, f"{name}: ") if isinstance(one, Mapping) else [(name, one)]
+    return rows
+
+
+def loss_html(settings: Mapping[str, Any], as_trained: str, names: Sequence[str]) -> str:
+    """The loss with its resolved settings, and the card of each part of it.
+
+    as_trained: what the microscope recorded, "" without it. A loss from a user's module is not imported here: a report
+    runs no code that a run's folder names.
+    """
+    written = f"{settings.get('loss', 'unknown')} {shown(settings.get('loss_config') or {})}"
+    parts = [f"<p>As trained:</p><pre>{text(as_trained)}</pre>" if as_trained else f"<pre>{text(written)}</pre>"]
+    for name in names or [str(settings.get("loss", ""))]:
+        try:
+            card = describe_loss(name) if name in list_losses() else None
+        except LossbookError:
+            card = None
+        parts.append(_card_html(card) if card is not None else f"<p>{text(name)} is not registered: no card.</p>")
+    return "".join(parts)
+
+
+def _card_html(card: LossCard) -> str:
+    tensors = [(t.name, t.shape, t.unit, t.meaning) for t in (*card.outputs.values(), *card.inputs.values())]
+    axes = [
+        ("one loss a", card.per),
+        ("ratio", card.axes.ratio),
+        ("clip", card.axes.clip),
+        ("KL", card.axes.kl),
+        ("default reduction", card.reduction),
+        ("source", card.source or "not stated"),
+    ]
+    body = [
+        f"<pre>{text(card.formula)}</pre>" if card.formula else "",
+        *(f"<p>{text(' '.join(paragraph.split()))}</p>" for paragraph in card.description.split("\n\n") if paragraph),
+        table(axes),
+        "<h4>reads</h4>" + table(tensors),
+        "<h4>settings and defaults</h4>" + table((s.name, s.type, s.default, s.bounds) for s in card.settings.values()),
+        "<h4>in other systems</h4>" + table(card.differs.items()) if card.differs else "",
+    ]
+    return folded(f"card of {card.name}", "".join(body), is_open=True)
+
+
+def samples_html(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str:
+    """What the model answered, at the first and the last step that recorded any."""
+    steps = sorted({row["step"] for row in rows})
+    parts: list[str] = []
+    for step in dict.fromkeys((steps[0], steps[-1])) if steps else ():
+        own = [row for row in rows if row["step"] == step][:most]
+        columns = [key for key in dict.fromkeys(key for row in own for key in row) if key != "step"]
+        cells = [[i + 1, *(row.get(key, "") for key in columns)] for i, row in enumerate(own)]
+        parts.append(f"<h4>step {step}</h4>" + table(cells, head=("", *columns), classes="samples"))
+    return "".join(parts)

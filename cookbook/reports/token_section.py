@@ -1,0 +1,89 @@
+"""The loss microscope on the page: recorded sequences, coloured by what the loss made of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..token_page import TokenSequence, token_view_html
+from .markup import folded, table, text
+
+#: What is coloured by, in this order, of what was recorded. The first is chosen when the page opens, so a column that is the
+#: same for all of a sequence's tokens, such as cross-entropy's gradient, comes behind those that tell tokens apart.
+ORDER = ("gradient", "logprob", "loss", "ratio", "advantage", "weight", "sampling_logprob", "ref_logprob")
+_VALUE_OF = {"token": "its tokens' weighted mean", "datum": "the sequence", "pair": "its pair", "batch": "the batch"}
+
+
+def microscope_html(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, list[int]]:
+    """A chooser of steps and the sequences of all of them, on one scale; and each sequence's step, for the script.
+
+    rows: of sequences.jsonl. name: of this run's chooser on the page, a letter and digits.
+    """
+    refused = [row for row in rows if "refused" in row]
+    rows = [row for row in rows if "refused" not in row]
+    said = "".join(f"<p>Step {row['step']} could not be looked into: {text(row['refused'])}</p>" for row in refused[:3])
+    if not rows:
+        return said or "<p>No sequences.jsonl: the recipe recorded none.</p>", []
+    steps = sorted({int(row["step"]) for row in rows})
+    there = dict.fromkeys(column for row in rows for column in row["tokens"] if column not in ("text", "id"))
+    used = [column for column in there if any(v is not None for row in rows for v in row["tokens"].get(column, ()))]
+    columns = sorted(
+        used,
+        key=lambda column: (
+            not any(_varies(row["tokens"].get(column, ())) for row in rows),
+            ORDER.index(column) if column in ORDER else len(ORDER),
+            column,
+        ),
+    )
+    view = token_view_html([_sequence(row, columns) for row in rows], columns or None, name=f"{name}-column")
+    buttons = "".join(
+        f'<button type="button" data-step="{step}" aria-pressed="false">{step}</button>' for step in steps
+    )
+    chooser = f'<div class="steps" id="{name}-steps"><span>step</span>{buttons}</div>'
+    targets = "".join(map(_candidates_html, (row for row in rows if row.get("candidates"))))
+    return f'{said}{chooser}<div class="microscope" id="{name}">{view}</div>{targets}', [
+        int(row["step"]) for row in rows
+    ]
+
+
+def _varies(values: Sequence[float | None]) -> bool:
+    return len({value for value in values if value is not None}) > 1
+
+
+def _sequence(row: Mapping[str, Any], columns: Sequence[str]) -> TokenSequence:
+    tokens = row["tokens"]
+    side = f", {row['side']}" if row.get("side") else ""
+    said = [f"{name} {_number(value)} ({_VALUE_OF.get(per, per)})" for name, (value, per) in row["losses"].items()]
+    if row.get("embedding_gradient") is not None:
+        said.append(f"norm of the embedding's gradient {_number(row['embedding_gradient'])}")
+    before, behind = row.get("cut", (0, 0))
+    if before or behind:
+        said.append(f"{before} tokens before and {behind} behind are left out")
+    return TokenSequence(
+        f"step {row['step']}: sequence {row['datum'] + 1} of {row['of']}{side}",
+        tokens["text"],
+        tokens["id"],
+        {column: tokens[column] for column in columns if column in tokens},
+        "; ".join(said),
+    )
+
+
+def _candidates_html(row: Mapping[str, Any]) -> str:
+    """The likeliest targets of each position, where there are several."""
+    lines = [
+        (
+            position,
+            tokens_text,
+            " · ".join(
+                f"{c[0]!r} weight {_number(c[1])}, logprob {_number(c[2])}, gradient {_number(c[3])}" for c in found
+            ),
+        )
+        for position, (tokens_text, found) in enumerate(zip(row["tokens"]["text"], row["candidates"], strict=True))
+        if found
+    ]
+    title = f"step {row['step']}, sequence {row['datum'] + 1}: the targets of each position, likeliest first"
+    return folded(title, table(lines, head=("position", "token", "targets")))
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
