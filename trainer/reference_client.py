@@ -10,6 +10,7 @@ from ..losses.loss import Loss
 from ..losses.mixture import Mixture
 from ..losses.registry import get_loss
 from .engine import Engine
+from .fingerprint import weights_fingerprint
 from .forward import Pooling, check_pooling
 from .futures import Calls, Future
 from .responses import ForwardBackwardOutput, TopLogprobs
@@ -59,6 +60,15 @@ class ReferenceClient:
                 return self._engine.top_logprobs(datums, k)
 
         return self._calls.submit("top_logprobs", run)
+
+    def fingerprint(self) -> Future[str]:
+        """The frozen weights as a short text: equal for equal models, whatever they are called; see `fingerprint.py`."""
+
+        def run() -> str:
+            with self._snapshot.applied():
+                return weights_fingerprint(self._snapshot.model)
+
+        return self._calls.submit("fingerprint", run)
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
