@@ -42,6 +42,8 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "distill"): Command(
         "distillation from a teacher, on given or sampled answers", "distill", config="DistillConfig"
     ),
+    ("train", "dpo"): Command("preferences, with any loss over pairs or labels", "dpo", config="DPOConfig"),
+    ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
     ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
     ("losses", "show"): Command(
         "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"

@@ -1,0 +1,127 @@
+"""Preference training: LoRA on chosen and rejected answers, with any preference loss.
+
+    lossbook train dpo --data pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --start-from runs/sft
+    lossbook train dpo --config examples/dpo.toml --loss simpo
+    lossbook train dpo --data pairs.jsonl --loss my_losses:my_dpo
+
+Data: JSON Lines, a row each: {"prompt": ..., "chosen": ..., "rejected": ...}, texts or lists of messages; for losses over
+labels, such as kto, also {"prompt": ..., "completion": ..., "label": true}. Or a reasoning-gym task, whose right answers
+are preferred to wrong ones that look much like them.
+
+The loss itself says what it needs. Pairs stay together; a loss over labels gets a pair as two labelled answers, and answers
+to other prompts where it estimates a KL from them; one that reads `ref_logprobs` gets those of the weights at the start,
+computed once and kept in `references` (another run with the same weights and data finds them there).
+
+What to watch. `held_out_accuracy` must rise; it is measured in the same way for every loss (cookbook/preference_evaluation.py).
+DPO's loss begins at ln 2 = 0.693: another value means that the reference is not the model that is trained.
+`held_out_chosen_change` and `held_out_rejected_change` say by how many nats the answers became likelier: when both fall, the
+model only learns what not to say, and soon says something else altogether; add a likelihood term (orpo, cpo), raise beta or
+lower the learning rate. `held_out_kl` is how far the model went; from about 1 nat a token on, look at what it writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ..datums.files import read_jsonl
+from ..datums.report import DataReport
+from ..datums.truncation import Truncation
+from .batches import Batches
+from .configs import RecipeConfig, Setting, configured_loss
+from .loop import Loop, begin
+from .preference_evaluation import HeldOutPreferences
+from .preference_tasks import WrongAnswer, preference_rows
+from .preferences import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
+from .references import References
+from .runs import REPORT
+from .tasks import Task
+
+
+class PreferenceConfig(RecipeConfig):
+    """Settings of every recipe over preference data."""
+
+    data: Path | None = Field(None, description="JSON Lines file to train on")
+    eval_data: Path | None = Field(None, description="JSON Lines file that only measures")
+    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
+    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
+    task_size: int = Field(512, ge=1, description="questions of the task to train on")
+    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
+    wrong_answer: WrongAnswer = Field(
+        "another",
+        description="what a task rejects: the right answer with its words in another order, or that to another question",
+    )
+    max_length: int | None = Field(None, ge=2, description="tokens a prompt and its answer may have; None for no limit")
+    truncation: Truncation = Field("error", description="what happens to longer ones")
+    batch_size: int = Field(8, ge=1, description="rows a step: pairs, or labelled answers")
+    epochs: int = Field(1, ge=1, description="times that every row is seen, unless steps is given")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PreferenceConfig:
+        if (self.data is None) == (self.task is None):
+            raise ValueError("choose one of --data FILE and --task NAME")
+        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
+            raise ValueError("task_config belongs to --task, eval_data to --data")
+        return self
+
+
+class DPOConfig(PreferenceConfig):
+    """Settings of the recipe; every field is a flag."""
+
+    out: Path = Field(Path("runs/dpo"), description="folder of the run: settings, metrics, checkpoints, adapter")
+    loss: str = Field("dpo", description="a registered id (`lossbook losses list`) or module:function")
+    references: Path | None = Field(
+        None, description="folder of reference logprobs, to be shared by runs; None: in `out`"
+    )
+
+
+def main(config: DPOConfig) -> dict[str, float]:
+    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    loss = configured_loss(config)
+    needs = needs_of(loss)  # what cannot be trained ends here, before anything is loaded
+    run, training = begin(config)
+    units, report, held_out_units = load_units(config, needs, training.get_tokenizer())
+    print(report.render())
+    run.write(REPORT, report.to_json())
+    references = References(training, config.references or run.path / "references")
+    if needs.mismatched:
+        units = with_mismatched(units, config.max_length)
+    if needs.reference:
+        units = regrouped(references.attached(flat(units)), units)
+    held_out = HeldOutPreferences.begin(held_out_units, references)
+    loss.check(flat(units))
+    batches = Batches(len(units), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    with Loop(config, run, training, total) as loop:
+        if held_out and loop.start == 0:
+            loop.log_evaluation(0, held_out.measure(training))
+        for step in loop:
+            batch = flat(units[i] for i in batches.at(step))
+            output = training.forward_backward(batch, loss).result()
+            update = training.optim_step(config.adam_params(step, total)).result()
+            loop.log(step, batch, output, update, shown=("loss", "accuracy", "margin", "grad_norm"))
+            if held_out and loop.is_evaluated(step):
+                loop.log_evaluation(step, held_out.measure(training))
+    return run.finish(training)
+
+
+def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[list[Unit], DataReport, list[Unit]]:
+    """Units to train on, what became of their rows, and those held out."""
+    options: dict[str, Any] = {"max_length": config.max_length, "truncation": config.truncation}
+    rows: Any
+    held_out_rows: Any
+    if config.task is not None:
+        task = Task(config.task, config.task_config, seed=config.seed)
+        questions = task.held_out(config.held_out) if config.held_out else []
+        held_out_rows = preference_rows(task, questions, config.wrong_answer, config.seed)
+        trained_on = task.training(config.task_size, questions)
+        rows = preference_rows(task, trained_on, config.wrong_answer, config.seed + 1)
+    else:
+        rows = read_jsonl(config.data or "")
+        held_out_rows = read_jsonl(config.eval_data) if config.eval_data else []
+    units, report = build_units(rows, needs, tokenizer, **options)
+    held_out = build_units(held_out_rows, needs, tokenizer, **options)[0] if held_out_rows else []
+    return units, report, held_out

@@ -1,0 +1,70 @@
+"""A reward model: a scalar head on a language model, taught by preference pairs (Bradley & Terry).
+
+    lossbook train reward --data pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
+    lossbook train reward --config examples/reward.toml
+
+Data: as for `lossbook train dpo`: rows of chosen and rejected answers to a prompt, or a reasoning-gym task. A row may hold a
+number `margin`: by how many nats the chosen answer should lead.
+
+What comes out. `Scorer("runs/reward")` scores answers, in Python and as a reward of `lossbook train rl`. The folder `scorer/`
+is a peft adapter with the head in it, for transformers' AutoModelForSequenceClassification with one label.
+
+What to watch. `loss` begins at ln 2 = 0.693, where all scores are 0. `held_out_accuracy` is the share of pairs whose chosen
+answer has the higher score, 1/2 at the start; it stops rising long before the loss on the data seen stops falling, and from
+there on the model only learns those pairs by heart. `held_out_margin` is the mean lead in nats. Scores have no zero of their
+own: only differences on one prompt mean something, unless `--loss-config center_coefficient 0.01` holds them around 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from .batches import Batches
+from .configs import configured_loss
+from .dpo import PreferenceConfig, load_units
+from .loop import Loop, begin
+from .preferences import flat, needs_of
+from .reward_models import HeldOutScores, export_scorer
+from .runs import REPORT
+
+
+class RewardConfig(PreferenceConfig):
+    """Settings of the recipe; every field is a flag."""
+
+    out: Path = Field(Path("runs/reward"), description="folder of the run: settings, metrics, checkpoints, scorer")
+    loss: str = Field("reward_bt", description="a loss that compares scores: a registered id or module:function")
+
+    @model_validator(mode="after")
+    def _head_is_not_read(self) -> RewardConfig:
+        if self.train_unembed:
+            raise ValueError("train_unembed adapts the output head, which a reward model does not read")
+        return self
+
+
+def main(config: RewardConfig) -> dict[str, float]:
+    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    loss = configured_loss(config)
+    needs = needs_of(loss, values=True)  # what makes no reward model ends here, before anything is loaded
+    run, training = begin(config, value_head=True)
+    units, report, held_out_units = load_units(config, needs, training.get_tokenizer())
+    print(report.render())
+    run.write(REPORT, report.to_json())
+    loss.check(flat(units))
+    held_out = HeldOutScores.begin(held_out_units)
+    batches = Batches(len(units), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    with Loop(config, run, training, total) as loop:
+        if held_out and loop.start == 0:
+            loop.log_evaluation(0, held_out.measure(training))
+        for step in loop:
+            batch = flat(units[i] for i in batches.at(step))
+            output = training.forward_backward(batch, loss).result()
+            update = training.optim_step(config.adam_params(step, total)).result()
+            loop.log(step, batch, output, update, shown=("loss", "accuracy", "margin", "grad_norm"))
+            if held_out and loop.is_evaluated(step):
+                loop.log_evaluation(step, held_out.measure(training))
+    last = run.finish(training)
+    print(export_scorer(run))
+    return last
