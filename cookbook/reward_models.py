@@ -106,8 +106,8 @@ def export_scorer(run: Run) -> str:
     """Write `scorer/` beside the run's adapter: the adapter and the head for transformers; returns a line about it.
 
     It loads by `PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), folder)`.
-    That model reads the score at the last token it is given; here an answer's score stands one before its last, so give
-    it all tokens but the last (the end of the turn). The head's bias, which is the same for all, is left out there.
+    That model reads the score at the last token that it is given. Here it stands where the answer's last token is about to
+    come, so give it the prompt and the answer without the end of the turn. The head's bias, the same for all, is left out.
     """
     from safetensors.torch import load_file, save_file
 

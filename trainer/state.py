@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..datums.errors import CheckpointError
 from .checkpoints import Checkpoint, read_checkpoint, write_checkpoint
@@ -46,10 +47,12 @@ def save_training(
 def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> dict[str, Any]:
     """Put a checkpoint's weights into `model`, and all the rest too when there is an `optimizer`.
 
-    Returns what had accumulated. Everything is read and checked first: on an error nothing has changed.
+    Returns what had accumulated. Everything is read and checked first: on an error nothing has changed. Where the weights
+    alone are asked for, a value head that the checkpoint was saved without stays as it is.
     """
     checkpoint = read_checkpoint(path)
-    check_matches(checkpoint, model)
+    keeps_head = optimizer is None and not checkpoint.manifest.get("value_head")
+    check_matches(checkpoint, model, keeps_head=keeps_head)
     gradients: Mapping[str, Tensor] = {}
     if optimizer is not None:
         if "optimizer" not in checkpoint.tensors:
@@ -63,7 +66,7 @@ def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> di
         if model.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
             torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], model.device)
     with torch.no_grad():
-        for key, parameter in model.trainable().items():
+        for key, parameter in _loaded(model, keeps_head).items():
             parameter.copy_(checkpoint.tensors["weights"][key])
             parameter.grad = gradients[key].to(parameter.device) if key in gradients else None
     return dict(checkpoint.manifest["accumulated"]) if optimizer is not None else {}
@@ -89,16 +92,21 @@ def save_weights(root: Path, name: str, model: LoadedModel, *, overwrite: bool) 
     )
 
 
-def check_matches(checkpoint: Checkpoint, model: LoadedModel) -> None:
-    """Raise CheckpointError naming the first difference between a checkpoint and the model it is to be loaded into."""
+def check_matches(checkpoint: Checkpoint, model: LoadedModel, *, keeps_head: bool = False) -> None:
+    """Raise CheckpointError naming the first difference between a checkpoint and the model it is to be loaded into.
+
+    keeps_head: whether the model's value head is not among what is loaded.
+    """
     own, saved = _identity(model), checkpoint.manifest
+    if keeps_head:
+        del own["value_head"]
     for key, value in own.items():
         if saved.get(key) != value:
             raise CheckpointError(
                 f"{checkpoint.path} was saved with {key}={saved.get(key)!r}, but this model has {value!r}"
             )
     weights = checkpoint.tensors.get("weights", {})
-    for key, parameter in model.trainable().items():
+    for key, parameter in _loaded(model, keeps_head).items():
         if key not in weights:
             raise CheckpointError(f"{checkpoint.path} has no weight {key!r}")
         if weights[key].shape != parameter.shape or weights[key].dtype != parameter.dtype:
@@ -106,6 +114,11 @@ def check_matches(checkpoint: Checkpoint, model: LoadedModel) -> None:
                 f"{checkpoint.path}: weight {key!r} is {list(weights[key].shape)} {weights[key].dtype}, but the model's is "
                 f"{list(parameter.shape)} {parameter.dtype}"
             )
+
+
+def _loaded(model: LoadedModel, keeps_head: bool) -> dict[str, Parameter]:
+    """The parameters that a checkpoint fills."""
+    return {k: p for k, p in model.trainable().items() if not (keeps_head and k.startswith("value_head."))}
 
 
 def _identity(model: LoadedModel) -> dict[str, Any]:
