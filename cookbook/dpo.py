@@ -26,8 +26,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from ..datums.files import read_jsonl
 from ..datums.report import DataReport
+from ..datums.sources import read_rows
 from ..datums.truncation import Truncation
 from .batches import Batches
 from .configs import RecipeConfig, Setting, configured_loss
@@ -39,12 +39,15 @@ from .references import References
 from .runs import REPORT
 from .tasks import Task
 
+#: The metrics of a step that the display has room for.
+SHOWN = ("loss", "accuracy", "margin", "grad_norm")
+
 
 class PreferenceConfig(RecipeConfig):
     """Settings of every recipe over preference data."""
 
-    data: Path | None = Field(None, description="JSON Lines file to train on")
-    eval_data: Path | None = Field(None, description="JSON Lines file that only measures")
+    data: str | None = Field(None, description="rows to train on: JSON Lines, Parquet, or datasets:NAME")
+    eval_data: str | None = Field(None, description="rows that only measure")
     task: str | None = Field(None, description="a reasoning-gym task, in place of data")
     task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
     task_size: int = Field(512, ge=1, description="questions of the task to train on")
@@ -102,7 +105,7 @@ def main(config: DPOConfig) -> dict[str, float]:
             batch = flat(units[i] for i in batches.at(step))
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
-            loop.log(step, batch, output, update, shown=("loss", "accuracy", "margin", "grad_norm"))
+            loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
             if held_out and loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))
     return run.finish(training)
@@ -120,8 +123,8 @@ def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[
         trained_on = task.training(config.task_size, questions)
         rows = preference_rows(task, trained_on, config.wrong_answer, config.seed + 1)
     else:
-        rows = read_jsonl(config.data or "")
-        held_out_rows = read_jsonl(config.eval_data) if config.eval_data else []
+        rows = read_rows(config.data or "")
+        held_out_rows = read_rows(config.eval_data) if config.eval_data else []
     units, report = build_units(rows, needs, tokenizer, **options)
     held_out = build_units(held_out_rows, needs, tokenizer, **options)[0] if held_out_rows else []
     return units, report, held_out

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from .batches import Batches
 from .configs import configured_loss
-from .dpo import PreferenceConfig, load_units
+from .dpo import SHOWN, PreferenceConfig, load_units
 from .loop import Loop, begin
 from .preferences import flat, needs_of
 from .reward_models import HeldOutScores, export_scorer
@@ -62,7 +62,7 @@ def main(config: RewardConfig) -> dict[str, float]:
             batch = flat(units[i] for i in batches.at(step))
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
-            loop.log(step, batch, output, update, shown=("loss", "accuracy", "margin", "grad_norm"))
+            loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
             if held_out and loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))
     last = run.finish(training)

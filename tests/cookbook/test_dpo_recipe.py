@@ -60,18 +60,18 @@ def labelled_row(thing: str, label: bool) -> dict[str, Any]:
     return {"prompt": row["prompt"], "completion": row["chosen" if label else "rejected"], "label": label}
 
 
-def write(path: Path, rows: Sequence[Any]) -> Path:
+def write(path: Path, rows: Sequence[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return str(path)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path: Path) -> str:
     return write(tmp_path / "train.jsonl", [pair_row(thing) for thing in THINGS[:6]])
 
 
 @pytest.fixture
-def make(data: Path, tmp_path: Path) -> Any:
+def make(data: str, tmp_path: Path) -> Any:
     """A config for the tiny model; what is held out has other words in it."""
     held_out = write(tmp_path / "held_out.jsonl", [pair_row(thing) for thing in THINGS[6:]])
     settings = {"data": data, "eval_data": held_out, "steps": 8, "batch_size": 4, "learning_rate": 1e-2, "rank": 4}
@@ -348,7 +348,7 @@ def test_a_misspelt_loss_is_an_error_with_the_likeliest_one(make: Any) -> None:
 
 
 def test_a_misspelt_setting_in_the_file_is_an_error_and_the_file_runs_with_another_loss(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.toml"
     text = f'data = "{data}"\nout = "{tmp_path}/run"\nloss = "dpo"\nsteps = 2\nrank = 4\n'
@@ -443,3 +443,11 @@ def test_the_coarse_kl_is_at_most_that_of_all_tokens() -> None:
     assert (coarse <= whole + 1e-9).all()
     everything = coarse_kl(before, now)
     np.testing.assert_allclose(everything, whole, atol=1e-6)
+
+
+def test_the_example_file_holds_valid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[DPOConfig] = []
+    monkeypatch.setattr(dpo, "main", taken.append)
+    example = Path(__file__).resolve().parents[2] / "examples" / "dpo.toml"
+    assert command_line(["train", "dpo", "--config", str(example), "--loss", "kto"]) == 0
+    assert (taken[0].loss, taken[0].task, taken[0].wrong_answer) == ("kto", "word_sequence_reversal", "scrambled")

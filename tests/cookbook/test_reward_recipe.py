@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lossbook.cookbook import reward, sft
+from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.reward import RewardConfig
 from lossbook.cookbook.reward_models import Scorer
 from lossbook.cookbook.runs import read_metrics
@@ -32,9 +33,9 @@ def pair_row(thing: str, **more: Any) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": f"Is it {thing}?"}], **answers, **more}
 
 
-def write(path: Path, rows: Sequence[Any]) -> Path:
+def write(path: Path, rows: Sequence[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return str(path)
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_the_unread_output_head_cannot_be_trained(make: Any) -> None:
 
 def test_a_checkpoint_without_a_head_is_no_reward_model(make: Any, tmp_path: Path) -> None:
     data = write(tmp_path / "sft.jsonl", [{"prompt": "a", "completion": "b"}])
-    config = SFTConfig(data=data, out=tmp_path / "sft", steps=1, rank=4)
+    config = SFTConfig(data=Path(data), out=tmp_path / "sft", steps=1, rank=4)
     sft.main(config)
     with pytest.raises(ModelError, match="has no scalar head"):
         Scorer(config.out)
@@ -160,7 +161,7 @@ def test_a_checkpoint_without_a_head_is_no_reward_model(make: Any, tmp_path: Pat
 
 def test_a_reward_model_begins_with_the_weights_of_a_run_without_a_head(make: Any, tmp_path: Path) -> None:
     data = write(tmp_path / "sft.jsonl", [{"prompt": "a", "completion": "b"}])
-    first = SFTConfig(data=data, out=tmp_path / "sft", steps=2, rank=4, learning_rate=1e-2)
+    first = SFTConfig(data=Path(data), out=tmp_path / "sft", steps=2, rank=4, learning_rate=1e-2)
     sft.main(first)
     config = make(start_from=first.out, steps=1, learning_rate=1e-30)
     reward.main(config)
@@ -170,3 +171,11 @@ def test_a_reward_model_begins_with_the_weights_of_a_run_without_a_head(make: An
     before, after = (load_file(run.out / "adapter" / "adapter_model.safetensors")[name] for run in (first, config))
     assert torch.equal(before, after)
     assert before.any()
+
+
+def test_the_example_file_holds_valid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[RewardConfig] = []
+    monkeypatch.setattr(reward, "main", taken.append)
+    example = Path(__file__).resolve().parents[2] / "examples" / "reward.toml"
+    assert command_line(["train", "reward", "--config", str(example)]) == 0
+    assert taken[0].loss_config == {"center_coefficient": 0.01}
