@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from .errors import DataFileError
 from .extras import require
@@ -68,7 +68,7 @@ def _open(path: Path, stack: ExitStack) -> IO[bytes]:
     """The file's bytes, unpacked if its name says that they are packed; the stack closes it."""
     ending = path.suffix.lower()
     if ending == ".gz":
-        return stack.enter_context(gzip.open(path, "rb"))
+        return cast(IO[bytes], stack.enter_context(gzip.open(path, "rb")))
     if ending != ".zst":
         return stack.enter_context(path.open("rb"))
     arrow = require("pyarrow", "data", "reading .zst files")
