@@ -6,8 +6,9 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +91,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    name = next((name for name in COMMANDS if tuple(words[: len(name)]) == name), None)
+    name = _named(words)
     if name is None:
         return _help(words)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that module:function finds a file here; last, so that it hides nothing
-    command, flags, program = COMMANDS[name], words[len(name) :], " ".join(("lossbook", *name))
+    if COMMANDS[name].config is not None:
+        quiet_libraries()
+    found = parsed(name, words[len(name) :])()
+    return found if isinstance(found, int) else 0
+
+
+def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
+    """The call that a command's flags and configuration file ask for, checked but not made yet.
+
+    Raises ConfigError for the file; SystemExit, having said why, for flags that are wrong or ask for help.
+    """
+    command, program = COMMANDS[name], " ".join(("lossbook", *name))
     module = importlib.import_module(f".{command.module}", __package__)
     function = getattr(module, command.function)
     if command.config is None:
-        return int(_parse(function, flags, program, command.summary) or 0)
-    quiet_libraries()
+        later = wraps(function)(lambda *given, **named: partial(function, *given, **named))
+        return _parse(later, flags, program, command.summary)
     model = getattr(module, command.config)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)
     description = f"{command.summary}\n\n--config FILE (TOML or JSON) gives values; flags override them."
-    function(_parse(model, flags, program, description, default=model.model_construct(**values)))
-    return 0
+    return partial(function, _parse(model, flags, program, description, default=model.model_construct(**values)))
+
+
+def _named(words: Sequence[str]) -> tuple[str, ...] | None:
+    """The command that the first words name, the longest one where several do; None when none does."""
+    return max((name for name in COMMANDS if tuple(words[: len(name)]) == name), key=len, default=None)
 
 
 def _parse(target: Any, flags: list[str], program: str, description: str, **options: Any) -> Any:

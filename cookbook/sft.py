@@ -2,7 +2,7 @@
 
     lossbook train sft --data train.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
     lossbook train sft --task family_relationships --loss my_losses:focal --loss-config gamma 2.0
-    lossbook train sft --config run.toml --steps 500 --resume
+    lossbook train sft --config examples/sft.toml --steps 500 --resume
 
 Data: JSON Lines, a row each: {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or
 {"tokens": [...], "weights": [...]}; `lossbook data show FILE` shows which tokens are learned. Or a reasoning-gym task.

@@ -48,7 +48,7 @@ def example(first: Loss | Mixture, second: Loss | Mixture) -> tuple[list[Row], R
         return [], (), f"{first.name} is about {kinds[0]}, {second.name} about {kinds[1]}: no data serves both"
     for count in (4, 6, 2, 3):
         try:
-            found = [_evaluated(loss, *_data(loss, kinds[0], count)) for loss in (first, second)]
+            found = [_evaluated(loss, *example_batch(loss, kinds[0], count)) for loss in (first, second)]
         except Exception as error:  # a loss may refuse data in any way it likes
             note = f"no numbers: {type(error).__name__}: {error}"
             if kinds[0] == "embeddings":
@@ -68,7 +68,8 @@ def kind_of(loss: Loss | Mixture) -> str:
     return "values" if any("values" in part.outputs for part in parts) else "tokens"
 
 
-def _data(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], OutputLists]:
+def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], OutputLists]:
+    """Small data of a kind (`kind_of`) that the loss takes, and model outputs for it; `count` embeddings."""
     parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
     wanted = {one.name: one for part in parts for one in minimal.wanted_inputs(part)}
     # The first of two; of more, the datums of every other group.

@@ -39,7 +39,8 @@ class Seqs:
 
     def plain_sum(self, values: Tensor) -> Tensor:
         """[T] to [N]: unweighted sums over each datum's tokens."""
-        return values.new_zeros((self.count, *values.shape[1:])).index_add(0, self.index, values)
+        index = self.index.to(values.device)  # data is packed on the CPU, values are where the model is
+        return values.new_zeros((self.count, *values.shape[1:])).index_add(0, index, values)
 
     def sum(self, values: Tensor) -> Tensor:
         """[T] to [N]: sums over each datum's tokens (weighted in losses per datum, pair or batch)."""

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Every document that shows Python.
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    if "```python\n" in path.read_text(encoding="utf-8")
+]
 #: Runs the blocks of one document in one namespace; line numbers in a traceback are those of the document.
 RUNNER = """
 import re, sys
@@ -26,7 +32,7 @@ print(f"ran {len(blocks)} blocks")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_python_block_runs_in_order(name: str, tmp_path: Path) -> None:
     # In a process of its own: the blocks register losses, and tests beside this one list those that are registered.
     command = [sys.executable, "-c", RUNNER, str(ROOT / name)]
@@ -43,13 +49,3 @@ def test_the_commit_that_contributing_shows_is_in_the_code() -> None:
     assert len(files) == 1, "a loss touches one file"
     added = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++"))
     assert added.strip() in (ROOT / files[0]).read_text(encoding="utf-8")
-
-
-def test_links_between_documents_lead_somewhere() -> None:
-    broken = [
-        f"{document.name} links to {target}, which does not exist"
-        for document in sorted(ROOT.glob("*.md"))
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
-        if not (ROOT / target).exists()
-    ]
-    assert not broken, "\n".join(broken)

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..datums.errors import ModelError
+from ..datums.errors import ModelError, did_you_mean
 from .head import Head
 from .lora import LoraSettings, effective_weight
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 
 Kind = Literal["decoder", "encoder"]
 
+BUILT_IN = ("tiny", "tiny-encoder")
 WAYS_TO_NAME = (
     "A model is named as 'tiny' or 'tiny-encoder' (built in code), a directory with config.json and safetensors "
     "weights, a .gguf file, or a hub id such as 'HuggingFaceTB/SmolLM2-135M'"
@@ -138,7 +139,7 @@ def load_model(
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-    if base_model in ("tiny", "tiny-encoder"):
+    if base_model in BUILT_IN:
         kind: Kind = "decoder" if base_model == "tiny" else "encoder"
         module = build_tiny_model() if kind == "decoder" else build_tiny_encoder()
         tokenizer = build_tiny_tokenizer()
@@ -164,6 +165,10 @@ def _find(name: str) -> str:
         return _model_directory(path)
     if name.endswith(".gguf") or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
         raise ModelError(f"there is no file or directory {str(path.absolute())!r}. {WAYS_TO_NAME}")
+    if (
+        hint := "" if "/" in name else did_you_mean(name, BUILT_IN, cutoff=0.75)
+    ):  # else the hub is asked for it, for long
+        raise ModelError(f"there is no model {name!r}.{hint} {WAYS_TO_NAME}")
     return name
 
 

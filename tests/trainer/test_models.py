@@ -534,3 +534,9 @@ def test_an_adapter_of_another_rank_does_not_go_into_an_adapted_model(tmp_path: 
     export_adapter(add_lora(load_model("tiny"), rank=4, seed=0), tmp_path)
     with pytest.raises(CheckpointError, match=r"rank 4 and alpha 32.* the model's has rank 2"):
         load_adapter_into(add_lora(load_model("tiny"), rank=2), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("tny", "tiny"), ("Tiny", "tiny"), ("tiny_encoder", "tiny-encoder")])
+def test_a_misspelt_built_in_model_is_refused_before_the_hub_is_asked(name: str, meant: str) -> None:
+    with pytest.raises(ModelError, match=f"^there is no model '{name}'. Did you mean '{meant}'"):
+        load_model(name)
