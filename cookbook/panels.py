@@ -25,13 +25,17 @@ PANELS = (
     Panel("loss", ("loss",)),
     Panel("negative log-likelihood (nats a token)", ("nll", "held_out_nll")),
     Panel("reward", ("reward", "held_out_score")),
-    Panel("pairs in the right order (fraction)", ("accuracy", "held_out_accuracy")),
-    Panel("margin of chosen over rejected", ("margin", "held_out_margin")),
+    Panel("pairs in the right order (fraction)", ("accuracy", "held_out_accuracy", "held_out_reward_accuracy")),
+    Panel("margin of chosen over rejected", ("margin",)),
+    Panel("held-out margin", ("held_out_margin", "held_out_reward_margin")),
     Panel("implicit rewards", ("chosen_reward", "rejected_reward")),
-    Panel("recall at 1 (fraction)", ("in_batch_recall_at_1", "held_out_recall_at_1")),
+    Panel("held-out answers' logprobs since the start (nats)", ("held_out_chosen_change", "held_out_rejected_change")),
+    Panel(
+        "recall (fraction)", ("in_batch_recall_at_1", "held_out_recall_at_1", "held_out_recall_at_10", "held_out_mrr")
+    ),
     Panel("similarity (cosine)", ("positive_similarity", "negative_similarity")),
-    Panel("KL to the teacher (nats a token)", ("teacher_kl", "held_out_teacher_kl")),
-    Panel("KL to the reference (nats a token)", ("ref_kl",)),
+    Panel("KL to the teacher (nats a token)", ("teacher_kl", "held_out_reverse_kl", "held_out_forward_kl")),
+    Panel("KL to the reference (nats a token)", ("ref_kl", "held_out_kl")),
     Panel("sampler against trainer (KL, nats a token)", ("mismatch_k3",)),
     Panel("tokens beyond the clip (fraction)", ("clip_fraction",)),
     Panel("entropy (nats a token)", ("sampler_entropy", "entropy")),
@@ -55,8 +59,8 @@ def default_panels(runs: Mapping[str, Rows], losses: Mapping[str, Any] | None = 
     for panel in PANELS:
         keys = tuple(key for name in panel.keys for key in there if key == name or key.rpartition("/")[2] == name)
         if keys and not _is_idle(panel, runs, there, losses or {}):
-            is_whole = keys[0].rpartition("/")[2] == panel.keys[0]
-            panels.append(Panel(panel.title if is_whole else _spoken(keys[0]), keys))
+            is_alone = len(keys) == 1 and len(panel.keys) > 1 and keys[0].startswith("held_out_")
+            panels.append(Panel(_spoken(keys[0]) if is_alone else panel.title, keys))
     drawn = {key for panel in PANELS for key in panel.keys}
     more = [key for key in there if key.startswith("held_out_") and key not in drawn]
     return panels + [Panel(_spoken(key), (key,)) for key in more]

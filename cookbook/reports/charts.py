@@ -21,6 +21,8 @@ LEFT, RIGHT, ABOVE, BELOW = 52, 10, 8, 26
 MOST_POINTS = 400
 #: Colours of curves are CSS classes, c0 to c7.
 COLOURS = 8
+#: And so are their dashes, d0 to d3.
+DASHES = 4
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _curves(panel: Panel, runs: Mapping[str, Rows]) -> list[Curve]:
                 continue
             name = key if len(runs) == 1 else label if len(panel.keys) == 1 else f"{label}: {key}"
             colour, dash = (j, 0) if len(runs) == 1 else (i, j)
-            found.append(Curve(name, *_thinned(series.steps, series.values), colour % COLOURS, dash % 3))
+            found.append(Curve(name, *_thinned(series.steps, series.values), colour % COLOURS, dash % DASHES))
     return found
 
 

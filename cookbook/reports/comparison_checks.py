@@ -18,6 +18,9 @@ def likelihood_displacement(history: History) -> Finding | None:
     """Chosen and rejected answers both become less likely."""
     chosen, rejected = history.find("chosen_reward", at_least=FEWEST), history.find("rejected_reward", at_least=FEWEST)
     if chosen is None or rejected is None:
+        chosen = history.find("held_out_chosen_change", at_least=2)
+        rejected = history.find("held_out_rejected_change", at_least=2)
+    if chosen is None or rejected is None:
         return None
     fall, other = chosen.early - chosen.late, rejected.early - rejected.late
     if fall <= 0 or other <= 0 or fall <= MOST_DISPLACEMENT * (other - fall):
@@ -25,7 +28,7 @@ def likelihood_displacement(history: History) -> Finding | None:
     return Finding(
         "warning",
         "Chosen answers become less likely too",
-        f"chosen_reward went from {chosen.early:.3g} to {chosen.late:.3g}, rejected_reward from {rejected.early:.3g} to "
+        f"{chosen.name} went from {chosen.early:.3g} to {chosen.late:.3g}, {rejected.name} from {rejected.early:.3g} to "
         f"{rejected.late:.3g}: the margin rises because the rejected ones fall faster",
         "Add the chosen answers' likelihood (cpo or orpo, or a mixture with cross_entropy); raise beta; lower the learning "
         "rate; drop pairs whose answers are nearly the same.",

@@ -19,9 +19,10 @@ HEADLINES = (
     ("held_out_accuracy", "held-out accuracy"),
     ("accuracy", "accuracy"),
     ("held_out_nll", "held-out nll"),
-    ("held_out_teacher_kl", "held-out KL to teacher"),
-    ("teacher_kl", "KL to teacher"),
-    ("in_batch_recall_at_1", "recall at 1"),
+    ("held_out_reverse_kl", "held-out KL to teacher"),
+    ("held_out_recall_at_1", "held-out recall at 1"),
+    ("in_batch_recall_at_1", "recall at 1 in the batch"),
+    ("margin", "margin"),
     ("nll", "nll"),
     ("loss", "loss"),
 )

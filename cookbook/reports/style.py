@@ -42,9 +42,10 @@ pre { margin: .4rem 0; padding: .6rem .8rem; background: var(--raised); border-r
 .chart polyline.raw { stroke-width: 1; opacity: .28; }
 .chart circle { fill: var(--curve); }
 .chart .d1:not(.raw) { stroke-dasharray: 6 3; } .chart .d2:not(.raw) { stroke-dasharray: 2 3; }
+.chart .d3:not(.raw) { stroke-dasharray: 8 3 2 3; }
 .key { font-weight: 400; color: var(--quiet); overflow-wrap: anywhere; }
 .key::before { content: ""; display: inline-block; width: 1.1rem; margin-right: .35rem; vertical-align: middle; border-top: 2.5px solid var(--curve); }
-.key.d1::before { border-top-style: dashed; } .key.d2::before { border-top-style: dotted; }
+.key.d1::before { border-top-style: dashed; } .key.d2::before, .key.d3::before { border-top-style: dotted; }
 .chart output { position: absolute; z-index: 2; display: none; padding: .35rem .6rem; border: 1px solid var(--line); border-radius: 6px;
   background: var(--paper); box-shadow: 0 2px 8px #0003; font-size: .8rem; white-space: pre; pointer-events: none; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }

@@ -95,6 +95,10 @@ TROUBLE = [
     ("change their length", run(response_length=line(90, 30))),
     ("Chosen answers become less likely", run(chosen_reward=line(0, -2, 0.1), rejected_reward=line(0, -4, 0.1))),
     (
+        "Chosen answers become less likely",
+        run(held_out_chosen_change=line(0, -5), held_out_rejected_change=line(0, -9)),
+    ),
+    (
         "tell nothing apart",
         run({"loss": "info_nce"}, loss=lambda t: math.log(8) + 0.05 * wave(t), datums=16.0, in_batch_recall_at_1=0.13),
     ),

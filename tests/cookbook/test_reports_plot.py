@@ -105,7 +105,9 @@ ROWS = {
     },
     "dpo": {"loss": 0.6, "nll": 2.0, "accuracy": 0.7, "margin": 0.2, "held_out_accuracy": 0.6},
     "mixture": {"loss": 1.0, "grpo/clip_fraction": 0.1, "grpo/nll": 1.0},
-    "of its own": {"held_out_mrr": 0.5},
+    "embed": {"loss": 2.0, "in_batch_recall_at_1": 0.5, "held_out_recall_at_1": 0.4, "held_out_mrr": 0.5},
+    "distill": {"loss": 1.0, "held_out_reverse_kl": 0.5, "held_out_forward_kl": 0.6},
+    "of its own": {"held_out_taste": 0.5},
 }
 PANELS_OF = {
     "sft": ["nll held_out_nll", "held_out_score", "grad_norm"],
@@ -113,7 +115,9 @@ PANELS_OF = {
     "rl": ["loss", "reward held_out_score", "ref_kl", "clip_fraction", "sampler_entropy", "response_length"],
     "dpo": ["loss", "accuracy held_out_accuracy", "margin"],
     "mixture": ["loss", "grpo/nll", "grpo/clip_fraction"],
-    "of its own": ["held_out_mrr"],
+    "embed": ["loss", "in_batch_recall_at_1 held_out_recall_at_1 held_out_mrr"],
+    "distill": ["loss", "held_out_reverse_kl held_out_forward_kl"],
+    "of its own": ["held_out_taste"],
 }
 
 
