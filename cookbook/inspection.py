@@ -88,8 +88,9 @@ def _page(
     checkpoint = None if start_from is None else str(find_checkpoint(start_from))
     client = ServiceClient().create_reference_client(base_model=model, model_path=checkpoint)
     rows = [one for row in read_rows(file, limit=count) for one in named_datums(row, client.get_tokenizer(), **options)]
+    under = str(start_from) if start_from is not None else Path(model).name if Path(model).exists() else model
     try:
-        return loss_page(f"{Path(file).name}: {loss.name} under {start_from or model}", rows, loss, client)
+        return loss_page(f"{Path(file).name}: {loss.name} under {under}", rows, loss, client)
     except LossbookError as error:  # what the loss cannot use: it knows datums, which are the rows in their order
         raise located(error, file) from error
 

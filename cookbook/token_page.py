@@ -38,7 +38,9 @@ class Column:
 #: The columns whose meaning is known, in the order they are offered. Others are offered after them, centred on 0.
 COLUMNS = (
     Column("weight", about="What the token counts for in the loss; no colour: it is only read."),
-    Column("logprob", "nats", about="How likely the model finds the token; the darker, the more surprising."),
+    Column(
+        "logprob", "nats", about="How likely the model finds the token; the stronger the colour, the more surprising."
+    ),
     Column("ref_logprob", "nats", about="How likely the frozen reference finds the token."),
     Column("sampling_logprob", "nats", about="How likely the policy that sampled the token found it."),
     Column("advantage", about="How much better than expected the token's outcome was."),
@@ -182,8 +184,8 @@ def _legend(column: Column, span: tuple[float, float], reach: float) -> str:
         f'<span class="tv-end" style="background:{_colour(end, column, reach) or "transparent"}">{end:.4g}</span>'
         for end in ends
     )
-    unit = f" {column.unit}" if column.unit else ""
-    return f'<p class="tv-legend">{scale}{escape(unit)} {escape(column.about)}</p>'
+    unit = f"{column.unit}. " if column.unit else ""
+    return f'<p class="tv-legend">{scale} {escape(unit + column.about)}</p>'
 
 
 def _sequence_html(sequence: TokenSequence, columns: Sequence[Column], reaches: Sequence[float]) -> str:

@@ -12,6 +12,8 @@ from .files import Row
 
 #: Rows of a Parquet file that are Python objects at a time.
 BATCH_ROWS = 64
+#: Characters of a library's error that are passed on: a few of its lines.
+LONGEST_MESSAGE = 400
 
 
 def read_parquet(path: str | Path) -> Iterator[Row]:
@@ -31,7 +33,7 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
                     yield table_row(values, f"{path.name}, row {number}")
     except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
         after = f" after row {number}" if number else ""
-        raise DataFileError(f"{path}: cannot be read as Parquet{after}: {_first_line(error)}") from error
+        raise DataFileError(f"{path}: cannot be read as Parquet{after}: {_said(error)}") from error
     if not number:
         raise DataFileError(f"{path}: holds no rows")
 
@@ -48,7 +50,7 @@ def read_dataset(dataset: Any, name: str = "dataset") -> Iterator[Row]:
         for number, values in enumerate(dataset.with_format(None), 1):
             yield table_row(values, f"{name}, row {number}")
     except Exception as error:  # whatever the network, the files and the features' decoders bring about
-        raise DataFileError(f"{name}, after row {number}: cannot be read: {_first_line(error)}") from error
+        raise DataFileError(f"{name}, after row {number}: cannot be read: {_said(error)}") from error
     if not number:
         raise DataFileError(f"{name}: holds no rows")
 
@@ -60,7 +62,7 @@ def read_saved_dataset(folder: str | Path, split: str | None = None) -> Iterator
     try:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataFileError(f"{folder}: cannot be read as a saved data set: {_first_line(error)}") from error
+        raise DataFileError(f"{folder}: cannot be read as a saved data set: {_said(error)}") from error
     one, split = _choose(found, split, str(folder), f"datasets:{folder}")
     yield from read_dataset(one, f"{folder.name}:{split}" if split else folder.name)
 
@@ -71,7 +73,7 @@ def read_hub_dataset(name: str, config: str | None = None, split: str | None = N
     try:
         found = datasets.load_dataset(name, config, streaming=True)
     except Exception as error:  # whatever the network, the hub and the data set's files bring about
-        raise DataFileError(f"datasets:{name}: cannot be read from the hub: {_first_line(error)}") from error
+        raise DataFileError(f"datasets:{name}: cannot be read from the hub: {_said(error)}") from error
     whole = name if config is None else f"{name}:{config}"
     one, split = _choose(found, split, whole, f"datasets:{whole}")
     yield from read_dataset(one, f"{whole}:{split}")
@@ -113,5 +115,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _said(error: BaseException) -> str:
+    """The error's message in one line, its beginning if it is long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

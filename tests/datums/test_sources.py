@@ -329,7 +329,7 @@ class TestWhatCannotBeRead:
 
         rows = read_rows(datasets.IterableDataset.from_generator(broken))
         assert next(rows) == {"a": 1}
-        with pytest.raises(DataFileError, match=r"^dataset, after row 1: cannot be read: the line went dead$"):
+        with pytest.raises(DataFileError, match=r"^dataset, after row 1: cannot be read: the line went dead and more$"):
             next(rows)
 
 
@@ -354,11 +354,12 @@ class TestHub:
 
     def test_the_hubs_refusal_is_passed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def load(*_: Any, **__: Any) -> Any:
-            raise ConnectionError("Couldn't reach the Hub\nTraceback")
+            raise ValueError("Config name is missing.\n\nPlease pick one: ['a', 'b']" + "x" * 999)
 
         monkeypatch.setattr(datasets, "load_dataset", load)
         with pytest.raises(
-            DataFileError, match=r"datasets:me/chats: cannot be read from the hub: Couldn't reach the Hub$"
+            DataFileError,
+            match=r"datasets:me/chats: cannot be read from the hub: Config name is missing. Please pick one: \['a', 'b'\]x+…$",
         ):
             list(read_hub_dataset("me/chats"))
 
