@@ -4,8 +4,9 @@
     lossbook train sft --task family_relationships --loss my_losses:focal --loss-config gamma 2.0
     lossbook train sft --config examples/sft.toml --steps 500 --resume
 
-Data: JSON Lines, a row each: {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or
-{"tokens": [...], "weights": [...]}; `lossbook data show FILE` shows which tokens are learned. Or a reasoning-gym task.
+Data: JSON Lines, Parquet or datasets:NAME:SPLIT, a row each: {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ...,
+"completion": ...}, {"tokens": [...], "weights": [...]} or {"input_ids": [...], "labels": [...]} (docs/data.md has all);
+`lossbook data show FILE` shows which tokens are learned. Or a reasoning-gym task.
 
 What to watch. `loss` is, for cross_entropy, the mean negative log-likelihood of the answers' tokens in nats: at step 0
 1 to 3 for a model that knows the language (ln V, 11 for 50,000 tokens, means that it knows nothing, or that the chat
@@ -24,9 +25,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..datums.errors import LossContractError
-from ..datums.files import read_jsonl
 from ..datums.report import DataReport, build_datums
 from ..datums.rows import datum_from_row
+from ..datums.sources import read_rows
 from ..datums.truncation import Truncation
 from ..datums.types import Datum
 from ..losses.loss import Loss
@@ -42,8 +43,8 @@ class SFTConfig(RecipeConfig):
     """Settings of the recipe; every field is a flag."""
 
     out: Path = Field(Path("runs/sft"), description="folder of the run: settings, metrics, checkpoints, adapter")
-    data: Path | None = Field(None, description="JSON Lines file to train on")
-    eval_data: Path | None = Field(None, description="JSON Lines file whose loss is watched but not trained on")
+    data: Path | None = Field(None, description="what to train on: .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT")
+    eval_data: Path | None = Field(None, description="as data; its loss is watched but not trained on")
     task: str | None = Field(None, description="a reasoning-gym task, in place of data")
     task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
     task_size: int = Field(512, ge=1, description="questions of the task to train on")
@@ -107,6 +108,6 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
         datums, report = build_datums(task.training(config.task_size, questions), make)
         return datums, report, HeldOut([question_datum(question, tokenizer) for question in questions], task, questions)
     make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
-    held_out = build_datums(read_jsonl(config.eval_data), make)[0] if config.eval_data else []
-    datums, report = build_datums(read_jsonl(config.data or ""), make)
+    held_out = build_datums(read_rows(config.eval_data), make)[0] if config.eval_data else []
+    datums, report = build_datums(read_rows(config.data or ""), make)
     return datums, report, HeldOut(held_out)

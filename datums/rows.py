@@ -56,7 +56,9 @@ def datum_from_row(
     datums: use `datums_from_row`.
     """
     if format_of(row) == "preference pair":
-        raise DataFileError("the row is a preference pair and makes two datums; use datums_from_row")
+        raise DataFileError(
+            "the row is a preference pair and makes two datums; use datums_from_row, or `lossbook train dpo`"
+        )
     (datum,) = datums_from_row(
         row, tokenizer, train_on=train_on, max_length=max_length, truncation=truncation, reduction=reduction
     )

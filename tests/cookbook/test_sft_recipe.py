@@ -94,6 +94,16 @@ def test_it_learns_and_leaves_settings_report_metrics_curve_checkpoint_and_adapt
     assert json.loads((config.out / "data_report.json").read_text())["labels_lost"] == 0
 
 
+def test_the_same_rows_train_the_same_from_another_source(make: Any, data: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    datasets.Dataset.from_list(rows).to_parquet(str(data.with_suffix(".parquet")))
+    plain, table = make("plain", steps=2), make("table", steps=2, data=data.with_suffix(".parquet"))
+    sft.main(plain)
+    sft.main(table)
+    assert numbers(plain) == numbers(table)
+
+
 def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: Any) -> None:
     whole, stopped = make("whole", save_every=2, eval_every=3), make("stopped", save_every=2, eval_every=3)
     sft.main(whole)
