@@ -148,16 +148,14 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(self, training: TrainingClient) -> dict[str, float]:
-        """Write the adapter and the curve, print where everything is, and return the last value of every metric."""
+        """Write the adapter (or the whole model) and the curve, print where everything is, and return the last value of
+        every metric."""
+        from .export import write_weights
         from .plots import try_plot
 
-        lines = [f"metrics {self.metrics}"]
-        if training.get_info().is_lora:
-            training.export_adapter(self.adapter).result()
-            lines.append(f"adapter {self.adapter}")
-        else:
-            lines.append(f"weights {self.last_checkpoint()[1]}")
-        print("\n".join([*lines, try_plot({self.path.name: self.path}, self.curve)]))
+        written = write_weights(self, training)
+        name = "adapter" if written == self.adapter else "model  "
+        print(f"metrics {self.metrics}\n{name} {written}\n{try_plot({self.path.name: self.path}, self.curve)}")
         return self.last_numbers()
 
 

@@ -163,6 +163,10 @@ class RunError(LossbookError, RuntimeError):
     """A run's folder is taken, is no run, or belongs to a run with other settings."""
 
 
+class ExportError(LossbookError, RuntimeError):
+    """What was exported is not what was trained, or could not be written or sent."""
+
+
 class TaskError(LossbookError, ValueError):
     """A task is unknown, or cannot give the questions asked for."""
 

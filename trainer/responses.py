@@ -77,7 +77,8 @@ class ModelData:
 @dataclass(frozen=True)
 class ModelInfo:
     """What a training client trains, and how: batching is "packed" or "padded"; head the strategy and backend that
-    `linear_logprobs` took last, None before the first call."""
+    `linear_logprobs` took last, None before the first call. kind is "decoder" or "encoder"; max_length in tokens, None
+    where the architecture sets no limit."""
 
     model_id: str
     model_name: str
@@ -88,3 +89,6 @@ class ModelInfo:
     device: str
     batching: str = "padded"
     head: str | None = None
+    kind: Literal["decoder", "encoder"] = "decoder"
+    max_length: int | None = None
+    value_head: bool = False

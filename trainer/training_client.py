@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from ..datums.errors import LossContractError, OptimizerError
 from ..datums.types import AdamParams, Datum, as_datum
 from ..losses.loss import Loss
@@ -17,7 +19,7 @@ from .engine import Engine
 from .forward import Pooling, check_pooling
 from .futures import Calls, Future
 from .lora import export_adapter
-from .model_files import export_model
+from .model_files import export_model, export_value_head
 from .models import LoadedModel
 from .optimizer import AdamW
 from .reference_client import LossFunction, ReferenceClient
@@ -200,22 +202,26 @@ class TrainingClient:
             device=str(self._model.device),
             batching=self._engine.options.batching,
             head=self._model.head_choice,
+            kind=self._model.kind,
+            max_length=self._model.max_length,
+            value_head=self._model.value_head is not None,
         )
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
-        """Write the LoRA adapter as a folder that `peft.PeftModel.from_pretrained` loads."""
+        """Write the LoRA adapter as a folder that `peft.PeftModel.from_pretrained` loads; a value head beside it."""
 
         def export() -> SaveStateResponse:
             export_adapter(self._model, Path(directory))
+            export_value_head(self._model, Path(directory))
             return SaveStateResponse(str(directory))
 
         return self._calls.submit("export_adapter", export)
 
-    def export_model(self, directory: str | Path) -> Future[SaveStateResponse]:
-        """Write the whole model, adapters merged, and its tokenizer as a folder that transformers loads."""
+    def export_model(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> Future[SaveStateResponse]:
+        """Write the whole model, adapters merged, as a folder that transformers loads; weights in `dtype` or their own."""
 
         def export() -> SaveStateResponse:
-            export_model(self._model, directory)
+            export_model(self._model, Path(directory), dtype=dtype)
             return SaveStateResponse(str(directory))
 
         return self._calls.submit("export_model", export)

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 import lossbook as lb
-from lossbook.datums.errors import ModelError
-from lossbook.trainer.model_files import export_model
 
 TEXTS = [list(b"The sky is blue."), list(b"A stone sinks in water, wood does not.")]
 
@@ -65,12 +63,3 @@ def test_an_encoder_gives_the_same_embeddings_in_transformers(tmp_path: Path, ho
         with torch.no_grad():
             theirs = loaded(torch.tensor([text])).last_hidden_state[0].mean(0)
         torch.testing.assert_close(output["embedding"].to_torch(), theirs, atol=1e-5, rtol=1e-5)
-
-
-def test_an_adapted_head_that_is_the_embedding_too_is_refused(tmp_path: Path) -> None:
-    training = trained("tiny", train_unembed=True)
-    model = training._model
-    model.module.get_input_embeddings().weight = model.module.get_output_embeddings().base_layer.weight  # type: ignore[operator,union-attr]
-    with pytest.raises(ModelError, match="the head of tiny is its embedding too"):
-        export_model(model, tmp_path)
-    assert not list(tmp_path.iterdir())
