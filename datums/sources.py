@@ -80,7 +80,7 @@ def _files(source: str | Path) -> list[Path]:
         if not found:
             raise DataFileError(f"{source}: no file matches")
         return found
-    raise DataFileError(f"{source}: cannot be read: there is no such file.{_missing_hint(path)}")
+    raise DataFileError(f"{source}: cannot be read: No such file or directory.{_missing_hint(path)}")
 
 
 def _missing_hint(path: Path) -> str:
