@@ -196,6 +196,19 @@ def test_what_is_not_checked_says_why() -> None:
     assert all(skipped.values())
 
 
+def steep(logprobs: Tensor) -> Tensor:
+    """Real where a log-probability is, NaN above."""
+    return (-logprobs) ** 1.5
+
+
+def test_a_loss_need_not_be_defined_above_a_logprob_of_zero() -> None:
+    outputs = {"logprobs": [torch.tensor([0.0, -0.5], dtype=torch.float64)]}
+    data = [Datum(lossbook.ModelInput.from_ints([0, 1]), {"target_tokens": [0, 1], "weights": [1.0, 1.0]})]
+    assert torch.isnan(steep(torch.tensor([1e-6]))).all()
+    run_check("gradient", loss_of(steep), data=data, outputs=outputs)
+    assert check_loss(loss_of(steep), checks=["gradient"]).passed
+
+
 def test_a_gradient_that_is_stopped_on_purpose_is_not_a_wrong_gradient() -> None:
     def reinforce(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor) -> Tensor:
         with torch.no_grad():
