@@ -50,7 +50,8 @@ def record_sequences(
 ) -> None:
     """Append `count` sequences of a call (pairs and other partners whole) to the run's sequences.jsonl.
 
-    loss, batch: those of the call, all of its data; output: what it returned. The sequences lie evenly over the batch.
+    loss, batch: those of the call, all of its data; output: what it returned. The sequences lie evenly over the batch,
+    or, where they have advantages, from the worst to the best.
     The loss is called once or twice more than it was by the trainer, which a function that counts its calls will notice.
     One that cannot be examined gives a line that says why, for a run must not end because it is looked at.
     """
@@ -80,7 +81,7 @@ def _lines(
     loss: Any, batch: Sequence[Datum], output: ForwardBackwardOutput, tokenizer: Any, count: int
 ) -> list[dict[str, Any]]:
     examined = examine(loss, batch, output.loss_fn_outputs)
-    groups = partners(loss, len(batch))
+    groups = sorted(partners(loss, len(batch)), key=lambda group: _advantage(batch[group[0]]))
     chosen = sorted({round(i) for i in np.linspace(0, len(groups) - 1, max(min(count, len(groups)), 1))})
     sides = ("chosen", "rejected") if loss.couples == "pair" else None
     return [
@@ -88,6 +89,16 @@ def _lines(
         for i in chosen
         for place, datum in enumerate(groups[i])
     ]
+
+
+def _advantage(datum: Datum) -> float:
+    """The mean over its learned tokens; 0 where there is none."""
+    given = datum.loss_fn_inputs.get("advantages")
+    if given is None:
+        return 0.0
+    values, weights = given.to_numpy().reshape(-1), datum.loss_fn_inputs.get("weights")
+    counted = values if weights is None or weights.shape != given.shape else values[weights.to_numpy() != 0]
+    return float(counted.mean()) if len(counted) and np.isfinite(counted).all() else 0.0
 
 
 def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, as_trained: str, side: str) -> dict[str, Any]:

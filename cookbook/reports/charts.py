@@ -103,8 +103,9 @@ def _axes(x: tuple[int, int], y: tuple[float, float]) -> list[str]:
     parts: list[str] = []
     for tick in ticks(*y):
         at = _y(tick, y)
+        shown = "0" if abs(tick) < 1e-9 * (y[1] - y[0]) else f"{tick:.4g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"></line>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{shown}</text>')
     for tick in ticks(*x):
         if tick == int(tick):
             parts.append(f'<text x="{_x(tick, x):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{int(tick)}</text>')
@@ -137,10 +138,6 @@ def _x(step: float, x: tuple[int, int]) -> float:
 
 def _y(value: float, y: tuple[float, float]) -> float:
     return ABOVE + (y[1] - value) / (y[1] - y[0]) * (HEIGHT - ABOVE - BELOW)
-
-
-def _short(value: float) -> str:
-    return "0" if abs(value) < 1e-12 else f"{value:.4g}"
 
 
 def _legend(curve: Curve) -> str:

@@ -37,17 +37,16 @@ def report_page(folders: Mapping[str, str | Path]) -> str:
     histories = {label: read_history(folder) for label, folder in folders.items()}
     charts, data = _charts_html(histories, folders)
     runs = {f"m{number}": label for number, label in enumerate(folders)}
-    sequences: dict[str, list[int]] = {}
     parts: list[str] = []
     if len(folders) > 1:
         settings = {label: history.settings for label, history in histories.items()}
         parts += ["<h2>What differs</h2>", differing_settings_html(settings), charts]
     for name, label in runs.items():
         shown = (f"<h2>{text(label)}</h2>", "") if len(folders) > 1 else ("", charts)
-        body, sequences[name] = _run_html(name, histories[label], Path(folders[label]), shown[1])
+        body = _run_html(name, histories[label], Path(folders[label]), shown[1])
         parts.append(f"<section>{shown[0]}{body}</section>")
     title = ", ".join(folders)
-    return _page(title, "".join(parts), {"charts": data, "sequences": sequences})
+    return _page(title, "".join(parts), {"charts": data})
 
 
 def _charts_html(
@@ -60,11 +59,10 @@ def _charts_html(
     return html, [data for _, data in drawn]
 
 
-def _run_html(name: str, history: History, folder: Path, charts: str) -> tuple[str, list[int]]:
-    """One run: how it went, what looks wrong, curves, tokens, and what it was made of; and its sequences' steps."""
+def _run_html(name: str, history: History, folder: Path, charts: str) -> str:
+    """One run: how it went, what looks wrong, curves, tokens, and what it was made of."""
     rows = read_sequences(folder)
     seen = next((row for row in rows if "refused" not in row), {})
-    tokens, steps = microscope_html(rows, name)
     loss = loss_html(history.settings, str(seen.get("loss", "")), list(seen.get("losses", {})))
     samples = samples_html(read_rows(folder / SAMPLES))
     parts = [
@@ -73,7 +71,7 @@ def _run_html(name: str, history: History, folder: Path, charts: str) -> tuple[s
         findings_html(diagnose(history)),
         charts,
         "<h2>What the loss made of each token</h2>",
-        tokens,
+        microscope_html(rows, name),
         "<h2>The loss</h2>",
         loss,
         f"<h2>Answers</h2>{samples}" if samples else "",
@@ -81,7 +79,7 @@ def _run_html(name: str, history: History, folder: Path, charts: str) -> tuple[s
         folded("settings", settings_html(history.settings)),
         folded("data", data_html(_data_report(folder))),
     ]
-    return "".join(parts), steps
+    return "".join(parts)
 
 
 def _data_report(folder: Path) -> dict[str, Any] | None:

@@ -23,9 +23,13 @@ HEADLINES = (
     ("held_out_recall_at_1", "held-out recall at 1"),
     ("in_batch_recall_at_1", "recall at 1 in the batch"),
     ("margin", "margin"),
+    ("ref_kl", "KL to the reference"),
+    ("sampler_entropy", "entropy"),
     ("nll", "nll"),
     ("loss", "loss"),
 )
+#: Where a reward was recorded, these say little.
+_NOISE = ("nll", "loss")
 MOST_HEADLINES = 4
 _MARK = {"problem": "✖", "warning": "▲", "note": "●"}
 
@@ -36,8 +40,9 @@ def headline_html(history: History) -> str:
     own = [key for key in history.keys if key.startswith("held_out_") and key not in dict(HEADLINES)]
     for key, label in (*HEADLINES, *((key, key.replace("_", " ").replace("held out", "held-out")) for key in own)):
         series = history.find(key)
+        is_noise = key in _NOISE and history.find("reward") is not None
         is_said = key == "loss" and history.find("nll") is not None and history.settings.get("loss") == "cross_entropy"
-        if series is not None and len(cards) < MOST_HEADLINES and not is_said:
+        if series is not None and len(cards) < MOST_HEADLINES and not is_noise and not is_said:
             is_measured = key.startswith("held_out")  # on the same data each time: no mean needed
             first, last = (series.values[0], series.last) if is_measured else (series.early, series.late)
             cards.append(_card(label, f"{last:.3g}", f"from {first:.3g}" if len(series) > 1 else ""))

@@ -62,10 +62,9 @@ details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; } deta
 .tv > label { border-color: var(--line); background: var(--raised); font-size: .87rem; }
 .tv > input:checked + label { border-color: var(--note); background: var(--note); color: var(--paper); }
 .tv-end { color: var(--ink); }
-.tv-sequence[hidden] { display: none; }
 .tv-sequence { margin-top: 1rem; padding: .7rem .9rem; border: 1px solid var(--line); border-radius: 8px; }
 .tv-sequence h3 { margin-top: 0; font-size: .93rem; } .tv-sequence p, .tv-legend { color: var(--quiet); }
-@media print { .tv-sequence[hidden] { display: block; } }
+@media print { .step[hidden] { display: block; } }
 """ + "\n".join(f".c{number} {{ --curve: {colour}; }}" for number, colour in enumerate(COLOURS))
 
 SCRIPT = """
@@ -103,15 +102,17 @@ document.querySelectorAll(".chart").forEach((chart, number) => {
   });
 });
 
-for (const [name, steps] of Object.entries(data.sequences)) {
-  const chooser = document.getElementById(`${name}-steps`);
-  if (!chooser) continue;
-  const sequences = [...document.querySelectorAll(`#${name} .tv-sequence`)];
+document.querySelectorAll(".microscope").forEach(microscope => {
+  const buttons = [...microscope.querySelectorAll(".steps button")], views = [...microscope.querySelectorAll(".step")];
   const choose = step => {
-    sequences.forEach((sequence, i) => { sequence.hidden = steps[i] !== step; });
-    chooser.querySelectorAll("button").forEach(button => button.setAttribute("aria-pressed", Number(button.dataset.step) === step));
+    views.forEach(view => { view.hidden = view.dataset.step !== step; });
+    buttons.forEach(button => button.setAttribute("aria-pressed", button.dataset.step === step));
   };
-  chooser.addEventListener("click", event => { if (event.target.dataset.step) choose(Number(event.target.dataset.step)); });
-  choose(steps[steps.length - 1]);
-}
+  buttons.forEach(button => button.addEventListener("click", () => choose(button.dataset.step)));
+  choose(buttons[buttons.length - 1].dataset.step);
+  microscope.addEventListener("change", event => {  // the same column at every step
+    const own = [...event.target.closest(".tv").querySelectorAll("input")].indexOf(event.target);
+    views.forEach(view => { view.querySelectorAll(".tv > input")[own].checked = true; });
+  });
+});
 """

@@ -14,8 +14,8 @@ ORDER = ("gradient", "logprob", "loss", "ratio", "advantage", "weight", "samplin
 _VALUE_OF = {"token": "its tokens' weighted mean", "datum": "the sequence", "pair": "its pair", "batch": "the batch"}
 
 
-def microscope_html(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, list[int]]:
-    """A chooser of steps and the sequences of all of them, on one scale; and each sequence's step, for the script.
+def microscope_html(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A chooser of steps, and each step's sequences with colours on a scale of their own: late gradients are small.
 
     rows: of sequences.jsonl. name: of this run's chooser on the page, a letter and digits.
     """
@@ -23,11 +23,21 @@ def microscope_html(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, 
     rows = [row for row in rows if "refused" not in row]
     said = "".join(f"<p>Step {row['step']} could not be looked into: {text(row['refused'])}</p>" for row in refused[:3])
     if not rows:
-        return said or "<p>No sequences.jsonl: the recipe recorded none.</p>", []
+        return said or "<p>No sequences.jsonl: the recipe recorded none.</p>"
     steps = sorted({int(row["step"]) for row in rows})
+    columns = _columns(rows)
+    buttons = "".join(
+        f'<button type="button" data-step="{step}" aria-pressed="false">{step}</button>' for step in steps
+    )
+    views = "".join(_step_html(step, rows, columns, f"{name}s{step}") for step in steps)
+    return f'{said}<div class="microscope"><div class="steps"><span>step</span>{buttons}</div>{views}</div>'
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that hold any number, those first that tell tokens apart."""
     there = dict.fromkeys(column for row in rows for column in row["tokens"] if column not in ("text", "id"))
     used = [column for column in there if any(v is not None for row in rows for v in row["tokens"].get(column, ()))]
-    columns = sorted(
+    return sorted(
         used,
         key=lambda column: (
             not any(_varies(row["tokens"].get(column, ())) for row in rows),
@@ -35,15 +45,13 @@ def microscope_html(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, 
             column,
         ),
     )
-    view = token_view_html([_sequence(row, columns) for row in rows], columns or None, name=f"{name}-column")
-    buttons = "".join(
-        f'<button type="button" data-step="{step}" aria-pressed="false">{step}</button>' for step in steps
-    )
-    chooser = f'<div class="steps" id="{name}-steps"><span>step</span>{buttons}</div>'
-    targets = "".join(map(_candidates_html, (row for row in rows if row.get("candidates"))))
-    return f'{said}{chooser}<div class="microscope" id="{name}">{view}</div>{targets}', [
-        int(row["step"]) for row in rows
-    ]
+
+
+def _step_html(step: int, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> str:
+    own = [row for row in rows if row["step"] == step]
+    view = token_view_html([_sequence(row, columns) for row in own], columns or None, name=name)
+    targets = "".join(_candidates_html(row) for row in own if row.get("candidates"))
+    return f'<div class="step" data-step="{step}">{view}{targets}</div>'
 
 
 def _varies(values: Sequence[float | None]) -> bool:

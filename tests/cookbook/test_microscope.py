@@ -254,6 +254,14 @@ def test_a_position_with_several_targets_lists_them_likeliest_first(tmp_path: Pa
     assert row["tokens"]["logprob"][2] == pytest.approx(math.log(0.2), rel=1e-4)  # of C, which stands in the text
 
 
+def test_of_rollouts_the_worst_and_the_best_are_recorded(tmp_path: Path) -> None:
+    data = [rollout([0.0, 1.0], advantage) for advantage in (0.1, -2.0, 0.3, 1.5, 0.2)]
+    output = lb.trainer.responses.ForwardBackwardOutput([{"logprobs": lb.TensorData([-1.0, -1.0])}] * 5)
+    run = open_run(tmp_path / "run", {})
+    record_sequences(run, 1, "ppo", data, output, client().get_tokenizer())
+    assert [row["datum"] for row in read_sequences(run.path)] == [1, 3]
+
+
 def test_a_long_sequence_keeps_the_end_of_its_prompt_and_says_what_is_left_out(tmp_path: Path) -> None:
     data = [rollout([0.0] * 1000 + [1.0] * 1000, start=0, target_tokens=[7] * 2000)]
     output = lb.trainer.responses.ForwardBackwardOutput([{"logprobs": lb.TensorData(np.full(2000, -1.0, np.float32))}])

@@ -81,10 +81,12 @@ def test_the_page_fits_its_window(page: Any) -> None:
 
 
 def test_another_column_gives_other_colours(page: Any) -> None:
-    page.get_by_text("logprob", exact=True).first.click()
+    page.locator(".step:visible label", has_text="logprob").first.click()
     by_logprob = colours(page)
-    page.get_by_text("weight", exact=True).first.click()
+    page.locator(".step:visible label", has_text="weight").click()
     by_weight = colours(page)
+    page.locator(".steps button").first.click()
+    assert len(set(colours(page))) == 2  # the column stays chosen at another step
     assert len(set(by_logprob)) > 2  # tokens differ in their logprobs
     assert len(set(by_weight)) == 2  # none for the prompt, one for what is learned
     assert by_logprob != by_weight
