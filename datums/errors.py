@@ -171,6 +171,10 @@ class TaskError(LossbookError, ValueError):
     """A task is unknown, or cannot give the questions asked for."""
 
 
+class RewardError(LossbookError, ValueError):
+    """A reward function or an environment failed, or returned something that is no reward."""
+
+
 class MissingExtraError(LossbookError, ImportError):
     """An optional package is not installed; the message holds the pip command."""
 

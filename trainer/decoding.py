@@ -75,12 +75,13 @@ class Batch:
         num_samples: int,
         rules: Rules,
         *,
+        seeds: Sequence[int | None],
         logits: Callable[[Tensor], Tensor],
         share_prompts: bool,
         meter: Meter,
     ) -> None:
         self.model, self.num_samples, self.rules, self.logits, self.meter = model, num_samples, rules, logits, meter
-        self.random = [_generator(rules.seed) for _ in prompts]
+        self.random = [_generator(seed) for seed in seeds]
         limits = [limit(model, prompt, rules) for prompt in prompts]
         self.everything = [Row(p, sample, most) for p, most in enumerate(limits) for sample in range(num_samples)]
         self.rows = list(self.everything)

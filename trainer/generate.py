@@ -55,6 +55,7 @@ def generate_batch(
     *,
     num_samples: int = 1,
     params: SamplingParams,
+    seeds: Sequence[int] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[list[Generated]]:
     """`num_samples` continuations of each prompt, in the prompts' order.
@@ -62,6 +63,8 @@ def generate_batch(
     Prompts are decoded together, with padding on the left that the model does not see; each prompt's samples are
     those that `generate` would give, up to rounding, also with a seed. Without a seed every call differs; the
     global random state is neither read nor changed. The model is in eval mode meanwhile, and as before afterwards.
+
+    seeds: one a prompt, in place of that of `params`, under which equal prompts have equal samples.
 
     Of `params`: temperature 0 is greedy; top_k (-1: off) applies before top_p; max_tokens None is the room left in
     the context. `stop` None stops at any end-of-sequence token of model and tokenizer; otherwise only at the
@@ -77,6 +80,9 @@ def generate_batch(
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ModelError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
     checked = [check_prompt(model, prompt, i, len(prompts), params) for i, prompt in enumerate(prompts)]
+    if seeds is not None and len(seeds) != len(checked):
+        raise ModelError(f"there are {len(checked)} prompts but {len(seeds)} seeds; give one a prompt")
+    own_seeds = [rules.seed] * len(checked) if seeds is None else list(seeds)
     order = sorted(range(len(checked)), key=lambda i: len(checked[i]), reverse=True)
     together = max(1, MAX_ROWS // int(num_samples))
     results: list[list[Generated]] = [[] for _ in checked]
@@ -92,6 +98,7 @@ def generate_batch(
                 [checked[i] for i in members],
                 int(num_samples),
                 rules,
+                seeds=[own_seeds[i] for i in members],
                 logits=logits,
                 share_prompts=share_prompts,
                 meter=meter,

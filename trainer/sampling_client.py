@@ -59,18 +59,25 @@ class SamplingClient:
         sampling_params: SamplingParams | Any = None,
         *,
         num_samples: int = 1,
+        seeds: Sequence[int] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Future[list[SampleResponse]]:
         """`num_samples` continuations of each prompt, decoded together: what evaluation and RL want.
 
-        One response a prompt, in order. Each prompt is read once for all its samples. `on_progress` as in `sample`.
+        One response a prompt, in order. Each prompt is read once for all its samples. seeds: one a prompt, in place of the
+        parameters' own, under which equal prompts have equal samples. `on_progress` as in `sample`.
         """
         lists, params = [as_model_input(p).to_ints() for p in prompts], _params(sampling_params)
 
         def run() -> list[SampleResponse]:
             with self._snapshot.applied():
                 found = generate_batch(
-                    self._snapshot.model, lists, num_samples=num_samples, params=params, on_progress=on_progress
+                    self._snapshot.model,
+                    lists,
+                    num_samples=num_samples,
+                    params=params,
+                    seeds=seeds,
+                    on_progress=on_progress,
                 )
             return [
                 SampleResponse([SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in group]) for group in found

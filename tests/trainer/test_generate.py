@@ -49,6 +49,20 @@ def greedy(**changes: Any) -> SamplingParams:
 # --- what is drawn ----------------------------------------------------------------------------------------------------
 
 
+def test_prompts_with_seeds_of_their_own_have_the_samples_that_each_has_alone_with_its_seed(model: LoadedModel):
+    params = SamplingParams(max_tokens=8, stop=[], seed=1)
+    together = generate_batch(model, [PROMPT, PROMPT, PROMPT], num_samples=2, params=params, seeds=[7, 8, 7])
+    alone = [generate(model, PROMPT, num_samples=2, params=SamplingParams(max_tokens=8, stop=[], seed=s)) for s in (7, 8)]
+    tokens = [[one.tokens for one in group] for group in together]
+    assert tokens[0] == tokens[2] == [one.tokens for one in alone[0]]
+    assert tokens[1] == [one.tokens for one in alone[1]] != tokens[0]
+
+
+def test_seeds_that_are_not_one_a_prompt_are_refused(model: LoadedModel):
+    with pytest.raises(ModelError, match="there are 2 prompts but 3 seeds"):
+        generate_batch(model, [PROMPT, PROMPT], params=SamplingParams(max_tokens=1), seeds=[1, 2, 3])
+
+
 def test_greedy_takes_the_likeliest_token_each_time(model: LoadedModel):
     [found] = generate(model, PROMPT, num_samples=1, params=greedy())
     tokens = list(PROMPT)

@@ -1,0 +1,47 @@
+"""An environment of many turns: find a hidden number from "higher" and "lower"."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+from ...datums.errors import TaskError
+from .protocol import Message, Step
+
+
+class GuessNumber:
+    """The assistant guesses a number from `low` to `high` in at most `turns` answers, and is told higher or lower.
+
+    The reward comes at the end: 1 for the number; else 1 - (distance of the last guess) / (high - low), halved, so that
+    coming nearer counts; 0 for a last answer without a number within the bounds. Equal seeds hide equal numbers.
+    """
+
+    def __init__(self, seed: int, low: int = 1, high: int = 9, turns: int = 3) -> None:
+        if not low < high or turns < 1:
+            raise TaskError(f"guess_number: low {low} must be below high {high}, and turns {turns} at least 1")
+        self.low, self.high, self.turns = low, high, turns
+        self.hidden = random.Random(seed).randint(low, high)
+        self.guesses = 0
+
+    def reset(self) -> Sequence[Message]:
+        """The rules."""
+        rules = f"Guess my number from {self.low} to {self.high}. Answer with the number only."
+        return [{"role": "user", "content": rules}]
+
+    def step(self, answer: str) -> Step:
+        """Higher, lower, or the end."""
+        self.guesses += 1
+        found = re.search(r"\d+", answer)
+        guess = None if found is None else int(found.group())
+        if guess is not None and not self.low <= guess <= self.high:
+            guess = None
+        if guess == self.hidden:
+            return Step(reward=1.0)
+        if self.guesses == self.turns:
+            return Step(reward=0.0 if guess is None else 0.5 * (1 - abs(guess - self.hidden) / (self.high - self.low)))
+        said = f"A number from {self.low} to {self.high}, please." if guess is None else self._hint(guess)
+        return Step(done=False, messages=[{"role": "user", "content": said}])
+
+    def _hint(self, guess: int) -> str:
+        return "Higher." if self.hidden > guess else "Lower."

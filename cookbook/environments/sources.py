@@ -1,0 +1,162 @@
+"""The problems that a configuration names: of a reasoning-gym task, a data file, or an environment."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
+from ...datums.files import read_jsonl
+from ...datums.messages import check_messages
+from ..configs import Setting
+from ..tasks import Question, Task
+from .guess_number import GuessNumber
+from .math_answers import MathReward
+from .protocol import Environment, Message, Problem, SingleTurn
+from .rewards import Reward, check_reward, rewarded
+
+#: Environments by name. Each is called with a seed and the settings, and gives one episode.
+ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"guess_number": GuessNumber}
+#: Rewards by name; any other is a `module:function`. A task's own verifier is the default of a task.
+REWARDS: dict[str, Callable[[], Reward]] = {"math_verify": MathReward}
+
+
+class ProblemSettings(BaseModel):
+    """Where problems come from; a part of a recipe's configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    task: str | None = Field(None, description="a reasoning-gym task")
+    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
+    data: Path | None = Field(None, description="JSON Lines file, in place of task: rows of prompt and answer")
+    eval_data: Path | None = Field(None, description="JSON Lines file that only measures")
+    environment: str | None = Field(None, description="in place of task: guess_number, or module:Class")
+    environment_config: dict[str, Setting] = Field({}, description="settings of the environment")
+    reward: str | None = Field(
+        None, description="math_verify or module:function; by default the task's own, math_verify for data"
+    )
+    task_size: int = Field(512, ge=1, description="problems of a task or an environment to train on")
+    held_out: int = Field(50, ge=0, description="problems that only measure; of data without eval_data, its last rows")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ProblemSettings:
+        if sum(source is not None for source in (self.task, self.data, self.environment)) != 1:
+            raise ValueError("choose one of --task NAME, --data FILE and --environment NAME")
+        if self.environment is not None and self.reward is not None:
+            raise ValueError("an environment gives its own rewards: --reward belongs to --task and --data")
+        for name, source in (("task_config", "task"), ("eval_data", "data"), ("environment_config", "environment")):
+            if getattr(self, name) and getattr(self, source) is None:
+                raise ValueError(f"{name} belongs to --{source}")
+        return self
+
+
+def load_problems(settings: ProblemSettings, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on, and held-out ones. Equal arguments give equal problems.
+
+    Raises TaskError, RewardError and DataFileError, with the likeliest name for a misspelt one.
+    """
+    if settings.environment is not None:
+        return _environments(settings, seed)
+    reward = None if settings.reward is None else named_reward(settings.reward)
+    if settings.task is not None:
+        task = Task(settings.task, settings.task_config, seed=seed)
+        held_out = task.held_out(settings.held_out)
+        make = partial(_of_question, task=task, reward=reward, name=settings.reward)
+        return [make(q) for q in task.training(settings.task_size, held_out)], [make(q) for q in held_out]
+    return _rows(settings, reward or MathReward(), settings.reward or "math_verify")
+
+
+def named_reward(name: str) -> Reward:
+    """A reward by its name in REWARDS or as `module:function`. Raises RewardError."""
+    if name in REWARDS:
+        return REWARDS[name]()
+    if ":" not in name:
+        hint = did_you_mean(name, REWARDS)
+        raise RewardError(f"no reward is called {name!r}.{hint} There is {', '.join(REWARDS)}, or name a module:function")
+    return check_reward(imported(name, RewardError, "reward"), name)
+
+
+def imported(path: str, error: type[LossbookError], what: str) -> Any:
+    """What `module:name` names. Raises `error`, with the likeliest name where the module has no such."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
+            raise  # a module that it imports
+        raise error(f"{what} {path}: no module is called {module_name!r}, neither installed nor in this folder") from None
+    except ValueError:
+        raise error(f"{what} {path}: write it as module:name") from None
+    if not hasattr(module, attribute):
+        raise error(f"{what} {path}: {module_name} has no {attribute!r}.{did_you_mean(attribute, dir(module))}")
+    return getattr(module, attribute)
+
+
+def _environments(settings: ProblemSettings, seed: int) -> tuple[list[Problem], list[Problem]]:
+    name = settings.environment or ""
+    if name in ENVIRONMENTS:
+        make = ENVIRONMENTS[name]
+    elif ":" in name:
+        make = imported(name, TaskError, "environment")
+    else:
+        hint = did_you_mean(name, ENVIRONMENTS)
+        raise TaskError(
+            f"no environment is called {name!r}.{hint} There is {', '.join(ENVIRONMENTS)}, or name a module:Class"
+        )
+    try:
+        make(seed=0, **settings.environment_config)
+    except TypeError as error:
+        raise TaskError(f"environment {name} does not take {settings.environment_config}: {error}") from None
+    first = seed * 1_000_003
+    problems = [
+        Problem(f"{name}, seed {at}", partial(make, seed=at, **settings.environment_config))
+        for at in range(first, first + settings.held_out + settings.task_size)
+    ]
+    return problems[settings.held_out :], problems[: settings.held_out]
+
+
+def _of_question(question: Question, *, task: Task, reward: Reward | None, name: str | None) -> Problem:
+    if reward is None:
+        score = partial(task.score, question)
+    else:
+        score = partial(rewarded, reward, name or "", question.text, question.entry)
+    messages = [{"role": "user", "content": question.text}]
+    return Problem(question.text, partial(SingleTurn, messages, score))
+
+
+def _rows(settings: ProblemSettings, reward: Reward, name: str) -> tuple[list[Problem], list[Problem]]:
+    problems = [_of_row(row, reward, name) for row in read_jsonl(settings.data or "")]
+    if settings.eval_data is not None:
+        return problems, [_of_row(row, reward, name) for row in read_jsonl(settings.eval_data)]
+    if settings.held_out >= len(problems):
+        raise DataFileError(
+            f"{settings.data} has {len(problems)} rows, which leaves none to train on beside the last {settings.held_out} that "
+            "are held out: choose a smaller --held-out, or --eval-data FILE"
+        )
+    kept = len(problems) - settings.held_out
+    return problems[:kept], problems[kept:]
+
+
+def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
+    place = getattr(row, "place", "row")
+    prompt = row.get("prompt")
+    if prompt is None:
+        hint = did_you_mean("prompt", row)
+        raise DataFileError(f"{place}: has no 'prompt'; it holds {', '.join(row) or 'nothing'}.{hint}")
+    try:
+        messages: list[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else check_messages(prompt)
+        )
+        if isinstance(reward, MathReward):
+            if row.get("answer") is None:
+                raise DataFileError(f"has no 'answer', which math_verify compares with; it holds {', '.join(row)}")
+            reward.expression(str(row["answer"]))  # now, and not when the first model answers
+    except LossbookError as error:
+        raise located(error, place) from None
+    text = prompt if isinstance(prompt, str) else str(messages[-1]["content"])
+    return Problem(text, partial(SingleTurn, messages, partial(rewarded, reward, name, text, row)))
