@@ -46,6 +46,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "dpo"): Command("preferences, with any loss over pairs or labels", "dpo", config="DPOConfig"),
     ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
     ("export",): Command("what a run learned, as peft or transformers loads it, checked", "export"),
+    ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
     ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
     ("losses", "show"): Command(
         "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"

@@ -42,6 +42,8 @@ class Task:
 
     def held_out(self, count: int) -> list[Question]:
         """`count` different questions. Raises TaskError when the task has fewer."""
+        if not count:
+            return []
         found: dict[str, Question] = {}
         for entry in self._data(PATIENCE * count):
             found.setdefault(entry["question"], _question(entry))

@@ -77,7 +77,9 @@ def named_reward(name: str) -> Reward:
         return REWARDS[name]()
     if ":" not in name:
         hint = did_you_mean(name, REWARDS)
-        raise RewardError(f"no reward is called {name!r}.{hint} There is {', '.join(REWARDS)}, or name a module:function")
+        raise RewardError(
+            f"no reward is called {name!r}.{hint} There is {', '.join(REWARDS)}, or name a module:function"
+        )
     return check_reward(imported(name, RewardError, "reward"), name)
 
 
@@ -89,7 +91,9 @@ def imported(path: str, error: type[LossbookError], what: str) -> Any:
     except ModuleNotFoundError as missing:
         if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
             raise  # a module that it imports
-        raise error(f"{what} {path}: no module is called {module_name!r}, neither installed nor in this folder") from None
+        raise error(
+            f"{what} {path}: no module is called {module_name!r}, neither installed nor in this folder"
+        ) from None
     except ValueError:
         raise error(f"{what} {path}: write it as module:name") from None
     if not hasattr(module, attribute):

@@ -52,7 +52,9 @@ def greedy(**changes: Any) -> SamplingParams:
 def test_prompts_with_seeds_of_their_own_have_the_samples_that_each_has_alone_with_its_seed(model: LoadedModel):
     params = SamplingParams(max_tokens=8, stop=[], seed=1)
     together = generate_batch(model, [PROMPT, PROMPT, PROMPT], num_samples=2, params=params, seeds=[7, 8, 7])
-    alone = [generate(model, PROMPT, num_samples=2, params=SamplingParams(max_tokens=8, stop=[], seed=s)) for s in (7, 8)]
+    alone = [
+        generate(model, PROMPT, num_samples=2, params=SamplingParams(max_tokens=8, stop=[], seed=s)) for s in (7, 8)
+    ]
     tokens = [[one.tokens for one in group] for group in together]
     assert tokens[0] == tokens[2] == [one.tokens for one in alone[0]]
     assert tokens[1] == [one.tokens for one in alone[1]] != tokens[0]
