@@ -112,7 +112,8 @@ def main(config: RLConfig) -> dict[str, float]:
                     found = found | mismatch(batch, [one["logprobs"] for one in outputs[0].loss_fn_outputs])
                 updates.append(training.optim_step(config.adam_params(step, config.steps)).result())
             shown = ("reward", "response_length", "sampler_entropy", "grad_norm")
-            loop.log(step, sum(batches, []), as_one(outputs), as_one_update(updates), found, shown=shown, loss=loss)
+            used = [datum for batch in batches for datum in batch]
+            loop.log(step, used, as_one(outputs), as_one_update(updates), found, shown=shown, loss=loss)
             record(run, step, "training", rollouts, config.samples)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, evaluate(step, player, held_out, training, run))

@@ -35,7 +35,8 @@ class MathReward:
         """The right answer, parsed."""
         if text not in self._right:
             parsed = self._library.parse(text, parsing_timeout=None)
-            if not parsed:  # LaTeX without its dollar signs
+            is_words = len(text) > 1 and text.replace(" ", "").isalpha()  # "cat" would be c times a times t
+            if not parsed and not is_words:  # LaTeX without its dollar signs
                 parsed = self._library.parse(f"${text}$", parsing_timeout=None)
             if not parsed:
                 raise RewardError(

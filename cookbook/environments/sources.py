@@ -126,11 +126,19 @@ def _environments(settings: ProblemSettings, seed: int) -> tuple[list[Problem], 
 
 def _of_question(question: Question, *, task: Task, reward: Reward | None, name: str | None) -> Problem:
     if reward is None:
-        score = partial(task.score, question)
+        score = partial(_score_of, task, question)
     else:
         score = partial(rewarded, reward, name or "", question.text, question.entry)
     messages = [{"role": "user", "content": question.text}]
     return Problem(question.text, partial(SingleTurn, messages, score))
+
+
+def _score_of(task: Task, question: Question, answer: str) -> float:
+    """The score of the task's own verifier; some of them fail on what is no answer at all, which is worth nothing."""
+    try:
+        return task.score(question, answer)
+    except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
+        return 0.0
 
 
 def _rows(settings: ProblemSettings, reward: Reward, name: str) -> tuple[list[Problem], list[Problem]]:
