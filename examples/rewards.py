@@ -8,15 +8,17 @@ from typing import Any
 
 
 def brief_count(answer: str, row: Mapping[str, Any]) -> float:
-    """0.5 for the right number, and 0.5 divided by the number of words: 1 for the right number and nothing else.
+    """0.5 for the right number first, and up to 0.5 for saying nothing else: the share of the answer that this number is.
 
     answer  what the model wrote
     row     {"question": ..., "answer": "2", ...}, as of the task letter_counting
+
+    The share is of characters. With words in its place SmolLM2 found "1:1:1:1:1:1:1:", a right number and one word.
     """
-    numbers = re.findall(r"\d+", answer)
-    if not numbers:
+    first = re.search(r"\d+", answer)
+    if first is None:
         return 0.0
-    return 0.5 * (numbers[0] == row["answer"]) + 0.5 / len(answer.split())
+    return 0.5 * (first.group() == row["answer"]) + 0.5 * len(first.group()) / len(answer)
 
 
 if __name__ == "__main__":
