@@ -1,7 +1,5 @@
 """Reward functions for `lossbook train rl --reward examples.rewards:brief_count`: the model's text and a row of the data."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -15,7 +15,10 @@ import lossbook as lb
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: What an example may import: lossbook's public names, the SDK it stands in for, torch and the standard library.
-ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional", "math"}
+ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional", "math", "re"} | {
+    "collections.abc",
+    "typing",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +127,14 @@ def test_datums_of_the_tinker_sdk_give_the_same_loss() -> None:
     ran = run("tinker_datums")
     assert ran["losses"][0] == ran["losses"][1]
     assert len(ran["sampled"].sequences[0].tokens) <= 4
+
+
+def test_a_reward_function_gives_most_for_the_right_number_alone_and_nothing_for_no_number() -> None:
+    brief_count = run("rewards")["brief_count"]
+    answers = ["2", "3", 'The letter "a" appears 2 times.', "2:2:2:2:2", "I do not know"]
+    rewards = [brief_count(answer, {"answer": "2"}) for answer in answers]
+    assert rewards[0] == 1 > max(rewards[1:])
+    assert rewards[-1] == 0
 
 
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
