@@ -47,6 +47,8 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
     ("export",): Command("what a run learned, as peft or transformers loads it, checked", "export"),
     ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
+    ("doctor", "parity"): Command("whether sampler and trainer give the same logprobs", "parity"),  # before ("doctor",)
+    ("doctor",): Command("what this machine has, what is missing, and whether a step works", "doctor"),
     ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
     ("losses", "show"): Command(
         "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"
