@@ -270,7 +270,9 @@ class TestWhatCannotBeRead:
 
     def test_what_is_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_jsonl(tmp_path / "train.jsonl", *ROWS)
-        with pytest.raises(DataFileError, match=r"trian.jsonl: .* No such file or directory. Did you mean 'train.jsonl'\?"):
+        with pytest.raises(
+            DataFileError, match=r"trian.jsonl: .* No such file or directory. Did you mean 'train.jsonl'\?"
+        ):
             list(read_rows(tmp_path / "trian.jsonl"))
         with pytest.raises(DataFileError, match=r"\*\.parquet: no file matches"):
             list(read_rows(tmp_path / "*.parquet"))
