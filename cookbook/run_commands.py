@@ -63,8 +63,8 @@ def labelled(runs: Sequence[Path]) -> dict[str, Path]:
     paths = [path.resolve() for path in runs]
     if len(set(paths)) != len(paths):
         raise ConfigError("one run is named twice")
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
-        labels = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(labels)) == len(labels):
-            break
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    labels = ["/".join(path.parts[-length:]) for path in paths]
     return dict(zip(labels, runs, strict=True))

@@ -9,6 +9,7 @@ from .history import History
 #: In the order in which they are shown within a level.
 DIAGNOSTICS: tuple[Diagnostic, ...] = (
     training_checks.non_finite,
+    training_checks.worse_though_loss_falls,
     policy_checks.no_reward,
     policy_checks.sampler_mismatch,
     policy_checks.rising_kl,

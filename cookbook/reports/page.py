@@ -42,9 +42,10 @@ def report_page(folders: Mapping[str, str | Path]) -> str:
         settings = {label: history.settings for label, history in histories.items()}
         parts += ["<h2>What differs</h2>", differing_settings_html(settings), charts]
     for name, label in runs.items():
-        shown = (f"<h2>{text(label)}</h2>", "") if len(folders) > 1 else ("", charts)
-        body = _run_html(name, histories[label], Path(folders[label]), shown[1])
-        parts.append(f"<section>{shown[0]}{body}</section>")
+        if len(folders) > 1:
+            parts += [f"<h2>{text(label)}</h2>", _run_html(name, histories[label], Path(folders[label]), heading="h3")]
+        else:
+            parts.append(_run_html(name, histories[label], Path(folders[label]), charts=charts))
     title = ", ".join(folders)
     return _page(title, "".join(parts), {"charts": data})
 
@@ -59,27 +60,22 @@ def _charts_html(
     return html, [data for _, data in drawn]
 
 
-def _run_html(name: str, history: History, folder: Path, charts: str) -> str:
+def _run_html(name: str, history: History, folder: Path, *, charts: str = "", heading: str = "h2") -> str:
     """One run: how it went, what looks wrong, curves, tokens, and what it was made of."""
     rows = read_sequences(folder)
     seen = next((row for row in rows if "refused" not in row), {})
-    loss = loss_html(history.settings, str(seen.get("loss", "")), list(seen.get("losses", {})))
-    samples = samples_html(read_rows(folder / SAMPLES))
-    parts = [
-        headline_html(history),
-        "<h2>What looks wrong</h2>",
-        findings_html(diagnose(history)),
-        charts,
-        "<h2>What the loss made of each token</h2>",
-        microscope_html(rows, name),
-        "<h2>The loss</h2>",
-        loss,
-        f"<h2>Answers</h2>{samples}" if samples else "",
-        "<h2>How it was made</h2>",
-        folded("settings", settings_html(history.settings)),
-        folded("data", data_html(_data_report(folder))),
-    ]
-    return "".join(parts)
+    loss = loss_html(history.settings, str(seen.get("loss", "")), list(seen.get("losses", {})), is_open=heading == "h2")
+    parts = {
+        "What looks wrong": findings_html(diagnose(history)),
+        "": charts,
+        "What the loss made of each token": microscope_html(rows, name),
+        "The loss": loss,
+        "Answers": samples_html(read_rows(folder / SAMPLES)),
+        "How it was made": folded("settings", settings_html(history.settings))
+        + folded("data", data_html(_data_report(folder))),
+    }
+    titled = ((f"<{heading}>{title}</{heading}>" if title else "") + body for title, body in parts.items() if body)
+    return headline_html(history) + "".join(titled)
 
 
 def _data_report(folder: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...datums.errors import LossbookError
@@ -64,7 +65,10 @@ def _about_html(settings: Mapping[str, Any]) -> str:
         ("task", "task {}"),
         ("learning_rate", "learning rate {}"),
     ]
-    said = [form.format(shown(settings[key])) for key, form in named if settings.get(key) is not None]
+    given = {key: value for key, value in settings.items() if value is not None}
+    if "model" in given:
+        given["model"] = Path(str(given["model"])).name  # of a path or a hub id what it ends in
+    said = [form.format(shown(given[key])) for key, form in named if key in given]
     return f'<p class="about">{text(" · ".join(said))}</p>' if said else ""
 
 
@@ -116,8 +120,8 @@ def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def loss_html(settings: Mapping[str, Any], as_trained: str, names: Sequence[str]) -> str:
-    """The loss with its resolved settings, and the card of each part of it.
+def loss_html(settings: Mapping[str, Any], as_trained: str, names: Sequence[str], *, is_open: bool) -> str:
+    """The loss with its resolved settings, and the card of each part of it, open or folded.
 
     as_trained: what the microscope recorded, "" without it. A loss from a user's module is not imported here: a report
     runs no code that a run's folder names.
@@ -129,11 +133,15 @@ def loss_html(settings: Mapping[str, Any], as_trained: str, names: Sequence[str]
             card = describe_loss(name) if name in list_losses() else None
         except LossbookError:
             card = None
-        parts.append(_card_html(card) if card is not None else f"<p>{text(name)} is not registered: no card.</p>")
+        parts.append(
+            _card_html(card, is_open=is_open)
+            if card is not None
+            else f"<p>{text(name)} is not registered: no card.</p>"
+        )
     return "".join(parts)
 
 
-def _card_html(card: LossCard) -> str:
+def _card_html(card: LossCard, *, is_open: bool) -> str:
     tensors = [(t.name, t.shape, t.unit, t.meaning) for t in (*card.outputs.values(), *card.inputs.values())]
     axes = [
         ("one loss a", card.per),
@@ -151,7 +159,7 @@ def _card_html(card: LossCard) -> str:
         "<h4>settings and defaults</h4>" + table((s.name, s.type, s.default, s.bounds) for s in card.settings.values()),
         "<h4>in other systems</h4>" + table(card.differs.items()) if card.differs else "",
     ]
-    return folded(f"card of {card.name}", "".join(body), is_open=True)
+    return folded(f"card of {card.name}", "".join(body), is_open=is_open)
 
 
 def samples_html(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str:

@@ -15,6 +15,7 @@ body { margin: 0 auto; padding: 1.5rem 1.2rem 5rem; max-width: 74rem; background
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { margin: 0 0 1rem; font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { margin: 2.2rem 0 .7rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); font-size: 1.1rem; overflow-wrap: anywhere; }
+h3 { margin: 1.8rem 0 .5rem; font-size: 1rem; }
 h4 { margin: 1rem 0 .3rem; }
 p { margin: .35rem 0; max-width: 50rem; }
 small { color: var(--quiet); }

@@ -84,12 +84,33 @@ def always_clipped(history: History) -> Finding | None:
     )
 
 
+def worse_though_loss_falls(history: History) -> Finding | None:
+    """The training loss falls, but right answers become less likely, also in training: the loss asks for something else."""
+    held_out, loss = history.find("held_out_nll", at_least=2), history.find("loss", at_least=FEWEST)
+    nll = history.find("nll", at_least=FEWEST)
+    if held_out is None or loss is None or held_out.values[0] <= 0 or loss.late >= loss.early:
+        return None
+    rise = held_out.last / held_out.values[0] - 1
+    if rise <= GENERALIZATION_LOSS or (nll is not None and nll.late < nll.early):
+        return None
+    return Finding(
+        "problem",
+        "The loss falls, but the model gets worse",
+        f"loss went from {loss.early:.3g} to {loss.late:.3g}, held_out_nll from {held_out.values[0]:.3g} to {held_out.last:.3g}",
+        "Choose another loss for this data (cross_entropy), or begin with one: read its card for where its gradient vanishes.",
+        "A loss near 0 need not be a model that has learned: dft, for one, hardly pulls at what the model finds unlikely "
+        "(Wu et al. 2025, arXiv:2508.05629). More than 5 % above the start: Prechelt 1998's criterion GL with alpha = 5.",
+    )
+
+
 def overfitting(history: History) -> Finding | None:
     """Held-out loss above its best while the training loss still falls."""
     held_out, training = history.find("held_out_nll", at_least=3), history.find("nll", "loss", at_least=FEWEST)
     if held_out is None or training is None:
         return None
     best = int(np.argmin(held_out.values))
+    if best == 0 and training.name == "loss":
+        return None  # never better than at the start: another diagnostic's
     rise = held_out.last / held_out.values[best] - 1 if held_out.values[best] > 0 else 0.0
     before = training.values[training.steps <= held_out.steps[best]]
     if (

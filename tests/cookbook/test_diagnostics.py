@@ -79,6 +79,8 @@ TROUBLE = [
     ("spikes", run(grad_norm=lambda t: 12.0 if t == 40 else 1.0 + 0.3 * wave(t))),
     ("Every gradient is clipped", run(grad_norm=5.0, grad_norm_clipped=1.0)),
     ("training data alone", run(nll=line(2.5, 0.1), held_out_nll=lambda t: 1.5 + abs(t - 20) / 50)),
+    ("the model gets worse", run(loss=line(0.1, 0.0), nll=line(5, 8), held_out_nll=line(6, 7))),
+    ("the model gets worse", run(loss=line(0.1, 0.0), held_out_nll=line(6, 7))),
     ("runs away", run(ref_kl=line(0.0, 0.5), response_length=60.0, reward=line(0, 1))),
     ("runs away", run(ref_kl=line(0.0, 0.2))),
     ("Many tokens are clipped", run(clip_fraction=line(0.1, 0.5))),
