@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..datums.errors import EmptyLossError
 from ..datums.types import Datum
 from .preferences import Unit, flat
 from .references import References
@@ -47,11 +48,15 @@ class HeldOutPreferences:
 
     @classmethod
     def begin(cls, units: Sequence[Unit], references: References) -> HeldOutPreferences | None:
-        """Ask the weights at the start; None where nothing is held out."""
+        """Ask the weights at the start; None where nothing is held out. Raises EmptyLossError where nothing is to compare."""
         if not units:
             return None
         datums = flat(units)
         good, bad = sides(units)
+        if not len(good):
+            raise EmptyLossError(
+                f"the {len(datums)} held-out answers have one label, so there is nothing to compare; hold out good and bad ones"
+            )
         chosen = [datums[i] for i in np.unique(good)]
         return cls(datums, good, bad, references.logprobs(datums), references.likeliest(chosen, CANDIDATES))
 

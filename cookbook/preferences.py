@@ -23,6 +23,8 @@ from ..losses.loss import Loss
 #: The datums of one row, in the order in which losses read them.
 Unit = list[Datum]
 PAIR, LABELLED = "preference pair", "labelled completion"
+#: How many rows after its own are looked through for an answer to another prompt.
+ROWS_SEARCHED = 64
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,13 @@ def with_mismatched(units: Sequence[Unit], max_length: int | None = None) -> lis
     """Each unit with an answer from another row behind its own prompt, which serves an estimate of the KL alone.
 
     Ethayarajh et al. 2024, arXiv:2402.01306 section 4.2: the answer is that of the next row with another prompt (and that
-    fits into `max_length`); of pairs, chosen and rejected answers in turns. Where all prompts are the same there is none.
+    fits into `max_length`); of pairs, chosen and rejected answers in turns. Where there is no such row among the next ones there is none.
     """
     halves = [[_halves(datum) for datum in unit] for unit in units]
     found: list[Unit] = []
     for i, unit in enumerate(units):
         prompt = halves[i][0][0]
-        others = (halves[(i + step) % len(units)] for step in range(1, len(units)))
+        others = (halves[(i + step) % len(units)] for step in range(1, min(len(units), ROWS_SEARCHED + 1)))
         answers = (other[i % len(other)] for other in others if not np.array_equal(other[0][0], prompt))
         fitting = (a for a in answers if max_length is None or len(prompt) + len(a[1]) <= max_length)
         answer = next(fitting, None)

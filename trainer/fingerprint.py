@@ -43,4 +43,4 @@ def _layer(name: str) -> str:
 
 
 def _bytes(weight: Tensor) -> memoryview:
-    return memoryview(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -26,6 +26,7 @@ from lossbook.cookbook.runs import read_metrics
 from lossbook.cookbook.tasks import Task
 from lossbook.datums.errors import (
     DataFileError,
+    EmptyLossError,
     LossContractError,
     MissingInput,
     TaskError,
@@ -224,6 +225,12 @@ def test_held_out_labelled_answers_are_compared_each_good_one_with_each_bad_one(
     assert sorted(zip(good.tolist(), bad.tolist(), strict=True)) == [(0, 1), (0, 2), (3, 1), (3, 2)]
     config = make(loss="kto", eval_data=write(tmp_path / "labels.jsonl", rows), steps=12)
     assert dpo.main(config)["held_out_accuracy"] == 1.0
+
+
+def test_held_out_answers_of_one_label_are_refused(make: Any, tmp_path: Path) -> None:
+    rows = [labelled_row(thing, True) for thing in THINGS[4:]]
+    with pytest.raises(EmptyLossError, match="the 4 held-out answers have one label"):
+        dpo.main(make(loss="kto", eval_data=write(tmp_path / "labels.jsonl", rows)))
 
 
 def test_kto_gets_pairs_as_labelled_answers_with_one_to_another_prompt_beside_them() -> None:
