@@ -93,16 +93,8 @@ def held_out(config: DPOConfig) -> list[dict[str, Any]]:
 
 
 LOSSES = (
-    "dpo",
-    "ipo",
-    "hinge",
-    "simpo",
-    "orpo",
-    "cpo",
-    "kto",
-    "apo_zero_unpaired",
-    "aot",
-    f"{Path(__file__).stem}:hosted_dpo",
+    *("dpo", "ipo", "simpo", "orpo", "cpo", "kto", f"{Path(__file__).stem}:hosted_dpo"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("hinge", "apo_zero_unpaired", "aot")),
 )
 
 
