@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,9 +14,11 @@ from ..datums.report import DataReport
 from ..datums.truncation import Truncation
 from .configs import Setting
 
+DataFile = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
+
 
 def show_data(
-    file: tyro.conf.Positional[str],
+    file: DataFile,
     model: str = "tiny",
     count: int = 3,
     train_on: TrainOn = "all_assistant",
@@ -24,7 +26,7 @@ def show_data(
     truncation: Truncation = "error",
     html: Path | None = None,
     loss: str | None = None,
-    loss_config: dict[str, Setting] | None = None,
+    loss_config: dict[str, Setting] = {},  # noqa: B006
     start_from: Path | None = None,
 ) -> None:
     """Print rows of a data file as the trainer will see them: learned tokens coloured, or in «» without colour.
@@ -55,7 +57,7 @@ def show_data(
         return
     if loss is None and (loss_config or start_from is not None):
         raise ConfigError(f"--{'loss-config' if loss_config else 'start-from'} belongs to a loss: give --loss ID too")
-    page = _page(file, model, count, options, loss, loss_config or {}, start_from)
+    page = _page(file, model, count, options, loss, loss_config, start_from)
     try:
         html.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -96,7 +98,7 @@ def _page(
 
 
 def report_data(
-    file: tyro.conf.Positional[str],
+    file: DataFile,
     eval_data: str | None = None,
     model: str = "tiny",
     train_on: TrainOn = "all_assistant",

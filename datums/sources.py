@@ -85,7 +85,7 @@ def _files(source: str | Path) -> list[Path]:
 
 def _missing_hint(path: Path) -> str:
     if path.parent.is_dir():
-        near = did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+        near = did_you_mean(path.name, [other.name for other in path.parent.iterdir()], cutoff=0.8)
         if near:
             return near
     is_hub_name = not path.suffix and not path.is_absolute() and len(path.parts) == 2
