@@ -158,7 +158,15 @@ class Loop:
         recorded token by token at the first step, at some evaluations and at the last step (`microscope.py`).
         """
         self.run.log_step(step, batch, output, update, self.display, more, shown=shown)
-        if loss is not None and self._is_looked_into(step):
+        if loss is not None:
+            self.look(step, loss, batch, output)
+
+    def look(self, step: int, loss: Any, batch: Sequence[Datum], output: ForwardBackwardOutput) -> None:
+        """Record some of a call's sequences token by token, if this step is one of those that are looked into.
+
+        `log` does so where a step is one call; where it is several, give it one of them: its own data and output.
+        """
+        if self._is_looked_into(step):
             record_sequences(self.run, step, loss, batch, output, self.training.get_tokenizer())
 
     def _is_looked_into(self, step: int) -> bool:

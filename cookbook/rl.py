@@ -113,7 +113,8 @@ def main(config: RLConfig) -> dict[str, float]:
                 updates.append(training.optim_step(config.adam_params(step, config.steps)).result())
             shown = ("reward", "response_length", "sampler_entropy", "grad_norm")
             used = [datum for batch in batches for datum in batch]
-            loop.log(step, used, as_one(outputs), as_one_update(updates), found, shown=shown, loss=loss)
+            loop.log(step, used, as_one(outputs), as_one_update(updates), found, shown=shown)
+            loop.look(step, loss, batches[-1], outputs[-1])  # the last: of several its ratios have moved most
             record(run, step, "training", rollouts, config.samples)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, evaluate(step, player, held_out, training, run))
