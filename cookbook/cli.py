@@ -49,6 +49,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
     ("doctor", "parity"): Command("whether sampler and trainer give the same logprobs", "parity"),  # before ("doctor",)
     ("doctor",): Command("what this machine has, what is missing, and whether a step works", "doctor"),
+    ("train", "embed"): Command(
+        "embeddings, with in-batch and hard negatives and any embedding loss", "embed", config="EmbedConfig"
+    ),
     ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
     ("losses", "show"): Command(
         "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"

@@ -28,8 +28,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..datums.errors import ConfigError, LossContractError
-from ..datums.files import read_jsonl
 from ..datums.report import DataReport
+from ..datums.sources import read_rows
 from ..losses.loss import Loss
 from .batches import Batches
 from .configs import RecipeConfig, Setting, configured_loss
@@ -60,8 +60,8 @@ class DistillConfig(RecipeConfig):
     top_k: int | None = Field(
         None, ge=1, description="the teacher's candidates a position; None: 20 where the loss compares candidates"
     )
-    data: Path | None = Field(None, description="JSON Lines file to train on")
-    eval_data: Path | None = Field(None, description="JSON Lines file that only measures")
+    data: str | None = Field(None, description="file to train on: JSON Lines, Parquet, a pattern, datasets:NAME:SPLIT")
+    eval_data: str | None = Field(None, description="the same, of which nothing is trained on")
     task: str | None = Field(None, description="a reasoning-gym task, in place of data")
     task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
     task_size: int = Field(512, ge=1, description="questions of the task to train on")
@@ -163,8 +163,8 @@ def load_lessons(config: DistillConfig, tokenizer: Any) -> tuple[list[Lesson], D
         rows = map(question_row, task.training(config.task_size, questions))
         eval_rows = map(question_row, questions)
     else:
-        rows = read_jsonl(config.data or "")
-        eval_rows = read_jsonl(config.eval_data) if config.eval_data else ()
+        rows = read_rows(config.data or "")
+        eval_rows = read_rows(config.eval_data) if config.eval_data else ()
     options: dict[str, Any] = {
         "teacher_system": config.teacher_system,
         "max_length": config.max_length,

@@ -9,13 +9,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..datums.errors import DataFileError, EmptyLossError, did_you_mean, located
+from ..datums.types import ModelInput
 
 KEYS = ("query", "positive", "negative", "negatives", "label", "scores")
 #: Keys of formats made elsewhere, and what they are called here.
@@ -52,6 +54,7 @@ class Texts:
 
 def texts_from_row(row: Mapping[str, Any]) -> Texts:
     """The row's texts. Raises DataFileError for a missing, unknown or unusable key, saying which one was likely meant."""
+    row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
     unknown = [key for key in row if key not in KEYS]
     if unknown or "query" not in row or "positive" not in row:
         raise DataFileError(_about_keys(row, unknown))
@@ -61,7 +64,7 @@ def texts_from_row(row: Mapping[str, Any]) -> Texts:
     if not isinstance(negatives, list):
         raise DataFileError(f"'negatives' must be a list of texts, not {type(negatives).__name__}")
     query, positive = _text(row["query"], "query"), _text(row["positive"], "positive")
-    label = None if row.get("label") is None else _number(row["label"], "label")
+    label = _number(row["label"], "label") if "label" in row else None
     scores = row.get("scores", [])
     if not isinstance(scores, list) or (scores and len(scores) != 1 + len(negatives)):
         raise DataFileError(
@@ -106,7 +109,73 @@ def grouped(texts: Sequence[Texts]) -> list[Texts]:
     for i, one in enumerate(texts):
         for key in (("query", one.query), ("positive", one.positive)):
             parent[root(i)] = root(first.setdefault(key, i))
-    return [Texts(t.query, t.positive, t.negatives, t.label, t.scores, root(i)) for i, t in enumerate(texts)]
+    return [replace(one, group=root(i)) for i, one in enumerate(texts)]
+
+
+def held_apart(texts: Sequence[Texts], count: int, seed: int) -> tuple[list[Texts], list[Texts]]:
+    """(rows to train on, rows that only measure): whole groups, drawn by the seed until `count` rows are held out.
+
+    Raises EmptyLossError when nothing would be left to train on.
+    """
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    members = Counter(one.group for one in texts)
+    out: set[int] = set()
+    rows = 0
+    for row in order:
+        if rows >= count:
+            break
+        if texts[row].group not in out:
+            out.add(texts[row].group)
+            rows += members[texts[row].group]
+    if rows == len(texts):
+        raise EmptyLossError(
+            f"holding out {count} of {len(texts)} rows, with those of their groups, leaves none to train on"
+        )
+    return [one for one in texts if one.group not in out], [one for one in texts if one.group in out]
+
+
+def negatives_used(texts: Sequence[Texts], wanted: int | None) -> int:
+    """How many negatives of each row are used: `wanted`, or all. Raises DataFileError for a row that has fewer."""
+    most = max(len(one.negatives) for one in texts)
+    used = most if wanted is None else wanted
+    for row, one in enumerate(texts):
+        if len(one.negatives) < used:
+            raise DataFileError(
+                f"row {row} (counted from 0) has {len(one.negatives)} negatives, but {used} are to be used"
+                + (
+                    f", as many as another row has: choose --hard-negatives {len(one.negatives)}"
+                    if wanted is None
+                    else ""
+                )
+            )
+    return used
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of texts, queries and documents apart, since each may have a prefix of its own; and how many were cut."""
+
+    queries: Mapping[str, ModelInput]
+    documents: Mapping[str, ModelInput]
+    longest: int
+    cut: int
+
+
+def encode(texts: Sequence[Texts], tokenizer: Any, max_length: int, prefixes: Mapping[str, str]) -> Encoded:
+    """All texts as tokens, with those that the tokenizer puts around a text; cut behind to `max_length` in all."""
+    sides = {
+        "query": dict.fromkeys(one.query for one in texts),
+        "document": dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives)),
+    }
+    made: dict[str, dict[str, ModelInput]] = {}
+    longest = cut = 0
+    for side, known in sides.items():
+        whole = [prefixes[side] + text for text in known]
+        full = [len(ids) for ids in tokenizer(whole, verbose=False)["input_ids"]]
+        ids = tokenizer(whole, truncation=True, max_length=max_length)["input_ids"]
+        made[side] = {text: ModelInput.from_ints(one) for text, one in zip(known, ids, strict=True)}
+        longest, cut = max(longest, *full), cut + sum(length > max_length for length in full)
+    return Encoded(made["query"], made["document"], longest, cut)
 
 
 class PairBatches:

@@ -20,6 +20,7 @@ from .export_check import Verification, probe_tokens, trained_outputs, verify_ex
 from .loggers import quiet_libraries
 from .model_card import model_card
 from .runs import CONFIG, MODEL, Run, find_checkpoint
+from .sentence_encoder import copy_pooling
 
 if TYPE_CHECKING:
     from ..trainer import TrainingClient
@@ -97,6 +98,8 @@ def export(
             training.export_adapter(folder).result()
         else:
             training.export_model(folder, dtype=getattr(torch, dtype)).result()
+            if run is not None:
+                copy_pooling(run / MODEL, folder)
         expected = trained_outputs(training, sequences, kind)
         checked = verify_export(
             expected, sequences, folder, base, kind, tolerance=TOLERANCES[dtype] if tolerance is None else tolerance

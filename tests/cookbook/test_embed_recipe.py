@@ -1,0 +1,515 @@
+"""The recipe `embed`: queries come to find their documents, duplicates are nobody's negatives, and the encoder loads elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import lossbook as lb
+from lossbook.cookbook import embed
+from lossbook.cookbook.configs import read_config
+from lossbook.cookbook.embed import EmbedConfig
+from lossbook.cookbook.embedding_data import (
+    PairBatches,
+    Texts,
+    encode,
+    grouped,
+    held_apart,
+    negatives_used,
+    read_texts,
+    texts_from_row,
+)
+from lossbook.cookbook.export import export
+from lossbook.cookbook.pair_layout import PairLayout, embedding_loss, takes_duplicates_for_negatives
+from lossbook.cookbook.retrieval import embeddings, ranks
+from lossbook.cookbook.runs import read_metrics
+from lossbook.cookbook.sentence_encoder import find_minilm, pooling_of
+from lossbook.datums.errors import (
+    ConfigError,
+    DataFileError,
+    EmptyLossError,
+    LossConfigError,
+    LossContractError,
+    ModelError,
+    UnknownLossError,
+)
+from lossbook.trainer.tiny import build_tiny_tokenizer
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "embed.toml"
+#: Words that share few letters, so that an untrained encoder, which sees little else, does not match them.
+COLOURS = {"red": "rouge", "black": "noir", "white": "blanc", "grey": "cendré", "yellow": "jaune", "green": "vert"}
+THINGS = {"cat": "minou", "dog": "chien", "bird": "oiseau", "fish": "poisson", "tree": "chêne", "stone": "caillou"}
+
+
+def apart(embeddings: torch.Tensor) -> torch.Tensor:
+    """A loss that was never registered."""
+    return embeddings.sum(1)
+
+
+def hosted_in_batch(data: Any, embeddings: Any) -> Any:
+    """A loss over embeddings in the hosted APIs' style; the datums say which are the same document."""
+    vectors = torch.nn.functional.normalize(torch.stack(embeddings), dim=-1)
+    half = len(data) // 2
+    assert all("document_id" in datum.loss_fn_inputs for datum in data)
+    similarity = vectors[:half] @ vectors[half:].T / 0.1
+    return torch.nn.functional.cross_entropy(similarity, torch.arange(half)), {"rows": float(half)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 pairs: two English words, and the same in French."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [
+        {"query": f"{colour} {thing}", "positive": f"{chose} {couleur}"}
+        for colour, couleur in COLOURS.items()
+        for thing, chose in THINGS.items()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def make(data: Path, tmp_path: Path) -> Any:
+    """A config for the tiny encoder, quick to train."""
+
+    def make(out: str = "run", **changes: Any) -> EmbedConfig:
+        settings = {"model": "tiny-encoder", "data": str(data), "batch_size": 12, "steps": 6, "learning_rate": 1e-3}
+        return EmbedConfig(**{**settings, "out": tmp_path / out, **changes})
+
+    return make
+
+
+def numbers(config: EmbedConfig) -> list[dict[str, Any]]:
+    """All that was recorded, apart from the speed."""
+    rows = read_metrics(config.out / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+
+
+def layout(rows: list[dict[str, Any]], loss: str, hard_negatives: int | None = None, **settings: Any) -> PairLayout:
+    """The layout of some rows for a loss."""
+    texts = grouped(read_texts(rows))
+    encoded = encode(texts, build_tiny_tokenizer(), 64, {"query": "", "document": ""})
+    return PairLayout(embedding_loss(loss, settings), texts, negatives_used(texts, hard_negatives), encoded)
+
+
+def said(datum: lb.Datum) -> str:
+    """The text of a datum."""
+    return build_tiny_tokenizer().decode(datum.model_input.to_ints())
+
+
+# --- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "multiple_negatives_ranking", "siglip"])
+def test_what_was_held_out_is_found_more_often(make: Any, loss: str) -> None:
+    config = make(loss=loss, held_out=12, steps=14)
+    last = embed.main(config)
+    first = numbers(config)[0]
+    assert first["step"] == 0
+    assert last["held_out_recall_at_1"] >= first["held_out_recall_at_1"] + 0.3
+    assert last["held_out_mrr"] > first["held_out_mrr"]
+    assert 0 <= first["held_out_recall_at_1"] <= first["held_out_mrr"] <= first["held_out_recall_at_10"] <= 1
+    report = json.loads((config.out / "data_report.json").read_text())
+    assert (report["rows"], report["held_out_rows"], report["held_out_seen"]) == (24, 12, 0)
+
+
+def test_the_encoder_gives_the_same_embeddings_in_transformers(make: Any) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    config = make(all_weights=False, rank=4, learning_rate=1e-2)
+    embed.main(config)
+    training = lb.ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
+    texts = ["red cat", "stone that is grey"]
+    datums = [lb.Datum(lb.ModelInput.from_ints(list(text.encode())), {}) for text in texts]
+    ours = embeddings(training, datums, "mean")
+    before = embeddings(lb.ServiceClient().create_training_client("tiny-encoder"), datums, "mean")
+    assert (ours - before).abs().max() > 0.05
+    tokenizer = AutoTokenizer.from_pretrained(config.out / "model")
+    model = AutoModel.from_pretrained(config.out / "model", add_pooling_layer=False)
+    for text, vector in zip(texts, ours, strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        torch.testing.assert_close(vector, hidden.mean(0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_the_encoder_gives_the_same_embeddings_in_sentence_transformers(make: Any, pooling: str) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    config = make(pooling=pooling, query_prefix="find: ")
+    embed.main(config)
+    training = lb.ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
+    encoder = sentence_transformers.SentenceTransformer(str(config.out / "model"), device="cpu")
+    texts = ["red cat", "a stone that is grey"]
+    for prefix, name in (("find: ", "query"), ("", "document")):
+        datums = [lb.Datum(lb.ModelInput.from_ints(list((prefix + text).encode())), {}) for text in texts]
+        ours = embeddings(training, datums, config.pooling)
+        theirs = encoder.encode(texts, prompt_name=name, convert_to_tensor=True)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert pooling_of(str(config.out / "model")) == pooling
+    assert encoder.max_seq_length == config.max_length
+
+
+def test_what_is_exported_again_says_how_it_pools_too(make: Any, tmp_path: Path) -> None:
+    config = make(pooling="cls", steps=2)
+    embed.main(config)
+    export(config.out, tmp_path / "exported")
+    assert pooling_of(str(tmp_path / "exported")) == "cls"
+
+
+def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: Any) -> None:
+    settings = {"save_every": 2, "eval_every": 3, "held_out": 6, "steps": 6}
+    whole, stopped = make("whole", **settings), make("stopped", **settings)
+    embed.main(whole)
+    embed.main(stopped.model_copy(update={"steps": 4}))
+    with (stopped.out / "metrics.jsonl").open("a") as file:
+        file.write('{"loss": 123.0, "step": 5}\n')  # as if it had been killed in its fifth step
+    embed.main(stopped.model_copy(update={"resume": True}))
+    found = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_mrr" in row)]  # its last step then
+    assert found == numbers(whole)
+    weights = [config.out / "model" / "model.safetensors" for config in (whole, stopped)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_first_coordinates_are_embeddings_too(make: Any) -> None:
+    config = make(matryoshka_dimensions=(8, 64), held_out=12, steps=14)
+    last = embed.main(config)
+    assert last["dim_8/held_out_recall_at_1"] >= numbers(config)[0]["dim_8/held_out_recall_at_1"] + 0.3
+    assert last["dim_64/held_out_recall_at_1"] == last["held_out_recall_at_1"]
+    assert last["loss"] == pytest.approx(last["dim_8/loss"] + last["dim_64/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "error", "message"),
+    [
+        pytest.param((8, 65), ConfigError, "has 65, but the embeddings have 64 coordinates", id="too many"),
+        pytest.param((64, 8, 16), LossConfigError, "neither ascending nor descending", id="no order"),
+        pytest.param((0, 8), LossConfigError, "numbers of coordinates", id="none"),
+    ],
+)
+def test_dimensions_that_cannot_be_are_refused_before_training(
+    make: Any, dimensions: tuple[int, ...], error: type[Exception], message: str
+) -> None:
+    config = make(matryoshka_dimensions=dimensions)
+    with pytest.raises(error, match=message):
+        embed.main(config)
+    assert not (config.out / "metrics.jsonl").exists()
+
+
+def test_a_function_of_the_hosted_style_is_one_over_embeddings(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    config = make(loss=f"{Path(__file__).stem}:hosted_in_batch", steps=8)
+    assert embed.main(config)["loss"] < numbers(config)[0]["loss"]
+    assert numbers(config)[0]["rows"] == 12
+
+
+# --- duplicates --------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_that_stands_twice_in_a_batch_is_masked_where_the_loss_can() -> None:
+    rows = [{"query": q, "positive": p} for q, p in (("a", "one"), ("b", "one"), ("c", "two"), ("c", "three"))]
+    made = layout(rows, "info_nce")
+    batch, loss = made.batch([0, 1, 2, 3])
+    training = lb.ServiceClient().create_training_client("tiny-encoder")
+    metrics = training.forward(batch, loss).result().metrics
+    assert metrics["masked_duplicates"] == 4  # a and b find the other's document, so do c and c: each both ways
+    groups = [one.group for one in made.texts]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert not takes_duplicates_for_negatives(loss)
+
+
+def test_duplicates_are_kept_apart_where_the_loss_cannot_be_told_of_them() -> None:
+    assert takes_duplicates_for_negatives(embedding_loss("ntxent", {}))
+    assert not takes_duplicates_for_negatives(embedding_loss("siglip", {}))  # it reads document_id
+    assert not takes_duplicates_for_negatives(embedding_loss("triplet", {}))  # each row alone
+    with pytest.raises(EmptyLossError, match=r"only 2 of the 5 rows have different .* info_nce"):
+        PairBatches([0, 0, 0, 0, 4], 3, 0, keep_apart=True)
+    with pytest.raises(EmptyLossError, match="2 rows are fewer than the 3 of a batch"):
+        PairBatches([0, 1], 3, 0, keep_apart=False)
+
+
+@given(st.lists(st.integers(0, 6), min_size=4, max_size=40), st.integers(2, 4), st.booleans(), st.integers(0, 3))
+def test_batches_are_a_function_of_the_seed_and_the_step_and_hold_no_row_twice(
+    groups: list[int], size: int, keep_apart: bool, seed: int
+) -> None:
+    if keep_apart and len(set(groups)) < size:
+        return
+    batches = PairBatches(groups, size, seed, keep_apart=keep_apart)
+    epochs = [[batches.at(1 + epoch * batches.per_epoch + k) for k in range(batches.per_epoch)] for epoch in range(2)]
+    for epoch in epochs:
+        rows = [row for batch in epoch for row in batch]
+        assert len(rows) == len(set(rows))
+        assert all(0 < len(batch) <= size for batch in epoch)
+        if keep_apart:
+            assert all(len({groups[row] for row in batch}) == len(batch) for batch in epoch)
+        else:
+            assert all(len(batch) == size for batch in epoch)
+    again = PairBatches(groups, size, seed, keep_apart=keep_apart)
+    assert again.at(batches.per_epoch + 1) == epochs[1][0]
+
+
+PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), min_size=2, max_size=14)
+
+
+@given(PAIRS, st.integers(1, 6), st.integers(0, 3))
+def test_rows_that_share_a_text_are_one_group_and_are_held_out_together(
+    pairs: list[tuple[str, str]], count: int, seed: int
+) -> None:
+    texts = grouped([Texts(query, positive) for query, positive in pairs])
+    for one in texts:
+        for other in texts:
+            if one.query == other.query or one.positive == other.positive:
+                assert one.group == other.group
+    members = Counter(one.group for one in texts)
+    try:
+        trained, measured = held_apart(texts, count, seed)
+    except EmptyLossError:
+        return
+    assert len(trained) + len(measured) == len(texts)
+    assert min(count, len(texts)) <= len(measured) < count + max(members.values())
+    assert {one.group for one in trained}.isdisjoint(one.group for one in measured)
+
+
+def test_groups_are_no_larger_than_what_is_connected() -> None:
+    texts = grouped([Texts("a", "1"), Texts("b", "2"), Texts("a", "3"), Texts("c", "3"), Texts("d", "4")])
+    groups = [one.group for one in texts]
+    assert groups[0] == groups[2] == groups[3]
+    assert len(set(groups)) == 3
+
+
+# --- hard negatives ------------------------------------------------------------------------------------------------------
+
+HARD = [{"query": f"q{i}", "positive": f"p{i}", "negatives": [f"n{i}", f"m{i}"]} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "used", "setting"),
+    [
+        ("info_nce", 2, {"num_extra_negatives": 6}),
+        ("multiple_negatives_ranking", 2, {"num_hard_negatives": 2}),
+        ("multiple_negatives_ranking", 1, {"num_hard_negatives": 1}),
+        ("triplet", 1, {}),
+        ("siglip", 0, {}),
+    ],
+)
+def test_a_batch_is_queries_then_positives_then_blocks_of_negatives(
+    loss: str, used: int, setting: dict[str, int]
+) -> None:
+    batch, sized = layout(HARD, loss, used).batch([2, 0, 1])
+    blocks = ["q", "p", "n", "m"][: 2 + used]
+    assert [said(datum) for datum in batch] == [f"{block}{i}" for block in blocks for i in (2, 0, 1)]
+    assert {key: sized.settings[key] for key in setting} == setting
+    sized.check(batch)
+
+
+def test_hard_negatives_are_learned_from(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "hard.jsonl"
+    rows = [
+        {"query": f"{colour} {thing}", "positive": f"{thing} that is {colour}", "negative": f"{thing} not {colour}"}
+        for colour in COLOURS
+        for thing in THINGS
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make(data=str(path), loss="triplet", loss_config={"distance": "cosine", "margin": 0.5}, steps=10)
+    last = embed.main(config)
+    assert last["negative_distance"] - last["positive_distance"] > 0.2
+    assert numbers(config)[0]["negative_distance"] - numbers(config)[0]["positive_distance"] < 0.1
+
+
+def test_a_negative_that_is_the_positive_of_another_row_of_the_group_is_masked() -> None:
+    rows = [
+        {"query": "a", "positive": "one", "negative": "x"},
+        {"query": "b", "positive": "two", "negative": "one"},  # b's negative is a's positive
+    ]
+    batch, loss = layout(rows, "info_nce").batch([0, 1])
+    metrics = lb.ServiceClient().create_training_client("tiny-encoder").forward(batch, loss).result().metrics
+    assert metrics["masked_duplicates"] == 1
+
+
+def test_labelled_pairs_stand_side_by_side_and_a_teachers_scores_at_their_documents() -> None:
+    rows = [{"query": "a", "positive": "b", "label": 0.25}, {"query": "c", "positive": "d", "label": 1}]
+    batch, loss = layout(rows, "cosent").batch([1, 0])
+    assert [said(datum) for datum in batch] == ["c", "d", "a", "b"]
+    assert [datum.loss_fn_inputs["label"].data for datum in batch] == [[1.0], [1.0], [0.25], [0.25]]
+    loss.check(batch)
+    rows = [{"query": f"q{i}", "positive": f"p{i}", "negative": f"n{i}", "scores": [3 + i, 1]} for i in range(2)]
+    batch, loss = layout(rows, "margin_mse").batch([0, 1])
+    assert [datum.loss_fn_inputs["teacher_score"].data for datum in batch] == [[0.0], [0.0], [3.0], [4.0], [1.0], [1.0]]
+    loss.check(batch)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "used", "error", "message"),
+    [
+        pytest.param("triplet", HARD, 0, ConfigError, "triplet need --hard-negatives 1", id="too few"),
+        pytest.param("siglip", HARD, 2, ConfigError, "siglip cannot read .* 2 negatives", id="too many"),
+        pytest.param("ntxent", HARD, 1, ConfigError, "ntxent cannot read .* 1 negatives", id="one too many"),
+        pytest.param("cosent", HARD, 0, DataFileError, "cosent reads 'label', which row 0", id="no label"),
+        pytest.param("margin_mse", HARD, 1, DataFileError, "margin_mse reads 'scores', which row 0", id="no scores"),
+        pytest.param("info_nce", HARD, 3, DataFileError, "row 0 .* has 2 negatives, but 3 are to be used", id="fewer"),
+        pytest.param(
+            *("info_nce", [*HARD, {"query": "q", "positive": "p"}], None, DataFileError),
+            "row 3 .* has 0 negatives, but 2 are to be used, as many as another row has: choose --hard-negatives 0",
+            id="ragged",
+        ),
+        pytest.param(
+            *("cosent", [{**row, "label": 1} for row in HARD], None, ConfigError, "make each a row of its own"),
+            id="labels and negatives",
+        ),
+    ],
+)
+def test_rows_that_a_loss_cannot_read_are_refused(
+    loss: str, rows: list[dict[str, Any]], used: int | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        layout(rows, loss, used)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_those_of_a_drawing() -> None:
+    """Documents at 0, 45, 90 and 180 degrees; a tie and a NaN count as misses."""
+    documents = torch.tensor([[2.0, 0.0], [3.0, 3.0], [0.0, 1.0], [-1.0, 0.0]])
+    queries = torch.tensor([[1.0, 0.1], [1.0, 0.1], [1.0, 0.1], [1.0, 0.1], [0.0, -1.0]])
+    right = [[0], [1], [3], [2, 3], [0]]
+    assert ranks(queries, documents, right).tolist() == [1, 2, 4, 3, 2]  # the last: at 90 degrees to both 0 and 180
+    documents[1] = float("nan")
+    assert ranks(queries[:1], documents, [[0]]).tolist() == [2]
+    collapsed = torch.ones(4, 2)
+    assert ranks(collapsed, collapsed, [[0], [1], [2], [3]]).tolist() == [4] * 4
+
+
+def test_texts_are_cut_to_their_tokens_and_counted_and_prefixes_belong_to_their_side() -> None:
+    texts = grouped([Texts("abc", "abcdefgh", ("abc",))])
+    encoded = encode(texts, build_tiny_tokenizer(), 6, {"query": "q:", "document": "d: "})
+    decode = build_tiny_tokenizer().decode
+    assert {text: decode(tokens.to_ints()) for text, tokens in encoded.queries.items()} == {"abc": "q:abc"}
+    found = {text: decode(tokens.to_ints()) for text, tokens in encoded.documents.items()}
+    assert found == {"abcdefgh": "d: abc", "abc": "d: abc"}
+    assert (encoded.longest, encoded.cut) == (11, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({"1_Pooling/config.json": {"pooling_mode_cls_token": True}}, "cls", id="flags"),
+        pytest.param({"1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "last", id="a name"),
+        pytest.param(
+            {"1_Pooling/config.json": {"pooling_mode": "max"}}, "pools by max, which the trainer cannot", id="max"
+        ),
+        pytest.param({"modules.json": [{"type": "x.Dense", "path": ""}]}, "has a Dense layer", id="a layer"),
+        pytest.param({"modules.json": None}, None, id="no sentence encoder"),
+    ],
+)
+def test_the_pooling_is_the_encoders_own(tmp_path: Path, files: dict[str, Any], expected: str | None) -> None:
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    for name, value in {"modules.json": modules, **files}.items():
+        if value is not None:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(json.dumps(value))
+    if expected is None or " " not in expected:
+        assert pooling_of(str(tmp_path)) == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            pooling_of(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_minilm_gives_the_same_embeddings_here_and_in_sentence_transformers() -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    try:
+        path = find_minilm()
+    except ModelError as error:
+        pytest.skip(str(error))
+    assert pooling_of(path) == "mean"
+    training = lb.ServiceClient().create_training_client(path)
+    texts = ["Return the absolute path.", "def abspath(path):\n    return normpath(join(getcwd(), path))"]
+    tokens = [training.get_tokenizer()(text)["input_ids"] for text in texts]
+    ours = embeddings(training, [lb.Datum(lb.ModelInput.from_ints(one), {}) for one in tokens], "mean")
+    theirs = sentence_transformers.SentenceTransformer(path, device="cpu").encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(torch.nn.functional.normalize(ours, dim=1), theirs, atol=1e-5, rtol=1e-4)
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        pytest.param({"anchor": "a", "positive": "b"}, "Rename 'anchor' to 'query'", id="another format"),
+        pytest.param({"query": "a", "postive": "b"}, "'postive': Did you mean 'positive'", id="misspelt"),
+        pytest.param({"query": "a"}, "this one has query", id="missing"),
+        pytest.param({"query": "a", "positive": " "}, "'positive' must be a text, not an empty text", id="empty"),
+        pytest.param({"query": 1, "positive": "b"}, "'query' must be a text, not a int", id="no text"),
+        pytest.param({"query": "a", "positive": "b", "negatives": "c"}, "a list of texts", id="one negative"),
+        pytest.param(
+            {"query": "a", "positive": "b", "negatives": ["c", ""]}, r"negatives\[1\]", id="an empty negative"
+        ),
+        pytest.param({"query": "a", "positive": "b", "label": "1"}, "'label' must be a number", id="a label in words"),
+        pytest.param({"query": "a", "positive": "b", "scores": [1, 2]}, "a list of 1 numbers", id="scores"),
+        pytest.param({"query": "a", "positive": "b", "negative": "c", "negatives": []}, "give one of them", id="both"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataFileError, match=f"row 1: .*{message}"):
+        read_texts([{"query": "a", "positive": "b"}, row])
+
+
+def test_keys_that_are_null_are_not_there() -> None:
+    row = {"query": "a", "positive": "b", "negative": None, "label": None}
+    assert texts_from_row(row) == Texts("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        pytest.param({"loss": "info_nec"}, UnknownLossError, "Did you mean 'info_nce'", id="misspelt"),
+        pytest.param(
+            {"loss": "dpo"}, LossContractError, "dpo reads logprobs, but this recipe trains embeddings", id="dpo"
+        ),
+        pytest.param(
+            {"loss_config": {"num_extra_negatives": 4}},
+            ConfigError,
+            "leave it out, and choose --hard-negatives",
+            id="count",
+        ),
+        pytest.param({"loss": f"{Path(__file__).stem}:apart"}, LossContractError, 'per="datum"', id="not registered"),
+    ],
+)
+def test_a_loss_that_cannot_be_used_ends_the_run_before_anything_is_made(
+    make: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    config = make(**settings)
+    with pytest.raises(error, match=message):
+        embed.main(config)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({}, "data", id="nothing to train on"),
+        pytest.param({"data": "a", "pooling": "maen"}, "'mean', 'last' or 'cls'", id="a misspelt pooling"),
+        pytest.param({"data": "a", "eval_data": "b", "held_out": 3}, "choose one of eval_data", id="two evaluations"),
+        pytest.param({"data": "a", "sample_prompts": ("Hi",)}, "an encoder does not", id="questions to an encoder"),
+        pytest.param({"data": "a", "batch_size": 1}, "batch_size", id="no negatives"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EmbedConfig(**settings)
+
+
+def test_the_example_is_a_configuration() -> None:
+    assert EmbedConfig(**read_config(EXAMPLE, EmbedConfig)).model == "minilm"
