@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ...datums.errors import LossbookError, RewardError
 
@@ -36,7 +36,7 @@ def check_reward(function: Any, name: str) -> Reward:
         ) from None
     except ValueError:  # a builtin without a signature: calling it will tell
         pass
-    return function
+    return cast(Reward, function)
 
 
 def rewarded(reward: Reward, name: str, question: str, row: Mapping[str, Any], answer: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
         hint = did_you_mean("prompt", row)
         raise DataFileError(f"{place}: has no 'prompt'; it holds {', '.join(row) or 'nothing'}.{hint}")
     try:
-        messages: list[Message] = (
+        messages: Sequence[Message] = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else check_messages(prompt)
         )
         if isinstance(reward, MathReward):
