@@ -17,6 +17,7 @@ from ..losses.registry import get_loss
 if TYPE_CHECKING:
     from ..trainer import TrainingClient
     from ..trainer.reference_client import ReferenceClient
+    from ..trainer.responses import ForwardBackwardOutput
 
 #: What rollouts have for a loss to read, beside the model's outputs.
 INPUTS = ("target_tokens", "weights", "sampling_logprobs", "advantages", "ref_logprobs", "rollout_logprobs")
@@ -86,18 +87,18 @@ def with_reference(data: Sequence[Datum], reference: ReferenceClient) -> list[Da
     return [_with(datum, ref_logprobs=logprobs) for datum, logprobs in zip(data, found, strict=True)]
 
 
-def mismatch(data: Sequence[Datum], logprobs: Sequence[TensorData]) -> dict[str, float]:
+def mismatch(data: Sequence[Datum], output: ForwardBackwardOutput) -> dict[str, float]:
     """How far the sampler is from the trainer: two estimates of KL(sampler || trainer), nats a token.
 
-    logprobs: the trainer's of each datum's tokens, before any update of theirs. On policy both are 0 but for rounding; with
+    output: of these datums under the weights that their step began with. On policy both are 0 but for rounding; with
     rollouts sampled ahead they hold the update between, too.
     """
     differences = []
-    for datum, own in zip(data, logprobs, strict=True):
+    for datum, found in zip(data, output.loss_fn_outputs, strict=True):
         inputs = datum.loss_fn_inputs
         sampled = inputs.get("rollout_logprobs", inputs["sampling_logprobs"]).to_numpy()
         written = inputs["weights"].to_numpy() != 0
-        differences.append((own.to_numpy() - sampled)[written].astype(np.float64))
+        differences.append((found["logprobs"].to_numpy() - sampled)[written].astype(np.float64))
     difference = np.concatenate(differences)
     k3 = np.expm1(difference) - difference
     return {"mismatch_k1": float(-difference.mean()), "mismatch_k3": float(k3.mean())}

@@ -40,6 +40,9 @@ from .rollout_batches import ADVANTAGES, Collected, Collector, Overlong, datums_
 from .rollouts import Player, Rollout
 from .runs import SAMPLES, Run
 
+#: Metrics that the display has room for.
+SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")
+
 
 class RLConfig(ProblemSettings, RecipeConfig):
     """Settings of the recipe; every field is a flag."""
@@ -83,17 +86,13 @@ class RLConfig(ProblemSettings, RecipeConfig):
 def main(config: RLConfig) -> dict[str, float]:
     """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
     loss = policy_loss(config)  # unknown ids, settings and names end here, before anything is loaded
-    if config.advantages not in ADVANTAGES:
-        hint = did_you_mean(config.advantages, ADVANTAGES)
-        raise ConfigError(f"no advantages are called {config.advantages!r}.{hint} There are {', '.join(ADVANTAGES)}")
+    check_advantages(config.advantages)
     problems, held_out = load_problems(config, config.seed)
     run, training = begin(config)
     reference = training.create_reference_client() if reads(loss, "ref_logprobs") else None
     player = Player(training.get_tokenizer(), config.max_tokens, config.max_length, config.temperature)
-    with (
-        Collector(config, player, problems, training) as collector,
-        Loop(config, run, training, config.steps, keep=collector.keep) as loop,
-    ):
+    collector = Collector(config, player, problems, training)
+    with collector, Loop(config, run, training, config.steps, keep=collector.keep) as loop:
         collector.restore(loop.kept)
         if loop.start == 0:
             loop.log_evaluation(0, evaluate(0, player, held_out, training, run))
@@ -104,21 +103,25 @@ def main(config: RLConfig) -> dict[str, float]:
                 datums = with_trainer_logprobs(datums, training)
             if reference is not None:
                 datums = with_reference(datums, reference)
-            batches = minibatches(datums, config, step)
-            outputs, updates, found = [], [], rollouts.metrics
+            batches, outputs, updates = minibatches(datums, config, step), [], []
             for batch in batches:
                 outputs.append(training.forward_backward(batch, loss).result())
-                if len(outputs) == 1:  # the weights are still those that the step began with
-                    found = found | mismatch(batch, [one["logprobs"] for one in outputs[0].loss_fn_outputs])
                 updates.append(training.optim_step(config.adam_params(step, config.steps)).result())
-            shown = ("reward", "response_length", "sampler_entropy", "grad_norm")
+            found = rollouts.metrics | mismatch(batches[0], outputs[0])
             used = [datum for batch in batches for datum in batch]
-            loop.log(step, used, as_one(outputs), as_one_update(updates), found, shown=shown)
+            loop.log(step, used, as_one(outputs), as_one_update(updates), found, shown=SHOWN)
             loop.look(step, loss, batches[-1], outputs[-1])  # the last: of several its ratios have moved most
             record(run, step, "training", rollouts, config.samples)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, evaluate(step, player, held_out, training, run))
     return run.finish(training)
+
+
+def check_advantages(name: str) -> None:
+    """Raise ConfigError for a name that no advantages have."""
+    if name not in ADVANTAGES:
+        hint = did_you_mean(name, ADVANTAGES)
+        raise ConfigError(f"no advantages are called {name!r}.{hint} There are {', '.join(ADVANTAGES)}")
 
 
 def minibatches(datums: Sequence[Datum], config: RLConfig, step: int) -> list[list[Datum]]:
