@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -193,6 +194,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(scratch, target)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):  # of a program that was killed
+            shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
