@@ -95,6 +95,8 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
+    if low == high == 0:  # as fractions are
+        return -0.04, 1.0
     room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
     return low - room, high + room
 

@@ -99,7 +99,7 @@ document.querySelectorAll(".chart").forEach((chart, number) => {
     output.style.display = "block";
     const room = chart.clientWidth - output.offsetWidth;
     output.style.left = `${Math.max(Math.min(at * box.width + 12, room), 0)}px`;
-    output.style.top = `${svg.offsetTop + 6}px`;
+    output.style.top = `${box.top - chart.getBoundingClientRect().top + 6}px`;
   });
 });
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,3 +160,15 @@ def test_a_fifth_of_a_curve_is_its_beginning_and_its_end() -> None:
     )
     assert (series.early, series.late, series.last) == (2.0, 8.0, 9.0)
     np.testing.assert_array_equal(series.steps, [0, 1, 2, 3, 4, 5, 6, 8, 9, 10])
+
+
+def test_the_guide_lists_every_finding() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "reports.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| ([A-Z][^|]*?) \|", guide, re.MULTILINE))
+    assert listed == {finding.title for _, history in TROUBLE for finding in diagnose(history)}
+
+
+def test_the_guides_example_runs() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "reports.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/reports.md", "exec"), {})

@@ -4,13 +4,10 @@ Run it where Chromium is installed:
 
     apt-get install chromium && pip install 'lossbook[browser]'
     pytest -m slow tests/cookbook/test_reports_browser.py
-
-LOSSBOOK_SCREENSHOTS=DIRECTORY writes the pictures of docs/reports.md there.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,11 +123,3 @@ def luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.skipif("LOSSBOOK_SCREENSHOTS" not in os.environ, reason="LOSSBOOK_SCREENSHOTS names no directory")
-def test_pictures_for_the_docs(page: Any, request: pytest.FixtureRequest) -> None:
-    name = request.node.callspec.params["page"].replace(" ", "_")
-    path = Path(os.environ["LOSSBOOK_SCREENSHOTS"]) / f"report_{name}.png"
-    page.screenshot(path=path, full_page=True)
-    assert path.stat().st_size > 10_000
