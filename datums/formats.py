@@ -23,6 +23,7 @@ ELSEWHERE = {
     "conversation": "rename 'conversation' to 'messages'",
     "instruction": "rename 'instruction' (with 'input') to 'prompt' and 'output' to 'completion'",
     "input_ids": "give 'labels' too: input_ids where a token is to be learned, -100 where it is only read",
+    "answer": "rename 'answer' to 'completion' if it is to be learned; `lossbook train rl` takes rows of prompt and answer",
     "response": "rename 'response' to 'completion'",
     "positive": _EMBEDDING,
     "query": _EMBEDDING,

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
-from ...datums.files import read_jsonl
 from ...datums.messages import check_messages
+from ...datums.sources import read_rows
 from ..configs import Setting
 from ..tasks import Question, Task
 from .guess_number import GuessNumber
@@ -33,8 +33,11 @@ class ProblemSettings(BaseModel):
 
     task: str | None = Field(None, description="a reasoning-gym task")
     task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
-    data: Path | None = Field(None, description="JSON Lines file, in place of task: rows of prompt and answer")
-    eval_data: Path | None = Field(None, description="JSON Lines file that only measures")
+    data: Path | None = Field(
+        None,
+        description="in place of task: rows of prompt and answer; .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT",
+    )
+    eval_data: Path | None = Field(None, description="as data, but only measures")
     environment: str | None = Field(None, description="in place of task: guess_number, or module:Class")
     environment_config: dict[str, Setting] = Field({}, description="settings of the environment")
     reward: str | None = Field(
@@ -142,9 +145,9 @@ def _score_of(task: Task, question: Question, answer: str) -> float:
 
 
 def _rows(settings: ProblemSettings, reward: Reward, name: str) -> tuple[list[Problem], list[Problem]]:
-    problems = [_of_row(row, reward, name) for row in read_jsonl(settings.data or "")]
+    problems = [_of_row(row, reward, name) for row in read_rows(settings.data or "")]
     if settings.eval_data is not None:
-        return problems, [_of_row(row, reward, name) for row in read_jsonl(settings.eval_data)]
+        return problems, [_of_row(row, reward, name) for row in read_rows(settings.eval_data)]
     if settings.held_out >= len(problems):
         raise DataFileError(
             f"{settings.data} has {len(problems)} rows, which leaves none to train on beside the last {settings.held_out} that "

@@ -139,6 +139,7 @@ def test_tools_reach_the_template(tokenizer_with: Any) -> None:
         ({"conversations": []}, "rename 'conversations' to 'messages', 'from' to 'role'"),
         ({"instruction": "a", "output": "b"}, "rename 'instruction'"),
         ({"input_ids": [1], "label": [1]}, "Here: give 'labels' too"),
+        ({"prompt": "a", "answer": "b"}, "rename 'answer' to 'completion' if it is to be learned; `lossbook train rl`"),
         ({"query": "a", "positive": "b"}, "texts to embed, not to learn; `lossbook train embed` takes such rows"),
         ({"anchor": "a", "positive": "b", "negative": "c"}, "`lossbook train embed` takes such rows"),
         ({"query": "a", "negatives": ["b"]}, "`lossbook train embed` takes such rows"),
