@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..datums.chat_template import ChatTemplate
-from ..datums.errors import LossbookError, RewardError, TemplateError
+from ..datums.errors import LossbookError, RewardError, TemplateError, located
+from ..datums.messages import check_messages
 from ..datums.types import SamplingParams
 from .environments.protocol import Environment, Message, Problem
 from .environments.rewards import checked_number, shortened
@@ -115,8 +116,15 @@ class _Episode:
     longest_answer: int = 0
 
     def __post_init__(self) -> None:
-        self.environment = self.problem.begin()
-        template, messages = self.template.guarded(self.environment.reset())
+        try:
+            self.environment = self.problem.begin()
+            messages = check_messages(self.environment.reset())
+        except LossbookError as error:
+            raise located(error, f"the beginning of {shortened(self.problem.text)}") from None
+        except Exception as error:
+            place = f"an episode of {shortened(self.problem.text)} cannot begin"
+            raise RewardError(f"{place}: {type(error).__name__}: {error}") from error
+        template, messages = self.template.guarded(messages)
         self.tokens = template.tokens(messages, add_generation_prompt=True)
 
     def take(self, sequence: SampledSequence, max_length: int | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,11 +32,11 @@ class ProblemSettings(BaseModel):
 
     task: str | None = Field(None, description="a reasoning-gym task")
     task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
-    data: Path | None = Field(
+    data: str | None = Field(
         None,
         description="in place of task: rows of prompt and answer; .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT",
     )
-    eval_data: Path | None = Field(None, description="as data, but only measures")
+    eval_data: str | None = Field(None, description="as data, but only measures")
     environment: str | None = Field(None, description="in place of task: guess_number, or module:Class")
     environment_config: dict[str, Setting] = Field({}, description="settings of the environment")
     reward: str | None = Field(

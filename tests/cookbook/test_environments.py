@@ -67,18 +67,18 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def test_math_verify_takes_equal_numbers_in_another_form_and_no_others(rows: Path) -> None:
-    (half, *_), _ = load_problems(ProblemSettings(data=rows, held_out=0), 0)
+    (half, *_), _ = load_problems(ProblemSettings(data=str(rows), held_out=0), 0)
     answers = ["0.25", "It is $\\frac{1}{4}$.", "2/8", "0.26", "no idea", ""]
     assert [score(half, answer) for answer in answers] == [1, 1, 1, 0, 0, 0]
 
 
 def test_the_last_rows_of_a_file_are_held_out_and_a_file_of_its_own_in_their_place(rows: Path) -> None:
-    problems, held_out = load_problems(ProblemSettings(data=rows, held_out=1), 0)
+    problems, held_out = load_problems(ProblemSettings(data=str(rows), held_out=1), 0)
     assert ([p.text for p in held_out], len(problems)) == (["What is 5 / 4?"], 3)
-    problems, held_out = load_problems(ProblemSettings(data=rows, eval_data=rows), 0)
+    problems, held_out = load_problems(ProblemSettings(data=str(rows), eval_data=str(rows)), 0)
     assert (len(problems), len(held_out)) == (4, 4)
     with pytest.raises(DataFileError, match="has 4 rows, which leaves none to train on beside the last 9"):
-        load_problems(ProblemSettings(data=rows, held_out=9), 0)
+        load_problems(ProblemSettings(data=str(rows), held_out=9), 0)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_a_row_that_cannot_be_scored_is_named_before_anything_is_sampled(
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(LossbookError, match=message):
-        load_problems(ProblemSettings(data=path, held_out=0), 0)
+        load_problems(ProblemSettings(data=str(path), held_out=0), 0)
 
 
 def test_a_reward_function_reads_the_answer_without_spaces_around_it_and_the_row(rows: Path, here: str) -> None:
-    (first, *_), _ = load_problems(ProblemSettings(data=rows, held_out=0, reward=f"{here}:exact"), 0)
+    (first, *_), _ = load_problems(ProblemSettings(data=str(rows), held_out=0, reward=f"{here}:exact"), 0)
     assert (score(first, " 1/4\n"), score(first, "0.25")) == (1, 0)
 
 
@@ -130,7 +130,7 @@ def test_a_reward_function_takes_a_tasks_questions_too(here: str) -> None:
 def test_a_mistake_in_a_reward_function_names_it_the_question_and_the_answer(
     rows: Path, here: str, function: str, message: str
 ) -> None:
-    (first, *_), _ = load_problems(ProblemSettings(data=rows, held_out=0, reward=f"{here}:{function}"), 0)
+    (first, *_), _ = load_problems(ProblemSettings(data=str(rows), held_out=0, reward=f"{here}:{function}"), 0)
     with pytest.raises(RewardError, match=message):
         score(first, "maybe")
 
@@ -150,7 +150,7 @@ def test_a_reward_that_is_none_is_refused_at_once(
 ) -> None:
     settings = {key: value.replace("HERE", here) for key, value in settings.items()}
     with pytest.raises(RewardError, match=message):
-        load_problems(ProblemSettings.model_validate({"data": rows, "held_out": 0, **settings}), 0)
+        load_problems(ProblemSettings.model_validate({"data": str(rows), "held_out": 0, **settings}), 0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import lossbook as lb
 from lossbook.cookbook.environments import Message, Problem, Step
 from lossbook.cookbook.environments.guess_number import GuessNumber
 from lossbook.cookbook.rollouts import Player, Rollout
-from lossbook.datums.errors import RewardError
+from lossbook.datums.errors import LossbookError, RewardError
 from lossbook.trainer.responses import SampledSequence, SampleResponse
 from lossbook.trainer.tiny import build_tiny_tokenizer
 
@@ -120,6 +120,20 @@ class Breaks:
         return [][len(answer)]
 
 
+class CannotBegin(Breaks):
+    """A mistake before the first message."""
+
+    def reset(self) -> Sequence[Message]:
+        raise OSError("no such server")
+
+
+class SpeaksAsNobody(Breaks):
+    """A role that no chat template knows."""
+
+    def reset(self) -> Sequence[Message]:
+        return [{"role": "usr", "content": "?"}]
+
+
 class SaysNothing(Breaks):
     """Not done, but without a word."""
 
@@ -138,12 +152,14 @@ class RewardsInfinitely(Breaks):
     ("environment", "message"),
     [
         (Breaks, "Breaks failed on the question 'a problem' with the answer 'yes': IndexError"),
+        (CannotBegin, "an episode of 'a problem' cannot begin: OSError: no such server"),
+        (SpeaksAsNobody, "the beginning of 'a problem': message 0 has the unknown role 'usr'"),
         (SaysNothing, "environment of 'a problem' is not done but says nothing"),
         (RewardsInfinitely, "environment of 'a problem' returned inf as a reward"),
     ],
 )
 def test_a_mistake_in_an_environment_names_the_question_and_the_answer(environment: Any, message: str) -> None:
-    with pytest.raises(RewardError, match=message):
+    with pytest.raises(LossbookError, match=message):
         play(Scripted(["yes"]), environment)
 
 
@@ -153,7 +169,7 @@ def test_episodes_of_one_problem_that_begin_differently_are_refused() -> None:
 
         def reset(self) -> Sequence[Message]:
             Random.count += 1
-            return [{"role": "user", "content": f"{Random.count}"}]
+            return [{"role": "user", "content": str(Random.count)}]
 
     with pytest.raises(RewardError, match="begin differently"):
         play(Scripted(["a", "b"]), Random, group_size=2)
