@@ -105,7 +105,7 @@ def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, as_trained: s
     datum = batch[found.datum]
     tokens = _text_tokens(datum, found)
     weight = found.columns["weight"]
-    lead: list[Any] = [None] * (len(tokens) - len(weight))  # the first token, which is nobody's target
+    lead = [None] if "target_tokens" in datum.loss_fn_inputs else []  # the first token, which is nobody's target
     learned = np.flatnonzero(weight if weight.ndim == 1 else np.abs(weight).sum(1)) + len(lead)
     start = max(min(int(learned[0]) - OF_THE_PROMPT, len(tokens) - LONGEST), 0) if len(learned) else 0
     stop = min(start + LONGEST, len(tokens))
@@ -129,7 +129,10 @@ def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, as_trained: s
 
 
 def _text_tokens(datum: Datum, found: Examined) -> list[int]:
-    """The sequence's tokens: the first, and each position's target; of K targets the text's own, the last one's likeliest."""
+    """The sequence's tokens: the first, and each position's target; of K targets the text's own.
+
+    Nothing follows the last position there, so its likeliest target stands for it, if it is read at all.
+    """
     tokens = datum.model_input.to_ints()
     targets = datum.loss_fn_inputs.get("target_tokens")
     if targets is None or "logprob" not in found.columns:
@@ -137,8 +140,8 @@ def _text_tokens(datum: Datum, found: Examined) -> list[int]:
     array = targets.to_numpy()
     if array.ndim == 1:
         return [*tokens[:1], *array.tolist()]
-    last = int(np.argmax(np.nan_to_num(found.columns["logprob"][-1], nan=-np.inf)))
-    return [*tokens, int(array[-1, last])]
+    last = found.columns["logprob"][-1]
+    return tokens if np.isnan(last).all() else [*tokens, int(array[-1, int(np.nanargmax(last))])]
 
 
 def _of_the_text(name: str, values: np.ndarray, datum: Datum) -> np.ndarray:

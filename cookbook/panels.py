@@ -28,7 +28,7 @@ PANELS = (
     Panel("pairs in the right order (fraction)", ("accuracy", "held_out_accuracy", "held_out_reward_accuracy")),
     Panel("margin of chosen over rejected", ("margin",)),
     Panel("held-out margin", ("held_out_margin", "held_out_reward_margin")),
-    Panel("implicit rewards", ("chosen_reward", "rejected_reward")),
+    Panel("rewards of chosen and rejected answers", ("chosen_reward", "rejected_reward")),
     Panel("held-out answers' logprobs since the start (nats)", ("held_out_chosen_change", "held_out_rejected_change")),
     Panel(
         "recall (fraction)", ("in_batch_recall_at_1", "held_out_recall_at_1", "held_out_recall_at_10", "held_out_mrr")
@@ -73,7 +73,7 @@ def panels_of(keys: Sequence[str]) -> list[Panel]:
 
 
 def _spoken(key: str) -> str:
-    return key.replace("_", " ").replace("held out", "held-out")
+    return key.replace("_", " ").replace("held out", "held-out").replace(" kl", " KL")
 
 
 def _is_idle(panel: Panel, runs: Mapping[str, Rows], there: Sequence[str], losses: Mapping[str, Any]) -> bool:

@@ -16,6 +16,8 @@ FEWEST_CONTRASTIVE = 20
 
 def likelihood_displacement(history: History) -> Finding | None:
     """Chosen and rejected answers both become less likely."""
+    if history.find("score_min") is not None:
+        return None  # a reward model: its rewards are scores, not likelihoods
     chosen, rejected = history.find("chosen_reward", at_least=FEWEST), history.find("rejected_reward", at_least=FEWEST)
     if chosen is None or rejected is None:
         chosen = history.find("held_out_chosen_change", at_least=2)

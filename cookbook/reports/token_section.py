@@ -9,8 +9,20 @@ from ..token_page import TokenSequence, token_view_html
 from .markup import folded, table, text
 
 #: What is coloured by, in this order, of what was recorded. The first is chosen when the page opens, so a column that is the
-#: same for all of a sequence's tokens, such as cross-entropy's gradient, comes behind those that tell tokens apart.
-ORDER = ("gradient", "logprob", "loss", "ratio", "advantage", "weight", "sampling_logprob", "ref_logprob")
+#: same for all tokens of a step, such as cross-entropy's gradient, comes behind those that tell tokens apart.
+ORDER = (
+    "gradient",
+    "value_gradient",
+    "logprob",
+    "value",
+    "loss",
+    "ratio",
+    "advantage",
+    "entropy",
+    "weight",
+    "sampling_logprob",
+    "ref_logprob",
+)
 _VALUE_OF = {"token": "its tokens' weighted mean", "datum": "the sequence", "pair": "its pair", "batch": "the batch"}
 
 
@@ -40,7 +52,9 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(
         used,
         key=lambda column: (
-            not any(_varies(row["tokens"].get(column, ())) for row in rows),
+            not any(
+                _varies(column, [row for row in rows if row["step"] == step]) for step in {row["step"] for row in rows}
+            ),
             ORDER.index(column) if column in ORDER else len(ORDER),
             column,
         ),
@@ -54,8 +68,8 @@ def _step_html(step: int, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     return f'<div class="step" data-step="{step}">{view}{targets}</div>'
 
 
-def _varies(values: Sequence[float | None]) -> bool:
-    return len({value for value in values if value is not None}) > 1
+def _varies(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    return len({value for row in rows for value in row["tokens"].get(column, ()) if value is not None}) > 1
 
 
 def _sequence(row: Mapping[str, Any], columns: Sequence[str]) -> TokenSequence:

@@ -146,6 +146,7 @@ def test_the_worst_comes_first() -> None:
         ("far from its reference but coming back", run(ref_kl=line(0.5, 0.2))),
         ("the rejected fall, the chosen hardly", run(chosen_reward=line(0, -0.1), rejected_reward=line(0, -4))),
         ("nothing can be said about three steps", History([{"step": t, "clip_fraction": 1.0} for t in range(3)])),
+        ("scores of a reward model", run(chosen_reward=line(0, -2), rejected_reward=line(0, -4), score_min=-5.0)),
         ("nothing was recorded", History([])),
         ("a mean of nothing is not broken", run(ref_kl=math.nan, nll=1.0)),
     ],

@@ -254,6 +254,21 @@ def test_a_position_with_several_targets_lists_them_likeliest_first(tmp_path: Pa
     assert row["tokens"]["logprob"][2] == pytest.approx(math.log(0.2), rel=1e-4)  # of C, which stands in the text
 
 
+def test_an_unread_last_position_of_several_targets_has_no_token(tmp_path: Path) -> None:
+    tokens = [65, 66, 67]
+    inputs = {"target_tokens": [[66, 90], [67, 90], [0, 0]], "weights": [[1.0, 0.5], [1.0, 0.5], [0.0, 0.0]]}
+    output = lb.trainer.responses.ForwardBackwardOutput(
+        [{"logprobs": lb.TensorData(np.full((3, 2), -1.0, np.float32))}]
+    )
+    run = open_run(tmp_path / "run", {})
+    data = [Datum(lb.ModelInput.from_ints(tokens), inputs)]
+    record_sequences(run, 1, "cross_entropy", data, output, client().get_tokenizer())
+    (row,) = read_sequences(run.path)
+    assert row["tokens"]["text"] == ["A", "B", "C"]
+    assert row["tokens"]["gradient"] == [None, -1.5, -1.5]
+    assert len(row["candidates"]) == 3
+
+
 def test_of_rollouts_the_worst_and_the_best_are_recorded(tmp_path: Path) -> None:
     data = [rollout([0.0, 1.0], advantage) for advantage in (0.1, -2.0, 0.3, 1.5, 0.2)]
     output = lb.trainer.responses.ForwardBackwardOutput([{"logprobs": lb.TensorData([-1.0, -1.0])}] * 5)
