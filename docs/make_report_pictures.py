@@ -1,8 +1,8 @@
-"""The pictures of docs/reports.md, taken of a report in Chromium:
+"""The pictures of docs/reports.md, taken of reports in Chromium: of a small run, and of docs/recipes/rl.md's for its tokens.
 
     lossbook train rl --config examples/rl.toml
     lossbook runs report runs/rl
-    python docs/make_report_pictures.py runs/rl/report.html
+    python docs/make_report_pictures.py runs/rl/report.html runs/smollm2/report.html
 
 Needs Chromium (apt-get install chromium) and `pip install 'lossbook[browser,plot]'`.
 """
@@ -20,7 +20,7 @@ from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 #: Colours of a picture: few enough for a small file.
-PALETTE = 96
+PALETTE = 128
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ PICTURES = (
     Picture(
         "report_tokens",
         1150,
-        470,
+        770,
         "dark",
         ".microscope",
-        clicked=(".steps button:nth-of-type(1)", ".step:visible label:has-text('gradient')"),
-        hovered=".step:visible .tv-token",
+        clicked=(".steps button:nth-of-type(2)", ".step:visible label:has-text('gradient')"),
+        hovered=".step:visible .tv-token:has-text('helpful')",
     ),
     Picture("report_phone", 390, 844, "light", "header"),
 )
@@ -66,8 +66,8 @@ def take(page: Any, picture: Picture) -> None:
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def main(report: Path) -> None:
-    """All pictures of one report."""
+def main(report: Path, with_text: Path) -> None:
+    """All pictures; that of the tokens of a report whose model writes text."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as api:
@@ -75,10 +75,10 @@ def main(report: Path) -> None:
         for picture in PICTURES:
             size: Any = {"width": picture.width, "height": picture.height}
             page = browser.new_context(viewport=size, color_scheme=picture.scheme).new_page()  # type: ignore[arg-type]
-            page.goto(report.resolve().as_uri())
+            page.goto((with_text if picture.top == ".microscope" else report).resolve().as_uri())
             take(page, picture)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[-1]))
