@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Format = Literal["adapter", "merged"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 #: How much a logprob (nats) or a number of an embedding may differ. float32: two orders of summation; the others: the
-#: rounding of every weight and product, measured in docs/export.md.
+#: rounding of every weight, measured in docs/export.md.
 TOLERANCES: dict[str, float] = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.5}
 
 

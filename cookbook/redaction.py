@@ -9,7 +9,7 @@ from typing import Any
 
 REDACTED = "[redacted]"
 #: Environment variables whose values are secrets, by their names.
-_SECRET_NAME = re.compile(r"(^|_)(API_?KEY|ACCESS_KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(^|_)(APIKEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 #: A value this short would be found in ordinary words.
 _SHORTEST = 8
 _LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")

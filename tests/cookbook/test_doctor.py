@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.machinery
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lossbook.cookbook.cli import main
 from lossbook.cookbook.doctor import Finding, examined, verdict
 from lossbook.cookbook.doctor_self_test import self_tests
 from lossbook.cookbook.parity import compare, measure_parity
+from lossbook.cookbook.trackers import TrackerName
 from lossbook.losses import registry
 from lossbook.trainer.sampling_client import SamplingClient
 
@@ -102,6 +104,21 @@ def test_a_missing_optional_package_is_a_note_with_the_pip_command_and_a_folder_
     assert texts(doctor_checks.packages())["wandb"] == (
         "note not installed: pip install 'lossbook[wandb]' for --log-to wandb"
     )
+
+
+def test_every_optional_package_that_the_code_asks_for_is_reported_with_its_extra() -> None:
+    root = Path(doctor_checks.__file__).resolve().parents[1]
+    calls = [
+        call
+        for part in ("datums", "losses", "trainer", "cookbook")
+        for module in (root / part).rglob("*.py")
+        for call in re.findall(r'\brequire\(\s*"([\w.]+)",\s*"(\w+)"', module.read_text(encoding="utf-8"))
+    ]
+    asked = {(module.split(".")[0], extra) for module, extra in calls} | {
+        (name, name) for name in get_args(TrackerName)
+    }
+    assert len(asked) > 5
+    assert asked <= {(name, extra) for name, (extra, _) in doctor_checks.OPTIONAL.items()}
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
