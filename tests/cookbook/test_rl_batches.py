@@ -65,6 +65,15 @@ def test_the_advantage_stands_on_every_token_of_the_answer_and_the_prompt_has_we
     assert inputs["weights"].data == [1.0, 1.0, 1.0]  # the prompt's one token predicts the first
 
 
+def test_what_an_environment_wrote_between_two_answers_has_weight_0_in_the_datum() -> None:
+    turns = Rollout("p", [1], [2, 3, 4, 5], [-0.5, 0.0, 0.0, -0.25], [1.0, 0.0, 0.0, 1.0], 1.0, False, 1, ["x", "y"])
+    [datum, _] = datums_of(collector(), [[turns, rollout(0.0)]], "centred", allow_biased=False)
+    inputs = datum.loss_fn_inputs
+    assert inputs["target_tokens"].data == [2, 3, 4, 5]
+    assert inputs["weights"].data == [1.0, 0.0, 0.0, 1.0]
+    assert inputs["sampling_logprobs"].data == [-0.5, 0.0, 0.0, -0.25]
+
+
 def test_groups_of_equal_rewards_are_replaced_by_other_problems_up_to_the_limit() -> None:
     dealt = collector([1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], dynamic_sampling=2)
     found = dealt.collect(NO_SAMPLER, step=1)
