@@ -157,10 +157,8 @@ def linear_logprobs(
     chosen = _choose(hidden, head, strategy, budget, known_gradient is not None, kept_dtype)
     lacks = {"entropy": entropy, "mean logprobs": mean_logprobs, "top k": topk > 0, "second target": targets.ndim == 2}
     lacking = [name for name, is_asked in {**lacks, "bias": head.bias is not None}.items() if is_asked]
-    wants_gradient, is_plain = chosen != "forward-only", head.scale == 1.0
-    code = choose_backend(
-        backend, hidden, head.weight, lacking=lacking, is_plain=is_plain, wants_gradient=wants_gradient
-    )
+    wants_gradient = chosen != "forward-only"
+    code = choose_backend(backend, hidden, head.weight, lacking=lacking, wants_gradient=wants_gradient)
     with torch.autocast(hidden.device.type, enabled=False):
         if code == "cut-cross-entropy" and len(hidden):
             pair = cut_cross_entropy_logprobs(hidden, head.weight, targets, head.softcap, head.scale)

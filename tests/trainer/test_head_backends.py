@@ -88,28 +88,21 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     assert linear_logprobs(hidden, Head(weight), targets).backend == "chunked"
 
 
-class OnCuda(torch.Tensor):
-    """A tensor that says it is on a GPU: enough to ask for the choice where there is none."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_reference_logprobs_and_those_of_training_come_from_the_same_code(dtype: torch.dtype, wants_gradient: bool):
+    """Else a policy would differ from its own reference by rounding before the first step."""
+    hidden, weight, targets = leaves(3, dtype)
+    with torch.set_grad_enabled(wants_gradient):
+        assert linear_logprobs(hidden, Head(weight), targets).backend == "chunked"
 
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda")
 
-
-@pytest.mark.parametrize(
-    ("change", "chosen"),
-    [
-        pytest.param({}, "cut-cross-entropy", id="logprobs of bfloat16 without gradient"),
-        pytest.param({"wants_gradient": True}, "chunked", id="its gradient would be summed in bfloat16"),
-        pytest.param({"lacking": ["entropy"]}, "chunked", id="something it does not have"),
-        pytest.param({"is_plain": False}, "chunked", id="a scale it would round"),
-        pytest.param({"dtype": torch.float32}, "chunked", id="float32"),
-    ],
-)
-def test_on_a_gpu_cut_cross_entropy_is_chosen_where_it_loses_nothing(change: dict[str, Any], chosen: str, monkeypatch):
-    monkeypatch.setattr(head_backends, "_is_installed", lambda: True)
-    dtype = change.pop("dtype", torch.bfloat16)
-    hidden = torch.zeros(3, WIDTH, dtype=dtype).as_subclass(OnCuda)
-    options: dict[str, Any] = {"lacking": [], "is_plain": True, "wants_gradient": False, **change}
-    found = head_backends.choose_backend("auto", hidden, torch.zeros(VOCABULARY, WIDTH, dtype=dtype), **options)
-    assert found == chosen
+def test_cut_cross_entropy_gives_no_logprob_above_zero():
+    """Its target logit and its sum over the vocabulary are rounded apart: seen at +0.0016 on a GPU, in bfloat16."""
+    certain = torch.zeros(VOCABULARY, WIDTH)
+    certain[7] = 100.0
+    outputs = linear_logprobs(
+        torch.full((5, WIDTH), 1.7), Head(certain), torch.full((5,), 7), backend="cut-cross-entropy"
+    )
+    assert bool((outputs.logprobs <= 0).all())
+    assert bool((outputs.logprobs > -1e-3).all())
