@@ -76,6 +76,11 @@ def _spoken(key: str) -> str:
     return key.replace("_", " ").replace("held out", "held-out").replace(" kl", " KL")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a recorded value can be drawn; what else stands in a row is somebody's note."""
+    return isinstance(value, int | float)
+
+
 def _is_idle(panel: Panel, runs: Mapping[str, Rows], there: Sequence[str], losses: Mapping[str, Any]) -> bool:
     """Whether a panel would say nothing that another does not say better."""
     if panel.keys[0] == "nll":
@@ -86,5 +91,5 @@ def _is_idle(panel: Panel, runs: Mapping[str, Rows], there: Sequence[str], losse
 
 
 def _loss_is_nll(rows: Rows) -> bool:
-    pairs = [(row["loss"], row["nll"]) for row in rows if "loss" in row and "nll" in row]
+    pairs = [(row["loss"], row["nll"]) for row in rows if is_number(row.get("loss")) and is_number(row.get("nll"))]
     return bool(pairs) and bool(np.allclose(*zip(*pairs, strict=True), rtol=1e-4, equal_nan=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..datums.errors import MissingExtraError
 from .extras import require
-from .panels import Panel, Rows, default_panels, panels_of
+from .panels import Panel, Rows, default_panels, is_number, panels_of
 from .runs import CONFIG, CURVE, METRICS, read_metrics, read_settings
 
 #: Colours of runs, or of what one run recorded; told apart by the colour-blind, and readable on white and on black.
@@ -102,7 +102,7 @@ def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Rows]) -> None:
 
 def _draw(ax: Any, rows: Rows, key: str, **style: Any) -> None:
     """The values, and, where there are many, their running mean on top."""
-    points = [(row["step"], row[key]) for row in rows if key in row]
+    points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
     if not points:
         return
     steps, values = zip(*points, strict=True)

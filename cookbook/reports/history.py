@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ...datums.errors import RunError
-from ..runs import METRICS, read_metrics, read_settings
+from ...datums.errors import DataFileError, RunError
+from ..panels import is_number
+from ..runs import CONFIG, METRICS, read_metrics, read_settings
 
+#: What is farther from 0 is as good as infinite, and would not survive the arithmetic of drawing.
+LARGEST = 1e100
 #: Trends compare the means over this share of a curve's first and last values: one value alone is noise.
 SHARE = 5
 
@@ -82,8 +86,18 @@ def read_history(folder: str | Path) -> History:
     rows = read_metrics(folder / METRICS)
     if not rows:
         raise RunError(f"{folder / METRICS} is empty: the run ended before its first number")
-    settings = read_settings(folder) if (folder / "config.json").exists() else {}
-    return History(rows, settings)
+    settings = read_settings(folder) if (folder / CONFIG).exists() else {}
+    return History([_numbers(row, line) for line, row in enumerate(rows, start=1)], settings)
+
+
+def _numbers(row: Mapping[str, Any], line: int) -> dict[str, float]:
+    """A row's numbers; what else somebody wrote there is not drawn. Raises DataFileError where `step` is no number."""
+    if not isinstance(row["step"], int):
+        raise DataFileError(f"{METRICS}, line {line}: step is {row['step']!r}, not a number of steps")
+    found = {key: value for key, value in row.items() if is_number(value)}
+    return {key: float(value) if abs(value) < LARGEST else math.nan for key, value in found.items()} | {
+        "step": row["step"]
+    }
 
 
 def _runs_below(folder: Path) -> str:

@@ -63,6 +63,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; } deta
 .tv > label { border-color: var(--line); background: var(--raised); font-size: .87rem; }
 .tv > input:checked + label { border-color: var(--note); background: var(--note); color: var(--paper); }
 .tv-end { color: var(--ink); }
+.tv-token.flipped:hover::after { left: auto; right: 0; }
 .tv-sequence { margin-top: 1rem; padding: .7rem .9rem; border: 1px solid var(--line); border-radius: 8px; }
 .tv-sequence h3 { margin-top: 0; font-size: .93rem; } .tv-sequence p, .tv-legend { color: var(--quiet); }
 @media print { .step[hidden] { display: block; } }
@@ -101,6 +102,11 @@ document.querySelectorAll(".chart").forEach((chart, number) => {
     output.style.left = `${Math.max(Math.min(at * box.width + 12, room), 0)}px`;
     output.style.top = `${box.top - chart.getBoundingClientRect().top + 6}px`;
   });
+});
+
+document.addEventListener("pointerover", event => {  // a token in the right half of the window shows its numbers to the left
+  const token = event.target.closest?.(".tv-token");
+  if (token) token.classList.toggle("flipped", token.getBoundingClientRect().left > window.innerWidth / 2);
 });
 
 document.querySelectorAll(".microscope").forEach(microscope => {

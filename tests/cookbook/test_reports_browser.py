@@ -109,6 +109,13 @@ def test_the_pointer_shows_a_curves_values_and_a_tokens_numbers(page: Any) -> No
     assert "none" not in token.evaluate("token => getComputedStyle(token, '::after').content")
 
 
+def test_a_tokens_numbers_stay_inside_the_window(page: Any) -> None:
+    tokens = page.locator(".step:visible .tv-token")
+    rights = tokens.evaluate_all("tokens => tokens.map(token => token.getBoundingClientRect().right)")
+    tokens.nth(rights.index(max(rights))).hover()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
 def test_text_can_be_read_on_its_background(page: Any) -> None:
     """Dark on light or light on dark, never the like on the like; 4.5 is WCAG 2.2's bound for text (criterion 1.4.3)."""
     ink, paper = page.evaluate(

@@ -7,13 +7,14 @@ import hashlib
 import html
 import json
 import re
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lossbook as lb
@@ -210,6 +211,27 @@ def test_a_long_curve_is_thinned_and_a_single_point_is_drawn() -> None:
     assert html_of_one.count("<circle") == 1
     assert "nan" not in html_of_one
     assert chart_html(Panel("loss", ("loss",)), {"run": [{"step": 1, "loss": float("nan")}]}) == ("", {})
+
+
+NAMES = ("loss", "nll", "grad_norm", "grad_norm_clipped", "reward", "held_out_nll", "ref_kl", "clip_fraction", "datums")
+NAMES += ("sampler_entropy", "response_length", "chosen_reward", "rejected_reward", "in_batch_recall_at_1", "x/loss")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(NAMES), st.one_of(st.floats(), st.integers(), st.text(max_size=3), st.none())),
+        max_size=40,
+    )
+)
+def test_whatever_the_numbers_there_is_a_page_of_finite_curves(rows: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [json.dumps({"step": step, "loss": 1.0, **row}) for step, row in enumerate(rows, start=1)]
+        (Path(folder) / "metrics.jsonl").write_text("\n".join(['{"step": 0}', *lines]) + "\n")
+        page = report_page({"run": folder})
+    curves = "".join(re.findall(r'points="[^"]*"|[xy]\d?="[^"]*"', page))
+    assert "nan" not in curves
+    assert "inf" not in curves
 
 
 @given(st.text())

@@ -76,6 +76,14 @@ def test_a_run_that_ended_before_its_first_number_says_so(tmp_path: Path, capsys
     assert "ended before its first number" in capsys.readouterr().err
 
 
+def test_a_note_among_the_numbers_is_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.0, "nll": "so"}\n{"step": 2, "loss": "high", "nll": 1}\n'
+    )
+    assert main(["runs", "plot", str(tmp_path)]) == 0
+    assert main(["runs", "report", str(tmp_path)]) == 0
+
+
 def test_a_picture_of_another_kind_is_refused(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "plot", *runs, "--out", "runs.jpg"]) == 2
     assert ".png, .svg, .pdf" in capsys.readouterr().err
