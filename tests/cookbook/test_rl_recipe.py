@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -234,55 +230,6 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
     rl.main(stopped.model_copy(update={"resume": True}))
     assert numbers(stopped.out) == numbers(whole.out)
     assert read_rows(stopped.out / "samples.jsonl") == read_rows(whole.out / "samples.jsonl")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("off_policy_steps", [0, 1])
-def test_after_kill_9_a_run_goes_on_to_the_same_metrics_bit_for_bit(tmp_path: Path, off_policy_steps: int) -> None:
-    flags = ["--task", "spell_backward", "--task-config", "min_word_len", "3", "max_word_len", "3", "--task-size", "64"]
-    flags += ["--all-weights", "--learning-rate", "1e-3", "--max-tokens", "6", "--steps", "16", "--save-every", "3"]
-    flags += [
-        "--eval-every",
-        "7",
-        "--held-out",
-        "4",
-        "--minibatches",
-        "2",
-        "--dynamic-sampling",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    flags += ["--off-policy-steps", str(off_policy_steps)]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert _start(flags, whole).wait(timeout=240) == 0
-    process = _start(flags, killed)
-    while not (killed / "checkpoints" / "step-000006").exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    before = read_rows_of_a_killed_run(killed)
-    assert 0 < max(row["step"] for row in before) < 16
-    assert _start([*flags, "--resume"], killed).wait(timeout=240) == 0
-    assert numbers(killed) == numbers(whole)
-    assert read_rows(killed / "samples.jsonl") == read_rows(whole / "samples.jsonl")
-
-
-def read_rows_of_a_killed_run(folder: Path) -> list[dict[str, Any]]:
-    """Its metrics; the last line may be cut."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _start(flags: list[str], out: Path) -> subprocess.Popen[bytes]:
-    code = "import sys; from lossbook.cookbook.cli import main; sys.exit(main(sys.argv[1:]))"
-    path = os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-c", code, "train", "rl", *flags, "--out", str(out)]
-    return subprocess.Popen(
-        command, env=environment, cwd=out.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
