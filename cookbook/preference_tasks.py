@@ -28,7 +28,7 @@ def preference_rows(
     rows = []
     for question in questions:
         candidates = _candidates(question, questions, wrong_answer, drawn)
-        wrong = next((text for text in candidates if task.score(question, text) < 1.0), None)
+        wrong = next((text for text in candidates if text != question.answer and task.score(question, text) < 1), None)
         if wrong is None:
             raise TaskError(
                 f"{task.name}: no {wrong_answer} answer is wrong for {question.text[:60]!r}, whose right answer is "
@@ -53,7 +53,7 @@ def _candidates(
 
 
 def scrambled(answer: str, drawn: random.Random) -> str:
-    """The answer's words (parts between commas, where it has any) in an order that has nothing of the answer read backwards.
+    """The answer's words (parts between commas, where it has any) in another order, with nothing of the answer read backwards.
 
     It neither begins with the answer's last word nor holds two neighbours in exchanged order. In a task that turns a list
     round, such an answer copies no more of the question than the right one does; otherwise a model that likes to copy would
@@ -64,6 +64,7 @@ def scrambled(answer: str, drawn: random.Random) -> str:
     order = list(range(len(words)))
     for _ in range(TRIES):
         drawn.shuffle(order)
-        if order[0] != len(words) - 1 and all(after != before - 1 for before, after in pairwise(order)):
+        is_another = order != sorted(order)
+        if is_another and order[0] != len(words) - 1 and all(after != before - 1 for before, after in pairwise(order)):
             return separator.join(words[i] for i in order)
     return answer
