@@ -17,7 +17,7 @@ import lossbook as lb
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: What an example may import: lossbook's public names, the SDK it stands in for, torch and the standard library.
 ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional"}
-ALLOWED |= {"ast", "collections.abc", "json", "math", "pathlib", "re", "sysconfig", "typing", "zlib"}
+ALLOWED |= {"ast", "collections.abc", "json", "math", "random", "pathlib", "re", "sysconfig", "typing", "zlib"}
 
 
 @pytest.fixture(autouse=True)

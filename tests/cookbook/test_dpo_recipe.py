@@ -388,6 +388,7 @@ def test_a_tasks_wrong_answers_are_wrong_and_hold_the_same_words_in_an_order_of_
         assert task.score(question, ", ".join(chosen)) == 1.0
         assert task.score(question, ", ".join(rejected)) < 1.0
         assert sorted(chosen) == sorted(rejected)
+        assert rejected != chosen
         assert rejected[0] != chosen[-1]
         copied = set(zip(chosen[1:], chosen, strict=False))  # neighbours as they stand in the question
         assert not copied & set(pairwise(rejected))
@@ -449,4 +450,4 @@ def test_the_example_file_holds_valid_settings(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dpo, "main", taken.append)
     example = Path(__file__).resolve().parents[2] / "examples" / "dpo.toml"
     assert command_line(["train", "dpo", "--config", str(example), "--loss", "kto"]) == 0
-    assert (taken[0].loss, taken[0].task, taken[0].wrong_answer) == ("kto", "word_sequence_reversal", "scrambled")
+    assert (taken[0].loss, taken[0].data) == ("kto", "examples/pairs.jsonl")
