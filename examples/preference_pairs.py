@@ -1,33 +1,34 @@
-"""Preference data for `lossbook train dpo` and `train reward`: is a number even or odd? Writes pairs.jsonl and
-pairs_held_out.jsonl.
+"""Preference data for `lossbook train dpo` and `train reward`: writes pairs.jsonl and pairs_held_out.jsonl.
 
-Every question has a right and a wrong answer of one word. Half of the numbers are even, and half of the questions name "odd"
-first, so neither a liking for one word, nor for the first one named, nor length tells them apart: a model that does not look
-at the number is right half of the time. No number is in both files.
+Half of the questions ask for a bare number, the other half for a sentence. Both answers of a pair are right; the chosen one has
+the form that was asked for. So it is the shorter one in half of the pairs, and a model that likes one form best, whatever it is
+asked, gets half of them right. No sum is in both files.
 """
 
 import json
 import random
 
+BRIEF = ("Just the number:", "Briefly:")
+SENTENCE = ("In a sentence:", "Spelled out:")
+
 drawn = random.Random(0)
-numbers = drawn.sample(range(1000, 10000), 224)
-evens, odds = ([number for number in numbers if number % 2 == rest][:100] for rest in (0, 1))
+sums = [(a, b) for a in range(10, 50) for b in range(10, 50)]
+drawn.shuffle(sums)
 
 
-def row(number):
+def row(a, b, is_brief):
     """One question as a row of chosen and rejected answers."""
-    words = ["even", "odd"] if drawn.random() < 0.5 else ["odd", "even"]
-    right, wrong = ("even", "odd") if number % 2 == 0 else ("odd", "even")
+    number, sentence = str(a + b), f"{a} plus {b} is {a + b}."
+    chosen, rejected = (number, sentence) if is_brief else (sentence, number)
+    wish = drawn.choice(BRIEF if is_brief else SENTENCE)
     return {
-        "prompt": [{"role": "user", "content": f"Is {number} {words[0]} or {words[1]}?"}],
-        "chosen": [{"role": "assistant", "content": right}],
-        "rejected": [{"role": "assistant", "content": wrong}],
+        "prompt": [{"role": "user", "content": f"{wish} {a} + {b}?"}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
     }
 
 
-rows = [row(number) for pair in zip(evens, odds, strict=True) for number in pair]
-held_out, trained_on = rows[:40], rows[40:]
-drawn.shuffle(trained_on)
-for name, chosen_rows in (("pairs.jsonl", trained_on), ("pairs_held_out.jsonl", held_out)):
+rows = [row(a, b, i % 2 == 0) for i, (a, b) in enumerate(sums[:160])]
+for name, part in (("pairs_held_out.jsonl", rows[:32]), ("pairs.jsonl", rows[32:])):
     with open(name, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(chosen_row) + "\n" for chosen_row in chosen_rows)
+        file.writelines(json.dumps(one) + "\n" for one in part)
