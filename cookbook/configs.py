@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..datums.errors import ConfigError, did_you_mean
@@ -18,6 +19,9 @@ from .trackers import TrackerName
 
 #: A value of a loss's or a task's settings, as it can be written in TOML or on a command line.
 Setting = bool | int | float | str
+
+#: What products are computed in.
+Precision = Literal["float32", "bfloat16"]
 
 #: What may differ between a run and its continuation: how long it goes on (under a linear schedule that changes the
 #: steps to come, too), how often it looks and saves, who is told, and where it is computed and kept.
@@ -56,6 +60,9 @@ class RecipeConfig(BaseModel):
     sample_tokens: int = Field(64, ge=1, description="tokens an answer may have")
     log_to: tuple[TrackerName, ...] = Field((), description="where numbers go beside metrics.jsonl")
     device: str | None = Field(None, description="cpu, cuda, ...; the best there is if not given")
+    dtype: Precision | None = Field(
+        None, description="of products, and of frozen weights: float32 on a CPU, bfloat16 on a GPU if not given"
+    )
     resume: bool = Field(False, description="continue the run in `out` where its last checkpoint is")
     overwrite: bool = Field(False, description="delete the run in `out` and begin anew")
 
@@ -68,6 +75,11 @@ class RecipeConfig(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values, all that make the run what it is."""
         return self.model_dump(mode="json", exclude={"resume", "overwrite"})
+
+
+def torch_dtype(name: Precision | None) -> torch.dtype | None:
+    """torch's own dtype; None, for the device's default, stays None."""
+    return None if name is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def configured_loss(config: RecipeConfig) -> Loss:

@@ -42,7 +42,8 @@ def _trains(device: str) -> str:
             raise ArithmeticError(f"three steps on the same tokens gave the losses {losses}, which do not fall")
         saved = training.save_state("doctor").result().path
         again = service.create_training_client_from_state(str(Path(saved)), optimizer=True)
-        if not torch.equal(_logprobs(training), _logprobs(again)):
+        # Bit for bit on a CPU; on a GPU sums need not come in the same order twice, and 0.05 nats are bfloat16's rounding.
+        if not torch.allclose(_logprobs(training), _logprobs(again), rtol=0, atol=0 if device == "cpu" else 0.05):
             raise ArithmeticError("a checkpoint gave other logprobs back than were saved")
         sampler = training.save_weights_and_get_sampling_client()
         params = SamplingParams(max_tokens=4, temperature=0.0, stop=[])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..datums.errors import LossbookError, located
 from ..trainer import ServiceClient
-from .configs import EXTENDABLE, RecipeConfig, resolved_settings
+from .configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
 from .interrupts import StopRequest, stop_on_signals
 from .loggers import StepDisplay
 from .microscope import record_sequences
@@ -58,7 +58,7 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
 
 def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = False) -> TrainingClient:
     """A client that trains the configured model: adapters, or with `all_weights` all of it."""
-    service = ServiceClient(device=config.device, checkpoint_dir=checkpoints)
+    service = ServiceClient(device=config.device, dtype=torch_dtype(config.dtype), checkpoint_dir=checkpoints)
     if config.all_weights:
         return service.create_training_client(config.model, value_head=value_head)
     return service.create_lora_training_client(

@@ -9,7 +9,6 @@ or was put there by something else, is noticed and computed again.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..datums.errors import CheckpointError
 from ..datums.types import Datum, TensorData
+from ..trainer.checkpoint_files import installed_version
 from ..trainer.checkpoints import read_checkpoint, write_checkpoint
 from ..trainer.responses import TopLogprobs
 
@@ -125,7 +125,7 @@ class References:
 
 def cache_key(what: str, fingerprint: str, datums: Sequence[Datum]) -> str:
     """sha256, in hex, of all that the numbers depend on: the weights, the exact datums, and the library's version."""
-    version = importlib.metadata.version("lossbook")
+    version = installed_version("lossbook")
     digest = hashlib.sha256(f"{KIND} {FORMAT_VERSION} {version} {what} {fingerprint} {len(datums)}".encode())
     for datum in datums:
         digest.update(np.asarray(datum.model_input.to_ints(), dtype=np.int64).tobytes())

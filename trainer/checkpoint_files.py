@@ -127,7 +127,9 @@ def fill_folder(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "written_at": time.time(),
-        "versions": {name: _version(name) for name in ("lossbook", "torch", "transformers", "peft", "safetensors")},
+        "versions": {
+            name: installed_version(name) for name in ("lossbook", "torch", "transformers", "peft", "safetensors")
+        },
         "tensors": list(tensors),
         "files": {path.name: {"size": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())},
         "manifest": manifest,
@@ -288,7 +290,8 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of an installed package; None where only its files are there."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

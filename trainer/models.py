@@ -77,6 +77,11 @@ class LoadedModel:
             parameter.requires_grad_(True)
         return self
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What products are computed in: the weights' dtype, unless `compute_dtype` is narrower."""
+        return self.compute_dtype or next(self.module.parameters()).dtype
+
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast to `compute_dtype` where there is one; for forwards."""
         if self.compute_dtype is None:

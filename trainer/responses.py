@@ -76,9 +76,14 @@ class ModelData:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a training client trains, and how: batching is "packed" or "padded"; head the strategy and backend that
-    `linear_logprobs` took last, None before the first call. kind is "decoder" or "encoder"; max_length in tokens, None
-    where the architecture sets no limit."""
+    """What a training client trains, and how.
+
+    batching     "packed" or "padded"
+    head         the strategy and backend that `linear_logprobs` took last, None before the first call
+    kind         "decoder" or "encoder"
+    dtype        of products, such as "bfloat16"
+    max_length   in tokens, None where the architecture sets no limit
+    """
 
     model_id: str
     model_name: str
@@ -90,5 +95,6 @@ class ModelInfo:
     batching: str = "padded"
     head: str | None = None
     kind: Literal["decoder", "encoder"] = "decoder"
+    dtype: str = "float32"
     max_length: int | None = None
     value_head: bool = False

@@ -203,6 +203,7 @@ class TrainingClient:
             batching=self._engine.options.batching,
             head=self._model.head_choice,
             kind=self._model.kind,
+            dtype=str(self._model.product_dtype).removeprefix("torch."),
             max_length=self._model.max_length,
             value_head=self._model.value_head is not None,
         )
