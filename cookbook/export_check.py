@@ -155,11 +155,17 @@ def _with_adapter(base: LoadedModel, folder: Path) -> Any:
 
 def _whole(folder: Path, kind: str) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM
+    from transformers.utils import logging
 
     loader: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
-    module, report = loader.from_pretrained(
-        str(folder), dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-    )
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it prints a table of what is missing; here that is an error, or a pooler nobody uses
+    try:
+        module, report = loader.from_pretrained(
+            str(folder), dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(level)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing or report["unexpected_keys"]:
         raise ExportError(

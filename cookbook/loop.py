@@ -124,6 +124,8 @@ class Loop:
             told = located(error, f"step {self._step}")
             told.args = (f"{told} {self._how_to_go_on()}",)
             raise told from error
+        if isinstance(error, Exception) and self._step is not None:  # of a user's loss, or of a library
+            error.add_note(f"This was in step {self._step}. {self._how_to_go_on()}")
 
     def __iter__(self) -> Iterator[int]:
         if self.start == 0:

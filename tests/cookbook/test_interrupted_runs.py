@@ -35,6 +35,8 @@ def loss(logprobs):
     fault = os.environ.get("FAULT") if len(CALLS) == int(os.environ.get("AT", 0)) else None
     if fault == "kill":
         os.kill(os.getpid(), 9)
+    if fault == "raise":
+        raise ZeroDivisionError("of the loss")
     if os.environ.get("FAULT") == "wait":
         time.sleep(0.05)
     return -logprobs * (float("nan") if fault == "nan" else 1.0)
@@ -265,6 +267,16 @@ def test_before_the_first_checkpoint_an_error_says_that_there_is_none(
     assert main(flags("run")) == 1
     assert "NonFiniteLossError: step 1: loss: " in (error := capsys.readouterr().err)
     assert "(No checkpoint was saved yet: see --save-every.)" in error
+
+
+def test_what_a_loss_raises_keeps_its_traceback_and_says_in_which_step_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT", "raise")
+    monkeypatch.setenv("AT", "6")
+    with pytest.raises(ZeroDivisionError, match="of the loss") as raised:
+        main(flags("run"))
+    step = read_metrics("run/metrics.jsonl")[-1]["step"] + 1
+    (note,) = raised.value.__notes__
+    assert note.startswith(f"This was in step {step}. (The last checkpoint is run/checkpoints/step-0000")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
