@@ -25,8 +25,8 @@ from ..trainer import ServiceClient
 from .configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
 from .interrupts import StopRequest, stop_on_signals
 from .loggers import StepDisplay
-from .microscope import record_sequences
-from .runs import Run, find_checkpoint, open_run
+from .microscope import record_loss, record_sequences
+from .runs import LOSS, Run, find_checkpoint, open_run
 from .samples import record_samples
 from .trackers import Trackers, check_trackers
 
@@ -168,6 +168,8 @@ class Loop:
 
         `log` does so where a step is one call; where it is several, give it one of them: its own data and output.
         """
+        if not (self.run.path / LOSS).exists():
+            record_loss(self.run, loss)
         if self._is_looked_into(step):
             record_sequences(self.run, step, loss, batch, output, self.training.get_tokenizer())
 

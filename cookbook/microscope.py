@@ -2,7 +2,7 @@
 
 A line of sequences.jsonl is one sequence, its N positions after the first token, which is nobody's target:
 
-    {"step": 40, "datum": 2, "of": 8, "side": "", "loss": "ppo(...)",
+    {"step": 40, "datum": 2, "of": 8, "side": "",
      "losses": {"ppo": [-0.31, "token"]},                       value, and what it is of
      "tokens": {"text": [...N + 1], "id": [...], "weight": [null, ...], "logprob": [...], "gradient": [...], ...},
      "cut": [0, 0]}                                             tokens left out before and behind
@@ -10,6 +10,7 @@ A line of sequences.jsonl is one sequence, its N positions after the first token
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,15 +21,17 @@ import numpy as np
 from ..datums.errors import DataFileError
 from ..datums.types import Datum, as_datum
 from ..datums.view import token_texts
+from ..losses.cards import card_of
+from ..losses.mixture import Mixture
 from ..losses.registry import get_loss
 from .examination import Examined, examine, partners
-from .runs import SEQUENCES, read_rows
+from .runs import LOSS, SEQUENCES, read_rows
 
 if TYPE_CHECKING:
     from ..trainer.responses import ForwardBackwardOutput
     from .runs import Run
 
-__all__ = ["Examined", "examine", "read_sequences", "record_sequences"]
+__all__ = ["Examined", "examine", "read_loss", "read_sequences", "record_loss", "record_sequences"]
 
 #: Longer sequences are cut to these many tokens, so that files stay small: a few of a prompt's end, then what is learned.
 LONGEST, OF_THE_PROMPT = 400, 60
@@ -63,6 +66,27 @@ def record_sequences(
         run.append(SEQUENCES, {"step": step, **line})
 
 
+def record_loss(run: Run, loss: Any) -> None:
+    """Write the cards of a loss's parts with their settings as trained, once a run: also of a loss that is in no registry."""
+    loss = get_loss(loss)
+    parts = loss.parts if isinstance(loss, Mixture) else [(1.0, loss)]
+    cards = [{"factor": factor, **card_of(part, metrics=False).as_dict()} for factor, part in parts]
+    run.write(LOSS, json.dumps({"loss": repr(loss), "parts": cards}, indent=1))
+
+
+def read_loss(folder: str | Path) -> dict[str, Any]:
+    """What `record_loss` wrote; {} where there is none. Raises DataFileError for a damaged file."""
+    path = Path(folder) / LOSS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        _ = found["loss"], [(part["name"], part["axes"]["ratio"], part["settings"]) for part in found["parts"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataFileError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    return found
+
+
 def read_sequences(folder: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's sequences.jsonl; [] when there is no file. Raises DataFileError naming a row that is none."""
     rows = read_rows(Path(folder) / SEQUENCES)
@@ -85,7 +109,7 @@ def _lines(
     chosen = sorted({round(i) for i in np.linspace(0, len(groups) - 1, max(min(count, len(groups)), 1))})
     sides = ("chosen", "rejected") if loss.couples == "pair" else None
     return [
-        _line(examined[datum], batch, tokenizer, repr(loss), sides[place] if sides and len(groups[i]) == 2 else "")
+        _line(examined[datum], batch, tokenizer, sides[place] if sides and len(groups[i]) == 2 else "")
         for i in chosen
         for place, datum in enumerate(groups[i])
     ]
@@ -101,7 +125,7 @@ def _advantage(datum: Datum) -> float:
     return float(counted.mean()) if len(counted) and np.isfinite(counted).all() else 0.0
 
 
-def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, as_trained: str, side: str) -> dict[str, Any]:
+def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, side: str) -> dict[str, Any]:
     datum = batch[found.datum]
     tokens = _text_tokens(datum, found)
     weight = found.columns["weight"]
@@ -116,7 +140,6 @@ def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, as_trained: s
         "datum": found.datum,
         "of": len(batch),
         "side": side,
-        "loss": as_trained,
         "losses": {name: [_number(value), per] for name, (value, per) in found.losses.items()},
         "tokens": columns,
         "cut": [start, len(tokens) - stop],

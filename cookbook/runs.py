@@ -1,6 +1,7 @@
 """A run's folder: its settings, what became of its data, a line of metrics for each step, checkpoints, the adapter.
 
 config.json        the settings, all of them; `--config` takes this file back
+loss.json          the cards of the loss's parts, with the settings they were trained with
 data_report.json   rows kept, truncated and dropped, label tokens lost
 metrics.jsonl      one JSON object a line, flushed as it happens; the record that everything else is drawn from
 samples.jsonl      what the model answered, at some steps
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from .trackers import Trackers
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
-SAMPLES, SEQUENCES = "samples.jsonl", "sequences.jsonl"
+SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"
 CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
 #: What trackers keep in the folder: which run of theirs this is, event files, runs that are not sent yet.
 TRACKER_IDS, TRACKER_FOLDERS = "trackers.json", ("tensorboard", "wandb")
@@ -280,7 +281,7 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 
 def _delete_run(path: Path) -> None:
     read_settings(path)  # a folder that holds no run is not ours to empty
-    for name in (*BY_STEP, REPORT, CURVE, TRACKER_IDS):
+    for name in (*BY_STEP, REPORT, LOSS, CURVE, TRACKER_IDS):
         (path / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
         if (path / name).exists():

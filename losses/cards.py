@@ -134,9 +134,12 @@ def describe_loss(name: str) -> LossCard:
     return card_of_spec(spec_of(name))
 
 
-def card_of(loss: Loss) -> LossCard:
-    """The card of any loss, registered or not, with its own settings in the defaults' place."""
-    card = card_of_spec(loss.spec)
+def card_of(loss: Loss, *, metrics: bool = True) -> LossCard:
+    """The card of any loss, registered or not, with its own settings in the defaults' place.
+
+    metrics: call the loss on small data to learn what it reports; else the card lists no metrics.
+    """
+    card = card_of_spec(loss.spec, metrics=metrics)
     own = {name: getattr(loss.config, name) for name in card.settings}
     settings = {
         name: dataclasses.replace(one, default=own[name], required=False) for name, one in card.settings.items()
@@ -144,8 +147,8 @@ def card_of(loss: Loss) -> LossCard:
     return dataclasses.replace(card, reduction=loss.reduction, settings=settings)
 
 
-def card_of_spec(spec: LossSpec) -> LossCard:
-    """The card of a loss under its defaults."""
+def card_of_spec(spec: LossSpec, *, metrics: bool = True) -> LossCard:
+    """The card of a loss under its defaults; `metrics` as in `card_of`."""
     text = read_docstring(spec.function)
     return LossCard(
         name=spec.name,
@@ -162,7 +165,7 @@ def card_of_spec(spec: LossSpec) -> LossCard:
         inputs={one.name: _input(one, spec, text) for one in spec.inputs},
         returns=TensorCard("returns", *_said(text.returns, _SHAPES[spec.per], f"one loss a {spec.per}")),
         settings={key: _setting(key, field) for key, field in spec.config.model_fields.items()},
-        metrics=_metrics(spec),
+        metrics=_metrics(spec) if metrics else {},
         differs=dict(spec.differs),
         claims=tuple(spec.claims),
         presets=_presets_of(spec),

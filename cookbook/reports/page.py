@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...datums.errors import DataFileError
-from ..microscope import read_sequences
+from ..microscope import read_loss, read_sequences
 from ..panels import default_panels
 from ..plots import losses_of
 from ..runs import REPORT, SAMPLES, read_rows
@@ -18,13 +18,13 @@ from ..token_page import TOKEN_VIEW_CSS
 from .charts import chart_html
 from .diagnostics import diagnose
 from .history import History, read_history
+from .loss_section import loss_html
 from .markup import folded, json_block, text
 from .sections import (
     data_html,
     differing_settings_html,
     findings_html,
     headline_html,
-    loss_html,
     samples_html,
     settings_html,
 )
@@ -63,8 +63,7 @@ def _charts_html(
 def _run_html(name: str, history: History, folder: Path, *, charts: str = "", heading: str = "h2") -> str:
     """One run: how it went, what looks wrong, curves, tokens, and what it was made of."""
     rows = read_sequences(folder)
-    seen = next((row for row in rows if "refused" not in row), {})
-    loss = loss_html(history.settings, str(seen.get("loss", "")), list(seen.get("losses", {})), is_open=heading == "h2")
+    loss = loss_html(history.settings, read_loss(folder), is_open=heading == "h2")
     parts = {
         "What looks wrong": findings_html(diagnose(history)),
         "": charts,

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...datums.errors import LossbookError
-from ...losses.cards import LossCard, describe_loss
-from ...losses.registry import list_losses
 from .findings import Finding
 from .history import History
-from .markup import folded, shown, table, text
+from .markup import shown, table, text
 
 #: What stands at the top, of as much as was recorded: key, label.
 HEADLINES = (
@@ -118,48 +115,6 @@ def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
         name = f"{before}{key}"
         rows += _flat(one, f"{name}: ") if isinstance(one, Mapping) else [(name, one)]
     return rows
-
-
-def loss_html(settings: Mapping[str, Any], as_trained: str, names: Sequence[str], *, is_open: bool) -> str:
-    """The loss with its resolved settings, and the card of each part of it, open or folded.
-
-    as_trained: what the microscope recorded, "" without it. A loss from a user's module is not imported here: a report
-    runs no code that a run's folder names.
-    """
-    written = f"{settings.get('loss', 'unknown')} {shown(settings.get('loss_config') or {})}"
-    parts = [f"<p>As trained:</p><pre>{text(as_trained)}</pre>" if as_trained else f"<pre>{text(written)}</pre>"]
-    for name in names or [str(settings.get("loss", ""))]:
-        try:
-            card = describe_loss(name) if name in list_losses() else None
-        except LossbookError:
-            card = None
-        parts.append(
-            _card_html(card, is_open=is_open)
-            if card is not None
-            else f"<p>{text(name)} is not registered: no card.</p>"
-        )
-    return "".join(parts)
-
-
-def _card_html(card: LossCard, *, is_open: bool) -> str:
-    tensors = [(t.name, t.shape, t.unit, t.meaning) for t in (*card.outputs.values(), *card.inputs.values())]
-    axes = [
-        ("one loss a", card.per),
-        ("ratio", card.axes.ratio),
-        ("clip", card.axes.clip),
-        ("KL", card.axes.kl),
-        ("default reduction", card.reduction),
-        ("source", card.source or "not stated"),
-    ]
-    body = [
-        f"<pre>{text(card.formula)}</pre>" if card.formula else "",
-        *(f"<p>{text(' '.join(paragraph.split()))}</p>" for paragraph in card.description.split("\n\n") if paragraph),
-        table(axes),
-        "<h4>reads</h4>" + table(tensors),
-        "<h4>settings and defaults</h4>" + table((s.name, s.type, s.default, s.bounds) for s in card.settings.values()),
-        "<h4>in other systems</h4>" + table(card.differs.items()) if card.differs else "",
-    ]
-    return folded(f"card of {card.name}", "".join(body), is_open=is_open)
 
 
 def samples_html(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str:

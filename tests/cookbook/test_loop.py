@@ -129,4 +129,5 @@ def test_sequences_are_recorded_at_the_first_step_at_some_evaluations_and_at_the
     train(config_in(tmp_path / "run", eval_every=every), datums, total)
     rows = read_rows(tmp_path / "run" / "sequences.jsonl")
     assert [row["step"] for row in rows] == [step for step in steps for _ in datums]
+    assert json.loads((tmp_path / "run" / "loss.json").read_text())["parts"][0]["name"] == "cross_entropy"
     assert rows[0]["tokens"]["gradient"] == [None, -1.0, -1.0, -1.0]

@@ -13,7 +13,7 @@ import torch
 
 import lossbook as lb
 from lossbook.cookbook.examination import examine
-from lossbook.cookbook.microscope import LONGEST, read_sequences, record_sequences
+from lossbook.cookbook.microscope import LONGEST, read_loss, read_sequences, record_loss, record_sequences
 from lossbook.cookbook.runs import open_run
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError
 from lossbook.datums.types import Datum
@@ -299,6 +299,18 @@ def test_a_loss_that_cannot_be_examined_ends_no_run_but_says_why(tmp_path: Path)
     output = lb.trainer.responses.ForwardBackwardOutput([{"logprobs": lb.TensorData(np.zeros(5, np.float32))}])
     record_sequences(run, 2, once, ROLLOUTS[:1], output, None)
     assert read_sequences(run.path) == [{"step": 2, "refused": "RuntimeError: called twice"}]
+
+
+def test_every_kind_of_loss_has_a_record_of_its_card(tmp_path: Path) -> None:
+    def undocumented(data, logprobs_list):
+        raise RuntimeError("a card calls no loss")
+
+    run = open_run(tmp_path / "run", {})
+    for loss in (undocumented, *(make() for make, _ in CASES.values()), "trl:dapo"):
+        record_loss(run, loss)
+        recorded = read_loss(run.path)
+        assert recorded["loss"] == repr(lb.get_loss(loss))
+        assert all(part["name"] for part in recorded["parts"])
 
 
 @pytest.mark.parametrize(

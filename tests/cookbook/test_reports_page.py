@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lossbook as lb
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.microscope import record_sequences
+from lossbook.cookbook.microscope import record_loss, record_sequences
 from lossbook.cookbook.reports.charts import MOST_POINTS, chart_html, ticks
 from lossbook.cookbook.reports.markup import json_block, text
 from lossbook.cookbook.reports.page import report_page
-from lossbook.cookbook.runs import open_run
+from lossbook.cookbook.runs import Run, open_run
 from lossbook.datums.errors import DataFileError, RunError
 from lossbook.trainer.responses import ForwardBackwardOutput
 
@@ -69,6 +70,7 @@ def make_run(folder: Path, **settings: Any) -> Path:
     )
     output = ForwardBackwardOutput([{"logprobs": lb.TensorData(np.array([0, -1, -1], np.float32))}])
     loss = lb.get_loss("ppo", clip_high=1.28, reduction="token-mean")
+    record_loss(run, loss)
     for step in range(1, 13):
         run.log(
             step, {"loss": 1 / step, "reward": step / 12, "clip_fraction": 0.9, "grad_norm": 1.0, "response_tokens": 2}
@@ -166,14 +168,42 @@ def test_a_run_with_nothing_but_numbers_has_a_page_too(tmp_path: Path) -> None:
 def test_a_loss_of_a_users_module_is_shown_but_not_imported(tmp_path: Path) -> None:
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     folder = make_run(tmp_path / "run", loss="trap:loss")
-    (folder / "sequences.jsonl").unlink()
-    assert "trap:loss is not registered: no card" in report_page({"run": folder})
+    (folder / "loss.json").unlink()
+    assert "The run recorded no card of it, and trap:loss is not registered" in report_page({"run": folder})
+
+
+def steep(logprobs: torch.Tensor, *, slope: float = 3.0) -> torch.Tensor:
+    """-slope logprobs <b>: cross-entropy, but steeper."""
+    return -slope * logprobs
+
+
+def test_a_loss_of_a_users_own_has_its_card_with_the_settings_it_was_trained_with(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    record_loss(Run(folder), 0.25 * lb.get_loss(steep, slope=7.0) + lb.get_loss("cross_entropy"))
+    page = report_page({"run": folder})
+    words = html.unescape(re.sub(r"<[^>]*>", " ", page))
+    assert "card of 0.25 × " in words
+    assert "-slope logprobs <b>: cross-entropy, but steeper." in words
+    assert re.search(r"slope\s+7\s+float", words)
+    assert "card of cross_entropy" in words
+
+
+def test_without_a_record_a_registered_loss_is_shown_as_the_registry_has_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "loss.json").unlink()
+    words = re.sub(r"<[^>]*>", " ", report_page({"run": folder}))
+    assert "settings by default" in words
+    assert "card of ppo" in words
 
 
 def test_damaged_files_and_folders_without_a_run_are_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "data_report.json").write_text("{")
     with pytest.raises(DataFileError, match=r"data_report\.json is damaged"):
+        report_page({"run": folder})
+    (folder / "data_report.json").unlink()
+    (folder / "loss.json").write_text('{"loss": "x", "parts": [{}]}')
+    with pytest.raises(DataFileError, match=r"loss\.json is damaged"):
         report_page({"run": folder})
     with pytest.raises(RunError, match=r"holds no metrics\.jsonl"):
         report_page({"none": tmp_path})
