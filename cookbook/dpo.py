@@ -95,6 +95,7 @@ def main(config: DPOConfig) -> dict[str, float]:
     if needs.reference:
         units = regrouped(references.attached(flat(units)), units)
     held_out = HeldOutPreferences.begin(held_out_units, references)
+    del references  # it holds a copy of what is trained, with all_weights of the whole model
     loss.check(flat(units))
     batches = Batches(len(units), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
