@@ -236,10 +236,11 @@ def test_what_parity_cannot_do_is_said(
 
 @pytest.mark.parametrize(("dtype", "agrees"), [("float32", False), ("bfloat16", True), ("float16", True)])
 def test_what_is_rounding_in_bfloat16_is_a_bug_in_float32(dtype: str, agrees: bool) -> None:
-    found = compare([-1.0, -2.0, -3.0], [-1.006, -2.03, -2.994], dtype=dtype)
+    found = compare([-1.0, -2.0, -3.0], [-1.03, -2.25, -2.99], dtype=dtype)
     assert found.agrees is agrees
     assert (dtype in found.reason) is agrees
     assert not compare([-1.0, -2.0], [-1.3, -2.0], dtype=dtype).agrees
+    assert not compare([-1.0] * 20, [-2.1] + [-1.0] * 19, dtype=dtype).agrees
 
 
 def test_parity_is_measured_in_the_dtype_that_is_trained_in(capsys: pytest.CaptureFixture[str]) -> None:
