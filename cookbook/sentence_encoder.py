@@ -123,7 +123,7 @@ def copy_pooling(source: Path, folder: Path) -> None:
 
 def _read(model: str, file: str) -> Any:
     """A JSON file of a model, or None where it has none or the model has no files."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if not Path(model).is_dir() and (model.startswith("tiny") or model.endswith(".gguf")):
         return None
