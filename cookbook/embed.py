@@ -100,7 +100,8 @@ def main(config: EmbedConfig) -> dict[str, float]:
             batch, sized_loss = layout.batch(batches.at(step))
             output = training.forward_backward(batch, sized_loss, pooling=pooling).result()
             update = training.optim_step(config.adam_params(step, total)).result()
-            loop.log(step, batch, output, update, shown=("loss", "in_batch_recall_at_1", "grad_norm"), loss=loss)
+            shown = ("loss", "in_batch_recall_at_1", "grad_norm")
+            loop.log(step, batch, output, update, shown=shown, loss=sized_loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, retrieval.measure(training))
     last = run.finish(training)

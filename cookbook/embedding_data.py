@@ -1,6 +1,6 @@
 """Rows of texts that belong together, and the batches in which the others are the negatives.
 
-{"query": ..., "positive": ...}                       two texts that belong together
+{"query": ..., "positive": ...}                       two texts that belong together; "anchor" will do for "query"
 {"query": ..., "positive": ..., "negative": ...}      and one that does not; or "negatives": [...]
 {"query": ..., "positive": ..., "label": 0.8}         how much they do, for losses that read `label`
 {"query": ..., "positive": ..., "negative": ..., "scores": [9.1, 3.2]}    a teacher's scores, for `margin_mse`
@@ -55,6 +55,8 @@ class Texts:
 def texts_from_row(row: Mapping[str, Any]) -> Texts:
     """The row's texts. Raises DataFileError for a missing, unknown or unusable key, saying which one was likely meant."""
     row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
+    if "anchor" in row and "query" not in row:  # as Sentence Transformers calls it
+        row["query"] = row.pop("anchor")
     unknown = [key for key in row if key not in KEYS]
     if unknown or "query" not in row or "positive" not in row:
         raise DataFileError(_about_keys(row, unknown))
@@ -64,6 +66,8 @@ def texts_from_row(row: Mapping[str, Any]) -> Texts:
     if not isinstance(negatives, list):
         raise DataFileError(f"'negatives' must be a list of texts, not {type(negatives).__name__}")
     query, positive = _text(row["query"], "query"), _text(row["positive"], "positive")
+    if positive in negatives:
+        raise DataFileError(f"negatives[{negatives.index(positive)}] is the positive: {positive[:60]!r}")
     label = _number(row["label"], "label") if "label" in row else None
     scores = row.get("scores", [])
     if not isinstance(scores, list) or (scores and len(scores) != 1 + len(negatives)):

@@ -446,7 +446,8 @@ def test_minilm_gives_the_same_embeddings_here_and_in_sentence_transformers() ->
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        pytest.param({"anchor": "a", "positive": "b"}, "Rename 'anchor' to 'query'", id="another format"),
+        pytest.param({"question": "a", "positive": "b"}, "Rename 'question' to 'query'", id="another format"),
+        pytest.param({"query": "a", "anchor": "a", "positive": "b"}, "Rename 'anchor'", id="two queries"),
         pytest.param({"query": "a", "postive": "b"}, "'postive': Did you mean 'positive'", id="misspelt"),
         pytest.param({"query": "a"}, "this one has query", id="missing"),
         pytest.param({"query": "a", "positive": " "}, "'positive' must be a text, not an empty text", id="empty"),
@@ -455,6 +456,7 @@ def test_minilm_gives_the_same_embeddings_here_and_in_sentence_transformers() ->
         pytest.param(
             {"query": "a", "positive": "b", "negatives": ["c", ""]}, r"negatives\[1\]", id="an empty negative"
         ),
+        pytest.param({"query": "a", "positive": "b", "negatives": ["c", "b"]}, r"negatives\[1\] is the", id="its own"),
         pytest.param({"query": "a", "positive": "b", "label": "1"}, "'label' must be a number", id="a label in words"),
         pytest.param({"query": "a", "positive": "b", "scores": [1, 2]}, "a list of 1 numbers", id="scores"),
         pytest.param({"query": "a", "positive": "b", "negative": "c", "negatives": []}, "give one of them", id="both"),
@@ -463,6 +465,10 @@ def test_minilm_gives_the_same_embeddings_here_and_in_sentence_transformers() ->
 def test_a_row_that_cannot_be_read_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataFileError, match=f"row 1: .*{message}"):
         read_texts([{"query": "a", "positive": "b"}, row])
+
+
+def test_an_anchor_is_a_query() -> None:
+    assert texts_from_row({"anchor": "a", "positive": "b"}) == Texts("a", "b")
 
 
 def test_keys_that_are_null_are_not_there() -> None:
