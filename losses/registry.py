@@ -126,9 +126,16 @@ def spec_of(name: str) -> LossSpec:
     if name not in _specs:
         if (why := _beside(".presets").UNPUBLISHED.get(name)) is not None:
             raise UnknownLossError(f"{name!r}: {why}")
+        module, colon, _ = name.partition(":")
+        where = (
+            f" There is no module {module!r} to import it from either, here or among what is installed."
+            if colon
+            else ""
+        )
         broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
         raise UnknownLossError(
-            f"no loss is registered as {name!r}.{did_you_mean(name, [*_specs, *_aliases])} Registered: {', '.join(sorted(_specs))}."
+            f"no loss is registered as {name!r}.{where}{did_you_mean(name, [*_specs, *_aliases])} Registered: "
+            f"{', '.join(sorted(_specs))}."
             f"{broken}"
         )
     return _specs[name]

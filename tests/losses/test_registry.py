@@ -257,3 +257,8 @@ def test_every_shipped_loss_is_a_loss_object_of_its_id() -> None:
         loss = get_loss(name)
         assert isinstance(loss, Loss)
         assert loss.name == name
+
+
+def test_a_function_of_a_module_that_is_not_there_is_said_to_be_just_that() -> None:
+    with pytest.raises(UnknownLossError, match=r"as 'nomodule:fn'\. There is no module 'nomodule' to import it from"):
+        get_loss("nomodule:fn")
