@@ -222,16 +222,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "run"
     path.mkdir()
     return path
 
 
+def files_with_the_secret(folder: Path) -> list[str]:
+    """Of all that was written, in the run's folder and beside it."""
+    files = [path for path in folder.parent.rglob("*") if path.is_file()]
+    assert files
+    return [path.name for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_tensorboards_files_hold_no_secret(folder: Path) -> None:
+    log_twice("tensorboard", folder)
+    assert files_with_the_secret(folder) == []
+
+
+SECRET = "a-secret-that-must-stay-here"
+
+
 def log_twice(name: str, folder: Path) -> None:
-    """A run of four steps, resumed after the second."""
+    """A run of four steps, resumed after the second; a setting holds a secret of the environment."""
     for start in (0, 2):
-        with Trackers([name], folder, {"seed": 1}, start) as found:
+        with Trackers([name], folder, {"seed": 1, "model": f"http://host/{SECRET}"}, start) as found:
             for step in range(start + 1, start + 5):
                 found.log(step, {"loss": float(100 * start + step)})
 
@@ -246,6 +262,7 @@ def test_wandb_without_a_key_asks_nothing_and_keeps_one_run_in_files(
     log_twice("wandb", folder)
     runs = [path.name.rsplit("-", 1)[-1] for path in (folder / "wandb").glob("offline-run-*")]
     assert runs == [json.loads((folder / "trackers.json").read_text())["wandb"]] * 2
+    assert files_with_the_secret(folder) == []
 
 
 @pytest.mark.slow
@@ -258,6 +275,7 @@ def test_mlflow_keeps_one_run_with_all_steps(folder: Path) -> None:
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("lossbook").experiment_id])
     assert (run.info.run_name, run.info.status, run.data.params["seed"]) == ("run", "FINISHED", "1")
+    assert files_with_the_secret(folder) == []
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted((one.step, one.value) for one in history) == [
         *((1, 1.0), (2, 2.0), (3, 3.0), (3, 203.0), (4, 4.0), (4, 204.0), (5, 205.0), (6, 206.0))
@@ -273,5 +291,6 @@ def test_trackio_keeps_one_run_with_all_steps(folder: Path) -> None:
     log_twice("trackio", folder)
     with sqlite3.connect(folder.parent / "trackio" / "lossbook.db") as database:
         rows = database.execute("select run_name, step from metrics order by step").fetchall()
+    assert files_with_the_secret(folder) == []
     name = json.loads((folder / "trackers.json").read_text())["trackio"]
     assert rows == [(name, step) for step in (1, 2, 3, 3, 4, 4, 5, 6)]
