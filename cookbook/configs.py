@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from ..datums.errors import ConfigError, did_you_mean
+from ..datums.errors import ConfigError, LossContractError, did_you_mean
 from ..datums.types import AdamParams
 from ..losses.loss import Loss
 from ..losses.registry import get_loss
@@ -86,9 +86,12 @@ def configured_loss(config: RecipeConfig) -> Loss:
     """The recipe's loss as configured; one a token is averaged over the batch's tokens unless it says otherwise.
 
     A mean keeps the gradient's size, and so the meaning of `grad_clip_norm`, from depending on the batch. Raises
-    UnknownLossError and LossConfigError.
+    UnknownLossError, LossConfigError, and LossContractError for a mixture, which some presets are.
     """
-    loss: Loss = get_loss(config.loss, **config.loss_config)
+    loss = get_loss(config.loss, **config.loss_config)
+    if not isinstance(loss, Loss):
+        parts = ", ".join(part.name for _, part in loss.parts)
+        raise LossContractError(f"{config.loss} is a mixture of {parts}, and this recipe takes one loss")
     if loss.spec.per == "token" and loss.reduction == "sum" and "reduction" not in config.loss_config:
         return get_loss(loss, reduction="token-mean")
     return loss

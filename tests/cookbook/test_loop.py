@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import lossbook as lb
-from lossbook.cookbook.configs import RecipeConfig
+from lossbook.cookbook.configs import RecipeConfig, configured_loss
 from lossbook.cookbook.loop import Loop, begin
 from lossbook.cookbook.runs import find_checkpoint, read_rows
-from lossbook.datums.errors import CheckpointError, LossbookError, NonFiniteLossError, RunError
+from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
 
 
 @pytest.fixture
@@ -131,3 +131,8 @@ def test_sequences_are_recorded_at_the_first_step_at_some_evaluations_and_at_the
     assert [row["step"] for row in rows] == [step for step in steps for _ in datums]
     assert json.loads((tmp_path / "run" / "loss.json").read_text())["parts"][0]["name"] == "cross_entropy"
     assert rows[0]["tokens"]["gradient"] == [None, -1.0, -1.0, -1.0]
+
+
+def test_a_preset_that_is_a_mixture_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(LossContractError, match="prime:default is a mixture of .*, and this recipe takes one loss"):
+        configured_loss(config_in(tmp_path / "run", loss="prime:default"))
