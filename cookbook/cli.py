@@ -14,7 +14,7 @@ from typing import Any
 
 from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
 from .configs import read_config
-from .loggers import quiet_libraries
+from .running.loggers import quiet_libraries
 
 #: Exit codes: any failure, and, as shells expect it, a mistake in the call.
 FAILURE, USAGE_ERROR = 1, 2
@@ -45,30 +45,32 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("train", "dpo"): Command("preferences, with any loss over pairs or labels", "dpo", config="DPOConfig"),
     ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
-    ("export",): Command("what a run learned, as peft or transformers loads it, checked", "export"),
+    ("export",): Command("what a run learned, as peft or transformers loads it, checked", "exporting.export"),
     ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
-    ("doctor", "parity"): Command("whether sampler and trainer give the same logprobs", "parity"),  # before ("doctor",)
-    ("doctor",): Command("what this machine has, what is missing, and whether a step works", "doctor"),
+    ("doctor", "parity"): Command(
+        "whether sampler and trainer give the same logprobs", "doctor.parity"
+    ),  # before ("doctor",)
+    ("doctor",): Command("what this machine has, what is missing, and whether a step works", "doctor.environment"),
     ("train", "embed"): Command(
         "embeddings, with in-batch and hard negatives and any embedding loss", "embed", config="EmbedConfig"
     ),
-    ("losses", "list"): Command("all registered losses, by family", "loss_commands", "list_all_losses"),
+    ("losses", "list"): Command("all registered losses, by family", "commands.losses", "list_all_losses"),
     ("losses", "show"): Command(
-        "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "loss_commands", "show_loss"
+        "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "commands.losses", "show_loss"
     ),
-    ("losses", "diff"): Command("where two losses differ, and what both give", "loss_commands", "diff_losses"),
-    ("losses", "check"): Command("test a loss against the laws that all obey", "loss_commands", "check_losses"),
+    ("losses", "diff"): Command("where two losses differ, and what both give", "commands.losses", "diff_losses"),
+    ("losses", "check"): Command("test a loss against the laws that all obey", "commands.losses", "check_losses"),
     ("data", "show"): Command(
         "rows of a data file, tokens coloured by weight; as HTML also by what a loss makes of them",
-        "inspection",
+        "commands.data",
         "show_data",
     ),
     ("data", "report"): Command(
-        "what becomes of a data file's rows: lengths, labels, problems, repetitions", "inspection", "report_data"
+        "what becomes of a data file's rows: lengths, labels, problems, repetitions", "commands.data", "report_data"
     ),
-    ("runs", "plot"): Command("curves of one or several runs in one picture", "run_commands", "plot"),
+    ("runs", "plot"): Command("curves of one or several runs in one picture", "commands.runs", "plot"),
     ("runs", "report"): Command(
-        "a page about runs: curves, warnings, the loss, and what it made of each token", "run_commands", "report"
+        "a page about runs: curves, warnings, the loss, and what it made of each token", "commands.runs", "report"
     ),
 }
 

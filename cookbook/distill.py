@@ -31,15 +31,15 @@ from ..datums.errors import ConfigError, LossContractError
 from ..datums.report import DataReport
 from ..datums.sources import read_rows
 from ..losses.loss import Loss
-from .batches import Batches
-from .configs import RecipeConfig, Setting, configured_loss
-from .divergence import HeldOutDivergence
-from .evaluation import HeldOut
-from .lessons import Lesson, build_lessons, question_row, sample_answers
+from .configs import RecipeConfig, Setting, configured_loss, torch_dtype
+from .distillation.divergence import HeldOutDivergence
+from .distillation.lessons import Lesson, build_lessons, question_row, sample_answers
+from .distillation.teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
+from .environments.tasks import Task
 from .loop import Loop, begin
-from .runs import REPORT
-from .tasks import Task
-from .teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
+from .running.batches import Batches
+from .running.evaluation import HeldOut
+from .running.runs import REPORT
 
 #: Candidates a position where a loss compares candidates and nobody says how many.
 DEFAULT_TOP_K = 20
@@ -91,7 +91,7 @@ def main(config: DistillConfig) -> dict[str, float]:
     loss = configured_loss(config)  # an unknown id or setting ends here, before anything is loaded
     top_k = candidates_wanted(config, loss)
     run, training = begin(config)
-    teacher = open_teacher(config.teacher, training, device=config.device)
+    teacher = open_teacher(config.teacher, training, device=config.device, dtype=torch_dtype(config.dtype))
     lessons, report, held_out_lessons, held_out = load_lessons(config, training.get_tokenizer())
     print(report.render())
     run.write(REPORT, report.to_json())

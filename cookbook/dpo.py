@@ -12,7 +12,7 @@ The loss itself says what it needs. Pairs stay together; a loss over labels gets
 to other prompts where it estimates a KL from them; one that reads `ref_logprobs` gets those of the weights at the start,
 computed once and kept in `references` (another run with the same weights and data finds them there).
 
-What to watch. `held_out_accuracy` must rise; it is measured in the same way for every loss (cookbook/preference_evaluation.py).
+What to watch. `held_out_accuracy` must rise; it is measured in the same way for every loss (cookbook/preferences/evaluation.py).
 DPO's loss begins at ln 2 = 0.693: another value means that the reference is not the model that is trained.
 `held_out_chosen_change` and `held_out_rejected_change` say by how many nats the answers became likelier: when both fall, the
 model only learns what not to say, and soon says something else altogether; add a likelihood term (orpo, cpo), raise beta or
@@ -29,15 +29,15 @@ from pydantic import Field, model_validator
 from ..datums.report import DataReport
 from ..datums.sources import read_rows
 from ..datums.truncation import Truncation
-from .batches import Batches
 from .configs import RecipeConfig, Setting, configured_loss
+from .environments.tasks import Task
 from .loop import Loop, begin
-from .preference_evaluation import HeldOutPreferences
-from .preference_tasks import WrongAnswer, preference_rows
-from .preferences import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
-from .references import References
-from .runs import REPORT
-from .tasks import Task
+from .preferences.evaluation import HeldOutPreferences
+from .preferences.references import References
+from .preferences.tasks import WrongAnswer, preference_rows
+from .preferences.units import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
+from .running.batches import Batches
+from .running.runs import REPORT
 
 #: The metrics of a step that the display has room for.
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 from ..datums.errors import LossbookError, located
 from ..trainer import ServiceClient
 from .configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
-from .interrupts import StopRequest, stop_on_signals
-from .loggers import StepDisplay
-from .microscope import record_loss, record_sequences
-from .runs import LOSS, Run, find_checkpoint, open_run
-from .samples import record_samples
-from .trackers import Trackers, check_trackers
+from .reports.microscope import record_loss, record_sequences
+from .running.interrupts import StopRequest, stop_on_signals
+from .running.loggers import StepDisplay
+from .running.runs import LOSS, Run, find_checkpoint, open_run
+from .running.samples import record_samples
+from .running.trackers import Trackers, check_trackers
 
 if TYPE_CHECKING:
     from ..datums.types import Datum

@@ -28,12 +28,12 @@ from torch import Tensor
 from ..datums.errors import ModelError
 from ..datums.types import AdamParams, Datum
 from ..trainer import ServiceClient, TrainingClient
-from .batches import Batches
-from .evaluation import HeldOut
-from .loggers import StepDisplay
-from .plots import try_plot
-from .runs import Run, open_run
-from .tasks import Task, question_datum
+from .environments.tasks import Task, question_datum
+from .reports.plots import try_plot
+from .running.batches import Batches
+from .running.evaluation import HeldOut
+from .running.loggers import StepDisplay
+from .running.runs import Run, open_run
 
 
 def focal_loss(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:

@@ -35,10 +35,10 @@ from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
 from .configs import RecipeConfig
 from .environments import Problem, ProblemSettings, load_problems
 from .loop import Loop, begin
-from .policy_losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
-from .rollout_batches import ADVANTAGES, Collected, Collector, Overlong, datums_of
-from .rollouts import Player, Rollout
-from .runs import SAMPLES, Run
+from .rollouts.batches import ADVANTAGES, Collected, Collector, Overlong, datums_of
+from .rollouts.episodes import Player, Rollout
+from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
+from .running.runs import SAMPLES, Run
 
 #: Metrics that the display has room for.
 SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")

@@ -31,12 +31,12 @@ from ..datums.sources import read_rows
 from ..datums.truncation import Truncation
 from ..datums.types import Datum
 from ..losses.loss import Loss
-from .batches import Batches
 from .configs import RecipeConfig, Setting, configured_loss
-from .evaluation import HeldOut
+from .environments.tasks import Task, question_datum
 from .loop import Loop, begin
-from .runs import REPORT
-from .tasks import Task, question_datum
+from .running.batches import Batches
+from .running.evaluation import HeldOut
+from .running.runs import REPORT
 
 
 class SFTConfig(RecipeConfig):

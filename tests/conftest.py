@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYDANTIC_ERRORS_INCLUDE_URL"] = "0"  # as the command line sets it; pydantic reads it once a process
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)

@@ -13,11 +13,11 @@ from ...datums.errors import DataFileError, LossbookError, RewardError, TaskErro
 from ...datums.messages import check_messages
 from ...datums.sources import read_rows
 from ..configs import Setting
-from ..tasks import Question, Task
 from .guess_number import GuessNumber
 from .math_answers import MathReward
 from .protocol import Environment, Message, Problem, SingleTurn
 from .rewards import Reward, check_reward, rewarded
+from .tasks import Question, Task
 
 #: Environments by name. Each is called with a seed and the settings, and gives one episode.
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"guess_number": GuessNumber}

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..panels import Panel, Rows
-from ..plots import MANY, running_mean
 from .history import History
+from .panels import Panel, Rows
+from .plots import MANY, running_mean
 
 #: Size in SVG units, and the margins around the axes: left, right, above, below.
 WIDTH, HEIGHT = 420, 230

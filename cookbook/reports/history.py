@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...datums.errors import DataFileError, RunError
-from ..panels import is_number
-from ..runs import CONFIG, METRICS, read_metrics, read_settings
+from ..running.runs import CONFIG, METRICS, read_metrics, read_settings
+from .panels import is_number
 
 #: What is farther from 0 is as good as infinite, and would not survive the arithmetic of drawing.
 LARGEST = 1e100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..plots import COLOURS
+from .plots import COLOURS
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --quiet: #5b646e; --line: #dde1e6; --raised: #f5f7f9;

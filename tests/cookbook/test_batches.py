@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook.cookbook.batches import Batches
+from lossbook.cookbook.running.batches import Batches
 from lossbook.datums.errors import EmptyLossError
 
 sizes = st.integers(1, 40)

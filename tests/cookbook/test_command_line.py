@@ -15,7 +15,7 @@ from torch import Tensor
 from lossbook import describe_loss
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import COMMANDS, main
-from lossbook.cookbook.runs import read_settings
+from lossbook.cookbook.running.runs import read_settings
 from lossbook.datums.errors import UnknownLossError
 from lossbook.losses import list_presets, registry
 

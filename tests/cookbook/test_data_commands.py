@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.data_page import with_own_logprobs
+from lossbook.cookbook.reports.data_page import with_own_logprobs
 from lossbook.datums import datum_from_tokens_weights
 from lossbook.losses import get_loss
 from lossbook.trainer import ServiceClient

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lossbook.cookbook.loggers import PLAIN_LINES, StepDisplay, is_plain
-from lossbook.cookbook.plots import plot_run, plot_runs, try_plot
-from lossbook.cookbook.runs import open_run
+from lossbook.cookbook.reports.plots import plot_run, plot_runs, try_plot
+from lossbook.cookbook.running.loggers import PLAIN_LINES, StepDisplay, is_plain
+from lossbook.cookbook.running.runs import open_run
 from lossbook.datums.errors import MissingExtraError
 
 

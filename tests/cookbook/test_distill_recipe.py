@@ -17,10 +17,8 @@ import lossbook as lb
 from lossbook.cookbook import distill, sft
 from lossbook.cookbook.configs import read_config
 from lossbook.cookbook.distill import DistillConfig
-from lossbook.cookbook.lessons import Lesson, build_lessons, prompt_of, sample_answers
-from lossbook.cookbook.runs import read_metrics
-from lossbook.cookbook.sft import SFTConfig
-from lossbook.cookbook.teachers import (
+from lossbook.cookbook.distillation.lessons import Lesson, build_lessons, prompt_of, sample_answers
+from lossbook.cookbook.distillation.teachers import (
     all_tokens,
     answer_positions,
     check_same_tokenizer,
@@ -28,6 +26,8 @@ from lossbook.cookbook.teachers import (
     with_candidates,
     with_teacher_logprobs,
 )
+from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import (
     ConfigError,
     DataFileError,

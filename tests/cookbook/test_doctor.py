@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossbook import ServiceClient
-from lossbook.cookbook import doctor_checks, parity
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.doctor import Finding, examined, verdict
-from lossbook.cookbook.doctor_self_test import self_tests
-from lossbook.cookbook.parity import compare, measure_parity
-from lossbook.cookbook.trackers import TrackerName
+from lossbook.cookbook.doctor import checks as doctor_checks
+from lossbook.cookbook.doctor import parity
+from lossbook.cookbook.doctor.environment import Finding, examined, verdict
+from lossbook.cookbook.doctor.parity import compare, measure_parity
+from lossbook.cookbook.doctor.self_test import self_tests
+from lossbook.cookbook.running.trackers import TrackerName
 from lossbook.losses import registry
 from lossbook.trainer.sampling_client import SamplingClient
 
@@ -56,7 +57,7 @@ def test_a_step_that_does_not_work_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_checkpoint_that_gives_something_else_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lossbook.cookbook import doctor_self_test
+    from lossbook.cookbook.doctor import self_test as doctor_self_test
 
     monkeypatch.setattr(doctor_self_test, "_logprobs", lambda training: torch.rand(3))
     assert "FAIL ArithmeticError: a checkpoint gave other logprobs back" in texts(self_tests())["training on cpu"]
@@ -107,7 +108,7 @@ def test_a_missing_optional_package_is_a_note_with_the_pip_command_and_a_folder_
 
 
 def test_every_optional_package_that_the_code_asks_for_is_reported_with_its_extra() -> None:
-    root = Path(doctor_checks.__file__).resolve().parents[1]
+    root = Path(doctor_checks.__file__).resolve().parents[2]
     calls = [
         call
         for part in ("datums", "losses", "trainer", "cookbook")

@@ -19,11 +19,11 @@ from lossbook import Datum, ServiceClient, register_loss, unregister_loss
 from lossbook.cookbook import dpo
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.dpo import DPOConfig
-from lossbook.cookbook.preference_evaluation import accuracy_and_margin, coarse_kl, sides
-from lossbook.cookbook.preference_tasks import preference_rows
-from lossbook.cookbook.preferences import Needs, build_units, flat, needs_of, with_mismatched
-from lossbook.cookbook.runs import read_metrics
-from lossbook.cookbook.tasks import Task
+from lossbook.cookbook.environments.tasks import Task
+from lossbook.cookbook.preferences.evaluation import accuracy_and_margin, coarse_kl, sides
+from lossbook.cookbook.preferences.tasks import preference_rows
+from lossbook.cookbook.preferences.units import Needs, build_units, flat, needs_of, with_mismatched
+from lossbook.cookbook.running.runs import read_metrics
 from lossbook.datums.errors import (
     DataFileError,
     EmptyLossError,

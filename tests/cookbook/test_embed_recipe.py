@@ -17,7 +17,8 @@ import lossbook as lb
 from lossbook.cookbook import embed
 from lossbook.cookbook.configs import read_config
 from lossbook.cookbook.embed import EmbedConfig
-from lossbook.cookbook.embedding_data import (
+from lossbook.cookbook.embeddings.batches import PairLayout, embedding_loss, takes_duplicates_for_negatives
+from lossbook.cookbook.embeddings.data import (
     PairBatches,
     Texts,
     encode,
@@ -27,11 +28,10 @@ from lossbook.cookbook.embedding_data import (
     read_texts,
     texts_from_row,
 )
-from lossbook.cookbook.export import export
-from lossbook.cookbook.pair_layout import PairLayout, embedding_loss, takes_duplicates_for_negatives
-from lossbook.cookbook.retrieval import embeddings, ranks
-from lossbook.cookbook.runs import read_metrics
-from lossbook.cookbook.sentence_encoder import find_minilm, pooling_of
+from lossbook.cookbook.embeddings.retrieval import embeddings, ranks
+from lossbook.cookbook.embeddings.sentence_encoder import find_minilm, pooling_of
+from lossbook.cookbook.exporting.export import export
+from lossbook.cookbook.running.runs import read_metrics
 from lossbook.datums.errors import (
     ConfigError,
     DataFileError,

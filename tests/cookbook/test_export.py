@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lossbook as lb
-from lossbook.cookbook import export_check, sft
+from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.export import TOLERANCES, check_repository, export, push
+from lossbook.cookbook.exporting import check as export_check
+from lossbook.cookbook.exporting.export import TOLERANCES, check_repository, export, push
 from lossbook.cookbook.quickstart import find_smollm2
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import ConfigError, ExportError, RunError
@@ -305,7 +306,7 @@ def test_the_card_tells_base_loss_settings_data_numbers_and_how_to_load_and_no_s
 
 
 def test_a_base_model_on_the_hub_is_named_in_the_metadata() -> None:
-    from lossbook.cookbook.model_card import model_card
+    from lossbook.cookbook.exporting.model_card import model_card
 
     text = model_card(None, "HuggingFaceTB/SmolLM2-135M", adapter=True, kind="decoder")
     assert ModelCard(text).data.base_model == "HuggingFaceTB/SmolLM2-135M"

@@ -18,7 +18,7 @@ import pytest
 
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.runs import Run, read_metrics
+from lossbook.cookbook.running.runs import Run, read_metrics
 from lossbook.cookbook.sft import SFTConfig
 
 ROWS = [("red", "rose"), ("blue", "sky"), ("green", "grass"), ("white", "snow"), ("black", "coal")]
@@ -45,7 +45,8 @@ def loss(logprobs):
 #: Runs the command line with one function replaced by one that kills the process at a certain call.
 FAILPOINT = """
 import os, signal, sys
-from lossbook.cookbook import cli, runs
+from lossbook.cookbook import cli
+from lossbook.cookbook.running import runs
 from lossbook.trainer import checkpoint_files, checkpoints
 
 def killing(call, at, before=None):
@@ -78,7 +79,7 @@ elif point == "it is in its place but the old one is not gone":
 elif point == "half of a line of metrics is written":
     runs.Run.append = killing(runs.Run.append, 9, half_a_line)
 elif point == "the adapter is being written":
-    from lossbook.cookbook import export
+    from lossbook.cookbook.exporting import export
     export._write_card = killing(export._write_card, 1)
 else:
     raise SystemExit(f"no such point: {point}")

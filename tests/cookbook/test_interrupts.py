@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from lossbook.cookbook.interrupts import stop_on_signals
+from lossbook.cookbook.running.interrupts import stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

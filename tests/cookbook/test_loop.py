@@ -12,7 +12,7 @@ import torch
 import lossbook as lb
 from lossbook.cookbook.configs import RecipeConfig, configured_loss
 from lossbook.cookbook.loop import Loop, begin
-from lossbook.cookbook.runs import find_checkpoint, read_rows
+from lossbook.cookbook.running.runs import find_checkpoint, read_rows
 from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import lossbook as lb
-from lossbook.cookbook.examination import examine
-from lossbook.cookbook.microscope import LONGEST, read_loss, read_sequences, record_loss, record_sequences
-from lossbook.cookbook.runs import open_run
+from lossbook.cookbook.reports.examination import examine
+from lossbook.cookbook.reports.microscope import LONGEST, read_loss, read_sequences, record_loss, record_sequences
+from lossbook.cookbook.running.runs import open_run
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError
 from lossbook.datums.types import Datum
 from lossbook.trainer.passes import Pass

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lossbook import AdamParams, Datum, ServiceClient, datum_from_tokens_weights
-from lossbook.cookbook.references import References, cache_key
+from lossbook.cookbook.preferences.references import References, cache_key
 from lossbook.trainer.checkpoints import read_checkpoint, write_checkpoint
 from lossbook.trainer.reference_client import ReferenceClient
 

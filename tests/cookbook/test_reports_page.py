@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 import lossbook as lb
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.microscope import record_loss, record_sequences
 from lossbook.cookbook.reports.charts import MOST_POINTS, chart_html, ticks
 from lossbook.cookbook.reports.markup import json_block, text
+from lossbook.cookbook.reports.microscope import record_loss, record_sequences
 from lossbook.cookbook.reports.page import report_page
-from lossbook.cookbook.runs import Run, open_run
+from lossbook.cookbook.running.runs import Run, open_run
 from lossbook.datums.errors import DataFileError, RunError
 from lossbook.trainer.responses import ForwardBackwardOutput
 
@@ -231,7 +231,7 @@ def test_ticks_are_few_and_evenly_spaced_and_inside(low: float, width: float) ->
 
 
 def test_a_long_curve_is_thinned_and_a_single_point_is_drawn() -> None:
-    from lossbook.cookbook.panels import Panel
+    from lossbook.cookbook.reports.panels import Panel
 
     rows = [{"step": t, "loss": float(t)} for t in range(5000)]
     _, data = chart_html(Panel("loss", ("loss",)), {"run": rows})

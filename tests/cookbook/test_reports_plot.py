@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.panels import default_panels
-from lossbook.cookbook.run_commands import labelled
-from lossbook.cookbook.runs import open_run
+from lossbook.cookbook.commands.runs import labelled
+from lossbook.cookbook.reports.panels import default_panels
+from lossbook.cookbook.running.runs import open_run
 from lossbook.datums.errors import ConfigError
 
 

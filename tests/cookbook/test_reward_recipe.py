@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lossbook.cookbook import reward, sft
 from lossbook.cookbook.cli import main as command_line
+from lossbook.cookbook.preferences.reward_models import Scorer
 from lossbook.cookbook.reward import RewardConfig
-from lossbook.cookbook.reward_models import Scorer
-from lossbook.cookbook.runs import read_metrics
+from lossbook.cookbook.running.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError, ModelError
 from lossbook.datums.rows import datums_from_row

@@ -11,8 +11,8 @@ import pytest
 from lossbook.cookbook.environments import Problem
 from lossbook.cookbook.environments.protocol import SingleTurn
 from lossbook.cookbook.rl import RLConfig
-from lossbook.cookbook.rollout_batches import ADVANTAGES, Collected, Collector, datums_of, overlong_penalty
-from lossbook.cookbook.rollouts import Player, Rollout
+from lossbook.cookbook.rollouts.batches import ADVANTAGES, Collected, Collector, datums_of, overlong_penalty
+from lossbook.cookbook.rollouts.episodes import Player, Rollout
 from lossbook.datums.errors import EmptyLossError
 
 PROBLEMS = [Problem(str(i), lambda: SingleTurn([], lambda answer: 0.0)) for i in range(6)]

@@ -16,9 +16,9 @@ from torch import Tensor
 import lossbook as lb
 from lossbook.cookbook import rl
 from lossbook.cookbook.cli import main as command_line
-from lossbook.cookbook.policy_losses import policy_loss, reads
 from lossbook.cookbook.rl import RLConfig
-from lossbook.cookbook.runs import read_metrics, read_rows
+from lossbook.cookbook.rollouts.losses import policy_loss, reads
+from lossbook.cookbook.running.runs import read_metrics, read_rows
 from lossbook.datums.errors import (
     ConfigError,
     LossConfigError,

@@ -11,7 +11,7 @@ import pytest
 import lossbook as lb
 from lossbook.cookbook.environments import Message, Problem, Step
 from lossbook.cookbook.environments.guess_number import GuessNumber
-from lossbook.cookbook.rollouts import Player, Rollout
+from lossbook.cookbook.rollouts.episodes import Player, Rollout
 from lossbook.datums.errors import LossbookError, RewardError
 from lossbook.trainer.responses import SampledSequence, SampleResponse
 from lossbook.trainer.tiny import build_tiny_tokenizer

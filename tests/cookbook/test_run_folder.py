@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lossbook.cookbook.runs import open_run, read_metrics, read_settings
+from lossbook.cookbook.running.runs import open_run, read_metrics, read_settings
 from lossbook.datums.errors import DataFileError, RunError
 
 

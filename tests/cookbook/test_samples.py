@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lossbook.cookbook import sft
-from lossbook.cookbook.runs import read_metrics, read_rows
-from lossbook.cookbook.samples import prompt_tokens
+from lossbook.cookbook.running.runs import read_metrics, read_rows
+from lossbook.cookbook.running.samples import prompt_tokens
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.trainer.tiny import build_tiny_tokenizer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossbook import ServiceClient
 from lossbook.cookbook import sft
-from lossbook.cookbook.runs import read_metrics
+from lossbook.cookbook.running.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import DataFileError, LossContractError, NonFiniteLossError, RunError, UnknownLossError
 

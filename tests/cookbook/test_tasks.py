@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lossbook.cookbook.tasks import Task, mean_score, question_datum, question_prompt
+from lossbook.cookbook.environments.tasks import Task, mean_score, question_datum, question_prompt
 from lossbook.datums.errors import MissingExtraError, TaskError
 from lossbook.trainer.tiny import build_tiny_tokenizer
 

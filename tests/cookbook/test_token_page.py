@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook.cookbook.token_page import MAX_COLUMNS, Column, TokenSequence, token_page, token_sequence, token_view_html
+from lossbook.cookbook.reports.token_page import (
+    MAX_COLUMNS,
+    Column,
+    TokenSequence,
+    token_page,
+    token_sequence,
+    token_view_html,
+)
 from lossbook.datums import Datum, ModelInput, datum_from_tokens_weights
 from lossbook.datums.view import visible
 from lossbook.trainer.tiny import build_tiny_tokenizer

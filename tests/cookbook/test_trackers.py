@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from lossbook.cookbook import sft, trackers
+from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.redaction import REDACTED, redacted
-from lossbook.cookbook.runs import read_metrics
+from lossbook.cookbook.running import trackers
+from lossbook.cookbook.running.redaction import REDACTED, redacted
+from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.running.trackers import PATIENCE, Trackers, check_trackers
 from lossbook.cookbook.sft import SFTConfig
-from lossbook.cookbook.trackers import PATIENCE, Trackers, check_trackers
 from lossbook.datums.errors import MissingExtraError
 
 

@@ -1,0 +1,1 @@
+"""What `train distill` needs: teachers, lessons, and how far a student is from its teacher."""

@@ -1,0 +1,133 @@
+"""Teachers of a distillation: which model it is, and what it says about a student's tokens.
+
+Student and teacher may read different prompts before the same answer (a teacher with a hint). Both datums mark the
+answer's tokens with weights other than 0; these are what is compared, the first with the first and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...datums.errors import LengthMismatchError, ModelError
+from ...datums.topk import datum_from_teacher_topk
+from ...datums.types import Datum, TensorData
+from ..running.runs import CHECKPOINTS, METRICS, find_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...trainer import ReferenceClient, TrainingClient
+
+#: The teacher that is the student itself, as it is before the first step.
+SELF = "self"
+#: Text whose pieces tell tokenizers of one vocabulary but different rules apart.
+PROBE = "The quick brown fox's 1,234 jumps:\n\tdef f(x): return x**2  # naïve Übung, 日本語 🙂"
+
+
+def open_teacher(
+    name: str, training: TrainingClient, *, device: str | None = None, dtype: torch.dtype | None = None
+) -> ReferenceClient:
+    """The teacher's client, whose weights stay as they are.
+
+    name: "self", a run's folder or a checkpoint, or a model as `load_model` takes it. Raises ModelError when it cannot
+    be loaded or has another tokenizer, RunError for a run without a checkpoint, CheckpointError.
+    """
+    from ...trainer import ServiceClient
+
+    if name == SELF:
+        return training.create_reference_client()
+    service, path = ServiceClient(device=device, dtype=dtype), Path(name)
+    if _is_run(path) or (path / "MANIFEST.json").exists():
+        teacher = service.create_reference_client(model_path=str(find_checkpoint(path)))
+    else:
+        teacher = service.create_reference_client(base_model=name)
+    check_same_tokenizer(training.get_tokenizer(), teacher.get_tokenizer(), name)
+    return teacher
+
+
+def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
+    """Raise ModelError naming the first token that the two tokenizers do not share; `name` is the teacher."""
+    own, other = student.get_vocab(), teacher.get_vocab()
+    if own != other:
+        tokens, others = ({i: token for token, i in vocabulary.items()} for vocabulary in (own, other))
+        first = next(i for i in sorted(tokens.keys() | others.keys()) if tokens.get(i) != others.get(i))
+        shown = [repr(known[first]) if first in known else "nothing" for known in (tokens, others)]
+        raise ModelError(
+            f"the teacher {name!r} has another tokenizer: token {first} is {shown[0]} for the student and {shown[1]} for "
+            f"the teacher ({len(own)} and {len(other)} tokens). Logprobs can only be compared token by token: choose a "
+            "teacher of the student's family"
+        )
+    pieces = [tokenizer(PROBE, add_special_tokens=False)["input_ids"] for tokenizer in (student, teacher)]
+    if pieces[0] != pieces[1]:
+        first = next((i for i, (a, b) in enumerate(zip(*pieces, strict=False)) if a != b), min(map(len, pieces)))
+        raise ModelError(
+            f"the teacher {name!r} has the student's vocabulary but cuts texts differently: of {PROBE[:20]!r}... token "
+            f"{first} differs. Choose a teacher of the student's family"
+        )
+
+
+def with_teacher_logprobs(
+    teacher: ReferenceClient, students: Sequence[Datum], teachers: Sequence[Datum]
+) -> list[Datum]:
+    """The students' datums with `teacher_logprobs` [N]: nats of their target tokens under the teacher, 0 on the prompt."""
+    outputs = teacher.forward(teachers, "cross_entropy").result().loss_fn_outputs
+    made = []
+    for i, (student, other, output) in enumerate(zip(students, teachers, outputs, strict=True)):
+        found = _moved(output["logprobs"].to_numpy(), student, other, 0.0, i)
+        made.append(Datum(student.model_input, {**student.loss_fn_inputs, "teacher_logprobs": TensorData(found)}))
+    return made
+
+
+def with_candidates(
+    teacher: ReferenceClient, students: Sequence[Datum], teachers: Sequence[Datum], k: int
+) -> list[Datum]:
+    """Datums of the students' tokens whose targets are the teacher's k likeliest at each of the answer's positions.
+
+    returns: as `datum_from_teacher_topk`: target_tokens and teacher_logprobs [N, k], weights [N] as they were.
+    """
+    tops = teacher.top_logprobs(teachers, k).result()
+    made = []
+    for i, (student, other, top) in enumerate(zip(students, teachers, tops, strict=True)):
+        ids = _moved(top.tokens, student, other, 0, i)
+        logprobs = _moved(top.logprobs, student, other, -np.inf, i)
+        weights = student.loss_fn_inputs["weights"].to_numpy()
+        made.append(datum_from_teacher_topk(all_tokens(student), ids, logprobs, weights))
+    return made
+
+
+def all_tokens(datum: Datum) -> list[int]:
+    """The L = N + 1 tokens of a datum: what it reads, and its last target."""
+    return [*datum.model_input.to_ints(), int(datum.loss_fn_inputs["target_tokens"].to_numpy()[-1])]
+
+
+def answer_positions(datum: Datum) -> np.ndarray:
+    """The positions whose weight is not 0, in order: those that predict the answer's tokens."""
+    return np.flatnonzero(datum.loss_fn_inputs["weights"].to_numpy())
+
+
+def _moved(values: np.ndarray, student: Datum, teacher: Datum, fill: float, index: int) -> np.ndarray:
+    """[N_teacher, ...] numbers about the teacher's positions to [N_student, ...], `fill` where no answer is predicted.
+
+    Raises LengthMismatchError when the two do not mark the same tokens as the answer.
+    """
+    to, of = answer_positions(student), answer_positions(teacher)
+    targets, others = (
+        datum.loss_fn_inputs["target_tokens"].to_numpy()[rows] for datum, rows in ((student, to), (teacher, of))
+    )
+    if not np.array_equal(targets, others):
+        first = next((k for k, (a, b) in enumerate(zip(targets, others, strict=False)) if a != b), len(targets))
+        raise LengthMismatchError(
+            f"pair {index}: student and teacher must answer with the same tokens, but have {len(targets)} and "
+            f"{len(others)}, and differ from token {first} of the answer on. Does the prompt change how the answer is cut?"
+        )
+    moved = np.full((student.model_input.length, *values.shape[1:]), fill, dtype=values.dtype)
+    moved[to] = values[of]
+    return moved
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CHECKPOINTS).is_dir() or (path / METRICS).exists()

@@ -1,0 +1,211 @@
+"""`lossbook doctor parity`: whether the sampler and the trainer give the same logprobs to the same tokens.
+
+A policy-gradient loss divides the trainer's probability of a token by the sampler's. Before the first step both are the
+same model, so every ratio must be 1; what is left is rounding, or a bug that looks like off-policy data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...datums.builders import datum_from_tokens_weights
+from ...datums.chat import check_template
+from ...datums.errors import ConfigError, ModelError, TemplateError
+from ...datums.types import ModelInput, SamplingParams
+from ...trainer import ServiceClient
+from ..configs import Precision, torch_dtype
+from ..running.loggers import quiet_libraries
+from ..running.runs import find_checkpoint
+from ..running.samples import prompt_tokens
+
+if TYPE_CHECKING:
+    from ...trainer import TrainingClient
+
+#: PPO's clip bounds, 0.8 and 1.2, lie 0.18 nats or more from a ratio of 1. A mean difference of a hundredth of that cannot
+#: be told from rounding by any such loss; a single token that is a tenth off is still far from being clipped.
+MEAN_LIMIT, LARGEST_LIMIT = 0.002, 0.02
+REASON = "a ratio is clipped at 0.18 nats (0.8 to 1.2): the mean may be a hundredth of that, a single token a tenth"
+#: In bfloat16 sampler and trainer multiply matrices of other shapes, and each is rounded in its own way. Measured of
+#: SmolLM2-135M: both are 0.04 nats on average from float32 products of the same weights, and 0.05 (largest 0.25) from each
+#: other. Twice that is rounding; a wrong temperature, position or set of weights gives more.
+HALF_PRECISION = 50
+HALF_REASON = (
+    "in {dtype} rounding alone gives means of 0.05 and single tokens of 0.3 nats in a small model, which is more than a clip "
+    "ignores; where a loss must not see it, train in float32 (--dtype float32) or use a rollout correction"
+)
+PROMPTS = (
+    "What is the capital of France?",
+    "Write a haiku about rain.",
+    "How many legs do three spiders have?",
+    "Continue: once upon a time",
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """d = the trainer's logprob - the sampler's, nats, over tokens that the sampler drew.
+
+    k1 = mean(-d), k3 = mean(exp(d) - 1 - d): two estimates of KL(sampler || trainer), nats a token.
+    """
+
+    tokens: int
+    largest: float
+    mean: float
+    k1: float
+    k3: float
+    equal: float
+    dtype: str = "float32"
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The largest and the mean |d| that rounding explains, in products of this dtype; nats."""
+        factor = HALF_PRECISION if self.dtype in ("bfloat16", "float16") else 1
+        return factor * LARGEST_LIMIT, factor * MEAN_LIMIT
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding alone explains it."""
+        largest, mean = self.limits
+        return self.largest <= largest and self.mean <= mean
+
+    @property
+    def reason(self) -> str:
+        """Why the limits are what they are."""
+        return REASON if self.limits[0] == LARGEST_LIMIT else HALF_REASON.format(dtype=self.dtype)
+
+    def __str__(self) -> str:
+        return (
+            f"tokens                 {self.tokens}, of which {self.equal:.0%} agree to the last bit\n"
+            f"|trainer - sampler|    largest {self.largest:.2g}, mean {self.mean:.2g} nats "
+            f"(limits {self.limits[0]:g} and {self.limits[1]:g} for {self.dtype})\n"
+            f"KL a token             k1 {self.k1:.2g}, k3 {self.k3:.2g} nats"
+        )
+
+
+def main(
+    model: str | None = None,
+    run: Path | None = None,
+    max_tokens: int = 48,
+    num_samples: int = 2,
+    temperature: float = 1.0,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: Precision | None = None,
+) -> int:
+    """Sample, give the trainer the same tokens, and compare logprobs. The exit code is 1 when they disagree.
+
+    Args:
+        model: hub id, local directory, .gguf file, or 'tiny'.
+        run: a run's folder or a checkpoint, whose weights are used; its model then need not be named.
+        max_tokens: tokens an answer may have.
+        num_samples: answers to each of a few prompts.
+        temperature: of the sampling; logprobs are the model's own at any.
+        seed: of the sampling.
+        device: cpu, cuda, ...; the best there is if not given.
+        dtype: of the products; float32 on a CPU, bfloat16 on a GPU if not given.
+    """
+    quiet_libraries()
+    training = _client(model, run, device, dtype)
+    info = training.get_info()
+    print(f"model                  {info.model_name} on {info.device}{f', weights of {run}' if run else ''}")
+    template_is_sound = _print_template(training.get_tokenizer())
+    found = measure_parity(training, max_tokens=max_tokens, num_samples=num_samples, temperature=temperature, seed=seed)
+    print(found)
+    if found.agrees:
+        print(f"verdict                they agree: {found.reason}")
+    else:
+        print(
+            f"verdict                they DISAGREE: {found.reason}. Train on logprobs that the trainer computes itself "
+            "(`training.forward` on the sampled tokens) until the cause is found"
+        )
+    return 0 if found.agrees and template_is_sound else 1
+
+
+def measure_parity(
+    training: TrainingClient,
+    *,
+    max_tokens: int = 48,
+    num_samples: int = 2,
+    temperature: float = 1.0,
+    seed: int = 0,
+    prompts: Sequence[str] = PROMPTS,
+) -> Parity:
+    """Sample from the weights as they are, and compare with the trainer's forward over the same tokens."""
+    tokenizer = training.get_tokenizer()
+    inputs = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    sampler = training.save_weights_and_get_sampling_client()
+    models = [ModelInput.from_ints(tokens) for tokens in inputs]
+    responses = sampler.sample_batch(models, params, num_samples=num_samples).result()
+    pairs = [
+        (tokens, sequence)
+        for tokens, response in zip(inputs, responses, strict=True)
+        for sequence in response.sequences
+    ]
+    datums = [
+        datum_from_tokens_weights([*tokens, *sequence.tokens], [0.0] * len(tokens) + [1.0] * len(sequence.tokens))
+        for tokens, sequence in pairs
+    ]
+    outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
+    trainers = [
+        output["logprobs"].to_numpy()[len(tokens) - 1 :] for (tokens, _), output in zip(pairs, outputs, strict=True)
+    ]
+    samplers = [np.asarray(one.logprobs) for _, one in pairs]
+    return compare(np.concatenate(trainers), np.concatenate(samplers), dtype=training.get_info().dtype)
+
+
+def compare(trainer: Any, sampler: Any, *, dtype: str = "float32") -> Parity:
+    """The figures, from logprobs [T] of the same tokens (nats). dtype: of the products that they come from."""
+    trainer, sampler = np.asarray(trainer, np.float32), np.asarray(sampler, np.float32)
+    difference = trainer.astype(np.float64) - sampler.astype(np.float64)
+    size = np.abs(difference)
+    return Parity(
+        tokens=len(difference),
+        largest=float(size.max()),
+        mean=float(size.mean()),
+        k1=float(-difference.mean()),
+        k3=float((np.expm1(difference) - difference).mean()),
+        equal=float((difference == 0).mean()),
+        dtype=dtype,
+    )
+
+
+def _client(model: str | None, run: Path | None, device: str | None, dtype: Precision | None) -> TrainingClient:
+    service = ServiceClient(device=device, dtype=torch_dtype(dtype))
+    if run is not None:
+        training = service.create_training_client_from_state(str(find_checkpoint(run)))
+        own = training.get_info().model_name
+        if model not in (None, own):
+            raise ConfigError(f"--model {model!r}, but {run} was trained from {own!r}; leave --model out")
+    elif model is not None:
+        training = service.create_lora_training_client(model, rank=8, seed=0)
+    else:
+        raise ConfigError("name a model with --model, or a run with --run")
+    if training.get_info().kind != "decoder":
+        raise ModelError(f"{training.get_info().model_name} is an encoder: it does not sample, so there is no parity")
+    return training
+
+
+def _print_template(tokenizer: Any) -> bool:
+    """Say what the chat template is worth; whether conversations can be trained on. A model without one has no trouble."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        print("chat template          none: prompts are plain text")
+        return True
+    try:
+        found = check_template(tokenizer)
+    except TemplateError as error:
+        print(f"chat template          {error}")
+        return False
+    how = (
+        "marks what the assistant says" if found.marks_generation else "preserves prefixes, so the mask can be derived"
+    )
+    print(
+        f"chat template          sound: {how}; answers end with {found.stop_token!r}, which is learned "
+        f"({found.trained} of {found.total} tokens of a conversation of two turns are)"
+    )
+    return True

@@ -1,0 +1,70 @@
+"""The self test of `lossbook doctor`: what a run does, at the smallest scale, on each device that is there."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...datums.builders import datum_from_tokens_weights
+from ...datums.types import AdamParams, ModelInput, SamplingParams
+from ...trainer import ServiceClient, TrainingClient
+from .environment import Finding
+
+TOKENS = list(b"two and two is four")
+
+
+def self_tests() -> Iterator[Finding]:
+    """A custom loss trains, a checkpoint gives the same numbers back, and the model answers; on the CPU and each GPU."""
+    for device in ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))):
+        started = time.monotonic()
+        try:
+            text = _trains(device)
+        except Exception as error:  # whatever it is, it is the finding
+            yield Finding(
+                "FAIL", f"training on {device}", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            )
+        else:
+            yield Finding("ok", f"training on {device}", f"{text}, {time.monotonic() - started:.1f} s")
+
+
+def _trains(device: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="lossbook-doctor-") as folder:
+        service = ServiceClient(device=device, checkpoint_dir=folder)
+        training = service.create_lora_training_client("tiny", rank=4, seed=0)
+        losses = [_step(training) for _ in range(3)]
+        if not (all(map(math.isfinite, losses)) and losses[-1] < losses[0]):
+            raise ArithmeticError(f"three steps on the same tokens gave the losses {losses}, which do not fall")
+        saved = training.save_state("doctor").result().path
+        again = service.create_training_client_from_state(str(Path(saved)), optimizer=True)
+        # Bit for bit on a CPU; on a GPU sums need not come in the same order twice, and 0.05 nats are bfloat16's rounding.
+        if not torch.allclose(_logprobs(training), _logprobs(again), rtol=0, atol=0 if device == "cpu" else 0.05):
+            raise ArithmeticError("a checkpoint gave other logprobs back than were saved")
+        sampler = training.save_weights_and_get_sampling_client()
+        params = SamplingParams(max_tokens=4, temperature=0.0, stop=[])
+        answer = sampler.sample(ModelInput.from_ints(TOKENS[:4]), sampling_params=params).result().sequences[0]
+        if len(answer.tokens) != 4:
+            raise ArithmeticError(f"4 tokens were asked for, {len(answer.tokens)} came")
+    return f"3 steps with a custom loss ({losses[0]:.2f} to {losses[-1]:.2f} nats a token), a checkpoint, a sample"
+
+
+def negative_logprobs(logprobs: Tensor) -> Tensor:
+    """A loss a token, as anybody would write it: -logprobs [T], nats."""
+    return -logprobs
+
+
+def _step(training: TrainingClient) -> float:
+    datum = datum_from_tokens_weights(TOKENS, [1.0] * len(TOKENS))
+    output = training.forward_backward([datum], negative_logprobs, {"reduction": "token-mean"}).result()
+    training.optim_step(AdamParams(learning_rate=1e-2)).result()
+    return output.metrics["loss:sum"]
+
+
+def _logprobs(training: TrainingClient) -> Tensor:
+    datum = datum_from_tokens_weights(TOKENS, [1.0] * len(TOKENS))
+    return training.forward([datum]).result().loss_fn_outputs[0]["logprobs"].to_torch()

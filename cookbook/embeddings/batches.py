@@ -1,0 +1,144 @@
+"""From rows of texts to a batch as an embedding loss reads it, and the loss as it reads that batch.
+
+Losses over labels read pairs: datums 2i and 2i + 1. All others read blocks: B queries, B positives, H blocks of B negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...datums.errors import ConfigError, DataFileError, LossContractError, ShapeError
+from ...datums.types import Datum, ModelInput
+from ...losses.embedding.matryoshka import matryoshka
+from ...losses.loss import Loss
+from ...losses.registry import get_loss
+from .data import Encoded, Texts
+
+#: Settings that say how many negatives a batch holds, which the recipe knows: how many, given (rows, negatives a row).
+COUNTED = {"num_extra_negatives": lambda rows, each: rows * each, "num_hard_negatives": lambda rows, each: each}
+#: Losses that read a batch in blocks but judge each row alone, so that no other row is its negative.
+ROW_BY_ROW = ("triplet", "margin_mse")
+#: Inputs that rows can give.
+GIVEN = ("document_id", "label", "teacher_score")
+
+
+def embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence[int] = ()) -> Loss:
+    """The loss, at several lengths at once where `dimensions` are given.
+
+    A function fn(data, embeddings) that was never registered is taken as one over embeddings. Raises UnknownLossError,
+    LossConfigError, ConfigError for a setting that the recipe sets, LossContractError for a loss that reads no embeddings.
+    """
+    if counted := [key for key in settings if key in COUNTED]:
+        raise ConfigError(f"{counted[0]} follows from the data: leave it out, and choose --hard-negatives instead")
+    loss = get_loss(name, **settings)
+    if not isinstance(loss, Loss):
+        raise LossContractError(f"{name} is a mixture; this recipe takes one loss")
+    if loss.spec.is_batch_style:
+        loss = Loss(replace(loss.spec, outputs=("embeddings",)), settings)
+    if "embeddings" not in loss.outputs:
+        raise LossContractError(
+            f"{loss.name} reads {', '.join(loss.outputs)}, but this recipe trains embeddings: choose a loss of "
+            "`lossbook losses list` under embedding"
+        )
+    if loss.spec.per == "token":
+        raise LossContractError(
+            f"{loss.name} is not registered, so it is taken for a loss per token, which embeddings are not about. Put "
+            '@register_loss("...", per="datum") before it, or write it as fn(data, embeddings)'
+        )
+    if lacking := [one.name for one in loss.spec.inputs if one.required and one.name not in GIVEN]:
+        raise LossContractError(f"{loss.name} reads {lacking[0]!r}, which rows of texts cannot give")
+    return matryoshka(loss, dims=tuple(dimensions)) if dimensions else loss
+
+
+def reads_labels(loss: Loss) -> bool:
+    """Whether the loss reads labelled pairs, and not blocks."""
+    return any(one.name == "label" for one in loss.spec.inputs)
+
+
+def takes_duplicates_for_negatives(loss: Loss) -> bool:
+    """Whether the other rows of a batch are negatives for it, and it cannot be told which are not."""
+    is_in_batch = loss.spec.couples == "batch" and not reads_labels(loss) and loss.name not in ROW_BY_ROW
+    return is_in_batch and not any(one.name == "document_id" for one in loss.spec.inputs)
+
+
+@dataclass
+class PairLayout:
+    """Makes batches of rows for one loss.
+
+    texts       the rows, `grouped`
+    negatives   how many of each row's are used
+    encoded     the tokens of all their texts
+    """
+
+    loss: Loss
+    texts: Sequence[Texts]
+    negatives: int
+    encoded: Encoded
+    _ids: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if reads_labels(self.loss):
+            self._check_numbers("label", [one.label is not None for one in self.texts])
+        if any(one.name == "teacher_score" for one in self.loss.spec.inputs):
+            self._check_numbers("scores", [len(one.scores) > self.negatives for one in self.texts])
+        for one in self.texts:
+            self._ids[one.positive] = one.group
+        for text in (text for one in self.texts for text in one.negatives):
+            self._ids.setdefault(text, len(self.texts) + len(self._ids))
+        self.sized(2 + self.negatives)
+
+    def batch(self, rows: Sequence[int]) -> tuple[list[Datum], Loss]:
+        """The datums of some rows, and the loss with the number of negatives that they have."""
+        return self._pairs(rows) if reads_labels(self.loss) else self._blocks(rows), self.sized(len(rows))
+
+    def sized(self, rows: int) -> Loss:
+        """The loss for a batch of so many rows. Raises ConfigError when it cannot read such a layout."""
+        counts = {key: count(rows, self.negatives) for key, count in COUNTED.items() if key in self.loss.settings}
+        loss = get_loss(self.loss, **counts)
+        if loss.spec.partners is None or reads_labels(loss):
+            return loss
+        try:
+            together = loss.spec.partners((2 + self.negatives) * rows, loss.config)
+            fits = len(together) == rows and list(together[0][:2]) == [0, rows]
+        except ShapeError:
+            fits = False
+        if not fits:
+            raise ConfigError(
+                f"{loss.name} cannot read batches of a query, its positive and {self.negatives} negatives each. Losses such as "
+                "triplet need --hard-negatives 1, such as siglip 0; info_nce takes any number"
+            )
+        return loss
+
+    def _blocks(self, rows: Sequence[int]) -> list[Datum]:
+        chosen = [self.texts[i] for i in rows]
+        blocks = [[(self.encoded.queries[one.query], one.group, 0.0) for one in chosen]]
+        for place in range(1 + self.negatives):
+            column = [(one.positive, *one.negatives)[place] for one in chosen]
+            scores = [one.scores[place] if one.scores else 0.0 for one in chosen]
+            tokens = [self.encoded.documents[text] for text in column]
+            blocks.append(list(zip(tokens, [self._ids[text] for text in column], scores, strict=True)))
+        return [self._datum(tokens, document_id=own, teacher_score=s) for block in blocks for tokens, own, s in block]
+
+    def _pairs(self, rows: Sequence[int]) -> list[Datum]:
+        chosen = [self.texts[i] for i in rows]
+        pairs = [(self.encoded.queries[one.query], self.encoded.documents[one.positive]) for one in chosen]
+        return [
+            self._datum(tokens, label=one.label) for one, pair in zip(chosen, pairs, strict=True) for tokens in pair
+        ]
+
+    def _datum(self, tokens: ModelInput, **numbers: Any) -> Datum:
+        names = {one.name for one in self.loss.spec.inputs}
+        kept = {key: value for key, value in numbers.items() if key in names or self.loss.spec.is_batch_style}
+        return Datum(tokens, kept)
+
+    def _check_numbers(self, key: str, given: Sequence[bool]) -> None:
+        if not all(given):
+            row = given.index(False)
+            raise DataFileError(f"{self.loss.name} reads {key!r}, which row {row} (counted from 0) does not have")
+        if key == "label" and self.negatives:
+            raise ConfigError(
+                f"{self.loss.name} reads labelled pairs, but the rows have negatives: make each a row of its own with a label, or "
+                "leave them out with --hard-negatives 0"
+            )

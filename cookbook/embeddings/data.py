@@ -1,0 +1,253 @@
+"""Rows of texts that belong together, and the batches in which the others are the negatives.
+
+{"query": ..., "positive": ...}                       two texts that belong together; "anchor" will do for "query"
+{"query": ..., "positive": ..., "negative": ...}      and one that does not; or "negatives": [...]
+{"query": ..., "positive": ..., "label": 0.8}         how much they do, for losses that read `label`
+{"query": ..., "positive": ..., "negative": ..., "scores": [9.1, 3.2]}    a teacher's scores, for `margin_mse`
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ...datums.errors import DataFileError, EmptyLossError, did_you_mean, located
+from ...datums.types import ModelInput
+
+KEYS = ("query", "positive", "negative", "negatives", "label", "scores")
+#: Keys of formats made elsewhere, and what they are called here.
+ELSEWHERE = {
+    "anchor": "query",
+    "question": "query",
+    "sentence1": "query",
+    "text1": "query",
+    "pos": "positive",
+    "document": "positive",
+    "passage": "positive",
+    "answer": "positive",
+    "sentence2": "positive",
+    "text2": "positive",
+    "neg": "negatives",
+    "score": "label",
+}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A row: a text, one that belongs to it, texts that do not, and what numbers the row has.
+
+    group: rows with the same query or the same positive have the same; see `grouped`.
+    """
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+    label: float | None = None
+    scores: tuple[float, ...] = ()
+    group: int = 0
+
+
+def texts_from_row(row: Mapping[str, Any]) -> Texts:
+    """The row's texts. Raises DataFileError for a missing, unknown or unusable key, saying which one was likely meant."""
+    row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
+    if "anchor" in row and "query" not in row:  # as Sentence Transformers calls it
+        row["query"] = row.pop("anchor")
+    unknown = [key for key in row if key not in KEYS]
+    if unknown or "query" not in row or "positive" not in row:
+        raise DataFileError(_about_keys(row, unknown))
+    if "negative" in row and "negatives" in row:
+        raise DataFileError("the row has both 'negative' and 'negatives': give one of them")
+    negatives = [row["negative"]] if "negative" in row else row.get("negatives", [])
+    if not isinstance(negatives, list):
+        raise DataFileError(f"'negatives' must be a list of texts, not {type(negatives).__name__}")
+    query, positive = _text(row["query"], "query"), _text(row["positive"], "positive")
+    if positive in negatives:
+        raise DataFileError(f"negatives[{negatives.index(positive)}] is the positive: {positive[:60]!r}")
+    label = _number(row["label"], "label") if "label" in row else None
+    scores = row.get("scores", [])
+    if not isinstance(scores, list) or (scores and len(scores) != 1 + len(negatives)):
+        raise DataFileError(
+            f"'scores' must be a list of {1 + len(negatives)} numbers: the positive's, then one for each negative"
+        )
+    return Texts(
+        query,
+        positive,
+        tuple(_text(one, f"negatives[{i}]") for i, one in enumerate(negatives)),
+        label,
+        tuple(_number(one, f"scores[{i}]") for i, one in enumerate(scores)),
+    )
+
+
+def read_texts(rows: Iterable[Mapping[str, Any]]) -> list[Texts]:
+    """All rows. Raises DataFileError naming the row, EmptyLossError when there are none."""
+    found = []
+    for index, row in enumerate(rows):
+        try:
+            found.append(texts_from_row(row))
+        except DataFileError as error:
+            raise located(error, str(getattr(row, "place", f"row {index}"))) from None
+    if not found:
+        raise EmptyLossError("there are no rows")
+    return found
+
+
+def grouped(texts: Sequence[Texts]) -> list[Texts]:
+    """The rows with their groups: rows that share a query or a positive, directly or through others, are one group.
+
+    Within a group nobody is another's negative: the positive of a row may as well be the other's.
+    """
+    parent = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, one in enumerate(texts):
+        for key in (("query", one.query), ("positive", one.positive)):
+            parent[root(i)] = root(first.setdefault(key, i))
+    return [replace(one, group=root(i)) for i, one in enumerate(texts)]
+
+
+def held_apart(texts: Sequence[Texts], count: int, seed: int) -> tuple[list[Texts], list[Texts]]:
+    """(rows to train on, rows that only measure): whole groups, drawn by the seed until `count` rows are held out.
+
+    Raises EmptyLossError when nothing would be left to train on.
+    """
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    members = Counter(one.group for one in texts)
+    out: set[int] = set()
+    rows = 0
+    for row in order:
+        if rows >= count:
+            break
+        if texts[row].group not in out:
+            out.add(texts[row].group)
+            rows += members[texts[row].group]
+    if rows == len(texts):
+        raise EmptyLossError(
+            f"holding out {count} of {len(texts)} rows, with those of their groups, leaves none to train on"
+        )
+    return [one for one in texts if one.group not in out], [one for one in texts if one.group in out]
+
+
+def negatives_used(texts: Sequence[Texts], wanted: int | None) -> int:
+    """How many negatives of each row are used: `wanted`, or all. Raises DataFileError for a row that has fewer."""
+    most = max(len(one.negatives) for one in texts)
+    used = most if wanted is None else wanted
+    for row, one in enumerate(texts):
+        if len(one.negatives) < used:
+            raise DataFileError(
+                f"row {row} (counted from 0) has {len(one.negatives)} negatives, but {used} are to be used"
+                + (
+                    f", as many as another row has: choose --hard-negatives {len(one.negatives)}"
+                    if wanted is None
+                    else ""
+                )
+            )
+    return used
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of texts, queries and documents apart, since each may have a prefix of its own; and how many were cut."""
+
+    queries: Mapping[str, ModelInput]
+    documents: Mapping[str, ModelInput]
+    longest: int
+    cut: int
+
+
+def encode(texts: Sequence[Texts], tokenizer: Any, max_length: int, prefixes: Mapping[str, str]) -> Encoded:
+    """All texts as tokens, with those that the tokenizer puts around a text; cut behind to `max_length` in all."""
+    sides = {
+        "query": dict.fromkeys(one.query for one in texts),
+        "document": dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives)),
+    }
+    made: dict[str, dict[str, ModelInput]] = {}
+    longest = cut = 0
+    for side, known in sides.items():
+        whole = [prefixes[side] + text for text in known]
+        full = [len(ids) for ids in tokenizer(whole, verbose=False)["input_ids"]]
+        ids = tokenizer(whole, truncation=True, max_length=max_length)["input_ids"]
+        made[side] = {text: ModelInput.from_ints(one) for text, one in zip(known, ids, strict=True)}
+        longest, cut = max(longest, *full), cut + sum(length > max_length for length in full)
+    return Encoded(made["query"], made["document"], longest, cut)
+
+
+class PairBatches:
+    """Which rows make up which batch: a function of the seed and the step alone, as `Batches`.
+
+    groups: of the rows. keep_apart: no batch has two rows of one group; rows that find no place are left out of the epoch.
+    The rows that are left over when the epoch's batches are full are left out too, since a smaller batch has fewer negatives.
+    """
+
+    def __init__(self, groups: Sequence[int], batch_size: int, seed: int, *, keep_apart: bool) -> None:
+        if len(groups) < batch_size:
+            raise EmptyLossError(
+                f"{len(groups)} rows are fewer than the {batch_size} of a batch: choose a smaller --batch-size"
+            )
+        distinct = len(set(groups))
+        if keep_apart and distinct < batch_size:
+            raise EmptyLossError(
+                f"only {distinct} of the {len(groups)} rows have different queries and positives, fewer than the "
+                f"{batch_size} of a batch, and this loss would take duplicates for negatives: choose a smaller --batch-size, or a "
+                "loss that reads document_id, such as info_nce"
+            )
+        self.groups = groups
+        self.batch_size = batch_size
+        self.seed = seed
+        self.keep_apart = keep_apart
+        self.per_epoch = len(groups) // batch_size
+        self._made: tuple[int, list[list[int]]] = (-1, [])
+
+    def at(self, step: int) -> list[int]:
+        """The indices of the rows of a step, from 1."""
+        epoch, number = divmod(step - 1, self.per_epoch)
+        if self._made[0] != epoch:
+            self._made = (epoch, self._epoch(epoch))
+        return self._made[1][number]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """Each row goes to the first batch that has room for it and, kept apart, none of its group."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
+        held: list[set[int]] = [set() for _ in batches]
+        first_with_room = 0
+        for row in torch.randperm(len(self.groups), generator=generator).tolist():
+            while first_with_room < len(batches) and len(batches[first_with_room]) == self.batch_size:
+                first_with_room += 1
+            for number in range(first_with_room, len(batches)):
+                is_taken = self.keep_apart and self.groups[row] in held[number]
+                if len(batches[number]) < self.batch_size and not is_taken:
+                    batches[number].append(row)
+                    held[number].add(self.groups[row])
+                    break
+        return batches
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        what = "an empty text" if isinstance(value, str) else f"a {type(value).__name__}"
+        raise DataFileError(f"{name!r} must be a text, not {what}")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataFileError(f"{name!r} must be a number, not {value!r}")
+    return float(value)
+
+
+def _about_keys(row: Mapping[str, Any], unknown: Sequence[str]) -> str:
+    known = "'query', 'positive', and, if there are any, 'negative' or 'negatives', 'label', 'scores'"
+    hints = [f" Rename {key!r} to {ELSEWHERE[key]!r}." for key in unknown if key in ELSEWHERE]
+    hints = hints or [f" {key!r}:{hint}" for key in unknown if (hint := did_you_mean(str(key), KEYS))]
+    return f"a row has the keys {known}; this one has {', '.join(map(str, row)) or 'none'}.{''.join(hints[:2])}"

@@ -1,0 +1,113 @@
+"""How well an encoder finds what belongs to a query, among documents that it was never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ...datums.errors import ShapeError
+from ...datums.types import Datum
+from ...losses.loss import Loss
+from ...losses.registry import spec_of_function
+from .data import Encoded, Texts
+
+if TYPE_CHECKING:
+    from ...trainer import TrainingClient
+    from ...trainer.forward import Pooling
+
+#: Queries whose cosines with all documents are held at a time.
+QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries, a corpus, and which of its documents belong to each query (at least one).
+
+    measure gives  held_out_recall_at_1, held_out_recall_at_10   the fraction of queries with a right document among the
+                                                                 1 or 10 of largest cosine; a tie is a miss
+                   held_out_mrr                                  the mean of 1 / rank of the first right document
+                   dim_64/held_out_...                           the same by the first 64 coordinates alone
+    """
+
+    queries: Sequence[Datum]
+    documents: Sequence[Datum]
+    right: Sequence[Sequence[int]]
+    pooling: Pooling = "mean"
+    dimensions: Sequence[int] = ()
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[Texts], encoded: Encoded, pooling: Pooling, dimensions: Sequence[int] = ()
+    ) -> Retrieval:
+        """Each row's query, to be answered by the positives of all rows with the same query; all documents are the corpus."""
+        right: dict[str, set[str]] = {}
+        for one in texts:
+            right.setdefault(one.query, set()).add(one.positive)
+        corpus = list(dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives)))
+        place = {text: i for i, text in enumerate(corpus)}
+        return cls(
+            [Datum(encoded.queries[query], {}) for query in right],
+            [Datum(encoded.documents[text], {}) for text in corpus],
+            [sorted(place[text] for text in own) for own in right.values()],
+            pooling,
+            dimensions,
+        )
+
+    def measure(self, training: TrainingClient) -> dict[str, float]:
+        """Measure the weights as they are; {} where nothing is held out. Raises ShapeError for too many dimensions."""
+        if not self.queries:
+            return {}
+        vectors = embeddings(training, [*self.queries, *self.documents], self.pooling)
+        queries, documents = vectors.tensor_split([len(self.queries)])
+        found = _scores(ranks(queries, documents, self.right))
+        for width in self.dimensions:
+            if width > vectors.shape[1]:
+                raise ShapeError(
+                    f"matryoshka_dimensions has {width}, but the embeddings have {vectors.shape[1]} coordinates"
+                )
+            short = _scores(ranks(queries[:, :width], documents[:, :width], self.right))
+            found |= {f"dim_{width}/{name}": value for name, value in short.items()}
+        return found
+
+
+def embeddings(training: TrainingClient, datums: Sequence[Datum], pooling: Pooling) -> Tensor:
+    """[N, D] float32: each datum's pooled vector under the weights as they are."""
+    reads = Loss(spec_of_function(_nothing, output="embeddings"), {})
+    outputs = training.forward(datums, reads, pooling=pooling).result().loss_fn_outputs
+    return torch.stack([output["embedding"].to_torch() for output in outputs])
+
+
+def ranks(queries: Tensor, documents: Tensor, right: Sequence[Sequence[int]]) -> Tensor:
+    """[Q] int64: the place, from 1, of each query's best right document among the documents that are not right.
+
+    queries [Q, D], documents [C, D]; right[i]: the rows of documents that belong to query i. By cosine; a wrong document
+    that is as near counts as nearer, and so does one whose cosine is NaN.
+    """
+    queries, documents = normalize(queries, dim=1), normalize(documents, dim=1)
+    found = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        cosines = queries[start : start + QUERIES_AT_ONCE] @ documents.T
+        is_right = torch.zeros_like(cosines, dtype=torch.bool)
+        for row, own in enumerate(right[start : start + len(cosines)]):
+            is_right[row, list(own)] = True
+        best = cosines.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
+        found.append(1 + (~(cosines < best) & ~is_right).sum(1))
+    return torch.cat(found)
+
+
+def _scores(found: Tensor) -> dict[str, float]:
+    return {
+        "held_out_recall_at_1": float((found <= 1).double().mean()),
+        "held_out_recall_at_10": float((found <= 10).double().mean()),
+        "held_out_mrr": float((1 / found.double()).mean()),
+    }
+
+
+def _nothing(data: Sequence[Datum], vectors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    """No loss, for a forward whose embeddings are wanted."""
+    return vectors[0].sum() * 0, {}

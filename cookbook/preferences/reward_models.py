@@ -1,0 +1,124 @@
+"""Scores of a trained reward model: measuring them, asking for them, and handing the model on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ...datums.errors import LengthMismatchError, ModelError
+from ...datums.rows import datum_from_row
+from ...datums.types import Datum
+from ...trainer import ServiceClient
+from ...trainer.checkpoints import read_checkpoint
+from ..running.runs import Run, find_checkpoint
+from .evaluation import accuracy_and_margin, sides
+from .units import Unit, flat
+
+if TYPE_CHECKING:
+    from ...trainer import TrainingClient
+
+SCORER = "scorer"
+#: What the head's weights are called in a checkpoint, and in transformers' models for sequence classification.
+HEAD_WEIGHT, HEAD_BIAS, CLASSIFIER = "value_head.weight", "value_head.bias", "base_model.model.score.weight"
+
+
+def values_as_they_are(values: Tensor) -> Tensor:
+    """A loss that is asked for its input only."""
+    return values
+
+
+def scores(training: TrainingClient, datums: Sequence[Datum]) -> np.ndarray:
+    """[N] float64: the value at each datum's last position that is learned, which is its answer's score."""
+    outputs = training.forward(datums, values_as_they_are).result().loss_fn_outputs
+    last = [int(np.flatnonzero(datum.loss_fn_inputs["weights"].to_numpy())[-1]) for datum in datums]
+    return np.array([float(out["values"].to_numpy()[i]) for out, i in zip(outputs, last, strict=True)])
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Held-out pairs; datum good[i] is the chosen and bad[i] the rejected answer of pair i.
+
+    measure gives  held_out_accuracy   share of pairs whose chosen answer has the higher score, equal ones half
+                   held_out_margin     mean difference, nats
+                   held_out_score, held_out_score_spread    mean and standard deviation of all scores
+    """
+
+    datums: list[Datum]
+    good: np.ndarray
+    bad: np.ndarray
+
+    @classmethod
+    def begin(cls, units: Sequence[Unit]) -> HeldOutScores | None:
+        """None where nothing is held out."""
+        return cls(flat(units), *sides(units)) if units else None
+
+    def measure(self, training: TrainingClient) -> dict[str, float]:
+        """Of the weights as they are now; one forward."""
+        found = scores(training, self.datums)
+        accuracy, margin = accuracy_and_margin(found[self.good], found[self.bad])
+        return {
+            "held_out_accuracy": accuracy,
+            "held_out_margin": margin,
+            "held_out_score": float(found.mean()),
+            "held_out_score_spread": float(found.std()),
+        }
+
+
+class Scorer:
+    """A trained reward model.
+
+    path: the folder of a run of `lossbook train reward`, or one of its checkpoints. Raises RunError, CheckpointError, and
+    ModelError where the checkpoint has no scalar head.
+    """
+
+    def __init__(self, path: str | Path, *, device: str | None = None) -> None:
+        checkpoint = find_checkpoint(path)
+        if not read_checkpoint(checkpoint, names=[]).manifest.get("value_head"):
+            raise ModelError(
+                f"{checkpoint} has no scalar head, so it is no reward model; `lossbook train reward` makes one"
+            )
+        self._training = ServiceClient(device=device).create_training_client_from_state(str(checkpoint))
+
+    def score(self, prompts: Sequence[Any], answers: Sequence[Any]) -> list[float]:
+        """A number for each prompt with its answer, both texts or both lists of messages; higher is better.
+
+        Only differences between answers to one prompt mean something.
+        """
+        if len(prompts) != len(answers):
+            raise LengthMismatchError(
+                f"{len(prompts)} prompts and {len(answers)} answers: each prompt needs one answer"
+            )
+        if not prompts:
+            return []
+        tokenizer = self._training.get_tokenizer()
+        pairs = zip(prompts, answers, strict=True)
+        rows = [{"prompt": prompt, "completion": answer} for prompt, answer in pairs]
+        return scores(self._training, [datum_from_row(row, tokenizer) for row in rows]).tolist()
+
+
+def export_scorer(run: Run) -> str:
+    """Write `scorer/` beside the run's adapter: the adapter and the head for transformers; returns a line about it.
+
+    It loads by `PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), folder)`.
+    That model reads the score at the last token that it is given. Here it stands where the answer's last token is about to
+    come, so give it the prompt and the answer without the end of the turn. The head's bias, the same for all, is left out.
+    """
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = find_checkpoint(run.path)
+    if not (run.adapter / "adapter_config.json").exists():
+        return f"scorer  {checkpoint}: lossbook.cookbook.preferences.reward_models.Scorer reads it"
+    head = read_checkpoint(checkpoint, names=["weights"]).tensors["weights"]
+    config = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config.update(task_type="SEQ_CLS", modules_to_save=["score"])
+    tensors = load_file(run.adapter / "adapter_model.safetensors")
+    (run.path / SCORER).mkdir(exist_ok=True)
+    save_file({**tensors, CLASSIFIER: head[HEAD_WEIGHT]}, run.path / SCORER / "adapter_model.safetensors")
+    run.write(f"{SCORER}/adapter_config.json", json.dumps(config, indent=2))
+    return f"scorer  {run.path / SCORER} (loads with peft for AutoModelForSequenceClassification)"

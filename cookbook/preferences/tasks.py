@@ -1,0 +1,70 @@
+"""Preference pairs made from a task that checks its own answers: the right answer, and a wrong one much like it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+from ...datums.errors import TaskError
+from ..environments.tasks import Question, Task
+
+#: scrambled: the words of the right answer in another order, as in `scrambled`. another: the right answer to another question.
+WrongAnswer = Literal["scrambled", "another"]
+#: Orders, or other answers, that are tried before a question is given up.
+TRIES = 200
+
+
+def preference_rows(
+    task: Task, questions: Sequence[Question], wrong_answer: WrongAnswer, seed: int
+) -> list[dict[str, Any]]:
+    """A row {"prompt", "chosen", "rejected"} of messages for each question. Equal arguments give equal rows.
+
+    Every rejected answer is one that the task's own verifier does not take for right. Raises TaskError for a question that
+    has no such answer.
+    """
+    drawn = random.Random(seed)
+    rows = []
+    for question in questions:
+        candidates = _candidates(question, questions, wrong_answer, drawn)
+        wrong = next((text for text in candidates if text != question.answer and task.score(question, text) < 1), None)
+        if wrong is None:
+            raise TaskError(
+                f"{task.name}: no {wrong_answer} answer is wrong for {question.text[:60]!r}, whose right answer is "
+                f"{question.answer!r}. Choose another wrong_answer, or another task"
+            )
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": question.text}],
+                "chosen": [{"role": "assistant", "content": question.answer}],
+                "rejected": [{"role": "assistant", "content": wrong}],
+            }
+        )
+    return rows
+
+
+def _candidates(
+    question: Question, questions: Sequence[Question], wrong_answer: WrongAnswer, drawn: random.Random
+) -> Iterator[str]:
+    if wrong_answer == "scrambled":
+        return (scrambled(question.answer, drawn) for _ in range(TRIES))
+    return (drawn.choice(questions).answer for _ in range(TRIES))
+
+
+def scrambled(answer: str, drawn: random.Random) -> str:
+    """The answer's words (parts between commas, where it has any) in another order, with nothing of the answer read backwards.
+
+    It neither begins with the answer's last word nor holds two neighbours in exchanged order. In a task that turns a list
+    round, such an answer copies no more of the question than the right one does; otherwise a model that likes to copy would
+    prefer it from the start. The answer itself where `TRIES` shuffles give no such order.
+    """
+    separator = ", " if ", " in answer else " "
+    words = answer.split(separator)
+    order = list(range(len(words)))
+    for _ in range(TRIES):
+        drawn.shuffle(order)
+        is_another = order != sorted(order)
+        if is_another and order[0] != len(words) - 1 and all(after != before - 1 for before, after in pairwise(order)):
+            return separator.join(words[i] for i in order)
+    return answer

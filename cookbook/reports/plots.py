@@ -1,0 +1,113 @@
+"""Curves of runs as a picture, drawn from their metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...datums.errors import MissingExtraError
+from ..extras import require
+from ..running.runs import CONFIG, CURVE, METRICS, read_metrics, read_settings
+from .panels import Panel, Rows, default_panels, is_number, panels_of
+
+#: Colours of runs, or of what one run recorded; told apart by the colour-blind, and readable on white and on black.
+COLOURS = ("#2a78d6", "#e07b1a", "#2f9e62", "#c2477f", "#7b5bc4", "#8a8f98", "#b59a1f", "#3aa6b9")
+DASHES = ("-", "--", ":", "-.")
+#: Above this many values a curve is noise to look at, so its running mean is drawn on top.
+MANY = 30
+#: What matplotlib is told: little ink beside the curves.
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lossbook",
+}
+
+
+def plot_run(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Draw one run's curves into its folder, or into `path`; returns where."""
+    folder = Path(folder)
+    return plot_runs({folder.name: folder}, path or folder / CURVE)
+
+
+def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequence[str] | None = None) -> Path:
+    """Draw the curves of several runs into one picture, a panel for each quantity, a colour for each run.
+
+    folders: label to run folder. path: .png, .svg or .pdf. keys: what to draw, a panel each; otherwise what the recipes
+    are watched by, of what was recorded. Raises MissingExtraError with the pip command when matplotlib is not installed.
+    """
+    figure_module = require("matplotlib.figure", "plot", "drawing curves")  # no pyplot: it keeps global state
+    matplotlib = require("matplotlib", "plot", "drawing curves")
+    runs = {label: read_metrics(Path(folder) / METRICS) for label, folder in folders.items()}
+    panels = default_panels(runs, losses_of(folders)) if keys is None else panels_of(keys)
+    columns = min(max(len(panels), 1), 3)
+    lines = -(-len(panels) // columns) or 1
+    with matplotlib.rc_context(_STYLE):
+        figure = figure_module.Figure(figsize=(4.4 * columns, 2.9 * lines), layout="constrained")
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for ax, panel in zip(axes, panels, strict=False):
+            _draw_panel(ax, panel, runs)
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def losses_of(folders: Mapping[str, str | Path]) -> dict[str, Any]:
+    """Each run's loss and its settings, where the folder says them."""
+    found: dict[str, Any] = {}
+    for label, folder in folders.items():
+        settings = read_settings(Path(folder)) if (Path(folder) / CONFIG).exists() else {}
+        found[label] = (settings.get("loss"), settings.get("loss_config"))
+    return found
+
+
+def try_plot(folders: Mapping[str, str | Path], path: str | Path) -> str:
+    """`curve PATH`, or one line that says how to get one where matplotlib is not installed."""
+    try:
+        return f"curve   {plot_runs(folders, path)}"
+    except MissingExtraError as error:
+        return f"no curve: {error}"
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Each value's mean with those before it, over a twentieth of the curve."""
+    width = max(len(values) // 20, 2)
+    windows = [values[max(i - width, 0) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Rows]) -> None:
+    """Colours tell runs apart, or, of one run, quantities; then dashes tell quantities apart."""
+    for i, (label, rows) in enumerate(runs.items()):
+        for j, key in enumerate(panel.keys):
+            name = key if len(runs) == 1 else label if len(panel.keys) == 1 else f"{label}: {key}"
+            colour = COLOURS[(i if len(runs) > 1 else j) % len(COLOURS)]
+            _draw(ax, rows, key, label=name, color=colour, linestyle=DASHES[j % len(DASHES)] if len(runs) > 1 else "-")
+    ax.set(xlabel="optimizer steps", title=panel.title)
+    if len(runs) > 1 or len(panel.keys) > 1:
+        ax.legend()
+
+
+def _draw(ax: Any, rows: Rows, key: str, **style: Any) -> None:
+    """The values, and, where there are many, their running mean on top."""
+    points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    if len(points) < MANY:
+        ax.plot(steps, values, marker="o", markersize=3.5, linewidth=1.4, **style)
+        return
+    ax.plot(steps, values, alpha=0.25, linewidth=0.8, color=style["color"])
+    ax.plot(steps, running_mean(values), linewidth=1.6, **style)

@@ -1,0 +1,210 @@
+"""A step's groups of rollouts: collecting them, resampling those that teach nothing, and what they become as datums."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ...datums.errors import EmptyLossError
+from ...datums.trajectories import Trajectory, datums_from_trajectories
+from ...datums.types import Datum
+from ...losses import advantages as advantage_functions
+from ..environments.protocol import Problem
+from ..running.batches import Batches
+from .episodes import Player, Rollout
+
+if TYPE_CHECKING:
+    from ...trainer import SamplingClient, TrainingClient
+
+Groups = list[list[Rollout]]
+Overlong = Literal["keep", "mask", "soft"]
+
+#: Advantages by name, from rewards, group ids and response lengths; see `lossbook.losses.advantages`.
+ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
+    "group": lambda rewards, groups, lengths: advantage_functions.group_advantages(rewards, groups),
+    "centred": lambda rewards, groups, lengths: advantage_functions.centred(rewards, groups),
+    "rloo": lambda rewards, groups, lengths: advantage_functions.rloo(rewards, groups),
+    "batch_scaled": lambda rewards, groups, lengths: advantage_functions.batch_scaled(rewards, groups),
+    "maxrl": lambda rewards, groups, lengths: advantage_functions.maxrl(rewards, groups),
+    "opo": lambda rewards, groups, lengths: advantage_functions.opo(rewards, lengths, groups),
+    "pass_at_k": lambda rewards, groups, lengths: advantage_functions.pass_at_k(rewards, groups),
+    "reinforce_plus_plus": lambda rewards, groups, lengths: advantage_functions.reinforce_plus_plus(
+        rewards, groups, lengths=lengths
+    ),
+}
+
+
+class Collecting(Protocol):
+    """The settings that say how rollouts are collected."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def problems_per_step(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def dynamic_sampling(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def overlong(self) -> Overlong: ...
+    @property
+    def overlong_buffer(self) -> int | None: ...
+    @property
+    def off_policy_steps(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The groups of a step, and the numbers about how they came to be (`reward`: before any group was replaced)."""
+
+    groups: Groups
+    metrics: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; floats keep every bit."""
+        return {"groups": [[asdict(one) for one in group] for group in self.groups], "metrics": self.metrics}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Collected:
+        """What `to_json` gave."""
+        return cls([[Rollout(**one) for one in group] for group in value["groups"]], value["metrics"])
+
+
+class Collector:
+    """Rollouts, step by step. With `off_policy_steps` 1 those of the next step are sampled in a thread beside training.
+
+    Then the rollouts of step s + 1 are those of the weights before step s's update, whenever they are sampled.
+    """
+
+    def __init__(
+        self, config: Collecting, player: Player, problems: Sequence[Problem], training: TrainingClient
+    ) -> None:
+        self.config = config
+        self.player = player
+        self.problems = problems
+        self.training = training
+        self.batches = Batches(len(problems), config.problems_per_step, config.seed)
+        self._ahead: Future[Collected] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def get(self, step: int, *, is_last: bool) -> Collected:
+        """The rollouts of a step; off policy, the next one's are begun too, unless this is the last."""
+        if self._ahead is None and not self.config.off_policy_steps:
+            return self.collect(self.training.save_weights_and_get_sampling_client(), step)
+        sampler = self.training.save_weights_and_get_sampling_client()
+        ahead, self._ahead = self._ahead, None
+        found = self.collect(sampler, step) if ahead is None else ahead.result()
+        if not is_last:
+            self._ahead = self._thread.submit(self.collect, sampler, step + 1)
+        return found
+
+    def keep(self) -> Any:
+        """What has been sampled ahead, as JSON values, to be kept with a checkpoint; waits for it. None on policy."""
+        return None if self._ahead is None else self._ahead.result().to_json()
+
+    def restore(self, kept: Any) -> None:
+        """Go on from what `keep` returned."""
+        if kept is not None:
+            self._ahead = Future()
+            self._ahead.set_result(Collected.from_json(kept))
+
+    def collect(self, sampler: SamplingClient, step: int) -> Collected:
+        """Sample a step's groups; those of equal rewards are replaced by other problems', `dynamic_sampling` times at most."""
+        started = time.perf_counter()
+        groups = self._play(sampler, self.batches.at(step), (step, 0))
+        first = [rollout for group in groups for rollout in group]
+        resampled = 0
+        for attempt in range(1, self.config.dynamic_sampling + 1):
+            level = [at for at, group in enumerate(groups) if self._is_level(group)]
+            if not level:
+                break
+            drawn = np.random.default_rng((self.config.seed, step, attempt)).integers(
+                len(self.problems), size=len(level)
+            )
+            for at, group in zip(level, self._play(sampler, drawn.tolist(), (step, attempt)), strict=True):
+                groups[at] = group
+            resampled += len(level)
+        metrics = {
+            "reward": float(np.mean([rollout.reward for rollout in first])),
+            "resampled_groups": float(resampled),
+            "zero_advantage_groups": float(np.mean([self._is_level(group) for group in groups])),
+            **_shape_of(first),
+        }
+        return Collected(groups, {**metrics, "sampling_seconds": time.perf_counter() - started})
+
+    def shaped_rewards(self, group: Sequence[Rollout]) -> list[float]:
+        """The rewards that advantages are made of: those of the environment, less what an overlong answer costs."""
+        if self.config.overlong != "soft":
+            return [rollout.reward for rollout in group]
+        limit = self.config.max_tokens
+        buffer = self.config.overlong_buffer or max(limit // 4, 1)
+        return [rollout.reward + overlong_penalty(rollout.longest_answer, limit, buffer) for rollout in group]
+
+    def _play(self, sampler: SamplingClient, indices: Sequence[int], key: tuple[int, int]) -> Groups:
+        problems = [self.problems[i] for i in indices]
+        return self.player.play(sampler, problems, self.config.group_size, (self.config.seed, *key))
+
+    def _is_level(self, group: Sequence[Rollout]) -> bool:
+        """Whether a group's rewards are equal but for rounding, so that it teaches nothing."""
+        rewards = self.shaped_rewards(group)
+        return max(rewards) - min(rewards) <= advantage_functions.FLOOR * max(map(abs, rewards))
+
+
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """0 up to limit - buffer tokens, then down in a line to -1 at the limit. DAPO, arXiv:2503.14476 eq. 13."""
+    return -min(max(length - (limit - buffer), 0) / buffer, 1.0)
+
+
+def datums_of(collector: Collector, groups: Groups, advantages: str, *, allow_biased: bool) -> list[Datum]:
+    """One datum a rollout, with its advantage; under overlong="mask" none for truncated ones, which still count in means.
+
+    Raises EmptyLossError when nothing is left.
+    """
+    rewards = [reward for group in groups for reward in collector.shaped_rewards(group)]
+    ids = [at for at, group in enumerate(groups) for _ in group]
+    rollouts = [rollout for group in groups for rollout in group]
+    lengths = [rollout.sampled_tokens for rollout in rollouts]
+    found = ADVANTAGES[advantages](rewards, ids, lengths).tolist()
+    is_masked = collector.config.overlong == "mask"
+    trajectories = [
+        Trajectory(
+            prompt_tokens=rollout.prompt_tokens,
+            response_tokens=rollout.response_tokens,
+            sampling_logprobs=rollout.sampling_logprobs,
+            advantages=advantage,
+            weights=rollout.weights,
+            temperature=collector.player.temperature,
+        )
+        for rollout, advantage in zip(rollouts, found, strict=True)
+        if not (is_masked and rollout.is_truncated)
+    ]
+    if not trajectories:
+        raise EmptyLossError(
+            f"all {len(rollouts)} answers were truncated at {collector.player.max_tokens} tokens, and overlong='mask' trains on "
+            "none of them: raise --max-tokens, or choose --overlong keep or soft"
+        )
+    return datums_from_trajectories(trajectories, allow_biased=allow_biased)
+
+
+def _shape_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    logprobs = np.concatenate([np.array(one.sampling_logprobs)[np.array(one.weights) > 0] for one in rollouts])
+    return {
+        "response_length": float(np.mean([one.sampled_tokens for one in rollouts])),
+        "truncated_fraction": float(np.mean([one.is_truncated for one in rollouts])),
+        "turns": float(np.mean([len(one.answers) for one in rollouts])),
+        "sampler_entropy": float(-logprobs.mean()),
+    }

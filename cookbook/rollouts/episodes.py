@@ -1,0 +1,216 @@
+"""Episodes of a policy in environments, token by token: what was sampled is what is trained on, never text tokenised again.
+
+All episodes of a step take their turns together, so that the sampler decodes them together. What is sampled depends on
+the weights and on (seed, step, attempt, problem, sample, turn) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...datums.chat_template import ChatTemplate
+from ...datums.errors import LossbookError, RewardError, TemplateError, located
+from ...datums.messages import check_messages
+from ...datums.types import SamplingParams
+from ..environments.protocol import Environment, Message, Problem
+from ..environments.rewards import checked_number, shortened
+
+if TYPE_CHECKING:
+    from ...trainer import SamplingClient
+    from ...trainer.responses import SampledSequence
+
+#: Stands for an answer while what follows it is rendered.
+_PLACEHOLDER = "PLACEHOLDER-OF-AN-ANSWER"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One episode that has ended.
+
+    problem            what it was about
+    prompt_tokens      [P] ids of the first messages
+    response_tokens    [R] ids of all that followed: answers as sampled, and the environment's messages between them
+    sampling_logprobs  [R] nats, the sampler's; 0 where the environment wrote
+    weights            [R] 1 where the policy wrote, 0 where the environment did
+    reward             sum over the answers, unitless
+    is_truncated       whether its last answer met max_tokens, or it met max_length
+    longest_answer     tokens
+    answers            their texts
+    """
+
+    problem: str
+    prompt_tokens: list[int]
+    response_tokens: list[int]
+    sampling_logprobs: list[float]
+    weights: list[float]
+    reward: float
+    is_truncated: bool
+    longest_answer: int
+    answers: list[str]
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many tokens the policy wrote."""
+        return int(sum(self.weights))
+
+
+@dataclass(frozen=True)
+class Player:
+    """Plays episodes with a sampler.
+
+    max_tokens   tokens an answer may have
+    max_length   an episode of so many tokens gets no further turn; None for no limit
+    temperature  of sampling; 0 takes the likeliest tokens
+    """
+
+    tokenizer: Any
+    max_tokens: int
+    max_length: int | None = None
+    temperature: float = 1.0
+
+    def play(
+        self, sampler: SamplingClient, problems: Sequence[Problem], group_size: int, key: Sequence[int]
+    ) -> list[list[Rollout]]:
+        """`group_size` episodes of each problem. Equal weights, problems and `key` (integers >= 0) give equal ones.
+
+        Raises RewardError for what an environment or a reward function did wrong, naming question and answer.
+        """
+        template = ChatTemplate(self.tokenizer)
+        groups = [[_Episode(problem, template) for _ in range(group_size)] for problem in problems]
+        prompts = [_common_prompt(group) for group in groups]
+        params = SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature)
+        seeds = [_seed(*key, at) for at in range(len(groups))]
+        responses = sampler.sample_batch(prompts, params, num_samples=group_size, seeds=seeds).result()
+        for group, response in zip(groups, responses, strict=True):
+            for episode, sequence in zip(group, response.sequences, strict=True):
+                episode.take(sequence, self.max_length)
+        episodes = [episode for group in groups for episode in group]
+        turn = 1
+        while going_on := [(at, episode) for at, episode in enumerate(episodes) if not episode.is_over]:
+            seeds = [_seed(*key, at, turn) for at, _ in going_on]
+            responses = sampler.sample_batch([episode.tokens for _, episode in going_on], params, seeds=seeds).result()
+            for (_, episode), response in zip(going_on, responses, strict=True):
+                episode.take(response.sequences[0], self.max_length)
+            turn += 1
+        return [[episode.rollout() for episode in group] for group in groups]
+
+
+@dataclass
+class _Episode:
+    """An episode while it goes on; `tokens` are its prompt and all that followed."""
+
+    problem: Problem
+    template: ChatTemplate
+    environment: Environment = field(init=False)
+    tokens: list[int] = field(init=False)
+    logprobs: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    reward: float = 0.0
+    is_over: bool = False
+    is_truncated: bool = False
+    longest_answer: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            self.environment = self.problem.begin()
+            messages = check_messages(self.environment.reset())
+        except LossbookError as error:
+            raise located(error, f"the beginning of {shortened(self.problem.text)}") from None
+        except Exception as error:
+            place = f"an episode of {shortened(self.problem.text)} cannot begin"
+            raise RewardError(f"{place}: {type(error).__name__}: {error}") from error
+        template, messages = self.template.guarded(messages)
+        self.tokens = template.tokens(messages, add_generation_prompt=True)
+
+    def take(self, sequence: SampledSequence, max_length: int | None) -> None:
+        """One more answer, and what the environment says to it."""
+        has_stopped = sequence.stop_reason == "stop"
+        text_tokens = sequence.tokens[:-1] if has_stopped else sequence.tokens
+        answer = self.template.tokenizer.decode(text_tokens, skip_special_tokens=True)
+        self._extend(sequence.tokens, sequence.logprobs, 1.0)
+        self.answers.append(answer)
+        self.longest_answer = max(self.longest_answer, len(sequence.tokens))
+        step = self._step(answer)
+        self.reward += checked_number(step.reward, f"environment of {shortened(self.problem.text)}", "as a reward")
+        if not step.done and has_stopped:
+            written = self._written(step.messages, sequence.tokens[-1])
+            self._extend(written, [0.0] * len(written), 0.0)
+        self.is_truncated = not has_stopped or (not step.done and len(self.tokens) >= (max_length or np.inf))
+        self.is_over = step.done or self.is_truncated
+
+    def rollout(self) -> Rollout:
+        """What it came to."""
+        start = len(self.tokens) - len(self.weights)
+        length = len(self.weights)
+        while not self.weights[
+            length - 1
+        ]:  # what the environment said last, when no answer could follow, teaches nothing
+            length -= 1
+        return Rollout(
+            problem=self.problem.text,
+            prompt_tokens=self.tokens[:start],
+            response_tokens=self.tokens[start : start + length],
+            sampling_logprobs=self.logprobs[:length],
+            weights=self.weights[:length],
+            reward=self.reward,
+            is_truncated=self.is_truncated,
+            longest_answer=self.longest_answer,
+            answers=self.answers,
+        )
+
+    def _step(self, answer: str) -> Any:
+        try:
+            return self.environment.step(answer)
+        except LossbookError:
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"{type(self.environment).__name__} failed on the question {shortened(self.problem.text)} with the answer "
+                f"{shortened(answer)}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _extend(self, tokens: Sequence[int], logprobs: Sequence[float], weight: float) -> None:
+        self.tokens += tokens
+        self.logprobs += logprobs
+        self.weights += [weight] * len(tokens)
+
+    def _written(self, messages: Sequence[Message], last_token: int) -> list[int]:
+        """The tokens from the end of an answer to where the next one begins.
+
+        They are rendered after a placeholder, so that the answer's own tokens stay as they were sampled; the token that
+        ends a turn is left out where the policy wrote it itself.
+        """
+        if not messages:
+            raise RewardError(
+                f"the environment of {shortened(self.problem.text)} is not done but says nothing: give messages"
+            )
+        before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
+        template, guarded = self.template.guarded([*before, *messages])
+        _, found, rest = template.render(guarded, add_generation_prompt=True).rpartition(_PLACEHOLDER)
+        if not found:
+            raise TemplateError(
+                "the chat template leaves out earlier answers, so that no episode of many turns can be told"
+            )
+        tokens = template.encode(rest)
+        return tokens[1:] if tokens[:1] == [last_token] else tokens
+
+
+def _common_prompt(group: Sequence[_Episode]) -> list[int]:
+    """The tokens that all episodes of a problem begin with. Raises RewardError where they differ."""
+    first = group[0].tokens
+    if any(episode.tokens != first for episode in group):
+        raise RewardError(
+            f"episodes of {shortened(group[0].problem.text)} begin differently, so their rewards cannot be compared: an "
+            "environment must draw all that is random from its seed"
+        )
+    return first
+
+
+def _seed(*key: int) -> int:
+    """A seed of its own for each key."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,143 @@
+"""The loss of reinforcement learning as configured: any policy loss, a KL term to a reference, a rollout correction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ...datums.errors import LossConfigError, LossContractError, MissingInput, did_you_mean
+from ...datums.types import Datum, TensorData
+from ...losses.correction import LEVELS, RULES
+from ...losses.loss import Loss
+from ...losses.mixture import Mixture
+from ...losses.registry import get_loss
+
+if TYPE_CHECKING:
+    from ...trainer import TrainingClient
+    from ...trainer.reference_client import ReferenceClient
+    from ...trainer.responses import ForwardBackwardOutput
+
+#: What rollouts have for a loss to read, beside the model's outputs.
+INPUTS = ("target_tokens", "weights", "sampling_logprobs", "advantages", "ref_logprobs", "rollout_logprobs")
+CORRECTIONS = tuple(f"{level}_{rule}{end}" for level in LEVELS for rule in RULES for end in ("", "_normalized"))
+
+
+class PolicySettings(Protocol):
+    """The settings that say which loss it is."""
+
+    @property
+    def loss(self) -> str: ...
+    @property
+    def loss_config(self) -> Mapping[str, Any]: ...
+    @property
+    def kl_coefficient(self) -> float | None: ...
+    @property
+    def rollout_correction(self) -> str | None: ...
+
+
+def policy_loss(config: PolicySettings) -> Loss | Mixture:
+    """The configured loss. One a token that is a sum by default is averaged over the batch's tokens instead.
+
+    kl_coefficient goes into the loss where it has a setting of that name, else `reference_kl` is added. Raises
+    UnknownLossError and LossConfigError with the likeliest name, LossContractError and MissingInput for losses that
+    rollouts cannot serve.
+    """
+    name = config.loss
+    if config.rollout_correction is not None:
+        if config.rollout_correction not in CORRECTIONS:
+            hint = did_you_mean(config.rollout_correction, CORRECTIONS)
+            raise LossConfigError(
+                f"no rollout correction is called {config.rollout_correction!r}.{hint} They are a level and a rule: "
+                f"{', '.join(CORRECTIONS[::2])}; each also with _normalized"
+            )
+        name = f"{name}+{config.rollout_correction}"
+    loss: Loss | Mixture = get_loss(name, **config.loss_config)
+    if isinstance(loss, Loss) and loss.spec.per == "token" and loss.reduction == "sum":
+        loss = loss if "reduction" in config.loss_config else get_loss(loss, reduction="token-mean")
+    loss = _with_kl(loss, config.kl_coefficient)
+    for part in _parts(loss):
+        _check_inputs(part)
+    return loss
+
+
+def reads(loss: Loss | Mixture, name: str) -> bool:
+    """Whether a loss as configured reads an input: one that it needs, or could not do without at its settings."""
+    for part in _parts(loss):
+        for wanted in part.spec.inputs:
+            setting = part.spec.required_if.get(name)
+            if wanted.name == name and (wanted.required or (setting is not None and bool(part.settings.get(setting)))):
+                return True
+    return False
+
+
+def with_trainer_logprobs(data: Sequence[Datum], training: TrainingClient) -> list[Datum]:
+    """Datums whose `sampling_logprobs` are the trainer's own at its weights now; the sampler's are `rollout_logprobs`."""
+    found = _logprobs(training, data)
+    return [
+        _with(datum, rollout_logprobs=datum.loss_fn_inputs["sampling_logprobs"], sampling_logprobs=logprobs)
+        for datum, logprobs in zip(data, found, strict=True)
+    ]
+
+
+def with_reference(data: Sequence[Datum], reference: ReferenceClient) -> list[Datum]:
+    """Datums with `ref_logprobs`."""
+    found = _logprobs(reference, data)
+    return [_with(datum, ref_logprobs=logprobs) for datum, logprobs in zip(data, found, strict=True)]
+
+
+def mismatch(data: Sequence[Datum], output: ForwardBackwardOutput) -> dict[str, float]:
+    """How far the sampler is from the trainer: two estimates of KL(sampler || trainer), nats a token.
+
+    output: of these datums under the weights that their step began with. On policy both are 0 but for rounding; with
+    rollouts sampled ahead they hold the update between, too.
+    """
+    differences = []
+    for datum, found in zip(data, output.loss_fn_outputs, strict=True):
+        inputs = datum.loss_fn_inputs
+        sampled = inputs.get("rollout_logprobs", inputs["sampling_logprobs"]).to_numpy()
+        written = inputs["weights"].to_numpy() != 0
+        differences.append((found["logprobs"].to_numpy() - sampled)[written].astype(np.float64))
+    difference = np.concatenate(differences)
+    k3 = np.expm1(difference) - difference
+    return {"mismatch_k1": float(-difference.mean()), "mismatch_k3": float(k3.mean())}
+
+
+def _with_kl(loss: Loss | Mixture, coefficient: float | None) -> Loss | Mixture:
+    if coefficient is None:
+        return loss
+    if isinstance(loss, Loss) and "kl_coefficient" in loss.settings:
+        return get_loss(loss, kl_coefficient=coefficient)
+    if coefficient == 0:
+        return loss
+    reduction = loss.reduction if isinstance(loss, Loss) and loss.spec.per == "token" else "token-mean"
+    norm = {"norm_length": loss.norm_length} if isinstance(loss, Loss) and loss.norm_length is not None else {}
+    return loss + coefficient * get_loss("reference_kl", reduction=reduction, **norm)
+
+
+def _parts(loss: Loss | Mixture) -> Iterator[Loss]:
+    yield from (part for _, part in loss.parts) if isinstance(loss, Mixture) else [loss]
+
+
+def _check_inputs(loss: Loss) -> None:
+    if loss.couples == "pair" or loss.spec.candidates:
+        raise LossContractError(
+            f"{loss.name} is over pairs or candidate tokens, but rollouts are single sampled sequences"
+        )
+    missing = [wanted.name for wanted in loss.spec.inputs if wanted.required and wanted.name not in INPUTS]
+    if missing:
+        raise MissingInput(
+            f"{loss.name} reads {', '.join(missing)}, which rollouts do not have; they have {', '.join(INPUTS[2:])}"
+        )
+
+
+def _logprobs(client: TrainingClient | ReferenceClient, data: Sequence[Datum]) -> list[TensorData]:
+    bare = [_with(datum, only=("target_tokens", "weights")) for datum in data]
+    output = client.forward(bare, "cross_entropy").result()
+    return [one["logprobs"] for one in output.loss_fn_outputs]
+
+
+def _with(datum: Datum, only: Sequence[str] | None = None, **inputs: TensorData) -> Datum:
+    kept = {key: value for key, value in datum.loss_fn_inputs.items() if only is None or key in only}
+    return Datum(datum.model_input, {**kept, **inputs})

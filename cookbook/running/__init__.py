@@ -1,0 +1,1 @@
+"""What every run has: a folder, batches, a display, trackers, samples, and a way to stop."""

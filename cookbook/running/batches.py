@@ -1,0 +1,32 @@
+"""Which datums make up which batch: a function of the seed and the step alone, so a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+import torch
+
+from ...datums.errors import EmptyLossError
+
+
+class Batches:
+    """Every datum once an epoch, in an order drawn anew for each; the last batch of an epoch may be smaller."""
+
+    def __init__(self, datums: int, batch_size: int, seed: int) -> None:
+        if datums < 1 or batch_size < 1:
+            raise EmptyLossError(f"{datums} datums in batches of {batch_size} make no batch")
+        self.datums = datums
+        self.batch_size = batch_size
+        self.seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return -(-self.datums // self.batch_size)
+
+    def at(self, step: int) -> list[int]:
+        """The indices of the datums of a step, from 1."""
+        epoch, number = divmod(step - 1, self.per_epoch)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(self.datums, generator=generator).tolist())
+        return self._order[1][number * self.batch_size :][: self.batch_size]

@@ -1,0 +1,47 @@
+"""What the model answers to the same prompts as training goes on: numbers fall nicely on models that talk nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...datums.types import ModelInput, SamplingParams
+from .loggers import StepDisplay
+from .runs import SAMPLES, Run
+
+if TYPE_CHECKING:
+    from ...trainer import TrainingClient
+
+#: How much of a prompt and of an answer is shown, in characters; samples.jsonl has all.
+SHOWN = 160
+
+
+def prompt_tokens(text: str, tokenizer: Any) -> list[int]:
+    """A user's turn up to where the assistant begins to answer; the text itself where there is no chat template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return list(tokenizer.encode(text))
+    message = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def record_samples(
+    run: Run, display: StepDisplay, training: TrainingClient, step: int, prompts: Sequence[str], *, max_tokens: int
+) -> None:
+    """Append the likeliest answers of the weights as they are to samples.jsonl, a row a prompt, and show them.
+
+    Greedy, so that it draws no random number, and answers differ from step to step only because the weights do.
+    """
+    tokenizer = training.get_tokenizer()
+    inputs = [ModelInput.from_ints(prompt_tokens(prompt, tokenizer)) for prompt in prompts]
+    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    sampler = training.save_weights_and_get_sampling_client()
+    for prompt, response in zip(prompts, sampler.sample_batch(inputs, greedy).result(), strict=True):
+        sequence = response.sequences[0]
+        answer = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
+        run.append(SAMPLES, {"step": step, "prompt": prompt, "answer": answer, "stop_reason": sequence.stop_reason})
+        display.note(f"step {step}  {_short(prompt)} -> {_short(answer)}")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= SHOWN else line[:SHOWN] + "…")
