@@ -6,10 +6,10 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from ..datums.errors import ConfigError, LossContractError, did_you_mean
 from ..datums.types import AdamParams
@@ -19,6 +19,9 @@ from .running.trackers import TrackerName
 
 #: A value of a loss's or a task's settings, as it can be written in TOML or on a command line.
 Setting = bool | int | float | str
+
+#: Where rows come from, as `read_rows` takes it; of a Path its text.
+Source = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
 
 #: What products are computed in.
 Precision = Literal["float32", "bfloat16"]
@@ -75,6 +78,33 @@ class RecipeConfig(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values, all that make the run what it is."""
         return self.model_dump(mode="json", exclude={"resume", "overwrite"})
+
+
+class DataConfig(RecipeConfig):
+    """Settings of recipes that learn from rows of data, or from the questions of a reasoning-gym task."""
+
+    data: Source | None = Field(
+        None, description="what to train on: .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT"
+    )
+    eval_data: Source | None = Field(None, description="the same, of which nothing is trained on")
+    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
+    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
+    task_size: int = Field(512, ge=1, description="questions of the task to train on")
+    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
+    max_length: int | None = Field(
+        None, ge=2, description="tokens that a prompt and its answer may have; None for no limit"
+    )
+    batch_size: int = Field(8, ge=1, description="rows or questions a step")
+    epochs: int = Field(1, ge=1, description="times that every row is seen, unless steps is given")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.data is None) == (self.task is None):
+            raise ValueError("choose one of --data FILE and --task NAME")
+        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
+            raise ValueError("task_config belongs to --task, eval_data to --data")
+        return self
 
 
 def torch_dtype(name: Precision | None) -> torch.dtype | None:

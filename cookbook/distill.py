@@ -25,13 +25,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..datums.errors import ConfigError, LossContractError
 from ..datums.report import DataReport
 from ..datums.sources import read_rows
 from ..losses.loss import Loss
-from .configs import RecipeConfig, Setting, configured_loss, torch_dtype
+from .configs import DataConfig, configured_loss, torch_dtype
 from .distillation.divergence import HeldOutDivergence
 from .distillation.lessons import Lesson, build_lessons, question_row, sample_answers
 from .distillation.teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
@@ -45,7 +45,7 @@ from .running.runs import REPORT
 DEFAULT_TOP_K = 20
 
 
-class DistillConfig(RecipeConfig):
+class DistillConfig(DataConfig):
     """Settings of the recipe; every field is a flag."""
 
     out: Path = Field(Path("runs/distill"), description="folder of the run: settings, metrics, checkpoints, adapter")
@@ -60,30 +60,12 @@ class DistillConfig(RecipeConfig):
     top_k: int | None = Field(
         None, ge=1, description="the teacher's candidates a position; None: 20 where the loss compares candidates"
     )
-    data: str | None = Field(None, description="file to train on: JSON Lines, Parquet, a pattern, datasets:NAME:SPLIT")
-    eval_data: str | None = Field(None, description="the same, of which nothing is trained on")
-    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
-    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
-    task_size: int = Field(512, ge=1, description="questions of the task to train on")
-    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
     eval_top_k: int = Field(
         512, ge=1, description="candidates of the measured KL; exact where the vocabulary has no more"
     )
-    max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; None for no limit")
     truncation: Literal["error", "drop"] = Field("error", description="what happens to longer rows")
-    batch_size: int = Field(8, ge=1, description="prompts a step")
     samples: int = Field(4, ge=1, description="answers that the student samples to each prompt")
     max_tokens: int = Field(64, ge=1, description="tokens that a sampled answer may have")
-    epochs: int = Field(1, ge=1, description="times that every prompt is seen, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DistillConfig:
-        if (self.data is None) == (self.task is None):
-            raise ValueError("choose one of --data FILE and --task NAME")
-        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
-            raise ValueError("task_config belongs to --task, eval_data to --data")
-        return self
 
 
 def main(config: DistillConfig) -> dict[str, float]:

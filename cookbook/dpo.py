@@ -24,12 +24,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..datums.report import DataReport
 from ..datums.sources import read_rows
 from ..datums.truncation import Truncation
-from .configs import RecipeConfig, Setting, configured_loss
+from .configs import DataConfig, configured_loss
 from .environments.tasks import Task
 from .loop import Loop, begin
 from .preferences.evaluation import HeldOutPreferences
@@ -43,32 +43,14 @@ from .running.runs import REPORT
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")
 
 
-class PreferenceConfig(RecipeConfig):
+class PreferenceConfig(DataConfig):
     """Settings of every recipe over preference data."""
 
-    data: str | None = Field(None, description="rows to train on: JSON Lines, Parquet, or datasets:NAME")
-    eval_data: str | None = Field(None, description="rows that only measure")
-    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
-    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
-    task_size: int = Field(512, ge=1, description="questions of the task to train on")
-    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
+    truncation: Truncation = Field("error", description="what happens to rows longer than max_length")
     wrong_answer: WrongAnswer = Field(
         "another",
         description="what a task rejects: the right answer with its words in another order, or that to another question",
     )
-    max_length: int | None = Field(None, ge=2, description="tokens a prompt and its answer may have; None for no limit")
-    truncation: Truncation = Field("error", description="what happens to longer ones")
-    batch_size: int = Field(8, ge=1, description="rows a step: pairs, or labelled answers")
-    epochs: int = Field(1, ge=1, description="times that every row is seen, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> PreferenceConfig:
-        if (self.data is None) == (self.task is None):
-            raise ValueError("choose one of --data FILE and --task NAME")
-        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
-            raise ValueError("task_config belongs to --task, eval_data to --data")
-        return self
 
 
 class DPOConfig(PreferenceConfig):

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..datums.errors import LossContractError
 from ..datums.report import DataReport, build_datums
@@ -31,7 +31,7 @@ from ..datums.sources import read_rows
 from ..datums.truncation import Truncation
 from ..datums.types import Datum
 from ..losses.loss import Loss
-from .configs import RecipeConfig, Setting, configured_loss
+from .configs import DataConfig, configured_loss
 from .environments.tasks import Task, question_datum
 from .loop import Loop, begin
 from .running.batches import Batches
@@ -39,30 +39,12 @@ from .running.evaluation import HeldOut
 from .running.runs import REPORT
 
 
-class SFTConfig(RecipeConfig):
+class SFTConfig(DataConfig):
     """Settings of the recipe; every field is a flag."""
 
     out: Path = Field(Path("runs/sft"), description="folder of the run: settings, metrics, checkpoints, adapter")
-    data: Path | None = Field(None, description="what to train on: .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT")
-    eval_data: Path | None = Field(None, description="as data; its loss is watched but not trained on")
-    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
-    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
-    task_size: int = Field(512, ge=1, description="questions of the task to train on")
-    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
+    truncation: Truncation = Field("error", description="what happens to rows longer than max_length")
     train_on: Literal["all_assistant", "last_assistant", "all"] = Field("all_assistant", description="which turns")
-    max_length: int | None = Field(None, ge=2, description="tokens a sequence may have; None for no limit")
-    truncation: Truncation = Field("error", description="what happens to longer sequences")
-    batch_size: int = Field(8, ge=1, description="sequences a step")
-    epochs: int = Field(1, ge=1, description="times that every sequence is seen, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> SFTConfig:
-        if (self.data is None) == (self.task is None):
-            raise ValueError("choose one of --data FILE and --task NAME")
-        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
-            raise ValueError("task_config belongs to --task, eval_data to --data")
-        return self
 
 
 def main(config: SFTConfig) -> dict[str, float]:
