@@ -31,4 +31,4 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "both.png").stat().st_size > 10_000
     page = (tmp_path / "runs" / "steep" / "report.html").read_text(encoding="utf-8")
     assert "steep" in page
-    assert "surprise" in page  # its metric
+    assert "the less the model expects a token, the more it counts" in page  # its card

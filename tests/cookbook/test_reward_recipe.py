@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lossbook import register_loss, unregister_loss
 from lossbook.cookbook import reward, sft
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.preferences.reward_models import Scorer
@@ -21,7 +22,7 @@ from lossbook.cookbook.running.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError, ModelError
 from lossbook.datums.rows import datums_from_row
-from lossbook.losses import Seqs, register_loss
+from lossbook.losses import Seqs
 from lossbook.trainer.tiny import build_tiny_model, build_tiny_tokenizer
 
 THINGS = ("rose", "sky", "grass", "snow", "coal", "fog", "sea", "sand")
@@ -119,17 +120,18 @@ def test_a_margin_in_the_rows_is_read(make: Any, tmp_path: Path) -> None:
     assert numbers(config)[1]["loss"] == pytest.approx(np.log(1 + np.exp(2.0)))  # -log σ(0 - 2)
 
 
-@register_loss(f"{__name__.rpartition('.')[2]}:squared_lead", per="pair")
 def squared_lead(values: Tensor, seqs: Seqs) -> Tensor:
     """A regression of the lead on 1."""
     chosen, rejected = seqs.pairs(seqs.last(values))
     return (chosen - rejected - 1).square()
 
 
-def test_a_loss_of_your_own_teaches_the_head_too(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    config = make(loss=f"{Path(__file__).stem}:squared_lead")
-    assert reward.main(config)["held_out_accuracy"] == 1.0
+def test_a_loss_of_your_own_teaches_the_head_too(make: Any) -> None:
+    register_loss("squared_lead", per="pair")(squared_lead)
+    try:
+        assert reward.main(make(loss="squared_lead"))["held_out_accuracy"] == 1.0
+    finally:
+        unregister_loss("squared_lead")  # other tests list those that are registered
 
 
 @pytest.mark.parametrize("loss", ["dpo", "cross_entropy", "value_mse"])

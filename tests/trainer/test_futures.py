@@ -405,7 +405,12 @@ def test_a_cancelled_await_has_not_seen_the_failure(calls: Calls) -> None:
 
 def script(source: str) -> subprocess.CompletedProcess[str]:
     """Run source in a fresh interpreter that shows no warnings."""
-    header = "import os, signal, sys, threading\nfrom lossbook.trainer.futures import Calls, Worker\nPATIENCE = 60\n"
+    header = """
+import os, signal, sys, threading
+from lossbook.trainer.futures import Calls, Worker
+PATIENCE = 60
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with Ctrl-C ignored
+"""
     return subprocess.run(
         [sys.executable, "-c", header + textwrap.dedent(source)],
         capture_output=True,
