@@ -38,7 +38,7 @@ from .distillation.teachers import SELF, open_teacher, with_candidates, with_tea
 from .environments.tasks import Task
 from .loop import Loop, begin
 from .running.batches import Batches
-from .running.evaluation import HeldOut
+from .running.evaluation import HeldOut, say_what_is_trained_on
 from .running.runs import REPORT
 
 #: Candidates a position where a loss compares candidates and nobody says how many.
@@ -154,7 +154,8 @@ def load_lessons(config: DistillConfig, tokenizer: Any) -> tuple[list[Lesson], D
     }
     lessons, report = build_lessons(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
     has_held_out = bool(questions) or config.eval_data is not None
-    held_out = build_lessons(eval_rows, tokenizer, **options)[0] if has_held_out else []
+    held_out, seen = build_lessons(eval_rows, tokenizer, **options) if has_held_out else ([], DataReport())
+    say_what_is_trained_on(seen, report)
     if config.teacher == SELF and all(lesson.is_alike for lesson in lessons):
         raise ConfigError(
             "the teacher is the student itself and reads the same prompts, so there is nothing to learn: give it a hint with "

@@ -37,6 +37,7 @@ from .preferences.references import References
 from .preferences.tasks import WrongAnswer, preference_rows
 from .preferences.units import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
 from .running.batches import Batches
+from .running.evaluation import say_what_is_trained_on
 from .running.runs import REPORT
 
 #: The metrics of a step that the display has room for.
@@ -109,5 +110,6 @@ def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[
         rows = read_rows(config.data or "")
         held_out_rows = read_rows(config.eval_data) if config.eval_data else []
     units, report = build_units(rows, needs, tokenizer, **options)
-    held_out = build_units(held_out_rows, needs, tokenizer, **options)[0] if held_out_rows else []
+    held_out, seen = build_units(held_out_rows, needs, tokenizer, **options) if held_out_rows else ([], DataReport())
+    say_what_is_trained_on(seen, report)
     return units, report, held_out

@@ -35,7 +35,7 @@ from .configs import DataConfig, configured_loss
 from .environments.tasks import Task, question_datum
 from .loop import Loop, begin
 from .running.batches import Batches
-from .running.evaluation import HeldOut
+from .running.evaluation import HeldOut, say_what_is_trained_on
 from .running.runs import REPORT
 
 
@@ -90,6 +90,7 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
         datums, report = build_datums(task.training(config.task_size, questions), make)
         return datums, report, HeldOut([question_datum(question, tokenizer) for question in questions], task, questions)
     make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
-    held_out = build_datums(read_rows(config.eval_data), make)[0] if config.eval_data else []
+    held_out, seen = build_datums(read_rows(config.eval_data), make) if config.eval_data else ([], DataReport())
     datums, report = build_datums(read_rows(config.data or ""), make)
+    say_what_is_trained_on(seen, report)
     return datums, report, HeldOut(held_out)

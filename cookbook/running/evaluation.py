@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...datums.report import DataReport
 from ...datums.types import Datum
 from ..environments.tasks import Question, Task, answer_questions, mean_score
 
@@ -38,3 +40,10 @@ class HeldOut:
             self.answers[:] = answer_questions(sampler, self.questions, max_tokens=self.max_tokens)
             found["held_out_score"] = mean_score(self.task, self.questions, self.answers)
         return found
+
+
+def say_what_is_trained_on(held_out: DataReport, trained: DataReport) -> None:
+    """A line on stderr that names held-out rows which are among those trained on: they measure memory."""
+    found = held_out.repeated_from(trained)
+    if found.count:
+        print(f"held-out rows that are trained on as well, so that they measure memory: {found}", file=sys.stderr)

@@ -286,3 +286,16 @@ def test_a_task_is_scored_on_questions_held_out(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SFTConfig(**settings)
+
+
+def test_held_out_rows_that_are_trained_on_are_named(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft.main(make(steps=1))
+    assert "trained on as well, so that they measure memory: 6: train.jsonl, line 1 is train.jsonl, line 1" in (
+        capsys.readouterr().err
+    )
+    other = tmp_path / "held_out.jsonl"
+    other.write_text(json.dumps({"prompt": "pink", "completion": "peony"}) + "\n")
+    sft.main(make("other", steps=1, eval_data=other))
+    assert "trained on as well" not in capsys.readouterr().err
