@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from lossbook.cookbook.environments import Problem, ProblemSettings, load_problems
 from lossbook.cookbook.environments.guess_number import GuessNumber
+from lossbook.cookbook.environments.math_answers import MathReward
 from lossbook.datums.errors import DataFileError, LossbookError, RewardError, TaskError
 
 
@@ -79,6 +81,20 @@ def test_the_last_rows_of_a_file_are_held_out_and_a_file_of_its_own_in_their_pla
     assert (len(problems), len(held_out)) == (4, 4)
     with pytest.raises(DataFileError, match="has 4 rows, which leaves none to train on beside the last 9"):
         load_problems(ProblemSettings(data=str(rows), held_out=9), 0)
+
+
+def test_an_answer_that_would_be_worked_out_for_ever_earns_nothing_and_the_next_is_compared() -> None:
+    reward = MathReward(seconds=2.0)
+    row = {"answer": "1/2"}
+    assert [reward(answer, row) for answer in ("0.5", "9^9^9^9", "$\\frac{2}{4}$", "no number")] == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_answers_may_be_compared_from_any_thread() -> None:
+    reward = MathReward()
+    answers = [str(number % 3) for number in range(24)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda answer: reward(answer, {"answer": "2"}), answers))
+    assert found == [float(answer == "2") for answer in answers]
 
 
 @pytest.mark.parametrize(
