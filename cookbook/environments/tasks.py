@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ...datums.errors import TaskError, did_you_mean
@@ -73,6 +73,10 @@ class Task:
         known = self._gym.factory.DATASETS
         if self.name not in known:
             raise TaskError(f"reasoning-gym has no task {self.name!r}.{did_you_mean(self.name, known)}")
+        settings = [setting.name for setting in fields(known[self.name][1]) if setting.name not in ("seed", "size")]
+        if unknown := [key for key in self.settings if key not in settings]:
+            hint = did_you_mean(unknown[0], settings)
+            raise TaskError(f"{self.name} has no setting {unknown[0]!r}.{hint} It has {', '.join(settings)}")
         try:
             return self._gym.create_dataset(self.name, size=size, seed=self.seed, **self.settings)
         except (TypeError, AssertionError) as error:

@@ -43,7 +43,7 @@ def test_a_misspelt_task_is_an_error_with_the_likeliest_name() -> None:
 
 
 def test_a_misspelt_setting_of_a_task_is_an_error() -> None:
-    with pytest.raises(TaskError, match=r"letter_counting does not take the settings .*max_wrods"):
+    with pytest.raises(TaskError, match=r"letter_counting has no setting 'max_wrods'\. Did you mean 'max_words'"):
         Task("letter_counting", {"max_wrods": 1})
 
 
