@@ -36,7 +36,7 @@ bench: $(models) ## side by side with TRL, transformers and others: 40 minutes o
 	$(pip_install) -e '.[bench]'
 	$(python) benchmarks/run.py $(ARGS)
 
-mutation: $(installed) ## which changes of losses/ no test notices, hours of CPU; ARGS="losses/policy/soft.py" for some modules
+mutation: $(installed) ## which changes of losses/ no test notices, hours of CPU; ARGS="losses/policy/weighted.py" for some modules
 	$(pip_install) -e '.[mutation]'
 	$(python) tests/mutation/mutate.py $(ARGS)
 

@@ -13,10 +13,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .datums import errors, types
-from .datums.builders import datum_from_model_input_weights, datum_from_tokens_weights
-from .datums.pairs import datums_from_pairs
-from .datums.topk import datum_from_teacher_topk, datum_from_topk
-from .datums.trajectories import Trajectory, datums_from_trajectories
+from .datums.builders.pairs import datums_from_pairs
+from .datums.builders.tokens import datum_from_model_input_weights, datum_from_tokens_weights
+from .datums.builders.topk import datum_from_teacher_topk, datum_from_topk
+from .datums.builders.trajectories import Trajectory, datums_from_trajectories
 from .datums.types import AdamParams, Datum, EncodedTextChunk, ModelInput, SamplingParams, TensorData
 from .losses import (
     Loss,
@@ -36,7 +36,7 @@ from .losses import (
 )
 
 if TYPE_CHECKING:
-    from .datums.chat import check_template, datum_from_messages
+    from .datums.chat.masks import check_template, datum_from_messages
     from .trainer import ReferenceClient, SamplingClient, ServiceClient, TrainingClient
     from .trainer.responses import ForwardBackwardOutput, OptimStepResponse, SampledSequence, SampleResponse
 
@@ -52,8 +52,8 @@ _LAZY = {
     "SamplingClient": ".trainer",
     "ServiceClient": ".trainer",
     "TrainingClient": ".trainer",
-    "check_template": ".datums.chat",
-    "datum_from_messages": ".datums.chat",
+    "check_template": ".datums.chat.masks",
+    "datum_from_messages": ".datums.chat.masks",
 }
 
 __all__ = [

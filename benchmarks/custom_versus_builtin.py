@@ -31,7 +31,7 @@ import transformers
 import workloads
 
 import lossbook as lb
-from lossbook.trainer.tiny import build_tiny_tokenizer
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 DEFAULT_MODELS = ("tiny", "random-llama-38m")
 Way = measuring.Way

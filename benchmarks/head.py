@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from measuring import Way, folder_for, interleaved, markdown, peak_memory, ratio, write
 from torch import Tensor
 
-from lossbook.trainer.head import Head, linear_logprobs
+from lossbook.trainer.head.logprobs import Head, linear_logprobs
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 NAIVE, TORCH = "naive", "torch cross_entropy"

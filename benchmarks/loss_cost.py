@@ -135,7 +135,7 @@ class _FirstForward(Exception):
 
 def planning_seconds(datums: Sequence[lb.Datum], name: str, rounds: int) -> float:
     """Median seconds from the call of `forward_backward` to the first forward."""
-    import lossbook.trainer.passes as passes
+    import lossbook.trainer.engine.micro_batch_run as passes
 
     training = lb.ServiceClient(device="cpu").create_training_client("tiny")
 

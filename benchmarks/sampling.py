@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from lossbook.datums.types import SamplingParams
-from lossbook.trainer.generate import generate_batch
-from lossbook.trainer.lora import add_lora
-from lossbook.trainer.models import LoadedModel, load_model
+from lossbook.trainer.model.load import LoadedModel, load_model
+from lossbook.trainer.model.lora import add_lora
+from lossbook.trainer.sampling.generate import generate_batch
 
 RANDOM_LLAMA = "random-llama-38m"
 OURS, PEER = "lossbook", "generate"

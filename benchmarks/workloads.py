@@ -14,8 +14,8 @@ import torch
 import transformers
 
 import lossbook as lb
-from lossbook.trainer.models import load_model
-from lossbook.trainer.tiny import build_tiny_model, build_tiny_tokenizer
+from lossbook.trainer.model.load import load_model
+from lossbook.trainer.model.tiny import build_tiny_model, build_tiny_tokenizer
 
 SMOLLM2 = "smollm2"
 

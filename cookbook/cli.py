@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
-from .configs import read_config
-from .running.loggers import quiet_libraries
+from .run.configs import read_config
+from .run.loggers import quiet_libraries
 
 #: Exit codes: any failure, and, as shells expect it, a mistake in the call.
 FAILURE, USAGE_ERROR = 1, 2
@@ -45,7 +45,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("train", "dpo"): Command("preferences, with any loss over pairs or labels", "dpo", config="DPOConfig"),
     ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
-    ("export",): Command("what a run learned, as peft or transformers loads it, checked", "exporting.export"),
+    ("export",): Command("what a run learned, as peft or transformers loads it, checked", "export.export"),
     ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
     ("doctor", "parity"): Command(
         "whether sampler and trainer give the same logprobs", "doctor.parity"

@@ -28,18 +28,18 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ..datums.errors import ConfigError, LossContractError
-from ..datums.report import DataReport
-from ..datums.sources import read_rows
-from ..losses.loss import Loss
-from .configs import DataConfig, configured_loss, torch_dtype
+from ..datums.files.report import DataReport
+from ..datums.files.sources import read_rows
+from ..losses.loss.loss import Loss
 from .distillation.divergence import HeldOutDivergence
-from .distillation.lessons import Lesson, build_lessons, question_row, sample_answers
+from .distillation.examples import Lesson, build_lessons, question_row, sample_answers
 from .distillation.teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
-from .environments.tasks import Task
 from .loop import Loop, begin
-from .running.batches import Batches
-from .running.evaluation import HeldOut, say_what_is_trained_on
-from .running.runs import REPORT
+from .run.batches import Batches
+from .run.configs import DataConfig, configured_loss, torch_dtype
+from .run.evaluation import HeldOut, say_what_is_trained_on
+from .run.runs import REPORT
+from .tasks.tasks import Task
 
 #: Candidates a position where a loss compares candidates and nobody says how many.
 DEFAULT_TOP_K = 20

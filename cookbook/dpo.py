@@ -26,19 +26,19 @@ from typing import Any
 
 from pydantic import Field
 
-from ..datums.report import DataReport
-from ..datums.sources import read_rows
-from ..datums.truncation import Truncation
-from .configs import DataConfig, configured_loss
-from .environments.tasks import Task
+from ..datums.builders.truncation import Truncation
+from ..datums.files.report import DataReport
+from ..datums.files.sources import read_rows
 from .loop import Loop, begin
 from .preferences.evaluation import HeldOutPreferences
+from .preferences.examples import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
 from .preferences.references import References
 from .preferences.tasks import WrongAnswer, preference_rows
-from .preferences.units import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
-from .running.batches import Batches
-from .running.evaluation import say_what_is_trained_on
-from .running.runs import REPORT
+from .run.batches import Batches
+from .run.configs import DataConfig, configured_loss
+from .run.evaluation import say_what_is_trained_on
+from .run.runs import REPORT
+from .tasks.tasks import Task
 
 #: The metrics of a step that the display has room for.
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")

@@ -25,15 +25,15 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..datums.errors import ConfigError
-from ..datums.sources import read_rows
+from ..datums.files.sources import read_rows
 from ..datums.types import Datum
-from .configs import RecipeConfig
 from .embeddings.batches import PairLayout, embedding_loss, takes_duplicates_for_negatives
 from .embeddings.data import Encoded, PairBatches, Texts, encode, grouped, held_apart, negatives_used, read_texts
 from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import find_minilm, note_pooling, pooling_of
 from .loop import Loop, begin
-from .running.runs import MODEL, REPORT
+from .run.configs import RecipeConfig
+from .run.runs import MODEL, REPORT
 
 
 class EmbedConfig(RecipeConfig):

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..datums.errors import LossbookError, located
 from ..trainer import ServiceClient
-from .configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
-from .reports.microscope import record_loss, record_sequences
-from .running.interrupts import StopRequest, stop_on_signals
-from .running.loggers import StepDisplay
-from .running.runs import LOSS, Run, find_checkpoint, open_run
-from .running.samples import record_samples
-from .running.trackers import Trackers, check_trackers
+from .inspect.token_records import record_loss, record_sequences
+from .run.configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
+from .run.interrupts import StopRequest, stop_on_signals
+from .run.loggers import StepDisplay
+from .run.runs import LOSS, Run, find_checkpoint, open_run
+from .run.samples import record_samples
+from .run.trackers import Trackers, check_trackers
 
 if TYPE_CHECKING:
     from ..datums.types import Datum

@@ -28,12 +28,12 @@ from torch import Tensor
 from ..datums.errors import ModelError
 from ..datums.types import AdamParams, Datum
 from ..trainer import ServiceClient, TrainingClient
-from .environments.tasks import Task, question_datum
 from .reports.plots import try_plot
-from .running.batches import Batches
-from .running.evaluation import HeldOut
-from .running.loggers import StepDisplay
-from .running.runs import Run, open_run
+from .run.batches import Batches
+from .run.evaluation import HeldOut
+from .run.loggers import StepDisplay
+from .run.runs import Run, open_run
+from .tasks.tasks import Task, question_datum
 
 
 def focal_loss(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from .configs import configured_loss
 from .dpo import SHOWN, PreferenceConfig, load_units
 from .loop import Loop, begin
+from .preferences.examples import flat, needs_of
 from .preferences.reward_models import HeldOutScores, export_scorer
-from .preferences.units import flat, needs_of
-from .running.batches import Batches
-from .running.runs import REPORT
+from .run.batches import Batches
+from .run.configs import configured_loss
+from .run.runs import REPORT
 
 
 class RewardConfig(PreferenceConfig):

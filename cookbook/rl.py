@@ -32,13 +32,13 @@ from ..datums.errors import ConfigError, did_you_mean
 from ..datums.types import Datum
 from ..trainer import TrainingClient
 from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
-from .configs import RecipeConfig
 from .environments import Problem, ProblemSettings, load_problems
 from .loop import Loop, begin
 from .rollouts.batches import ADVANTAGES, Collected, Collector, Overlong, datums_of
 from .rollouts.episodes import Player, Rollout
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
-from .running.runs import SAMPLES, Run
+from .run.configs import RecipeConfig
+from .run.runs import SAMPLES, Run
 
 #: Metrics that the display has room for.
 SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")

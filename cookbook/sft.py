@@ -24,19 +24,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ..datums.builders.truncation import Truncation
 from ..datums.errors import LossContractError
-from ..datums.report import DataReport, build_datums
-from ..datums.rows import datum_from_row
-from ..datums.sources import read_rows
-from ..datums.truncation import Truncation
+from ..datums.files.report import DataReport, build_datums
+from ..datums.files.rows import datum_from_row
+from ..datums.files.sources import read_rows
 from ..datums.types import Datum
-from ..losses.loss import Loss
-from .configs import DataConfig, configured_loss
-from .environments.tasks import Task, question_datum
+from ..losses.loss.loss import Loss
 from .loop import Loop, begin
-from .running.batches import Batches
-from .running.evaluation import HeldOut, say_what_is_trained_on
-from .running.runs import REPORT
+from .run.batches import Batches
+from .run.configs import DataConfig, configured_loss
+from .run.evaluation import HeldOut, say_what_is_trained_on
+from .run.runs import REPORT
+from .tasks.tasks import Task, question_datum
 
 
 class SFTConfig(DataConfig):

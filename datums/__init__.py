@@ -1,14 +1,16 @@
 """Datums: one sequence of tokens with what a loss reads about it; how to build, check, count and see them."""
 
-from .builders import datum_from_model_input_weights, datum_from_tokens_weights
-from .chat import TemplateCheck, check_template, datum_from_messages
-from .files import Row, read_jsonl
-from .pairs import datums_from_pairs
-from .report import DataReport, build_datums
-from .rows import datum_from_row, datums_from_file, datums_from_row
-from .sources import read_rows
-from .topk import datum_from_teacher_topk, datum_from_topk
-from .trajectories import Trajectory, datums_from_trajectories
+from .builders.pairs import datums_from_pairs
+from .builders.tokens import datum_from_model_input_weights, datum_from_tokens_weights
+from .builders.topk import datum_from_teacher_topk, datum_from_topk
+from .builders.trajectories import Trajectory, datums_from_trajectories
+from .chat.masks import TemplateCheck, check_template, datum_from_messages
+from .checks.validation import check_aligned, check_datum, check_datums
+from .files.jsonl import Row, read_jsonl
+from .files.report import DataReport, build_datums
+from .files.rows import datum_from_row, datums_from_file, datums_from_row
+from .files.show import render_datum, show_file
+from .files.sources import read_rows
 from .types import (
     AdamParams,
     Datum,
@@ -20,8 +22,6 @@ from .types import (
     as_model_input,
     as_tensor_data,
 )
-from .validation import check_aligned, check_datum, check_datums
-from .view import render_datum, show_file
 
 __all__ = [
     "AdamParams",

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lossbook.losses import UNPUBLISHED, LossCard, Preset, describe_loss, describe_preset, list_losses, list_presets
-from lossbook.losses.cards import TensorCard
-from lossbook.losses.curves import Curve, curve_of
-from lossbook.losses.minimal import usable
+from lossbook.losses.cards.card import TensorCard
+from lossbook.losses.cards.curves import Curve, curve_of
+from lossbook.losses.cards.sample_inputs import usable
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS / "losses"

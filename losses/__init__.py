@@ -1,25 +1,25 @@
 """Losses: the registry, the protocol, reductions, and the loss functions themselves."""
 
 from . import advantages, distillation, embedding, policy, preference, returns, stats, supervised, value
-from .axes import Axes
-from .cards import LossCard, describe_loss
-from .comparison import Comparison, compare_losses
-from .config import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
-from .correction import off_policy_mask, rollout_correction
-from .divergences import forward_kl, jsd, reverse_kl, with_tail
+from .batch.outputs import Outputs
+from .batch.pack import Seqs
+from .cards.card import LossCard, describe_loss
+from .cards.compare import Comparison, compare_losses
 from .embedding import matryoshka
-from .loss import Loss
-from .mixture import Mixture
-from .outputs import Outputs
-from .packing import Seqs
-from .presets import UNPUBLISHED, Preset, describe_preset, list_presets
-from .protocol import LossLike
-from .ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
+from .loss.loss import Loss
+from .loss.mixture import Mixture
+from .loss.protocol import LossLike
+from .math.divergences import forward_kl, jsd, reverse_kl, with_tail
+from .math.ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
 from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
-from .signature import FlagPerDatum, PerDatum
+from .spec.axes import Axes
+from .spec.settings import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
+from .spec.spec import FlagPerDatum, PerDatum
 from .stats import Stat
-from .trace import TracedLoss, trace_report
+from .trace.trace import TracedLoss, trace_report
+from .variants.presets import UNPUBLISHED, Preset, describe_preset, list_presets
+from .variants.rollout_correction import off_policy_mask, rollout_correction
 
 __all__ = [
     "REDUCTIONS",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .packed import Packed
+    from .batch.packed import Packed
 
 REDUCTIONS: dict[str, tuple[str, ...]] = {
     "token": ("sum", "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),

@@ -11,11 +11,11 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ..datums.errors import DuplicateLossError, LossContractError, UnknownLossError, did_you_mean
-from .axes import Axes
-from .config import own_names
-from .loss import Loss
-from .mixture import Mixture
-from .signature import LossSpec, Partners, Per, Units, is_batch_style, make_spec
+from .loss.loss import Loss
+from .loss.mixture import Mixture
+from .spec.axes import Axes
+from .spec.settings import own_names
+from .spec.spec import LossSpec, Partners, Per, Units, is_batch_style, make_spec
 
 PLUGIN_GROUP = "lossbook.losses"
 
@@ -124,7 +124,7 @@ def spec_of(name: str) -> LossSpec:
         _load_plugins()
     name = _aliases.get(name, name)
     if name not in _specs:
-        if (why := _beside(".presets").UNPUBLISHED.get(name)) is not None:
+        if (why := _beside(".variants.presets").UNPUBLISHED.get(name)) is not None:
             raise UnknownLossError(f"{name!r}: {why}")
         module, colon, _ = name.partition(":")
         where = (
@@ -159,10 +159,10 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
         return Loss(name.spec, {**given, **own_names(name.spec.config, name.name, config)})
     if not isinstance(name, str):
         return Loss(spec_of_function(name), config)
-    if "+" in name and (loss := _beside(".correction").corrected(name, config)) is not None:
+    if "+" in name and (loss := _beside(".variants.rollout_correction").corrected(name, config)) is not None:
         return loss
     if ":" in name and name not in list_losses() and name not in _aliases:
-        presets = _beside(".presets")  # before any import: "tinker:ppo" must not load the SDK
+        presets = _beside(".variants.presets")  # before any import: "tinker:ppo" must not load the SDK
         if (preset := presets.find_preset(name)) is not None:
             return presets.preset_loss(preset, config)
         if (function := _imported(name)) is not None:

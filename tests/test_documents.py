@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lossbook.cookbook.cli import COMMANDS, parsed
-from lossbook.cookbook.configs import read_config
+from lossbook.cookbook.run.configs import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

@@ -103,7 +103,7 @@ def test_every_requirement_is_pinned() -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == modules_of_the_tree() | {"lossbook/py.typed", "lossbook/losses/presets.toml"}
+    assert names == modules_of_the_tree() | {"lossbook/py.typed", "lossbook/losses/variants/presets.toml"}
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """The trainer: clients and futures, the engine, models, sampling and checkpoints."""
 
-from .engine import EngineSettings
-from .futures import Future
-from .reference_client import ReferenceClient
-from .sampling_client import SamplingClient
-from .service import ServiceClient
-from .training_client import TrainingClient
+from .clients.futures import Future
+from .clients.reference import ReferenceClient
+from .clients.sampling import SamplingClient
+from .clients.service import ServiceClient
+from .clients.training import TrainingClient
+from .engine.engine import EngineSettings
 
 __all__ = ["EngineSettings", "Future", "ReferenceClient", "SamplingClient", "ServiceClient", "TrainingClient"]

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from ...datums.chat import TrainOn
+from ...datums.builders.truncation import Truncation
+from ...datums.chat.masks import TrainOn
 from ...datums.errors import ConfigError, DataFileError, LossbookError, located
-from ...datums.report import DataReport
-from ...datums.truncation import Truncation
-from ..configs import Setting
+from ...datums.files.report import DataReport
+from ..run.configs import Setting
 
 DataFile = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
 
@@ -46,8 +46,8 @@ def show_data(
         loss_config: settings of the loss, such as --loss-config beta 0.5.
         start_from: a run's folder or a checkpoint of this model, whose weights are taken in place of the base model's.
     """
-    from ...datums.view import show_file
-    from ...trainer.models import load_model
+    from ...datums.files.show import show_file
+    from ...trainer.model.load import load_model
 
     options: dict[str, Any] = {"train_on": train_on, "max_length": max_length, "truncation": truncation}
     if html is None:
@@ -74,13 +74,13 @@ def _page(
     loss_config: dict[str, Setting],
     start_from: Path | None,
 ) -> str:
-    from ...datums.sources import read_rows
-    from ...datums.view import named_datums
+    from ...datums.files.show import named_datums
+    from ...datums.files.sources import read_rows
     from ...losses.registry import get_loss
     from ...trainer import ServiceClient
-    from ...trainer.models import load_model
-    from ..reports.data_page import loss_page, weights_page
-    from ..running.runs import find_checkpoint
+    from ...trainer.model.load import load_model
+    from ..inspect.data_page import loss_page, weights_page
+    from ..run.runs import find_checkpoint
 
     if loss_id is None:
         tokenizer = load_model(model).tokenizer
@@ -121,7 +121,7 @@ def report_data(
         limit: how many rows of each to read.
         json: print it as JSON instead.
     """
-    from ...trainer.models import load_model
+    from ...trainer.model.load import load_model
 
     tokenizer = load_model(model).tokenizer
     options: dict[str, Any] = {"train_on": train_on, "max_length": max_length, "truncation": truncation}
@@ -139,9 +139,9 @@ def report_data(
 
 
 def _report(source: str, tokenizer: Any, limit: int | None, options: dict[str, Any]) -> DataReport:
-    from ...datums.report import survey
-    from ...datums.rows import datums_from_row
-    from ...datums.sources import read_rows
+    from ...datums.files.report import survey
+    from ...datums.files.rows import datums_from_row
+    from ...datums.files.sources import read_rows
 
     report = DataReport()
     rows = read_rows(source, limit=limit)

@@ -26,15 +26,15 @@ from ...losses import (
     list_presets,
     plugin_errors,
 )
-from ...losses.cards import card_of
-from ...losses.curves import Curve, curve_of
-from ...losses.drawing import draw
-from ...losses.loss import Loss
-from ...losses.minimal import usable
-from ...losses.mixture import Mixture
-from ...losses.presets import find_preset
-from ..configs import Setting
+from ...losses.cards.braille import draw
+from ...losses.cards.card import card_of
+from ...losses.cards.curves import Curve, curve_of
+from ...losses.cards.sample_inputs import usable
+from ...losses.loss.loss import Loss
+from ...losses.loss.mixture import Mixture
+from ...losses.variants.presets import find_preset
 from ..extras import require
+from ..run.configs import Setting
 
 
 def list_all_losses(presets: bool = False, json: bool = False) -> None:

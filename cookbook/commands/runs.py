@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from ...datums.errors import ConfigError, did_you_mean
-from ..running.runs import CURVE
+from ..run.runs import CURVE
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -21,7 +21,7 @@ def plot(runs: tyro.conf.Positional[tuple[Path, ...]], keys: tuple[str, ...] = (
         keys: what to draw, a panel each (`--keys loss grad_norm`); otherwise what the recipe is watched by.
         out: the picture, .png, .svg or .pdf; of one run curve.png in its folder, of several runs.png here.
     """
-    from ..reports.history import read_history
+    from ..diagnose.history import read_history
     from ..reports.plots import plot_runs
 
     folders = labelled(runs)

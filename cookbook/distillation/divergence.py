@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...datums.types import Datum
-from ...losses.divergences import forward_kl, reverse_kl, with_tail
-from .lessons import Lesson
+from ...losses.math.divergences import forward_kl, reverse_kl, with_tail
+from .examples import Lesson
 from .teachers import with_candidates
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...datums.builders.topk import datum_from_teacher_topk
 from ...datums.errors import LengthMismatchError, ModelError
-from ...datums.topk import datum_from_teacher_topk
 from ...datums.types import Datum, TensorData
-from ..running.runs import CHECKPOINTS, METRICS, find_checkpoint
+from ..run.runs import CHECKPOINTS, METRICS, find_checkpoint
 
 if TYPE_CHECKING:
     import torch

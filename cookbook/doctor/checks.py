@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..running.redaction import is_secret_name, redacted
+from ..run.redaction import is_secret_name, redacted
 from .environment import Finding
 
 #: Below this much free space (bytes), a checkpoint of a small model may not fit.

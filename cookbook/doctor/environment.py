@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..running.loggers import quiet_libraries
+from ..run.loggers import quiet_libraries
 
 State = Literal["ok", "note", "warn", "FAIL"]
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...datums.builders import datum_from_tokens_weights
-from ...datums.chat import check_template
+from ...datums.builders.tokens import datum_from_tokens_weights
+from ...datums.chat.masks import check_template
 from ...datums.errors import ConfigError, ModelError, TemplateError
 from ...datums.types import ModelInput, SamplingParams
 from ...trainer import ServiceClient
-from ..configs import Precision, torch_dtype
-from ..running.loggers import quiet_libraries
-from ..running.runs import find_checkpoint
-from ..running.samples import prompt_tokens
+from ..run.configs import Precision, torch_dtype
+from ..run.loggers import quiet_libraries
+from ..run.runs import find_checkpoint
+from ..run.samples import prompt_tokens
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient

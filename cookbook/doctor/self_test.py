@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...datums.builders import datum_from_tokens_weights
+from ...datums.builders.tokens import datum_from_tokens_weights
 from ...datums.types import AdamParams, ModelInput, SamplingParams
 from ...trainer import ServiceClient, TrainingClient
 from .environment import Finding

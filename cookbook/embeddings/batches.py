@@ -12,7 +12,7 @@ from typing import Any
 from ...datums.errors import ConfigError, DataFileError, LossContractError, ShapeError
 from ...datums.types import Datum, ModelInput
 from ...losses.embedding.matryoshka import matryoshka
-from ...losses.loss import Loss
+from ...losses.loss.loss import Loss
 from ...losses.registry import get_loss
 from .data import Encoded, Texts
 

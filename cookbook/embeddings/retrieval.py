@@ -12,13 +12,13 @@ from torch.nn.functional import normalize
 
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
-from ...losses.loss import Loss
+from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
 from .data import Encoded, Texts
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
-    from ...trainer.forward import Pooling
+    from ...trainer.engine.forward import Pooling
 
 #: Queries whose cosines with all documents are held at a time.
 QUERIES_AT_ONCE = 256

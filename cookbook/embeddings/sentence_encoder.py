@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...datums.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from ...trainer.forward import Pooling
+    from ...trainer.engine.forward import Pooling
 
 #: The poolings of the trainer, by the names of Sentence Transformers from its version 6 on, and before.
 POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}

@@ -9,15 +9,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ...datums.chat.messages import check_messages
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
-from ...datums.messages import check_messages
-from ...datums.sources import read_rows
-from ..configs import Setting
+from ...datums.files.sources import read_rows
+from ..run.configs import Setting
+from ..tasks.tasks import Question, Task
 from .guess_number import GuessNumber
 from .math_answers import MathReward
 from .protocol import Environment, Message, Problem, SingleTurn
 from .rewards import Reward, check_reward, rewarded
-from .tasks import Question, Task
 
 #: Environments by name. Each is called with a seed and the settings, and gives one episode.
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"guess_number": GuessNumber}

@@ -10,8 +10,8 @@ import numpy as np
 
 from ...datums.errors import EmptyLossError
 from ...datums.types import Datum
+from .examples import Unit, flat
 from .references import References
-from .units import Unit, flat
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ...datums.errors import CheckpointError
 from ...datums.types import Datum, TensorData
-from ...trainer.checkpoint_files import installed_version
-from ...trainer.checkpoints import read_checkpoint, write_checkpoint
+from ...trainer.checkpoint.files import installed_version
+from ...trainer.checkpoint.folder import read_checkpoint, write_checkpoint
 from ...trainer.responses import TopLogprobs
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
-    from ...trainer.reference_client import ReferenceClient
+    from ...trainer.clients.reference import ReferenceClient
 
 KIND = "reference outputs"
 #: Raised when what is computed, or how it is stored, changes: older files are then not found.

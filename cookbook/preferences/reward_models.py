@@ -12,13 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from ...datums.errors import LengthMismatchError, ModelError
-from ...datums.rows import datum_from_row
+from ...datums.files.rows import datum_from_row
 from ...datums.types import Datum
 from ...trainer import ServiceClient
-from ...trainer.checkpoints import read_checkpoint
-from ..running.runs import Run, find_checkpoint
+from ...trainer.checkpoint.folder import read_checkpoint
+from ..run.runs import Run, find_checkpoint
 from .evaluation import accuracy_and_margin, sides
-from .units import Unit, flat
+from .examples import Unit, flat
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .history import History
+from ..diagnose.history import History
 from .panels import Panel, Rows
 from .plots import MANY, running_mean
 

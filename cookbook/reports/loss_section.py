@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...losses.cards import describe_loss
+from ...losses.cards.card import describe_loss
 from ...losses.registry import list_losses
 from .markup import folded, shown, table, text
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ...datums.view import visible
+from ...datums.files.show import visible
 
 
 def text(value: Any) -> str:

@@ -10,25 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ...datums.errors import DataFileError
-from ..running.runs import REPORT, SAMPLES, read_rows
+from ..diagnose.diagnostics import diagnose
+from ..diagnose.history import History, read_history
+from ..inspect.token_page import TOKEN_VIEW_CSS
+from ..inspect.token_records import read_loss, read_sequences
+from ..run.runs import REPORT, SAMPLES, read_rows
 from .charts import chart_html
-from .diagnostics import diagnose
-from .history import History, read_history
 from .loss_section import loss_html
 from .markup import folded, json_block, text
-from .microscope import read_loss, read_sequences
 from .panels import default_panels
 from .plots import losses_of
-from .sections import (
-    data_html,
-    differing_settings_html,
-    findings_html,
-    headline_html,
-    samples_html,
-    settings_html,
-)
+from .sections import data_html, differing_settings_html, findings_html, headline_html, samples_html, settings_html
 from .style import CSS, SCRIPT
-from .token_page import TOKEN_VIEW_CSS
 from .token_section import microscope_html
 
 

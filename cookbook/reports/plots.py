@@ -8,7 +8,7 @@ from typing import Any
 
 from ...datums.errors import MissingExtraError
 from ..extras import require
-from ..running.runs import CONFIG, CURVE, METRICS, read_metrics, read_settings
+from ..run.runs import CONFIG, CURVE, METRICS, read_metrics, read_settings
 from .panels import Panel, Rows, default_panels, is_number, panels_of
 
 #: Colours of runs, or of what one run recorded; told apart by the colour-blind, and readable on white and on black.

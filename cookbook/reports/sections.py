@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .findings import Finding
-from .history import History
+from ..diagnose.findings import Finding
+from ..diagnose.history import History
 from .markup import shown, table, text
 
 #: What stands at the top, of as much as was recorded: key, label.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..inspect.token_page import TokenSequence, token_view_html
 from .markup import folded, table, text
-from .token_page import TokenSequence, token_view_html
 
 #: What is coloured by, in this order, of what was recorded. The first is chosen when the page opens, so a column that is the
 #: same for all tokens of a step, such as cross-entropy's gradient, comes behind those that tell tokens apart.

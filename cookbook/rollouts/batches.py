@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
+from ...datums.builders.trajectories import Trajectory, datums_from_trajectories
 from ...datums.errors import EmptyLossError
-from ...datums.trajectories import Trajectory, datums_from_trajectories
 from ...datums.types import Datum
 from ...losses import advantages as advantage_functions
 from ..environments.protocol import Problem
-from ..running.batches import Batches
+from ..run.batches import Batches
 from .episodes import Player, Rollout
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Groups = list[list[Rollout]]
 Overlong = Literal["keep", "mask", "soft"]
 
-#: Advantages by name, from rewards, group ids and response lengths; see `lossbook.losses.advantages`.
+#: Advantages by name, from rewards, group ids and response lengths; see `lossbook.losses.advantages.from_rewards`.
 ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
     "group": lambda rewards, groups, lengths: advantage_functions.group_advantages(rewards, groups),
     "centred": lambda rewards, groups, lengths: advantage_functions.centred(rewards, groups),

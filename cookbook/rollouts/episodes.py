@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...datums.chat_template import ChatTemplate
+from ...datums.chat.messages import check_messages
+from ...datums.chat.template import ChatTemplate
 from ...datums.errors import LossbookError, RewardError, TemplateError, located
-from ...datums.messages import check_messages
 from ...datums.types import SamplingParams
 from ..environments.protocol import Environment, Message, Problem
 from ..environments.rewards import checked_number, shortened

@@ -9,14 +9,14 @@ import numpy as np
 
 from ...datums.errors import LossConfigError, LossContractError, MissingInput, did_you_mean
 from ...datums.types import Datum, TensorData
-from ...losses.correction import LEVELS, RULES
-from ...losses.loss import Loss
-from ...losses.mixture import Mixture
+from ...losses.loss.loss import Loss
+from ...losses.loss.mixture import Mixture
 from ...losses.registry import get_loss
+from ...losses.variants.rollout_correction import LEVELS, RULES
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
-    from ...trainer.reference_client import ReferenceClient
+    from ...trainer.clients.reference import ReferenceClient
     from ...trainer.responses import ForwardBackwardOutput
 
 #: What rollouts have for a loss to read, beside the model's outputs.

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ...datums.errors import LossConfigError
 from .. import stats
-from ..axes import Axes
-from ..config import BetweenZeroAndOne, Positive, Share
-from ..divergences import Tail, forward_kl, jsd, reverse_kl, with_tail
+from ..math.divergences import Tail, forward_kl, jsd, reverse_kl, with_tail
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import BetweenZeroAndOne, Positive, Share
 from ..stats import Stat
 
 Found = tuple[Tensor, dict[str, Stat]]

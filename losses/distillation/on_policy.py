@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..axes import Axes
-from ..config import NonNegative, Positive
-from ..ratios import MAX_LOG_RATIO, ratio_stats, safe_ratio
+from ..math.ratios import MAX_LOG_RATIO, ratio_stats, safe_ratio
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import NonNegative, Positive
 from ..stats import Stat
 
 

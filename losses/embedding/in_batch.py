@@ -11,9 +11,9 @@ from torch.nn.functional import logsigmoid
 
 from ...datums.errors import ShapeError
 from .. import stats
-from ..config import Count, Positive
 from ..registry import register_loss
-from ..signature import PerDatum
+from ..spec.settings import Count, Positive
+from ..spec.spec import PerDatum
 from ..stats import Stat
 from .layout import in_blocks, on_diagonal, retrieval, same_document, unit
 

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from ...datums.errors import ShapeError
 from .. import stats
-from ..signature import Partners, Units
+from ..spec.spec import Partners, Units
 from ..stats import Stat
 
 #: Vectors shorter than this are not stretched to length 1; a zero vector has cosine 0 with all others.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...datums.errors import LossConfigError, LossContractError, ShapeError
 from .. import stats
-from ..loss import Loss
-from ..mixture import Mixture
+from ..loss.loss import Loss
+from ..loss.mixture import Mixture
 from ..registry import get_loss, is_registered
 from ..stats import Stat
 

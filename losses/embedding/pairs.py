@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from .. import stats
-from ..config import NonNegative
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from ..signature import PerDatum
+from ..spec.settings import NonNegative
+from ..spec.spec import PerDatum
 from ..stats import Stat
 from .layout import Distance, cosine, distance_between, mean_where
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import stats
-from ..config import Positive
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from ..signature import PerDatum
+from ..spec.settings import Positive
+from ..spec.spec import PerDatum
 from ..stats import Stat
 from .layout import cosine, mean_where, pairs_in_one, unit
 

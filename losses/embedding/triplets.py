@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from .. import stats
-from ..config import NonNegative
 from ..registry import register_loss
-from ..signature import PerDatum
+from ..spec.settings import NonNegative
+from ..spec.spec import PerDatum
 from ..stats import Stat
 from .layout import Distance, cosine, distance_between, in_blocks
 

@@ -2,11 +2,11 @@
 
 from .clipped import clipped_surrogate, dual_clip, importance_sampling, ppo
 from .covariance import clip_cov, kl_cov
-from .grouped import bnpo, dapo, dr_grpo, grpo
+from .group_relative import bnpo, dapo, dr_grpo, grpo
 from .gspo import gspo, gspo_token, luspo
-from .plain import gpg, reinforce
+from .policy_gradient import gpg, reinforce
 from .sequence import gmpo, rloo, vespo
-from .soft import cispo, dppo, dro, rollout_is, sapo
+from .weighted import cispo, dppo, dro, rollout_is, sapo
 
 __all__ = [
     "bnpo",

@@ -9,10 +9,10 @@ from annotated_types import Gt
 from torch import Tensor
 
 from .. import stats
-from ..axes import Axes
-from ..config import LowerBound, Positive, UpperBound
-from ..ratios import MAX_LOG_RATIO, ratio_stats, safe_ratio
+from ..math.ratios import MAX_LOG_RATIO, ratio_stats, safe_ratio
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import LowerBound, Positive, UpperBound
 from ..stats import Stat
 
 #: Highest ratio at which a punished token still gets a gradient; above the upper bound of the clip.

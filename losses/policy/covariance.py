@@ -9,10 +9,10 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from .. import stats
-from ..axes import Axes
-from ..config import Count, LowerBound, NonNegative, UpperBound
-from ..ratios import ratio_stats, safe_ratio
+from ..math.ratios import ratio_stats, safe_ratio
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import Count, LowerBound, NonNegative, UpperBound
 from ..stats import Stat
 from .clipped import PESSIMISTIC, clipped_surrogate
 

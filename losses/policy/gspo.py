@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..axes import Axes
-from ..config import LowerBound, UpperBound
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import LowerBound, UpperBound
 from ..stats import Stat
 from .clipped import clipped_surrogate
 from .sequence import SEQUENCE_CLIP, clipped_sequences, sequence_metrics, sequence_ratio

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..axes import Axes
-from ..config import LowerBound, NonNegative, Positive, UpperBound
-from ..packing import Seqs
-from ..ratios import MAX_LOG_RATIO, ratio_stats
+from ..batch.pack import Seqs
+from ..math.ratios import MAX_LOG_RATIO, ratio_stats
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import LowerBound, NonNegative, Positive, UpperBound
 from ..stats import Stat
 from .clipped import clipped_surrogate
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import stats
-from ..config import Positive, PositiveSmoothing, Smoothing
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from ..signature import PerDatum
-from .pieces import (
+from ..spec.settings import Positive, PositiveSmoothing, Smoothing
+from ..spec.spec import PerDatum
+from .common import (
     AXES,
     Divergence,
     Returned,

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import stats
-from ..config import NonNegative, Positive, Smoothing
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from .pieces import MAX_EXPONENT, Returned, capped_exponent, pair_stats, smoothed_logistic
+from ..spec.settings import NonNegative, Positive, Smoothing
+from .common import MAX_EXPONENT, Returned, capped_exponent, pair_stats, smoothed_logistic
 
 #: The least distance of a mean logprob from 0 in a log-odds, which has a pole there.
 LEAST_NATS = 1e-6

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import stats
-from ..config import NonNegative
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from ..signature import PerDatum
-from .pieces import Returned, pair_stats
+from ..spec.settings import NonNegative
+from ..spec.spec import PerDatum
+from .common import Returned, pair_stats
 
 
 @register_loss(

@@ -6,10 +6,10 @@ import math
 
 from torch import Tensor
 
-from ..config import Positive, Smoothing
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from .pieces import AXES, Returned, log_ratios, pair_stats, smoothed_logistic
+from ..spec.settings import Positive, Smoothing
+from .common import AXES, Returned, log_ratios, pair_stats, smoothed_logistic
 
 
 @register_loss(

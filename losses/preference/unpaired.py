@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..config import NonNegative, Positive
-from ..packing import Seqs
+from ..batch.pack import Seqs
 from ..registry import register_loss
-from ..signature import FlagPerDatum
-from .pieces import AXES, Returned
+from ..spec.settings import NonNegative, Positive
+from ..spec.spec import FlagPerDatum
+from .common import AXES, Returned
 
 
 def _labelled(datums: int, config: Any, inputs: Mapping[str, Tensor | None]) -> int:

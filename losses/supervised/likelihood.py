@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import stats
-from ..logarithms import MAX_LOGPROB_OF_COMPLEMENT, log1mexp
+from ..math.logarithms import MAX_LOGPROB_OF_COMPLEMENT, log1mexp
 from ..registry import register_loss
 from ..stats import Stat
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..config import NonNegative
 from ..registry import register_loss
+from ..spec.settings import NonNegative
 from ..stats import Stat
 
 #: 1 - p is held at this or above, so that its power, below 1, has a finite slope.

@@ -33,23 +33,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import strategies
-    from .advantage_laws import check_advantages
-    from .checking import CHECKS, check_loss, parametrize_with_checks, run_check
-    from .divergence import check_divergence
-    from .kl_laws import check_kl_estimator
+    from .laws.advantages import check_advantages
+    from .laws.divergence import check_divergence
+    from .laws.kl import check_kl_estimator
     from .report import CheckResult, Report
+    from .run import CHECKS, check_loss, parametrize_with_checks, run_check
 
 #: Where each public name lives. Loaded on first use: a plug-in or a report needs no hypothesis.
 _HOMES = {
-    "CHECKS": "checking",
+    "CHECKS": "run",
     "CheckResult": "report",
     "Report": "report",
-    "check_advantages": "advantage_laws",
-    "check_kl_estimator": "kl_laws",
-    "check_divergence": "divergence",
-    "check_loss": "checking",
-    "parametrize_with_checks": "checking",
-    "run_check": "checking",
+    "check_advantages": "laws.advantages",
+    "check_kl_estimator": "laws.kl",
+    "check_divergence": "laws.divergence",
+    "check_loss": "run",
+    "parametrize_with_checks": "run",
+    "run_check": "run",
     "strategies": "strategies",
 }
 

@@ -16,7 +16,7 @@ from ...datums.types import Datum
 from .. import stats
 from ..reductions import Count
 from ..stats import Stat
-from .subject import OutputLists, Subject, datum_of, rows, terms
+from .loss_under_test import OutputLists, Subject, datum_of, rows, terms
 
 #: What float64 rounding may move, relative to the size of what is compared.
 TOLERANCE = 1e-10

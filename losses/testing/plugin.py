@@ -35,6 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def check_loss() -> Callable[..., Any]:
     """`lossbook.losses.testing.check_loss`: `def test_mine(check_loss): check_loss(my_loss, beta=0.5)`."""
-    from .checking import check_loss
+    from .run import check_loss
 
     return check_loss

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ...datums.types import Datum
-from ..loss import Loss
-from ..mixture import Mixture
+from ..loss.loss import Loss
+from ..loss.mixture import Mixture
 from ..registry import is_registered
 
 
@@ -50,7 +50,7 @@ def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
         imports = f"# and {name}, the loss itself, which no module holds under its name\n"
     if (declared := _declared(loss)) is None:
         return imports, f"get_loss({name}{settings})"
-    imports += "from lossbook.losses.loss import Loss\nfrom lossbook.losses.signature import make_spec\n"
+    imports += "from lossbook.losses.loss.loss import Loss\nfrom lossbook.losses.spec.spec import make_spec\n"
     return imports, f"Loss(make_spec({name}, {loss.name!r}, {declared}), {given_settings(loss)!r})"
 
 

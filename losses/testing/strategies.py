@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ...datums.types import Datum, TensorData
-from ..signature import Input
-from .subject import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, datum_of, has_columns, rows
+from ..spec.spec import Input
+from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, datum_of, has_columns, rows
 
 #: Weights that a byte stands for; the first is what examples shrink to.
 MASKS = np.array([1, 1, 0, 1, 1, 0, 1, 1], dtype=np.float32)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import stats
-from ..axes import Axes
-from ..config import Positive
-from ..ratios import KLEstimator, kl_estimate
+from ..math.ratios import KLEstimator, kl_estimate
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import Positive
 from ..stats import Stat
 
 

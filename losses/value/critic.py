@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..axes import Axes
-from ..config import Positive
 from ..registry import register_loss
+from ..spec.axes import Axes
+from ..spec.settings import Positive
 from ..stats import Stat
 
 

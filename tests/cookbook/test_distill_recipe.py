@@ -15,9 +15,8 @@ from pydantic import ValidationError
 
 import lossbook as lb
 from lossbook.cookbook import distill, sft
-from lossbook.cookbook.configs import read_config
 from lossbook.cookbook.distill import DistillConfig
-from lossbook.cookbook.distillation.lessons import Lesson, build_lessons, prompt_of, sample_answers
+from lossbook.cookbook.distillation.examples import Lesson, build_lessons, prompt_of, sample_answers
 from lossbook.cookbook.distillation.teachers import (
     all_tokens,
     answer_positions,
@@ -26,7 +25,8 @@ from lossbook.cookbook.distillation.teachers import (
     with_candidates,
     with_teacher_logprobs,
 )
-from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.run.configs import read_config
+from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import (
     ConfigError,
@@ -37,8 +37,8 @@ from lossbook.datums.errors import (
     RunError,
     UnknownLossError,
 )
-from lossbook.losses.divergences import forward_kl, reverse_kl, with_tail
-from lossbook.trainer.tiny import VOCABULARY, build_tiny_tokenizer
+from lossbook.losses.math.divergences import forward_kl, reverse_kl, with_tail
+from lossbook.trainer.model.tiny import VOCABULARY, build_tiny_tokenizer
 
 ANSWERS = {"red": "rose", "blue": "sky", "green": "grass", "white": "snow", "black": "coal", "grey": "fog"}
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distill.toml"

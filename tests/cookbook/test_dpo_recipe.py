@@ -19,11 +19,11 @@ from lossbook import Datum, ServiceClient, register_loss, unregister_loss
 from lossbook.cookbook import dpo
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.dpo import DPOConfig
-from lossbook.cookbook.environments.tasks import Task
 from lossbook.cookbook.preferences.evaluation import accuracy_and_margin, coarse_kl, sides
+from lossbook.cookbook.preferences.examples import Needs, build_units, flat, needs_of, with_mismatched
 from lossbook.cookbook.preferences.tasks import preference_rows
-from lossbook.cookbook.preferences.units import Needs, build_units, flat, needs_of, with_mismatched
-from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.run.runs import read_metrics
+from lossbook.cookbook.tasks.tasks import Task
 from lossbook.datums.errors import (
     DataFileError,
     EmptyLossError,
@@ -34,7 +34,7 @@ from lossbook.datums.errors import (
 )
 from lossbook.losses import PerDatum, Seqs, get_loss
 from lossbook.trainer import TrainingClient
-from lossbook.trainer.tiny import build_tiny_tokenizer
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 THINGS = ("rose", "sky", "grass", "snow", "coal", "fog", "sea", "sand")
 

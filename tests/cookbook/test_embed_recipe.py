@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 import lossbook as lb
 from lossbook.cookbook import embed
-from lossbook.cookbook.configs import read_config
 from lossbook.cookbook.embed import EmbedConfig
 from lossbook.cookbook.embeddings.batches import PairLayout, embedding_loss, takes_duplicates_for_negatives
 from lossbook.cookbook.embeddings.data import (
@@ -30,8 +29,9 @@ from lossbook.cookbook.embeddings.data import (
 )
 from lossbook.cookbook.embeddings.retrieval import embeddings, ranks
 from lossbook.cookbook.embeddings.sentence_encoder import find_minilm, pooling_of
-from lossbook.cookbook.exporting.export import export
-from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.export.export import export
+from lossbook.cookbook.run.configs import read_config
+from lossbook.cookbook.run.runs import read_metrics
 from lossbook.datums.errors import (
     ConfigError,
     DataFileError,
@@ -41,7 +41,7 @@ from lossbook.datums.errors import (
     ModelError,
     UnknownLossError,
 )
-from lossbook.trainer.tiny import build_tiny_tokenizer
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "embed.toml"
 #: Words that share few letters, so that an untrained encoder, which sees little else, does not match them.

@@ -18,7 +18,7 @@ import pytest
 
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.running.runs import Run, read_metrics
+from lossbook.cookbook.run.runs import Run, read_metrics
 from lossbook.cookbook.sft import SFTConfig
 
 ROWS = [("red", "rose"), ("blue", "sky"), ("green", "grass"), ("white", "snow"), ("black", "coal")]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import lossbook as lb
-from lossbook.cookbook.configs import RecipeConfig, configured_loss
 from lossbook.cookbook.loop import Loop, begin
-from lossbook.cookbook.running.runs import find_checkpoint, read_rows
+from lossbook.cookbook.run.configs import RecipeConfig, configured_loss
+from lossbook.cookbook.run.runs import find_checkpoint, read_rows
 from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lossbook.cookbook import quickstart
 from lossbook.cookbook.quickstart import LOSSES, QuickstartConfig, find_smollm2, focal_loss
-from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.run.runs import read_metrics
 from lossbook.datums.errors import ModelError, RunError
 from lossbook.datums.types import Datum
 

@@ -18,12 +18,12 @@ from lossbook.cookbook import reward, sft
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.preferences.reward_models import Scorer
 from lossbook.cookbook.reward import RewardConfig
-from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError, ModelError
-from lossbook.datums.rows import datums_from_row
+from lossbook.datums.files.rows import datums_from_row
 from lossbook.losses import Seqs
-from lossbook.trainer.tiny import build_tiny_model, build_tiny_tokenizer
+from lossbook.trainer.model.tiny import build_tiny_model, build_tiny_tokenizer
 
 THINGS = ("rose", "sky", "grass", "snow", "coal", "fog", "sea", "sand")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lossbook.cookbook import rl
-from lossbook.cookbook.running.runs import read_metrics, read_rows
+from lossbook.cookbook.run.runs import read_metrics, read_rows
 
 #: Numbers that say how long something took.
 TIMES = ("tokens_per_second", "sampling_seconds")

@@ -18,7 +18,7 @@ from lossbook.cookbook import rl
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.rl import RLConfig
 from lossbook.cookbook.rollouts.losses import policy_loss, reads
-from lossbook.cookbook.running.runs import read_metrics, read_rows
+from lossbook.cookbook.run.runs import read_metrics, read_rows
 from lossbook.datums.errors import (
     ConfigError,
     LossConfigError,
@@ -27,7 +27,7 @@ from lossbook.datums.errors import (
     RewardError,
     UnknownLossError,
 )
-from lossbook.losses.mixture import Mixture
+from lossbook.losses.loss.mixture import Mixture
 from lossbook.losses.registry import spec_of
 
 #: Settings without a default.

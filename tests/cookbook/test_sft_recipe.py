@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossbook import ServiceClient
 from lossbook.cookbook import sft
-from lossbook.cookbook.running.runs import read_metrics
+from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import DataFileError, LossContractError, NonFiniteLossError, RunError, UnknownLossError
 
@@ -165,7 +165,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_130_and_resume_goes_on(
 def test_the_exported_adapter_gives_the_same_logprobs_in_peft(make: Any, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    from lossbook.trainer.tiny import build_tiny_model
+    from lossbook.trainer.model.tiny import build_tiny_model
 
     config = make()
     sft.main(config)

@@ -18,9 +18,9 @@ from rich.console import Console
 from lossbook.cookbook.cli import main
 from lossbook.datums import show_file
 from lossbook.datums.errors import LossbookError
-from lossbook.datums.formats import FORMATS, format_of
-from lossbook.datums.sources import JSONL_ENDINGS, PARQUET_ENDINGS
-from lossbook.trainer.tiny import build_tiny_tokenizer
+from lossbook.datums.files.formats import FORMATS, format_of
+from lossbook.datums.files.sources import JSONL_ENDINGS, PARQUET_ENDINGS
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 

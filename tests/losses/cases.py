@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, describe_loss, get_loss, list_losses, register_loss, unregister_loss
-from lossbook.losses.outputs import LISTED
+from lossbook.losses.batch.outputs import LISTED
 
 #: Settings that a loss cannot do without, by id; numbers of no meaning.
 NEEDED: dict[str, dict[str, Any]] = {"dr_grpo": {"norm_length": 7}}

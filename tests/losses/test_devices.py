@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lossbook.datums.errors import ShapeError
-from lossbook.losses.example_data import example_batch, kind_of
+from lossbook.losses.cards.examples import example_batch, kind_of
 
 from .cases import shipped, with_needed
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lossbook import Datum, get_loss
-from lossbook.losses.advantages import centred
-from lossbook.losses.returns import discounted, kl_penalized_advantages
+from lossbook.losses.advantages.from_rewards import centred
+from lossbook.losses.advantages.from_values import discounted, kl_penalized_advantages
 
 LENGTHS = (3, 1, 5)
 

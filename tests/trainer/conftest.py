@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import lossbook as lb
-from lossbook.trainer.tiny import build_tiny_tokenizer
-from lossbook.trainer.training_client import TrainingClient
+from lossbook.trainer.clients.training import TrainingClient
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 VOCABULARY = 260
 #: A tiny model of random weights gives every token about this logprob, in nats.

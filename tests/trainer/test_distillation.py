@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import lossbook as lb
-from lossbook.losses.divergences import forward_kl, with_tail
-from lossbook.trainer.training_client import TrainingClient
+from lossbook.losses.math.divergences import forward_kl, with_tail
+from lossbook.trainer.clients.training import TrainingClient
 
 Gradients = dict[str, Tensor]
 GradientsOf = Callable[[TrainingClient], Gradients]

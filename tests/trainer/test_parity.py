@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 import lossbook as lb
-from lossbook.trainer.training_client import TrainingClient
+from lossbook.trainer.clients.training import TrainingClient
 
 #: One loss of each kind that the engine treats differently: per token, datum, pair and batch, and what they couple.
 LOSSES = ("cross_entropy", "importance_sampling", "ppo", "grpo", "dpo", "info_nce")

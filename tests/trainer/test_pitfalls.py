@@ -23,7 +23,7 @@ from lossbook.datums.errors import (
     UnseenFailureWarning,
     WorkerError,
 )
-from lossbook.trainer.training_client import TrainingClient
+from lossbook.trainer.clients.training import TrainingClient
 
 MakeDatums = Callable[..., list[lb.Datum]]
 StateOf = Callable[[TrainingClient], dict[str, Any]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lossbook as lb
-from lossbook.trainer.training_client import TrainingClient
+from lossbook.trainer.clients.training import TrainingClient
 
 WHOLE: dict[str, Any] = {}
 CUT = {"tokens_per_micro_batch": 24}

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from lossbook.losses.ratios import KLEstimator
+from lossbook.losses.math.ratios import KLEstimator
 
 from .complex_step import absolute, clip, maximum, stop
 from .rows import MAX_LOG_RATIO, Row

@@ -1,0 +1,174 @@
+"""What a student is taught on: prompts as student and teacher read them, with a given answer or one that it samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...datums.builders.tokens import shifted
+from ...datums.errors import DataFileError, EmptyLossError
+from ...datums.files.report import DataReport, build_datums
+from ...datums.files.rows import datum_from_row
+from ...datums.types import Datum, SamplingParams
+from ..tasks.tasks import Question
+from .teachers import all_tokens, answer_positions
+
+if TYPE_CHECKING:
+    from ...trainer import SamplingClient
+
+#: Stands in a teacher's system turn for the right answer.
+ANSWER = "{answer}"
+#: What takes an answer's place where a row has none, so that its prompt ends where an answer begins.
+_PLACEHOLDER = "."
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A prompt and its given answer, as datums whose weights mark the answer: as the student and the teacher read it."""
+
+    student: Datum
+    teacher: Datum
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether both read the same tokens."""
+        return all_tokens(self.student) == all_tokens(self.teacher)
+
+    @property
+    def prompts(self) -> tuple[list[int], list[int]]:
+        """The tokens that the student and the teacher read before the (last) answer."""
+        return prompt_of(self.student), prompt_of(self.teacher)
+
+
+def build_lessons(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    teacher_system: str | None = None,
+    max_length: int | None = None,
+    truncation: str = "error",
+    answers_needed: bool = True,
+) -> tuple[list[Lesson], DataReport]:
+    """A lesson a row, and what became of the rows.
+
+    rows             as `datum_from_row` takes them; {"prompt", "completion"} may have a "teacher_prompt" of its own, in
+                     the prompt's form
+    teacher_system   a system turn that the teacher alone reads; "{answer}" in it is replaced by the row's answer
+    max_length       tokens that prompt and answer may have, the teacher's too; truncation "error" or "drop"
+    answers_needed   False: a prompt may stand alone, to be answered by the student
+
+    Raises DataFileError naming the row, and what `build_datums` raises.
+    """
+    options: dict[str, Any] = {"max_length": max_length, "truncation": truncation}
+    teachers: list[Datum] = []
+
+    def make(row: Mapping[str, Any]) -> Datum:
+        asked, told = for_both(row, teacher_system, answers_needed=answers_needed)
+        teacher = datum_from_row(told, tokenizer, **options)
+        student = datum_from_row(asked, tokenizer, **options)
+        teachers.append(teacher)
+        return student
+
+    students, report = build_datums(rows, make)
+    return [Lesson(*pair) for pair in zip(students, teachers, strict=True)], report
+
+
+def question_row(question: Question) -> dict[str, Any]:
+    """A task's question as a row of data."""
+    return {
+        "prompt": [{"role": "user", "content": question.text}],
+        "completion": [{"role": "assistant", "content": question.answer}],
+    }
+
+
+def for_both(
+    row: Mapping[str, Any], teacher_system: str | None, *, answers_needed: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row as the student reads it and as the teacher does. Raises DataFileError for what cannot be meant."""
+    row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
+    asked = {key: value for key, value in row.items() if key != "teacher_prompt"}
+    answer = _answer(asked)
+    if "prompt" in asked and "completion" not in asked:
+        if answers_needed:
+            raise DataFileError("the row has no 'completion', which is needed where the student does not sample one")
+        is_chat = isinstance(asked["prompt"], list)
+        turn: Any = [{"role": "assistant", "content": _PLACEHOLDER}] if is_chat else _PLACEHOLDER
+        asked["completion"] = turn
+    told = dict(asked)
+    if "teacher_prompt" in row:
+        if "prompt" not in row or type(row["prompt"]) is not type(row["teacher_prompt"]):
+            raise DataFileError(
+                "'teacher_prompt' stands beside a 'prompt' of the same form: both texts, or both messages"
+            )
+        told["prompt"] = row["teacher_prompt"]
+    if teacher_system is not None:
+        key = "messages" if "messages" in told else "prompt"
+        if not isinstance(told.get(key), list):
+            raise DataFileError(
+                "teacher_system is a turn before messages, but the row has none; give it a 'teacher_prompt' instead"
+            )
+        told[key] = _with_system(told[key], _filled(teacher_system, answer))
+    return asked, told
+
+
+def sample_answers(
+    sampler: SamplingClient, lessons: Sequence[Lesson], *, samples: int, max_tokens: int, seed: int
+) -> tuple[list[Datum], list[Datum]]:
+    """`samples` answers of the student to each prompt: its datums and the teacher's, who reads the same answers.
+
+    The student's carry `sampling_logprobs` [N] (nats, 0 on the prompt); all answered tokens have weight 1. Tokens are
+    drawn at temperature 1 from the whole distribution, so these are the logprobs of what was sampled from.
+    """
+    prompts = [lesson.prompts for lesson in lessons]
+    params = SamplingParams(max_tokens=max_tokens, seed=seed)
+    found = sampler.sample_batch([own for own, _ in prompts], params, num_samples=samples).result()
+    students, teachers = [], []
+    for (own, other), response in zip(prompts, found, strict=True):
+        for sequence in response.sequences:
+            students.append(_answered(own, sequence.tokens, sampling_logprobs=sequence.logprobs))
+            teachers.append(_answered(other, sequence.tokens))
+    return students, teachers
+
+
+def prompt_of(datum: Datum) -> list[int]:
+    """The tokens before the last answer: up to the last position that begins a run of weights other than 0."""
+    positions = answer_positions(datum)
+    if not len(positions):
+        raise EmptyLossError("the lesson marks no answer: all its weights are 0")
+    begins = positions[np.flatnonzero(np.diff(positions, prepend=-2) > 1)]
+    return all_tokens(datum)[: int(begins[-1]) + 1]
+
+
+def _answered(prompt: list[int], answer: list[int], **per_answer_token: list[float]) -> Datum:
+    zeros = np.zeros(len(prompt), dtype=np.float32)
+    given = {"weights": [1.0] * len(answer), **per_answer_token}
+    per_token = {key: np.concatenate([zeros, np.asarray(values, dtype=np.float32)]) for key, values in given.items()}
+    return shifted(np.asarray([*prompt, *answer], dtype=np.int64), per_token)
+
+
+def _answer(row: Mapping[str, Any]) -> str | None:
+    """The text of the row's answer: its completion, or its last assistant turn."""
+    turns = row.get("completion", row.get("messages"))
+    if isinstance(turns, str):
+        return turns
+    if not isinstance(turns, list):
+        return None
+    said = [turn["content"] for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "assistant"]
+    return said[-1] if said and isinstance(said[-1], str) else None
+
+
+def _filled(text: str, answer: str | None) -> str:
+    if ANSWER in text and answer is None:
+        raise DataFileError(f"teacher_system wants the answer ({ANSWER}), but the row has none")
+    return text.replace(ANSWER, answer or "")
+
+
+def _with_system(messages: list[Any], text: str) -> list[Any]:
+    """The turns after a system turn of `text`, joined with the one that is there."""
+    first = messages[0] if messages and isinstance(messages[0], Mapping) else {}
+    if first.get("role") == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{text}\n\n{first['content']}"}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]

@@ -1,0 +1,194 @@
+"""Whether what was exported is what was trained: loaded anew, as anybody would, and asked about the same tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...datums.builders.tokens import datum_from_tokens_weights
+from ...datums.errors import ExportError
+from ...datums.types import Datum, ModelInput
+from ...losses.loss.loss import Loss
+from ...losses.registry import spec_of_function
+from ...trainer.model.load import LoadedModel, load_model
+from ..inspect.token_records import read_sequences
+
+if TYPE_CHECKING:
+    from ...trainer import TrainingClient
+
+#: Text that any language model has something to say about, of several kinds.
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind: it was asleep since ten past three.",
+    "def mean(values):\n    if not values:\n        raise ValueError('no values')\n    return sum(values) / len(values)",
+    "Question: a train of 120 m passes a post in 6 s. How fast is it? Answer: 120 / 6 = 20 m/s, that is 72 km/h.",
+    "Über den Wolken muß die Freiheit wohl grenzenlos sein. 東京は日本の首都です。",
+)
+#: Of the sequences that the run recorded, so many, of so many tokens at most.
+RECORDED, LONGEST = 6, 512
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, over `count` numbers.
+
+    quantity    "logprobs" (nats, one a token) or "embeddings" (one number a dimension, mean over the tokens)
+    largest, mean   of |export - trainer|
+    from_base   the largest |export - base model|
+    """
+
+    quantity: str
+    count: int
+    largest: float
+    mean: float
+    from_base: float
+
+    def __str__(self) -> str:
+        unit = " nats" if self.quantity == "logprobs" else ""
+        return (
+            f"{self.count} {self.quantity} of the export and of the trainer differ by at most {self.largest:.2g}{unit} "
+            f"({self.mean:.2g} on average); those of the base model by up to {self.from_base:.2g}{unit}"
+        )
+
+
+def probe_tokens(tokenizer: Any, run: Path | None, limit: int | None) -> list[list[int]]:
+    """Token sequences to compare on: general text, and what the run recorded of its own data."""
+    longest = min(LONGEST, limit or LONGEST)
+    found = [list(tokenizer.encode(text)) for text in TEXTS]
+    for row in read_sequences(run)[-RECORDED:] if run is not None else ():
+        found.append([int(token) for token in row["tokens"]["id"]] if "tokens" in row else [])
+    return [tokens[:longest] for tokens in found if len(tokens) > 1]
+
+
+def trained_outputs(training: TrainingClient, sequences: Sequence[Sequence[int]], kind: str) -> list[Tensor]:
+    """What the trainer says: logprobs [N - 1] of a decoder's tokens, the mean embedding [d] of an encoder."""
+    if kind == "decoder":
+        datums = [datum_from_tokens_weights(list(tokens), [1.0] * len(tokens)) for tokens in sequences]
+        found = training.forward(datums, "cross_entropy").result().loss_fn_outputs
+        return [output["logprobs"].to_torch().float() for output in found]
+    loss = Loss(spec_of_function(_sum, output="embeddings"), {})
+    datums = [Datum(ModelInput.from_ints(tokens), {}) for tokens in sequences]
+    found = training.forward(datums, loss).result().loss_fn_outputs
+    return [output["embedding"].to_torch().float() for output in found]
+
+
+def verify_export(
+    expected: Sequence[Tensor],
+    sequences: Sequence[Sequence[int]],
+    folder: Path,
+    base_model: str,
+    kind: str,
+    *,
+    tolerance: float,
+) -> Verification:
+    """Load the folder with peft or transformers and compare with `expected`, and with the base model.
+
+    Products are float32 here whatever the weights are stored in, so what differs is the weights' rounding alone.
+
+    Raises ExportError when they differ by more than `tolerance`, when an adapter's keys match nothing, and when nothing
+    tells the export from the base model.
+    """
+    base = load_model(base_model, device="cpu", dtype=torch.float32)
+    if (folder / "adapter_config.json").exists():
+        module = _with_adapter(base, folder)
+        without = module.disable_adapter
+    else:
+        module = _whole(folder, kind)
+        without = nullcontext
+    found = _outputs(module, sequences, kind)
+    with without():
+        plain = _outputs(module if without is not nullcontext else base.module, sequences, kind)
+    differences = torch.cat([(one - other).abs() for one, other in zip(found, expected, strict=True)])
+    from_base = max(float((one - other).abs().max()) for one, other in zip(found, plain, strict=True))
+    result = Verification(
+        "logprobs" if kind == "decoder" else "embeddings",
+        differences.numel(),
+        float(differences.max()) if bool(differences.isfinite().all()) else math.inf,
+        float(differences.mean()),
+        from_base,
+    )
+    _judge(result, tolerance)
+    return result
+
+
+def _judge(result: Verification, tolerance: float) -> None:
+    if not result.largest <= tolerance:
+        raise ExportError(
+            f"the export is not what was trained: {result}. Allowed are {tolerance:g}. Nothing was kept; a coarser dtype "
+            "differs by its rounding, for which --tolerance may be raised, any other difference is a bug to report"
+        )
+    if result.from_base <= result.largest:
+        raise ExportError(
+            f"nothing tells the export from the base model: {result}. Nothing was kept. Was it trained at all, or is "
+            "what it learned smaller than the rounding of --dtype?"
+        )
+
+
+def _with_adapter(base: LoadedModel, folder: Path) -> Any:
+    """The base model with the adapter, through peft alone. Raises ExportError where a key matches nothing."""
+    import warnings
+
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of keys that do not fit: they are an error here, below
+        module: Any = PeftModel.from_pretrained(base.module, str(folder))  # type: ignore[arg-type]
+    loaded = get_peft_model_state_dict(module, save_embedding_layers=False)
+    file = load_file(folder / "adapter_model.safetensors")
+    strangers, lacking = sorted(file.keys() - loaded.keys()), sorted(loaded.keys() - file.keys())
+    changed = [name for name in file.keys() & loaded.keys() if not torch.equal(file[name], loaded[name].cpu())]
+    if strangers or lacking or changed or not file:
+        raise ExportError(
+            f"the adapter does not fit {base.name}: {len(strangers)} of its {len(file)} keys match nothing, which peft "
+            f"leaves out with a warning at most, {len(lacking)} are lacking, {len(changed)} were not taken over: "
+            f"{', '.join([*strangers, *lacking, *changed][:3])}"
+        )
+    return module.eval()
+
+
+def _whole(folder: Path, kind: str) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    loader: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it prints a table of what is missing; here that is an error, or a pooler nobody uses
+    try:
+        module, report = loader.from_pretrained(
+            str(folder), dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(level)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing or report["unexpected_keys"]:
+        raise ExportError(
+            f"transformers does not find the export's weights where it looks for them: missing {missing[:3]}, "
+            f"unexpected {sorted(report['unexpected_keys'])[:3]}"
+        )
+    return module.eval()
+
+
+@torch.no_grad()
+def _outputs(module: Any, sequences: Sequence[Sequence[int]], kind: str) -> list[Tensor]:
+    found = []
+    for tokens in sequences:
+        ids = torch.tensor([list(tokens)])
+        if kind == "decoder":
+            logprobs = module(input_ids=ids[:, :-1]).logits[0].float().log_softmax(-1)
+            found.append(logprobs.gather(1, ids[0, 1:, None])[:, 0])
+        else:
+            mask = torch.ones_like(ids)
+            found.append(module(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().mean(0))
+    return found
+
+
+def _sum(data: Any, embeddings: Any) -> tuple[Tensor, dict[str, float]]:
+    """A loss that reads embeddings, so that the trainer gives them."""
+    return torch.stack([one.sum() for one in embeddings]).sum(), {}

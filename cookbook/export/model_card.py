@@ -1,0 +1,146 @@
+"""The model card (README.md) of what a run made: what it came from, which loss and data, how well it did, how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ...datums.errors import LossbookError
+from ...losses.cards.card import card_of
+from ..run.configs import RecipeConfig, configured_loss
+from ..run.redaction import redacted
+from ..run.runs import CONFIG, METRICS, REPORT, read_metrics, read_settings
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+#: Numbers shown at the first and the last step, where the run has them; and all that begin with these words.
+_SHOWN = ("loss", "nll", "grad_norm", "reward", "accuracy", "margin", "tokens_per_second")
+_SHOWN_PREFIXES = ("held_out", "eval", "reward")
+_PACKAGES = ("lossbook", "torch", "transformers", "peft", "safetensors")
+
+
+def model_card(
+    run: Path | None, base_model: str, *, adapter: bool, kind: str, value_head: bool = False, verified: str = ""
+) -> str:
+    """The card's text, with metadata that the hub accepts. run: the run's folder, None where only a checkpoint is known.
+
+    verified: the sentence of the comparison with the trainer; "" where none was made. Secrets are left out.
+    """
+    settings = read_settings(run) if run is not None and (run / CONFIG).exists() else {}
+    parts = [
+        _metadata(base_model, settings, adapter=adapter, kind=kind),
+        f"# {run.name if run is not None else 'A model'}\n\n{_summary(base_model, settings, adapter)}",
+        _loading(base_model, adapter=adapter, kind=kind, value_head=value_head),
+        _section(
+            "Checked", verified or "Written at the end of training, not loaded again; `lossbook export` does that."
+        ),
+        _loss_section(settings),
+        _section("Numbers", _metrics_table(run)),
+        _section("Data", _fenced(_report(run))),
+        _section("Settings", _fenced(json.dumps(settings, indent=2), "json") if settings else ""),
+        _section("Versions", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
+    ]
+    return redacted("\n\n".join(part for part in parts if part) + "\n")
+
+
+def _metadata(base_model: str, settings: Mapping[str, Any], *, adapter: bool, kind: str) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=base_model if _HUB_ID.fullmatch(base_model) else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation" if kind == "decoder" else "feature-extraction",
+        tags=["lossbook", *([str(settings["loss"])] if "loss" in settings else []), *(["lora"] if adapter else [])],
+    )
+    return f"---\n{data.to_yaml().strip()}\n---"
+
+
+def _summary(base_model: str, settings: Mapping[str, Any], adapter: bool) -> str:
+    what = "A LoRA adapter for" if adapter else "All weights of a model trained from"
+    how = f", trained with the loss `{settings['loss']}`" if "loss" in settings else ""
+    return f"{what} `{base_model}`{how}, by lossbook."
+
+
+def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> str:
+    auto = "AutoModelForCausalLM" if kind == "decoder" else "AutoModel"
+    if adapter and base_model in ("tiny", "tiny-encoder"):
+        build = "build_tiny_model" if base_model == "tiny" else "build_tiny_encoder"
+        code = (
+            f"from lossbook.trainer.model.tiny import {build}\nfrom peft import PeftModel\n\n"
+            f'model = PeftModel.from_pretrained({build}(), "FOLDER")'
+        )
+    elif adapter and not _HUB_ID.fullmatch(base_model):
+        code = (
+            "from lossbook.trainer.model.load import load_model  # reads directories and .gguf files\n"
+            "from peft import PeftModel\n\n"
+            f'model = PeftModel.from_pretrained(load_model("{Path(base_model).name}").module, "FOLDER")'
+        )
+    elif adapter:
+        code = (
+            f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
+            f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base_model}"), "FOLDER")'
+        )
+    else:
+        code = (
+            f"from transformers import {auto}, AutoTokenizer\n\n"
+            f'model = {auto}.from_pretrained("FOLDER", dtype="auto")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+        )
+    notes = ["FOLDER is this folder, or its name on the hub."]
+    if not adapter and kind == "decoder":
+        notes.append("The layout is the one that vLLM reads too (`vllm serve FOLDER`); that was not tried here.")
+    if kind == "encoder":
+        notes.append(
+            "An embedding is the mean of `last_hidden_state` over the tokens, unless the settings say otherwise."
+        )
+    if value_head:
+        notes.append("`value_head.safetensors` holds the weight [1, d] and bias [1] that map hidden states to values.")
+    return _section("Loading", _fenced(code, "python") + "\n\n" + " ".join(notes))
+
+
+def _loss_section(settings: Mapping[str, Any]) -> str:
+    if "loss" not in settings:
+        return ""
+    name, config = str(settings["loss"]), dict(settings.get("loss_config") or {})
+    try:
+        text = str(card_of(configured_loss(RecipeConfig.model_validate({"loss": name, "loss_config": config}))))
+    except (LossbookError, ImportError) as error:  # a function in a module that is not here
+        text = f"{name} {config or ''}\n({type(error).__name__}: its card needs the module it is defined in)"
+    return _section(f"Loss: {name}", _fenced(text))
+
+
+def _metrics_table(run: Path | None) -> str:
+    rows = read_metrics(run / METRICS) if run is not None else []
+    names = sorted({key for row in rows for key in row if key in _SHOWN or key.startswith(_SHOWN_PREFIXES)})
+    if not names:
+        return ""
+    lines = ["| | first | last | step |", "|---|---|---|---|"]
+    for name in names:
+        values = [(row["step"], row[name]) for row in rows if name in row]
+        lines.append(f"| {name} | {values[0][1]:.4g} | {values[-1][1]:.4g} | {values[-1][0]} |")
+    return "\n".join(lines)
+
+
+def _report(run: Path | None) -> str:
+    path = run / REPORT if run is not None else None
+    if path is None or not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return "\n".join(f"{key}: {value}" for key, value in found.items() if isinstance(value, int | float))
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _fenced(text: str, language: str = "") -> str:
+    return f"```{language}\n{text}\n```" if text else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,1 @@
+"""Token by token: what a loss made of each token of a sequence."""

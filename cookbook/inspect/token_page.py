@@ -1,0 +1,241 @@
+"""Sequences of tokens as HTML, each token coloured by one of several numbers about it: a pure function of columns.
+
+The page needs no network, no file beside it and no script: the switch between the columns is a row of radio buttons,
+and what stands over a token under the pointer is CSS too. Every text is escaped, so data can never become markup.
+
+    body = token_view_html([token_sequence(datum, tokenizer, "line 1", {"logprob": logprobs})])
+    Path("tokens.html").write_text(token_page("my data", body), encoding="utf-8")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from ...datums.files.show import datum_tokens, token_texts, visible
+from ...datums.types import Datum
+
+#: A number about a token; None where there is none (a prompt has no advantage, the first token no logprob).
+Number = float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of numbers is: how it is called, its unit, and the number that gets no colour.
+
+    name: its key in `TokenSequence.columns`. about: a sentence on what to look for, shown while it is chosen.
+    """
+
+    name: str
+    unit: str = ""
+    centre: float = 0.0
+    about: str = ""
+
+
+#: The columns whose meaning is known, in the order they are offered. Others are offered after them, centred on 0.
+COLUMNS = (
+    Column("weight", about="What the token counts for in the loss; no colour: it is only read."),
+    Column(
+        "logprob", "nats", about="How likely the model finds the token; the stronger the colour, the more surprising."
+    ),
+    Column("ref_logprob", "nats", about="How likely the frozen reference finds the token."),
+    Column("sampling_logprob", "nats", about="How likely the policy that sampled the token found it."),
+    Column("advantage", about="How much better than expected the token's outcome was."),
+    Column("ratio", centre=1.0, about="exp(logprob - sampling_logprob): 1 where the policy has not moved."),
+    Column("loss", about="The token's loss before weighting and reduction."),
+    Column("gradient", about="d loss / d logprob: below 0, the step makes the token likelier; above, less likely."),
+)
+#: How many columns the stylesheet can switch between.
+MAX_COLUMNS = 16
+#: Above the centre, below it, and where the number is NaN or infinite. Blue and orange: told apart by the colour-blind.
+_ABOVE, _BELOW, _BROKEN = "33,110,190", "225,105,10", "200,0,200"
+#: The strongest colour's opacity: text stays readable on it in light and in dark.
+_OPACITY = 0.75
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sequence to show: N tokens and the numbers about them.
+
+    title      what it is: `train.jsonl, line 7`
+    texts      [N] each token's text; "" for a token that only continues a character
+    ids        [N] each token's id
+    columns    by name, [N] numbers each; a name of `COLUMNS` or any other
+    note       a line under the title
+    """
+
+    title: str
+    texts: Sequence[str]
+    ids: Sequence[int]
+    columns: Mapping[str, Sequence[Number]] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name, values in {"ids": self.ids, **self.columns}.items():
+            if len(values) != len(self.texts):
+                raise ValueError(f"{self.title}: {name} has {len(values)} entries for {len(self.texts)} tokens")
+
+
+def token_sequence(
+    datum: Datum,
+    tokenizer: Any,
+    title: str,
+    columns: Mapping[str, Sequence[Number]] | None = None,
+    note: str = "",
+) -> TokenSequence:
+    """A datum of N positions as its N + 1 tokens, with its weights and advantages and the columns given.
+
+    columns: by name, [N] numbers each, about the token that position t predicts; so the first token has none.
+    Raises ShapeError for targets of shape [N, K], which are not one text.
+    """
+    ids, weights = datum_tokens(datum)
+    known: dict[str, Sequence[Number]] = {"weight": weights.tolist()[1:]}
+    advantages = datum.loss_fn_inputs.get("advantages")
+    if advantages is not None and advantages.shape == [len(ids) - 1]:
+        known["advantage"] = list(advantages.data)
+    known.update(columns or {})
+    shifted = {name: [None, *values] for name, values in known.items()}
+    return TokenSequence(title, token_texts(ids, tokenizer), ids, shifted, note)
+
+
+def token_view_html(
+    sequences: Sequence[TokenSequence],
+    columns: Sequence[Column | str] | None = None,
+    *,
+    name: str = "tokens",
+    note: str = "",
+) -> str:
+    """An HTML fragment: a switch between the columns, and under it each sequence, its tokens coloured by the one chosen.
+
+    sequences  what to show, in this order
+    columns    what to offer, the first one chosen: `Column`s, or names; None for all that the sequences have
+    name       of the switch: another one for each fragment of the same page
+    note       a line above all sequences
+
+    A colour's strength is the number's distance from the column's centre over the largest such distance in these
+    sequences; blue above it, orange below, violet for NaN and infinity. The page needs `TOKEN_VIEW_CSS` once, in a
+    <style>; `token_page` gives a whole page.
+    """
+    offered = _offered(sequences, columns)
+    spans = [_span(column, sequences) for column in offered]
+    reaches = [
+        max(high - column.centre, column.centre - low) for column, (low, high) in zip(offered, spans, strict=True)
+    ]
+    group = escape(name, quote=True)
+    parts = ['<div class="tv">']
+    for index, column in enumerate(offered):
+        checked = " checked" if index == 0 else ""
+        parts.append(f'<input type="radio" name="{group}" id="{group}-{index}"{checked}>')
+        parts.append(f'<label for="{group}-{index}">{escape(column.name)}</label>')
+    parts += [_legend(*one) for one in zip(offered, spans, reaches, strict=True)]
+    parts.append('<div class="tv-all">')
+    if note:
+        parts.append(f'<p class="tv-note">{escape(visible(note))}</p>')
+    parts += [_sequence_html(sequence, offered, reaches) for sequence in sequences]
+    parts.append("</div></div>")
+    return "\n".join(parts)
+
+
+def token_page(title: str, body: str) -> str:
+    """A whole page around fragments of `token_view_html`. Its content policy forbids scripts and any request."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{PAGE_CSS}{TOKEN_VIEW_CSS}</style>\n</head>\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _offered(sequences: Sequence[TokenSequence], columns: Sequence[Column | str] | None) -> list[Column]:
+    known = {column.name: column for column in COLUMNS}
+    if columns is None:
+        there = dict.fromkeys(name for sequence in sequences for name in sequence.columns)
+        columns = [*(name for name in known if name in there), *(name for name in there if name not in known)]
+    if len(columns) > MAX_COLUMNS:
+        raise ValueError(f"{len(columns)} columns are more than the {MAX_COLUMNS} that can be switched between")
+    return [known.get(column, Column(column)) if isinstance(column, str) else column for column in columns]
+
+
+def _span(column: Column, sequences: Sequence[TokenSequence]) -> tuple[float, float]:
+    """The smallest and the largest finite number of a column; the column's centre is always between them."""
+    values = (value for sequence in sequences for value in sequence.columns.get(column.name, ()) if value is not None)
+    finite = [column.centre, *(value for value in values if math.isfinite(value))]
+    return min(finite), max(finite)
+
+
+def _colour(value: Number, column: Column, reach: float) -> str:
+    """A CSS colour, or "" for none."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return f"rgba({_BROKEN},{_OPACITY})"
+    strength = abs(value - column.centre) / reach if reach else 0.0
+    opacity = round(strength * _OPACITY, 2)
+    return f"rgba({_ABOVE if value > column.centre else _BELOW},{opacity:g})" if opacity else ""
+
+
+def _legend(column: Column, span: tuple[float, float], reach: float) -> str:
+    ends = dict.fromkeys((span[0], column.centre, span[1]))  # a column on one side of its centre has two
+    scale = " ".join(
+        f'<span class="tv-end" style="background:{_colour(end, column, reach) or "transparent"}">{end:.4g}</span>'
+        for end in ends
+    )
+    unit = f"{column.unit}. " if column.unit else ""
+    return f'<p class="tv-legend">{scale} {escape(unit + column.about)}</p>'
+
+
+def _sequence_html(sequence: TokenSequence, columns: Sequence[Column], reaches: Sequence[float]) -> str:
+    parts = [f'<section class="tv-sequence"><h3>{escape(visible(sequence.title))}</h3>']
+    if sequence.note:
+        parts.append(f"<p>{escape(visible(sequence.note))}</p>")
+    tokens = [_token_html(sequence, position, columns, reaches) for position in range(len(sequence.texts))]
+    parts.append(f'<div class="tv-text">{"".join(tokens)}</div></section>')
+    return "".join(parts)
+
+
+def _token_html(sequence: TokenSequence, position: int, columns: Sequence[Column], reaches: Sequence[float]) -> str:
+    """One token: its text, its colour in each column, and all its numbers for the pointer."""
+    text = visible(sequence.texts[position])
+    said = f"“{text.rstrip(chr(10))}”" if text else "continues a character"
+    style, tip = [], [f"token {sequence.ids[position]} {said}"]
+    for index, (column, reach) in enumerate(zip(columns, reaches, strict=True)):
+        values = sequence.columns.get(column.name)
+        value = None if values is None else values[position]
+        colour = _colour(value, column, reach)
+        if colour:
+            style.append(f"--c{index}:{colour}")
+        if value is not None:
+            tip.append(f"{column.name} {value:.4g} {column.unit}".rstrip())
+    styled = f' style="{";".join(style)}"' if style else ""
+    return f'<span class="tv-token"{styled} data-tip="{escape(chr(10).join(tip), quote=True)}">{escape(text or "▫")}</span>'
+
+
+PAGE_CSS = """
+:root { color-scheme: light dark; }
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }
+"""
+TOKEN_VIEW_CSS = """
+.tv > input { position: absolute; opacity: 0; }
+.tv > label { display: inline-block; margin: 0 .3rem .3rem 0; padding: .1rem .7rem; border: 1px solid #8888;
+  border-radius: 1rem; cursor: pointer; }
+.tv > input:checked + label { background: #6664; font-weight: 600; }
+.tv > input:focus-visible + label { outline: 2px solid #216ebe; }
+.tv-legend { display: none; margin: .3rem 0; font-size: .85rem; }
+.tv-end { padding: .1rem .5rem; border: 1px solid #8884; }
+.tv-sequence h3 { margin: 1.2rem 0 .2rem; font-size: 1rem; }
+p.tv-note, .tv-sequence p { margin: .2rem 0; font-size: .85rem; }
+.tv-text { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.8 ui-monospace, monospace; }
+.tv-token { position: relative; border-radius: 2px; background: var(--chosen, transparent); }
+.tv-token:hover { outline: 1px solid currentColor; }
+.tv-token:hover::after { content: attr(data-tip); position: absolute; left: 0; top: 100%; z-index: 1; white-space: pre;
+  padding: .3rem .6rem; border-radius: 4px; background: #222; color: #eee; font-size: 12px; line-height: 1.4;
+  pointer-events: none; }
+""" + "".join(
+    f".tv > input:nth-of-type({index + 1}):checked ~ .tv-all .tv-token {{ background: var(--c{index}, transparent); }}\n"
+    f".tv > input:nth-of-type({index + 1}):checked ~ .tv-legend:nth-of-type({index + 1}) {{ display: block; }}\n"
+    for index in range(MAX_COLUMNS)
+)

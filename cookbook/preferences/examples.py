@@ -1,0 +1,187 @@
+"""Preference data, laid out as a loss reads it: pairs of answers, or single answers labelled good or bad.
+
+A unit is what must stay together in a batch: the chosen and the rejected datum of a pair, or a labelled datum; with them,
+where the loss estimates a KL from it, an answer that belongs to another prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...datums.builders.tokens import datum_from_tokens_weights
+from ...datums.errors import DataFileError, LossContractError, MissingInput
+from ...datums.files.formats import format_of
+from ...datums.files.report import DataReport, build_datums
+from ...datums.files.rows import datums_from_row
+from ...datums.types import Datum
+from ...losses.loss.loss import Loss
+
+#: The datums of one row, in the order in which losses read them.
+Unit = list[Datum]
+PAIR, LABELLED = "preference pair", "labelled completion"
+#: How many rows after its own are looked through for an answer to another prompt.
+ROWS_SEARCHED = 64
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss reads of preference data.
+
+    labels       single answers with `label`; otherwise pairs
+    mismatched   answers to other prompts, marked `is_mismatched`
+    reference    `ref_logprobs`
+    numbers      inputs of one number a datum, such as `margin`, that a row holds under the same name; and whether it must
+    """
+
+    loss: str
+    labels: bool = False
+    mismatched: bool = False
+    reference: bool = False
+    numbers: Mapping[str, bool] = field(default_factory=dict)
+
+
+def needs_of(loss: Loss, *, values: bool = False) -> Needs:
+    """Read off the loss's own signature. Raises LossContractError for a loss that no preference data serve.
+
+    values: whether the model has a scalar head, which the loss must read then.
+
+    A function in the hosted style, fn(data, logprobs_list), says nothing about what it reads: it gets pairs with
+    `ref_logprobs`.
+    """
+    spec = loss.spec
+    if values and ("values" not in spec.outputs or spec.per == "token"):
+        raise LossContractError(
+            f"{loss.name} does not compare scores of a scalar head, so it makes no reward model. Take reward_bt, or one of "
+            "your own that reads `values`; for losses over logprobs use `lossbook train dpo`"
+        )
+    if "values" in spec.outputs and not values:
+        raise LossContractError(f"{loss.name} reads the values of a scalar head: use `lossbook train reward`")
+    if "embeddings" in spec.outputs:
+        raise LossContractError(f"{loss.name} reads embeddings: use `lossbook train embed`")
+    if spec.is_batch_style:
+        return Needs(loss.name, reference=True)
+    inputs = {wanted.name: wanted for wanted in spec.inputs}
+    if "label" not in inputs and spec.per not in ("pair", "batch"):
+        raise LossContractError(
+            f"{loss.name} looks at one {spec.per} at a time and reads no 'label', so it cannot tell a chosen answer from a "
+            "rejected one. Take one that compares pairs (dpo, simpo, ...) or reads labels (kto); one of your own says so by "
+            "@register_loss(..., per='pair'). To learn the chosen answers alone, use `lossbook train sft`"
+        )
+    return Needs(
+        loss.name,
+        labels="label" in inputs,
+        mismatched="is_mismatched" in inputs,
+        reference="ref_logprobs" in inputs,
+        numbers={
+            name: wanted.required
+            for name, wanted in inputs.items()
+            if wanted.per == "datum" and name not in ("label", "is_mismatched")
+        },
+    )
+
+
+def build_units(
+    rows: Iterable[Mapping[str, Any]], needs: Needs, tokenizer: Any, **options: Any
+) -> tuple[list[Unit], DataReport]:
+    """A unit for each row, and what became of the rows.
+
+    options: `max_length` and `truncation`. A pair serves a loss over labels as two labelled answers. Raises DataFileError
+    for a labelled answer where pairs are needed and for any other row, MissingInput where a number is missing, and what
+    `datums_from_row` raises; each names the row.
+    """
+    sizes: list[int] = []
+
+    def make(row: Mapping[str, Any]) -> Unit:
+        unit = [_laid_out(datum, i, row, needs) for i, datum in enumerate(_datums(row, needs, tokenizer, options))]
+        sizes.append(len(unit))
+        return unit
+
+    datums, report = build_datums(rows, make)
+    ends = np.cumsum(sizes)
+    return [datums[end - size : end] for size, end in zip(sizes, ends.tolist(), strict=True)], report
+
+
+def _datums(row: Mapping[str, Any], needs: Needs, tokenizer: Any, options: Mapping[str, Any]) -> Unit:
+    kind = format_of(row)
+    if kind == PAIR or (kind == LABELLED and needs.labels):
+        return datums_from_row(row, tokenizer, **options)
+    found = " + ".join(map(str, row))
+    if kind == LABELLED:
+        raise DataFileError(
+            f"{needs.loss} compares pairs, but the row holds one labelled answer ({found}). Give 'chosen' and 'rejected' "
+            "to the same prompt, or take a loss over labels: kto or apo_zero_unpaired"
+        )
+    wanted = (
+        "'prompt', 'completion' and 'label', or 'chosen' and 'rejected'" if needs.labels else "'chosen', 'rejected'"
+    )
+    raise DataFileError(f"{needs.loss} needs rows of {wanted} (with 'prompt'), but the row holds {found}")
+
+
+def _laid_out(datum: Datum, place: int, row: Mapping[str, Any], needs: Needs) -> Datum:
+    """The datum with what the loss reads beside its tokens; place: 0 for a pair's chosen answer, 1 for the rejected."""
+    inputs: dict[str, Any] = dict(datum.loss_fn_inputs)
+    if needs.labels and "label" not in inputs:
+        inputs["label"] = np.int64(place == 0)
+    if needs.mismatched:
+        inputs["is_mismatched"] = np.int64(0)
+    for name, is_required in needs.numbers.items():
+        value = row.get(name)
+        if value is None and not is_required:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            there = f"it is {value!r}" if name in row else "there is none"
+            raise MissingInput(
+                f"{needs.loss} reads a number {name!r} of each row, but {there}. Add {name!r} to the row"
+            )
+        inputs[name] = np.float32(value)
+    return Datum(datum.model_input, inputs)
+
+
+def with_mismatched(units: Sequence[Unit], max_length: int | None = None) -> list[Unit]:
+    """Each unit with an answer from another row behind its own prompt, which serves an estimate of the KL alone.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306 section 4.2: the answer is that of the next row with another prompt (and that
+    fits into `max_length`); of pairs, chosen and rejected answers in turns. Where there is no such row among the next ones there is none.
+    """
+    halves = [[_halves(datum) for datum in unit] for unit in units]
+    found: list[Unit] = []
+    for i, unit in enumerate(units):
+        prompt = halves[i][0][0]
+        others = (halves[(i + step) % len(units)] for step in range(1, min(len(units), ROWS_SEARCHED + 1)))
+        answers = (other[i % len(other)] for other in others if not np.array_equal(other[0][0], prompt))
+        fitting = (a for a in answers if max_length is None or len(prompt) + len(a[1]) <= max_length)
+        answer = next(fitting, None)
+        found.append(unit if answer is None else [*unit, _mismatched(prompt, answer, unit[0])])
+    return found
+
+
+def _halves(datum: Datum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the tokens before the first that is learned, those from there on, and their weights)."""
+    weights = datum.loss_fn_inputs["weights"].to_numpy()
+    first = int(np.argmax(weights != 0))
+    tokens = np.asarray(datum.model_input.to_ints())
+    return tokens[: first + 1], datum.loss_fn_inputs["target_tokens"].to_numpy()[first:], weights[first:]
+
+
+def _mismatched(prompt: np.ndarray, answer: tuple[np.ndarray, np.ndarray, np.ndarray], like: Datum) -> Datum:
+    tokens, weights = np.concatenate([prompt, answer[1]]), np.concatenate([np.zeros(len(prompt)), answer[2]])
+    made = datum_from_tokens_weights(tokens, weights)
+    beside = {key: value for key, value in like.loss_fn_inputs.items() if key not in made.loss_fn_inputs}
+    return Datum(
+        made.model_input, {**made.loss_fn_inputs, **beside, "label": np.int64(0), "is_mismatched": np.int64(1)}
+    )
+
+
+def flat(units: Iterable[Unit]) -> list[Datum]:
+    """All datums, in order."""
+    return [datum for unit in units for datum in unit]
+
+
+def regrouped(datums: Sequence[Datum], like: Sequence[Unit]) -> list[Unit]:
+    """As many datums as `like` holds, in units of the same sizes."""
+    remaining = iter(datums)
+    return [[next(remaining) for _ in unit] for unit in like]

@@ -1,0 +1,119 @@
+"""Tasks that check their own answers: questions from reasoning-gym, with held-out ones that training never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from ...datums.errors import TaskError, did_you_mean
+from ...datums.types import Datum, ModelInput, SamplingParams
+from ..extras import require
+
+if TYPE_CHECKING:
+    from ...trainer import SamplingClient
+
+#: Questions are drawn until enough different ones are there, or this many times as many were seen.
+PATIENCE = 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its right answer; `entry` is what the task's own verifier wants."""
+
+    text: str
+    answer: str
+    entry: Mapping[str, Any] = field(repr=False)
+
+
+class Task:
+    """A reasoning-gym data set. Equal arguments give equal questions.
+
+    name: as in `reasoning_gym.create_dataset`, for instance "family_relationships". settings: its configuration.
+    Raises MissingExtraError without reasoning-gym, TaskError for an unknown name or setting.
+    """
+
+    def __init__(self, name: str, settings: Mapping[str, Any] | None = None, *, seed: int = 0) -> None:
+        self.name = name
+        self.settings = dict(settings or {})
+        self.seed = seed
+        self._gym = require("reasoning_gym", "data", f"task {name!r}")
+        self._verifier = self._data(1)
+
+    def held_out(self, count: int) -> list[Question]:
+        """`count` different questions. Raises TaskError when the task has fewer."""
+        if not count:
+            return []
+        found: dict[str, Question] = {}
+        for entry in self._data(PATIENCE * count):
+            found.setdefault(entry["question"], _question(entry))
+            if len(found) == count:
+                return list(found.values())
+        raise TaskError(
+            f"{self.name} with {self.settings or 'its defaults'} has only {len(found)} different questions, fewer than "
+            f"the {count} to hold out. Widen its settings, or hold out fewer"
+        )
+
+    def training(self, count: int, held_out: Sequence[Question]) -> list[Question]:
+        """`count` questions, none of them among `held_out`; a small task repeats some. Raises TaskError as `held_out` does."""
+        excluded = {question.text for question in held_out}
+        found: list[Question] = []
+        for entry in self._data(PATIENCE * count + len(held_out)):
+            if entry["question"] not in excluded:
+                found.append(_question(entry))
+            if len(found) == count:
+                return found
+        raise TaskError(f"{self.name} leaves too few questions to train on beside {len(held_out)} held out")
+
+    def score(self, question: Question, answer: str) -> float:
+        """1 for the right answer, less for others: what the task's own verifier gives. Spaces around it do not count."""
+        return float(self._verifier.score_answer(answer=answer.strip(), entry=dict(question.entry)))
+
+    def _data(self, size: int) -> Any:
+        known = self._gym.factory.DATASETS
+        if self.name not in known:
+            raise TaskError(f"reasoning-gym has no task {self.name!r}.{did_you_mean(self.name, known)}")
+        settings = [setting.name for setting in fields(known[self.name][1]) if setting.name not in ("seed", "size")]
+        if unknown := [key for key in self.settings if key not in settings]:
+            hint = did_you_mean(unknown[0], settings)
+            raise TaskError(f"{self.name} has no setting {unknown[0]!r}.{hint} It has {', '.join(settings)}")
+        try:
+            return self._gym.create_dataset(self.name, size=size, seed=self.seed, **self.settings)
+        except (TypeError, AssertionError) as error:
+            raise TaskError(f"{self.name} does not take the settings {self.settings}: {error}") from None
+
+
+def _question(entry: Mapping[str, Any]) -> Question:
+    return Question(str(entry["question"]), str(entry["answer"]), entry)
+
+
+def question_prompt(question: Question, tokenizer: Any) -> list[int]:
+    """The tokens of the question as a user's turn, up to where the assistant begins to answer."""
+    message = [{"role": "user", "content": question.text}]
+    return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def question_datum(question: Question, tokenizer: Any, **options: Any) -> Datum:
+    """A conversation of the question and its right answer, of which the answer and the end of its turn are learned.
+
+    options: those of `datum_from_messages`.
+    """
+    from ...datums.chat.masks import datum_from_messages
+
+    turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
+    return datum_from_messages(turns, tokenizer, **options)
+
+
+def answer_questions(sampler: SamplingClient, questions: Sequence[Question], *, max_tokens: int = 32) -> list[str]:
+    """The model's likeliest answers, decoded together."""
+    tokenizer = sampler.get_tokenizer()
+    prompts = [ModelInput.from_ints(question_prompt(question, tokenizer)) for question in questions]
+    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    found = sampler.sample_batch(prompts, greedy).result()
+    return [tokenizer.decode(one.sequences[0].tokens, skip_special_tokens=True).strip() for one in found]
+
+
+def mean_score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> float:
+    """The mean of the verifier's scores, 0 to 1."""
+    scores = [task.score(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    return sum(scores) / len(scores)

@@ -1,0 +1,162 @@
+"""Chat messages: what a well-formed conversation is, and how text that looks like control tokens stays text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from ..errors import MessageError, did_you_mean
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+#: What other data formats call these roles.
+ROLES_ELSEWHERE = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+#: Around a control token that somebody wrote in a message, and around what an assistant wrote. Unicode reserves
+#: these for use inside programs.
+GUARD_START, GUARD_END, SPAN_START, SPAN_END = RESERVED = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """The messages as plain dicts. Raises MessageError naming the message's index from 0.
+
+    A message has a known `role` and a `content`: text, or a list of parts {"type": "text", "text": ...}. Only an
+    assistant's message with `tool_calls` may have no content. A `weight` is a number, and 0 unless it is an assistant's.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise MessageError(f"messages must be a list of messages, not {_kind(messages)}")
+    if not messages:
+        raise MessageError("messages is empty: a conversation needs at least one message")
+    return [_check_message(message, f"message {index}") for index, message in enumerate(messages)]
+
+
+def _check_message(message: Any, name: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise MessageError(f"{name} must be a mapping with role and content, not {_kind(message)}")
+    keys = ", ".join(map(str, message)) or "nothing"
+    if "role" not in message:
+        hint = " Rows of 'from' and 'value' must be renamed to 'role' and 'content'." if "from" in message else ""
+        raise MessageError(f"{name} has no 'role'; it holds {keys}.{hint}")
+    role = message["role"]
+    if role not in ROLES:
+        known = ROLES_ELSEWHERE.get(role) if isinstance(role, str) else None
+        hint = f" Did you mean {known!r}?" if known else did_you_mean(str(role), ROLES)
+        raise MessageError(f"{name} has the unknown role {role!r}; known are {', '.join(ROLES)}.{hint}")
+    name = f"{name} ({role})"
+    _check_weight(message.get("weight"), role, name)
+    calls = message.get("tool_calls")
+    if calls:
+        _check_tool_calls(calls, role, name)
+    content = message.get("content")
+    if content is None:
+        if not calls:
+            state = "content is None" if "content" in message else f"no 'content'; it holds {keys}"
+            raise MessageError(f"{name} has {state}. Only an assistant's message with tool_calls may have none")
+    elif not isinstance(content, str):
+        _check_parts(content, name)
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _check_weight(weight: Any, role: str, name: str) -> None:
+    if weight is None:
+        return
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise MessageError(f"{name} has the weight {weight!r}; a weight is a finite number, such as 0, 1 or 0.5")
+    if weight and role != "assistant":
+        raise MessageError(
+            f"{name} has the weight {weight:g}, but only what an assistant says is learned. Remove the weight, or set it to 0"
+        )
+
+
+def _check_parts(content: Any, name: str) -> None:
+    if not isinstance(content, list):
+        raise MessageError(f"{name} has content that is {_kind(content)}; it must be text or a list of text parts")
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+            raise MessageError(
+                f"{name}: content part {index} is {kind!r}; only {{'type': 'text', 'text': ...}} is supported"
+            )
+
+
+def _check_tool_calls(calls: Any, role: str, name: str) -> None:
+    if role != "assistant":
+        raise MessageError(f"{name} has tool_calls; only an assistant calls tools")
+    if not isinstance(calls, list):
+        raise MessageError(f"{name} has tool_calls that are {_kind(calls)}; they must be a list")
+    for index, call in enumerate(calls):
+        if not tool_name(call):
+            raise MessageError(f"{name}: tool call {index} names no function ({{'function': {{'name': ...}}}})")
+
+
+def tool_name(call: Any) -> str | None:
+    """The function's name of a tool call, written {"function": {"name": ...}} or {"name": ...}."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) and name else None
+
+
+def text_parts(content: Any) -> list[str]:
+    """The texts of a message's content."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or []]
+
+
+def guard_messages(
+    messages: Sequence[Mapping[str, Any]], control_tokens: tuple[str, ...], turn_tokens: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Put guards around control tokens that messages hold as text, so that they can be encoded as text.
+
+    Turn tokens are those the template writes itself. In an assistant's message they are refused with a MessageError:
+    it cannot be known whether the model should learn to write them out or to end its turn there.
+    """
+    return [_guard_message(message, index, control_tokens, turn_tokens) for index, message in enumerate(messages)]
+
+
+def _guard_message(
+    message: Mapping[str, Any], index: int, control_tokens: tuple[str, ...], turn_tokens: tuple[str, ...]
+) -> dict[str, Any]:
+    name = f"message {index} ({message['role']})"
+    found = _find(message, _pattern(turn_tokens)) if message["role"] == "assistant" else None
+    if found:
+        raise MessageError(
+            f"{name} contains the control token {found!r} as text. Learning it would teach the model to write it in "
+            "the middle of an answer. Remove it, or encode the conversation yourself for datum_from_tokens_weights"
+        )
+    return guard(message, control_tokens, name)
+
+
+def guard(value: Any, control_tokens: tuple[str, ...], name: str) -> Any:
+    """`value` with guards around control tokens in its strings, at any depth (not in the keys of mappings)."""
+    if isinstance(value, str):
+        if any(mark in value for mark in RESERVED):
+            raise MessageError(f"{name} contains one of U+FDD0 to U+FDD3, which Unicode reserves and text never holds")
+        return _pattern(control_tokens).sub(f"{GUARD_START}\\g<0>{GUARD_END}", value)
+    if isinstance(value, Mapping):
+        return {key: guard(item, control_tokens, name) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [guard(item, control_tokens, name) for item in value]
+    return value
+
+
+def _find(value: Any, pattern: re.Pattern[str]) -> str | None:
+    if isinstance(value, str):
+        found = pattern.search(value)
+        return found.group() if found else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((found for item in value if (found := _find(item, pattern))), None)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _pattern(control_tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, control_tokens)) or "(?!)")  # (?!) matches nothing
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

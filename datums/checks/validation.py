@@ -1,0 +1,277 @@
+"""What must hold of datums before a model sees them. Builders check what they make, the trainer what it is given.
+
+Only what is true for every loss is checked here: lengths, token ids, finite numbers. Which keys a loss needs, and
+which it does not know, the loss says itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import (
+    AlignmentError,
+    EmptyLossError,
+    LengthMismatchError,
+    LossbookError,
+    MissingInput,
+    NonFiniteLossInput,
+    TokenRangeError,
+    located,
+)
+from ..types import Datum, ModelInput, TensorData, as_datum, token_array
+from .screening import suspects
+
+#: The label by which other libraries mark positions to be ignored; here a weight of 0 says so.
+IGNORE_LABEL = -100
+
+
+def check_datums(datums: Iterable[Any], *, vocab_size: int | None = None, masked_targets: bool = False) -> list[Datum]:
+    """Check all datums and return them as ours; see `check_datum` for what is checked.
+
+    datums: ours, or by structure those of another SDK. An error names the datum by its index from 0.
+    Raises EmptyLossError when there are none.
+    """
+    given = list(datums)
+    if not given:
+        raise EmptyLossError("there are no datums: the list is empty")
+    checked: list[Datum] = []
+    for index, value in enumerate(given):
+        try:
+            datum = as_datum(value)
+        except LossbookError as error:
+            raise located(error, _name(index, len(given))) from None
+        checked.append(datum)
+    for index in suspects(checked, vocab_size):
+        check_datum(checked[index], index, len(given), vocab_size=vocab_size, masked_targets=masked_targets)
+    return checked
+
+
+def check_datum(
+    datum: Datum,
+    index: int | None = None,
+    total: int | None = None,
+    *,
+    vocab_size: int | None = None,
+    aligned: bool = False,
+    masked_targets: bool = False,
+) -> None:
+    """Raise unless a datum of N tokens is one that any loss and model could take.
+
+    Every input has N rows ([N] or [N, K]), or is one number about the whole datum ([]); where `target_tokens` is
+    [N, K], a flat list of N*K numbers, row by row, will do. Weights are one a target, or one a position where the K
+    targets are candidates with log-probabilities of their own, such as `teacher_logprobs` [N, K]. Token ids are not
+    negative and, when `vocab_size` is given, below it. Weights are finite; other numbers are finite where the weight is
+    not 0 (everywhere, if there are no weights), but for candidates' log-probabilities, where -inf marks an absent one. `aligned=True` adds `check_aligned`. Targets of weight 0 may lie beyond the vocabulary unless
+    `masked_targets=True`, for forward passes that look up every position.
+
+    Raises LengthMismatchError, DtypeError, TokenRangeError, NonFiniteLossInput, EmptyLossError (no tokens).
+    """
+    name = _name(index, total)
+    tokens = _input_tokens(datum.model_input, name)
+    inputs = datum.loss_fn_inputs
+    _check_lengths(name, len(tokens), inputs)
+    _check_range(name, "model_input", tokens, vocab_size, None)
+    targets = inputs.get("target_tokens")
+    if targets is not None:
+        counted = None if masked_targets else _active(inputs)
+        _check_range(name, "target_tokens", targets.to_numpy(), vocab_size, counted)
+    _check_finite(name, inputs)
+    if aligned:
+        check_aligned(datum, index, total)
+
+
+def check_aligned(datum: Datum, index: int | None = None, total: int | None = None) -> None:
+    """Raise AlignmentError unless each target is the next input token, wherever the weight is not 0.
+
+    That is so for supervised data; sampled data and distillation may have other targets on purpose. The last target
+    has no next input token and is not checked. Targets of shape [N, K] cannot be aligned and are refused.
+    """
+    name = _name(index, total)
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        raise MissingInput(f"{name} carries no target_tokens, so their alignment cannot be checked")
+    if len(targets.shape) != 1:
+        raise AlignmentError(f"{name}: target_tokens of shape {targets.shape} are not one next token a position")
+    tokens, wanted = _input_tokens(datum.model_input, name), targets.to_numpy()
+    active = _active(datum.loss_fn_inputs)
+    wrong = wanted[:-1] != tokens[1:]
+    if active is not None:
+        wrong &= active[:-1]
+    if not wrong.any():
+        return
+    position = int(np.flatnonzero(wrong)[0])
+    raise AlignmentError(
+        f"{name}: target_tokens[{position}] is {wanted[position]}, but the next input token, "
+        f"model_input[{position + 1}], is {tokens[position + 1]}.{_shift_hint(tokens, wanted)} "
+        "datum_from_tokens_weights shifts by one for you"
+    )
+
+
+def count_labels(datum: Datum) -> int:
+    """Positions of nonzero weight; all N without weights."""
+    active = _active(datum.loss_fn_inputs)
+    return datum.model_input.length if active is None else int(active.reshape(len(active), -1).any(axis=1).sum())
+
+
+def _shift_hint(tokens: np.ndarray, targets: np.ndarray) -> str:
+    if np.array_equal(tokens, targets):
+        return " The targets are the inputs themselves: they were not shifted, and a model would learn to copy."
+    if len(tokens) > 2 and np.array_equal(tokens[2:], targets[:-2]):
+        return " The targets are shifted by two: something else shifted them already."
+    return ""
+
+
+def _name(index: int | None, total: int | None) -> str:
+    if index is None:
+        return "the datum"
+    return f"datum {index}" if total is None else f"datum {index} of {total}"
+
+
+def _input_tokens(model_input: ModelInput, name: str) -> np.ndarray:
+    try:
+        chunks = [token_array(chunk.tokens) for chunk in model_input.chunks]
+    except LossbookError as error:
+        raise located(error, f"{name}: model_input") from None
+    if not sum(len(chunk) for chunk in chunks):
+        raise EmptyLossError(f"{name}: model_input has no tokens")
+    return np.concatenate(chunks)
+
+
+def _check_lengths(name: str, tokens: int, inputs: Mapping[str, TensorData]) -> None:
+    targets = inputs.get("target_tokens")
+    if targets is not None:
+        _check_target_shape(name, tokens, targets)
+    for key, value in inputs.items():
+        shape = value.shape
+        if key == "weights" and targets is not None:
+            if not (value.shape == targets.shape[:1] and _candidate_keys(inputs)):
+                _check_weights_shape(name, value, targets)
+        elif key == "target_tokens" or (shape and shape[0] == tokens) or (not shape and key != "weights"):
+            continue
+        elif not shape:
+            raise LengthMismatchError(f"{name}: weights is one number; it needs one for each of the {tokens} tokens")
+        elif targets is None or len(targets.shape) == 1 or shape != [_size(targets)]:
+            found = f"{key} has {_entries(shape)}, model_input has {tokens} tokens"
+            raise LengthMismatchError(f"{name}: {found}.{_unshifted_hint(key, shape[0] - tokens)}")
+
+
+def _check_target_shape(name: str, tokens: int, targets: TensorData) -> None:
+    shape = targets.shape
+    if len(shape) in (1, 2) and shape[0] == tokens and 0 not in shape:
+        return
+    found = f"{name}: target_tokens has {_entries(shape)}, model_input has {tokens} tokens"
+    if len(shape) == 1 and shape[0] > tokens and shape[0] % tokens == 0:
+        width = shape[0] // tokens
+        raise LengthMismatchError(f"{found}. For {width} targets a position give them the shape [{tokens}, {width}]")
+    raise LengthMismatchError(f"{found}.{_unshifted_hint('target_tokens', (shape or [0])[0] - tokens)}")
+
+
+def _check_weights_shape(name: str, weights: TensorData, targets: TensorData) -> None:
+    shape, wanted = weights.shape, targets.shape
+    if shape == wanted or shape == [_size(targets)]:
+        return
+    if len(wanted) == 2 and _size(weights) in (1, wanted[0]):
+        raise LengthMismatchError(
+            f"{name}: weights has {_entries(shape)}, but target_tokens is [{wanted[0]}, {wanted[1]}]: weights needs "
+            f"N*K = {_size(targets)} values in row-major order, one for each target of each position"
+        )
+    found = f"weights has {_entries(shape)}, target_tokens has {_entries(wanted)}"
+    raise LengthMismatchError(f"{name}: {found}.{_unshifted_hint('weights', (shape or [1])[0] - wanted[0])}")
+
+
+def _unshifted_hint(key: str, difference: int) -> str:
+    if abs(difference) != 1:
+        return ""
+    builder = "datum_from_tokens_weights" if key in ("weights", "target_tokens") else "datums_from_trajectories"
+    return f" Off by one: did you pass {key} for the unshifted tokens? Use {builder}"
+
+
+def _entries(shape: list[int]) -> str:
+    if len(shape) > 1:
+        return f"shape {shape}"
+    count = shape[0] if shape else 1
+    return f"{count} {'entry' if count == 1 else 'entries'}"
+
+
+def _size(value: TensorData) -> int:
+    return int(np.prod(value.shape, dtype=np.int64))
+
+
+def _active(inputs: Mapping[str, TensorData]) -> np.ndarray | None:
+    """Bool in the targets' shape (else the weights'), true where the weight is not 0; None without weights."""
+    weights = inputs.get("weights")
+    if weights is None:
+        return None
+    active = weights.to_numpy() != 0
+    targets = inputs.get("target_tokens")
+    if targets is None:
+        return active
+    if active.size != _size(targets):  # one weight for all candidates of a position
+        return np.broadcast_to(active[:, None], targets.shape)
+    return active.reshape(targets.shape)
+
+
+def _candidate_keys(inputs: Mapping[str, TensorData]) -> list[str]:
+    """Keys that hold a log-probability of each of the K targets of a position."""
+    shape = inputs["target_tokens"].shape if "target_tokens" in inputs else []
+    return [
+        key for key, value in inputs.items() if key.endswith("logprobs") and len(shape) == 2 and value.shape == shape
+    ]
+
+
+def _check_range(name: str, key: str, ids: np.ndarray, vocab_size: int | None, counted: np.ndarray | None) -> None:
+    wrong = ids < 0
+    if vocab_size is not None:
+        beyond = ids >= vocab_size
+        wrong = wrong | (beyond if counted is None else beyond & counted)
+    if not wrong.any():
+        return
+    place, value = _first(wrong, ids)
+    bounds = "not be negative" if vocab_size is None else f"lie in [0, {vocab_size}), the model's vocabulary"
+    hint = ""
+    if value == IGNORE_LABEL:
+        hint = f". {IGNORE_LABEL} marks ignored labels elsewhere; here put any id there and give it weight 0"
+    elif value >= 0:
+        hint = ". Was the text encoded with another model's tokenizer?"
+    raise TokenRangeError(f"{name}: {key} holds {value} at {place}; token ids must {bounds}{hint}")
+
+
+def _check_finite(name: str, inputs: Mapping[str, TensorData]) -> None:
+    for key, value in inputs.items():
+        if value.dtype != "float32":
+            continue
+        array = value.to_numpy()
+        wrong = ~np.isfinite(array)
+        if key in _candidate_keys(inputs):
+            wrong &= array != -np.inf
+        if not wrong.any():
+            continue
+        hint = "weights must be finite even where nothing else has to be"
+        if key != "weights":
+            active = _active(inputs)
+            wrong = wrong if active is None else wrong & _active_for(active, array.shape)
+            hint = "weight 0 would leave the position out" if active is not None else "there are no weights to mask it"
+        if wrong.any():
+            place, number = _first(wrong, array)
+            raise NonFiniteLossInput(f"{name}: {key} is {number} at {place}; {hint}")
+
+
+def _active_for(active: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which entries of an input of `shape` some loss could read."""
+    if not shape:
+        return np.asarray(active.any())
+    if active.size == np.prod(shape, dtype=np.int64):
+        return active.reshape(shape)
+    rows = active.reshape(len(active), -1).any(axis=1)
+    return rows.reshape(-1, *[1] * (len(shape) - 1))
+
+
+def _first(wrong: np.ndarray, values: np.ndarray) -> tuple[str, Any]:
+    """Where the first true entry is, in words, and the value there."""
+    at = np.unravel_index(int(np.argmax(wrong)), wrong.shape) if wrong.ndim else ()
+    words = ["position", "column", "depth"]
+    place = ", ".join(f"{word} {int(i)}" for word, i in zip(words, at, strict=False)) or "the whole datum"
+    return place, values[at].tolist()

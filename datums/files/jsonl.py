@@ -1,0 +1,140 @@
+"""JSON Lines files, read row by row, with every fault named by its line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, cast
+
+from ..errors import DataFileError
+from ..extras import require
+
+#: Bytes a line may have; a longer one is refused before it is read whole.
+MAX_LINE_BYTES = 16 * 1024 * 1024
+#: Endings of compressed files, which are unpacked while they are read.
+COMPRESSED = (".gz", ".zst")
+_BOM = b"\xef\xbb\xbf"
+#: Half of a character beyond U+FFFF. A pair is one character; one alone is JSON, but no tokenizer takes it.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Row(dict[str, Any]):
+    """One row: a dict that knows its `place` (`train.jsonl, line 7`), so that errors can name it."""
+
+    place: str = "row"
+
+
+def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
+    """The rows of a JSON Lines file: UTF-8, one JSON object a line. Memory holds one line at a time.
+
+    A file named .gz or .zst is unpacked while it is read. A byte order mark, CRLF line ends and blank lines are accepted. Refused with a DataFileError that names file and
+    line (from 1): invalid UTF-8, broken JSON, NaN and infinity, numbers beyond a float's range, a key twice in one
+    object, unpaired surrogates, rows that are not objects, lines of more than `max_line_bytes` bytes, and a file
+    without rows.
+    """
+    path = Path(path)
+    found = False
+    number = 0
+    try:
+        with ExitStack() as stack:
+            file = _open(path, stack)
+            while line := file.readline(max_line_bytes + 1):
+                number += 1
+                if len(line) > max_line_bytes:
+                    raise DataFileError(
+                        f"{path.name}, line {number}: longer than {max_line_bytes} bytes (max_line_bytes). Is each "
+                        "row on a line of its own?"
+                    )
+                if number == 1:
+                    line = line.removeprefix(_BOM)
+                if line.strip():
+                    found = True
+                    yield _parse(line, f"{path.name}, line {number}")
+    except (OSError, EOFError, zlib.error) as error:  # the latter two: a damaged .gz
+        after = f" after line {number}" if number else ""
+        raise DataFileError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
+    if not found:
+        raise DataFileError(f"{path}: holds no rows")
+
+
+def _open(path: Path, stack: ExitStack) -> IO[bytes]:
+    """The file's bytes, unpacked if its name says that they are packed; the stack closes it."""
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return cast(IO[bytes], stack.enter_context(gzip.open(path, "rb")))
+    if ending != ".zst":
+        return stack.enter_context(path.open("rb"))
+    arrow = require("pyarrow", "data", "reading .zst files")
+    packed = stack.enter_context(path.open("rb"))
+    plain: Any = stack.enter_context(arrow.CompressedInputStream(arrow.PythonFile(packed, "r"), "zstd"))
+    return io.BufferedReader(plain)
+
+
+def _parse(line: bytes, place: str) -> Row:
+    try:
+        text = line.decode("utf-8").rstrip()  # else the error at a line's end is at the next line's beginning
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{place}: not UTF-8 at byte {error.start} of the line{_encoding_hint(line)}") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise DataFileError(
+            f"{place}: not JSON: {error.msg} at column {error.colno}{_encoding_hint(line) or _json_hint(text)}"
+        ) from None
+    except UnicodeEncodeError:
+        raise DataFileError(f"{place}: an unpaired surrogate (half a character, such as \\ud800) in a text") from None
+    except RecursionError:
+        raise DataFileError(f"{place}: lists or objects are nested too deeply") from None
+    except ValueError as error:
+        raise DataFileError(f"{place}: {error}") from None
+    if not isinstance(value, dict):
+        hint = ". Is the file one JSON array? JSON Lines has one object a line" if isinstance(value, list) else ""
+        raise DataFileError(f"{place}: a row must be a JSON object, not a {type(value).__name__}{hint}")
+    row = Row(value)
+    row.place = place
+    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} appears more than once in one object, so one value would be lost")
+    return made
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON; write null, or leave the value out")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text} is beyond the range of a float")
+    return number
+
+
+def _encoding_hint(line: bytes) -> str:
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ". This looks like UTF-16; save the file as UTF-8"
+    if line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
+        return ". This looks like a compressed file; name it .gz or .zst if it is one, else unpack it first"
+    if line.startswith(b"PAR1"):
+        return ". This looks like a Parquet file; name it .parquet"
+    return ""
+
+
+def _json_hint(text: str) -> str:
+    if text.strip() in ("{", "["):
+        return ". Is the JSON spread over several lines? JSON Lines has one object a line"
+    return ""

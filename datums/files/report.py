@@ -1,0 +1,272 @@
+"""What became of the rows of a data set: kept, truncated, dropped, and how many label tokens that cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+
+from ..builders.truncation import Cut, watch_cuts
+from ..checks.validation import check_datum, count_labels
+from ..errors import DatumDropped, EmptyLossError, LossbookError, TruncationError, located
+from ..types import Datum, as_datum
+from .formats import known_format
+
+#: How many rows are named for each kind of problem.
+EXAMPLES = 3
+#: Which lengths are shown: the shortest, the longest, and those that 50, 90 and 99 % of datums do not exceed.
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass
+class Problem:
+    """How often one kind of problem occurred, and the first rows it occurred in."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def note(self, row: str) -> None:
+        """One more row."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(row)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Count and examples as JSON values."""
+        return {"count": self.count, "examples": self.examples}
+
+    def __str__(self) -> str:
+        more = f" and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
+        return f"{self.count}: {'; '.join(self.examples)}{more}" if self.count else "0"
+
+
+@dataclass
+class DataReport:
+    """Counts over the rows of a data set; reports of its parts merge into the report of the whole.
+
+    rows = kept + dropped; truncated rows are among the kept. Label tokens are those of nonzero weight: the kept ones
+    are in the datums, the lost ones were cut off or were in rows dropped for their length. Rows dropped for other
+    reasons were never built, so their label tokens are unknown and not counted.
+
+    lengths    how many datums have each number of tokens (before the shift)
+    problems   by the error's name
+    formats    how many rows have each format (a key of `FORMATS`); rows of no known format are not counted
+    longest    the longest kept rows: tokens of the row's longest datum, and the row
+    seen       the kept rows' names by what they became: rows with equal datums stand together
+    """
+
+    rows: int = 0
+    kept: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    datums: int = 0
+    labels_kept: int = 0
+    labels_lost: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    problems: dict[str, Problem] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    longest: list[tuple[int, str]] = field(default_factory=list)
+    seen: dict[bytes, list[str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all datums, before the shift."""
+        return sum(length * count for length, count in self.lengths.items())
+
+    @property
+    def label_tokens_lost_frac(self) -> float:
+        """Lost label tokens as a part of all known ones; 0 when there are none."""
+        return self.labels_lost / max(self.labels_kept + self.labels_lost, 1)
+
+    @property
+    def label_tokens_frac(self) -> float:
+        """Label tokens kept as a part of all tokens kept; 0 when there are none."""
+        return self.labels_kept / max(self.tokens, 1)
+
+    def repeated(self) -> Problem:
+        """Kept rows whose datums are exactly those of an earlier one."""
+        found = Problem()
+        for names in self.seen.values():
+            for name in names[1:]:
+                found.note(f"{name} repeats {names[0]}")
+        return found
+
+    def repeated_from(self, other: DataReport) -> Problem:
+        """Kept rows whose datums another data set has too, as held-out rows that are trained on."""
+        found = Problem()
+        for fingerprint, names in self.seen.items():
+            for name in names if fingerprint in other.seen else ():
+                found.note(f"{name} is {other.seen[fingerprint][0]}")
+        return found
+
+    def length_quantiles(self) -> dict[str, int]:
+        """The lengths at `QUANTILES`, each one that occurs (nearest rank); empty without datums."""
+        lengths = sorted(self.lengths)
+        if not lengths:
+            return {}
+        reached = np.cumsum([self.lengths[length] for length in lengths])
+        ranks = [max(1, int(np.ceil(q * reached[-1]))) for q in QUANTILES]
+        return {
+            f"{q:g}": lengths[int(np.searchsorted(reached, rank))] for q, rank in zip(QUANTILES, ranks, strict=True)
+        }
+
+    def merge(self, other: DataReport) -> DataReport:
+        """The report of both parts together; examples of this one come first."""
+        merged = DataReport(lengths=self.lengths + other.lengths, formats=self.formats + other.formats)
+        merged.longest = _longest([*self.longest, *other.longest])
+        for name in ("rows", "kept", "truncated", "dropped", "datums", "labels_kept", "labels_lost"):
+            setattr(merged, name, getattr(self, name) + getattr(other, name))
+        for part in (self, other):
+            for kind, problem in part.problems.items():
+                total = merged.problems.setdefault(kind, Problem())
+                total.count += problem.count
+                total.examples = (total.examples + problem.examples)[:EXAMPLES]
+            for fingerprint, names in part.seen.items():
+                merged.seen.setdefault(fingerprint, []).extend(names)
+        return merged
+
+    def render(self) -> str:
+        """Plain text, a line for each subject."""
+        lines = [f"rows    {self.rows}: {self.kept} kept ({self.truncated} truncated), {self.dropped} dropped"]
+        quantiles = self.length_quantiles()
+        shown = ", ".join(
+            f"{name} {length}"
+            for name, length in zip(("min", "median", "90%", "99%", "max"), quantiles.values(), strict=False)
+        )
+        lines.append(f"tokens  {self.tokens} in {self.datums} datums" + (f"; length {shown}" if shown else ""))
+        lost = f"{self.labels_lost} lost ({self.label_tokens_lost_frac:.1%})"
+        lines.append(f"labels  {self.labels_kept} kept ({self.label_tokens_frac:.1%} of the tokens), {lost}")
+        if self.formats:
+            lines.append("formats " + ", ".join(f"{name} {count}" for name, count in self.formats.items()))
+        if self.longest:
+            lines.append("longest " + "; ".join(f"{name}: {tokens}" for tokens, name in self.longest))
+        repeated = self.repeated()
+        if repeated.count:
+            lines.append(f"repeated  {repeated}")
+        lines += [f"{kind}  {problem}" for kind, problem in self.problems.items()]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every count, the length quantiles, the longest rows, and the problems, as JSON values."""
+        names = ("rows", "kept", "truncated", "dropped", "datums", "tokens", "labels_kept", "labels_lost")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "label_tokens_frac": self.label_tokens_frac,
+            "label_tokens_lost_frac": self.label_tokens_lost_frac,
+            "length_quantiles": self.length_quantiles(),
+            "formats": dict(self.formats),
+            "longest": [{"row": name, "tokens": tokens} for tokens, name in self.longest],
+            "repeated": self.repeated().as_dict(),
+            "problems": {kind: problem.as_dict() for kind, problem in self.problems.items()},
+        }
+
+    def to_json(self) -> str:
+        """`as_dict` as a JSON object."""
+        return json.dumps(self.as_dict(), indent=2)
+
+    def _note(self, kind: str, row: str) -> None:
+        self.problems.setdefault(kind, Problem()).note(row)
+
+    def _keep(self, datums: Sequence[Datum], cuts: Sequence[Cut], row: str) -> None:
+        self.kept += 1
+        self.datums += len(datums)
+        self.lengths.update(datum.model_input.length + 1 for datum in datums)
+        self.labels_kept += sum(map(count_labels, datums))
+        self.labels_lost += sum(cut.labels_lost for cut in cuts)
+        self.seen.setdefault(_fingerprint(datums), []).append(row)
+        self.longest = _longest([*self.longest, (max(datum.model_input.length + 1 for datum in datums), row)])
+        if cuts:
+            self.truncated += 1
+            self._note("truncated", row)
+
+    def _drop(self, error: LossbookError, cuts: Sequence[Cut], row: str) -> None:
+        self.dropped += 1
+        self.labels_lost += sum(cut.labels_lost for cut in cuts)
+        if isinstance(error, TruncationError):
+            self.labels_lost += error.labels
+        self._note(type(error).__name__, f"{row}: {error}")
+
+
+def build_datums(
+    rows: Iterable[Any],
+    make: Callable[[Any], Datum | Sequence[Datum]],
+    *,
+    on_error: Literal["error", "drop"] = "error",
+) -> tuple[list[Datum], DataReport]:
+    """Apply a builder to each row and count what became of it.
+
+    rows      anything; rows read by `read_jsonl` are named by file and line, others `row 0`, `row 1`, ...
+    make      one row to one datum or several (a pair), for instance
+              `lambda row: datum_from_messages(row["messages"], tokenizer, max_length=512, truncation="drop")`
+    on_error  "error": the first row that cannot be built raises, and the error names the row. "drop": such rows are
+              left out and counted. Only errors of lossbook are about rows; others are mistakes in `make`, and raise.
+              Rows too long under `truncation="drop"` are left out and counted either way.
+
+    Raises EmptyLossError when no row was kept.
+    """
+    report, datums = DataReport(), []
+    for made in survey(rows, make, report, on_error=on_error):
+        datums.extend(made)
+    return datums, report
+
+
+def survey(
+    rows: Iterable[Any],
+    make: Callable[[Any], Datum | Sequence[Datum]],
+    report: DataReport,
+    *,
+    on_error: Literal["error", "drop"] = "error",
+) -> Iterator[list[Datum]]:
+    """As `build_datums`, each kept row's datums when they are made, so that memory need not hold them all.
+
+    What became of the rows is counted in `report`.
+    """
+    if on_error not in ("error", "drop"):
+        raise ValueError(f"on_error must be 'error' or 'drop', not {on_error!r}")
+    for index, row in enumerate(rows):
+        name = str(getattr(row, "place", f"row {index}"))
+        report.rows += 1
+        if isinstance(row, Mapping) and (kind := known_format(row)) is not None:
+            report.formats[kind] += 1
+        with watch_cuts() as cuts:
+            try:
+                made = _as_list(make(row))
+            except LossbookError as error:
+                if on_error == "error" and not isinstance(error, DatumDropped):
+                    raise located(error, name) from error
+                report._drop(error, cuts, name)
+                continue
+        report._keep(made, cuts, name)
+        yield made
+    if not report.kept:
+        raise EmptyLossError("there are no rows" if not report.rows else f"no row was kept:\n{report.render()}")
+
+
+def _longest(rows: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    return sorted(rows, key=lambda row: -row[0])[:EXAMPLES]  # stable: of equal ones the first stay
+
+
+def _fingerprint(datums: Sequence[Datum]) -> bytes:
+    """16 bytes that differ where tokens, keys, shapes or numbers do."""
+    found = blake2b(digest_size=16)
+    for datum in datums:
+        arrays = {"": np.array(datum.model_input.to_ints()), **datum.loss_fn_inputs}
+        for key in sorted(arrays):
+            array = arrays[key] if not key else arrays[key].to_numpy()
+            found.update(f"{key} {array.dtype} {array.shape}\0".encode())
+            found.update(array.tobytes())
+    return found.digest()
+
+
+def _as_list(made: Any) -> list[Datum]:
+    datums = [as_datum(item) for item in made] if isinstance(made, list | tuple) else [as_datum(made)]
+    if not datums:
+        raise EmptyLossError("the row gave no datum")
+    for datum in datums:
+        check_datum(datum)
+    return datums

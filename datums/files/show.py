@@ -1,0 +1,174 @@
+"""Datums as a reader sees them: the text of the tokens, coloured by how much each is learned."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks.validation import count_labels
+from ..errors import LossbookError, ShapeError, located
+from ..types import Datum
+from .jsonl import Row
+from .rows import datums_from_row
+from .sources import Source, read_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+#: Around learned tokens where there is no colour to tell them by.
+LEARNED = ("«", "»")
+#: Tokens that together spell one character: UTF-8 has at most four bytes.
+_LONGEST_CHARACTER = 4
+#: What decoding gives for bytes that are no character.
+_BROKEN = "\ufffd"
+_VISIBLE = {"\n": "↵\n", "\t": "⇥"}
+#: Unicode categories: controls, formatting (also right-to-left overrides), line and paragraph separators.
+_INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
+
+
+def render_datum(datum: Datum, tokenizer: Any, *, marks: bool = False) -> Text:
+    """The datum's tokens as a rich Text: read-only tokens dim, learned ones green, pushed-away ones (weight < 0) red.
+
+    Brightness grows with the size of the weight, relative to the datum's largest. Special tokens are underlined,
+    line ends shown as ↵, other invisible characters by their codes. `marks=True` puts «» around learned runs as well,
+    followed by the weight where it is not 1, for output without colour. Targets of shape [N, K] are refused with a
+    ShapeError.
+    """
+    from rich.text import Text
+
+    tokens, weights = datum_tokens(datum)
+    largest = float(np.abs(weights).max(initial=0)) or 1.0
+    special = set(getattr(tokenizer, "all_special_ids", ())) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+    text = Text()
+    before = 0.0
+    for start, end in _characters(tokens, weights, tokenizer):
+        weight = float(weights[start])
+        if marks and weight != before:
+            text.append(_closing(before) + (LEARNED[0] if weight else ""))
+        before = weight
+        piece = visible(_decoded(tokens, start, end, tokenizer)) or f"⟨{tokens[start]}⟩"
+        text.append(piece, style=_style(weight / largest, underlined=tokens[start] in special))
+    if marks:
+        text.append(_closing(before))
+    return text
+
+
+def visible(text: str) -> str:
+    """The text with line ends as ↵ and tabs as ⇥; control and formatting characters by their codes, as `\\x1b`.
+
+    So a data file can neither hide text in the terminal nor send it commands.
+    """
+    return "".join(_VISIBLE.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c) for c in text)
+
+
+def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
+    """Each token's text, in its place. Of tokens that only together spell a character the first has it, the others "".
+
+    Joined they are the whole text.
+    """
+    texts = [""] * len(tokens)
+    for start, end in _characters(tokens, np.zeros(len(tokens)), tokenizer):
+        texts[start] = _decoded(tokens, start, end, tokenizer)
+    return texts
+
+
+def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Console | None = None, **options: Any) -> int:
+    """Print the first `count` rows of a file or another source (see `read_rows`), and how much of each is learned.
+
+    options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned runs
+    stand in «». Returns the number of rows shown; errors name the row.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    plain = console.no_color or not console.is_terminal
+    shown = 0
+    for row in read_rows(source, limit=count):
+        for name, datum in named_datums(row, tokenizer, **options):
+            console.print(f"{name}: {summary(datum)}", style="bold", markup=False, highlight=False, soft_wrap=True)
+            console.print(render_datum(datum, tokenizer, marks=plain), soft_wrap=True)
+            console.print()
+        shown += 1
+    return shown
+
+
+def named_datums(row: Row, tokenizer: Any, **options: Any) -> list[tuple[str, Datum]]:
+    """The datums of a row, each with its name: the row's place, and of a pair the side. Errors name the row."""
+    try:
+        datums = datums_from_row(row, tokenizer, **options)
+    except LossbookError as error:
+        raise located(error, row.place) from error
+    sides = ("chosen", "rejected") if len(datums) == 2 else ("",)
+    return [(f"{row.place}, {s}" if s else row.place, datum) for s, datum in zip(sides, datums, strict=True)]
+
+
+def summary(datum: Datum) -> str:
+    """`25 tokens, 3 learned`, and the label of a labelled completion."""
+    label = datum.loss_fn_inputs.get("label")
+    labelled = "" if label is None else f", label {label.data[0]}"
+    return f"{datum.model_input.length + 1} tokens, {count_labels(datum)} learned{labelled}"
+
+
+def datum_tokens(datum: Datum) -> tuple[list[int], np.ndarray]:
+    """All N + 1 tokens of the sequence and their weights; the first is nobody's target, so its weight is 0.
+
+    Without `target_tokens`, the N tokens that the model reads, and weights of 0. Targets of shape [N, K] are not one
+    text and are refused with a ShapeError.
+    """
+    tokens = datum.model_input.to_ints()
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        return tokens, np.zeros(len(tokens))
+    if len(targets.shape) != 1:
+        raise ShapeError(f"target_tokens of shape {targets.shape} are not one text; only [N] can be shown")
+    given = datum.loss_fn_inputs.get("weights")
+    weights = np.ones(len(tokens)) if given is None else given.to_numpy().reshape(-1)
+    return [*tokens[:1], *targets.to_numpy().tolist()], np.concatenate([[0.0], weights])
+
+
+def _characters(tokens: Sequence[int], weights: np.ndarray, tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Where tokens begin and end, taking together those of equal weight that only together spell a character."""
+    start = 0
+    while start < len(tokens):
+        ends = range(start + 1, min(start + _LONGEST_CHARACTER, len(tokens)) + 1)
+        equal = [end for end in ends if (weights[start:end] == weights[start]).all()]
+        whole = (end for end in equal if _BROKEN not in _decoded(tokens, start, end, tokenizer))
+        end = next(whole, start + 1)
+        yield start, end
+        start = end
+
+
+def _decoded(tokens: Sequence[int], start: int, end: int, tokenizer: Any) -> str:
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    alone = decode(tokens[start:end])
+    if start == 0:
+        return alone
+    # some tokenizers drop the space before a text's first word, so decode after the token before
+    before, together = decode(tokens[start - 1 : start]), decode(tokens[start - 1 : end])
+    return together[len(before) :] if _BROKEN not in before and together.startswith(before) else alone
+
+
+def _style(level: float, underlined: bool) -> str:
+    """A rich style; level in [-1, 1] is the weight over the datum's largest."""
+    if level == 0:
+        colour = "dim"
+    else:
+        bright = 110 + round(145 * min(abs(level), 1.0))
+        colour = f"rgb(0,{bright},0)" if level > 0 else f"rgb({bright},60,60)"
+    return f"{colour} underline" if underlined else colour
+
+
+def _closing(weight: float) -> str:
+    if not weight:
+        return ""
+    return LEARNED[1] if weight == 1 else f"{LEARNED[1]}×{weight:g} "
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,33 @@
+"""Advantages, from rewards and from values. `lossbook.losses.returns` is `from_values`."""
+
+from .from_rewards import (
+    Groups,
+    NonFinite,
+    Rewards,
+    batch_scaled,
+    centred,
+    gdpo,
+    group_advantages,
+    maxrl,
+    opo,
+    pass_at_k,
+    reinforce_plus_plus,
+    remax,
+    rloo,
+)
+
+__all__ = [
+    "Groups",
+    "NonFinite",
+    "Rewards",
+    "batch_scaled",
+    "centred",
+    "gdpo",
+    "group_advantages",
+    "maxrl",
+    "opo",
+    "pass_at_k",
+    "reinforce_plus_plus",
+    "remax",
+    "rloo",
+]

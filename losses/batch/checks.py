@@ -1,0 +1,206 @@
+"""What may be wrong with a loss's inputs, and the sentences that say so: who, which key, which datum, which position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datums.errors import (
+    AlignmentError,
+    InvalidLogprobError,
+    LabelError,
+    LengthMismatchError,
+    LossbookError,
+    MissingInput,
+    NonFiniteLossInput,
+    ShapeError,
+    did_you_mean,
+)
+from ...datums.types import Datum
+from ..spec.spec import Input, LossSpec
+
+#: Log-probabilities are at most 0; anything above this is no rounding error.
+MAX_LOGPROB = 1e-4
+
+
+def missing_input(datum: Datum, index: int, total: int, spec: LossSpec, wanted: Input) -> MissingInput:
+    """The error of a required input that a datum does not carry."""
+    aliases = "".join(f" (or {key!r})" for key in wanted.keys[1:])
+    return MissingInput(
+        f"{spec.name} reads {wanted.name!r}{aliases}, which datum {index} of {total} does not carry. "
+        f"It carries: {_keys(datum)}.{_hint(wanted.name, datum)}"
+    )
+
+
+def missing_weights(datum: Datum, index: int, total: int, spec: LossSpec, reduction: str) -> MissingInput:
+    """The error of absent weights under a reduction that divides by them."""
+    return MissingInput(
+        f"{spec.name} with reduction {reduction!r} reads 'weights', which datum {index} of {total} does not carry. "
+        f"It carries: {_keys(datum)}.{_hint('weights', datum)} Only under reduction 'sum' do missing weights mean ones; "
+        "they are never guessed from the advantages"
+    )
+
+
+def check_weights_shape(array: np.ndarray, shape: tuple[int, ...], datum: int, total: int) -> None:
+    """Weights fill the targets' `shape` [N] or [N, K], flat in row-major order or in that very shape."""
+    expected = int(np.prod(shape))
+    if len(shape) == 2 and array.size == shape[0] != expected:
+        raise LengthMismatchError(
+            f"datum {datum} of {total}: weights has {array.size} values but target_tokens is {list(shape)}: it needs "
+            f"{expected} (N*K) values in row-major order"
+        )
+    check_length(array.size, shape, "weights", datum, total)
+    if array.ndim > 1 and [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
+        raise ShapeError(
+            f"datum {datum} of {total}: weights is {list(array.shape)} but target_tokens is {list(shape)}. Is it "
+            "transposed?"
+        )
+
+
+def check_length(given: int, shape: tuple[int, ...], key: str, datum: int, total: int) -> None:
+    """A key has as many entries as `shape` holds."""
+    expected = int(np.prod(shape))
+    if given == expected:
+        return
+    message = f"datum {datum} of {total}: {key} has {given} entries, but there are {expected} target positions"
+    if abs(given - expected) == 1:
+        message += (
+            ". Off by one: was it made for the unshifted tokens? datum_from_tokens_weights shifts tokens and weights "
+            "together"
+        )
+    raise LengthMismatchError(message)
+
+
+def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> None:
+    """A datum of a loss over candidates has [N, K] targets, and a number for each of them."""
+    targets, marks = (datum.loss_fn_inputs.get(key) for key in ("target_tokens", spec.candidates or ""))
+    if targets is None or len(targets.shape) != 2:
+        found = "none" if targets is None else list(targets.shape)
+        raise ShapeError(
+            f"{spec.name} compares K candidate tokens a position, so it reads target_tokens [N, K], but those of datum "
+            f"{index} of {total} are {found}. datum_from_teacher_topk makes them from a teacher's top K"
+        )
+    weights = datum.loss_fn_inputs.get("weights")
+    if weights is not None and targets.shape[1] > 1 and np.prod(weights.shape) == np.prod(targets.shape):
+        raise LengthMismatchError(
+            f"datum {index} of {total}: weights is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
+            f"{spec.name} takes one a position, {targets.shape[0]}: how the candidates compare is what {spec.candidates} says"
+        )
+    if marks is not None and list(marks.shape) != list(targets.shape):
+        raise ShapeError(
+            f"datum {index} of {total}: {spec.candidates} is {list(marks.shape)} but target_tokens is "
+            f"{list(targets.shape)}: {spec.name} reads one number for each candidate"
+        )
+
+
+def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
+    """No position of non-zero weight lacks all its candidates: there would be nothing to compare."""
+    if not bool((nothing := absent.all(1)).any()):
+        return
+    datum, position = locate(int(nothing.nonzero()[0]), active, lengths)
+    raise NonFiniteLossInput(
+        f"{spec.name}: {spec.candidates} of datum {datum} is -inf for all {absent.shape[1]} candidates at position "
+        f"{position}, where the weight is not 0. Give the position weight 0, or at least one candidate"
+    )
+
+
+def check_one_target(has_columns: bool, spec: LossSpec) -> None:
+    """A loss of advantages that couples tokens has one sampled token a position: [N] targets, not [N, K]."""
+    if has_columns and spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs):
+        raise ShapeError(
+            f"{spec.name} couples the tokens of a {spec.couples}, so it reads one sampled token a position, but "
+            "target_tokens is [N, K]. Give target_tokens, and what goes with them, one number a position"
+        )
+
+
+def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: LossSpec) -> None:
+    """Every entry of a key is finite, masked positions included."""
+    wrong = ~np.isfinite(array)
+    if not wrong.any():
+        return
+    where = tuple(int(i) for i in np.argwhere(wrong)[0])
+    raise NonFiniteLossInput(
+        f"{spec.name}: {key} of datum {datum} of {total} is {float(array[where])} at position {where[0]}"
+        + (f", target {where[1]}" if len(where) > 1 else "")
+    )
+
+
+def check_one_a_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: Input) -> None:
+    """An input of one number a datum holds one: finite, and 0 or 1 where it is a flag."""
+    if array.size != 1:
+        raise ShapeError(
+            f"{spec.name} reads one {wanted.name!r} a datum, but datum {datum} carries {array.size} numbers"
+        )
+    if not np.isfinite(array).all():
+        raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0])}")
+    if wanted.is_flag and not np.isin(array, (0, 1)).all():
+        value = float(array.reshape(-1)[0])
+        hint = " Did you mean 0?" if value == -1 else ""
+        raise LabelError(f"{spec.name}: {wanted.name} of datum {datum} is {value:g}: it must be 0 or 1.{hint}")
+
+
+def check_pairs(active_per_datum: np.ndarray, total: int) -> None:
+    """Datums come in pairs, and of no pair is one side alone without a position of non-zero weight."""
+    if total % 2:
+        raise ShapeError(f"pairs are datums 2i (chosen) and 2i+1 (rejected), but there are {total} datums")
+    alive = (active_per_datum > 0).reshape(-1, 2)
+    lone = np.flatnonzero(alive[:, 0] != alive[:, 1])
+    if len(lone):
+        i = int(lone[0]) * 2 + int(alive[lone[0], 0])
+        raise AlignmentError(
+            f"datum {i} of {total} has no position of non-zero weight while its partner {i ^ 1} has: the pair cannot be "
+            "compared. Was its response truncated away?"
+        )
+
+
+def check_values(
+    values: Tensor,
+    alive: Tensor,
+    wanted: Input,
+    spec: LossSpec,
+    active: np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+) -> None:
+    """Packed values [T] or [T, K] are finite where `alive`, and at most 0 when named as log-probabilities."""
+    if not values.is_floating_point():
+        return
+    is_logprob = wanted.name.endswith("logprobs")
+    wrong = ~torch.isfinite(values)
+    if is_logprob:
+        wrong |= values > MAX_LOGPROB
+    wrong &= alive
+    if not bool(wrong.any()):
+        return
+    where = wrong.nonzero()[0].tolist()
+    value = float(values[tuple(where)])
+    datum, position = locate(where[0], active, lengths)
+    raise wrong_value(f"{spec.name}: {wanted.name} of datum {datum} is {value:g} at position {position}", value)
+
+
+def wrong_value(what: str, value: float) -> LossbookError:
+    """The error of a value that is not finite, or of a log-probability above 0; `what` says whose and where."""
+    if np.isfinite(value):
+        return InvalidLogprobError(
+            f"{what}: a log-probability is at most 0. Are these probabilities, or negated log-probabilities?"
+        )
+    return NonFiniteLossInput(f"{what}, where the weight is not 0. Give the position weight 0, or mend the value")
+
+
+def locate(row: int, active: np.ndarray, lengths: Sequence[int] | np.ndarray) -> tuple[int, int]:
+    """Which (datum, position) the `row`-th active position is."""
+    flat = int(np.flatnonzero(active)[row])
+    ends = np.cumsum(lengths)
+    datum = int(np.searchsorted(ends, flat, side="right"))
+    return datum, flat - (int(ends[datum - 1]) if datum else 0)
+
+
+def _keys(datum: Datum) -> str:
+    return ", ".join(sorted(datum.loss_fn_inputs)) or "nothing"
+
+
+def _hint(name: str, datum: Datum) -> str:
+    hint = did_you_mean(name, datum.loss_fn_inputs)
+    return f"{hint[:-1]} to be {name!r}?" if hint else ""

@@ -1,0 +1,142 @@
+"""What a model says about some datums, as a loss receives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...datums.errors import InvalidLogprobError, LengthMismatchError, LossContractError, NonFiniteLossInput, ShapeError
+from ...datums.types import Datum
+from .checks import MAX_LOGPROB, locate
+from .pack import positions_of, width_of
+from .packed import Packed, has_weight
+
+
+@dataclass
+class Outputs:
+    """Packed model outputs. S counts the positions that were computed, datum after datum.
+
+    logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S]
+    (of the logits), mean_logprobs [S] nats (the plain mean over all tokens). values: [S], what a scalar head says.
+    embeddings: [N, D], one row a datum.
+    covered: [all positions] bool, which positions the S rows are; None when they are all.
+    numbers: what to call each datum in messages, where that is not its place among these datums.
+    """
+
+    logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    logsumexp: Tensor | None = None
+    mean_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    embeddings: Tensor | None = None
+    covered: Tensor | None = None
+    numbers: Sequence[int] | None = None
+
+    def number(self, datum: int) -> int:
+        """What to call a datum in messages."""
+        return datum if self.numbers is None else self.numbers[datum]
+
+    def rows(self, name: str, packed: Packed) -> Tensor:
+        """Output `name` at the positions (or datums) that `packed` keeps."""
+        values = getattr(self, name)
+        if values is None:
+            raise LossContractError(f"the loss reads {name!r}, which these outputs do not hold")
+        if name == "embeddings":
+            return (
+                values if len(packed.kept) == len(values) else values[torch.from_numpy(packed.kept).to(values.device)]
+            )
+        active, covered = packed.active, self.covered
+        if covered is not None and covered.device == active.device and torch.equal(covered, active):
+            return values  # as in a pass over one loss: nothing to select, and no device to wait for
+        active = active.to(values.device)
+        if self.covered is not None:
+            active = active[self.covered.to(values.device)]
+        return values if bool(active.all()) else values[active]
+
+
+#: Outputs that the hosted APIs hand to a custom loss, so that a bare list of tensors may be one of them.
+LISTED = ("logprobs", "embeddings")
+
+
+def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool = False) -> Outputs:
+    """Take Outputs as they are; join a list of per-datum tensors, checking each length against its datum.
+
+    value: Outputs, {"logprobs": [...], "entropy": [...]}, or one bare list, which is `kind`. is_named: it stood in a dict.
+    """
+    if isinstance(value, Outputs):
+        return value
+    if isinstance(value, Mapping):
+        joined = {
+            name: getattr(as_outputs(list(tensors), data, name, is_named=True), name) for name, tensors in value.items()
+        }
+        return Outputs(**joined)
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise LossContractError(f"expected a list with one tensor of {kind} a datum, got {type(value).__name__}")
+    if len(value) != len(data):
+        raise LengthMismatchError(f"{len(value)} tensors of {kind} for {len(data)} datums")
+    if not is_named and kind not in LISTED:
+        raise LossContractError(
+            f"the loss reads {kind}, and a bare list is taken for {' or '.join(LISTED)}: hand it over by name, "
+            f'{{"{kind}": [...]}}. A service that hands out nothing but logprobs cannot run this loss'
+        )
+    tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in value]
+    if kind == "embeddings":
+        if len({tuple(tensor.shape) for tensor in tensors}) > 1:
+            raise ShapeError(f"embeddings differ in shape: {[list(tensor.shape) for tensor in tensors]}")
+        return Outputs(embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1))
+    width = width_of(data) if kind == "logprobs" else None
+    if width is not None or [tensor.shape for tensor in tensors] != [(positions_of(datum),) for datum in data]:
+        for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
+            _check_output_shape(tensor, datum, kind, i, len(data))
+            if width is not None:
+                columns = tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
+                tensors[i] = torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
+    empty = torch.zeros((0,) if width is None else (0, width))
+    joined_outputs = Outputs()
+    setattr(joined_outputs, kind, torch.cat(tensors) if tensors else empty)
+    return joined_outputs
+
+
+def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
+    """Raise naming datum and position where an output of the model is NaN or infinite, or a log-probability above 0.
+
+    output: which one it is; not for embeddings, which have no positions.
+    """
+    if output == "embeddings":
+        return
+    values = values.detach()
+    highest = MAX_LOGPROB if output.endswith("logprobs") else float("inf")
+    wrong = (~torch.isfinite(values) | (values > highest)) & has_weight(packed.weights, values)
+    if output == "logprobs" and packed.absent is not None:
+        wrong &= ~packed.absent.to(values.device)
+    if not bool(wrong.any()):
+        return
+    where = wrong.nonzero()[0].tolist()
+    value = float(values[tuple(where)])
+    datum, position = locate(where[0], packed.active.cpu().numpy(), packed.lengths)
+    what = f"{name}: the model's {output} of datum {outputs.number(datum)} are {value:g} at position {position}"
+    if highest < value < float("inf"):
+        raise InvalidLogprobError(f"{what}: a log-probability is at most 0. Are these probabilities?")
+    cause = {
+        "logprobs": ", or is the target a token it cannot produce",
+        "mean_logprobs": ", or does it rule tokens out",
+    }
+    raise NonFiniteLossInput(f"{what}, where the weight is not 0. Has the model diverged{cause.get(output, '')}?")
+
+
+def _check_output_shape(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> None:
+    """One output a position; logprobs in their targets' own shape."""
+    positions = positions_of(datum)
+    if tensor.ndim == 0 or len(tensor) != positions:
+        given = "a single number of" if tensor.ndim == 0 else len(tensor)
+        raise LengthMismatchError(f"datum {index} of {total} has {positions} positions but {given} {kind}")
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    expected = [positions] if kind != "logprobs" or targets is None else targets.shape
+    if list(tensor.shape) != list(expected):
+        raise ShapeError(
+            f"datum {index} of {total}: {kind} is {list(tensor.shape)} but its targets ask for {list(expected)}"
+        )

@@ -1,0 +1,227 @@
+"""From datums to packed tensors: all datums' tokens in one row, masked positions left out.
+
+A loss sees only what is packed here, so it cannot read a masked token, and no padding exists to get wrong. All datums are
+looked at together; which of them is wrong, and where, is found out only when something is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datums.errors import ShapeError
+from ...datums.types import Datum
+from ..spec.spec import Input, LossSpec
+from .checks import (
+    check_candidates,
+    check_finite,
+    check_length,
+    check_one_a_datum,
+    check_one_target,
+    check_pairs,
+    check_some_present,
+    check_values,
+    check_weights_shape,
+    missing_input,
+    missing_weights,
+)
+from .packed import Packed, Seqs, has_weight, row_sums
+
+__all__ = ["Packed", "Seqs", "has_weight", "join", "pack", "positions_of", "row_sums", "width_of"]
+
+
+def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object) -> Packed:
+    """Pack what `spec` reads. Raises the errors of missing, misaligned, ill-shaped and non-finite inputs."""
+    if not spec.reads_tokens:
+        return _pack_whole_datums(datums, spec, config)
+    shapes = [_shape_of(datum) for datum in datums]
+    lengths = np.array([shape[0] for shape in shapes], dtype=np.int64)
+    weights, is_even = _weights(datums, spec, reduction, shapes)
+    check_one_target(weights.ndim == 2, spec)
+    has_any = weights != 0 if weights.ndim == 1 else (weights != 0).any(axis=1)
+    active = np.ones(len(weights), dtype=bool) if spec.wants_weights else has_any
+    tokens = counts_of(active, lengths)
+    if spec.per == "pair":
+        check_pairs(tokens, len(datums))
+    layout = _Layout(datums, spec, shapes, lengths, active, torch.from_numpy(weights[active]))
+    inputs: dict[str, Tensor | None] = {}
+    for wanted in spec.inputs:
+        inputs[wanted.name], is_even_too = _input(layout, wanted, np.flatnonzero(tokens))
+        is_even = is_even and is_even_too
+    packed = Packed(spec, config, lengths, tokens, torch.from_numpy(active), layout.weights, inputs, is_even)
+    if packed.absent is not None:
+        check_some_present(packed.absent, spec, active, lengths)
+    return _laid_out(packed)
+
+
+def positions_of(datum: Datum) -> int:
+    """How many positions a datum has: one a target token, or one an input token where there are no targets."""
+    return _shape_of(datum)[0]
+
+
+def width_of(datums: Sequence[Datum]) -> int | None:
+    """K of [N, K] targets: the largest among the datums; None when all targets are [N]."""
+    return max((shape[1] for shape in map(_shape_of, datums) if len(shape) == 2), default=None)
+
+
+def counts_of(active: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[N]: how many of each datum's positions are true in `active` [all positions]."""
+    before = np.concatenate([[0], np.cumsum(active)])
+    ends = np.cumsum(lengths)
+    return before[ends] - before[ends - lengths]
+
+
+def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type, fill: float = 0) -> np.ndarray:
+    """Arrays [N_i] or [N_i, K_i] joined to [T] or [T, width]; narrower rows are filled up with `fill`."""
+    if width is None:
+        return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
+    if arrays and all(array.ndim == 2 and array.shape[1] == width for array in arrays):
+        return np.concatenate(arrays).astype(dtype, copy=False)
+    joined = np.full((sum(len(a) for a in arrays), width), fill, dtype=dtype)
+    start = 0
+    for array in arrays:
+        columns = array.reshape(len(array), -1)
+        joined[start : start + len(array), : columns.shape[1]] = columns
+        start += len(array)
+    return joined
+
+
+def _shape_of(datum: Datum) -> tuple[int, ...]:
+    """The shape of its target tokens, [N] or [N, K]; without any, [N] for N input tokens."""
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    return (datum.model_input.length,) if targets is None else tuple(targets.shape) or (1,)
+
+
+def _weights(
+    datums: Sequence[Datum], spec: LossSpec, reduction: str, shapes: list[tuple[int, ...]]
+) -> tuple[np.ndarray, bool]:
+    """[T] or [T, K] float32 of all positions, and whether all targets have as many columns."""
+    total = len(datums)
+    if spec.candidates:
+        for i, datum in enumerate(datums):
+            check_candidates(datum, i, total, spec)
+        shapes = [shape[:1] for shape in shapes]
+    given = [datum.loss_fn_inputs.get("weights") for datum in datums]
+    if reduction != "sum" and (lacking := _first_none(given)) is not None:
+        raise missing_weights(datums[lacking], lacking, total, spec, reduction)
+    arrays = [
+        np.ones(shape, dtype=np.float32) if value is None else value.to_numpy()
+        for value, shape in zip(given, shapes, strict=True)
+    ]
+    if [array.shape for array in arrays] != shapes:
+        for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+            check_weights_shape(array, shape, i, total)
+            arrays[i] = array.reshape(shape)
+    columns = {shape[1] if len(shape) == 2 else None for shape in shapes}
+    joined = join(arrays, max((k for k in columns if k is not None), default=None), np.float32)
+    if not np.isfinite(joined).all():
+        for i, array in enumerate(arrays):
+            check_finite(array, "weights", i, total, spec)
+    return joined, len(columns) <= 1
+
+
+@dataclass
+class _Layout:
+    """What packing an input needs to know: whose it is, and which positions are kept, with what weights.
+
+    shapes: of each datum's targets.
+    """
+
+    datums: Sequence[Datum]
+    spec: LossSpec
+    shapes: list[tuple[int, ...]]
+    lengths: np.ndarray
+    active: np.ndarray
+    weights: Tensor
+
+
+def _input(layout: _Layout, wanted: Input, kept: np.ndarray) -> tuple[Tensor | None, bool]:
+    """One input, packed over active positions (or over kept datums for `PerDatum`), and whether its columns are even."""
+    spec = layout.spec
+    arrays = _collect(layout.datums, spec, wanted)
+    if arrays is None:
+        return None, True
+    if wanted.per == "datum":
+        return _per_datum([arrays[i] for i in kept], wanted, kept, spec), True
+    arrays = _rows(layout, wanted, arrays)
+    columns = {a.shape[1] if a.ndim == 2 else None for a in arrays}
+    width = max((k for k in columns if k is not None), default=None)
+    if wanted.name == spec.candidates and width is None:
+        width = 1  # of no datums: [0, 1]
+    dtype = np.result_type(*{a.dtype for a in arrays}) if arrays else np.dtype(np.float32)
+    fill = -np.inf if wanted.name == spec.candidates else 0
+    values = torch.from_numpy(join(arrays, width, dtype, fill)[layout.active])
+    if values.ndim == 2 and values.shape == layout.weights.shape and not spec.wants_weights:
+        values = values.masked_fill(layout.weights == 0, 0)
+    alive = has_weight(layout.weights, values)
+    if wanted.name == spec.candidates:
+        alive = alive & (values != -torch.inf)
+    check_values(values, alive, wanted, spec, layout.active, layout.lengths)
+    return values, len(columns) <= 1
+
+
+def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Each datum's numbers with one row a position; beside [T, K] logprobs, one a target too."""
+    over_targets = layout.weights.ndim == 2 and not layout.spec.wants_weights
+    if not over_targets and [array.shape for array in arrays] == layout.shapes:
+        return arrays
+    rows: list[np.ndarray] = []
+    for i, (array, shape) in enumerate(zip(arrays, layout.shapes, strict=True)):
+        if array.ndim == 0:  # a scalar holds for the whole datum
+            array = np.broadcast_to(array, shape[:1])
+        if len(array) != shape[0]:
+            check_length(len(array), (shape[0],), wanted.name, i, len(arrays))
+        if over_targets and array.ndim == 1:  # a [T] would be taken for one row of K
+            array = np.broadcast_to(array[:, None], (len(array), shape[1] if len(shape) == 2 else 1))
+        rows.append(array)
+    return rows
+
+
+def _collect(datums: Sequence[Datum], spec: LossSpec, wanted: Input) -> list[np.ndarray] | None:
+    found = [datum.loss_fn_inputs.get(wanted.name) for datum in datums]
+    for key in wanted.keys[1:]:
+        found = [d.loss_fn_inputs.get(key) if v is None else v for v, d in zip(found, datums, strict=True)]
+    if not wanted.required and all(value is None for value in found):
+        return None
+    if (lacking := _first_none(found)) is not None:
+        raise missing_input(datums[lacking], lacking, len(datums), spec, wanted)
+    return [value.to_numpy() for value in found if value is not None]
+
+
+def _first_none(values: Sequence[object]) -> int | None:
+    return next((i for i, value in enumerate(values) if value is None), None)
+
+
+def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, kept: np.ndarray, spec: LossSpec) -> Tensor:
+    if not arrays:
+        return torch.zeros(0)
+    # The common type of all: the first datum's alone would cut 0.5 to 0 behind a 1.
+    joined = np.concatenate([a.reshape(-1) for a in arrays])
+    is_fine = all(a.size == 1 for a in arrays) and np.isfinite(joined).all()
+    if not is_fine or (wanted.is_flag and not np.isin(joined, (0, 1)).all()):
+        for i, array in zip(kept, arrays, strict=True):
+            check_one_a_datum(array, int(i), spec, wanted)
+    return torch.from_numpy(joined)
+
+
+def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) -> Packed:
+    ones = np.ones(len(datums), dtype=np.int64)
+    inputs: dict[str, Tensor | None] = {}
+    for wanted in spec.inputs:
+        arrays = _collect(datums, spec, wanted)
+        inputs[wanted.name] = None if arrays is None else _per_datum(arrays, wanted, np.arange(len(datums)), spec)
+    if spec.per == "pair" and len(datums) % 2:
+        raise ShapeError(f"pairs are datums 2i and 2i+1, but there are {len(datums)} datums")
+    weights = torch.ones(len(datums))
+    return _laid_out(Packed(spec, config, ones, ones, weights.bool(), weights, inputs))
+
+
+def _laid_out(packed: Packed) -> Packed:
+    """The same, once the loss has counted its units: that raises where the datums are not laid out as it needs them."""
+    if packed.spec.units is not None:
+        _ = packed.units
+    return packed

@@ -1,0 +1,1 @@
+"""What is shown about a loss: its card, its curve, and comparisons."""

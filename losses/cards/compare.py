@@ -1,0 +1,112 @@
+"""Two losses side by side: the axes along which they differ, and what both give on the same small data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..loss.loss import Loss
+from ..loss.mixture import Mixture
+from .card import card_of
+from .columns import block, table, wrapped
+from .examples import Reduced, Row, example
+from .sample_inputs import usable
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_losses` finds. differences: (axis, first, second) where they differ; alike: (axis, value) elsewhere.
+
+    rows: one a token (candidate, datum) with what both read, each one's loss before weights and reduction, and the
+    gradient of its weighted sum. reduced: both values under their own reductions. note: why there are no rows, or "".
+    """
+
+    first: str
+    second: str
+    differences: tuple[tuple[str, str, str], ...]
+    alike: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    reduced: Reduced
+    note: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        names = [f"A  {self.first}", f"B  {self.second}"]
+        unlike = [line for axis, one, other in self.differences for line in _both(axis, one, other)]
+        parts = [
+            "\n".join(names),
+            block("they differ in", unlike) or "they differ in nothing that is declared",
+            block("they share", list(self.alike)),
+            wrapped(self.note, ""),
+            *self._numbers(),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def _numbers(self) -> list[str]:
+        if not self.rows:
+            return []
+        rows = [[_cell(value) for value in row.values()] for row in self.rows]
+        sums = [(label, f"A {one:.6g}", f"B {other:.6g}") for label, one, other in self.reduced]
+        return [
+            "on the same data (a loss before its weight and reduction; the gradient of the weighted sum)\n"
+            + table(list(self.rows[0]), rows),
+            block("reduced by", sums),
+        ]
+
+
+def compare_losses(first: Any, second: Any) -> Comparison:
+    """Compare two losses: ids, aliases, presets, "module:function", functions, or `Loss` objects.
+
+    Raises UnknownLossError where there is no such loss.
+    """
+    losses = (usable(first, norm_length=4), usable(second, norm_length=4))
+    names = [given if isinstance(given, str) else one.name for given, one in zip((first, second), losses, strict=True)]
+    axes = [_axes(loss) for loss in losses]
+    keys = list(dict.fromkeys([*axes[0], *axes[1]]))
+    pairs = [(key, axes[0].get(key, "does not exist"), axes[1].get(key, "does not exist")) for key in keys]
+    rows, reduced, note = example(*losses)
+    return Comparison(
+        first=names[0],
+        second=names[1],
+        differences=tuple(pair for pair in pairs if pair[1] != pair[2]),
+        alike=tuple((key, one) for key, one, other in pairs if one == other),
+        rows=tuple(rows),
+        reduced=reduced,
+        note=note,
+    )
+
+
+def _axes(loss: Loss | Mixture) -> dict[str, str]:
+    """What a loss is, axis by axis, under its settings."""
+    if isinstance(loss, Mixture):
+        (factor, first), *rest = loss.parts
+        times = {"times": f"{factor:g}"} if factor != 1 else {}
+        plus = {f"plus {part.name}": f"{share:g} * {part!r}" for share, part in rest}
+        return {**_axes(first), "couples": loss.couples, **times, **plus}
+    card = card_of(loss)
+    needs = ", ".join(f"{t.name}{'' if t.required is True else ' (optional)'}" for t in card.inputs.values())
+    return {
+        "formula": card.formula,
+        "one loss a": card.per,
+        "couples": loss.couples,
+        "ratio": card.axes.ratio,
+        "clip": card.axes.clip,
+        "KL": card.axes.kl,
+        "reduction": loss.reduction + ("" if loss.norm_length is None else f", norm_length {loss.norm_length}"),
+        "from the model": ", ".join(card.outputs),
+        "from the data": needs or "nothing",
+        **{f"setting {name}": repr(value) for name, value in loss.settings.items()},
+    }
+
+
+def _both(axis: str, one: str, other: str) -> Sequence[tuple[str, str, str]]:
+    return (axis, "A", one), ("", "B", other)
+
+
+def _cell(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4f}"

@@ -1,0 +1,90 @@
+"""Reading a loss's docstring: the formula of its first line, a line a tensor, and the rest.
+
+'''-r A, where r = exp(logprobs - sampling_logprobs).
+
+logprobs, sampling_logprobs   [T]          nats, under the policy in training, and under the one that sampled
+advantages                    [T]          unitless
+returns                       [T] or [N]   unitless
+'''
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..spec.spec import OUTPUT_NAMES
+
+_NAMES = r"[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*"
+_SHAPE = r"\[[^\]]*\](?:\s+or\s+\[[^\]]*\])*"
+_TENSOR = re.compile(rf"^(?P<names>{_NAMES})\s+(?P<shape>{_SHAPE})(?:\s+(?P<rest>\S.*))?$")
+#: Where a unit ends and the meaning begins. A comma inside brackets, as in "in [0, 1]", ends nothing.
+_UNIT_END = re.compile(r"\s{2,}|[,;:]\s+(?![^\[(]*[\])])")
+#: A longer first phrase is no unit but the meaning itself.
+_LONGEST_UNIT = 40
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """What a docstring says of one tensor: its shape such as "[T]", unit such as "nats", and meaning; "" if unsaid."""
+
+    shape: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """A loss's docstring, taken apart. tensors: by name. returns: what it gives back. notes: whatever else it says."""
+
+    formula: str
+    tensors: dict[str, TensorLine]
+    returns: TensorLine | None
+    notes: str
+
+
+def read_docstring(function: Callable[..., Any]) -> Docstring:
+    """The parts of a function's docstring; all empty where it has none. A tensor line begins with parameters' names."""
+    parameters = inspect.signature(function).parameters
+    known = {*parameters, *OUTPUT_NAMES, "returns"}
+    lines = (inspect.getdoc(function) or "").splitlines()
+    formula: list[str] = []
+    while lines and lines[0].strip() and not _tensor_line(lines[0], known):
+        formula.append(lines.pop(0).strip())
+    tensors: dict[str, TensorLine] = {}
+    returned: TensorLine | None = None
+    notes: list[str] = []
+    while lines:
+        line = lines.pop(0)
+        match = _tensor_line(line, known)
+        if match is None:
+            notes.append(line)
+            continue
+        rest = match["rest"] or ""
+        while lines and lines[0].startswith("  ") and lines[0].strip():  # the line goes on, indented
+            rest = f"{rest} {lines.pop(0).strip()}"
+        unit, meaning = _unit_and_meaning(rest)
+        said = TensorLine(match["shape"], unit, meaning)
+        # A value function also reads `returns`; the last line of that name is about what it gives back.
+        if match["names"] == "returns" and ("returns" not in parameters or "returns" in tensors):
+            returned = said
+        else:
+            tensors |= {name.strip(): said for name in match["names"].split(",")}
+    return Docstring(" ".join(formula), tensors, returned, re.sub(r"\n{3,}", "\n\n", "\n".join(notes)).strip())
+
+
+def _tensor_line(line: str, known: set[str]) -> re.Match[str] | None:
+    match = _TENSOR.match(line)
+    return match if match and known.issuperset(re.split(r"\s*,\s*", match["names"])) else None
+
+
+def _unit_and_meaning(text: str) -> tuple[str, str]:
+    parts = _UNIT_END.split(text.strip(), maxsplit=1)
+    if len(parts[0]) > _LONGEST_UNIT:
+        return "", text.strip()
+    meaning = parts[1].strip() if len(parts) > 1 else ""
+    # The signature says that it is optional.
+    return parts[0].rstrip(",;:. "), re.sub(r"^optional[,;:.]?\s*", "", meaning)

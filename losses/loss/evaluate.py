@@ -1,0 +1,108 @@
+"""Calling a loss's function on packed data: the arguments it is given, and the shape of what it must return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...datums.errors import LossContractError
+from .. import stats
+from ..batch.outputs import Outputs, check_finite_output
+from ..batch.packed import Packed
+from ..spec.spec import LossSpec
+from ..stats import Stat
+
+
+def call(
+    spec: LossSpec, settings: Mapping[str, Any], packed: Packed, outputs: Outputs
+) -> tuple[Tensor, dict[str, Stat], dict[str, Any]]:
+    """What the function returns, in the shape it must have, its metrics, and the arguments it was given by name."""
+    arguments = _arguments(spec, packed, outputs)
+    with stats.counting(_slots(spec, packed)):
+        values, found = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
+    _check_shape(spec, values, arguments, packed)
+    return values, found, arguments
+
+
+def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, Any]:
+    """The positional arguments by name, in the model outputs' precision (float32 at least) and on their device."""
+    like = _full_precision(outputs.rows(spec.outputs[0], packed))
+    arguments: dict[str, Any] = {}
+    for name in spec.parameters:
+        if name in spec.outputs:
+            value = _full_precision(outputs.rows(name, packed))
+            value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
+            check_finite_output(name, value, packed, outputs, spec.name)
+            arguments[name] = value
+        elif name == "seqs":
+            arguments[name] = packed.seqs.to(like)
+        elif name == "weights":
+            arguments[name] = packed.weights.to(like)
+        else:
+            value = packed.inputs[name]
+            is_float = value is not None and value.is_floating_point()
+            arguments[name] = value if value is None else value.to(like if is_float else like.device)
+    return arguments
+
+
+def _slots(spec: LossSpec, packed: Packed) -> Tensor | None:
+    """[T, K] bool: beside K targets, which of them there are. A row of fewer targets is filled up, and so is every row
+    of a datum beside wider ones: metrics must not count what depends on the company."""
+    is_wide = packed.weights.ndim == 2 and not spec.wants_weights
+    return packed.weights != 0 if is_wide else None
+
+
+def _neutralised(spec: LossSpec, logprobs: Tensor, packed: Packed) -> Tensor:
+    """[T, K] logprobs with 0 where the weight is 0, or the candidate absent, so that nothing there reaches value or
+    gradient. Of no datums, a loss over candidates still sees two dimensions."""
+    if logprobs.ndim == 1 and spec.candidates:
+        logprobs = logprobs.unsqueeze(1)
+    if logprobs.ndim == 1 or spec.wants_weights:
+        return logprobs
+    masked = (packed.weights == 0 if packed.absent is None else packed.absent).to(logprobs.device)
+    return torch.where(masked, torch.zeros((), dtype=logprobs.dtype, device=logprobs.device), logprobs)
+
+
+def _over_targets(spec: LossSpec, values: Tensor, packed: Packed) -> Tensor:
+    """Beside [T, K] logprobs an output of one number a position is one a target too, as inputs are."""
+    if packed.weights.ndim == 1 or values.ndim == 2 or spec.wants_weights:
+        return values
+    return values.unsqueeze(1).expand(packed.weights.shape)
+
+
+def _check_shape(spec: LossSpec, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
+    expected: tuple[int, ...] = (packed.units,)
+    if spec.per == "token":
+        given = [arguments[name] for name in spec.outputs if name != "embeddings"]
+        expected = tuple(given[0].shape) if given and not spec.candidates else (len(packed.weights),)
+    elif spec.per == "batch":
+        expected = ()
+    if tuple(values.shape) != expected:
+        raise LossContractError(
+            f"{spec.name} is per {spec.per}, so it must return losses of shape {list(expected)}, not "
+            f"{list(values.shape)}. Return them unreduced: the reduction is not the loss's"
+        )
+
+
+def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]]:
+    values, found = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
+    if not isinstance(values, Tensor):
+        raise LossContractError(
+            f"{name} must return a tensor of losses, or (losses, metrics), not {type(returned).__name__}"
+        )
+    if not isinstance(found, Mapping):
+        raise LossContractError(f"{name} must return its metrics as a dict, not {type(found).__name__}")
+    for key, stat in found.items():
+        if not isinstance(stat, Stat):
+            raise LossContractError(
+                f"{name}: metric {key!r} is a {type(stat).__name__}, which cannot be merged over micro-batches. "
+                "Return stats.mean(tensor), stats.sum, stats.min or stats.max of unreduced values"
+            )
+    return values, dict(found)
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -1,0 +1,161 @@
+"""A loss's configuration: a pydantic model made from its keyword-only parameters.
+
+Strict: unknown keys, wrong types, NaN and infinity are errors that list what there is. The annotated types below carry
+bounds and say what the likeliest confusion is.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Optional, cast
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from ...datums.errors import LossConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a validator holds a setting to, for its card; where Ge, Gt, Le and Lt say it, none is needed."""
+
+    text: str
+
+
+def _lower_bound(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"is a bound on the ratio itself and lies in [0, 1], got {value}")
+    return value
+
+
+def _upper_bound(value: float) -> float:
+    if 0 < value < 1:
+        raise ValueError(
+            f"is a bound on the ratio itself, at least 1, not a distance from it: did you mean {1 + value:g}?"
+        )
+    if value < 1:
+        raise ValueError(f"is a bound on the ratio itself, at least 1, got {value}")
+    return value
+
+
+def _inside(value: float) -> float:
+    if value in (0, 1):
+        raise ValueError(
+            f"lies strictly between 0 and 1: at {value:g} the loss is 0. Its limits, once divided by beta (1 - beta), are "
+            "losses of their own: a forward KL at 0, a reverse KL at 1"
+        )
+    if not 0 < value < 1:
+        raise ValueError(f"lies strictly between 0 and 1, got {value}")
+    return value
+
+
+#: Lowest ratio that still gets a gradient, such as 0.8 (not the distance 0.2).
+LowerBound = Annotated[float, AfterValidator(_lower_bound), Bounds("in [0, 1]")]
+#: Highest ratio that still gets a gradient, such as 1.2 (not the distance 0.2).
+UpperBound = Annotated[float, AfterValidator(_upper_bound), Bounds("at least 1")]
+#: Either bound; use LowerBound or UpperBound where the side is known.
+RatioBound = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+#: A share in [0, 0.5): the probability that a label is flipped.
+Smoothing = Annotated[float, Ge(0), Lt(0.5)]
+#: The same where its logarithm is taken: never 0.
+PositiveSmoothing = Annotated[float, Gt(0), Lt(0.5)]
+#: A share in [0, 1].
+Share = Annotated[float, Ge(0), Le(1)]
+#: A weight of one of two distributions in a mixture that needs both.
+BetweenZeroAndOne = Annotated[float, AfterValidator(_inside), Bounds("in (0, 1)")]
+Count = Annotated[int, Ge(0)]
+
+#: Other systems' spellings of the same setting.
+CONFIG_ALIASES = {"clip_low_threshold": "clip_low", "clip_high_threshold": "clip_high"}
+
+
+class LossConfig(BaseModel):
+    """Base of every loss's configuration."""
+
+    # arbitrary types: functools.partial turns whatever it binds into a keyword-only parameter, tensors included.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True
+    )
+
+
+def config_maker(
+    function: Callable[..., Any], name: str, hints: Mapping[str, Any], reduction: str, reductions: tuple[str, ...]
+) -> Callable[[], type[LossConfig]]:
+    """Makes a pydantic model with one field a keyword-only parameter of `function`, plus `reduction` and `norm_length`.
+
+    Made at the first call, since a model takes a millisecond and most of a hundred losses are never asked for.
+    """
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.name in ("reduction", "norm_length"):
+            raise LossConfigError(
+                f"{name}: {parameter.name!r} belongs to the registry; a loss returns losses unreduced"
+            )
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        annotation = hints.get(parameter.name, Any if default is ... or default is None else type(default))
+        if default is not ... and not isinstance(default, bool | int | float | str | None):
+            # pydantic would copy it; what functools.partial binds must be handed on as it is
+            default = Field(default_factory=_constant(default))
+        fields[parameter.name] = (annotation, default)
+    fields["reduction"] = (Literal[reductions], reduction)
+    if "seq-mean-token-sum-norm" in reductions:
+        fields["norm_length"] = (Optional[Annotated[int, Ge(1)]], Field(default=None))  # noqa: UP045
+    return functools.cache(
+        lambda: cast(type[LossConfig], create_model(f"{name}_config", __base__=LossConfig, **fields))
+    )
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def own_names(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with other systems' spellings turned into the model's own. Raises LossConfigError when both are there."""
+    renamed: dict[str, Any] = {}
+    for key, value in given.items():
+        own = CONFIG_ALIASES.get(key, key)
+        if key in model.model_fields or own not in model.model_fields:
+            own = key
+        elif own in given:
+            raise LossConfigError(f"{name}: {own!r} is given twice, also as its other spelling {key!r}")
+        renamed[own] = value
+    return renamed
+
+
+def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> LossConfig:
+    """Validate a configuration. Raises LossConfigError listing every problem, the keys there are and the likely mend."""
+    try:
+        config = model.model_validate(own_names(model, name, given))
+    except ValidationError as error:
+        raise LossConfigError(_explain(error, model, name)) from None
+    has_length = getattr(config, "norm_length", None) is not None
+    if (config.reduction == "seq-mean-token-sum-norm") != has_length:  # type: ignore[attr-defined]
+        wanted = (
+            "needs norm_length, the constant number of tokens to divide by" if not has_length else "has no norm_length"
+        )
+        raise LossConfigError(f"{name}: reduction {config.reduction!r} {wanted}")  # type: ignore[attr-defined]
+    return config
+
+
+def _explain(error: ValidationError, model: type[LossConfig], name: str) -> str:
+    lines: list[str] = []
+    for problem in error.errors():
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{name} has no setting {key!r}.{did_you_mean(key, model.model_fields)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{name} needs the setting {key!r}.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(
+                f"{name}: {key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+                + ("" if message.endswith("?") else ".")
+            )
+    return f"{' '.join(lines)} Settings of {name}: {', '.join(model.model_fields) or 'none'}."

@@ -1,0 +1,213 @@
+"""Reading a loss function's signature: what it wants from the model, from the data, and as its configuration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from ...datums.errors import LossContractError
+from ..reductions import COUPLINGS, REDUCTIONS, coarsest
+from .axes import Axes
+from .settings import LossConfig, config_maker
+
+Per = Literal["token", "datum", "pair", "batch"]
+
+#: Positional parameters that the model fills.
+OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values")
+#: Positional parameters that lossbook fills.
+HELPER_NAMES = ("seqs", "weights")
+#: Other keys that answer to an input's name.
+INPUT_ALIASES = {"sampling_logprobs": ("logprobs",)}
+#: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
+BATCH_STYLE_NAMES = ("data", "datums", "batch")
+
+_PER_DATUM = "one value a datum"
+#: Annotation for an input that holds one number a datum: `def kto(logprobs: Tensor, label: PerDatum, ...)`.
+PerDatum = Annotated[Tensor, _PER_DATUM]
+_FLAG = "0 or 1"
+#: The same where the number is 0 or 1 and nothing else, such as a label.
+FlagPerDatum = Annotated[Tensor, _PER_DATUM, _FLAG]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One `loss_fn_inputs` key that a loss reads."""
+
+    name: str
+    required: bool
+    per: Literal["token", "datum"]
+    is_flag: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that answer to it, its own name first."""
+        return (self.name, *INPUT_ALIASES.get(self.name, ()))
+
+
+#: (datums, config, packed inputs) to how many values a loss per datum returns.
+Units = Callable[[int, Any, Mapping[str, Tensor | None]], int]
+#: (datums, config) to groups of datums: each group may change places with any other of its size.
+Partners = Callable[[int, Any], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Everything that registering a function makes known about it; `register_loss` says what each word means."""
+
+    name: str
+    function: Callable[..., Any]
+    per: Per
+    couples: str
+    reduction: str
+    source: str
+    parameters: tuple[str, ...]
+    outputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    make_config: Callable[[], type[LossConfig]]
+    is_batch_style: bool = False
+    required_if: Mapping[str, str] = field(default_factory=dict)
+    units: Units | None = None
+    partners: Partners | None = None
+    candidates: str | None = None
+    linear: bool = False
+    aliases: tuple[str, ...] = ()
+    axes: Axes = field(default_factory=Axes)
+    differs: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def config(self) -> type[LossConfig]:
+        """The model of its settings."""
+        return self.make_config()
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads anything about single positions."""
+        return any(name != "embeddings" for name in self.outputs)
+
+    @property
+    def family(self) -> str:
+        """The folder that holds it, such as "policy"; "own" for a loss from outside lossbook."""
+        parts = (getattr(self.function, "__module__", None) or "").split(".")
+        is_ours = parts[0] == __name__.partition(".")[0] and len(parts) > 2
+        return parts[2] if is_ours and parts[1] == "losses" else "own"
+
+    @property
+    def wants_weights(self) -> bool:
+        """Whether it reads `weights` itself, and so sees every position and weighs on its own."""
+        return "weights" in self.parameters
+
+
+def is_batch_style(function: Callable[..., Any]) -> bool:
+    """Whether a function has the hosted APIs' signature, fn(data, logprobs_list)."""
+    names = [p.name for p in _positional(function)]
+    return len(names) == 2 and names[0] in BATCH_STYLE_NAMES
+
+
+def make_spec(
+    function: Callable[..., Any],
+    name: str,
+    *,
+    per: Per,
+    couples: str | None = None,
+    reduction: str | None = None,
+    source: str = "",
+    required_if: Mapping[str, str] | None = None,
+    output: str = "logprobs",
+    **declared: Any,
+) -> LossSpec:
+    """Read `function`'s signature. Raises LossContractError naming the parameter that cannot be filled.
+
+    declared: the other fields of `LossSpec` that `register_loss` takes as they are.
+    """
+    if per not in REDUCTIONS:
+        raise LossContractError(f"{name}: per={per!r} is none of {', '.join(REDUCTIONS)}")
+    if couples is not None and couples not in COUPLINGS:
+        raise LossContractError(f"{name}: couples={couples!r} is none of {', '.join(COUPLINGS)}")
+    reduction = reduction or {"token": "sum", "datum": "mean", "pair": "pair-mean", "batch": "sum"}[per]
+    if reduction not in REDUCTIONS[per]:
+        raise LossContractError(f"{name}: a loss per {per} reduces by {', '.join(REDUCTIONS[per])}, not {reduction!r}")
+    hints = _hints(function, name)
+    batch_style = per == "batch" and is_batch_style(function)
+    parameters = tuple(p.name for p in _positional(function))
+    outputs = (output,) if batch_style else tuple(p for p in parameters if p in OUTPUT_NAMES)
+    if not outputs:
+        raise LossContractError(
+            f"{name} reads no model output, so nothing could be learned. Its positional parameters are "
+            f"({', '.join(parameters)}); name one of {', '.join(OUTPUT_NAMES)}, or write it as fn(data, logprobs_list)"
+        )
+    if (candidates := declared.get("candidates")) is not None and (per != "token" or candidates not in parameters):
+        raise LossContractError(f"{name}: candidates={candidates!r} must be an input of a loss per token")
+    if declared.get("linear") and (batch_style or outputs != ("logprobs",)):
+        raise LossContractError(
+            f"{name}: linear=True says that the gradient of the logprobs is known before them, so it is for losses whose one "
+            f"model output is logprobs; {name} reads {', '.join(outputs)}{' as fn(data, logprobs_list)' if batch_style else ''}"
+        )
+    return LossSpec(
+        name=name,
+        function=function,
+        per=per,
+        couples=coarsest(couples or per, per),
+        reduction=reduction,
+        source=source,
+        parameters=parameters,
+        outputs=outputs,
+        inputs=() if batch_style else _inputs(function, hints),
+        make_config=config_maker(function, name, hints, reduction, REDUCTIONS[per]),
+        is_batch_style=batch_style,
+        required_if=dict(required_if or {}),
+        **declared,
+    )
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+
+
+def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Input, ...]:
+    inputs: list[Input] = []
+    for parameter in _positional(function):
+        if parameter.name in OUTPUT_NAMES + HELPER_NAMES:
+            continue
+        hint = hints.get(parameter.name)
+        annotations = (hint, *typing.get_args(hint))  # also inside `PerDatum | None`
+        metadata = {word for a in annotations for word in getattr(a, "__metadata__", ())}
+        required = parameter.default is inspect.Parameter.empty
+        per = "datum" if _PER_DATUM in metadata else "token"
+        inputs.append(Input(parameter.name, required, per, is_flag=_FLAG in metadata))
+    return tuple(inputs)
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    """Resolved annotations of the parameters.
+
+    Settings must resolve, for they become the configuration, and so must `PerDatum`, for it decides how an input is
+    packed. Any other may be a name that is imported for type checkers only.
+    """
+    target = inspect.unwrap(function)
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = target if inspect.isfunction(target) or inspect.ismethod(target) else type(target).__call__
+    namespace = getattr(target, "__globals__", {})
+    hints: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.annotation is inspect.Parameter.empty:
+            continue
+        try:
+            holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+            hints |= typing.get_type_hints(holder, globalns=namespace, include_extras=True)
+        except (NameError, TypeError) as error:
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY or "PerDatum" in str(parameter.annotation):
+                raise LossContractError(
+                    f"{name}: the annotation {parameter.annotation!r} of {parameter.name!r} cannot be resolved: {error}. "
+                    "Import what it names at the top of the module, not under TYPE_CHECKING or in a function"
+                ) from None
+    return hints

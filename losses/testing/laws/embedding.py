@@ -1,0 +1,123 @@
+"""Laws of losses over embeddings: what a change of length or of axes does, and that they may be computed in two passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ....datums.errors import LossCheckError
+from ....datums.types import Datum
+from ...registry import get_loss
+from .. import checks as protocol
+from ..evaluation import TOLERANCE, evaluate, shown
+from ..loss_under_test import EMBEDDING_WIDTH, OutputLists, Subject, terms
+from .law import claim
+
+#: Powers of two, which change no digit of a float.
+FACTORS = (1.0, 0.25, 2.0, 8.0, 0.5)
+#: Width of what the little encoder reads.
+FEATURES = 4
+
+
+def scale_invariance(subject: Subject, data: Sequence[Datum], outputs: OutputLists, factors: Sequence[float]) -> None:
+    """Each embedding times a positive number of its own: the loss stays, its gradient is divided by that number.
+
+    `{"own": {...}}`: the loss's settings under which that holds, such as a distance.
+    """
+    here = _as_claimed(subject, "scale_invariance")
+    scaled = [row * factor for row, factor in zip(outputs["embeddings"], factors, strict=True)]
+    whole, other = evaluate(here, data, outputs), evaluate(here, data, {"embeddings": scaled})
+    back = [g * factor for g, factor in zip(other.gradients["embeddings"], factors, strict=True)]
+    how = f"when the embeddings were multiplied by {list(factors)}"
+    _same("the loss", whole.value, other.value, how)
+    for i, (before, after) in enumerate(zip(whole.gradients["embeddings"], back, strict=True)):
+        _same(f"the gradient of embedding {i}, times what it was multiplied by,", before, after, how)
+
+
+def rotation_invariance(subject: Subject, data: Sequence[Datum], outputs: OutputLists, seed: int) -> None:
+    """All embeddings turned (or mirrored) alike: the loss stays, and its gradient turns with them."""
+    here = _as_claimed(subject, "rotation_invariance")
+    turn, _ = torch.linalg.qr(_normal(seed, EMBEDDING_WIDTH, EMBEDDING_WIDTH))
+    whole = evaluate(here, data, outputs)
+    other = evaluate(here, data, {"embeddings": [row @ turn for row in outputs["embeddings"]]})
+    how = "when all embeddings were turned alike"
+    _same("the loss", whole.value, other.value, how)
+    for i, (before, after) in enumerate(zip(whole.gradients["embeddings"], other.gradients["embeddings"], strict=True)):
+        _same(f"the gradient of embedding {i}, turned back,", before, after @ turn.T, how)
+
+
+def grad_cache_is_full_batch(
+    subject: Subject, data: Sequence[Datum], outputs: OutputLists, seed: int, chunk: int
+) -> None:
+    """An encoder's gradient in one pass is that in two: embeddings without graph, then forward again, `chunk` texts at a time.
+
+    Gao et al. 2021, arXiv:2101.06983. The encoder is tanh(x W + b), its features drawn with `seed`.
+    """
+    features, weight, bias = (_normal(seed, *shape) for shape in ((len(data), FEATURES), _WEIGHT, (EMBEDDING_WIDTH,)))
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+
+    def encoded(rows: Tensor) -> Tensor:
+        return torch.tanh(rows @ weight + bias)
+
+    def value_of(embeddings: Tensor) -> Tensor:
+        total, _ = terms(subject.loss, data, {"embeddings": list(embeddings)})
+        return total / subject.loss.count(data)
+
+    in_one_pass = torch.autograd.grad(value_of(encoded(features)), parameters)
+    with torch.no_grad():
+        kept = encoded(features)
+    leaf = kept.requires_grad_()
+    (slopes,) = torch.autograd.grad(value_of(leaf), leaf)
+    in_two = [torch.zeros_like(p) for p in parameters]
+    for rows, slope in zip(features.split(chunk), slopes.split(chunk), strict=True):
+        parts = torch.autograd.grad(encoded(rows), parameters, slope)
+        in_two = [total + part for total, part in zip(in_two, parts, strict=True)]
+    for name, once, twice in zip(("weights", "biases"), in_one_pass, in_two, strict=True):
+        _same(f"the gradient of the encoder's {name}", once, twice, f"in two passes, {chunk} texts at a time")
+
+
+_WEIGHT = (FEATURES, EMBEDDING_WIDTH)
+
+
+def _as_claimed(subject: Subject, law: str) -> Subject:
+    own = subject.claims[law].get("own")
+    return replace(subject, loss=get_loss(subject.loss, **own)) if own else subject
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _same(what: str, before: Tensor, after: Tensor, how: str) -> None:
+    largest = max(1.0, float(before.abs().max()))
+    if not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * largest):
+        raise LossCheckError(f"{what} changed from {shown(before)} to {shown(after)} {how}")
+
+
+@st.composite
+def _with_factors(draw: Any, subject: Subject) -> Mapping[str, Any]:
+    example = draw(protocol.batches(subject))
+    count = len(example["data"])
+    return {**example, "factors": draw(st.lists(st.sampled_from(FACTORS), min_size=count, max_size=count))}
+
+
+@st.composite
+def _with_seed(draw: Any, subject: Subject) -> Mapping[str, Any]:
+    return {**draw(protocol.batches(subject)), "seed": draw(st.integers(0, 2**16))}
+
+
+@st.composite
+def _with_chunk(draw: Any, subject: Subject) -> Mapping[str, Any]:
+    return {**draw(_with_seed(subject)), "chunk": draw(st.integers(1, 3))}
+
+
+CHECKS = (
+    claim(scale_invariance, _with_factors),
+    claim(rotation_invariance, _with_seed),
+    claim(grad_cache_is_full_batch, _with_chunk),
+)

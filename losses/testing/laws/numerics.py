@@ -1,0 +1,230 @@
+"""Numbers: gradients are derivatives, extremes stay finite, low precision is raised before it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ....datums.errors import LossCheckError
+from ....datums.types import Datum, TensorData
+from .. import checks as protocol
+from ..checks import Check, active_positions, copied
+from ..evaluation import Evaluation, evaluate, leaves, shown
+from ..loss_under_test import OutputLists, Subject, terms
+
+STEP = 1e-6
+#: Slopes to the left and right that differ by more than this share of them: a kink lies within STEP.
+KINK = 1e-4
+#: exp(88.7) overflows float32, exp(710) float64.
+LOG_RATIOS = (20.0, 88.0, 89.0, 1e4)
+EXTREME_EMBEDDINGS = (0.0, 1e4)
+
+
+def gradient(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """The gradient is the derivative, by central differences in float64.
+
+    A coordinate is passed over where the slopes over ±1e-6 differ by more than 1e-4 of them, for a kink lies there.
+    What the loss detaches, or computes under no_grad, is held at its value, as autograd holds it.
+    """
+    whole = evaluate(subject, data, outputs)
+    stopped = _StoppedValues()
+    middle = _value(subject, data, outputs, stopped)
+    for name, tensors in outputs.items():
+        for i, tensor in enumerate(tensors):
+            for at in range(tensor.numel()):
+                found = float(whole.gradients[name][i].reshape(-1)[at])
+                up, down = (_moved(subject, data, outputs, name, i, at, side, stopped) for side in (STEP, -STEP))
+                if name == "logprobs" and float(tensor.reshape(-1)[at]) > -STEP and not math.isfinite(up):
+                    continue  # above 0 there are no log-probabilities, so a loss need not be defined there
+                _compare_slopes(found, middle, up, down, f"datum {i}'s {name} at {at}")
+
+
+def extreme_logprobs(subject: Subject, data: Sequence[Datum], outputs: OutputLists, at: int) -> None:
+    """One token's log-ratio of ±20, ±88, ±89 or ±1e4 leaves loss and gradients finite, and other tokens' gradients alone.
+
+    In float32. Embeddings: one of them zero or ±1e4 throughout. at: which of the active positions, or which embedding.
+    """
+    base = evaluate(subject, data, outputs, torch.float32)
+    for size in LOG_RATIOS if subject.reads_tokens else EXTREME_EMBEDDINGS:
+        for grows in (True, False):
+            changed, filled, place = with_extreme(subject, data, outputs, at, size, grows)
+            extreme = evaluate(subject, changed, filled, torch.float32)
+            what = f"{place} is {'+' if grows else '-'}{size:g}"
+            _check_finite(extreme, what)
+            if subject.couples == "token" and subject.reads_tokens:
+                _same_elsewhere(base.gradients, extreme.gradients, active_positions(data)[at], what)
+
+
+def dtype(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """bfloat16 and float16 outputs are computed in float32, and float32 is within 1e-5 of float64."""
+    exact = evaluate(subject, data, outputs)
+    single = evaluate(subject, data, outputs, torch.float32)
+    # To first order float32 moves the loss by its rounding times this.
+    scale = max(1.0, abs(float(exact.value)))
+    for name, gradients in exact.gradients.items():
+        scale += sum(float((g.abs() * (1 + x.abs())).sum()) for g, x in zip(gradients, outputs[name], strict=True))
+    if not abs(float(exact.value) - float(single.value)) <= 1e-5 * scale:
+        raise LossCheckError(f"the loss is {shown(single.value)} in float32, but {shown(exact.value)} in float64")
+    for low in (torch.bfloat16, torch.float16):
+        halves = leaves(outputs, low)
+        total, _ = terms(subject.loss, data, halves)
+        raised, _ = terms(subject.loss, data, {n: [t.float() for t in tensors] for n, tensors in halves.items()})
+        if total.dtype in (torch.bfloat16, torch.float16) or not torch.equal(total, raised):
+            raise LossCheckError(
+                f"from {low} outputs the total is {shown(total)} in {total.dtype}; computed in float32 it is {shown(raised)}"
+            )
+
+
+class _StoppedValues(TorchFunctionMode):
+    """Records what is detached, or computed without a graph; entered again, gives the recorded values back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: list[Tensor] = []
+        self.replayed = -1
+
+    def __enter__(self) -> Any:
+        self.replayed = 0 if self.recorded else -1
+        return super().__enter__()
+
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        stops = getattr(function, "__name__", "") == "detach" or not torch.is_grad_enabled()
+        if not stops or not isinstance(result, Tensor):
+            return result
+        if self.replayed < 0:
+            self.recorded.append(result.clone())
+            return result
+        self.replayed += 1
+        if self.replayed > len(self.recorded) or self.recorded[self.replayed - 1].shape != result.shape:
+            return result
+        return self.recorded[self.replayed - 1].clone()
+
+
+def _value(subject: Subject, data: Sequence[Datum], outputs: OutputLists, stopped: _StoppedValues) -> float:
+    """The loss, with what it stops from having a gradient held as it was first seen."""
+    with stopped:
+        total, _ = terms(subject.loss, data, copied(outputs))
+    return float((total / subject.loss.count(data)).detach())
+
+
+def _moved(
+    subject: Subject,
+    data: Sequence[Datum],
+    outputs: OutputLists,
+    name: str,
+    datum: int,
+    at: int,
+    step: float,
+    stopped: _StoppedValues,
+) -> float:
+    """The loss with one coordinate moved by `step`."""
+    moved = copied(outputs)
+    moved[name][datum].reshape(-1)[at] += step
+    return _value(subject, data, moved, stopped)
+
+
+def _compare_slopes(found: float, middle: float, up: float, down: float, place: str) -> None:
+    right, left = (up - middle) / STEP, (middle - down) / STEP
+    rounding = 16 * torch.finfo(torch.float64).eps * max(abs(up), abs(middle), abs(down)) / STEP
+    tolerance = KINK * max(1.0, abs(right), abs(left)) + rounding
+    if abs(right - left) > tolerance:
+        return
+    if not abs(found - (right + left) / 2) <= tolerance:
+        raise LossCheckError(
+            f"the gradient of {place} is {found:.9g}, but finite differences give {(right + left) / 2:.9g}"
+        )
+
+
+def with_extreme(
+    subject: Subject, data: Sequence[Datum], outputs: OutputLists, at: int, size: float, grows: bool
+) -> tuple[list[Datum], OutputLists, str]:
+    """The same with one log-ratio (or embedding) of ±size, and where that is."""
+    filled = copied(outputs)
+    if not subject.reads_tokens:
+        filled["embeddings"][at].fill_(size if grows else -size)
+        return list(data), filled, f"embedding {at}"
+    i, t = active_positions(data)[at]
+    references = [key for one in subject.reads for key in one.keys if key.endswith("logprobs")]
+    if subject.is_batch_style:
+        references = [key for key in data[i].loss_fn_inputs if key.endswith("logprobs")]
+    carried = dict(data[i].loss_fn_inputs)
+    grows = grows and any(key in carried for key in references)
+    for key in references:
+        if key in carried:
+            array = carried[key].to_numpy().copy()
+            array[t] = np.where(array[t] == -np.inf, -np.inf, _extreme(array[t].shape, size if grows else 0))
+            carried[key] = TensorData(array)
+    if "logprobs" in filled:
+        own = filled["logprobs"][i]
+        own[t] = torch.from_numpy(_extreme(own[t].shape, 0 if grows else size))
+    changed = [Datum(d.model_input, carried) if j == i else d for j, d in enumerate(data)]
+    return changed, filled, f"the log-ratio of datum {i} at position {t}"
+
+
+def _extreme(shape: tuple[int, ...], size: float) -> np.ndarray:
+    """-0.5, lowered by `size`; of several tokens together exp(-0.5), and the first of them lowered."""
+    values = np.full(shape, -0.5 - np.log(max(1, int(np.prod(shape)))))
+    values.reshape(-1)[0] -= size
+    return values
+
+
+def _check_finite(evaluation: Evaluation, what: str) -> None:
+    if not math.isfinite(float(evaluation.value)):
+        raise LossCheckError(f"the loss is {float(evaluation.value)} when {what}")
+    for name, tensors in evaluation.gradients.items():
+        for i, tensor in enumerate(tensors):
+            if not bool(torch.isfinite(tensor).all()):
+                raise LossCheckError(f"the gradient of datum {i}'s {name} is {shown(tensor)} when {what}")
+
+
+def _same_elsewhere(before: OutputLists, after: OutputLists, place: tuple[int, int], what: str) -> None:
+    for name, tensors in before.items():
+        for i, (a, b) in enumerate(zip(tensors, after[name], strict=True)):
+            others = torch.ones(len(a), dtype=torch.bool)
+            if i == place[0]:
+                others[place[1]] = False
+            if not torch.allclose(a[others], b[others], rtol=1e-5, atol=1e-6):
+                raise LossCheckError(
+                    f"the gradient of other tokens of datum {i} went from {shown(a[others])} to {shown(b[others])} when "
+                    f"{what}, though the loss couples no tokens"
+                )
+
+
+@st.composite
+def _with_position(draw: Any, subject: Subject) -> dict[str, Any]:
+    example = draw(protocol.batches(subject))
+    count = len(active_positions(example["data"])) if subject.reads_tokens else len(example["data"])
+    return {**example, "at": draw(st.integers(0, count - 1))}
+
+
+@st.composite
+def with_size(draw: Any, subject: Subject) -> dict[str, Any]:
+    """Arguments of `with_extreme`."""
+    sizes = st.sampled_from(LOG_RATIOS if subject.reads_tokens else EXTREME_EMBEDDINGS)
+    return {**draw(_with_position(subject)), "size": draw(sizes), "grows": draw(st.booleans())}
+
+
+@st.composite
+def _off_the_grid(draw: Any, subject: Subject) -> dict[str, Any]:
+    """Outputs with more digits than bfloat16 holds."""
+    example = draw(protocol.batches(subject))
+    return {**example, "outputs": {n: [t * 0.997 for t in tensors] for n, tensors in example["outputs"].items()}}
+
+
+def _skip_batch_style(subject: Subject) -> str:
+    return "fn(data, logprobs_list) is handed the tensors as they are" if subject.is_batch_style else ""
+
+
+CHECKS = (
+    Check("gradient", gradient, lambda subject: protocol.batches(subject, max_units=3, max_length=3)),
+    Check("extreme_logprobs", extreme_logprobs, _with_position),
+    Check("dtype", dtype, _off_the_grid, _skip_batch_style),
+)

@@ -1,0 +1,1 @@
+"""Tracing a loss to a torch.fx graph of one datum."""

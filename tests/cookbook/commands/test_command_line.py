@@ -1,0 +1,379 @@
+"""The command line: what a user types, and what a mistake in it gives back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from lossbook import describe_loss
+from lossbook.cookbook import sft
+from lossbook.cookbook.cli import COMMANDS, main
+from lossbook.cookbook.run.runs import read_settings
+from lossbook.datums.errors import UnknownLossError
+from lossbook.losses import list_presets, registry
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+
+
+def honest(logprobs: Tensor) -> Tensor:
+    """A loss that keeps the laws."""
+    return -logprobs
+
+
+def in_the_hosted_signature(data: Any, logprobs_list: Any) -> Any:
+    """A loss whose reads nobody knows."""
+    return -sum(logprobs.sum() for logprobs in logprobs_list), {}
+
+
+def reduces_itself(logprobs: Tensor) -> Tensor:
+    """A loss that breaks its contract."""
+    return -logprobs.mean()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"prompt": "2 + 3 = ", "completion": "5"}\n' * 4)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` appends the working directory to sys.path and may set environment variables."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(" ".join(name) in shown and command.summary in shown for name, command in COMMANDS.items())
+    assert main(["losses"]) == 2
+    shown = capsys.readouterr().out
+    assert "losses show" in shown
+    assert "train sft" not in shown
+
+
+def test_the_top_level_help_imports_neither_the_trainers_nor_the_recipes_libraries() -> None:
+    heavy = "transformers peft matplotlib hypothesis reasoning_gym tyro"
+    code = f"import sys; from lossbook.cookbook.cli import main; main(['--help']); assert not {{*{heavy.split()}}} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["quikstart"], "lossbook quickstart"),
+        (["losses", "lst"], "lossbook losses list"),
+        (["trian", "sft"], "lossbook train sft"),
+    ],
+)
+def test_a_misspelt_command_exits_with_2_and_the_likeliest_one(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--learning-rte", "0.1"], "--learning-rate"),
+        (["--truncation", "rihgt"], "'right'"),
+        (["--rank", "many"], "--rank"),
+        (["--rank", "0"], "greater than or equal to 1"),
+        ([], "choose one of --data FILE and --task NAME"),
+    ],
+)
+def test_a_mistake_in_a_flag_exits_with_2_and_names_it(
+    flags: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "sft", *flags]) == 2
+    shown = capsys.readouterr().err
+    assert hint in shown
+    assert "Traceback" not in shown
+    assert "errors.pydantic.dev" not in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (
+            ["--loss", "cross_entrpy"],
+            2,
+            "UnknownLossError: no loss is registered as 'cross_entrpy'. Did you mean 'cross",
+        ),
+        (
+            ["--loss-config", "reductoin", "sum"],
+            2,
+            "LossConfigError: cross_entropy has no setting 'reductoin'. Did you",
+        ),
+        (["--data", "nowhere.jsonl"], 1, "DataFileError: nowhere.jsonl: cannot be read: No such file or directory"),
+        (["--max-length", "3"], 1, "TruncationError: train.jsonl, line 1: 10 tokens are longer than max_length=3"),
+    ],
+)
+def test_an_error_of_lossbook_is_one_line_without_a_traceback(
+    flags: list[str], code: int, message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "sft", "--data", str(data), "--out", str(tmp_path / "run"), *flags]
+    assert main(words) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+def test_debug_keeps_the_traceback() -> None:
+    with pytest.raises(UnknownLossError):
+        main(["losses", "show", "ppoo", "--debug"])
+
+
+def test_flags_override_the_config_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'data = "{data}"\nsteps = 1\nrank = 2\nseed = 3\nloss_config = {{ reduction = "sum" }}\n')
+    assert main(["train", "sft", "--config", str(file), "--out", str(tmp_path / "run"), "--seed", "5"]) == 0
+    settings = read_settings(tmp_path / "run")
+    assert (settings["seed"], settings["rank"], settings["loss_config"]) == (5, 2, {"reduction": "sum"})
+
+
+def test_the_settings_that_a_run_saved_begin_it_again(data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", "sft", "--data", str(data), "--steps", "1", "--out", str(first)]) == 0
+    assert main(["train", "sft", f"--config={first / 'config.json'}", "--out", str(second)]) == 0
+    assert read_settings(second) == {**read_settings(first), "out": str(second)}
+    assert main(["train", "sft", "--config", str(second / "config.json"), "--steps", "2", "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat = 1.0", "no setting is called 'learning_rat'. Did you mean 'learning_rate'?"),
+        ('rank = "many"', "rank = 'many': Input should be a valid integer"),
+        ("rank = 0", "rank = 0: Input should be greater than or equal to 1"),
+        ("rank = ", "not TOML"),
+    ],
+)
+def test_a_mistake_in_a_config_file_exits_with_2_and_names_file_and_key(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    assert main(["train", "sft", "--config", str(file)]) == 2
+    shown = capsys.readouterr().err
+    assert "run.toml" in shown
+    assert message in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.json", "[1]", "must hold names and values"), ("b.json", "{", "not JSON"), ("c.toml", None, "cannot be read")],
+)
+def test_a_config_file_that_is_none_is_an_error(
+    name: str, content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert main(["train", "sft", "--config", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_example_config_file_holds_valid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[sft.SFTConfig] = []
+    monkeypatch.setattr(sft, "main", taken.append)
+    assert main(["train", "sft", "--config", str(EXAMPLES / "sft.toml")]) == 0
+    assert taken[0].task == "letter_counting"
+
+
+def test_losses_are_listed_a_line_each_under_their_families_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "list"]) == 0
+    shown, _, not_offered = capsys.readouterr().out.partition("\nnot offered (")
+    assert "stable_reinforce" in not_offered
+    head, *lines = shown.splitlines()
+    assert head.startswith(f"{len(registry.list_losses())} losses, {len(list_presets())} presets")
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == registry.list_losses()
+    families = {line.split()[0]: int(line.split("(")[1][:-1]) for line in lines if line and not line.startswith(" ")}
+    assert sum(families.values()) == len(registry.list_losses())
+    assert {"embedding", "policy", "preference", "supervised"} <= {*families}
+    assert next(line for line in lines if line.split()[:1] == ["ppo"]).endswith(describe_loss("ppo").formula)
+
+
+def test_presets_are_listed_a_line_each_under_their_systems(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "list", "--presets"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{len(list_presets())} presets; ")
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list_presets()
+    assert "tinker:ppo" in next(line for line in lines if "ppo(reduction='sum', clip_low=0.8" in line)
+    assert main(["losses", "list", "--presets", "--json"]) == 0
+    assert [preset["name"] for preset in json.loads(capsys.readouterr().out)] == list_presets()
+
+
+def test_a_preset_is_shown_with_its_own_settings_and_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "tinker:cispo"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("tinker:cispo: cispo with clip_low=0.0, clip_high=4.0, reduction='sum'\nread from: Tinker")
+    assert "  clip_high    4.0" in shown
+    assert main(["losses", "show", "tinker:cispo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["preset"]["loss"] == "cispo"
+
+
+def test_a_preset_of_several_losses_is_shown_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "prime:default"]) == 0
+    shown = capsys.readouterr().out
+    assert "\ndppo\n" in shown
+    assert "\nsampler_kl\n" in shown
+    assert main(["losses", "show", "prime:default", "--json"]) == 0
+    assert [part["name"] for part in json.loads(capsys.readouterr().out)["parts"]] == ["dppo", "sampler_kl"]
+    assert main(["losses", "diff", "prime:default", "dppo"]) == 0
+    assert "plus sampler_kl" in capsys.readouterr().out
+
+
+def test_losses_in_a_terminal_are_cut_to_its_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["losses", "list"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 60
+    assert all(line.endswith("…") for line in lines if len(line) == 60)
+
+
+def test_the_cards_of_all_losses_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "list", "--json"]) == 0
+    cards = json.loads(capsys.readouterr().out)
+    assert [card["name"] for card in cards] == registry.list_losses()
+    assert {card["family"] for card in cards} >= {"policy", "preference"}
+
+
+def test_a_broken_plug_in_is_listed_and_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = EntryPoint(name="broken_plug_in", value="no_such_module_anywhere:loss", group=registry.PLUGIN_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(registry, "_plugins_loaded", False)
+    monkeypatch.setattr(registry, "_plugin_errors", {})
+    assert main(["losses", "list"]) == 0
+    shown = capsys.readouterr()
+    assert "cross_entropy" in shown.out
+    assert "plug-in 'broken_plug_in' failed to load: ModuleNotFoundError" in shown.err
+
+
+def test_a_loss_is_shown_with_formula_settings_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "ppo"]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("min(r A, clip(r) A)", "clip_high    1.2", "arXiv:1707.06347"))
+    assert "over the log-ratio to the sampler (nats)" in shown
+
+
+def test_a_card_as_json_has_the_points_of_its_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "show", "ppo", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["settings"]["clip_high"] == {
+        "name": "clip_high",
+        "type": "float",
+        "default": 1.2,
+        "bounds": "at least 1",
+        "required": False,
+    }
+    assert [line["label"] for line in card["curve"]["lines"]] == ["A = +1", "A = -1"]
+
+
+def test_a_loss_of_the_users_has_a_card_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    assert main(["losses", "show", f"{Path(__file__).stem}:honest"]) == 0
+    assert capsys.readouterr().out.startswith("honest\n  A loss that keeps the laws.\n")
+    assert main(["losses", "show", f"{Path(__file__).stem}:in_the_hosted_signature", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curve"] is None
+
+
+def test_two_losses_are_set_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "diff", "ppo", "importance_sampling"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("A  ppo\nB  importance_sampling\n\nthey differ in\n")
+    assert "A -0.227407  B -0.443467" in shown
+    assert main(["losses", "diff", "ppo", "importance_sampling", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reduced"] == [["sum", pytest.approx(-0.227407, abs=1e-6), pytest.approx(-0.443467, abs=1e-6)]]
+    assert main(["losses", "diff", "ppo", "ppoo"]) == 2
+    assert "Did you mean 'ppo'?" in capsys.readouterr().err
+
+
+def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    here = Path(__file__).stem
+    assert main(["losses", "check", f"{here}:honest", "--examples", "2"]) == 0
+    assert main(["losses", "check", f"{here}:reduces_itself", "--examples", "2"]) == 1
+    assert "failed" in capsys.readouterr().out
+    assert main(["losses", "check"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("law", "code", "said"),
+    [
+        pytest.param('value_at_reference={"value": 1.5}', 1, "the loss is 0.69", id="a law that it breaks"),
+        pytest.param(
+            'value_at_reference={"value": 0.6931471805599453}',
+            0,
+            "passed   value_at_reference",
+            id="a law that it keeps",
+        ),
+        pytest.param("value_at_refrence", 1, "Did you mean 'value_at_reference'?", id="a misspelt law"),
+        pytest.param("value_at_reference={", 2, "the settings are not JSON", id="settings that are no JSON"),
+        pytest.param("value_at_reference=1", 2, "settings are a JSON object", id="settings without names"),
+    ],
+)
+def test_a_loss_can_be_held_to_a_law_of_its_family(
+    law: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["losses", "check", "dpo", "--examples", "2", "--law", law]) == code
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
+
+
+def test_data_are_shown_with_what_is_learned(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", str(data), "--count", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "train.jsonl, line 1: 10 tokens, 2 learned" in shown
+    assert "«5" in shown
+    assert "line 2" not in shown
+
+
+def test_a_loss_in_a_file_beside_the_user_is_found(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loss_beside_the_user.py").write_text("def plain(logprobs):\n    return -logprobs\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "sft", "--data", str(data), "--steps", "1", "--loss", "loss_beside_the_user:plain"]
+    assert main(words) == 0
+    assert json.loads((tmp_path / "runs" / "sft" / "config.json").read_text())["loss"] == "loss_beside_the_user:plain"
+
+
+def test_a_loss_in_a_file_beside_the_user_is_checked_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "def plain(logprobs, advantages):\n    return -advantages * logprobs\n"
+    (tmp_path / "bare_loss_beside_the_user.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    name = "bare_loss_beside_the_user:plain"
+    assert main(["losses", "check", name, "--examples", "2", "--law", "on_policy_is_reinforce"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("plain: 15 passed, 1 skipped\n")
+    assert "passed   order: The order of datums" in shown
+    assert main(["losses", "diff", name, "reinforce"]) == 0
+    assert "sum  A 0.85  B 0.85" in capsys.readouterr().out
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    def interrupted(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "main", interrupted)
+    assert main(["train", "sft", "--data", str(data)]) == 130

@@ -1,0 +1,175 @@
+"""Each diagnostic speaks up on a curve that shows its trouble, and is silent on a healthy one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lossbook.cookbook.diagnose.diagnostics import DIAGNOSTICS, diagnose
+from lossbook.cookbook.diagnose.history import History
+
+STEPS = 50
+
+
+def run(settings: dict[str, Any] | None = None, **curves: Callable[[int], float] | Sequence[float] | float) -> History:
+    """A run of STEPS steps whose numbers are functions of the step."""
+    rows = [
+        {"step": t, **{key: float(curve(t) if callable(curve) else curve) for key, curve in curves.items()}}
+        for t in range(1, STEPS + 1)
+    ]
+    return History(rows, settings or {})
+
+
+def wave(t: int) -> float:
+    """Something between -1 and 1 that looks like noise."""
+    return math.sin(7.3 * t * t)
+
+
+def line(start: float, end: float, noise: float = 0.0) -> Callable[[int], float]:
+    """From start to end over the run."""
+    return lambda t: start + (end - start) * (t - 1) / (STEPS - 1) + noise * wave(t)
+
+
+SEVERAL_UPDATES = {"minibatches": 4, "passes": 1}
+HEALTHY = {
+    "sft": run(
+        {"loss": "cross_entropy"},
+        loss=line(2.5, 0.8, 0.1),
+        nll=line(2.5, 0.8, 0.1),
+        held_out_nll=line(2.6, 1.1, 0.01),
+        grad_norm=line(2.0, 0.6, 0.3),
+        grad_norm_clipped=lambda t: min(line(2.0, 0.6, 0.3)(t), 1.0),
+    ),
+    "rl": run(
+        SEVERAL_UPDATES,
+        loss=lambda t: 0.1 * wave(t),
+        reward=line(0.2, 0.8, 0.1),
+        held_out_score=line(0.2, 0.8),
+        ref_kl=line(0.0, 0.05, 0.01),
+        clip_fraction=lambda t: 0.05 + 0.03 * wave(t),
+        sampler_entropy=line(1.5, 0.9, 0.1),
+        mismatch_k3=3e-5,
+        zero_advantage_groups=line(0.3, 0.5, 0.1),
+        truncated_fraction=0.05,
+        response_length=line(40, 60, 3),
+        grad_norm=lambda t: 0.5 + 0.2 * wave(t),
+    ),
+    "rl with one update a step": run(
+        {"minibatches": 1, "passes": 1, "off_policy_steps": 0}, reward=line(0.2, 0.8, 0.1), clip_fraction=0.0
+    ),
+    "dpo": run(
+        {"loss": "dpo"},
+        loss=line(0.69, 0.4, 0.02),
+        accuracy=line(0.5, 0.8, 0.05),
+        chosen_reward=line(0.0, 0.4, 0.05),
+        rejected_reward=line(0.0, -0.6, 0.05),
+    ),
+    "embed": run(
+        {"loss": "info_nce"}, loss=line(math.log(8), 0.5, 0.05), datums=16.0, in_batch_recall_at_1=line(0.2, 0.9)
+    ),
+}
+#: diagnostic, what the title says, and a run that it must see it in.
+TROUBLE = [
+    ("not finite", run(loss=lambda t: math.nan if t == 30 else 1.0)),
+    ("not finite", run(grad_norm=lambda t: math.inf if t > 30 else 1.0)),
+    ("spikes", run(grad_norm=lambda t: 12.0 if t == 40 else 1.0 + 0.3 * wave(t))),
+    ("Every gradient is clipped", run(grad_norm=5.0, grad_norm_clipped=1.0)),
+    ("training data alone", run(nll=line(2.5, 0.1), held_out_nll=lambda t: 1.5 + abs(t - 20) / 50)),
+    ("the model gets worse", run(loss=line(0.1, 0.0), nll=line(5, 8), held_out_nll=line(6, 7))),
+    ("the model gets worse", run(loss=line(0.1, 0.0), held_out_nll=line(6, 7))),
+    ("runs away", run(ref_kl=line(0.0, 0.5), response_length=60.0, reward=line(0, 1))),
+    ("runs away", run(ref_kl=line(0.0, 0.2))),
+    ("Many tokens are clipped", run(clip_fraction=line(0.1, 0.5))),
+    ("Many tokens are clipped", History([{"step": t, "ppo/clip_fraction": 0.6} for t in range(20)])),
+    ("clip never binds", run(SEVERAL_UPDATES, clip_fraction=0.0)),
+    ("clip never binds", run({"off_policy_steps": 1}, clip_fraction=0.0)),
+    ("Entropy collapses", run(sampler_entropy=lambda t: 2 * math.exp(-t / 8), reward=line(0, 1))),
+    ("not the same policy", run(mismatch_k3=lambda t: 0.02 + 0.005 * wave(t))),
+    ("not the same policy", run(mismatch_k1=lambda t: -0.3)),
+    ("Most groups teach nothing", run(zero_advantage_groups=line(0.5, 1.0))),
+    ("reward never changes", run(reward=0.0)),
+    ("cut off", run(truncated_fraction=line(0.1, 0.6))),
+    ("change their length", run(response_length=line(30, 90))),
+    ("change their length", run(response_length=line(90, 30))),
+    ("Chosen answers become less likely", run(chosen_reward=line(0, -2, 0.1), rejected_reward=line(0, -4, 0.1))),
+    (
+        "Chosen answers become less likely",
+        run(held_out_chosen_change=line(0, -5), held_out_rejected_change=line(0, -9)),
+    ),
+    (
+        "tell nothing apart",
+        run({"loss": "info_nce"}, loss=lambda t: math.log(8) + 0.05 * wave(t), datums=16.0, in_batch_recall_at_1=0.13),
+    ),
+]
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_gives_no_finding(name: str) -> None:
+    assert diagnose(HEALTHY[name]) == []
+
+
+@pytest.mark.parametrize(("title", "history"), TROUBLE)
+def test_a_run_in_trouble_is_told_what_and_what_to_do_and_why(title: str, history: History) -> None:
+    (finding,) = diagnose(history)
+    assert title in finding.title
+    assert finding.seen
+    assert finding.do
+    assert finding.why
+
+
+def test_every_diagnostic_has_a_run_that_it_sees_trouble_in() -> None:
+    silent = [check.__name__ for check in DIAGNOSTICS if not any(check(history) for _, history in TROUBLE)]
+    assert silent == []
+
+
+def test_the_worst_comes_first() -> None:
+    found = diagnose(run(grad_norm=5.0, grad_norm_clipped=1.0, clip_fraction=0.5, loss=math.nan))
+    assert [finding.level for finding in found] == ["problem", "warning", "note"]
+
+
+@pytest.mark.parametrize(
+    ("name", "history"),
+    [
+        ("an early bump is no spike of later steps", run(grad_norm=lambda t: 20.0 if t < 4 else 1.0)),
+        (
+            "clipped in the first half only",
+            run(grad_norm=line(2, 0), grad_norm_clipped=lambda t: min(line(2, 0)(t), 1)),
+        ),
+        ("held-out loss at its best at the end", run(nll=line(2, 1), held_out_nll=line(3, 1))),
+        ("both rise: the data changed, not the fit", run(nll=line(1, 2), held_out_nll=line(1, 2))),
+        ("far from its reference but coming back", run(ref_kl=line(0.5, 0.2))),
+        ("the rejected fall, the chosen hardly", run(chosen_reward=line(0, -0.1), rejected_reward=line(0, -4))),
+        ("nothing can be said about three steps", History([{"step": t, "clip_fraction": 1.0} for t in range(3)])),
+        ("scores of a reward model", run(chosen_reward=line(0, -2), rejected_reward=line(0, -4), score_min=-5.0)),
+        ("nothing was recorded", History([])),
+        ("a mean of nothing is not broken", run(ref_kl=math.nan, nll=1.0)),
+    ],
+)
+def test_what_looks_alike_but_is_none_is_left_alone(name: str, history: History) -> None:
+    assert diagnose(history) == []
+
+
+def test_a_fifth_of_a_curve_is_its_beginning_and_its_end() -> None:
+    series = History([{"step": t, "loss": v} for t, v in enumerate([1, 3, 5, 5, 5, 5, 5, math.nan, 5, 7, 9])]).series(
+        "loss"
+    )
+    assert (series.early, series.late, series.last) == (2.0, 8.0, 9.0)
+    np.testing.assert_array_equal(series.steps, [0, 1, 2, 3, 4, 5, 6, 8, 9, 10])
+
+
+def test_the_guide_lists_every_finding() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| ([A-Z][^|]*?) \|", guide, re.MULTILINE))
+    assert listed == {finding.title for _, history in TROUBLE for finding in diagnose(history)}
+
+
+def test_the_guides_example_runs() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/reports.md", "exec"), {})

@@ -1,0 +1,272 @@
+"""A report is one page that needs nothing beside it, shows what was recorded, and runs no code but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lossbook as lb
+from lossbook.cookbook.cli import main
+from lossbook.cookbook.inspect.token_records import record_loss, record_sequences
+from lossbook.cookbook.reports.charts import MOST_POINTS, chart_html, ticks
+from lossbook.cookbook.reports.markup import json_block, text
+from lossbook.cookbook.reports.page import report_page
+from lossbook.cookbook.run.runs import Run, open_run
+from lossbook.datums.errors import DataFileError, RunError
+from lossbook.trainer.responses import ForwardBackwardOutput
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`${alert(3)}"
+
+
+class Tokenizer:
+    """Each id is a letter; 0 is an attack."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(EVIL if i == 0 else chr(96 + i) for i in ids)
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem is None:
+            self.words.append(data)
+
+
+def make_run(folder: Path, **settings: Any) -> Path:
+    """A short policy run with everything a folder can hold."""
+    run = open_run(folder, {"loss": "ppo", "model": "tiny", "loss_config": {"clip_high": 1.28}, **settings})
+    run.write("data_report.json", json.dumps({"rows": 6, "problems": {"too long": {"count": 1}}}))
+    datum = lb.Datum(
+        lb.ModelInput.from_ints([1, 2, 0]),
+        {
+            "target_tokens": [2, 0, 4],
+            "weights": [0.0, 1.0, 1.0],
+            "sampling_logprobs": [-1.0, -1.0, -1.5],
+            "advantages": [1.0, 1.0, 1.0],
+        },
+    )
+    output = ForwardBackwardOutput([{"logprobs": lb.TensorData(np.array([0, -1, -1], np.float32))}])
+    loss = lb.get_loss("ppo", clip_high=1.28, reduction="token-mean")
+    record_loss(run, loss)
+    for step in range(1, 13):
+        run.log(
+            step, {"loss": 1 / step, "reward": step / 12, "clip_fraction": 0.9, "grad_norm": 1.0, "response_tokens": 2}
+        )
+        if step in (1, 12):
+            record_sequences(run, step, loss, [datum], output, Tokenizer())
+    run.append("samples.jsonl", {"step": 12, "prompt": "2 + 3?", "answer": EVIL, "reward": 1.0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "first", data=EVIL)
+    return report_page({EVIL: folder})
+
+
+def test_nothing_from_data_becomes_markup(page: str) -> None:
+    found = Tags(page)
+    assert [tag for tag, _ in found.tags].count("script") == 2  # the page's data, and its own script
+    assert not any(tag in ("img", "iframe", "object", "link", "a", "form") for tag, _ in found.tags)
+    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
+    assert "alert(1)" in "".join(found.words)  # it is there to be read
+
+
+def test_the_page_asks_for_nothing(page: str) -> None:
+    for _, attributes in Tags(page).tags:
+        assert not {"src", "href", "srcset", "action"}.intersection(attributes)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|import\(", page)
+
+
+def test_its_policy_allows_its_own_script_alone(page: str) -> None:
+    (policy,) = [a["content"] or "" for tag, a in Tags(page).tags if a.get("http-equiv") == "Content-Security-Policy"]
+    own = re.findall(r"<script>(.*?)</script>", page, re.S)
+    assert len(own) == 1
+    digest = base64.b64encode(hashlib.sha256(own[0].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert f"script-src 'sha256-{digest}';" in policy
+
+
+def test_it_says_what_was_recorded(page: str) -> None:
+    words = html.unescape(re.sub(r"<[^>]*>", " ", page))
+    for said in (
+        "Many tokens are clipped",  # a diagnostic
+        "arXiv:1707.06347 eq. 7",  # its source, and the loss's
+        "ppo(reduction='token-mean', clip_low=0.8, clip_high=1.28",  # the loss as it was trained
+        "step 12: sequence 1 of 1",
+        "problems: too long: count",
+        "2 + 3?",
+    ):
+        assert said in words
+
+
+def test_the_data_of_the_script_are_the_curves(page: str) -> None:
+    (written,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    data = json.loads(written)
+    assert page.count('<figure class="chart">') == len(data["charts"])
+    (reward,) = [c for chart in data["charts"] for c in chart["curves"] if c["label"] == "reward"]
+    assert reward["steps"] == list(range(1, 13))
+    assert reward["values"][-1] == 1.0
+
+
+def test_each_recorded_step_has_a_button_and_its_sequences(page: str) -> None:
+    assert re.findall(r'<button type="button" data-step="(\d+)"', page) == ["1", "12"]
+    assert re.findall(r'<div class="step" data-step="(\d+)"', page) == ["1", "12"]
+    assert page.count('class="tv-sequence"') == 2
+
+
+def test_a_clipped_token_has_no_gradient_colour_and_the_other_has_one(page: str) -> None:
+    tips = [html.unescape(tip) for tip in re.findall(r'data-tip="([^"]*)"', page)]
+    clipped = next(tip for tip in tips if tip.startswith("token 4"))  # ratio exp(0.5) = 1.65, beyond 1.28
+    assert "ratio 1.649" in clipped
+    assert "gradient 0" in clipped.splitlines()
+    assert any("gradient -0.5" in tip.splitlines() for tip in tips)
+
+
+def test_several_runs_share_their_curves_and_show_what_differs(tmp_path: Path) -> None:
+    folders = {name: make_run(tmp_path / name, rank=rank) for name, rank in (("low", 4), ("high", 64))}
+    page = report_page(folders)
+    words = re.sub(r"<[^>]*>", " ", page)
+    assert re.search(r"rank\s+4\s+64", words)
+    assert page.count('class="microscope"') == 2
+    names = re.findall(r'<input type="radio" name="([^"]*)"', page)
+    assert set(names) == {"m0s1", "m0s12", "m1s1", "m1s12"}  # each switch is a group of its own
+    (written,) = re.findall(r'id="data">(.*?)</script>', page, re.S)
+    assert {c["label"] for chart in json.loads(written)["charts"] for c in chart["curves"]} == {"low", "high"}
+
+
+def test_a_run_with_nothing_but_numbers_has_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "my_metric": 2.0, "loss": null}\n')
+    words = re.sub(r"<[^>]*>", " ", report_page({"bare": tmp_path}))
+    for said in ("No sequences.jsonl", "No data_report.json", "No config.json", "A number is not finite"):
+        assert said in words
+
+
+def test_a_loss_of_a_users_module_is_shown_but_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    folder = make_run(tmp_path / "run", loss="trap:loss")
+    (folder / "loss.json").unlink()
+    assert "The run recorded no card of it, and trap:loss is not registered" in report_page({"run": folder})
+
+
+def steep(logprobs: torch.Tensor, *, slope: float = 3.0) -> torch.Tensor:
+    """-slope logprobs <b>: cross-entropy, but steeper."""
+    return -slope * logprobs
+
+
+def test_a_loss_of_a_users_own_has_its_card_with_the_settings_it_was_trained_with(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    record_loss(Run(folder), 0.25 * lb.get_loss(steep, slope=7.0) + lb.get_loss("cross_entropy"))
+    page = report_page({"run": folder})
+    words = html.unescape(re.sub(r"<[^>]*>", " ", page))
+    assert "card of 0.25 × " in words
+    assert "-slope logprobs <b>: cross-entropy, but steeper." in words
+    assert re.search(r"slope\s+7\s+float", words)
+    assert "card of cross_entropy" in words
+
+
+def test_without_a_record_a_registered_loss_is_shown_as_the_registry_has_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "loss.json").unlink()
+    words = re.sub(r"<[^>]*>", " ", report_page({"run": folder}))
+    assert "settings by default" in words
+    assert "card of ppo" in words
+
+
+def test_damaged_files_and_folders_without_a_run_are_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "data_report.json").write_text("{")
+    with pytest.raises(DataFileError, match=r"data_report\.json is damaged"):
+        report_page({"run": folder})
+    (folder / "data_report.json").unlink()
+    (folder / "loss.json").write_text('{"loss": "x", "parts": [{}]}')
+    with pytest.raises(DataFileError, match=r"loss\.json is damaged"):
+        report_page({"run": folder})
+    with pytest.raises(RunError, match=r"holds no metrics\.jsonl"):
+        report_page({"none": tmp_path})
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert report_page({"run": folder}) == report_page({"run": folder})
+
+
+def test_the_command_writes_the_page_into_the_runs_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run")
+    assert main(["runs", "report", str(folder)]) == 0
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert main(["runs", "report", str(folder), "--out", "report.txt"]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+    assert main(["runs", "report"]) == 2
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
+def test_ticks_are_few_and_evenly_spaced_and_inside(low: float, width: float) -> None:
+    found = ticks(low, low + width)
+    assert 1 <= len(found) <= 7
+    assert all(low - 1e-6 * width <= tick <= low + 1.000001 * width for tick in found)
+
+
+def test_a_long_curve_is_thinned_and_a_single_point_is_drawn() -> None:
+    from lossbook.cookbook.reports.panels import Panel
+
+    rows = [{"step": t, "loss": float(t)} for t in range(5000)]
+    _, data = chart_html(Panel("loss", ("loss",)), {"run": rows})
+    assert len(data["curves"][0]["steps"]) == MOST_POINTS
+    assert data["curves"][0]["steps"][-1] == 4999
+    html_of_one, _ = chart_html(Panel("loss", ("loss",)), {"run": rows[:1]})
+    assert html_of_one.count("<circle") == 1
+    assert "nan" not in html_of_one
+    assert chart_html(Panel("loss", ("loss",)), {"run": [{"step": 1, "loss": float("nan")}]}) == ("", {})
+
+
+NAMES = ("loss", "nll", "grad_norm", "grad_norm_clipped", "reward", "held_out_nll", "ref_kl", "clip_fraction", "datums")
+NAMES += ("sampler_entropy", "response_length", "chosen_reward", "rejected_reward", "in_batch_recall_at_1", "x/loss")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(NAMES), st.one_of(st.floats(), st.integers(), st.text(max_size=3), st.none())),
+        max_size=40,
+    )
+)
+def test_whatever_the_numbers_there_is_a_page_of_finite_curves(rows: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [json.dumps({"step": step, "loss": 1.0, **row}) for step, row in enumerate(rows, start=1)]
+        (Path(folder) / "metrics.jsonl").write_text("\n".join(['{"step": 0}', *lines]) + "\n")
+        page = report_page({"run": folder})
+    curves = "".join(re.findall(r'points="[^"]*"|[xy]\d?="[^"]*"', page))
+    assert "nan" not in curves
+    assert "inf" not in curves
+
+
+@given(st.text())
+def test_no_text_ends_the_data_block_or_becomes_markup(written: str) -> None:
+    block = json_block("data", [written])
+    assert block.count("<") == 2
+    assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == [written]
+    assert not re.search(r"[<>\"']", text(written))

@@ -1,0 +1,115 @@
+"""Whatever a row holds, it becomes datums or an error of lossbook's that names it, never another exception."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lossbook.datums import check_datum, datums_from_file, datums_from_row
+from lossbook.datums.errors import (
+    DataFileError,
+    DtypeError,
+    EmptyLossError,
+    LossbookError,
+    MessageError,
+    NonFiniteLossInput,
+    ShapeError,
+    TokenRangeError,
+)
+from lossbook.datums.files.formats import FORMATS
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+)
+ROLES = st.sampled_from(["user", "assistant", "system", "tool", "robot"])
+MESSAGE = st.dictionaries(
+    st.sampled_from(["role", "content", "weight", "tool_calls", "name"]), SCALARS | ROLES, max_size=4
+)
+SOUND = st.fixed_dictionaries({"role": ROLES, "content": TEXT})
+ANYTHING = st.recursive(
+    SCALARS | MESSAGE | SOUND,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+NUMBERS = st.lists(st.integers(0, 300) | st.floats(-2, 2) | st.integers(-200, -1), max_size=4)
+VALUES = ANYTHING | st.lists(SOUND, max_size=4) | NUMBERS | TEXT
+KEYS = sorted(
+    {key for keys in FORMATS.values() for key in keys} | {"tools", "attention_mask", "advantages", "ref_logprobs"}
+)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("template", ["marked", "unmarked"])
+@given(data=st.data())
+def test_any_row_is_built_or_refused(kind: str, template: str, tokenizer_with: Any, data: st.DataObject) -> None:
+    row = {key: data.draw(VALUES, label=key) for key in FORMATS[kind]}
+    row.update(data.draw(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2)))
+    try:
+        datums = datums_from_row(row, tokenizer_with(template))
+    except LossbookError:
+        return
+    assert datums
+    for datum in datums:
+        check_datum(datum)
+
+
+def write_jsonl(path: Path, row: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(row), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, row: dict[str, Any]) -> Path:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist([row]), path)
+    return path
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "message"),
+    [
+        pytest.param({"tokens": [1, 2.7], "weights": [0, 1]}, DtypeError, "floats such as", id="D3: float tokens"),
+        pytest.param({"tokens": [1, -2], "weights": [0, 1]}, TokenRangeError, "-2", id="D4: a negative token"),
+        pytest.param({"tokens": [[1], [2]], "weights": [0, 1]}, ShapeError, "one flat list", id="D8: nested tokens"),
+        pytest.param({"tokens": [[1, 2], [3]], "weights": [0, 1]}, ShapeError, "ragged", id="D8: ragged tokens"),
+        pytest.param({"tokens": [1], "weights": [1]}, EmptyLossError, "nothing to predict", id="D11: one token"),
+        pytest.param({"tokens": [], "weights": []}, EmptyLossError, "0 token", id="D11: no token"),
+        pytest.param(
+            {"messages": [USER, {"role": "bot", "content": "x"}]}, MessageError, "unknown role 'bot'", id="D19: a role"
+        ),
+        pytest.param({"messages": [{"role": "user"}, USER]}, MessageError, "no 'content'", id="D19: no content"),
+        pytest.param(
+            {"messages": [{**USER, "tool_calls": [{"name": "f"}]}]}, MessageError, "only an assistant", id="D19: calls"
+        ),
+        pytest.param({"messages": []}, MessageError, "messages is empty", id="D19: no messages"),
+        pytest.param({"prompt": "a", "completion": 3}, DataFileError, "str and int", id="D19: a number for a text"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_faults_of_rows_are_named_from_any_file(
+    write: Any, row: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path, tokenizer_with: Any
+) -> None:
+    name, unit = ("rows.jsonl", "line") if write is write_jsonl else ("rows.parquet", "row")
+    with pytest.raises(kind, match=rf"^{name}, {unit} 1: .*{message}"):
+        datums_from_file(write(tmp_path / name, row), tokenizer_with("marked"))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_d5_a_table_can_hold_what_json_cannot(number: float, tmp_path: Path, tokenizer_with: Any) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", {"tokens": [1, 2, 3], "weights": [0.0, number, 1.0]})
+    with pytest.raises(NonFiniteLossInput, match=r"^rows.parquet, row 1: .*weights is (nan|inf) at position 0"):
+        datums_from_file(path, tokenizer_with("marked"))
+
+
+def test_d4_an_id_beyond_64_bits(tmp_path: Path, tokenizer_with: Any) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", {"tokens": [1, 2**70], "weights": [0, 1]})
+    with pytest.raises(TokenRangeError, match=r"^rows.jsonl, line 1: 'tokens': .*beyond 64 bits"):
+        datums_from_file(path, tokenizer_with("marked"))

@@ -1,0 +1,166 @@
+"""Curves: a loss and its gradient along what it is about, and how they are drawn in a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lossbook import describe_loss, get_loss, list_losses
+from lossbook.losses import PerDatum
+from lossbook.losses.cards.braille import HEIGHT, draw
+from lossbook.losses.cards.curves import Curve, Line, curve_of
+from lossbook.losses.cards.sample_inputs import usable
+
+from ..cases import loss_of
+
+#: Losses that no single quantity describes, and why.
+WITHOUT: dict[str, str] = {}
+ALL = [name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.")]
+
+
+def curve(loss: Any, points: int = 7) -> Curve:
+    found = curve_of(usable(loss), points)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_shipped_loss_has_a_curve_that_moves(name: str) -> None:
+    if name in WITHOUT:
+        assert curve_of(usable(name), 5) is None, f"{name} has a curve now: {WITHOUT[name]} is stale"
+        return
+    found = curve(name, 15)
+    assert any(slope != 0 for line in found.lines for slope in line.gradient)
+    assert all(len(line.x) == len(line.loss) == len(line.gradient) > 10 for line in found.lines)
+
+
+def test_a_policy_loss_is_drawn_over_the_log_ratio_for_either_sign_of_the_advantage() -> None:
+    found = curve("ppo")
+    assert found.quantity == "log-ratio to the sampler (nats)"
+    rewarded, punished = found.lines
+    assert (rewarded.label, punished.label) == ("A = +1", "A = -1")
+    for line, sign in ((rewarded, 1), (punished, -1)):
+        for x, loss, slope in zip(line.x, line.loss, line.gradient, strict=True):
+            ratio = math.exp(x)
+            clipped = min(max(ratio, 0.8), 1.2)
+            assert loss == pytest.approx(-min(sign * ratio, sign * clipped), abs=1e-6)
+            assert slope == pytest.approx(-sign * ratio if sign * ratio <= sign * clipped else 0.0, abs=1e-6)
+
+
+def test_a_pair_loss_is_drawn_over_its_margin() -> None:
+    found = curve("dpo")
+    assert found.quantity == "margin: chosen - rejected, over the reference (nats)"
+    (line,) = found.lines
+    assert line.label == ""
+    for x, loss, slope in zip(line.x, line.loss, line.gradient, strict=True):
+        assert loss == pytest.approx(math.log1p(math.exp(-0.1 * x)), abs=1e-9)
+        assert slope == pytest.approx(-0.1 / (1 + math.exp(0.1 * x)), abs=1e-9)
+
+
+def test_a_supervised_loss_is_drawn_over_the_logprob() -> None:
+    (line,) = curve("cross_entropy").lines
+    assert line.loss == tuple(-x for x in line.x)
+    assert set(line.gradient) == {-1.0}
+
+
+def test_an_embedding_loss_is_drawn_over_the_cosine_of_a_pair_among_others() -> None:
+    (line,) = curve(get_loss("info_nce", temperature=1.0)).lines
+    for x, loss in zip(line.x, line.loss, strict=True):
+        first = math.log(math.exp(x) + 1) - x  # the other pair's vectors stand at right angles
+        second = math.log(1 + math.e) - 1
+        assert loss == pytest.approx((first + second) / 2, abs=1e-9)
+
+
+def test_a_loss_over_candidates_is_drawn_over_the_students_probability() -> None:
+    def forward_kl(logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+        return (teacher_logprobs.exp() * (teacher_logprobs - logprobs)).sum(1)
+
+    (line,) = curve(loss_of(forward_kl, candidates="teacher_logprobs")).lines
+    for x, loss, slope in zip(line.x, line.loss, line.gradient, strict=True):
+        assert loss == pytest.approx(0.7 * math.log(0.7 / x) + 0.3 * math.log(0.3 / (1 - x)), abs=1e-6)
+        assert slope == pytest.approx(-0.7 / x + 0.3 / (1 - x), abs=1e-6)
+
+
+def test_a_value_loss_is_drawn_over_its_error() -> None:
+    def squared(values: Tensor, returns: Tensor) -> Tensor:
+        return 0.5 * (values - returns) ** 2
+
+    found = curve(loss_of(squared))
+    assert found.quantity == "value - return"
+    assert found.lines[0].loss == tuple(0.5 * x * x for x in found.lines[0].x)
+
+
+def test_a_flag_gives_two_lines() -> None:
+    def unpaired(logprobs: Tensor, ref_logprobs: Tensor, label: PerDatum, seqs: Any) -> Tensor:
+        return (1 - 2 * label) * seqs.sum(logprobs - ref_logprobs)
+
+    good, bad = curve(loss_of(unpaired, per="datum")).lines
+    assert (good.label, bad.label) == ("label = 1", "label = 0")
+    assert good.loss == pytest.approx([-x for x in good.x])
+    assert bad.loss == pytest.approx(bad.x)
+
+
+@pytest.mark.parametrize(
+    ("function", "quantity"),
+    [
+        (lambda entropy: -entropy, "entropy (nats)"),
+        (lambda logprobs, logsumexp: logsumexp**2 - logprobs, "logsumexp of the logits (nats)"),
+        (lambda logprobs, ref_logprobs: logprobs - ref_logprobs, "log-ratio to the reference (nats)"),
+        (lambda logprobs, mean_logprobs: -logprobs - mean_logprobs, "logprob (nats)"),
+    ],
+    ids=["entropy", "logsumexp", "reference", "mean_logprobs"],
+)
+def test_other_losses_are_drawn_over_what_they_read(function: Any, quantity: str) -> None:
+    assert curve(function).quantity == quantity
+
+
+def test_a_teacher_gives_a_line_on_either_side() -> None:
+    def reverse(logprobs: Tensor, sampling_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+        return (logprobs - sampling_logprobs).exp() * (sampling_logprobs - teacher_logprobs)
+
+    assert [line.label for line in curve(reverse).lines] == ["teacher +1 nat", "teacher -1 nat"]
+
+
+def test_where_no_quantity_tells_there_is_no_curve_and_no_error() -> None:
+    def hosted(data: Any, logprobs_list: Any) -> Any:
+        return -sum(t.sum() for t in logprobs_list), {}
+
+    def broken(logprobs: Tensor) -> Tensor:
+        raise ValueError("not today")
+
+    assert curve_of(get_loss(hosted)) is None
+    assert curve_of(get_loss(broken)) is None
+    assert curve_of(1.0 * get_loss("ppo") + 1.0 * get_loss("cross_entropy")) is None
+    assert curve_of(get_loss(lambda logprobs: torch.full_like(logprobs, math.nan) * logprobs)) is None
+
+
+def test_points_that_are_not_finite_are_left_out() -> None:
+    (line,) = curve(lambda logprobs: -(logprobs + 2.0).log()).lines
+    assert 0 < len(line.x) < 7
+    assert all(math.isfinite(value) for value in (*line.loss, *line.gradient))
+
+
+# Drawing.
+
+
+def test_a_drawing_is_short_and_names_axes_ends_and_lines() -> None:
+    shown = draw(curve("ppo", 61)).splitlines()
+    assert len(shown) == HEIGHT + 4 < 15
+    assert max(map(len, shown)) <= 120
+    assert shown[0].split() == ["loss", "gradient"]
+    assert shown[1].lstrip().startswith("4.26 ┤")
+    assert shown[-3].split() == ["-1.5", "1.45", "-1.5", "1.45"]
+    assert shown[-2].strip() == "over the log-ratio to the sampler (nats)"
+    assert "── A = +1, - - A = -1" in shown[-1]
+
+
+def test_a_rising_line_rises_and_a_flat_one_is_in_the_middle() -> None:
+    line = Line("", (0.0, 1.0), (0.0, 1.0), (2.0, 2.0))
+    rows = draw(Curve("x", "", (line,)), width=2, height=2).splitlines()
+    # 4 x 8 dots: two rows a column, from the lower left to the upper right; the flat one at the fifth row of dots.
+    assert rows[1] == "1 ┤ ⡜  2.5 ┤"
+    assert rows[2] == "0 ┤⡜   1.5 ┤⠉⠉"

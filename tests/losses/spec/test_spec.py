@@ -1,0 +1,164 @@
+"""Reading a loss function's signature: its inputs, its annotations, and what cannot be filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from lossbook import PerDatum, list_losses, register_loss
+from lossbook.datums.errors import LossConfigError, LossContractError
+from lossbook.losses import LowerBound, Positive, UpperBound
+
+from ..cases import loss_of
+
+
+def scaled(logprobs: Tensor, *, scale: float = 2.0) -> Tensor:
+    return -scale * logprobs
+
+
+def test_bounds_of_the_shared_types_hold_in_a_loss_of_ones_own() -> None:
+    def own(logprobs: Tensor, *, low: LowerBound = 0.5, high: UpperBound = 2.0) -> Tensor:
+        return -logprobs
+
+    with pytest.raises(LossConfigError, match=r"own: high=0\.28: .* did you mean 1\.28\?"):
+        loss_of(own, config={"high": 0.28})
+
+
+def test_what_a_loss_reads_is_taken_from_its_positional_parameters() -> None:
+    def reader(
+        logprobs: Tensor,
+        entropy: Tensor,
+        seqs: Any,
+        sampling_logprobs: Tensor,
+        label: PerDatum,
+        margin: PerDatum | None = None,
+        bonus: Tensor | None = None,
+    ) -> Tensor:
+        return -logprobs
+
+    spec = loss_of(reader).spec
+    assert spec.outputs == ("logprobs", "entropy")
+    assert [(i.name, i.required, i.per, i.keys) for i in spec.inputs] == [
+        ("sampling_logprobs", True, "token", ("sampling_logprobs", "logprobs")),
+        ("label", True, "datum", ("label",)),
+        ("margin", False, "datum", ("margin",)),
+        ("bonus", False, "token", ("bonus",)),
+    ]
+    assert not spec.wants_weights
+    # This module has its annotations as strings; a module without that import must give the same.
+    namespace: dict[str, Any] = {"Tensor": Tensor, "PerDatum": PerDatum}
+    source = "def reader(logprobs: Tensor, label: PerDatum, margin: PerDatum | None = None): return -logprobs"
+    exec(compile(source, "<evaluated annotations>", "exec", dont_inherit=True), namespace)
+    assert [i.per for i in loss_of(namespace["reader"]).spec.inputs] == ["datum", "datum"]
+
+
+def test_a_name_imported_for_type_checkers_only_does_not_hide_the_other_annotations() -> None:
+    namespace: dict[str, Any] = {"PerDatum": PerDatum, "Positive": Positive}
+    source = (
+        "from __future__ import annotations\n"
+        "def own(logprobs: Unknown, label: PerDatum, *, beta: Positive = 1.0) -> Unknown: return -logprobs"
+    )
+    exec(source, namespace)
+    loss = loss_of(namespace["own"])
+    assert loss.spec.inputs[0].per == "datum"
+    with pytest.raises(LossConfigError, match=r"beta=-1.0: input should be greater than 0"):
+        loss_of(namespace["own"], config={"beta": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "annotation", "parameter"),
+    [
+        pytest.param("logprobs, *, beta: Unknown = 1.0", "Unknown", "beta", id="of a setting"),
+        pytest.param("logprobs, label: PerDatum", "PerDatum", "label", id="of an input of one number a datum"),
+    ],
+)
+def test_an_annotation_that_decides_something_must_resolve(parameters: str, annotation: str, parameter: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(f"from __future__ import annotations\ndef own({parameters}): return -logprobs", namespace)
+    with pytest.raises(LossContractError) as caught:
+        loss_of(namespace["own"])
+    assert str(caught.value) == (
+        f"own: the annotation {annotation!r} of {parameter!r} cannot be resolved: name {annotation!r} is not defined. "
+        "Import what it names at the top of the module, not under TYPE_CHECKING or in a function"
+    )
+
+
+def no_output(advantages: Tensor, ratio: float = 1.0) -> Tensor:
+    return advantages
+
+
+def reduces_itself(logprobs: Tensor, *, reduction: str = "sum") -> Tensor:
+    return logprobs.sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "registration", "error", "message"),
+    [
+        pytest.param(
+            no_output,
+            {},
+            LossContractError,
+            "own reads no model output, so nothing could be learned. Its positional parameters are (advantages, ratio); "
+            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, or write it as fn(data, logprobs_list)",
+            id="nothing of the model is read",
+        ),
+        pytest.param(
+            scaled,
+            {"per": "sequence"},
+            LossContractError,
+            "own: per='sequence' is none of token, datum, pair, batch",
+            id="an unknown level",
+        ),
+        pytest.param(
+            scaled,
+            {"couples": "group"},
+            LossContractError,
+            "own: couples='group' is none of token, datum, pair, batch",
+            id="an unknown coupling",
+        ),
+        pytest.param(
+            scaled,
+            {"reduction": "pair-mean"},
+            LossContractError,
+            "own: a loss per token reduces by sum, token-mean, seq-mean-token-mean, seq-mean-token-sum, "
+            "seq-mean-token-sum-norm, not 'pair-mean'",
+            id="a reduction of another level",
+        ),
+        pytest.param(
+            reduces_itself,
+            {},
+            LossConfigError,
+            "own: 'reduction' belongs to the registry; a loss returns losses unreduced",
+            id="a reduction of its own",
+        ),
+    ],
+)
+def test_a_signature_that_cannot_be_filled_is_refused_at_registration(
+    function: Any, registration: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        register_loss("own", **registration)(function)
+    assert str(caught.value) == message
+    assert "own" not in list_losses()
+
+
+@pytest.mark.parametrize(
+    ("per", "reduction", "couples"),
+    [("token", "sum", "token"), ("datum", "mean", "datum"), ("pair", "pair-mean", "pair"), ("batch", "sum", "batch")],
+)
+def test_defaults_follow_from_the_level(per: str, reduction: str, couples: str) -> None:
+    def own(logprobs: Tensor) -> Tensor:
+        return logprobs
+
+    loss = loss_of(own, per=per)
+    assert (loss.reduction, loss.couples) == (reduction, couples)
+
+
+def test_a_loss_couples_at_least_what_one_value_is_about() -> None:
+    def own(logprobs: Tensor) -> Tensor:
+        return logprobs
+
+    assert loss_of(own, per="pair", couples="token").couples == "pair"
+    assert loss_of(own, per="token", couples="batch").couples == "batch"

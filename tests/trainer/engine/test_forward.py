@@ -1,0 +1,143 @@
+"""From datums to a loss's outputs: padded, packed and one by one agree, and only what a loss reads reaches the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lossbook as lb
+from lossbook.datums.errors import MissingInput, ModelError, TokenRangeError
+from lossbook.trainer.engine import forward
+from lossbook.trainer.engine.forward import check_fits, hidden_states, model_outputs, pool, target_tokens
+from lossbook.trainer.model.load import LoadedModel, load_model
+
+MakeDatums = Callable[..., list[lb.Datum]]
+SEQUENCES = [[5, 6, 7, 8, 9, 10], [5], [250, 3, 3, 250], [1, 2], [9]]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> LoadedModel:
+    return load_model("tiny", device="cpu", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> LoadedModel:
+    return load_model("tiny-encoder", device="cpu", dtype=torch.float64)
+
+
+def one_by_one(model: LoadedModel) -> Tensor:
+    return torch.cat([hidden_states(model, [sequence], "padded") for sequence in SEQUENCES])
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_a_decoder_sees_each_sequence_as_if_it_were_alone(decoder: LoadedModel, batching: Any) -> None:
+    together = hidden_states(decoder, SEQUENCES, batching)
+    torch.testing.assert_close(together, one_by_one(decoder), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_an_encoder_sees_each_sequence_as_if_it_were_alone(encoder: LoadedModel, batching: Any) -> None:
+    together = hidden_states(encoder, SEQUENCES, batching)
+    torch.testing.assert_close(together, one_by_one(encoder), rtol=1e-9, atol=1e-12)
+
+
+def test_pooling_is_over_own_tokens_whatever_stands_beside_them() -> None:
+    hidden = torch.tensor([[1.0, 0.0], [3.0, 2.0], [10.0, 10.0], [0.0, 6.0], [2.0, 0.0]])
+    assert pool(hidden, [2, 1, 2], "mean").tolist() == [[2.0, 1.0], [10.0, 10.0], [1.0, 3.0]]
+    assert pool(hidden, [2, 1, 2], "last").tolist() == [[3.0, 2.0], [10.0, 10.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_pooling_adds_up_in_full_precision(dtype: torch.dtype, expected: torch.dtype) -> None:
+    hidden = torch.full((600, 2), 1.0, dtype=dtype)
+    pooled = pool(hidden, [600], "mean")
+    assert pooled.dtype == expected
+    assert pooled.tolist() == [[1.0, 1.0]]
+
+
+def test_logprobs_are_those_of_a_softmax_over_the_models_own_logits(
+    decoder: LoadedModel, make_datums: MakeDatums
+) -> None:
+    datums = make_datums(3)
+    found = model_outputs(
+        decoder, datums, names=("logprobs", "entropy"), covered=None, batching="padded", pooling="mean"
+    )
+    expected, entropy = [], []
+    for datum in datums:
+        logits = decoder.module(torch.tensor([datum.model_input.to_ints()])).logits[0]
+        log_softmax = logits.log_softmax(-1)
+        targets = datum.loss_fn_inputs["target_tokens"].to_torch()
+        expected.append(log_softmax.gather(1, targets[:, None])[:, 0])
+        entropy.append(-(log_softmax.exp() * log_softmax).sum(-1))
+    torch.testing.assert_close(found.logprobs, torch.cat(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.entropy, torch.cat(entropy), rtol=1e-9, atol=1e-12)
+
+
+def test_only_covered_positions_reach_the_head(
+    decoder: LoadedModel, make_datums: MakeDatums, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datums, rows = make_datums(4), []
+    real = forward.linear_logprobs
+
+    def counting(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(hidden))
+        return real(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(forward, "linear_logprobs", counting)
+    covered = torch.cat([torch.tensor(d.loss_fn_inputs["weights"].data) != 0 for d in datums])
+    everything = model_outputs(decoder, datums, names=("logprobs",), covered=None, batching="padded", pooling="mean")
+    part = model_outputs(decoder, datums, names=("logprobs",), covered=covered, batching="padded", pooling="mean")
+    assert rows == [len(covered), int(covered.sum())]
+    torch.testing.assert_close(part.logprobs, everything.logprobs[covered], rtol=1e-12, atol=1e-12)
+
+
+def test_narrow_targets_are_filled_up_beside_wide_ones() -> None:
+    wide = lb.Datum(lb.ModelInput.from_ints([1, 2]), {"target_tokens": [[3, 4, 5], [6, 7, 8]]})
+    narrow = lb.Datum(lb.ModelInput.from_ints([1]), {"target_tokens": [9]})
+    assert target_tokens([wide, narrow]).tolist() == [[3, 4, 5], [6, 7, 8], [9, 0, 0]]
+    assert target_tokens([narrow]).tolist() == [9]
+
+
+def test_an_encoder_has_no_logprobs_and_says_so(encoder: LoadedModel, make_datums: MakeDatums) -> None:
+    with pytest.raises(ModelError, match="tiny-encoder is an encoder: it has embeddings, but no logprobs"):
+        check_fits(encoder, make_datums(1), ["logprobs"])
+    check_fits(encoder, make_datums(1), ["embeddings"])
+
+
+def test_values_need_a_value_head_and_say_so_before_any_forward(decoder: LoadedModel, make_datums: MakeDatums) -> None:
+    with pytest.raises(ModelError, match=r"tiny has no value head.*create_training_client\('tiny', value_head=True\)"):
+        check_fits(decoder, make_datums(1), ["logprobs", "values"])
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "mean_logprobs", "entropy"])
+def test_what_an_encoder_cannot_give_is_refused_whatever_its_name(
+    encoder: LoadedModel, make_datums: MakeDatums, name: str
+) -> None:
+    with pytest.raises(ModelError, match="tiny-encoder is an encoder"):
+        check_fits(encoder, make_datums(1), [name])
+
+
+def test_logprobs_need_target_tokens_and_embeddings_do_not(decoder: LoadedModel, make_datums: MakeDatums) -> None:
+    datums = [*make_datums(1), lb.Datum(lb.ModelInput.from_ints([1, 2]), {"weights": [1.0, 1.0]})]
+    with pytest.raises(MissingInput, match=r"datum 1 of 2 carries no target_tokens.*It carries: weights"):
+        check_fits(decoder, datums, ["logprobs"])
+    check_fits(decoder, datums, ["embeddings"])
+
+
+def test_a_token_that_the_model_does_not_know_is_named_before_the_forward(decoder: LoadedModel) -> None:
+    datums = [lb.Datum(lb.ModelInput.from_ints([1, 2])), lb.Datum(lb.ModelInput.from_ints([1, 2, 260]))]
+    with pytest.raises(TokenRangeError, match=r"datum 1 of 2: model_input has token 260 at position 2.*0 to 259"):
+        check_fits(decoder, datums, ["embeddings"])
+
+
+def test_a_sequence_that_is_too_long_for_the_model_is_named(encoder: LoadedModel) -> None:
+    datum = lb.Datum(lb.ModelInput.from_ints([1] * 513))
+    with pytest.raises(ModelError, match="datum 0 of 1 has 513 tokens, but tiny-encoder reads at most 512"):
+        check_fits(encoder, [datum], ["embeddings"])

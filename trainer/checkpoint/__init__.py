@@ -1,0 +1,1 @@
+"""Checkpoints: files, folders, and a training client's whole state."""

@@ -1,0 +1,260 @@
+"""Calls that run one after the other in a background thread, and futures whose failures cannot go unnoticed.
+
+The rules, per client:
+
+* Calls run strictly in the order in which they were submitted, in one thread per service.
+* A call that was submitted before an earlier one had failed does not run: an `optim_step` queued behind a failed
+  `forward_backward` must not step. It fails with the same exception.
+* A failure that nobody has looked at is raised by the client's next call. If there is no next call, it is reported
+  when the client and its futures are garbage collected, or when the interpreter exits.
+
+Looking means `result()`, `exception()` or `await`; looking at a call that was held back counts for the failed one.
+The thread has torch's default modes (gradients on, no autocast): those of the submitting thread do not follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import functools
+import os
+import sys
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any, Generic, NoReturn, TypeVar, cast
+
+from ...datums.errors import UnseenFailureWarning, WorkerError
+
+T = TypeVar("T")
+
+__all__ = ["Calls", "Future", "Worker"]
+
+
+class Worker:
+    """One background thread that runs jobs in submission order; it starts with the first one.
+
+    At interpreter exit the queued jobs are finished first. Dropping the worker ends its thread once the queue is
+    empty. A forked child does not inherit the thread, so there the worker refuses to work.
+    """
+
+    def __init__(self, name: str = "lossbook") -> None:
+        self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._process: int | None = None
+        self._thread: int | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Queue a job, which must not raise. Raises RuntimeError while the interpreter shuts down."""
+        self._process = os.getpid()
+        self._executor.submit(self._run, job)
+
+    def check_can_wait(self, what: str) -> None:
+        """Raise WorkerError where waiting for this worker would never end."""
+        if self._process is not None and self._process != os.getpid():
+            raise WorkerError(
+                f"{what}: this client was used before the process forked, and the thread that ran its calls stayed "
+                "in the parent. Create the ServiceClient in the child, or start processes with 'spawn'"
+            )
+        if self._thread == threading.get_ident():
+            raise WorkerError(
+                f"{what} was called from inside an operation of the same service (in a custom loss?). Operations run "
+                "one at a time, so it would wait for itself for ever. Call it before or after, and pass in its result"
+            )
+
+    def _run(self, job: Callable[[], None]) -> None:
+        self._thread = threading.get_ident()
+        job()
+
+
+class Calls:
+    """The calls of one client, in order: `name` is for messages, `worker` is shared by the clients of a service."""
+
+    def __init__(self, name: str, worker: Worker) -> None:
+        self.name = name
+        self.worker = worker
+        self._lock = threading.Lock()
+        self._count = 0
+        self._waiting: dict[Future[Any], None] = {}  # submitted and not begun, in order
+        self._unseen: _Failure | None = None  # at most one: while it is unseen nothing can be submitted
+
+    def submit(self, label: str, fn: Callable[[], T]) -> Future[T]:
+        """Queue `fn` behind this client's earlier calls.
+
+        Raises an earlier call's exception, the original object, if nobody has looked at it yet; `fn` is then not
+        queued. Raises WorkerError inside an operation of the same service, and in a forked child.
+        """
+        what = f"{self.name}.{label}"
+        self.worker.check_can_wait(what)
+        with self._lock:
+            failure = self._unseen
+            if failure is None:
+                self._count += 1
+                future: Future[T] = Future(f"{what} (call {self._count})", self)
+                self._waiting[future] = None
+                try:
+                    self.worker.submit(functools.partial(self._execute, future, fn))
+                except RuntimeError as error:  # the interpreter shuts down, or no thread can be started
+                    self._waiting.pop(future, None)
+                    future._failure = _Failure(future.label, error, seen=True)  # should it be in the queue all the same
+                    raise
+                return future
+        self.see(failure)
+        failure.raise_it(f"{what} was not started: {failure.label} had failed before, and nobody had looked at it.")
+
+    def see(self, failure: _Failure) -> None:
+        """Note that a failure has reached the user."""
+        with self._lock:
+            failure.seen = True
+            if self._unseen is failure:
+                self._unseen = None
+
+    def _execute(self, future: Future[T], fn: Callable[[], T]) -> None:
+        with self._lock:
+            self._waiting.pop(future, None)
+        if future._failure is None:
+            value, error = _outcome(fn)
+            if error is not None:
+                self._fail(future, error)
+            else:
+                future._value = value
+        future._finish()
+
+    def _fail(self, future: Future[Any], error: BaseException) -> None:
+        failure = _Failure(future.label, error)
+        with self._lock:
+            future._failure = self._unseen = failure
+            for waiting in self._waiting:
+                waiting._failure = failure
+                failure.held_back.append(waiting.label)
+
+
+class Future(Generic[T]):
+    """The result of a call that may not have run yet. Get it with `result()` or `await`."""
+
+    def __init__(self, label: str, calls: Calls) -> None:
+        self.label = label
+        self._value: T | None = None
+        self._failure: _Failure | None = None
+        self._calls = calls
+        # It only says when. Outcomes stay out of it, for a StopIteration cannot be set on an asyncio future. Marked
+        # as running, so that cancelling an `await` (asyncio.wait_for) cannot cancel the call.
+        self._finished: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._finished.set_running_or_notify_cancel()
+
+    def result(self, timeout: float | None = None) -> T:
+        """What the call returned; waits for it, at most `timeout` seconds.
+
+        Raises what the call raised, or TimeoutError; the call itself goes on after a timeout or a Ctrl-C.
+        """
+        self._wait(timeout)
+        return self._look()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, or None; waits for it, at most `timeout` seconds (then TimeoutError)."""
+        self._wait(timeout)
+        if self._failure is None:
+            return None
+        self._calls.see(self._failure)
+        return self._failure.exception
+
+    def done(self) -> bool:
+        """Whether the call has ended, well or not."""
+        return self._finished.done()
+
+    async def result_async(self, timeout: float | None = None) -> T:
+        """As `result`, without blocking the event loop."""
+        if not self.done():
+            self._calls.worker.check_can_wait(f"waiting for {self.label}")
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(self._finished), timeout)
+            except TimeoutError:
+                raise self._timed_out(timeout) from None
+        return self._look()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.result_async().__await__()
+
+    def __repr__(self) -> str:
+        state = "pending" if not self.done() else "finished" if self._failure is None else "failed"
+        return f"<Future of {self.label}: {state}>"
+
+    def _finish(self) -> None:
+        """Wake whoever waits; `value` or `failure` is set."""
+        self._finished.set_result(None)
+
+    def _wait(self, timeout: float | None) -> None:
+        if not self.done():
+            self._calls.worker.check_can_wait(f"waiting for {self.label}")
+        try:
+            self._finished.result(timeout)
+        except TimeoutError:
+            raise self._timed_out(timeout) from None
+
+    def _timed_out(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"{self.label} has not ended after {timeout} s. It goes on; call result() again to wait")
+
+    def _look(self) -> T:
+        failure = self._failure
+        if failure is None:
+            return cast(T, self._value)
+        self._calls.see(failure)
+        if failure.label == self.label:
+            failure.raise_it()
+        failure.raise_it(f"{self.label} did not run: it was queued behind {failure.label}, which failed.")
+
+
+class _Failure:
+    """What a call raised, and whether anybody has looked."""
+
+    def __init__(self, label: str, exception: BaseException, *, seen: bool = False) -> None:
+        self.label = label
+        self.exception = exception
+        self.held_back: list[str] = []
+        self.seen = seen
+        self._traceback = exception.__traceback__
+        self._process = os.getpid()
+        _failures.add(self)
+
+    def raise_it(self, note: str = "") -> NoReturn:
+        """Raise the original exception with its original traceback, however often it was raised before."""
+        if note and note not in getattr(self.exception, "__notes__", ()):
+            self.exception.add_note(note)
+        raise self.exception.with_traceback(self._traceback)
+
+    def report(self) -> str:
+        """The message for a failure that nobody looked at, with the traceback."""
+        held_back = f" Held back because of it: {', '.join(self.held_back)}." if self.held_back else ""
+        details = "".join(traceback.format_exception(self.exception))
+        return f"{self.label} failed and nobody looked at its future.{held_back} It raised:\n{details}"
+
+    def is_due(self) -> bool:
+        """Whether it has yet to be reported, by this process."""
+        return not self.seen and self._process == os.getpid()
+
+    def __del__(self) -> None:
+        if self.is_due():
+            warnings.warn(self.report(), UnseenFailureWarning, stacklevel=1)
+
+
+_failures: weakref.WeakSet[_Failure] = weakref.WeakSet()
+
+
+@atexit.register
+def _report_unseen_failures() -> None:
+    """At interpreter exit, after the workers have finished: print what nobody looked at."""
+    for failure in [failure for failure in _failures if failure.is_due()]:
+        failure.seen = True
+        if sys.stderr is not None:
+            print(f"lossbook: {failure.report()}", file=sys.stderr, flush=True)
+
+
+def _outcome(fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """What `fn` returns, or what it raises, KeyboardInterrupt and SystemExit included: the thread must survive."""
+    try:
+        return fn(), None
+    except BaseException as error:
+        ours = error.__traceback__
+        return None, error.with_traceback(ours.tb_next if ours is not None else None)

@@ -1,0 +1,75 @@
+"""`ReferenceClient`: frozen weights, forward passes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...datums.types import as_datum
+from ...losses.loss.loss import Loss
+from ...losses.loss.mixture import Mixture
+from ...losses.registry import get_loss
+from ..engine.engine import Engine
+from ..engine.forward import Pooling, check_pooling
+from ..model.fingerprint import weights_fingerprint
+from ..model.snapshot import Snapshot
+from ..responses import ForwardBackwardOutput, TopLogprobs
+from .futures import Calls, Future
+
+if TYPE_CHECKING:
+    from .service import ServiceClient
+
+LossFunction = str | Loss | Mixture | Callable[..., Any]
+
+
+class ReferenceClient:
+    """Frozen weights for `forward` only: reference logprobs for DPO, KL terms and distillation."""
+
+    def __init__(self, service: ServiceClient, snapshot: Snapshot, name: str) -> None:
+        self._engine = Engine(snapshot.model, service.settings)
+        self._snapshot = snapshot
+        self._calls = Calls(name, service.worker)
+
+    def forward(
+        self,
+        data: Sequence[Any],
+        loss_fn: LossFunction = "cross_entropy",
+        loss_fn_config: Mapping[str, Any] | None = None,
+        *,
+        pooling: Pooling = "mean",
+    ) -> Future[ForwardBackwardOutput]:
+        """As `TrainingClient.forward`, under the frozen weights."""
+        check_pooling(pooling)
+        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+
+        def run() -> ForwardBackwardOutput:
+            with self._snapshot.applied():
+                return self._engine.forward(datums, loss, pooling)
+
+        return self._calls.submit("forward", run)
+
+    def top_logprobs(self, data: Sequence[Any], k: int) -> Future[list[TopLogprobs]]:
+        """The k likeliest next tokens and their logprobs at every position whose weight is not 0: a teacher's answer.
+
+        k up to the size of the vocabulary, which gives the whole distribution. Raises ShapeError for another k.
+        """
+        datums = [as_datum(d) for d in data]
+
+        def run() -> list[TopLogprobs]:
+            with self._snapshot.applied():
+                return self._engine.top_logprobs(datums, k)
+
+        return self._calls.submit("top_logprobs", run)
+
+    def fingerprint(self) -> Future[str]:
+        """The frozen weights as a short text: equal for equal models, whatever they are called; see `fingerprint.py`."""
+
+        def run() -> str:
+            with self._snapshot.applied():
+                return weights_fingerprint(self._snapshot.model)
+
+        return self._calls.submit("fingerprint", run)
+
+    def get_tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        return self._snapshot.model.tokenizer

@@ -1,0 +1,120 @@
+"""`SamplingClient`: generating from a model, and the logprobs of given tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...datums.errors import TokenRangeError
+from ...datums.types import ModelInput, SamplingParams, as_model_input
+from ..engine.forward import hidden_states
+from ..head.logprobs import linear_logprobs
+from ..model.snapshot import Snapshot
+from ..responses import SampledSequence, SampleResponse
+from ..sampling.decode import Progress
+from ..sampling.generate import generate, generate_batch
+from .futures import Calls, Future, Worker
+
+
+class SamplingClient:
+    """Samples from fixed weights. Logprobs agree with the trainer's at the same weights."""
+
+    def __init__(self, worker: Worker, snapshot: Snapshot, name: str) -> None:
+        self._snapshot = snapshot
+        self._calls = Calls(name, worker)
+
+    def sample(
+        self,
+        prompt: ModelInput | Sequence[int],
+        num_samples: int = 1,
+        sampling_params: SamplingParams | Any = None,
+        *,
+        include_prompt_logprobs: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Future[SampleResponse]:
+        """`num_samples` continuations of one prompt, with each token's logprob under the model itself (nats).
+
+        on_progress is called after every token, on the thread that samples: it must not wait for this client. An error
+        it raises ends the call.
+        """
+        tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)
+
+        def run() -> SampleResponse:
+            with self._snapshot.applied():
+                found = generate(
+                    self._snapshot.model, tokens, num_samples=num_samples, params=params, on_progress=on_progress
+                )
+                prompt_logprobs = self._logprobs(tokens) if include_prompt_logprobs else None
+            return SampleResponse(
+                [SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in found], prompt_logprobs
+            )
+
+        return self._calls.submit("sample", run)
+
+    def sample_batch(
+        self,
+        prompts: Sequence[ModelInput | Sequence[int]],
+        sampling_params: SamplingParams | Any = None,
+        *,
+        num_samples: int = 1,
+        seeds: Sequence[int] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Future[list[SampleResponse]]:
+        """`num_samples` continuations of each prompt, decoded together: what evaluation and RL want.
+
+        One response a prompt, in order. Each prompt is read once for all its samples. seeds: one a prompt, in place of the
+        parameters' own, under which equal prompts have equal samples. `on_progress` as in `sample`.
+        """
+        lists, params = [as_model_input(p).to_ints() for p in prompts], _params(sampling_params)
+
+        def run() -> list[SampleResponse]:
+            with self._snapshot.applied():
+                found = generate_batch(
+                    self._snapshot.model,
+                    lists,
+                    num_samples=num_samples,
+                    params=params,
+                    seeds=seeds,
+                    on_progress=on_progress,
+                )
+            return [
+                SampleResponse([SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in group]) for group in found
+            ]
+
+        return self._calls.submit("sample_batch", run)
+
+    def compute_logprobs(self, prompt: ModelInput | Sequence[int]) -> Future[list[float | None]]:
+        """The logprob of each token given those before it (nats); None for the first."""
+        tokens = as_model_input(prompt).to_ints()
+
+        def run() -> list[float | None]:
+            with self._snapshot.applied():
+                return self._logprobs(tokens)
+
+        return self._calls.submit("compute_logprobs", run)
+
+    def get_tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        return self._snapshot.model.tokenizer
+
+    def _logprobs(self, tokens: list[int]) -> list[float | None]:
+        model = self._snapshot.model
+        if not tokens or any(not 0 <= t < model.vocab_size for t in tokens):
+            raise TokenRangeError(f"the prompt needs at least one token, all within 0 to {model.vocab_size - 1}")
+        with torch.no_grad():
+            hidden = hidden_states(model, [tokens[:-1]], "padded") if len(tokens) > 1 else None
+            if hidden is None:
+                return [None]
+            found = linear_logprobs(hidden, model.head(), torch.tensor(tokens[1:], device=hidden.device))
+        return [None, *found.logprobs.tolist()]
+
+
+def _params(params: SamplingParams | Any) -> SamplingParams:
+    """Our SamplingParams, or another SDK's by structure."""
+    if params is None:
+        return SamplingParams()
+    if isinstance(params, SamplingParams):
+        return params
+    return SamplingParams(**{name: getattr(params, name) for name in SamplingParams.__dataclass_fields__})

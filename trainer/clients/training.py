@@ -1,0 +1,299 @@
+"""`TrainingClient`: a model in training, behind futures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ...datums.errors import LossContractError, OptimizerError
+from ...datums.types import AdamParams, Datum, as_datum
+from ...losses.loss.loss import Loss
+from ...losses.loss.mixture import Mixture
+from ...losses.loss.protocol import LossLike
+from ...losses.registry import get_loss, is_registered, spec_of_function
+from ..checkpoint.state import load_training, save_training, save_weights
+from ..engine.engine import Engine
+from ..engine.forward import Pooling, check_pooling
+from ..model.export import export_model, export_value_head
+from ..model.load import LoadedModel
+from ..model.lora import export_adapter
+from ..model.snapshot import Snapshot
+from ..optim.adamw import AdamW
+from ..responses import ForwardBackwardOutput, ModelData, ModelInfo, OptimStepResponse, SaveStateResponse
+from .futures import Calls, Future
+from .reference import LossFunction, ReferenceClient
+from .sampling import SamplingClient
+
+if TYPE_CHECKING:
+    from .service import ServiceClient
+
+Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
+
+
+@dataclass
+class Accumulated:
+    """What has been added to the gradients since the last step. means: losses that were divided by a count already."""
+
+    calls: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    means: list[str] = field(default_factory=list)
+
+
+class TrainingClient:
+    """Trains one model. Every call returns a `Future` at once; calls run in the order they were made.
+
+    A failed call changes nothing: gradients, weights, optimizer and random state are as before. A failure that nobody
+    looked at is raised by the next call.
+    """
+
+    def __init__(self, service: ServiceClient, model: LoadedModel, model_id: str) -> None:
+        self._service = service
+        self._model = model
+        self._engine = Engine(model, service.settings)
+        self._optimizer = AdamW(model.trainable())
+        self._accumulated = Accumulated()
+        self._calls = Calls(model_id, service.worker)
+        self.model_id = model_id
+
+    def forward(
+        self,
+        data: Sequence[Any],
+        loss_fn: LossFunction = "cross_entropy",
+        loss_fn_config: Mapping[str, Any] | None = None,
+        *,
+        pooling: Pooling = "mean",
+    ) -> Future[ForwardBackwardOutput]:
+        """Outputs at every position and the loss, without gradients: reference logprobs, evaluation.
+
+        `result().loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens.
+        """
+        check_pooling(pooling)
+        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+        return self._calls.submit("forward", lambda: self._engine.forward(datums, loss, pooling))
+
+    def forward_backward(
+        self,
+        data: Sequence[Any],
+        loss_fn: LossFunction,
+        loss_fn_config: Mapping[str, Any] | None = None,
+        *,
+        pooling: Pooling = "mean",
+    ) -> Future[ForwardBackwardOutput]:
+        """Add the gradient of a registered loss, a `Loss`, a mixture or a function to what has accumulated.
+
+        loss_fn: an id, "module:function", or the loss itself; loss_fn_config overrides its settings. pooling is for losses
+        over embeddings. Raises at once for an unknown id or setting; through the future for unusable data.
+        """
+        check_pooling(pooling)
+        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+        return self._calls.submit("forward_backward", lambda: self._forward_backward(datums, loss, pooling))
+
+    def forward_backward_custom(
+        self,
+        data: Sequence[Any],
+        loss_fn: Callable[..., Any],
+        *,
+        output: Literal["logprobs", "embedding", "embeddings"] = "logprobs",
+        pooling: Pooling = "mean",
+    ) -> Future[ForwardBackwardOutput]:
+        """As `forward_backward`, for any Python function, at the same cost: one forward, one backward.
+
+        loss_fn: `fn(data, logprobs_list) -> (scalar tensor, {"name": float})`, where logprobs_list[i] is a float32 CPU
+        tensor in the shape of datum i's target_tokens; with output="embedding" it is datum i's pooled embedding [d].
+        A registered function, a `Loss` or a mixture is taken too.
+        """
+        check_pooling(pooling)
+        datums = [as_datum(d) for d in data]
+        loss: LossLike
+        if isinstance(loss_fn, Loss | Mixture) or is_registered(loss_fn):
+            loss = get_loss(loss_fn)
+        else:
+            kind = "embeddings" if output.startswith("embedding") else "logprobs"
+            loss = Loss(spec_of_function(loss_fn, output=kind), {})
+        return self._calls.submit("forward_backward_custom", lambda: self._forward_backward(datums, loss, pooling))
+
+    def forward_backward_contrastive(
+        self,
+        data: Sequence[Any],
+        *,
+        num_queries: int,
+        temperature: float,
+        num_extra_negatives: int = 0,
+        pooling: Pooling = "last",
+    ) -> Future[ForwardBackwardOutput]:
+        """Bidirectional InfoNCE over [queries, their documents, extra negatives]; the loss `info_nce`."""
+        if len(data) != 2 * num_queries + num_extra_negatives:
+            raise LossContractError(
+                f"{num_queries} queries, as many documents and {num_extra_negatives} extra negatives make "
+                f"{2 * num_queries + num_extra_negatives} datums, but there are {len(data)}"
+            )
+        config = {"temperature": float(temperature), "num_extra_negatives": num_extra_negatives}
+        return self.forward_backward(data, "info_nce", config, pooling=pooling)
+
+    def optim_step(
+        self, adam_params: AdamParams | Any, *, grad_accumulation_normalization: Normalization | None = None
+    ) -> Future[OptimStepResponse]:
+        """One AdamW step on what has accumulated, then forget it.
+
+        grad_accumulation_normalization: divide the accumulated gradient, before clipping, by the number of positions with
+        a non-zero weight ("num_loss_tokens") or of datums that have one ("num_sequences"). Refused when an accumulated
+        loss was a mean already. Raises OptimizerError or NonFiniteGradientError; then nothing has changed.
+        """
+        return self._calls.submit("optim_step", lambda: self._optim_step(adam_params, grad_accumulation_normalization))
+
+    def discard_gradients(self) -> Future[None]:
+        """Forget what has accumulated since the last step."""
+        return self._calls.submit("discard_gradients", self._discard)
+
+    def save_state(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
+        """Save weights, optimizer, accumulated gradients and random state, atomically; `load_state` resumes bit for bit."""
+        return self._calls.submit("save_state", lambda: self._save_state(name, overwrite))
+
+    def load_state(self, path: str, *, optimizer: bool = True) -> Future[SaveStateResponse]:
+        """Resume from a checkpoint of the same model; optimizer=False takes the weights only and starts a fresh optimizer.
+
+        Raises CheckpointError, having changed nothing, when it is damaged, of another model, or lacks the optimizer.
+        """
+        return self._calls.submit("load_state", lambda: self._load_state(path, optimizer))
+
+    def load_state_with_optimizer(self, path: str) -> Future[SaveStateResponse]:
+        """As `load_state(path)`."""
+        return self.load_state(path)
+
+    def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
+        """Save the weights alone; of a LoRA client also as an adapter folder that peft loads."""
+        return self._calls.submit("save_weights_for_sampler", lambda: self._save_weights(name, overwrite))
+
+    def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
+        """A sampler of the weights as they are now, kept in memory; later training does not change it."""
+        if name is not None:
+            self.save_weights_for_sampler(name).result()
+        snapshot = self._calls.submit("snapshot", lambda: Snapshot.take(self._model)).result()
+        return SamplingClient(self._service.worker, snapshot, f"{self.model_id}/sampler")
+
+    def create_sampling_client(self, model_path: str) -> SamplingClient:
+        """A sampler of saved weights."""
+        return self._service.create_sampling_client(model_path=model_path)
+
+    def create_reference_client(self) -> ReferenceClient:
+        """A frozen copy of the weights as they are now, for `forward` only."""
+        snapshot = self._calls.submit("snapshot", lambda: Snapshot.take(self._model)).result()
+        return ReferenceClient(self._service, snapshot, f"{self.model_id}/reference")
+
+    def get_tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        return self._model.tokenizer
+
+    def get_info(self) -> ModelInfo:
+        """What this client trains."""
+        lora = self._model.lora
+        return ModelInfo(
+            model_id=self.model_id,
+            model_name=self._model.name,
+            is_lora=lora is not None,
+            lora_rank=None if lora is None else lora.rank,
+            model_data=ModelData(self._model.name, str(self._model.config.model_type)),
+            trainable_parameters=sum(p.numel() for p in self._model.trainable().values()),
+            device=str(self._model.device),
+            batching=self._engine.options.batching,
+            head=self._model.head_choice,
+            kind=self._model.kind,
+            dtype=str(self._model.product_dtype).removeprefix("torch."),
+            max_length=self._model.max_length,
+            value_head=self._model.value_head is not None,
+        )
+
+    def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
+        """Write the LoRA adapter as a folder that `peft.PeftModel.from_pretrained` loads; a value head beside it."""
+
+        def export() -> SaveStateResponse:
+            export_adapter(self._model, Path(directory))
+            export_value_head(self._model, Path(directory))
+            return SaveStateResponse(str(directory))
+
+        return self._calls.submit("export_adapter", export)
+
+    def export_model(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> Future[SaveStateResponse]:
+        """Write the whole model, adapters merged, as a folder that transformers loads; weights in `dtype` or their own."""
+
+        def export() -> SaveStateResponse:
+            export_model(self._model, Path(directory), dtype=dtype)
+            return SaveStateResponse(str(directory))
+
+        return self._calls.submit("export_model", export)
+
+    def _forward_backward(self, datums: list[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+        output = self._engine.forward_backward(datums, loss, pooling)
+        self._accumulated.calls += 1
+        self._accumulated.tokens += int(output.metrics["response_tokens"])
+        self._accumulated.sequences += int(output.metrics["response_sequences"])
+        if loss.is_mean:
+            self._accumulated.means.append(loss.name)
+        return output
+
+    def _optim_step(self, params: AdamParams | Any, normalization: Normalization | None) -> OptimStepResponse:
+        metrics = self._optimizer.step(_adam_params(params), divisor=self._divisor(normalization))
+        metrics["normalizer"] = self._divisor(normalization)
+        metrics["accumulated_calls"] = float(self._accumulated.calls)
+        self._accumulated = Accumulated()
+        return OptimStepResponse(metrics)
+
+    def _divisor(self, normalization: Normalization | None) -> float:
+        if normalization in (None, "none"):
+            return 1.0
+        if normalization not in ("num_loss_tokens", "num_sequences"):
+            raise OptimizerError(
+                f"grad_accumulation_normalization is 'none', 'num_loss_tokens' or 'num_sequences', not {normalization!r}"
+            )
+        if self._accumulated.means:
+            raise OptimizerError(
+                f"this would divide twice: {self._accumulated.means[0]} was reduced to a mean, and "
+                f"grad_accumulation_normalization={normalization!r} divides again. Give the loss reduction='sum', or leave "
+                "the normalization out"
+            )
+        count = self._accumulated.tokens if normalization == "num_loss_tokens" else self._accumulated.sequences
+        return float(max(count, 1))
+
+    def _discard(self) -> None:
+        for parameter in self._model.trainable().values():
+            parameter.grad = None
+        self._accumulated = Accumulated()
+
+    def _save_state(self, name: str, overwrite: bool) -> SaveStateResponse:
+        path = save_training(
+            self._service.checkpoint_dir,
+            name,
+            self._model,
+            self._optimizer,
+            asdict(self._accumulated),
+            overwrite=overwrite,
+        )
+        return SaveStateResponse(str(path))
+
+    def _load_state(self, path: str, with_optimizer: bool) -> SaveStateResponse:
+        accumulated = load_training(Path(path), self._model, self._optimizer if with_optimizer else None)
+        self._accumulated = Accumulated(**accumulated)
+        if not with_optimizer:  # moments of other weights would lead the first steps astray
+            self._optimizer = AdamW(self._model.trainable())
+        return SaveStateResponse(str(path))
+
+    def _save_weights(self, name: str, overwrite: bool) -> SaveStateResponse:
+        path = save_weights(self._service.checkpoint_dir, name, self._model, overwrite=overwrite)
+        return SaveStateResponse(str(path))
+
+
+def _adam_params(params: AdamParams | Any) -> AdamParams:
+    """Our AdamParams, or another SDK's by structure."""
+    if isinstance(params, AdamParams):
+        return params
+    try:
+        return AdamParams(**{name: getattr(params, name) for name in AdamParams.__dataclass_fields__})
+    except AttributeError as error:
+        raise OptimizerError(
+            f"optim_step takes AdamParams(learning_rate=...), got {type(params).__name__}: {error}"
+        ) from None

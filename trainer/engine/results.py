@@ -1,0 +1,148 @@
+"""Collecting what a call returns while its micro-batches run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datums.types import Datum, TensorData
+from ...losses import stats
+from ...losses.batch.outputs import Outputs
+from ...losses.batch.pack import join, positions_of, width_of
+from ...losses.loss.bound import Prepared
+from ...losses.reductions import Count
+from ...losses.stats import Stat
+from .forward import TOKEN_OUTPUTS
+
+
+@dataclass
+class Collected:
+    """Values of the loss, metrics and outputs of the micro-batches so far."""
+
+    loss: float = 0.0
+    datums_without_grad: int = 0
+    found: dict[str, Stat] = field(default_factory=dict)
+    outputs: dict[int, dict[str, TensorData]] = field(default_factory=dict)
+
+    def add(
+        self,
+        order: Sequence[int],
+        prepared: Prepared,
+        outputs: Outputs,
+        value: Tensor,
+        found: dict[str, Stat],
+        gradients: dict[str, Tensor],
+    ) -> None:
+        """Add what one loss call gave for the datums of `prepared` whose indices are `order`."""
+        datums, lengths = prepared.chosen(order), prepared.lengths[order]
+        self.loss += float(value.detach())
+        self.found = stats.merge([self.found, with_nll(found, datums, outputs)])
+        self.datums_without_grad += _datums_without_grad(lengths, outputs, gradients)
+        self.outputs.update(zip(order, per_datum(datums, lengths, outputs), strict=True))
+
+    def in_order(self) -> list[dict[str, TensorData]]:
+        """One dict a datum, in the call's order."""
+        return [self.outputs[i] for i in range(len(self.outputs))]
+
+
+def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) -> list[dict[str, TensorData]]:
+    """Each datum's outputs in its own shape; 0.0 where a position was not computed. Views of one array an output.
+
+    lengths: [N] positions of each datum.
+    """
+    results: list[dict[str, TensorData]] = [{} for _ in datums]
+    ends = np.cumsum(lengths).tolist()
+    for name in TOKEN_OUTPUTS:
+        values: Tensor | None = getattr(outputs, name)
+        if values is None:
+            continue
+        rows = values.detach().float().cpu()
+        if outputs.covered is not None:
+            full = torch.zeros(len(outputs.covered), *rows.shape[1:])
+            full[outputs.covered.cpu()] = rows
+            rows = full
+        array, start = rows.numpy(), 0
+        for result, datum, end in zip(results, datums, ends, strict=True):
+            result[name] = TensorData.view(_as_targets(array[start:end], datum))
+            start = end
+    if outputs.embeddings is not None:
+        for result, row in zip(results, outputs.embeddings.detach().float().cpu().numpy(), strict=True):
+            result["embedding"] = TensorData.view(row)
+    return results
+
+
+def _as_targets(piece: np.ndarray, datum: Datum) -> np.ndarray:
+    """[N, K] without the columns that filled the rows of narrower targets up."""
+    targets = None if piece.ndim == 1 else datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        return piece
+    return piece[:, : targets.shape[1]] if len(targets.shape) == 2 else piece[:, 0]
+
+
+def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, float]:
+    """What was counted from data alone: datums, response tokens, sequences with any, and what the loss was divided by."""
+    tokens, sequences = response_tokens(datums)
+    metrics = {"datums": float(len(datums)), "response_tokens": float(tokens), "response_sequences": float(sequences)}
+    if len(count.values) == 1:
+        metrics["denominator"] = float(count)
+    else:  # one a part of the mixture, in the parts' order
+        metrics.update({f"denominator_{i}": 1.0 if value is None else value for i, value in enumerate(count.values)})
+    return metrics
+
+
+def with_loss_metrics(own: Mapping[str, float], reported: Mapping[str, float], name: str) -> dict[str, float]:
+    """The trainer's metrics and the loss's; one of the loss that has the name of the trainer's goes to `<loss>/<name>`."""
+    return {**own, **{f"{name}/{key}" if key in own else key: value for key, value in reported.items()}}
+
+
+def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
+    """`found`, with `nll` added where a loss over logprobs does not report it: mean -logprob in nats of weighted targets.
+
+    Not where K targets share one weight: they are candidates to be compared, and none of them is the one to be likely.
+    """
+    if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in found):
+        return found
+    arrays = []
+    for datum in datums:
+        targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
+        if weights is not None and weights.shape != targets.shape and weights.shape == targets.shape[:1]:
+            return found
+        arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
+    weighted = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
+    if outputs.covered is not None:
+        weighted = weighted[outputs.covered.cpu()]
+    return {"nll": stats.mean(-outputs.logprobs[weighted.to(outputs.logprobs.device)]), **found}
+
+
+def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
+    """(positions with a non-zero weight, datums that have one); without weights every target position counts."""
+    counts = np.array([_active_positions(datum) for datum in datums], dtype=np.int64)
+    return int(counts.sum()), int((counts > 0).sum())
+
+
+def _active_positions(datum: Datum) -> int:
+    """Positions where the weight (of [N, K] targets: any of the K) is not 0; all without weights."""
+    weights = datum.loss_fn_inputs.get("weights")
+    if weights is None:
+        return positions_of(datum)
+    array, positions = weights.to_numpy(), positions_of(datum)
+    if array.size == positions:
+        return int(np.count_nonzero(array))
+    return int((array.reshape(positions, -1) != 0).any(axis=1).sum())
+
+
+def _datums_without_grad(lengths: np.ndarray, outputs: Outputs, gradients: dict[str, Tensor]) -> int:
+    moved = np.zeros(len(lengths), dtype=bool)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    for name, gradient in gradients.items():
+        rows = ((gradient if gradient.ndim == 1 else gradient.abs().amax(1)) != 0).cpu().numpy()
+        if name == "embeddings":
+            moved |= rows
+        else:
+            owners = owner if outputs.covered is None else owner[outputs.covered.cpu().numpy()]
+            moved[owners[rows]] = True
+    return int((~moved).sum())

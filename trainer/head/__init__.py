@@ -1,0 +1,1 @@
+"""The language-model head: logprobs of given tokens without a [tokens, vocabulary] matrix."""

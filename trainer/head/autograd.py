@@ -1,0 +1,198 @@
+"""The head's autograd function: a sweep over the vocabulary forward, another backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .backward import Gradients, kept_blocks, recomputed_blocks
+from .saved import KeptProduct
+from .tiles import RunningSoftmax, Softmax, Transform, Upstream, logits_of, product_dtype, slices, statistics_dtype
+
+#: The strategies, and none where no gradient is wanted.
+ChosenStrategy = Literal["keep", "recompute", "known-gradient", "forward-only"]
+
+
+class Plan(NamedTuple):
+    """How the sweeps go, and which of the costlier outputs are asked for."""
+
+    strategy: ChosenStrategy
+    transform: Transform
+    tile_rows: int
+    tile_columns: int
+    entropy: bool
+    mean: bool
+    topk: int
+    kept_dtype: torch.dtype | None
+
+
+class Outputs(NamedTuple):
+    """What the function returns, [0] or [M, 0] for what was not asked for."""
+
+    logprobs: Tensor  # [M, K]
+    logsumexp: Tensor  # [M]
+    entropy: Tensor  # [M]
+    mean: Tensor  # [M]
+    topk_logprobs: Tensor  # [M, k]
+    topk_tokens: Tensor  # [M, k] int64
+
+
+class _Saved(NamedTuple):
+    """What the backward reads, beside what was kept of the product."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    known: Tensor | None
+    logsumexp: Tensor
+    entropy: Tensor
+    topk_tokens: Tensor
+    formed_hidden: Tensor | None
+    formed_weight: Tensor | None
+    formed_bias: Tensor | None
+
+
+class LinearLogprobs(torch.autograd.Function):
+    """[M, d], [V, d], [V] or None, [M, K], and the known gradient of the logprobs or None, to `Outputs`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, known: Tensor | None, plan: Plan
+    ):
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        outputs = _empty_outputs(hidden, weight, targets, plan)
+        known = None if known is None else known.to(outputs.logprobs.dtype).reshape(targets.shape)
+        formed: tuple[Tensor | None, ...] = (None, None, None)
+        kept: list[KeptProduct] = []
+        if plan.strategy == "known-gradient" and known is not None:
+            formed = _form(outputs, hidden, weight, bias, targets, known, plan, ctx.needs_input_grad[:3])
+        else:
+            for part in slices(len(hidden), plan.tile_rows):
+                store = _sweep(outputs, part, hidden, weight, bias, targets, plan)
+                kept += [] if store is None else [store]
+        saved = _Saved(hidden, weight, bias, targets, known, *outputs[1:3], outputs.topk_tokens, *formed)
+        ctx.save_for_backward(*saved, *(tensor for store in kept for tensor in (store.flat, store.offsets)))
+        optional = ((outputs.entropy, plan.entropy), (outputs.mean, plan.mean), (outputs.topk_logprobs, plan.topk))
+        ctx.mark_non_differentiable(outputs.topk_tokens, *(output for output, is_asked in optional if not is_asked))
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None):  # type: ignore[override]
+        plan: Plan = ctx.plan
+        tensors = ctx.saved_tensors
+        saved, kept = _Saved(*tensors[: len(_Saved._fields)]), tensors[len(_Saved._fields) :]
+        logprobs, logsumexp, entropy, mean, topk_logprobs, _ = gradients
+        others = (logsumexp, entropy if plan.entropy else None, mean if plan.mean else None)
+        best = topk_logprobs if plan.topk else None
+        if all(gradient is None for gradient in (logprobs, *others, best)):
+            return None, None, None, None, None, None
+        is_only = all(gradient is None for gradient in (*others, best))
+        if saved.known is not None and logprobs is not None and is_only and torch.equal(logprobs, saved.known):
+            return saved.formed_hidden, saved.formed_weight, saved.formed_bias, None, None, None
+        targets = saved.targets
+        if best is not None:  # the tokens found are further targets
+            targets = torch.cat([targets, saved.topk_tokens], dim=1)
+            named = torch.zeros_like(saved.targets, dtype=best.dtype) if logprobs is None else logprobs
+            logprobs = torch.cat([named, best], dim=1)
+        softmax = Softmax(saved.logsumexp, saved.entropy, targets)
+        with torch.autocast(saved.hidden.device.type, enabled=False):
+            found = _backward(saved, kept, softmax, Upstream(logprobs, *others), plan, ctx.needs_input_grad[:3])
+        return *found, None, None, None
+
+
+def _empty_outputs(hidden: Tensor, weight: Tensor, targets: Tensor, plan: Plan) -> Outputs:
+    dtype, device, rows = statistics_dtype(product_dtype(hidden, weight)), hidden.device, len(hidden)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    tokens = torch.empty((rows, plan.topk), dtype=torch.int64, device=device)
+    entropy, mean = empty(rows if plan.entropy else 0), empty(rows if plan.mean else 0)
+    return Outputs(empty(*targets.shape), empty(rows), entropy, mean, empty(rows, plan.topk), tokens)
+
+
+def _sweep(
+    outputs: Outputs, part: slice, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: Plan
+) -> KeptProduct | None:
+    """Fills in the outputs of some positions, tile by tile over the vocabulary; returns what is kept of the product."""
+    dtype = product_dtype(hidden, weight)
+    rows = hidden[part].to(dtype)
+    keeps = plan.strategy in ("keep", "known-gradient")
+    kept = KeptProduct.empty(rows, len(weight), plan.tile_columns, plan.kept_dtype) if keeps else None
+    is_in_place = kept is not None and kept.is_exact
+    running = RunningSoftmax(
+        targets[part], statistics_dtype(dtype), entropy=plan.entropy, mean=plan.mean, topk=plan.topk
+    )
+    scratch = torch.empty(len(rows) * plan.tile_columns, dtype=dtype, device=hidden.device)
+    for tile in slices(len(weight), plan.tile_columns):
+        width = tile.stop - tile.start
+        room = scratch[: len(rows) * width].view(len(rows), width)
+        columns = weight[tile].to(dtype)
+        product = torch.mm(rows, columns.t(), out=kept.tile(tile) if kept is not None and is_in_place else room)
+        if kept is not None and not is_in_place:
+            kept.put(product, tile)
+        logits = logits_of(product, None if bias is None else bias[tile], plan.transform)
+        running.add(logits, tile, room if logits is product else logits)
+    _write(outputs, part, running, plan, len(weight))
+    return kept
+
+
+def _write(outputs: Outputs, part: slice, running: RunningSoftmax, plan: Plan, vocabulary: int) -> None:
+    outputs.logprobs[part] = running.logprobs(running.picked)
+    outputs.logsumexp[part] = running.logsumexp()
+    if plan.entropy:
+        outputs.entropy[part] = running.entropy()
+    if plan.mean:
+        outputs.mean[part] = running.mean_logprobs(vocabulary)
+    if plan.topk:
+        outputs.topk_logprobs[part] = running.logprobs(running.best)
+        outputs.topk_tokens[part] = running.best_tokens
+
+
+def _form(
+    outputs: Outputs,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    known: Tensor,
+    plan: Plan,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Fills in the outputs and returns the gradients, part by part: each part's product is held from its one sweep to
+    its backward."""
+    gradients = Gradients(hidden, weight, bias, needs, is_one_call=len(hidden) <= plan.tile_rows)
+    upstream = Upstream(known, None, None, None)
+    for part in slices(len(hidden), plan.tile_rows):
+        kept = _sweep(outputs, part, hidden, weight, bias, targets, plan)
+        assert kept is not None
+        softmax = Softmax(outputs.logsumexp, outputs.entropy, targets)
+        blocks = kept_blocks(hidden, product_dtype(hidden, weight), softmax, upstream, [(part, kept)])
+        gradients.add(blocks, weight, bias, plan.transform, plan.tile_columns)
+        del kept, blocks  # before the next part's product takes as much again
+    return gradients.finished()
+
+
+def _backward(
+    saved: _Saved, kept: Sequence[Tensor], softmax: Softmax, upstream: Upstream, plan: Plan, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    hidden, weight = saved.hidden, saved.weight
+    dtype = product_dtype(hidden, weight)
+    if plan.strategy == "keep":
+        stores = [
+            KeptProduct(flat, offsets, plan.tile_columns) for flat, offsets in zip(kept[::2], kept[1::2], strict=True)
+        ]
+        parts = list(zip(slices(len(hidden), plan.tile_rows), stores, strict=True))
+        blocks = kept_blocks(hidden, dtype, softmax, upstream, parts)
+    else:
+        blocks = recomputed_blocks(hidden, dtype, softmax, upstream, plan.tile_rows)
+    gradients = Gradients(hidden, weight, saved.bias, needs, is_one_call=True)
+    gradients.add(blocks, weight, saved.bias, plan.transform, plan.tile_columns)
+    return gradients.finished()

@@ -1,0 +1,1 @@
+"""Models: loading, LoRA, value heads, snapshots and export."""

@@ -1,0 +1,50 @@
+"""A scalar head beside a model: one number a position, what a critic thinks the rest of the sequence is worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ...datums.errors import ModelError
+
+if TYPE_CHECKING:
+    from .load import LoadedModel
+
+
+def add_value_head(model: LoadedModel) -> LoadedModel:
+    """Put a trainable linear map from hidden states to one number beside the model, in place; returns the same model.
+
+    Float32 at least. It starts at zero, so every value is 0 at first, and the weights below get their first gradient from a
+    loss over values after the head has taken its first step. Raises ModelError where there is a head already.
+    """
+    if model.value_head is not None:
+        raise ModelError(f"{model.name} has a value head already; load the model anew")
+    dtype = torch.promote_types(next(model.module.parameters()).dtype, torch.float32)
+    width = model.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, device=model.device, dtype=dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model.value_head = head
+    return model
+
+
+def values_of(model: LoadedModel, hidden: Tensor) -> Tensor:
+    """[M, d] hidden states to [M] values. The one at position t has seen tokens 0 to t, as the logits of target t have.
+
+    Raises ModelError when the model has no value head.
+    """
+    head = model.value_head
+    if head is None:
+        raise no_value_head(model)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.to(head.weight.dtype)).squeeze(-1)
+
+
+def no_value_head(model: LoadedModel) -> ModelError:
+    """The error of a loss that reads values of a model that has none."""
+    return ModelError(
+        f"{model.name} has no value head, so it gives no values. Make the client with value_head=True, as in "
+        f"create_training_client({model.name!r}, value_head=True), or use a loss over another output, such as logprobs"
+    )

@@ -1,0 +1,291 @@
+"""AdamW steps that check everything first: a step that is refused has changed nothing.
+
+The arithmetic is `torch.optim.AdamW`'s (decoupled weight decay, Loshchilov and Hutter 2019, arXiv:1711.05101). What is
+added: the numbers of a step come with the step, gradients are divided, measured and clipped here, and the state goes
+into a checkpoint by parameter name and comes back bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from ...datums.errors import CheckpointError, NonFiniteGradientError, OptimizerError
+from ...datums.types import AdamParams
+
+__all__ = ["AdamW"]
+
+#: What torch.optim.AdamW keeps for a parameter: its number of steps and two running means of the gradient.
+_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+#: Numbers summed in one go when a norm is taken in float32; short runs keep the rounding error near 1e-7.
+_NORM_RUN = 1024
+#: Norms for which squares in float32 neither overflow nor vanish; others are taken again, scaled.
+_SAFE_NORM = (1e-12, 1e18)
+#: Of each number of a step: what holds, in words, and what is usual.
+_BOUNDS: dict[str, tuple[Callable[[float], bool], str, str]] = {
+    "learning_rate": (lambda x: 0 <= x < math.inf, "a number >= 0 and finite", "1e-4"),
+    "beta1": (lambda x: 0 <= x < 1, "a number in [0, 1)", "0.9"),
+    "beta2": (lambda x: 0 <= x < 1, "a number in [0, 1)", "0.95"),
+    "eps": (lambda x: 0 < x < math.inf, "a number > 0 and finite", "1e-12"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0 and finite", "0.0"),
+    "grad_clip_norm": (lambda x: x >= 0, "a number >= 0", "1.0, or 0.0 for no clipping"),
+}
+
+
+class AdamW:
+    """AdamW over named parameters; the torch optimizer and its moments are made at the first step.
+
+    Uses torch's fused kernel where it is safe: float32 on CPU or CUDA, in a dense layout.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._steps = 0
+        self._made: torch.optim.AdamW | None = None
+
+    def step(self, params: AdamParams, *, divisor: float = 1.0) -> dict[str, float]:
+        """Divide the accumulated gradients by `divisor`, clip them, step, and clear them.
+
+        Parameters without a gradient take no part. `grad_norm` is the norm over all parameters after the division
+        and before the clip, `grad_norm_clipped` after it; `step` counts the calls, those with a learning rate of 0
+        included.
+
+        Raises OptimizerError for impossible numbers or when nothing is accumulated, NonFiniteGradientError for NaN
+        or infinite gradients; then parameters, gradients and moments are as they were.
+        """
+        _check_params(params, divisor)
+        live = {name: p for name, p in self._parameters.items() if p.grad is not None}
+        if not live:
+            raise OptimizerError(
+                "optim_step has nothing to apply: no parameter has a gradient. Call forward_backward first; every "
+                "optim_step uses up what was accumulated since the last"
+            )
+        norms = _gradient_norms(live)
+        norm = math.hypot(*norms.values()) / divisor
+        clip = float(params.grad_clip_norm)
+        factor = clip / norm if 0 < clip < norm else 1.0
+        _check_squares(live, norms, factor / divisor)
+        self._apply(live, params, divisor, factor)
+        return {
+            "grad_norm": norm,
+            "grad_norm_clipped": norm * factor,
+            "learning_rate": float(params.learning_rate),
+            "step": float(self._steps),
+            "parameters_updated": float(sum(p.numel() for p in live.values())),
+        }
+
+    def _apply(self, live: Mapping[str, Parameter], params: AdamParams, divisor: float, factor: float) -> None:
+        """Nothing is refused any more. What may run out of memory comes before the first gradient is changed."""
+        optimizer = self._optimizer()
+        _lay_out_gradients(live)
+        self._make_moments(optimizer, live.values())
+        _scale_gradients(live, divisor, factor)
+        optimizer.param_groups[0].update(
+            lr=float(params.learning_rate),
+            betas=(float(params.beta1), float(params.beta2)),
+            eps=float(params.eps),
+            weight_decay=float(params.weight_decay),
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._steps += 1
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint's manifest keeps beside `state_tensors()`: JSON values only."""
+        return {
+            "optimizer": "adamw",
+            "steps": self._steps,
+            "parameters": list(self._parameters),
+            "with_moments": [name for name, p in self._parameters.items() if p in self._state()],
+        }
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Copies on the CPU of each parameter's step count and moments, as `exp_avg.<parameter name>` and so on."""
+        state = self._state()
+        return {
+            f"{key}.{name}": state[p][key].detach().to("cpu", copy=True)
+            for name, p in self._parameters.items()
+            if p in state
+            for key in _STATE_KEYS
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Continue from what `state_tensors()` and `meta()` gave; the tensors are copied.
+
+        Raises CheckpointError naming the parameter when the state is incomplete or belongs to other parameters;
+        the state is then as it was.
+        """
+        steps, with_moments = _check_meta(meta, self._parameters)
+        _check_tensors(tensors, with_moments, self._parameters)
+        optimizer = self._optimizer()
+        fresh: dict[torch.Tensor, Any] = {}
+        for name in with_moments:
+            parameter = self._parameters[name]
+            fresh[parameter] = self._zero_moments(parameter)
+            for key in _STATE_KEYS:
+                fresh[parameter][key].copy_(tensors[f"{key}.{name}"])
+        optimizer.state.clear()
+        optimizer.state.update(fresh)
+        self._steps = steps
+
+    def _state(self) -> Mapping[Any, dict[str, torch.Tensor]]:
+        return {} if self._made is None else self._made.state
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        if self._made is None:
+            fused = all(_can_be_fused(p) for p in self._parameters.values())
+            self._made = torch.optim.AdamW(list(self._parameters.values()), fused=fused or None)
+        return self._made
+
+    def _make_moments(self, optimizer: torch.optim.AdamW, parameters: Iterable[Parameter]) -> None:
+        fresh: dict[torch.Tensor, Any] = {p: self._zero_moments(p) for p in parameters if p not in optimizer.state}
+        optimizer.state.update(fresh)
+
+    def _zero_moments(self, parameter: Parameter) -> dict[str, torch.Tensor]:
+        """As torch makes them at a parameter's first step."""
+        fused = self._optimizer().param_groups[0]["fused"]
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+
+
+def _check_params(params: AdamParams, divisor: float) -> None:
+    """Raise OptimizerError for the first number that cannot be meant."""
+    for name, (holds, bounds, usual) in _BOUNDS.items():
+        value = getattr(params, name)
+        if not isinstance(value, numbers.Real) or not holds(float(value)):
+            raise OptimizerError(f"AdamParams.{name} is {value!r}; it must be {bounds}. Usual: {usual}")
+    if not 1e-30 < divisor < 1e30:
+        raise OptimizerError(
+            f"gradients cannot be divided by {divisor}: what grad_accumulation_normalization counts must be positive. "
+            "Were all weights zero since the last optim_step?"
+        )
+
+
+def _gradient_norms(live: Mapping[str, Parameter]) -> dict[str, float]:
+    """The 2-norm of each gradient. Raises NonFiniteGradientError where one holds NaN or infinity."""
+    gradients = [p.grad.detach() for p in live.values() if p.grad is not None]
+    raw = torch.stack([_norm(gradient).to(gradients[0].device) for gradient in gradients]).tolist()
+    norms, bad = {}, []
+    for name, gradient, norm in zip(live, gradients, raw, strict=True):
+        if not _SAFE_NORM[0] < norm < _SAFE_NORM[1]:
+            largest = float(gradient.abs().amax()) if gradient.numel() else 0.0
+            if not math.isfinite(largest):
+                bad.append(name)
+                continue
+            norm = largest * float(_norm(gradient / largest)) if largest else 0.0
+        norms[name] = norm
+    if bad:
+        gradient = live[bad[0]].grad
+        assert gradient is not None
+        wrong = int((~torch.isfinite(gradient)).sum())
+        raise NonFiniteGradientError(
+            f"the gradient of {bad[0]!r} is NaN or infinite at {wrong} of {gradient.numel()} entries "
+            f"({len(bad)} of {len(live)} parameters have such). Nothing was changed: weights, moments and gradients "
+            "are as before. Look at the loss of the batches since the last optim_step; load_state goes back to a "
+            "checkpoint"
+        )
+    return norms
+
+
+def _norm(values: torch.Tensor) -> torch.Tensor:
+    """The 2-norm in at least float32, summed in short runs: one long float32 sum of 1e7 squares is off by 4e-4."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    values = values.reshape(-1)
+    while values.numel() > _NORM_RUN:
+        whole = values.numel() // _NORM_RUN * _NORM_RUN
+        runs = torch.linalg.vector_norm(values[:whole].view(-1, _NORM_RUN), dim=1, dtype=dtype)
+        values = torch.cat([runs, torch.linalg.vector_norm(values[whole:], dtype=dtype)[None]])
+    return torch.linalg.vector_norm(values, dtype=dtype)
+
+
+def _check_squares(live: Mapping[str, Parameter], norms: Mapping[str, float], factor: float) -> None:
+    """Raise NonFiniteGradientError where a finite gradient's square would be infinite in `exp_avg_sq`, for good."""
+    for name, parameter in live.items():
+        limit = math.sqrt(torch.finfo(parameter.dtype).max)
+        if norms[name] * factor <= limit or parameter.grad is None:  # no entry exceeds the norm
+            continue
+        largest = float(parameter.grad.abs().amax()) * factor
+        if largest > limit:
+            raise NonFiniteGradientError(
+                f"the gradient of {name!r} reaches {largest:.3g}, whose square overflows {parameter.dtype}: Adam's second "
+                "moment would stay infinite and the weight would never move again. Nothing was changed. Set "
+                "grad_clip_norm (usual: 1.0), or look at the loss of the batches since the last optim_step"
+            )
+
+
+def _lay_out_gradients(live: Mapping[str, Parameter]) -> None:
+    """Give each gradient the strides of its parameter; the values stay.
+
+    torch's fused kernel (2.13) walks memory and pairs the wrong entries where strides differ, without a word.
+    """
+    for parameter in live.values():
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+def _scale_gradients(live: Mapping[str, Parameter], divisor: float, factor: float) -> None:
+    """Divide, then clip, in place."""
+    for parameter in live.values():
+        if parameter.grad is not None and divisor != 1.0:
+            parameter.grad.div_(divisor)
+        if parameter.grad is not None and factor != 1.0:
+            parameter.grad.mul_(factor)
+
+
+def _can_be_fused(parameter: Parameter) -> bool:
+    dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
+    return parameter.dtype == torch.float32 and parameter.device.type in ("cpu", "cuda") and dense
+
+
+def _check_meta(meta: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[int, list[str]]:
+    """The step count and the names with moments. Raises CheckpointError when they are of other parameters."""
+    steps, known, with_moments = (meta.get(key) for key in ("steps", "parameters", "with_moments"))
+    if meta.get("optimizer") != "adamw" or not isinstance(steps, int) or steps < 0:
+        raise CheckpointError(
+            f"this is no AdamW state: optimizer={meta.get('optimizer')!r}, steps={steps!r}. Load the weights only, "
+            "or a checkpoint that was saved with its AdamW state"
+        )
+    if not isinstance(known, list) or not isinstance(with_moments, list):
+        raise CheckpointError("this AdamW state does not list its 'parameters' and those 'with_moments'; save it again")
+    for name in parameters:
+        if name not in known:
+            raise CheckpointError(
+                f"the AdamW state has nothing about {name!r}, which is trained now. It was saved for another model, "
+                f"rank or choice of layers ({len(known)} parameters there, {len(parameters)} here)"
+            )
+    for name in [*known, *with_moments]:
+        if name not in parameters:
+            raise CheckpointError(
+                f"the AdamW state is about {name!r}, which is not trained here. It was saved for another model, rank "
+                f"or choice of layers ({len(known)} parameters there, {len(parameters)} here)"
+            )
+    return steps, with_moments
+
+
+def _check_tensors(
+    tensors: Mapping[str, torch.Tensor], with_moments: list[str], parameters: Mapping[str, Parameter]
+) -> None:
+    """Raise CheckpointError unless there is a step count and two fitting moments for each name, and nothing else."""
+    expected = {f"{key}.{name}": (key, name) for name in with_moments for key in _STATE_KEYS}
+    for key in tensors:
+        if key not in expected:
+            raise CheckpointError(f"the AdamW state holds {key!r}, which its own list does not name; save it again")
+    for full, (key, name) in expected.items():
+        if full not in tensors:
+            raise CheckpointError(f"the AdamW state of {name!r} is incomplete: {key!r} is missing; save it again")
+        parameter, found = parameters[name], tensors[full]
+        shape, dtype = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
+        if tuple(found.shape) != shape or found.dtype != dtype:
+            raise CheckpointError(
+                f"{key!r} of {name!r} is {found.dtype} of shape {list(found.shape)}, but the parameter needs {dtype} "
+                f"of shape {list(shape)}. The state was saved for a model of another size or precision"
+            )

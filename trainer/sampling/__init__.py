@@ -1,0 +1,1 @@
+"""Sampling: token choice, KV caches, and prefix sharing."""

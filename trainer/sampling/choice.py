@@ -1,0 +1,100 @@
+"""One step of sampling: from logits to a token a row and its logprob."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .params import Rules
+
+#: Tokens whose probabilities are added before the running sum is taken: 49,152 tokens need a running sum over 192
+#: numbers and one over 256, instead of one over all of them.
+BLOCK = 256
+#: Tokens looked at first for top_p. Where they do not hold that much probability the whole vocabulary is sorted.
+LIKELIEST = 1024
+
+
+def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A token id a row, and its logprob at temperature 1 over the whole vocabulary (nats): [rows] each.
+
+    logits    [rows, V]  float32 or float64
+    uniforms  [rows]     in [0, 1), where the distribution function is inverted; None: the likeliest token
+
+    A token of probability 0 is never drawn. Rows do not depend on each other.
+    """
+    if uniforms is None:
+        chosen, logsumexp = logits.argmax(1), logits.logsumexp(1)
+    else:
+        # Sums over 10^5 tokens need more than float32. Apple's GPUs have nothing wider.
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        parts = uniforms.to(logits.device, wide)[:, None]
+        if 0 < rules.top_k < logits.shape[1] or rules.top_p < 1:
+            chosen, logsumexp = _choose_among_likeliest(logits, rules, parts), logits.logsumexp(1)
+        else:
+            chosen, logsumexp = _choose_among_all(logits, rules.temperature, parts)
+    return chosen, logits.gather(1, chosen[:, None])[:, 0] - logsumexp
+
+
+def _choose_among_all(logits: Tensor, temperature: float, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids and the logits' logsumexp, [rows] each. First a block is found, then the token within it."""
+    peaks, masses, sums = _masses(logits, temperature)
+    gathered = sums.to(parts.dtype).cumsum(1)
+    total = gathered[:, -1:]
+    block = _invert(gathered, parts * total)
+    before = gathered.gather(1, block) - sums.gather(1, block)
+    rows = torch.arange(len(logits), device=logits.device)
+    inside = masses[rows, block[:, 0]].to(parts.dtype).cumsum(1)
+    chosen = (block * BLOCK + _invert(inside, parts * total - before))[:, 0]
+    if temperature == 1:
+        return chosen, (peaks + total.log().to(peaks.dtype))[:, 0]
+    return chosen, logits.logsumexp(1)
+
+
+def _choose_among_likeliest(logits: Tensor, rules: Rules, parts: Tensor) -> Tensor:
+    """Token ids [rows] under top_k, then top_p of what it left."""
+    vocabulary = logits.shape[1]
+    if rules.top_k > 0:
+        values, ids = logits.topk(min(rules.top_k, vocabulary), dim=1)
+        gathered = _exponentials(values, rules.temperature, parts.dtype).cumsum(1)
+        total = gathered[:, -1:]
+    else:
+        total = _masses(logits, rules.temperature)[2].sum(1, keepdim=True, dtype=parts.dtype)
+        values, ids = logits.topk(min(LIKELIEST, vocabulary), dim=1)
+        gathered = _exponentials(values, rules.temperature, parts.dtype).cumsum(1)
+        if bool((gathered[:, -1:] < rules.top_p * total).any()):
+            values, ids = logits.sort(dim=1, descending=True)
+            gathered = _exponentials(values, rules.temperature, parts.dtype).cumsum(1)
+    if rules.top_p < 1:  # the likeliest come first: keep those before which less than top_p has gathered
+        before = gathered.roll(1, 1)
+        before[:, 0] = 0.0
+        count = (before < rules.top_p * total).sum(1, keepdim=True)
+        gathered = gathered.minimum(gathered.gather(1, (count - 1).clamp(min=0)))
+    return ids.gather(1, _invert(gathered, parts * gathered[:, -1:]))[:, 0]
+
+
+def _masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Highest logits [rows, 1], exp((logits - highest) / temperature) [rows, blocks, BLOCK], and their sums."""
+    rows, vocabulary = logits.shape
+    peaks = logits.amax(1, keepdim=True)
+    masses = logits.new_zeros(rows, -(-vocabulary // BLOCK) * BLOCK)
+    within = masses[:, :vocabulary]
+    torch.sub(logits, peaks, out=within)
+    if temperature != 1:
+        within.div_(max(temperature, 1e-30))  # a float32 knows nothing much smaller
+    within.exp_()
+    blocks = masses.view(rows, -1, BLOCK)
+    return peaks, blocks, blocks.sum(2)
+
+
+def _exponentials(values: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """exp((values - first) / temperature), where the first of a row is its highest."""
+    return ((values - values[:, :1]).to(dtype) / temperature).exp()
+
+
+def _invert(gathered: Tensor, wanted: Tensor) -> Tensor:
+    """The first position [rows, 1] at which a running sum [rows, n] passes a number [rows, 1].
+
+    Rounding leads neither to a position that adds nothing nor beyond the last one that adds something.
+    """
+    found = torch.searchsorted(gathered, wanted.clamp(min=0), right=True)
+    return found.minimum((gathered < gathered[:, -1:]).sum(1, keepdim=True))

@@ -1,0 +1,120 @@
+"""Sampling: each prompt is read once, then all its continuations are decoded together, a token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ...datums.errors import ModelError
+from ...datums.types import SamplingParams
+from ..model.load import LoadedModel
+from .continuations import can_share_prompts
+from .decode import Batch, Meter, Progress, limit
+from .params import check_params, check_prompt
+from .prepacked import merged_weights
+
+#: Sequences decoded together at most, unless one prompt alone has more samples.
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One continuation.
+
+    tokens       ids, the stop token included when one was met
+    logprobs     nats, one a token: of the model itself, that is at temperature 1 and over the whole vocabulary
+    stop_reason  "stop" when a stop token or string was met, "length" at max_tokens or the end of the context
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    stop_reason: Literal["stop", "length"]
+
+
+def generate(
+    model: LoadedModel,
+    prompt: Sequence[int],
+    *,
+    num_samples: int,
+    params: SamplingParams,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Generated]:
+    """`num_samples` continuations of one prompt; see `generate_batch`."""
+    return generate_batch(model, [prompt], num_samples=num_samples, params=params, on_progress=on_progress)[0]
+
+
+def generate_batch(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_samples: int = 1,
+    params: SamplingParams,
+    seeds: Sequence[int] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[list[Generated]]:
+    """`num_samples` continuations of each prompt, in the prompts' order.
+
+    Prompts are decoded together, with padding on the left that the model does not see; each prompt's samples are
+    those that `generate` would give, up to rounding, also with a seed. Without a seed every call differs; the
+    global random state is neither read nor changed. The model is in eval mode meanwhile, and as before afterwards.
+
+    seeds: one a prompt, in place of that of `params`, under which equal prompts have equal samples.
+
+    Of `params`: temperature 0 is greedy; top_k (-1: off) applies before top_p; max_tokens None is the room left in
+    the context. `stop` None stops at any end-of-sequence token of model and tokenizer; otherwise only at the
+    given token ids or strings (looked for in the decoded continuation), and [] at nothing.
+
+    on_progress is called after every token, on the thread that samples. What it raises ends the call; weights and
+    modes are then as before.
+
+    Raises ModelError for an encoder or impossible parameters, TruncationError for a prompt that fills the
+    context, TokenRangeError for ids outside the vocabulary, before anything is computed.
+    """
+    rules = check_params(model, params)
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ModelError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
+    checked = [check_prompt(model, prompt, i, len(prompts), params) for i, prompt in enumerate(prompts)]
+    if seeds is not None and len(seeds) != len(checked):
+        raise ModelError(f"there are {len(checked)} prompts but {len(seeds)} seeds; give one a prompt")
+    own_seeds = [rules.seed] * len(checked) if seeds is None else list(seeds)
+    order = sorted(range(len(checked)), key=lambda i: len(checked[i]), reverse=True)
+    together = max(1, MAX_ROWS // int(num_samples))
+    results: list[list[Generated]] = [[] for _ in checked]
+    steps = max((limit(model, prompt, rules) for prompt in checked), default=0) * -(-len(checked) // together)
+    meter = Meter(on_progress)
+    # Not inference_mode: buffers it fills could not be trained with.
+    with torch.no_grad(), _evaluating(model.module), merged_weights(model, steps) as logits:
+        share_prompts = can_share_prompts(model)
+        for start in range(0, len(order), together):
+            members = order[start : start + together]
+            batch = Batch(
+                model,
+                [checked[i] for i in members],
+                int(num_samples),
+                rules,
+                seeds=[own_seeds[i] for i in members],
+                logits=logits,
+                share_prompts=share_prompts,
+                meter=meter,
+            )
+            for i, rows in zip(members, batch.run(), strict=True):
+                results[i] = [Generated(row.tokens, row.logprobs, row.stop_reason or "length") for row in rows]
+    return results
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule's own mode again, which need not be that of the whole."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
