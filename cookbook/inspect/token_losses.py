@@ -83,7 +83,7 @@ def examine(loss: Any, data: Sequence[Any], outputs: Sequence[Mapping[str, Any]]
         totals, _ = prepared.terms(leaves)
         values = _part_values(loss, datums, leaves, totals / _divisors(totals, prepared.count.values))
         gradients = _gradients(loss, totals / prepared.count, leaves)
-    is_read = _positions_read(loss, prepared.covers, prepared.lengths)
+    is_read = _positions_read(loss, prepared.active, prepared.lengths)
     spread = [_Spread(part, factor, value, datums) for (factor, part), value in zip(_parts(loss), values, strict=True)]
     return [_examined(i, datum, leaves, gradients, is_read[i], spread) for i, datum in enumerate(datums)]
 
@@ -146,11 +146,11 @@ def _gradients(loss: Loss | Mixture, value: Tensor, leaves: OutputLists) -> Outp
     }
 
 
-def _positions_read(loss: Loss | Mixture, covers: Tensor, lengths: np.ndarray) -> list[np.ndarray]:
+def _positions_read(loss: Loss | Mixture, active: Tensor, lengths: np.ndarray) -> list[np.ndarray]:
     """A bool for each position of each datum: whether the loss reads the model's outputs there."""
     if not any(name in TOKEN_COLUMNS for name in loss.outputs):
         return [np.zeros(length, dtype=bool) for length in lengths]
-    return np.split(covers.numpy(), np.cumsum(lengths)[:-1])
+    return np.split(active.numpy(), np.cumsum(lengths)[:-1])
 
 
 class _Spread:

@@ -1,6 +1,7 @@
 """Advantages, from rewards and from values. `lossbook.losses.returns` is `from_values`."""
 
 from .from_rewards import (
+    FLOOR,
     Groups,
     NonFinite,
     Rewards,
@@ -17,6 +18,7 @@ from .from_rewards import (
 )
 
 __all__ = [
+    "FLOOR",
     "Groups",
     "NonFinite",
     "Rewards",

@@ -23,7 +23,7 @@ class Outputs:
     logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S]
     (of the logits), mean_logprobs [S] nats (the plain mean over all tokens). values: [S], what a scalar head says.
     embeddings: [N, D], one row a datum.
-    covered: [all positions] bool, which positions the S rows are; None when they are all.
+    active: [all positions] bool, which positions the S rows are; None when they are all.
     numbers: what to call each datum in messages, where that is not its place among these datums.
     """
 
@@ -33,7 +33,7 @@ class Outputs:
     mean_logprobs: Tensor | None = None
     values: Tensor | None = None
     embeddings: Tensor | None = None
-    covered: Tensor | None = None
+    active: Tensor | None = None
     numbers: Sequence[int] | None = None
 
     def number(self, datum: int) -> int:
@@ -49,13 +49,13 @@ class Outputs:
             return (
                 values if len(packed.kept) == len(values) else values[torch.from_numpy(packed.kept).to(values.device)]
             )
-        active, covered = packed.active, self.covered
-        if covered is not None and covered.device == active.device and torch.equal(covered, active):
+        wanted, given = packed.active, self.active
+        if given is not None and given.device == wanted.device and torch.equal(given, wanted):
             return values  # as in a pass over one loss: nothing to select, and no device to wait for
-        active = active.to(values.device)
-        if self.covered is not None:
-            active = active[self.covered.to(values.device)]
-        return values if bool(active.all()) else values[active]
+        wanted = wanted.to(values.device)
+        if given is not None:
+            wanted = wanted[given.to(values.device)]
+        return values if bool(wanted.all()) else values[wanted]
 
 
 #: Outputs that the hosted APIs hand to a custom loss, so that a bare list of tensors may be one of them.

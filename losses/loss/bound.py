@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from .loss import Loss
 
 
-class Prepared(ABC):
+class BoundLoss(ABC):
     """What `loss.prepare(data)` gives.
 
-    count: the denominator of these datums. outputs: the model outputs that the loss reads. covers: [positions of all
+    count: the denominator of these datums. outputs: the model outputs that the loss reads. active: [positions of all
     datums] bool, where it reads them. is_linear: whether d loss / d logprobs is the same whatever the logprobs.
     """
 
     def __init__(
-        self, datums: Sequence[Datum], count: Count, outputs: tuple[str, ...], covers: Tensor, *, is_linear: bool
+        self, datums: Sequence[Datum], count: Count, outputs: tuple[str, ...], active: Tensor, *, is_linear: bool
     ) -> None:
         self.datums = datums
         self.count = count
         self.outputs = outputs
-        self.covers = covers
+        self.active = active
         self.is_linear = is_linear
 
     @cached_property
@@ -79,23 +79,23 @@ class Prepared(ABC):
     ) -> Tensor | None:
         """d (total / count) / d logprobs of a loss that declared itself linear, before any forward; None of any other.
 
-        [S] or [S, K], over the covered positions of the datums in `order`. count: the whole call's; this data's own by
+        [S] or [S, K], over the active positions of the datums in `order`. count: the whole call's; this data's own by
         default. It comes from the same computation as the gradient at the model's logprobs, so that the two are equal bit
         for bit: in a linear loss they play no part.
         """
         if not self.is_linear:
             return None
-        covered = self.covers if order is None else self.covers[torch.from_numpy(self.positions(order))]
+        active = self.active if order is None else self.active[torch.from_numpy(self.positions(order))]
         width = width_of(self.chosen(order))
-        shape = (int(covered.sum()),) if width is None else (int(covered.sum()), width)
+        shape = (int(active.sum()),) if width is None else (int(active.sum()), width)
         with torch.enable_grad():
             logprobs = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-            total, _ = self.terms(Outputs(logprobs=logprobs, covered=covered), order)
+            total, _ = self.terms(Outputs(logprobs=logprobs, active=active), order)
             (gradient,) = torch.autograd.grad(total / (self.count if count is None else count), logprobs)
         return gradient
 
 
-class PreparedLoss(Prepared):
+class BoundSingle(BoundLoss):
     """Of one loss whose function is called on packed tensors."""
 
     def __init__(self, loss: Loss, datums: Sequence[Datum], packed: Packed, count: Count) -> None:
@@ -114,7 +114,7 @@ class PreparedLoss(Prepared):
         return self._packed.select(order)
 
 
-class PreparedBatchStyle(Prepared):
+class BoundBatchStyle(BoundLoss):
     """Of a function with the hosted APIs' signature, which sees every datum and every position."""
 
     def __init__(self, loss: Loss, datums: Sequence[Datum]) -> None:
@@ -127,15 +127,15 @@ class PreparedBatchStyle(Prepared):
         return self._loss.terms(self.chosen(order), outputs)
 
 
-class PreparedMixture(Prepared):
+class BoundMixture(BoundLoss):
     """Of a weighted sum of losses: one total a part."""
 
     def __init__(
-        self, datums: Sequence[Datum], outputs: tuple[str, ...], parts: Sequence[tuple[float, str, Prepared]]
+        self, datums: Sequence[Datum], outputs: tuple[str, ...], parts: Sequence[tuple[float, str, BoundLoss]]
     ) -> None:
         count = Count(tuple(value for _, _, part in parts for value in part.count.values))
-        covers = covered_by_any(part.covers for _, _, part in parts if part.outputs != ("embeddings",))
-        super().__init__(datums, count, outputs, covers, is_linear=all(part.is_linear for _, _, part in parts))
+        active = active_in_any(part.active for _, _, part in parts if part.outputs != ("embeddings",))
+        super().__init__(datums, count, outputs, active, is_linear=all(part.is_linear for _, _, part in parts))
         self._parts = parts
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
@@ -144,7 +144,7 @@ class PreparedMixture(Prepared):
         return mixed_terms((factor, name, part.terms(given, order)) for factor, name, part in self._parts)
 
 
-def covered_by_any(masks: Iterable[Tensor]) -> Tensor:
+def active_in_any(masks: Iterable[Tensor]) -> Tensor:
     """[positions] bool: where any of the masks is true."""
     each = list(masks)
     return torch.stack(each).any(0) if each else torch.zeros(0, dtype=torch.bool)

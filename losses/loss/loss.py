@@ -20,7 +20,7 @@ from ..spec.settings import resolve_config
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
-from .bound import Prepared, PreparedBatchStyle, PreparedLoss
+from .bound import BoundBatchStyle, BoundLoss, BoundSingle
 from .evaluate import call
 from .hosted import call_batch_style
 
@@ -68,7 +68,7 @@ class Loss:
         """Whether it is divided by a count of its data, as under every reduction but "sum"."""
         return self.reduction != "sum"
 
-    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> Prepared:
+    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> BoundLoss:
         """Check and pack `data` once, for every question about it: its denominator, which positions are read, its terms.
 
         Raises as `check` does.
@@ -77,7 +77,7 @@ class Loss:
         if not datums:
             raise EmptyLossError(f"{self.name}: there are no datums")
         if self.spec.is_batch_style:
-            return PreparedBatchStyle(self, datums)
+            return BoundBatchStyle(self, datums)
         packed = self._pack(datums)
         self._check_keys(datums, strict)
         if not len(packed.kept):
@@ -88,7 +88,7 @@ class Loss:
         count = self._count(packed)
         if count.is_zero:
             raise EmptyLossError(f"{self.name}: reduction {self.reduction!r} has nothing to divide by")
-        return PreparedLoss(self, datums, packed, count)
+        return BoundSingle(self, datums, packed, count)
 
     def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
         """Raise for anything in `data` that the loss could not use, before any forward; return the denominator.
@@ -97,10 +97,10 @@ class Loss:
         """
         return self.prepare(data, strict=strict).count
 
-    def covers(self, data: Sequence[Datum]) -> Tensor:
+    def active(self, data: Sequence[Datum]) -> Tensor:
         """[all positions] bool: where it reads the model's outputs. Masked positions cost nothing."""
         if self.spec.is_batch_style:
-            return PreparedBatchStyle(self, [as_datum(d) for d in data]).covers
+            return BoundBatchStyle(self, [as_datum(d) for d in data]).active
         return self.pack(data).active
 
     def count(self, data: Sequence[Datum]) -> Count:

@@ -13,7 +13,7 @@ from .. import stats
 from ..batch.outputs import Outputs, as_outputs
 from ..reductions import Count, coarsest
 from ..stats import Stat
-from .bound import Prepared, PreparedMixture, covered_by_any, mixed_terms
+from .bound import BoundLoss, BoundMixture, active_in_any, mixed_terms
 from .loss import Loss
 
 
@@ -54,22 +54,22 @@ class Mixture:
         """Whether any part is divided by a count of its data."""
         return any(loss.is_mean for _, loss in self.parts)
 
-    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> Prepared:
+    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> BoundLoss:
         """As `Loss.prepare`, part by part."""
         datums = [as_datum(d) for d in data]
         known = {key for _, loss in self.parts for wanted in loss.spec.inputs for key in wanted.keys}
         parts = [
             (factor, loss.name, loss.prepare(_only(datums, known, loss), strict=strict)) for factor, loss in self.parts
         ]
-        return PreparedMixture(datums, self.outputs, parts)
+        return BoundMixture(datums, self.outputs, parts)
 
     def check(self, data: Sequence[Datum], *, strict: bool = False) -> Count:
         """As `Loss.check`, part by part."""
         return self.prepare(data, strict=strict).count
 
-    def covers(self, data: Sequence[Datum]) -> Tensor:
+    def active(self, data: Sequence[Datum]) -> Tensor:
         """[all positions] bool: where any part reads the model's outputs."""
-        return covered_by_any(loss.covers(data) for _, loss in self.parts if loss.spec.reads_tokens)
+        return active_in_any(loss.active(data) for _, loss in self.parts if loss.spec.reads_tokens)
 
     def count(self, data: Sequence[Datum]) -> Count:
         """One denominator a part."""

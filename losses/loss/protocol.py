@@ -10,7 +10,7 @@ from torch import Tensor
 from ...datums.types import Datum
 from ..reductions import Count
 from ..stats import Stat
-from .bound import Prepared
+from .bound import BoundLoss
 
 
 class LossLike(Protocol):
@@ -41,7 +41,7 @@ class LossLike(Protocol):
         """Whether anything in it is divided by a count of its data."""
         ...
 
-    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> Prepared:
+    def prepare(self, data: Sequence[Datum], *, strict: bool = False) -> BoundLoss:
         """Check and pack a call's data once; raise for unusable data before any forward."""
         ...
 
@@ -49,7 +49,7 @@ class LossLike(Protocol):
         """Raise for unusable data before any forward; return the denominator."""
         ...
 
-    def covers(self, data: Sequence[Datum]) -> Tensor:
+    def active(self, data: Sequence[Datum]) -> Tensor:
         """[all positions] bool: where the model's outputs are needed."""
         ...
 

@@ -24,7 +24,7 @@ from ...datums.types import Datum
 from ...losses import stats
 from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
-from ...losses.loss.bound import Prepared
+from ...losses.loss.bound import BoundLoss
 from ...losses.loss.protocol import LossLike
 from ...losses.spec.spec import OUTPUT_NAMES
 from ..model.load import LoadedModel
@@ -100,7 +100,7 @@ class Engine:
         """The k likeliest next tokens at every position whose weight is not 0; see `top_logprobs.top_logprobs`."""
         return top_logprobs(self.model, datums, k, batching=self.options.batching, tokens=self.tokens)
 
-    def _forward_backward(self, loss: LossLike, prepared: Prepared, pooling: Pooling) -> ForwardBackwardOutput:
+    def _forward_backward(self, loss: LossLike, prepared: BoundLoss, pooling: Pooling) -> ForwardBackwardOutput:
         run = self._plan(loss, prepared, pooling, everywhere=False)
         together = loss.couples == "batch"
         recompute = together and len(run.cuts) > 1 and not self._graphs_fit(int(prepared.lengths.sum()))
@@ -144,13 +144,13 @@ class Engine:
             run.send_back(parts[k], live[k])
             live[k] = Outputs()  # frees the graph
 
-    def _check(self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool) -> Prepared:
+    def _check(self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool) -> BoundLoss:
         prepared = loss.prepare(datums)
         check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere)
         check_fits(self.model, datums, loss.outputs)
         return prepared
 
-    def _plan(self, loss: LossLike, prepared: Prepared, pooling: Pooling, *, everywhere: bool) -> Pass:
+    def _plan(self, loss: LossLike, prepared: BoundLoss, pooling: Pooling, *, everywhere: bool) -> Pass:
         return Pass.plan(
             self.model,
             loss,
@@ -223,7 +223,7 @@ class Engine:
 
 def _handed_over(outputs: Outputs, order: Sequence[int], *, on_host: bool) -> Outputs:
     """Copies of the outputs, as leaves of a new graph where gradients are on; on the CPU for functions that expect that."""
-    copies = Outputs(covered=outputs.covered, numbers=order)
+    copies = Outputs(active=outputs.active, numbers=order)
     for name in OUTPUT_NAMES:
         if (values := getattr(outputs, name)) is not None:
             copy = (values.cpu() if on_host else values).clone()  # so that a loss cannot change what the user gets back
@@ -257,9 +257,9 @@ def _gradients(value: Tensor, leaves: Outputs, loss: LossLike, lengths: np.ndarr
 
 def _where(loss: LossLike, name: str, row: int, leaves: Outputs, lengths: np.ndarray) -> str:
     value = getattr(leaves, name)[row].tolist()
-    if name == "embeddings" or leaves.covered is None:
+    if name == "embeddings" or leaves.active is None:
         return f"{loss.name}: the gradient of the loss is not finite at the {name} of datum {leaves.number(row)}"
-    datum, position = locate(row, leaves.covered.cpu().numpy(), lengths)
+    datum, position = locate(row, leaves.active.cpu().numpy(), lengths)
     return (
         f"{loss.name}: the gradient of the loss is not finite at position {position} of datum "
         f"{leaves.number(datum)}, where {name} is {value}. Nothing was changed. Does the loss take exp or log of an unbounded number?"

@@ -49,7 +49,7 @@ def model_outputs(
     datums: Sequence[Datum],
     *,
     names: Sequence[str],
-    covered: Tensor | None,
+    active: Tensor | None,
     batching: Batching,
     pooling: Pooling,
     head: HeadOptions = HeadOptions(),
@@ -57,21 +57,21 @@ def model_outputs(
 ) -> Outputs:
     """The outputs `names` of some datums, with their graph unless gradients are off.
 
-    covered: [positions of all datums] bool, where outputs of single positions are needed; None for everywhere. Positions
-    that are not covered never reach the head. known_gradient: d loss / d logprobs of those that do, for a loss that is
+    active: [positions of all datums] bool, where outputs of single positions are needed; None for everywhere. Positions
+    that are not active never reach the head. known_gradient: d loss / d logprobs of those that do, for a loss that is
     linear in them.
     """
     sequences = [tokens_of(datum) for datum in datums]
-    rows = None if covered is None or bool(covered.all()) else covered.nonzero().squeeze(1)
-    outputs = Outputs(covered=covered)
+    rows = None if active is None or bool(active.all()) else active.nonzero().squeeze(1)
+    outputs = Outputs(active=active)
     if "embeddings" in names:
         hidden = hidden_states(model, sequences, batching)
         outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling)
         hidden = hidden if rows is None else hidden[rows.to(hidden.device)]
-    elif covered is None or rows is None:
+    elif active is None or rows is None:
         hidden = hidden_states(model, sequences, batching)
     else:
-        read, kept = as_far_as_read(sequences, covered)
+        read, kept = as_far_as_read(sequences, active)
         hidden = hidden_states(model, read, batching, kept)
     if not any(name in TOKEN_OUTPUTS for name in names):
         return outputs
@@ -110,20 +110,20 @@ def tokens_of(datum: Datum) -> np.ndarray:
     return np.asarray(datum.model_input.to_ints(), dtype=np.int64)
 
 
-def lengths_read(lengths: Sequence[int] | np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """For each sequence, how many of its tokens the outputs at `covered` positions depend on; at least 1.
+def lengths_read(lengths: Sequence[int] | np.ndarray, active: np.ndarray) -> np.ndarray:
+    """For each sequence, how many of its tokens the outputs at `active` positions depend on; at least 1.
 
     No token of a decoder looks ahead, so what comes behind the last position that is read need not be computed.
     """
     starts = np.cumsum(lengths, dtype=np.int64) - np.asarray(lengths, dtype=np.int64)
-    behind = np.where(covered, np.arange(1, len(covered) + 1), 0)
-    last = np.maximum.reduceat(behind, starts) if len(covered) else np.zeros(0, dtype=np.int64)
+    behind = np.where(active, np.arange(1, len(active) + 1), 0)
+    last = np.maximum.reduceat(behind, starts) if len(active) else np.zeros(0, dtype=np.int64)
     return np.maximum(last - starts, 1)
 
 
-def as_far_as_read(sequences: list[np.ndarray], covered: Tensor) -> tuple[list[np.ndarray], Tensor]:
+def as_far_as_read(sequences: list[np.ndarray], active: Tensor) -> tuple[list[np.ndarray], Tensor]:
     """The sequences cut behind the last position that is read, and where the positions that are read lie in those."""
-    flags = covered.cpu().numpy()
+    flags = active.cpu().numpy()
     lengths = np.array([len(sequence) for sequence in sequences])
     read = lengths_read(lengths, flags)
     within = np.concatenate([np.arange(length) for length in lengths]) < np.repeat(read, lengths)

@@ -15,7 +15,7 @@ from ...datums.types import Datum
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import counts_of
 from ...losses.batch.packed import blocks
-from ...losses.loss.bound import Prepared
+from ...losses.loss.bound import BoundLoss
 from ...losses.loss.protocol import LossLike
 from ..head.logprobs import memory_budget_on
 from ..model.load import LoadedModel
@@ -39,15 +39,15 @@ class RunOptions:
 class Pass:
     """The datums of one call, which of their positions are needed, and how they are cut into micro-batches.
 
-    covered: [positions of all datums] bool. cuts: the datum indices of each micro-batch. options: how the model runs.
+    active: [positions of all datums] bool. cuts: the datum indices of each micro-batch. options: how the model runs.
     """
 
     model: LoadedModel
     loss: LossLike
-    prepared: Prepared
+    prepared: BoundLoss
     pooling: Pooling
     options: RunOptions
-    covered: Tensor
+    active: Tensor
     cuts: list[list[int]]
 
     @classmethod
@@ -55,7 +55,7 @@ class Pass:
         cls,
         model: LoadedModel,
         loss: LossLike,
-        prepared: Prepared,
+        prepared: BoundLoss,
         *,
         pooling: Pooling,
         options: RunOptions,
@@ -64,16 +64,16 @@ class Pass:
     ) -> Pass:
         """Plan a pass; `everywhere` computes every position, even where the loss does not look."""
         if everywhere or not any(name in TOKEN_OUTPUTS for name in loss.outputs):
-            covered = torch.ones(int(prepared.lengths.sum()), dtype=torch.bool)
+            active = torch.ones(int(prepared.lengths.sum()), dtype=torch.bool)
         else:
-            covered = prepared.covers
+            active = prepared.active
         cuts = plan_micro_batches(
-            **_lengths_and_families(model, prepared.datums, loss, covered, options.batching),
+            **_lengths_and_families(model, prepared.datums, loss, active, options.batching),
             tokens=tokens,
             pairs=loss.couples == "pair",
             padded=options.batching == "padded",
         )
-        return cls(model, loss, prepared, pooling, options, covered, cuts)
+        return cls(model, loss, prepared, pooling, options, active, cuts)
 
     def run(self, cut: Sequence[int]) -> Outputs:
         """The model's outputs for one micro-batch, with a graph unless gradients are off."""
@@ -83,7 +83,7 @@ class Pass:
                 self.model,
                 self.prepared.chosen(cut),
                 names=self.loss.outputs,
-                covered=self._covered(cut),
+                active=self._active(cut),
                 batching=options.batching,
                 pooling=self.pooling,
                 head=self._head_options(),
@@ -107,7 +107,7 @@ class Pass:
 
     def join(self, cuts: Sequence[Sequence[int]], outputs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
         """The outputs of several micro-batches as one, detached, datums in `order`."""
-        joined = Outputs(covered=self._covered(order))
+        joined = Outputs(active=self._active(order))
         for name in self.loss.outputs:
             together = _one_below_another([getattr(part, name).detach() for part in outputs])
             rows = self._rows(name, cuts, order)
@@ -135,17 +135,17 @@ class Pass:
         live = [getattr(outputs, name) for name in gradients]
         torch.autograd.backward(live, [_own(gradients[name], x) for name, x in zip(gradients, live, strict=True)])
 
-    def _covered(self, order: Sequence[int]) -> Tensor:
+    def _active(self, order: Sequence[int]) -> Tensor:
         """[positions of the datums in `order`] bool: which of them are computed."""
-        return self.covered[torch.from_numpy(self.prepared.positions(order))]
+        return self.active[torch.from_numpy(self.prepared.positions(order))]
 
     @cached_property
-    def _covered_counts(self) -> np.ndarray:
-        return counts_of(self.covered.numpy(), self.prepared.lengths)
+    def _active_counts(self) -> np.ndarray:
+        return counts_of(self.active.numpy(), self.prepared.lengths)
 
     def _counts(self, name: str) -> np.ndarray:
         """[N] rows of output `name` that each datum has."""
-        return self._covered_counts if name in TOKEN_OUTPUTS else np.ones(len(self.prepared.datums), dtype=np.int64)
+        return self._active_counts if name in TOKEN_OUTPUTS else np.ones(len(self.prepared.datums), dtype=np.int64)
 
     def _rows(self, name: str, cuts: Sequence[Sequence[int]], order: Sequence[int]) -> Tensor | None:
         """Where, in the concatenated outputs of `cuts`, the rows of the datums of `order` lie; None for where they are."""
@@ -180,12 +180,12 @@ def _own(gradient: Tensor, like: Tensor) -> Tensor:
 
 
 def _lengths_and_families(
-    model: LoadedModel, datums: Sequence[Datum], loss: LossLike, covered: Tensor, batching: Batching
+    model: LoadedModel, datums: Sequence[Datum], loss: LossLike, active: Tensor, batching: Batching
 ) -> dict[str, Any]:
     """What each datum costs in tokens, and which share a prefix."""
     sequences = [tokens_of(datum) for datum in datums]
     if model.kind == "decoder" and "embeddings" not in loss.outputs:
-        read = lengths_read([len(s) for s in sequences], covered.numpy())
+        read = lengths_read([len(s) for s in sequences], active.numpy())
         sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
     lengths = [len(sequence) for sequence in sequences]
     if batching == "padded" or model.module.training or not fits_in_blocks(model):

@@ -13,7 +13,7 @@ from ...datums.types import Datum, TensorData
 from ...losses import stats
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join, positions_of, width_of
-from ...losses.loss.bound import Prepared
+from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
 from ...losses.stats import Stat
 from .forward import TOKEN_OUTPUTS
@@ -31,7 +31,7 @@ class Collected:
     def add(
         self,
         order: Sequence[int],
-        prepared: Prepared,
+        prepared: BoundLoss,
         outputs: Outputs,
         value: Tensor,
         found: dict[str, Stat],
@@ -61,9 +61,9 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
         if values is None:
             continue
         rows = values.detach().float().cpu()
-        if outputs.covered is not None:
-            full = torch.zeros(len(outputs.covered), *rows.shape[1:])
-            full[outputs.covered.cpu()] = rows
+        if outputs.active is not None:
+            full = torch.zeros(len(outputs.active), *rows.shape[1:])
+            full[outputs.active.cpu()] = rows
             rows = full
         array, start = rows.numpy(), 0
         for result, datum, end in zip(results, datums, ends, strict=True):
@@ -113,8 +113,8 @@ def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) 
             return found
         arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
     weighted = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
-    if outputs.covered is not None:
-        weighted = weighted[outputs.covered.cpu()]
+    if outputs.active is not None:
+        weighted = weighted[outputs.active.cpu()]
     return {"nll": stats.mean(-outputs.logprobs[weighted.to(outputs.logprobs.device)]), **found}
 
 
@@ -143,6 +143,6 @@ def _datums_without_grad(lengths: np.ndarray, outputs: Outputs, gradients: dict[
         if name == "embeddings":
             moved |= rows
         else:
-            owners = owner if outputs.covered is None else owner[outputs.covered.cpu().numpy()]
+            owners = owner if outputs.active is None else owner[outputs.active.cpu().numpy()]
             moved[owners[rows]] = True
     return int((~moved).sum())

@@ -44,11 +44,11 @@ def top_logprobs(
 def _of_micro_batch(
     model: LoadedModel, head: Head, datums: Sequence[Datum], k: int, batching: Batching
 ) -> list[TopLogprobs]:
-    active = [_active(datum) for datum in datums]
-    covered = np.concatenate(active)
-    best, logprobs = np.zeros((len(covered), k), np.int64), np.full((len(covered), k), -np.inf, np.float32)
-    if covered.any():
-        read, rows = as_far_as_read([tokens_of(datum) for datum in datums], torch.from_numpy(covered))
+    each = [_active(datum) for datum in datums]
+    active = np.concatenate(each)
+    best, logprobs = np.zeros((len(active), k), np.int64), np.full((len(active), k), -np.inf, np.float32)
+    if active.any():
+        read, rows = as_far_as_read([tokens_of(datum) for datum in datums], torch.from_numpy(active))
         with model.precision():
             hidden, narrow = in_autocast_precision(hidden_states(model, read, batching, rows), head)
         found = linear_logprobs(
@@ -56,9 +56,9 @@ def _of_micro_batch(
         )
         assert found.topk_tokens is not None
         assert found.topk_logprobs is not None
-        best[covered] = found.topk_tokens.cpu().numpy()
-        logprobs[covered] = found.topk_logprobs.float().cpu().numpy()
-    ends = np.cumsum([len(one) for one in active])[:-1]
+        best[active] = found.topk_tokens.cpu().numpy()
+        logprobs[active] = found.topk_logprobs.float().cpu().numpy()
+    ends = np.cumsum([len(one) for one in each])[:-1]
     pieces = zip(np.split(best, ends), np.split(logprobs, ends), strict=True)
     return [TopLogprobs(ids, numbers) for ids, numbers in pieces]
 

@@ -59,7 +59,7 @@ def _is_that_loss(subject: Subject, claimed: Mapping[str, Any], data: Sequence[D
     data, outputs = _shortened(data, outputs, claimed.get("max_length"))
     if claimed.get("uniform"):
         data = [_with_plain_weights(_with_one_advantage(d)) for d in data]
-    if not subject.loss.covers(data).any():
+    if not subject.loss.active(data).any():
         return
     mine, theirs = evaluate(Subject(here), data, outputs), evaluate(Subject(other), data, outputs)
     plain = {"count": mine.count, "total": mine.total, "metrics": {}}

@@ -104,9 +104,9 @@ def test_gradients_are_those_that_the_trainer_sent_back(name: str, monkeypatch: 
 
     def watched(self: Pass, gradients: dict[str, torch.Tensor], cuts: Any, order: Sequence[int]) -> Any:
         for output, gradient in gradients.items():
-            covered = self._covered(order)
-            full = torch.zeros(len(covered), *gradient.shape[1:])
-            full[covered] = gradient
+            active = self._active(order)
+            full = torch.zeros(len(active), *gradient.shape[1:])
+            full[active] = gradient
             pieces = torch.split(full, self.prepared.lengths[list(order)].tolist())
             sent.setdefault(output, {}).update({i: p.numpy() for i, p in zip(order, pieces, strict=True)})
         return parted(self, gradients, cuts, order)

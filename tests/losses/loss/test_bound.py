@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lossbook import Datum, get_loss
 from lossbook.datums.errors import LossContractError, NonFiniteLossInput
 from lossbook.losses import Outputs, PerDatum, Seqs, stats
-from lossbook.losses.loss.bound import Prepared
+from lossbook.losses.loss.bound import BoundLoss
 from lossbook.losses.spec.spec import make_spec
 from lossbook.losses.testing import strategies
 from lossbook.losses.testing.loss_under_test import Subject
@@ -47,10 +47,10 @@ def orders(subject: Subject, data: Sequence[Datum], draw: Any) -> list[int]:
     return [i for k in chosen for i in units[k]]
 
 
-def packed_outputs(prepared: Prepared, outputs: Any, order: Sequence[int]) -> Outputs:
-    """What the trainer would hand over for the datums in `order`: covered positions only."""
-    covered = prepared.covers[torch.from_numpy(prepared.positions(order))]
-    found = Outputs(covered=covered)
+def packed_outputs(prepared: BoundLoss, outputs: Any, order: Sequence[int]) -> Outputs:
+    """What the trainer would hand over for the datums in `order`: active positions only."""
+    active = prepared.active[torch.from_numpy(prepared.positions(order))]
+    found = Outputs(active=active)
     for name, tensors in outputs.items():
         own = [tensors[i] for i in order]
         if name == "embeddings":
@@ -60,7 +60,7 @@ def packed_outputs(prepared: Prepared, outputs: Any, order: Sequence[int]) -> Ou
         if width is not None:
             own = [t.unsqueeze(1) if t.ndim == 1 else t for t in own]
             own = [torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in own]
-        setattr(found, name, torch.cat(own)[covered])
+        setattr(found, name, torch.cat(own)[active])
     return found
 
 
@@ -73,7 +73,7 @@ def test_what_is_prepared_once_is_what_the_loss_says_of_the_datums(loss: Any, dr
     outputs = draw.draw(strategies.outputs(subject, data))
     prepared = loss.prepare(data)
     assert prepared.count == loss.count(data) == loss.check(data)
-    assert torch.equal(prepared.covers, loss.covers(data))
+    assert torch.equal(prepared.active, loss.active(data))
     total, found = prepared.terms(outputs)
     again, metrics = loss.terms(data, outputs)
     assert torch.equal(total, again)
@@ -108,7 +108,7 @@ def test_a_function_of_datums_and_lists_is_handed_the_datums_asked_for() -> None
     loss = get_loss(batch_style)
     data = [datum(2), datum(1), datum(3)]
     prepared = loss.prepare(data)
-    assert prepared.covers.tolist() == [True] * 6
+    assert prepared.active.tolist() == [True] * 6
     assert prepared.lengths.tolist() == [2, 1, 3]
     total, found = prepared.terms([torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0, -5.0])], [2, 0])
     assert (float(total), found["datums"].value()) == (15.0, 2.0)
@@ -138,7 +138,7 @@ def test_data_is_packed_once_however_much_is_asked(monkeypatch: pytest.MonkeyPat
     for order in ([0, 1], [5, 3], [2], [4]):
         prepared.terms([torch.full((3,), -1.0)] * len(order), order)
         prepared.logprob_gradient(order)
-    assert (float(prepared.count), int(prepared.covers.sum()), packs) == (12.0, 12, [6])
+    assert (float(prepared.count), int(prepared.active.sum()), packs) == (12.0, 12, [6])
 
 
 # The gradient of a linear loss, known before the forward.

@@ -173,11 +173,11 @@ def test_a_loss_may_read_several_outputs_by_name() -> None:
 def test_outputs_may_hold_only_the_positions_that_the_loss_covers() -> None:
     data = [rollout(), rollout(weights=[1.0, 0.0, 0.0])]
     loss = get_loss("grpo")
-    covered = loss.covers(data)
-    assert covered.tolist() == [False, True, True, True, False, False]
+    active = loss.active(data)
+    assert active.tolist() == [False, True, True, True, False, False]
     rows = torch.tensor([ROW, ROW], dtype=torch.float64)
     whole, metrics = loss.terms(data, list(rows))
-    packed, same = loss.terms(data, Outputs(logprobs=rows.reshape(-1)[covered], covered=covered))
+    packed, same = loss.terms(data, Outputs(logprobs=rows.reshape(-1)[active], active=active))
     assert float(packed) == float(whole)
     assert stats.values(same) == stats.values(metrics)
 

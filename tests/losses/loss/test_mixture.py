@@ -74,7 +74,7 @@ def test_a_mixture_couples_what_its_coarsest_part_couples() -> None:
 def test_a_mixture_needs_the_model_wherever_a_part_does() -> None:
     mixture = get_loss("cross_entropy") + get_loss("dpo")
     data = [datum(2, weights=[0, 1], ref_logprobs=[-1.0] * 2), datum(2, weights=[1, 0], ref_logprobs=[-1.0] * 2)]
-    assert mixture.covers(data).tolist() == [False, True, True, False]
+    assert mixture.active(data).tolist() == [False, True, True, False]
 
 
 def test_factors_multiply_through_and_terms_add_on_either_side() -> None:

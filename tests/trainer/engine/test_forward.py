@@ -67,7 +67,7 @@ def test_logprobs_are_those_of_a_softmax_over_the_models_own_logits(
 ) -> None:
     datums = make_datums(3)
     found = model_outputs(
-        decoder, datums, names=("logprobs", "entropy"), covered=None, batching="padded", pooling="mean"
+        decoder, datums, names=("logprobs", "entropy"), active=None, batching="padded", pooling="mean"
     )
     expected, entropy = [], []
     for datum in datums:
@@ -91,11 +91,11 @@ def test_only_covered_positions_reach_the_head(
         return real(hidden, *args, **kwargs)
 
     monkeypatch.setattr(forward, "linear_logprobs", counting)
-    covered = torch.cat([torch.tensor(d.loss_fn_inputs["weights"].data) != 0 for d in datums])
-    everything = model_outputs(decoder, datums, names=("logprobs",), covered=None, batching="padded", pooling="mean")
-    part = model_outputs(decoder, datums, names=("logprobs",), covered=covered, batching="padded", pooling="mean")
-    assert rows == [len(covered), int(covered.sum())]
-    torch.testing.assert_close(part.logprobs, everything.logprobs[covered], rtol=1e-12, atol=1e-12)
+    active = torch.cat([torch.tensor(d.loss_fn_inputs["weights"].data) != 0 for d in datums])
+    everything = model_outputs(decoder, datums, names=("logprobs",), active=None, batching="padded", pooling="mean")
+    part = model_outputs(decoder, datums, names=("logprobs",), active=active, batching="padded", pooling="mean")
+    assert rows == [len(active), int(active.sum())]
+    torch.testing.assert_close(part.logprobs, everything.logprobs[active], rtol=1e-12, atol=1e-12)
 
 
 def test_narrow_targets_are_filled_up_beside_wide_ones() -> None:

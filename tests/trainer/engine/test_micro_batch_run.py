@@ -24,13 +24,13 @@ def pass_over(weights: list[list[float]], cuts: list[list[int]], loss: Any = "cr
     prepared = made.prepare(
         [lb.Datum(lb.ModelInput.from_ints(range(len(w))), i) for w, i in zip(weights, inputs, strict=True)]
     )
-    return Pass(cast(LoadedModel, None), made, prepared, "mean", "padded", prepared.covers, cuts)
+    return Pass(cast(LoadedModel, None), made, prepared, "mean", "padded", prepared.active, cuts)
 
 
 def outputs_of(run: Pass, cut: list[int]) -> Outputs:
-    """Each covered position named by a number of its own: its place among all positions."""
+    """Each active position named by a number of its own: its place among all positions."""
     places = torch.from_numpy(run.prepared.positions(cut)).float()
-    return Outputs(logprobs=places[run.covered[torch.from_numpy(run.prepared.positions(cut))]])
+    return Outputs(logprobs=places[run.active[torch.from_numpy(run.prepared.positions(cut))]])
 
 
 @given(st.data())

@@ -178,8 +178,8 @@ def test_what_stands_behind_the_last_position_that_is_read_is_not_computed() -> 
 
 
 def test_lengths_read_reach_to_the_last_covered_position_and_are_at_least_one() -> None:
-    covered = np.array([0, 1, 0, 0, 0, 0, 1, 1], dtype=bool)
-    assert forward.lengths_read([3, 2, 3], covered).tolist() == [2, 1, 3]
+    active = np.array([0, 1, 0, 0, 0, 0, 1, 1], dtype=bool)
+    assert forward.lengths_read([3, 2, 3], active).tolist() == [2, 1, 3]
 
 
 def test_nothing_is_shared_where_units_are_dropped(model_with_dropout: str) -> None:
