@@ -34,12 +34,12 @@ from ..losses.loss.loss import Loss
 from .distillation.divergence import HeldOutDivergence
 from .distillation.examples import Lesson, build_lessons, question_row, sample_answers
 from .distillation.teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
-from .loop import Loop, begin
+from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss, torch_dtype
-from .run.evaluation import HeldOut, say_what_is_trained_on
-from .run.runs import REPORT
-from .tasks.tasks import Task
+from .run.names import REPORT
+from .tasks.held_out import HeldOut, say_what_is_trained_on
+from .tasks.reasoning_gym_tasks import Task
 
 #: Candidates a position where a loss compares candidates and nobody says how many.
 DEFAULT_TOP_K = 20
@@ -102,7 +102,7 @@ def main(config: DistillConfig) -> dict[str, float]:
             loop.log(step, batch, output, update, {"answer_length": length}, loss=loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, {**divergence.measure(training), **held_out.measure(training)})
-    return run.finish(training)
+    return finish(run, training)
 
 
 def candidates_wanted(config: DistillConfig, loss: Loss) -> int:

@@ -29,16 +29,16 @@ from pydantic import Field
 from ..datums.builders.truncation import Truncation
 from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
-from .loop import Loop, begin
+from .loop import Loop, begin, finish
 from .preferences.evaluation import HeldOutPreferences
 from .preferences.examples import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
 from .preferences.references import References
 from .preferences.tasks import WrongAnswer, preference_rows
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
-from .run.evaluation import say_what_is_trained_on
-from .run.runs import REPORT
-from .tasks.tasks import Task
+from .run.names import REPORT
+from .tasks.held_out import say_what_is_trained_on
+from .tasks.reasoning_gym_tasks import Task
 
 #: The metrics of a step that the display has room for.
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")
@@ -92,7 +92,7 @@ def main(config: DPOConfig) -> dict[str, float]:
             loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
             if held_out and loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))
-    return run.finish(training)
+    return finish(run, training)
 
 
 def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[list[Unit], DataReport, list[Unit]]:

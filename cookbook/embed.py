@@ -31,9 +31,9 @@ from .embeddings.batches import PairLayout, embedding_loss, takes_duplicates_for
 from .embeddings.data import Encoded, PairBatches, Texts, encode, grouped, held_apart, negatives_used, read_texts
 from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import find_minilm, note_pooling, pooling_of
-from .loop import Loop, begin
+from .loop import Loop, begin, finish
 from .run.configs import RecipeConfig
-from .run.runs import MODEL, REPORT
+from .run.names import MODEL, REPORT
 
 
 class EmbedConfig(RecipeConfig):
@@ -104,7 +104,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
             loop.log(step, batch, output, update, shown=shown, loss=sized_loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, retrieval.measure(training))
-    last = run.finish(training)
+    last = finish(run, training)
     if not config.all_weights:
         training.export_model(run.path / MODEL).result()  # the adapter is written too; an encoder is wanted whole
     options: dict[str, Any] = {

@@ -9,7 +9,7 @@ with Loop(config, run, training, total) as loop:
         loop.log(step, batch, output, update, loss=loss)
         if loop.is_evaluated(step):
             ...
-return run.finish(training)
+return finish(run, training)
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..datums.errors import LossbookError, located
 from ..trainer import ServiceClient
+from .export.export import write_weights
 from .inspect.token_records import record_loss, record_sequences
+from .reports.plots import try_plot
 from .run.configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
 from .run.interrupts import StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
-from .run.runs import LOSS, Run, find_checkpoint, open_run
+from .run.names import LOSS
+from .run.runs import Run, find_checkpoint, open_run
 from .run.samples import record_samples
 from .run.trackers import Trackers, check_trackers
 
@@ -68,6 +71,14 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         train_unembed=config.train_unembed,
         value_head=value_head,
     )
+
+
+def finish(run: Run, training: TrainingClient) -> dict[str, float]:
+    """Write the adapter (or the whole model) and the curve, print where they are, and return each metric's last value."""
+    written = write_weights(run, training)
+    name = "adapter" if written == run.adapter else "model  "
+    print(f"metrics {run.metrics}\n{name} {written}\n{try_plot({run.path.name: run.path}, run.curve)}")
+    return run.last_numbers()
 
 
 class Loop:

@@ -30,10 +30,10 @@ from ..datums.types import AdamParams, Datum
 from ..trainer import ServiceClient, TrainingClient
 from .reports.plots import try_plot
 from .run.batches import Batches
-from .run.evaluation import HeldOut
 from .run.loggers import StepDisplay
 from .run.runs import Run, open_run
-from .tasks.tasks import Task, question_datum
+from .tasks.held_out import HeldOut
+from .tasks.reasoning_gym_tasks import Task, question_datum
 
 
 def focal_loss(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:

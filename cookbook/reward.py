@@ -22,12 +22,12 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from .dpo import SHOWN, PreferenceConfig, load_units
-from .loop import Loop, begin
+from .loop import Loop, begin, finish
 from .preferences.examples import flat, needs_of
 from .preferences.reward_models import HeldOutScores, export_scorer
 from .run.batches import Batches
 from .run.configs import configured_loss
-from .run.runs import REPORT
+from .run.names import REPORT
 
 
 class RewardConfig(PreferenceConfig):
@@ -65,6 +65,6 @@ def main(config: RewardConfig) -> dict[str, float]:
             loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
             if held_out and loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))
-    last = run.finish(training)
+    last = finish(run, training)
     print(export_scorer(run))
     return last

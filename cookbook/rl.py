@@ -33,12 +33,13 @@ from ..datums.types import Datum
 from ..trainer import TrainingClient
 from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
 from .environments import Problem, ProblemSettings, load_problems
-from .loop import Loop, begin
+from .loop import Loop, begin, finish
 from .rollouts.batches import ADVANTAGES, Collected, Collector, Overlong, datums_of
 from .rollouts.episodes import Player, Rollout
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
 from .run.configs import RecipeConfig
-from .run.runs import SAMPLES, Run
+from .run.names import SAMPLES
+from .run.runs import Run
 
 #: Metrics that the display has room for.
 SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")
@@ -114,7 +115,7 @@ def main(config: RLConfig) -> dict[str, float]:
             record(run, step, "training", rollouts, config.samples)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, evaluate(step, player, held_out, training, run))
-    return run.finish(training)
+    return finish(run, training)
 
 
 def check_advantages(name: str) -> None:

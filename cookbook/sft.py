@@ -31,12 +31,12 @@ from ..datums.files.rows import datum_from_row
 from ..datums.files.sources import read_rows
 from ..datums.types import Datum
 from ..losses.loss.loss import Loss
-from .loop import Loop, begin
+from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
-from .run.evaluation import HeldOut, say_what_is_trained_on
-from .run.runs import REPORT
-from .tasks.tasks import Task, question_datum
+from .run.names import REPORT
+from .tasks.held_out import HeldOut, say_what_is_trained_on
+from .tasks.reasoning_gym_tasks import Task, question_datum
 
 
 class SFTConfig(DataConfig):
@@ -67,7 +67,7 @@ def main(config: SFTConfig) -> dict[str, float]:
             loop.log(step, batch, output, update, loss=loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))
-    return run.finish(training)
+    return finish(run, training)
 
 
 def single_sequence_loss(config: SFTConfig) -> Loss:

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from ...datums.errors import ConfigError, did_you_mean
-from ..run.runs import CURVE
+from ..run.names import CURVE
 
 PICTURES = (".png", ".svg", ".pdf")
 

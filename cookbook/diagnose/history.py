@@ -12,7 +12,8 @@ import numpy as np
 
 from ...datums.errors import DataFileError, RunError
 from ..reports.panels import is_number
-from ..run.runs import CONFIG, METRICS, read_metrics, read_settings
+from ..run.names import CONFIG, METRICS
+from ..run.runs import read_metrics, read_settings
 
 #: What is farther from 0 is as good as infinite, and would not survive the arithmetic of drawing.
 LARGEST = 1e100

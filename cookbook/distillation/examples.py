@@ -13,7 +13,7 @@ from ...datums.errors import DataFileError, EmptyLossError
 from ...datums.files.report import DataReport, build_datums
 from ...datums.files.rows import datum_from_row
 from ...datums.types import Datum, SamplingParams
-from ..tasks.tasks import Question
+from ..tasks.reasoning_gym_tasks import Question
 from .teachers import all_tokens, answer_positions
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import numpy as np
 from ...datums.builders.topk import datum_from_teacher_topk
 from ...datums.errors import LengthMismatchError, ModelError
 from ...datums.types import Datum, TensorData
-from ..run.runs import CHECKPOINTS, METRICS, find_checkpoint
+from ..run.names import CHECKPOINTS, METRICS
+from ..run.runs import find_checkpoint
 
 if TYPE_CHECKING:
     import torch

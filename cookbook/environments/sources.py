@@ -13,7 +13,7 @@ from ...datums.chat.messages import check_messages
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
 from ...datums.files.sources import read_rows
 from ..run.configs import Setting
-from ..tasks.tasks import Question, Task
+from ..tasks.reasoning_gym_tasks import Question, Task
 from .guess_number import GuessNumber
 from .math_answers import MathReward
 from .protocol import Environment, Message, Problem, SingleTurn

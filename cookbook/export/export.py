@@ -19,7 +19,8 @@ from ...trainer import ServiceClient
 from ...trainer.checkpoint.folder import read_checkpoint
 from ..embeddings.sentence_encoder import copy_pooling
 from ..run.loggers import quiet_libraries
-from ..run.runs import CONFIG, MODEL, Run, find_checkpoint
+from ..run.names import CONFIG, MODEL
+from ..run.runs import Run, find_checkpoint
 from .check import Verification, probe_tokens, trained_outputs, verify_export
 from .model_card import model_card
 

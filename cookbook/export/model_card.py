@@ -12,8 +12,9 @@ from typing import Any
 from ...datums.errors import LossbookError
 from ...losses.cards.card import card_of
 from ..run.configs import RecipeConfig, configured_loss
+from ..run.names import CONFIG, METRICS, REPORT
 from ..run.redaction import redacted
-from ..run.runs import CONFIG, METRICS, REPORT, read_metrics, read_settings
+from ..run.runs import read_metrics, read_settings
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: Numbers shown at the first and the last step, where the run has them; and all that begin with these words.

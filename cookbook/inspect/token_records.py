@@ -24,7 +24,8 @@ from ...datums.types import Datum, as_datum
 from ...losses.cards.card import card_of
 from ...losses.loss.mixture import Mixture
 from ...losses.registry import get_loss
-from ..run.runs import LOSS, SEQUENCES, read_rows
+from ..run.names import LOSS, SEQUENCES
+from ..run.runs import read_rows
 from .token_losses import Examined, examine, partners
 
 if TYPE_CHECKING:

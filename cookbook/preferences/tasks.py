@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ...datums.errors import TaskError
-from ..tasks.tasks import Question, Task
+from ..tasks.reasoning_gym_tasks import Question, Task
 
 #: scrambled: the words of the right answer in another order, as in `scrambled`. another: the right answer to another question.
 WrongAnswer = Literal["scrambled", "another"]

@@ -14,7 +14,8 @@ from ..diagnose.diagnostics import diagnose
 from ..diagnose.history import History, read_history
 from ..inspect.token_page import TOKEN_VIEW_CSS
 from ..inspect.token_records import read_loss, read_sequences
-from ..run.runs import REPORT, SAMPLES, read_rows
+from ..run.names import REPORT, SAMPLES
+from ..run.runs import read_rows
 from .charts import chart_html
 from .loss_section import loss_html
 from .markup import folded, json_block, text

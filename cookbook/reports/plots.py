@@ -8,7 +8,8 @@ from typing import Any
 
 from ...datums.errors import MissingExtraError
 from ..extras import require
-from ..run.runs import CONFIG, CURVE, METRICS, read_metrics, read_settings
+from ..run.names import CONFIG, CURVE, METRICS
+from ..run.runs import read_metrics, read_settings
 from .panels import Panel, Rows, default_panels, is_number, panels_of
 
 #: Colours of runs, or of what one run recorded; told apart by the colour-blind, and readable on white and on black.

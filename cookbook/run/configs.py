@@ -15,7 +15,7 @@ from ...datums.errors import ConfigError, LossContractError, did_you_mean
 from ...datums.types import AdamParams
 from ...losses.loss.loss import Loss
 from ...losses.registry import get_loss
-from .trackers import TrackerName
+from .names import TrackerName
 
 #: A value of a loss's or a task's settings, as it can be written in TOML or on a command line.
 Setting = bool | int | float | str

@@ -28,6 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datums.errors import DataFileError, RunError
+from .names import (
+    ADAPTER,
+    BY_STEP,
+    CHECKPOINTS,
+    CONFIG,
+    CURVE,
+    KEPT,
+    LOSS,
+    METRICS,
+    MODEL,
+    REPORT,
+    TRACKER_FOLDERS,
+    TRACKER_IDS,
+)
 
 if TYPE_CHECKING:
     from ...datums.types import Datum
@@ -36,13 +50,6 @@ if TYPE_CHECKING:
     from .loggers import StepDisplay
     from .trackers import Trackers
 
-CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
-SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"
-CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
-#: What trackers keep in the folder: which run of theirs this is, event files, runs that are not sent yet.
-TRACKER_IDS, TRACKER_FOLDERS = "trackers.json", ("tensorboard", "wandb")
-#: Files of a row a step, from which the rows of steps that are made again must go.
-BY_STEP = (METRICS, SAMPLES, SEQUENCES)
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -147,17 +154,6 @@ class Run:
         """What was kept beside the checkpoint of a step; None when nothing was."""
         path = self.path / KEPT / f"{self.checkpoint_name(step)}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-    def finish(self, training: TrainingClient) -> dict[str, float]:
-        """Write the adapter (or the whole model) and the curve, print where everything is, and return the last value of
-        every metric."""
-        from ..export.export import write_weights
-        from ..reports.plots import try_plot
-
-        written = write_weights(self, training)
-        name = "adapter" if written == self.adapter else "model  "
-        print(f"metrics {self.metrics}\n{name} {written}\n{try_plot({self.path.name: self.path}, self.curve)}")
-        return self.last_numbers()
 
 
 def open_run(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...datums.types import ModelInput, SamplingParams
 from .loggers import StepDisplay
-from .runs import SAMPLES, Run
+from .names import SAMPLES
+from .runs import Run
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient

@@ -18,10 +18,9 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from ..extras import require
+from .names import TRACKER_IDS
 from .redaction import redacted
-from .runs import TRACKER_IDS
 
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 #: After so many failures in a row a tracker is left alone: each try may wait for a network.
 PATIENCE = 3
 

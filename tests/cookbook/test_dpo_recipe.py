@@ -23,7 +23,7 @@ from lossbook.cookbook.preferences.evaluation import accuracy_and_margin, coarse
 from lossbook.cookbook.preferences.examples import Needs, build_units, flat, needs_of, with_mismatched
 from lossbook.cookbook.preferences.tasks import preference_rows
 from lossbook.cookbook.run.runs import read_metrics
-from lossbook.cookbook.tasks.tasks import Task
+from lossbook.cookbook.tasks.reasoning_gym_tasks import Task
 from lossbook.datums.errors import (
     DataFileError,
     EmptyLossError,

@@ -22,7 +22,7 @@ from lossbook.cookbook.doctor import parity
 from lossbook.cookbook.doctor.environment import Finding, examined, verdict
 from lossbook.cookbook.doctor.parity import compare, measure_parity
 from lossbook.cookbook.doctor.self_test import self_tests
-from lossbook.cookbook.run.trackers import TrackerName
+from lossbook.cookbook.run.names import TrackerName
 from lossbook.losses import registry
 from lossbook.trainer.clients.sampling import SamplingClient
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...datums.files.report import DataReport
 from ...datums.types import Datum
-from ..tasks.tasks import Question, Task, answer_questions, mean_score
+from .reasoning_gym_tasks import Question, Task, answer_questions, mean_score
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient

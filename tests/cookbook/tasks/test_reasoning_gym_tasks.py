@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lossbook.cookbook.tasks.tasks import Task, mean_score, question_datum, question_prompt
+from lossbook.cookbook.tasks.reasoning_gym_tasks import Task, mean_score, question_datum, question_prompt
 from lossbook.datums.errors import MissingExtraError, TaskError
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 

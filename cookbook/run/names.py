@@ -1,0 +1,15 @@
+"""Names of the files in a run's folder (`runs.py` says what each holds), and of the trackers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
+SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"
+CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
+#: Files with one row per step; a resumed run deletes the rows of the steps that it repeats.
+BY_STEP = (METRICS, SAMPLES, SEQUENCES)
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+#: What trackers keep in the folder: the ids of their runs, event files, runs that are not sent yet.
+TRACKER_IDS, TRACKER_FOLDERS = "trackers.json", ("tensorboard", "wandb")
