@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ...datums.errors import DataFileError, RunError
-from ..reports.panels import is_number
 from ..run.names import CONFIG, METRICS
 from ..run.runs import read_metrics, read_settings
 
@@ -89,6 +88,11 @@ def read_history(folder: str | Path) -> History:
         raise RunError(f"{folder / METRICS} is empty: the run ended before its first number")
     settings = read_settings(folder) if (folder / CONFIG).exists() else {}
     return History([_numbers(row, line) for line, row in enumerate(rows, start=1)], settings)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a recorded value can be drawn; a row may also hold notes of the user."""
+    return isinstance(value, int | float)
 
 
 def _numbers(row: Mapping[str, Any], line: int) -> dict[str, float]:

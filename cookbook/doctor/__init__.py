@@ -1,1 +1,1 @@
-"""What this machine has, whether it works, and whether sampler and trainer agree."""
+"""Checks of the installation, and of whether the sampler and the trainer agree."""

@@ -1,4 +1,4 @@
-"""The single checks of `lossbook doctor`; each gives findings and changes nothing."""
+"""The checks of `lossbook doctor`. Each yields findings and changes nothing."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from pathlib import Path
 import torch
 
 from ..run.redaction import is_secret_name, redacted
-from .environment import Finding
+from .finding import Finding
 
-#: Below this much free space (bytes), a checkpoint of a small model may not fit.
+#: With less free space than this (bytes), the checkpoints of a small model may not fit.
 LITTLE_SPACE = 2 * 10**9
 REQUIRED = ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "tyro", "rich", "huggingface_hub")
-#: Package (as imported): extra, what it is for.
+#: By import name: the extra that installs the package, and its purpose.
 OPTIONAL: dict[str, tuple[str, str]] = {
-    "hypothesis": ("testing", "testing losses: check_loss, lossbook losses check"),
+    "hypothesis": ("testing", "testing losses (check_loss, lossbook losses check)"),
     "reasoning_gym": ("data", "tasks that check their own answers (--task)"),
-    "math_verify": ("data", "comparing mathematical answers"),
-    "datasets": ("data", "data sets of the hub, and saved ones"),
+    "math_verify": ("data", "comparing mathematical answers (--reward math_verify)"),
+    "datasets": ("data", "data sets from the hub or saved on disk (datasets:NAME:SPLIT)"),
     "pyarrow": ("data", "Parquet and .zst files"),
-    "matplotlib": ("plot", "curves of runs"),
+    "matplotlib": ("plot", "plots of curves"),
     "gguf": ("gguf", "reading .gguf models"),
     "tensorboard": ("tensorboard", "--log-to tensorboard"),
     "wandb": ("wandb", "--log-to wandb"),
     "mlflow": ("mlflow", "--log-to mlflow"),
     "trackio": ("trackio", "--log-to trackio"),
 }
-#: What may compute the head and the attention faster, on a GPU.
+#: GPU kernels, and what uses them.
 KERNELS = {
-    "cut_cross_entropy": "logprobs without gradients on a GPU (backend 'cut-cross-entropy')",
-    "triton": "what cut-cross-entropy and compiled layers are written in",
-    "liger_kernel": "compared with in the benchmarks; no backend of the trainer",
+    "cut_cross_entropy": "a head that is used only on request: ServiceClient(head_backend='cut-cross-entropy')",
+    "triton": "the GPU compiler behind cut-cross-entropy and torch.compile",
+    "liger_kernel": "a comparison in the benchmarks; the trainer does not use it",
 }
-#: Environment variables that change what lossbook does, and how.
+#: Environment variables that change what lossbook does, with their effect.
 VARIABLES = {
-    "CUDA_VISIBLE_DEVICES": "which GPUs are seen",
+    "CUDA_VISIBLE_DEVICES": "which GPUs are visible",
     "HF_ENDPOINT": "where models are downloaded from",
     "HF_HOME": "where downloaded models are kept",
     "HF_HUB_CACHE": "where downloaded models are kept",
     "HF_HUB_OFFLINE": "1: nothing is downloaded",
-    "HF_TOKEN": "login of the hub",
+    "HF_TOKEN": "login to the hub",
     "LOSSBOOK_CACHE": "where converted GGUF models are kept",
-    "MLFLOW_EXPERIMENT_NAME": "experiment of --log-to mlflow",
-    "MLFLOW_TRACKING_URI": "server of --log-to mlflow",
+    "MLFLOW_EXPERIMENT_NAME": "experiment for --log-to mlflow",
+    "MLFLOW_TRACKING_URI": "server for --log-to mlflow",
     "NO_COLOR": "plain output",
-    "OMP_NUM_THREADS": "threads that torch computes with",
-    "PYTORCH_CUDA_ALLOC_CONF": "how GPU memory is handed out",
-    "TRACKIO_SPACE_ID": "Space of --log-to trackio",
+    "OMP_NUM_THREADS": "number of threads for torch",
+    "PYTORCH_CUDA_ALLOC_CONF": "how GPU memory is allocated",
+    "TRACKIO_SPACE_ID": "Space for --log-to trackio",
     "TRANSFORMERS_OFFLINE": "1: nothing is downloaded",
-    "WANDB_API_KEY": "login of --log-to wandb",
-    "WANDB_MODE": "offline: --log-to wandb writes files only",
-    "WANDB_PROJECT": "project of --log-to wandb",
+    "WANDB_API_KEY": "login for --log-to wandb",
+    "WANDB_MODE": "with offline, --log-to wandb only writes files",
+    "WANDB_PROJECT": "project for --log-to wandb",
 }
 
 
@@ -75,7 +75,7 @@ def machine() -> Iterator[Finding]:
     text = f"{threads} threads on {cores} cores"
     more = threads > cores
     yield Finding(
-        "warn" if more else "ok", "CPU", text + (", more than there are: set OMP_NUM_THREADS" if more else "")
+        "warn" if more else "ok", "CPU", text + (": more threads than cores, set OMP_NUM_THREADS" if more else "")
     )
     yield from _accelerators()
 
@@ -90,16 +90,16 @@ def _accelerators() -> Iterator[Finding]:
     if torch.cuda.device_count():
         return
     if torch.backends.mps.is_available():
-        yield Finding("note", "GPU", "Apple's MPS is there (--device mps); lossbook's tests do not cover it")
+        yield Finding("note", "GPU", "Apple MPS is available (--device mps) but not covered by lossbook's tests")
     elif shutil.which("nvidia-smi"):
         built = "is built without CUDA" if torch.version.cuda is None else "sees no device"
-        yield Finding("warn", "GPU", f"nvidia-smi is here, but torch {torch.__version__} {built}")
+        yield Finding("warn", "GPU", f"nvidia-smi is installed, but torch {torch.__version__} {built}")
     else:
         yield Finding("note", "GPU", "none; everything runs on the CPU")
 
 
 def packages() -> Iterator[Finding]:
-    """What must be installed, what may be, and what computes faster."""
+    """Required packages, optional ones, and GPU kernels."""
     from ... import __version__
 
     yield Finding("ok", "lossbook", f"{__version__} in {redacted(str(Path(__file__).resolve().parents[2]))}")
@@ -107,7 +107,7 @@ def packages() -> Iterator[Finding]:
         try:
             importlib.import_module(name)
             yield Finding("ok", name, _version(name))
-        except Exception as error:  # also one that is there and broken
+        except Exception as error:  # it may be installed but broken
             yield Finding("FAIL", name, f"cannot be imported: {type(error).__name__}: {error}")
     for name, (extra, purpose) in OPTIONAL.items():
         if _is_installed(name):
@@ -115,17 +115,17 @@ def packages() -> Iterator[Finding]:
         else:
             yield Finding("note", name, f"not installed: pip install 'lossbook[{extra}]' for {purpose}")
     for name, purpose in KERNELS.items():
-        there = _is_installed(name)
-        text = f"{_version(name)}: {purpose}" if there else f"not installed ('lossbook[cuda]'): {purpose}"
-        yield Finding("ok" if there else "note", name, text)
+        installed = _is_installed(name)
+        text = f"{_version(name)}: {purpose}" if installed else f"not installed ('lossbook[cuda]'): {purpose}"
+        yield Finding("ok" if installed else "note", name, text)
 
 
 def losses() -> Iterator[Finding]:
-    """How many losses are registered, and which plug-ins did not load."""
+    """The number of registered losses, and plug-ins that failed to load."""
     from ...losses import list_losses, list_presets, plugin_errors
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # broken plug-ins are findings below
+        warnings.simplefilter("ignore")  # a broken plug-in is a finding below
         names = list_losses()
     yield Finding("ok" if names else "FAIL", "registered", f"{len(names)} losses, {len(list_presets())} presets")
     for name, reason in plugin_errors().items():
@@ -133,14 +133,14 @@ def losses() -> Iterator[Finding]:
 
 
 def files() -> Iterator[Finding]:
-    """Whether runs can be written here, how much room there is, and what is cached."""
+    """Whether runs can be written to the current folder, the free space, and the cached models."""
     here = Path.cwd()
     try:
         with tempfile.NamedTemporaryFile(dir=here, prefix=".lossbook-doctor-"):
             pass
         yield Finding("ok", "writing here", str(here))
     except OSError as error:
-        yield Finding("FAIL", "writing here", f"{here}: {error.strerror or error}; give runs another place with --out")
+        yield Finding("FAIL", "writing here", f"{here}: {error.strerror or error}; choose another folder with --out")
     free = shutil.disk_usage(here).free
     little = free < LITTLE_SPACE
     more = ": checkpoints may not fit" if little else ""
@@ -148,21 +148,21 @@ def files() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     own = Path(os.environ.get("LOSSBOOK_CACHE") or "~/.cache/lossbook").expanduser()
-    yield _cache("models, converted", own, own.glob("gguf/*/config.json"))
+    yield _cache("converted models", own, own.glob("gguf/*/config.json"))
     hub = Path(HF_HUB_CACHE)
-    yield _cache("models, of the hub", hub, hub.glob("models--*/refs"))
+    yield _cache("models from the hub", hub, hub.glob("models--*/refs"))
 
 
 def _cache(subject: str, folder: Path, models: Iterator[Path]) -> Finding:
-    found = sorted(path.parent.name.removeprefix("models--").replace("--", "/")[:40] for path in models)
-    place = folder if folder.exists() else next(parent for parent in folder.parents if parent.exists())
-    if not os.access(place, os.W_OK):
-        return Finding("warn", subject, f"{folder} cannot be written: nothing new can be kept there")
-    return Finding("ok", subject, f"{folder}: {', '.join(found) or 'none yet'}")
+    names = sorted(path.parent.name.removeprefix("models--").replace("--", "/")[:40] for path in models)
+    nearest = folder if folder.exists() else next(parent for parent in folder.parents if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        return Finding("warn", subject, f"{folder} is not writable: no model can be added to it")
+    return Finding("ok", subject, f"{folder}: {', '.join(names) or 'none yet'}")
 
 
 def environment() -> Iterator[Finding]:
-    """The variables that change what lossbook does. Values of secrets are not shown."""
+    """Environment variables that change what lossbook does. Values of secrets are not shown."""
     present = [name for name in VARIABLES if os.environ.get(name)]
     for name in present:
         value = "set, not shown" if is_secret_name(name) else redacted(os.environ[name])
@@ -172,7 +172,7 @@ def environment() -> Iterator[Finding]:
 
 
 def _is_installed(name: str) -> bool:
-    """Whether it is a package with code: a folder of that name in the working directory is not."""
+    """Whether the package has code: a folder of that name in the working directory has none."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -1,7 +1,7 @@
 """`lossbook doctor parity`: whether the sampler and the trainer give the same logprobs to the same tokens.
 
 A policy-gradient loss divides the trainer's probability of a token by the sampler's. Before the first step both are the
-same model, so every ratio must be 1; what is left is rounding, or a bug that looks like off-policy data.
+same model, so every ratio should be 1. Any difference is rounding, or a bug that looks like off-policy data.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from ..run.samples import prompt_tokens
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
 
-#: PPO's clip bounds, 0.8 and 1.2, lie 0.18 nats or more from a ratio of 1. A mean difference of a hundredth of that cannot
-#: be told from rounding by any such loss; a single token that is a tenth off is still far from being clipped.
+#: PPO's clip bounds, 0.8 and 1.2, lie at least 0.18 nats from a ratio of 1. A mean difference of a hundredth of that has no
+#: effect on such a loss, and a single token that differs by a tenth of it is still far from being clipped.
 MEAN_LIMIT, LARGEST_LIMIT = 0.002, 0.02
 REASON = "a ratio is clipped at 0.18 nats (0.8 to 1.2): the mean may be a hundredth of that, a single token a tenth"
-#: In bfloat16 sampler and trainer multiply matrices of other shapes, and each is rounded in its own way. Measured of
-#: SmolLM2-135M: both are 0.04 nats on average from float32 products of the same weights, and 0.05 (largest 0.25) from each
-#: other. Twice that is rounding; a wrong temperature, position or set of weights gives more.
+#: The factor on these limits in bfloat16 and float16, where sampler and trainer multiply matrices of different shapes and so
+#: round differently. Measured with SmolLM2-135M: both are 0.04 nats on average from float32 products of the same weights,
+#: and 0.05 (largest 0.25) from each other. Up to twice that counts as rounding; a wrong temperature, position or set of
+#: weights gives more.
 HALF_PRECISION = 50
 HALF_REASON = (
-    "in {dtype} rounding alone gives means of 0.05 and single tokens of 0.3 nats in a small model, which is more than a clip "
-    "ignores; where a loss must not see it, train in float32 (--dtype float32) or use a rollout correction"
+    "in {dtype} rounding alone gives a mean of 0.05 nats and up to 0.3 for single tokens in a small model, enough to be clipped; "
+    "to avoid it, train in float32 (--dtype float32) or use a rollout correction"
 )
 PROMPTS = (
     "What is the capital of France?",
@@ -48,9 +49,12 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Parity:
-    """d = the trainer's logprob - the sampler's, nats, over tokens that the sampler drew.
+    """Differences d = trainer's logprob - sampler's logprob, in nats, over sampled tokens.
 
-    k1 = mean(-d), k3 = mean(exp(d) - 1 - d): two estimates of KL(sampler || trainer), nats a token.
+    largest, mean   of |d|
+    k1, k3          mean(-d) and mean(exp(d) - 1 - d): two estimates of KL(sampler || trainer), nats per token
+    equal           fraction of tokens whose logprobs are equal to the last bit
+    dtype           of the matrix products
     """
 
     tokens: int
@@ -63,19 +67,19 @@ class Parity:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The largest and the mean |d| that rounding explains, in products of this dtype; nats."""
+        """The largest and the mean |d| that rounding explains in this dtype, nats."""
         factor = HALF_PRECISION if self.dtype in ("bfloat16", "float16") else 1
         return factor * LARGEST_LIMIT, factor * MEAN_LIMIT
 
     @property
     def agrees(self) -> bool:
-        """Whether rounding alone explains it."""
+        """Whether rounding explains the differences."""
         largest, mean = self.limits
         return self.largest <= largest and self.mean <= mean
 
     @property
     def reason(self) -> str:
-        """Why the limits are what they are."""
+        """The reason for the limits."""
         return REASON if self.limits[0] == LARGEST_LIMIT else HALF_REASON.format(dtype=self.dtype)
 
     def __str__(self) -> str:
@@ -83,7 +87,7 @@ class Parity:
             f"tokens                 {self.tokens}, of which {self.equal:.0%} agree to the last bit\n"
             f"|trainer - sampler|    largest {self.largest:.2g}, mean {self.mean:.2g} nats "
             f"(limits {self.limits[0]:g} and {self.limits[1]:g} for {self.dtype})\n"
-            f"KL a token             k1 {self.k1:.2g}, k3 {self.k3:.2g} nats"
+            f"KL per token           k1 {self.k1:.2g}, k3 {self.k3:.2g} nats"
         )
 
 
@@ -97,33 +101,35 @@ def main(
     device: str | None = None,
     dtype: Precision | None = None,
 ) -> int:
-    """Sample, give the trainer the same tokens, and compare logprobs. The exit code is 1 when they disagree.
+    """Sample, compute the trainer's logprobs of the same tokens, and compare. The exit code is 1 when they disagree.
 
     Args:
         model: hub id, local directory, .gguf file, or 'tiny'.
-        run: a run's folder or a checkpoint, whose weights are used; its model then need not be named.
-        max_tokens: tokens an answer may have.
-        num_samples: answers to each of a few prompts.
-        temperature: of the sampling; logprobs are the model's own at any.
+        run: a run's folder or a checkpoint, whose weights are used; --model is then optional.
+        max_tokens: the most tokens of an answer.
+        num_samples: answers per prompt.
+        temperature: of the sampling; the logprobs compared are the model's own at any temperature.
         seed: of the sampling.
-        device: cpu, cuda, ...; the best there is if not given.
-        dtype: of the products; float32 on a CPU, bfloat16 on a GPU if not given.
+        device: cpu, cuda, ...; by default the best available.
+        dtype: of the matrix products; by default float32 on a CPU, bfloat16 on a GPU.
     """
     quiet_libraries()
     training = _client(model, run, device, dtype)
     info = training.get_info()
     print(f"model                  {info.model_name} on {info.device}{f', weights of {run}' if run else ''}")
     template_is_sound = _print_template(training.get_tokenizer())
-    found = measure_parity(training, max_tokens=max_tokens, num_samples=num_samples, temperature=temperature, seed=seed)
-    print(found)
-    if found.agrees:
-        print(f"verdict                they agree: {found.reason}")
+    result = measure_parity(
+        training, max_tokens=max_tokens, num_samples=num_samples, temperature=temperature, seed=seed
+    )
+    print(result)
+    if result.agrees:
+        print(f"verdict                they agree: {result.reason}")
     else:
         print(
-            f"verdict                they DISAGREE: {found.reason}. Train on logprobs that the trainer computes itself "
-            "(`training.forward` on the sampled tokens) until the cause is found"
+            f"verdict                they DISAGREE: {result.reason}. Until you find the cause, train on logprobs that the "
+            "trainer computes itself (`training.forward` on the sampled tokens)"
         )
-    return 0 if found.agrees and template_is_sound else 1
+    return 0 if result.agrees and template_is_sound else 1
 
 
 def measure_parity(
@@ -135,13 +141,13 @@ def measure_parity(
     seed: int = 0,
     prompts: Sequence[str] = PROMPTS,
 ) -> Parity:
-    """Sample from the weights as they are, and compare with the trainer's forward over the same tokens."""
+    """Sample from the current weights, and compare with the trainer's forward pass over the same tokens."""
     tokenizer = training.get_tokenizer()
     inputs = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     sampler = training.save_weights_and_get_sampling_client()
-    models = [ModelInput.from_ints(tokens) for tokens in inputs]
-    responses = sampler.sample_batch(models, params, num_samples=num_samples).result()
+    model_inputs = [ModelInput.from_ints(tokens) for tokens in inputs]
+    responses = sampler.sample_batch(model_inputs, params, num_samples=num_samples).result()
     pairs = [
         (tokens, sequence)
         for tokens, response in zip(inputs, responses, strict=True)
@@ -155,12 +161,12 @@ def measure_parity(
     trainers = [
         output["logprobs"].to_numpy()[len(tokens) - 1 :] for (tokens, _), output in zip(pairs, outputs, strict=True)
     ]
-    samplers = [np.asarray(one.logprobs) for _, one in pairs]
+    samplers = [np.asarray(sequence.logprobs) for _, sequence in pairs]
     return compare(np.concatenate(trainers), np.concatenate(samplers), dtype=training.get_info().dtype)
 
 
 def compare(trainer: Any, sampler: Any, *, dtype: str = "float32") -> Parity:
-    """The figures, from logprobs [T] of the same tokens (nats). dtype: of the products that they come from."""
+    """Compare logprobs [T] (nats) of the same tokens. dtype: of the matrix products behind them."""
     trainer, sampler = np.asarray(trainer, np.float32), np.asarray(sampler, np.float32)
     difference = trainer.astype(np.float64) - sampler.astype(np.float64)
     size = np.abs(difference)
@@ -187,25 +193,27 @@ def _client(model: str | None, run: Path | None, device: str | None, dtype: Prec
     else:
         raise ConfigError("name a model with --model, or a run with --run")
     if training.get_info().kind != "decoder":
-        raise ModelError(f"{training.get_info().model_name} is an encoder: it does not sample, so there is no parity")
+        raise ModelError(
+            f"{training.get_info().model_name} is an encoder: it does not sample, so there is nothing to compare"
+        )
     return training
 
 
 def _print_template(tokenizer: Any) -> bool:
-    """Say what the chat template is worth; whether conversations can be trained on. A model without one has no trouble."""
+    """Print whether the chat template can be trained with, and return it. A model without a template passes."""
     if getattr(tokenizer, "chat_template", None) is None:
         print("chat template          none: prompts are plain text")
         return True
     try:
-        found = check_template(tokenizer)
+        template = check_template(tokenizer)
     except TemplateError as error:
         print(f"chat template          {error}")
         return False
     how = (
-        "marks what the assistant says" if found.marks_generation else "preserves prefixes, so the mask can be derived"
+        "marks the assistant's turns" if template.marks_generation else "preserves prefixes, so the mask can be derived"
     )
     print(
-        f"chat template          sound: {how}; answers end with {found.stop_token!r}, which is learned "
-        f"({found.trained} of {found.total} tokens of a conversation of two turns are)"
+        f"chat template          sound: {how}; answers end with {template.stop_token!r}, which is learned "
+        f"({template.trained} of {template.total} tokens are learned in a conversation of two turns)"
     )
     return True

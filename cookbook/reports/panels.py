@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..diagnose.history import is_number
+
 #: A run's rows, as `read_metrics` gives them.
 Rows = Sequence[Mapping[str, Any]]
 
@@ -74,11 +76,6 @@ def panels_of(keys: Sequence[str]) -> list[Panel]:
 
 def _spoken(key: str) -> str:
     return key.replace("_", " ").replace("held out", "held-out").replace(" kl", " KL")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a recorded value can be drawn; what else stands in a row is somebody's note."""
-    return isinstance(value, int | float)
 
 
 def _is_idle(panel: Panel, runs: Mapping[str, Rows], there: Sequence[str], losses: Mapping[str, Any]) -> bool:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ...datums.errors import MissingExtraError
+from ..diagnose.history import is_number
 from ..extras import require
-from ..run.names import CONFIG, CURVE, METRICS
+from ..run.names import CONFIG, METRICS
 from ..run.runs import read_metrics, read_settings
-from .panels import Panel, Rows, default_panels, is_number, panels_of
+from .panels import Panel, Rows, default_panels, panels_of
 
 #: Colours of runs, or of what one run recorded; told apart by the colour-blind, and readable on white and on black.
 COLOURS = ("#2a78d6", "#e07b1a", "#2f9e62", "#c2477f", "#7b5bc4", "#8a8f98", "#b59a1f", "#3aa6b9")
@@ -32,12 +33,6 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lossbook",
 }
-
-
-def plot_run(folder: str | Path, path: str | Path | None = None) -> Path:
-    """Draw one run's curves into its folder, or into `path`; returns where."""
-    folder = Path(folder)
-    return plot_runs({folder.name: folder}, path or folder / CURVE)
 
 
 def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequence[str] | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""`lossbook doctor` and `lossbook doctor parity`: they say what does not work, and fail only then."""
+"""`lossbook doctor` and `lossbook doctor parity` name what is broken, and fail only then."""
 
 from __future__ import annotations
 
@@ -11,44 +11,52 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook import ServiceClient
+import lossbook
+from lossbook import ServiceClient, datum_from_tokens_weights
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.doctor import checks as doctor_checks
 from lossbook.cookbook.doctor import parity
-from lossbook.cookbook.doctor.environment import Finding, examined, verdict
+from lossbook.cookbook.doctor.environment import guarded, verdict
+from lossbook.cookbook.doctor.finding import Finding
 from lossbook.cookbook.doctor.parity import compare, measure_parity
 from lossbook.cookbook.doctor.self_test import self_tests
 from lossbook.cookbook.run.names import TrackerName
-from lossbook.losses import registry
-from lossbook.trainer.clients.sampling import SamplingClient
+from lossbook.trainer import SamplingClient, TrainingClient
 
 
-def texts(found: Iterator[Finding]) -> dict[str, str]:
-    return {finding.subject: f"{finding.state} {finding.text}" for finding in found}
+def texts(findings: Iterator[Finding]) -> dict[str, str]:
+    return {finding.subject: f"{finding.state} {finding.text}" for finding in findings}
 
 
-def test_it_prints_a_line_a_subject_and_exits_with_0_where_all_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_a_line_per_check_and_exits_with_0_when_all_required_checks_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for line in ("ok    Python", "ok    torch", "ok    registered", "ok    training on cpu", "all that must work does"):
+    for line in (
+        "ok    Python",
+        "ok    torch",
+        "ok    registered",
+        "ok    training on cpu",
+        "all required checks passed",
+    ):
         assert line in printed, line
 
 
-def test_it_exits_with_1_where_something_that_must_work_does_not(
+def test_it_exits_with_1_when_a_required_check_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     assert main(["doctor", "--no-self-test"]) == 1
     printed = capsys.readouterr().out
     assert "FAIL  peft                   cannot be imported" in printed
-    assert "does not work: peft" in printed
+    assert "failed: peft" in printed
 
 
-def test_a_step_that_does_not_work_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_that_raises_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("no such instruction")
 
@@ -56,40 +64,41 @@ def test_a_step_that_does_not_work_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert "FAIL RuntimeError: no such instruction" in texts(self_tests())["training on cpu"]
 
 
-def test_a_checkpoint_that_gives_something_else_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lossbook.cookbook.doctor import self_test as doctor_self_test
+def test_a_checkpoint_that_restores_other_logprobs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untrained(self: ServiceClient, path: str, **options: Any) -> Any:
+        return self.create_lora_training_client("tiny", rank=4, seed=0)
 
-    monkeypatch.setattr(doctor_self_test, "_logprobs", lambda training: torch.rand(3))
-    assert "FAIL ArithmeticError: a checkpoint gave other logprobs back" in texts(self_tests())["training on cpu"]
+    monkeypatch.setattr(ServiceClient, "create_training_client_from_state", untrained)
+    assert "FAIL ArithmeticError: a checkpoint restored other logprobs" in texts(self_tests())["training on cpu"]
 
 
-def test_a_check_that_breaks_is_a_finding_and_those_after_it_go_on() -> None:
+def test_a_check_that_raises_becomes_a_failure() -> None:
     def broken() -> Iterator[Finding]:
         yield Finding("ok", "first", "")
         raise OSError("gone")
 
-    assert [str(finding).split()[:2] for finding in examined(broken, "files")] == [["ok", "first"], ["FAIL", "files"]]
+    assert [str(finding).split()[:2] for finding in guarded(broken, "files")] == [["ok", "first"], ["FAIL", "files"]]
 
 
-def test_the_last_line_names_what_failed_or_else_what_to_look_at() -> None:
+def test_the_last_line_names_failures_or_else_warnings() -> None:
     ok, warn, fail = (Finding(state, state, "") for state in ("ok", "warn", "FAIL"))  # type: ignore[arg-type]
-    assert verdict([ok, warn, fail]) == "does not work: FAIL"
-    assert verdict([ok, warn]) == "all that must work does; look at: warn"
-    assert verdict([ok]) == "all that must work does"
+    assert verdict([ok, warn, fail]) == "failed: FAIL"
+    assert verdict([ok, warn]) == "all required checks passed; warnings: warn"
+    assert verdict([ok]) == "all required checks passed"
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_not_to_be_seen")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:not_to_be_seen@host")
     monkeypatch.setenv("WANDB_PROJECT", "shown")
-    found = texts(doctor_checks.environment())
-    assert found["HF_TOKEN"].startswith("ok set, not shown")
-    assert found["WANDB_PROJECT"].startswith("ok shown")
-    assert not any("not_to_be_seen" in text for text in found.values())
+    variables = texts(doctor_checks.environment())
+    assert variables["HF_TOKEN"].startswith("ok set, not shown")
+    assert variables["WANDB_PROJECT"].startswith("ok shown")
+    assert not any("not_to_be_seen" in text for text in variables.values())
 
 
 def test_a_broken_plug_in_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._plugin_errors, "mine", "ImportError: no module named yours")
+    monkeypatch.setattr("lossbook.losses.plugin_errors", lambda: {"mine": "ImportError: no module named yours"})
     assert texts(doctor_checks.losses())["plug-in mine"] == "warn failed to load: ImportError: no module named yours"
 
 
@@ -108,7 +117,7 @@ def test_a_missing_optional_package_is_a_note_with_the_pip_command_and_a_folder_
 
 
 def test_every_optional_package_that_the_code_asks_for_is_reported_with_its_extra() -> None:
-    root = Path(doctor_checks.__file__).resolve().parents[3]
+    root = Path(lossbook.__file__).parent
     calls = [
         call
         for part in ("datums", "losses", "trainer", "cookbook")
@@ -122,17 +131,27 @@ def test_every_optional_package_that_the_code_asks_for_is_reported_with_its_extr
     assert asked <= {(name, extra) for name, (extra, _) in doctor_checks.OPTIONAL.items()}
 
 
+def test_cut_cross_entropy_is_named_with_the_setting_that_asks_for_it() -> None:
+    text = doctor_checks.KERNELS["cut_cross_entropy"]
+    ((setting, value),) = re.findall(r"ServiceClient\((\w+)='([\w-]+)'\)", text)
+    assert ServiceClient(**{setting: value})
+    assert "only on request" in text
+    training = ServiceClient().create_lora_training_client("tiny", rank=2, seed=0)
+    training.forward([datum_from_tokens_weights([1, 2, 3], [1.0] * 3)]).result()
+    assert str(training.get_info().head).endswith("chunked")
+
+
 def test_a_folder_that_cannot_be_written_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: Any) -> Any:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(doctor_checks.tempfile, "NamedTemporaryFile", refuse)
-    found = texts(doctor_checks.files())["writing here"]
-    assert found.startswith("FAIL")
-    assert "Read-only file system; give runs another place with --out" in found
+    text = texts(doctor_checks.files())["writing here"]
+    assert text.startswith("FAIL")
+    assert "Read-only file system; choose another folder with --out" in text
 
 
-def test_looking_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_leave_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["doctor"]) == 0
     assert list(tmp_path.iterdir()) == []
@@ -143,23 +162,23 @@ def test_looking_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_figures_are_those_of_their_formulas() -> None:
     """d = trainer - sampler = 0, ln 2, -ln 2: |d| up to 0.693; k1 = -mean d = 0; k3 = mean(e^d - 1 - d) = 1/6."""
-    found = compare([-1.0, -1.0, -1.0 - np.log(2)], [-1.0, -1.0 - np.log(2), -1.0])
-    assert found.tokens == 3
-    assert found.largest == pytest.approx(np.log(2), rel=1e-6)
-    assert found.mean == pytest.approx(2 / 3 * np.log(2), rel=1e-6)
-    assert found.k1 == pytest.approx(0.0, abs=1e-7)
-    assert found.k3 == pytest.approx((0.0 + (1 - np.log(2)) + (-0.5 + np.log(2))) / 3, rel=1e-6)
-    assert found.equal == pytest.approx(1 / 3)
-    assert not found.agrees
+    result = compare([-1.0, -1.0, -1.0 - np.log(2)], [-1.0, -1.0 - np.log(2), -1.0])
+    assert result.tokens == 3
+    assert result.largest == pytest.approx(np.log(2), rel=1e-6)
+    assert result.mean == pytest.approx(2 / 3 * np.log(2), rel=1e-6)
+    assert result.k1 == pytest.approx(0.0, abs=1e-7)
+    assert result.k3 == pytest.approx((0.0 + (1 - np.log(2)) + (-0.5 + np.log(2))) / 3, rel=1e-6)
+    assert result.equal == pytest.approx(1 / 3)
+    assert not result.agrees
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=20), st.floats(-0.5, 0.5))
 def test_equal_logprobs_agree_and_a_shift_beyond_the_limit_does_not(logprobs: list[float], shift: float) -> None:
     assert compare(logprobs, logprobs).agrees
-    found = compare(np.asarray(logprobs) + shift, logprobs)
-    assert found.k3 >= 0
+    shifted = compare(np.asarray(logprobs) + shift, logprobs)
+    assert shifted.k3 >= 0
     if abs(shift) > parity.LARGEST_LIMIT:
-        assert not found.agrees
+        assert not shifted.agrees
 
 
 def test_the_tiny_models_sampler_and_trainer_agree(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +197,7 @@ def test_the_weights_of_a_run_are_compared(tmp_path: Path, capsys: pytest.Captur
     assert "was trained from 'tiny'; leave --model out" in capsys.readouterr().err
 
 
-def test_a_sampler_whose_logprobs_are_of_another_temperature_is_found(
+def test_a_sampler_with_logprobs_of_another_temperature_disagrees(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample = SamplingClient.sample_batch
@@ -208,14 +227,14 @@ def test_logprobs_are_the_models_own_at_any_temperature() -> None:
 def test_a_chat_template_that_cannot_be_trained_with_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make = parity._client
+    get_tokenizer = TrainingClient.get_tokenizer
 
-    def with_a_forgetful_template(*arguments: Any) -> Any:
-        training = make(*arguments)
-        training.get_tokenizer().chat_template = "{{ messages[-1]['content'] }}"
-        return training
+    def with_a_forgetful_template(self: TrainingClient) -> Any:
+        tokenizer = get_tokenizer(self)
+        tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+        return tokenizer
 
-    monkeypatch.setattr(parity, "_client", with_a_forgetful_template)
+    monkeypatch.setattr(TrainingClient, "get_tokenizer", with_a_forgetful_template)
     assert main(["doctor", "parity", "--model", "tiny", "--max-tokens", "4"]) == 1
     assert "the chat template cannot be trained with" in capsys.readouterr().out
 
@@ -228,7 +247,7 @@ def test_a_chat_template_that_cannot_be_trained_with_fails(
         (["--model", "tiny", "--modle", "x"], 2, "--model"),
     ],
 )
-def test_what_parity_cannot_do_is_said(
+def test_a_call_that_parity_cannot_serve_is_refused(
     flags: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", "parity", *flags]) == code
@@ -236,10 +255,10 @@ def test_what_parity_cannot_do_is_said(
 
 
 @pytest.mark.parametrize(("dtype", "agrees"), [("float32", False), ("bfloat16", True), ("float16", True)])
-def test_what_is_rounding_in_bfloat16_is_a_bug_in_float32(dtype: str, agrees: bool) -> None:
-    found = compare([-1.0, -2.0, -3.0], [-1.03, -2.25, -2.99], dtype=dtype)
-    assert found.agrees is agrees
-    assert (dtype in found.reason) is agrees
+def test_a_difference_that_is_rounding_in_bfloat16_is_a_bug_in_float32(dtype: str, agrees: bool) -> None:
+    result = compare([-1.0, -2.0, -3.0], [-1.03, -2.25, -2.99], dtype=dtype)
+    assert result.agrees is agrees
+    assert (dtype in result.reason) is agrees
     assert not compare([-1.0, -2.0], [-1.3, -2.0], dtype=dtype).agrees
     assert not compare([-1.0] * 20, [-2.1] + [-1.0] * 19, dtype=dtype).agrees
 

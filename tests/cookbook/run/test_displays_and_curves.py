@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lossbook.cookbook.reports.plots import plot_run, plot_runs, try_plot
+from lossbook.cookbook.reports.plots import plot_runs, try_plot
 from lossbook.cookbook.run.loggers import PLAIN_LINES, StepDisplay, is_plain
 from lossbook.cookbook.run.runs import open_run
 from lossbook.datums.errors import MissingExtraError
@@ -76,7 +76,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_curves_are_a_png_in_the_runs_folder(run_folder: Path) -> None:
-    path = plot_run(run_folder)
+    path = plot_runs({"run": run_folder}, run_folder / "curve.png")
     assert path == run_folder / "curve.png"
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -94,7 +94,7 @@ def test_without_matplotlib_there_is_one_line_with_the_command(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"drawing curves needs matplotlib: pip install 'lossbook\[plot\]'"):
-        plot_run(run_folder)
+        plot_runs({"run": run_folder}, run_folder / "curve.png")
     (line,) = try_plot({"run": run_folder}, run_folder / "curve.png").splitlines()
     assert "pip install 'lossbook[plot]'" in line
     assert not (run_folder / "curve.png").exists()
