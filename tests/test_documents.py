@@ -6,10 +6,12 @@ import ast
 import re
 import shlex
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from lossbook import describe_loss, list_losses
 from lossbook.cookbook.cli import COMMANDS, parsed
 from lossbook.cookbook.run.configs import read_config
 
@@ -106,3 +108,13 @@ def test_code_shown_as_an_excerpt_is_in_the_file_it_names() -> None:
             )
             places = range(len(there) - len(wanted) + 1)
             assert any(there[at : at + len(wanted)] == wanted for at in places), f"{named(document)}: not in {name}"
+
+
+def test_the_readme_counts_the_losses_of_each_family_as_the_registry_does() -> None:
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(docs/losses/\1\.md\) \| (\d+) \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    counts = Counter(describe_loss(name).family for name in list_losses())
+    assert {family: int(count) for family, count in rows} == {
+        family: count for family, count in counts.items() if family != "own"
+    }
