@@ -15,7 +15,7 @@ from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
 from .spec.axes import Axes
 from .spec.settings import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
-from .spec.spec import FlagPerDatum, PerDatum
+from .spec.spec import FlagPerDatum, Grouping, PerDatum
 from .stats import Stat
 from .trace.trace import TracedLoss, trace_report
 from .variants.presets import UNPUBLISHED, Preset, describe_preset, list_presets
@@ -28,6 +28,7 @@ __all__ = [
     "Comparison",
     "Count",
     "FlagPerDatum",
+    "Grouping",
     "Loss",
     "LossCard",
     "LossConfig",

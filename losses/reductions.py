@@ -110,4 +110,4 @@ def count_of(packed: Packed, reduction: str, norm_length: int | None) -> Count:
         return Count((datums,))
     if reduction == "seq-mean-token-sum-norm":
         return Count((datums * (norm_length or 1),))
-    return Count((float(packed.units),))
+    return Count((float(packed.value_count),))

@@ -15,7 +15,7 @@ from .loss.loss import Loss
 from .loss.mixture import Mixture
 from .spec.axes import Axes
 from .spec.settings import own_names
-from .spec.spec import LossSpec, Partners, Per, Units, is_batch_style, make_spec
+from .spec.spec import Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
 
 PLUGIN_GROUP = "lossbook.losses"
 
@@ -35,14 +35,16 @@ def register_loss(
     reduction: str | None = None,
     source: str = "",
     required_if: Mapping[str, str] | None = None,
-    units: Units | None = None,
-    partners: Partners | None = None,
+    groups: Groups | None = None,
     candidates: str | None = None,
     linear: bool = False,
     output: str = "logprobs",
     aliases: Sequence[str] = (),
     axes: Axes | None = None,
     differs: Mapping[str, str] | None = None,
+    laws: Mapping[str, Any] | None = None,
+    units: Units | None = None,
+    partners: Partners | None = None,
     claims: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Register a loss function under an id. The function itself is returned unchanged.
@@ -52,52 +54,62 @@ def register_loss(
     reduction: the default; `reduction=` in its configuration overrides it.
     source: paper and equation.
     required_if: {input: setting}: an optional input that is needed whenever the setting is not zero.
-    units: (datums, config, packed inputs) -> how many values a loss per datum returns, where that is not one a datum.
-    partners: (datums, config) -> groups of datums that belong together, such as a query and its document, where
-        that is not each datum (or pair) alone. Groups may be put in any order.
-    candidates: for a loss over K candidate tokens a position: the input [T, K] whose -inf marks a candidate as absent.
-        logprobs are [T, K] then, weights are one a position, and the loss returns [T].
-    linear: the loss is linear in logprobs, the one model output that it reads: their gradient is the same whatever they
-        are, under any settings, so the trainer can have it before the forward. The conformance kit holds it to that.
-    output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", what the second argument lists.
+    groups: (number of datums, config, packed inputs) -> `Grouping(members, values)`: which datums belong together, such as
+        a query and its document, and how many values the loss returns. Needed where that is not one datum (or pair) and
+        one value each.
+    candidates: for a loss over K candidate tokens per position: the input [T, K] whose -inf marks a candidate as absent.
+        logprobs are [T, K] then, weights are one per position, and the loss returns [T].
+    linear: the loss is linear in logprobs, the only model output that it reads. The trainer can then compute their gradient
+        before the forward. The conformance kit holds the loss to it.
+    output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", which outputs the second argument lists.
     aliases: other ids for the same loss.
     axes: ratio level, clip and KL, for its card. differs: {system: how that system's loss of this name differs}.
-    claims: {law: settings}: laws of its family that it promises to keep; the conformance kit holds it to them.
+    laws: {law: settings}: laws of its family that it promises to keep; the conformance kit holds it to them.
+    units, partners, claims: older words for the two halves of `groups` and for `laws`.
 
     Raises DuplicateLossError when the id is taken, LossContractError when the signature cannot be filled.
     """
-    for one in (name, *aliases):
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", one):
-            raise LossContractError(f"{one!r} is no usable id: letters, digits and _ . / : - only")
+    _check_ids(name, *aliases)
+    groups = _one_word(name, "groups", groups, "units or partners", groups_of(units, partners))
+    laws = _one_word(name, "laws", laws, "claims", claims)
+    levels: dict[str, Any] = {
+        "per": per,
+        "couples": couples,
+        "reduction": reduction,
+        "source": source,
+        "output": output,
+    }
+    declared = {"groups": groups, "candidates": candidates, "linear": linear, "aliases": tuple(aliases)}
+    mappings = {"required_if": required_if, "differs": differs, "laws": laws}
 
     def register(function: F) -> F:
-        for one in (name, *aliases):
-            _check_free(one)
-        spec = make_spec(
-            function,
-            name,
-            per=per,
-            couples=couples,
-            reduction=reduction,
-            source=source,
-            required_if=required_if,
-            output=output,
-            units=units,
-            partners=partners,
-            candidates=candidates,
-            linear=linear,
-            aliases=tuple(aliases),
-            axes=axes or Axes(),
-            differs=dict(differs or {}),
-            claims=dict(claims or {}),
-        )
-        if spec.family == "own":
-            _ = spec.config  # so that a setting that cannot be one is refused here; of lossbook's own losses tests know
-        _specs[name] = spec
-        _aliases.update(dict.fromkeys(aliases, name))
+        copies = {key: dict(value or {}) for key, value in mappings.items()}
+        _add(make_spec(function, name, axes=axes or Axes(), **levels, **declared, **copies))
         return function
 
     return register
+
+
+def _check_ids(*names: str) -> None:
+    for name in names:
+        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", name):
+            raise LossContractError(f"{name!r} is not a usable id: letters, digits and _ . / : - only")
+
+
+def _one_word(name: str, word: str, value: Any, old_word: str, old_value: Any) -> Any:
+    """The value of a word that has an older spelling."""
+    if value is not None and old_value is not None:
+        raise LossContractError(f"{name}: give {word} alone; {old_word} is its older spelling")
+    return old_value if value is None else value
+
+
+def _add(spec: LossSpec) -> None:
+    for name in (spec.name, *spec.aliases):
+        _check_free(name)
+    if spec.family == "own":
+        _ = spec.config  # refuse an impossible setting now; for lossbook's own losses, tests do
+    _specs[spec.name] = spec
+    _aliases.update(dict.fromkeys(spec.aliases, spec.name))
 
 
 def _check_free(name: str) -> None:

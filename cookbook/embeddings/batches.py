@@ -97,10 +97,10 @@ class PairLayout:
         """The loss for a batch of so many rows. Raises ConfigError when it cannot read such a layout."""
         counts = {key: count(rows, self.negatives) for key, count in COUNTED.items() if key in self.loss.settings}
         loss = get_loss(self.loss, **counts)
-        if loss.spec.partners is None or reads_labels(loss):
+        if loss.spec.groups is None or reads_labels(loss):
             return loss
         try:
-            together = loss.spec.partners((2 + self.negatives) * rows, loss.config)
+            together = loss.spec.members((2 + self.negatives) * rows, loss.config) or []
             fits = len(together) == rows and list(together[0][:2]) == [0, rows]
         except ShapeError:
             fits = False

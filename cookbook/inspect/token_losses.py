@@ -202,8 +202,8 @@ def _places(part: Loss, kept: np.ndarray, count: int) -> dict[int, int]:
 def partners(loss: Loss | Mixture, count: int) -> list[list[int]]:
     """Which of `count` datums belong together: pairs, a query and its document, or each one alone."""
     for _, part in _parts(loss):
-        if part.spec.partners is not None:
-            return part.spec.partners(count, part.config)
+        if (members := part.spec.members(count, part.config)) is not None:
+            return members
         if part.spec.per == "pair" or part.spec.couples == "pair":
             return [[i, i + 1] for i in range(0, count - 1, 2)]
     return [[i] for i in range(count)]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..key_kinds import key_kind
 from ..types import Datum, TensorData
 
 
@@ -59,7 +60,7 @@ def _is_of_candidates(key: str, inputs: Mapping[str, TensorData]) -> bool:
     targets = inputs.get("target_tokens")
     if targets is None or len(targets.shape) != 2:
         return False
-    return key.endswith("logprobs") and key in inputs and inputs[key].shape == targets.shape
+    return key_kind(key) == "logprob" and key in inputs and inputs[key].shape == targets.shape
 
 
 def _has_odd_numbers(key: str, inputs: Sequence[Mapping[str, TensorData]], vocab_size: int | None) -> np.ndarray:
@@ -70,7 +71,7 @@ def _has_odd_numbers(key: str, inputs: Sequence[Mapping[str, TensorData]], vocab
     if not odd.any():
         return np.zeros(len(inputs), dtype=bool)
     sizes = np.array([len(array) for array in arrays])
-    if key.endswith("logprobs"):
+    if key_kind(key) == "logprob":
         candidates = np.array([_is_of_candidates(key, one) for one in inputs])
         odd &= ~(np.repeat(candidates, sizes) & (joined == -np.inf))
     return _any_of(odd, sizes)

@@ -21,6 +21,7 @@ from ..errors import (
     TokenRangeError,
     located,
 )
+from ..key_kinds import key_kind
 from ..types import Datum, ModelInput, TensorData, as_datum, token_array
 from .screening import suspects
 
@@ -218,7 +219,7 @@ def _candidate_keys(inputs: Mapping[str, TensorData]) -> list[str]:
     """Keys that hold a log-probability of each of the K targets of a position."""
     shape = inputs["target_tokens"].shape if "target_tokens" in inputs else []
     return [
-        key for key, value in inputs.items() if key.endswith("logprobs") and len(shape) == 2 and value.shape == shape
+        key for key, value in inputs.items() if key_kind(key) == "logprob" and len(shape) == 2 and value.shape == shape
     ]
 
 

@@ -167,7 +167,7 @@ def check_values(
     """Packed values [T] or [T, K] are finite where `alive`, and at most 0 when named as log-probabilities."""
     if not values.is_floating_point():
         return
-    is_logprob = wanted.name.endswith("logprobs")
+    is_logprob = wanted.kind == "logprob"
     wrong = ~torch.isfinite(values)
     if is_logprob:
         wrong |= values > MAX_LOGPROB

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import InvalidLogprobError, LengthMismatchError, LossContractError, NonFiniteLossInput, ShapeError
+from ...datums.key_kinds import key_kind
 from ...datums.types import Datum
 from .checks import MAX_LOGPROB, locate
 from .pack import positions_of, width_of
@@ -109,7 +110,7 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
     if output == "embeddings":
         return
     values = values.detach()
-    highest = MAX_LOGPROB if output.endswith("logprobs") else float("inf")
+    highest = MAX_LOGPROB if key_kind(output) == "logprob" else float("inf")
     wrong = (~torch.isfinite(values) | (values > highest)) & has_weight(packed.weights, values)
     if output == "logprobs" and packed.absent is not None:
         wrong &= ~packed.absent.to(values.device)

@@ -221,7 +221,7 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
 
 
 def _laid_out(packed: Packed) -> Packed:
-    """The same, once the loss has counted its units: that raises where the datums are not laid out as it needs them."""
-    if packed.spec.units is not None:
-        _ = packed.units
+    """The same; raises where the datums are not laid out as the loss needs them."""
+    if packed.spec.groups is not None:
+        _ = packed.value_count
     return packed

@@ -126,11 +126,13 @@ class Packed:
         return Seqs(self.tokens[self.kept], weights=self.weights if is_weighed else None)
 
     @cached_property
-    def units(self) -> int:
-        """How many values the loss returns."""
+    def value_count(self) -> int:
+        """How many values the loss returns. Raises ShapeError where the datums are not laid out as it needs them."""
         datums = len(self.kept)
-        if self.spec.units is not None:
-            return self.spec.units(datums, self.config, self.inputs)
+        if self.spec.groups is not None:
+            values = self.spec.groups(datums, self.config, self.inputs).values
+            if values is not None:
+                return values
         tokens = int(self.tokens.sum()) if self.spec.reads_tokens else 0
         return {"token": tokens, "datum": datums, "pair": datums // 2, "batch": 1}[self.per]
 

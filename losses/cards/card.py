@@ -167,7 +167,7 @@ def card_of_spec(spec: LossSpec, *, metrics: bool = True) -> LossCard:
         settings={key: _setting(key, field) for key, field in spec.config.model_fields.items()},
         metrics=_metrics(spec) if metrics else {},
         differs=dict(spec.differs),
-        claims=tuple(spec.claims),
+        claims=tuple(spec.laws),
         presets=_presets_of(spec),
         defined_in=f"{spec.function.__module__}.{getattr(spec.function, '__qualname__', spec.name)}",
     )

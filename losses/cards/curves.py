@@ -143,7 +143,7 @@ def _logprob(
         rest = torch.tensor([anchor or minimal.USUAL_LOGPROB], dtype=torch.float64)
         return {**given, "logprobs": [(x + anchor).reshape(1), *[rest] * (count - 1)]}
 
-    logprob_inputs = {one.name: anchor for one in minimal.wanted_inputs(loss) if one.name.endswith("logprobs")}
+    logprob_inputs = {one.name: anchor for one in minimal.wanted_inputs(loss) if one.kind == "logprob"}
     fixed_inputs = logprob_inputs if anchor else {}
     chosen = _label_lines(loss) if lines is None else lines
     return _Sweep(quantity, fixed, places, outputs, {label: {**fixed_inputs, **own} for label, own in chosen.items()})
@@ -155,7 +155,7 @@ def _margin(loss: Loss, points: int, *, has_reference: bool) -> _Sweep:
     name = "values" if reads_values else "logprobs"
     reach = 4.0 if reads_values else 20.0 if has_reference else 4.0
     start = 0.0 if reads_values else -reach / 2
-    others = {one.name: start for one in minimal.wanted_inputs(loss) if one.name.endswith("logprobs")}
+    others = {one.name: start for one in minimal.wanted_inputs(loss) if one.kind == "logprob"}
 
     def outputs(x: Tensor, count: int) -> OutputLists:
         pair = [(start + 0.5 * x).reshape(1), (start - 0.5 * x).reshape(1)]

@@ -44,8 +44,8 @@ def usable(given: Any, norm_length: int = 1) -> Loss | Mixture:
 
 def partners(loss: Loss, count: int) -> list[list[int]]:
     """Groups of datums that belong together: pairs, or the like places of both halves of a coupled batch."""
-    if loss.spec.partners is not None:
-        return loss.spec.partners(count, loss.config)
+    if (members := loss.spec.members(count, loss.config)) is not None:
+        return members
     if loss.spec.per == "pair" or loss.spec.couples != "batch":
         return [list(range(i, min(i + 2, count))) for i in range(0, count, 2)]
     return [[i, i + count // 2] for i in range(count // 2)]
@@ -53,18 +53,17 @@ def partners(loss: Loss, count: int) -> list[list[int]]:
 
 def is_flag(wanted: Input) -> bool:
     """Whether an input is 1 or 0, as declared or by its name."""
-    name = wanted.name
-    return wanted.is_flag or name.startswith("label") or name.endswith(("mask", "label", "labels"))
+    return wanted.kind == "flag"
 
 
 def usual_value(wanted: Input) -> float:
     """A number that an input may hold, by its name: policies agree, values are 0, advantages and flags 1."""
     name = wanted.name
-    if name.endswith("logprobs"):
+    if wanted.kind == "logprob":
         return USUAL_LOGPROB
     if name == "advantages" or name.endswith("threshold") or is_flag(wanted):
         return 1.0
-    return 0.5 if name.endswith("probs") else 0.0
+    return 0.5 if wanted.kind == "prob" else 0.0
 
 
 def wanted_inputs(loss: Loss) -> list[Input]:

@@ -48,9 +48,9 @@ def matryoshka(
     function = _at_every_length(spec.function, spec.parameters.index("embeddings"), lengths, shares, name)
     if is_registered(spec.function):
         function.made_by = _source(spec.name, lengths, shares)  # type: ignore[attr-defined]
-    claims = {law: spec.claims[law] for law in KEPT_LAWS if law in spec.claims}
+    laws = {law: spec.laws[law] for law in KEPT_LAWS if law in spec.laws}
     given = {key: getattr(base.config, key) for key in base.config.model_fields_set}
-    return Loss(replace(spec, name=name, function=function, claims=claims, aliases=(), differs={}), given)
+    return Loss(replace(spec, name=name, function=function, laws=laws, aliases=(), differs={}), given)
 
 
 def _at_every_length(

@@ -74,7 +74,7 @@ def _over_targets(spec: LossSpec, values: Tensor, packed: Packed) -> Tensor:
 
 
 def _check_shape(spec: LossSpec, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
-    expected: tuple[int, ...] = (packed.units,)
+    expected: tuple[int, ...] = (packed.value_count,)
     if spec.per == "token":
         given = [arguments[name] for name in spec.outputs if name != "embeddings"]
         expected = tuple(given[0].shape) if given and not spec.candidates else (len(packed.weights),)

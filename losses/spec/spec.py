@@ -6,13 +6,14 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from ...datums.errors import LossContractError
+from ...datums.key_kinds import KeyKind, key_kind
 from ..reductions import COUPLINGS, REDUCTIONS, coarsest
 from .axes import Axes
 from .settings import LossConfig, config_maker
@@ -28,17 +29,21 @@ INPUT_ALIASES = {"sampling_logprobs": ("logprobs",)}
 #: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
 BATCH_STYLE_NAMES = ("data", "datums", "batch")
 
-_PER_DATUM = "one value a datum"
-#: Annotation for an input that holds one number a datum: `def kto(logprobs: Tensor, label: PerDatum, ...)`.
+_PER_DATUM = "one value per datum"
+#: Annotation for an input that holds one number per datum: `def kto(logprobs: Tensor, label: PerDatum, ...)`.
 PerDatum = Annotated[Tensor, _PER_DATUM]
 _FLAG = "0 or 1"
-#: The same where the number is 0 or 1 and nothing else, such as a label.
+#: The same for a number that must be 0 or 1, such as a label.
 FlagPerDatum = Annotated[Tensor, _PER_DATUM, _FLAG]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One `loss_fn_inputs` key that a loss reads."""
+    """One `loss_fn_inputs` key that a loss reads.
+
+    kind: "logprob", "prob", "flag" or "number", from its annotation or else its name. is_flag: annotated as 0 or 1, so that
+    any other number in the data is an error.
+    """
 
     name: str
     required: bool
@@ -46,15 +51,47 @@ class Input:
     is_flag: bool = False
 
     @property
+    def kind(self) -> KeyKind:
+        """What its numbers are."""
+        return "flag" if self.is_flag else key_kind(self.name)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The keys that answer to it, its own name first."""
         return (self.name, *INPUT_ALIASES.get(self.name, ()))
 
 
-#: (datums, config, packed inputs) to how many values a loss per datum returns.
+@dataclass(frozen=True)
+class Grouping:
+    """How some datums belong together in a loss.
+
+    members: groups of datum indices, such as a query and its document; groups of one size may change places. None: each
+    datum (or pair) by itself. values: how many values the loss returns for these datums; None: as `per` says.
+    """
+
+    members: Sequence[Sequence[int]] | None = None
+    values: int | None = None
+
+
+#: (number of datums, config, packed inputs by name) to how these datums belong together. The inputs are None where only
+#: `members` is asked for, since there is no data then.
+Groups = Callable[[int, Any, Mapping[str, Tensor | None] | None], Grouping]
+#: The older pair of words for the same: (datums, config, packed inputs) to the number of values,
 Units = Callable[[int, Any, Mapping[str, Tensor | None]], int]
-#: (datums, config) to groups of datums: each group may change places with any other of its size.
+#: and (datums, config) to groups of datums.
 Partners = Callable[[int, Any], list[list[int]]]
+
+
+def groups_of(units: Units | None, partners: Partners | None) -> Groups | None:
+    """`groups` from its two older halves."""
+    if units is None and partners is None:
+        return None
+
+    def groups(datums: int, config: Any, inputs: Mapping[str, Tensor | None] | None) -> Grouping:
+        members = None if partners is None else partners(datums, config)
+        return Grouping(members, None if units is None or inputs is None else units(datums, config, inputs))
+
+    return groups
 
 
 @dataclass(frozen=True)
@@ -73,19 +110,23 @@ class LossSpec:
     make_config: Callable[[], type[LossConfig]]
     is_batch_style: bool = False
     required_if: Mapping[str, str] = field(default_factory=dict)
-    units: Units | None = None
-    partners: Partners | None = None
+    groups: Groups | None = None
     candidates: str | None = None
     linear: bool = False
     aliases: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
     differs: Mapping[str, str] = field(default_factory=dict)
-    claims: Mapping[str, Any] = field(default_factory=dict)
+    laws: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def config(self) -> type[LossConfig]:
         """The model of its settings."""
         return self.make_config()
+
+    def members(self, datums: int, config: Any) -> list[list[int]] | None:
+        """Which of `datums` datums belong together; None where the loss declares no groups."""
+        members = None if self.groups is None else self.groups(datums, config, None).members
+        return None if members is None else [list(group) for group in members]
 
     @property
     def reads_tokens(self) -> bool:
@@ -119,7 +160,6 @@ def make_spec(
     couples: str | None = None,
     reduction: str | None = None,
     source: str = "",
-    required_if: Mapping[str, str] | None = None,
     output: str = "logprobs",
     **declared: Any,
 ) -> LossSpec:
@@ -127,29 +167,13 @@ def make_spec(
 
     declared: the other fields of `LossSpec` that `register_loss` takes as they are.
     """
-    if per not in REDUCTIONS:
-        raise LossContractError(f"{name}: per={per!r} is none of {', '.join(REDUCTIONS)}")
-    if couples is not None and couples not in COUPLINGS:
-        raise LossContractError(f"{name}: couples={couples!r} is none of {', '.join(COUPLINGS)}")
-    reduction = reduction or {"token": "sum", "datum": "mean", "pair": "pair-mean", "batch": "sum"}[per]
-    if reduction not in REDUCTIONS[per]:
-        raise LossContractError(f"{name}: a loss per {per} reduces by {', '.join(REDUCTIONS[per])}, not {reduction!r}")
+    reduction = reduction or {"token": "sum", "datum": "mean", "pair": "pair-mean", "batch": "sum"}.get(per, "")
+    _check_levels(name, per, couples, reduction)
     hints = _hints(function, name)
     batch_style = per == "batch" and is_batch_style(function)
     parameters = tuple(p.name for p in _positional(function))
     outputs = (output,) if batch_style else tuple(p for p in parameters if p in OUTPUT_NAMES)
-    if not outputs:
-        raise LossContractError(
-            f"{name} reads no model output, so nothing could be learned. Its positional parameters are "
-            f"({', '.join(parameters)}); name one of {', '.join(OUTPUT_NAMES)}, or write it as fn(data, logprobs_list)"
-        )
-    if (candidates := declared.get("candidates")) is not None and (per != "token" or candidates not in parameters):
-        raise LossContractError(f"{name}: candidates={candidates!r} must be an input of a loss per token")
-    if declared.get("linear") and (batch_style or outputs != ("logprobs",)):
-        raise LossContractError(
-            f"{name}: linear=True says that the gradient of the logprobs is known before them, so it is for losses whose one "
-            f"model output is logprobs; {name} reads {', '.join(outputs)}{' as fn(data, logprobs_list)' if batch_style else ''}"
-        )
+    _check_parameters(name, per, parameters, outputs, batch_style, declared)
     return LossSpec(
         name=name,
         function=function,
@@ -162,9 +186,39 @@ def make_spec(
         inputs=() if batch_style else _inputs(function, hints),
         make_config=config_maker(function, name, hints, reduction, REDUCTIONS[per]),
         is_batch_style=batch_style,
-        required_if=dict(required_if or {}),
         **declared,
     )
+
+
+def _check_levels(name: str, per: str, couples: str | None, reduction: str) -> None:
+    if per not in REDUCTIONS:
+        raise LossContractError(f"{name}: per={per!r} is none of {', '.join(REDUCTIONS)}")
+    if couples is not None and couples not in COUPLINGS:
+        raise LossContractError(f"{name}: couples={couples!r} is none of {', '.join(COUPLINGS)}")
+    if reduction not in REDUCTIONS[per]:
+        raise LossContractError(f"{name}: a loss per {per} reduces by {', '.join(REDUCTIONS[per])}, not {reduction!r}")
+
+
+def _check_parameters(
+    name: str,
+    per: str,
+    parameters: tuple[str, ...],
+    outputs: tuple[str, ...],
+    batch_style: bool,
+    declared: Mapping[str, Any],
+) -> None:
+    if not outputs:
+        raise LossContractError(
+            f"{name} reads no model output, so nothing could be learned. Its positional parameters are "
+            f"({', '.join(parameters)}); name one of {', '.join(OUTPUT_NAMES)}, or write it as fn(data, logprobs_list)"
+        )
+    if (candidates := declared.get("candidates")) is not None and (per != "token" or candidates not in parameters):
+        raise LossContractError(f"{name}: candidates={candidates!r} must be an input of a loss per token")
+    if declared.get("linear") and (batch_style or outputs != ("logprobs",)):
+        raise LossContractError(
+            f"{name}: linear=True says that the gradient of the logprobs is known before them, so it is for losses whose one "
+            f"model output is logprobs; {name} reads {', '.join(outputs)}{' as fn(data, logprobs_list)' if batch_style else ''}"
+        )
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import LossbookError, LossCheckError
+from ...datums.key_kinds import key_kind
 from ...datums.types import Datum, ModelInput, TensorData
 from ..batch.outputs import Outputs
 from ..batch.pack import positions_of
@@ -41,7 +42,7 @@ class Subject:
     @cached_property
     def claims(self) -> Mapping[str, Any]:
         """{law: settings} of every law of a family that it must keep."""
-        return {**(self.only.spec.claims if self.only else {}), **self.claimed}
+        return {**(self.only.spec.laws if self.only else {}), **self.claimed}
 
     @cached_property
     def candidates(self) -> str | None:
@@ -168,7 +169,7 @@ class Subject:
         keys: dict[str, Any] = {one.name: [0.5] if one.per == "token" else 1.0 for one in self.reads if one.required}
         if self.is_batch_style:
             keys = {key: [0.5] for key in BATCH_STYLE_KEYS}
-        keys = {key: [-0.5] if key.endswith("logprobs") else value for key, value in keys.items()}
+        keys = {key: [-0.5] if key_kind(key) == "logprob" else value for key, value in keys.items()}
         data = [datum_of(1, {"target_tokens": [0], "weights": [1.0], **keys}) for _ in range(n)]
         plain: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
         plain |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
@@ -201,7 +202,7 @@ def datum_of(length: int, inputs: Mapping[str, Any]) -> Datum:
 
 def has_columns(wanted: Input) -> bool:
     """Whether an input may hold one number a target, [N, K], rather than one a position."""
-    return wanted.per == "token" and wanted.name.endswith("probs")
+    return wanted.per == "token" and wanted.kind in ("logprob", "prob")
 
 
 def rows(datum: Datum) -> int:

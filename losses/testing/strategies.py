@@ -16,6 +16,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ...datums.key_kinds import key_kind
 from ...datums.types import Datum, TensorData
 from ..spec.spec import Input
 from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, datum_of, has_columns, rows
@@ -113,7 +114,7 @@ def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_len
                 inputs[wanted.name] = array
     data = [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]
     # A loss that says itself how many datums it has values for may have none, such as where all serve an estimate.
-    assume(all(part.spec.units is None or not part.count(data).is_zero for part in subject.parts))
+    assume(all(part.spec.groups is None or not part.count(data).is_zero for part in subject.parts))
     return data
 
 
@@ -170,15 +171,16 @@ def _meaning(name: str, subject: Subject | None = None) -> Meaning:
     if subject is not None and name in subject.inputs:
         choices = np.array(subject.inputs[name], dtype=np.float32)
         return lambda drawn: choices[drawn % len(choices)]
-    if name.endswith("logprobs"):
+    kind = key_kind(name)
+    if kind == "logprob":
         return _log_probabilities
-    if name.endswith("probs"):
+    if kind == "prob":
         return lambda drawn: drawn / 256
     if name == "clip_low_threshold":
         return lambda drawn: 1 - drawn / 256
     if name == "clip_high_threshold":
         return lambda drawn: 1 + drawn / 64
-    if name.startswith("label") or name.endswith(("mask", "label", "labels")):
+    if kind == "flag":
         return _flag
     return _either_sign
 

@@ -142,7 +142,7 @@ def _ranks_of(spec: LossSpec, inputs: Sequence[Input], given: Mapping[str, int])
     wide = 2 if spec.candidates else 1
     ranks = {"logprobs": wide}
     for one in inputs:
-        ranks[one.name] = 0 if one.per == "datum" else wide if one.name.endswith("probs") else 1
+        ranks[one.name] = 0 if one.per == "datum" else wide if one.kind in ("logprob", "prob") else 1
     if spec.candidates is not None:
         ranks[spec.candidates] = 2
     ranks["weights"] = 1

@@ -231,7 +231,7 @@ def _wrapped(
         linear=False,
         aliases=(),
         differs={},
-        claims={},
+        laws={},
     )
     return get_loss(
         Loss(changed, {**kept, **{k: v for k, v in config.items() if k in settings}}), **_rest(config, settings)

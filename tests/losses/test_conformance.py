@@ -26,7 +26,7 @@ def one_of_each_kind() -> list[str]:
     kinds: dict[Any, str] = {}
     for name in shipped():
         spec = with_needed(name).spec
-        kind = (spec.per, spec.couples, spec.outputs, spec.candidates, "seqs" in spec.parameters, spec.units is None)
+        kind = (spec.per, spec.couples, spec.outputs, spec.candidates, "seqs" in spec.parameters, spec.groups is None)
         kinds.setdefault(kind, name)
     return [*kinds.values(), "ppo"]
 

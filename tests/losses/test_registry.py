@@ -82,7 +82,7 @@ def test_an_id_that_is_taken_is_refused_and_says_by_whom() -> None:
 def test_an_id_that_no_command_line_could_spell_is_refused(name: str) -> None:
     with pytest.raises(LossContractError) as caught:
         register_loss(name)
-    assert str(caught.value) == f"{name!r} is no usable id: letters, digits and _ . / : - only"
+    assert str(caught.value) == f"{name!r} is not a usable id: letters, digits and _ . / : - only"
 
 
 # Functions and modules.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ....datums.errors import LossbookError, LossCheckError
+from ....datums.key_kinds import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
 from .. import checks as protocol
@@ -146,7 +147,7 @@ def _moved(value: TensorData, subject: Subject, name: str) -> TensorData:
         return TensorData(array + 0.5)
     if name == "clip_low_threshold":
         return TensorData(array / 2)
-    if name.endswith("logprobs"):
+    if key_kind(name) == "logprob":
         return TensorData(array - 0.5)
     return TensorData(1 - array)
 

@@ -80,8 +80,8 @@ def _movable(subject: Subject, count: int) -> list[list[int]]:
     """Groups of places that may be exchanged with one another, datum by datum."""
     only = subject.only
     step = 2 if subject.has_pairs else 1
-    if only is not None and only.spec.partners is not None:
-        return only.spec.partners(count, only.config)
+    if only is not None and (members := only.spec.members(count, only.config)) is not None:
+        return members
     if only is not None and subject.couples == "batch" and only.spec.per == "datum" and not subject.reads_tokens:
         return [[i, i + count // 2] for i in range(count // 2)]
     return [list(range(i, i + step)) for i in range(0, count, step)]

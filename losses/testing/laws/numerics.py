@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ....datums.errors import LossCheckError
+from ....datums.key_kinds import key_kind
 from ....datums.types import Datum, TensorData
 from .. import checks as protocol
 from ..checks import Check, active_positions, copied
@@ -152,9 +153,9 @@ def with_extreme(
         filled["embeddings"][at].fill_(size if grows else -size)
         return list(data), filled, f"embedding {at}"
     i, t = active_positions(data)[at]
-    references = [key for one in subject.reads for key in one.keys if key.endswith("logprobs")]
+    references = [key for one in subject.reads for key in one.keys if one.kind == "logprob"]
     if subject.is_batch_style:
-        references = [key for key in data[i].loss_fn_inputs if key.endswith("logprobs")]
+        references = [key for key in data[i].loss_fn_inputs if key_kind(key) == "logprob"]
     carried = dict(data[i].loss_fn_inputs)
     grows = grows and any(key in carried for key in references)
     for key in references:

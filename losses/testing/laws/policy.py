@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ....datums.errors import LossCheckError
+from ....datums.key_kinds import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
 from ...registry import get_loss
@@ -113,7 +114,7 @@ def _reduction_of(subject: Subject) -> dict[str, Any]:
 def _with_all_logprobs(datum: Datum, logprobs: torch.Tensor) -> Datum:
     """Every input that holds logprobs, set to those of the policy."""
     same_everywhere = TensorData(logprobs.detach().numpy().astype(np.float32))
-    carried = {key: same_everywhere if key.endswith("logprobs") else v for key, v in datum.loss_fn_inputs.items()}
+    carried = {key: same_everywhere if key_kind(key) == "logprob" else v for key, v in datum.loss_fn_inputs.items()}
     return Datum(datum.model_input, carried)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from lossbook import PerDatum, list_losses, register_loss
 from lossbook.datums.errors import LossConfigError, LossContractError
-from lossbook.losses import LowerBound, Positive, UpperBound
+from lossbook.losses import FlagPerDatum, Grouping, LowerBound, Positive, UpperBound
 
-from ..cases import loss_of
+from ..cases import datum, loss_of
 
 
 def scaled(logprobs: Tensor, *, scale: float = 2.0) -> Tensor:
@@ -162,3 +164,66 @@ def test_a_loss_couples_at_least_what_one_value_is_about() -> None:
 
     assert loss_of(own, per="pair", couples="token").couples == "pair"
     assert loss_of(own, per="token", couples="batch").couples == "batch"
+
+
+def two_blocks(datums: int, config: Any, inputs: Mapping[str, Tensor | None] | None) -> Grouping:
+    return Grouping(members=[[i, datums // 2 + i] for i in range(datums // 2)], values=datums // 2)
+
+
+def pair_distance(embeddings: Tensor) -> Tensor:
+    first, second = embeddings.chunk(2)
+    return (first - second).square().sum(-1)
+
+
+def test_the_older_words_units_partners_and_claims_say_the_same_as_groups_and_laws() -> None:
+    words: dict[str, Any] = {"per": "datum", "couples": "batch", "reduction": "mean"}
+    new = loss_of(pair_distance, groups=two_blocks, laws={"rotation_invariance": {}}, **words)
+    old = loss_of(
+        pair_distance,
+        units=lambda datums, config, inputs: datums // 2,
+        partners=lambda datums, config: [[i, datums // 2 + i] for i in range(datums // 2)],
+        claims={"rotation_invariance": {}},
+        **words,
+    )
+    data, outputs = [datum(1) for _ in range(4)], [torch.tensor([float(i)]) for i in range(4)]
+    assert old.spec.laws == new.spec.laws == {"rotation_invariance": {}}
+    assert old.spec.members(4, old.config) == new.spec.members(4, new.config) == [[0, 2], [1, 3]]
+    assert float(old.count(data)) == float(new.count(data)) == 2
+    assert float(old(data, outputs)[0]) == float(new(data, outputs)[0]) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(
+            {"groups": two_blocks, "units": lambda *_: 1}, "own: give groups alone; units or partners", id="groups"
+        ),
+        pytest.param({"laws": {}, "claims": {}}, "own: give laws alone; claims", id="laws"),
+    ],
+)
+def test_a_word_and_its_older_spelling_together_are_refused(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(LossContractError, match=message):
+        register_loss("own", per="datum", **words)
+
+
+def test_the_kind_of_an_input_is_its_annotations_or_its_names() -> None:
+    def reader(
+        logprobs: Tensor,
+        ref_logprobs: Tensor,
+        teacher_probs: Tensor,
+        sequence_ratio_mask: Tensor,
+        label: PerDatum,
+        is_good: FlagPerDatum,
+        advantages: Tensor,
+    ) -> Tensor:
+        return -logprobs
+
+    kinds = {one.name: (one.kind, one.is_flag) for one in loss_of(reader).spec.inputs}
+    assert kinds == {
+        "ref_logprobs": ("logprob", False),
+        "teacher_probs": ("prob", False),
+        "sequence_ratio_mask": ("flag", False),
+        "label": ("flag", False),
+        "is_good": ("flag", True),
+        "advantages": ("number", False),
+    }
