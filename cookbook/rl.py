@@ -19,7 +19,7 @@ is the mean reward of the likeliest answers to problems never trained on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ from tyro.conf import arg
 from ..datums.errors import ConfigError, did_you_mean
 from ..datums.types import Datum
 from ..trainer import TrainingClient
-from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
+from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, ProblemSettings, load_problems
 from .loop import Loop, begin, finish
 from .rollouts.batches import ADVANTAGES, Collected, Collector, Overlong, datums_of
@@ -108,9 +108,9 @@ def main(config: RLConfig) -> dict[str, float]:
             for batch in batches:
                 outputs.append(training.forward_backward(batch, loss).result())
                 updates.append(training.optim_step(config.adam_params(step, config.steps)).result())
-            found = rollouts.metrics | mismatch(batches[0], outputs[0])
             used = [datum for batch in batches for datum in batch]
-            loop.log(step, used, as_one(outputs), as_one_update(updates), found, shown=SHOWN)
+            more = rollouts.metrics | mismatch(batches[0], outputs[0])
+            loop.log(step, used, merge_outputs(outputs), mean_update(updates), more, shown=SHOWN)
             loop.look(step, loss, batches[-1], outputs[-1])  # the last: of several its ratios have moved most
             record(run, step, "training", rollouts, config.samples)
             if loop.is_evaluated(step):
@@ -164,20 +164,6 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def as_one(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
-    """A step's updates as one: all their outputs, means of their metrics, of maxima the largest, of minima the smallest."""
-    everything = [one for output in outputs for one in output.loss_fn_outputs]
-    return replace(outputs[-1], loss_fn_outputs=everything, metrics=_mean([output.metrics for output in outputs]))
-
-
-def as_one_update(updates: Sequence[OptimStepResponse]) -> OptimStepResponse:
-    """As `as_one`."""
-    return replace(updates[-1], metrics=_mean([update.metrics for update in updates]))
-
-
-def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    how = {"max": max, "min": min}
-    return {
-        key: float(how.get(key.rpartition("_")[2], np.mean)([row[key] for row in rows if key in row]))
-        for key in dict.fromkeys(key for row in rows for key in row)
-    }
+def mean_update(updates: Sequence[OptimStepResponse]) -> OptimStepResponse:
+    """The optimizer's numbers, each averaged over a step's updates."""
+    return OptimStepResponse({key: float(np.mean([one.metrics[key] for one in updates])) for key in updates[0].metrics})

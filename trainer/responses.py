@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from ..datums.types import TensorData
+from ..losses.stats import Stat, merge, values
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,27 @@ class ForwardBackwardOutput:
     """loss_fn_outputs: one dict a datum, in order; `["logprobs"]` has the shape of its target_tokens (nats).
 
     metrics: plain floats; `loss:sum` is the loss whose gradient was added, `denominator` what it was divided by.
+    stats: the same metrics with their kinds and counts, so that several calls' can be merged (`merge_outputs`).
     """
 
     loss_fn_outputs: list[dict[str, TensorData]]
     metrics: dict[str, float] = field(default_factory=dict)
     loss_fn_output_type: str = "ArrayRecord"
+    stats: Mapping[str, Stat] = field(default_factory=dict, repr=False, compare=False)
+
+
+def merge_outputs(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
+    """Several calls as one: all their outputs in order, and each metric over the data of all calls.
+
+    Sums add up, means are weighted by what they were taken over, of minima and maxima the extreme stays. `loss:sum` is
+    weighted by the calls' denominators; of a mixture whose parts have different ones it is the mean over calls.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    merged = merge(output.stats for output in outputs)
+    return ForwardBackwardOutput(
+        [one for output in outputs for one in output.loss_fn_outputs], values(merged), stats=merged
+    )
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_gspo_token_is_taken_as_spelt_and_the_flag_has_the_name_that_others_know
 
 
 def test_several_updates_a_step_use_every_rollout_as_often_as_asked(make: Any) -> None:
-    config = make(steps=2, minibatches=3, passes=2, loss="dapo")
+    config = make(steps=2, minibatches=3, passes=2, loss="dapo", samples=16)
     datums: list[Any] = list(range(16))
     batches = rl.minibatches(datums, config, step=1)
     assert [len(batch) for batch in batches] == [6, 5, 5, 6, 5, 5]
@@ -125,6 +125,10 @@ def test_several_updates_a_step_use_every_rollout_as_often_as_asked(make: Any) -
     first = numbers(config.out)[1]
     assert first["ratio_max"] > 1.01  # the later updates are off policy
     assert abs(first["mismatch_k3"]) < 1e-6  # measured before the first of them
+    assert first["datums"] == 2 * 16  # a sum over the updates, uneven as they are, and so are the tokens
+    samples = [row for row in read_rows(config.out / "samples.jsonl") if row["step"] == 1]
+    tokens = sum(row["tokens"] for row in samples if row["kind"] == "training")
+    assert first["response_tokens"] == 2 * tokens
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

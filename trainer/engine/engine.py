@@ -21,7 +21,6 @@ from torch import Tensor
 from ...datums.checks.validation import check_datums
 from ...datums.errors import NonDifferentiableLossError, NonFiniteLossError, NonFiniteLossInput
 from ...datums.types import Datum
-from ...losses import stats
 from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
@@ -33,7 +32,7 @@ from ..responses import ForwardBackwardOutput, TopLogprobs
 from .activation_memory import LayerOptions
 from .forward import HeadOptions, Pooling, check_fits
 from .micro_batch_run import Pass, RunOptions
-from .results import Collected, count_metrics, per_datum, with_loss_metrics, with_nll
+from .results import Collected, count_metrics, loss_stat, output_of, per_datum, stat_of, with_nll
 from .settings import EngineSettings
 from .top_logprobs import top_logprobs
 
@@ -75,9 +74,13 @@ class Engine:
             except NonFiniteLossInput as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 value, found = float("nan"), {}
-        own = {"loss:sum": value, "forward_passes": 1.0, **count_metrics(datums, prepared.count)}
-        metrics = with_loss_metrics(own, stats.values(with_nll(found, datums, outputs)), loss.name)
-        return ForwardBackwardOutput(per_datum(datums, prepared.lengths, outputs), metrics)
+        own = {
+            "loss:sum": loss_stat(value, prepared.count),
+            "forward_passes": stat_of("max", 1.0),
+            **count_metrics(datums, prepared.count),
+        }
+        results = per_datum(datums, prepared.lengths, outputs)
+        return output_of(results, value, own, with_nll(found, datums, outputs), loss.name)
 
     def forward_backward(
         self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
@@ -110,14 +113,13 @@ class Engine:
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{loss.name}: the loss is {collected.loss}, though its inputs are finite")
         own = {
-            "loss:sum": collected.loss,
-            "forward_passes": 2.0 if recompute else 1.0,
-            "micro_batches": float(len(run.cuts)),
-            "datums_without_grad": float(collected.datums_without_grad),
+            "loss:sum": loss_stat(collected.loss, prepared.count),
+            "forward_passes": stat_of("max", 2.0 if recompute else 1.0),
+            "micro_batches": stat_of("sum", len(run.cuts)),
+            "datums_without_grad": stat_of("sum", collected.datums_without_grad),
             **count_metrics(prepared.datums, prepared.count),
         }
-        metrics = with_loss_metrics(own, stats.values(collected.found), loss.name)
-        return ForwardBackwardOutput(collected.in_order(), metrics)
+        return output_of(collected.in_order(), collected.loss, own, collected.found, loss.name)
 
     def _run_group(self, run: Pass, group: list[list[int]], recompute: bool, collected: Collected) -> None:
         """Forward the micro-batches of a group, compute the loss on all their outputs, send its gradient back."""

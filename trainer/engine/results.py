@@ -15,7 +15,8 @@ from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join, positions_of, width_of
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
-from ...losses.stats import Stat
+from ...losses.stats import Kind, Stat
+from ..responses import ForwardBackwardOutput
 from .forward import TOKEN_OUTPUTS
 
 
@@ -83,18 +84,44 @@ def _as_targets(piece: np.ndarray, datum: Datum) -> np.ndarray:
     return piece[:, : targets.shape[1]] if len(targets.shape) == 2 else piece[:, 0]
 
 
-def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, float]:
+def stat_of(kind: Kind, value: float, count: float = 1.0) -> Stat:
+    """A number that the trainer reports itself; `value` is a mean's sum over `count`."""
+    return Stat(kind, torch.tensor(value, dtype=torch.float64), torch.tensor(count, dtype=torch.float64))
+
+
+def loss_stat(loss: float, count: Count) -> Stat:
+    """The loss of one call: a sum where it is one, else a mean over its denominator."""
+    if all(value is None for value in count.values):
+        return stat_of("sum", loss)
+    first = count.values[0]
+    if first is None or any(value != first for value in count.values):  # a mixture with several denominators
+        return stat_of("mean", loss)
+    return stat_of("mean", loss * first, first)
+
+
+def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, Stat]:
     """What was counted from data alone: datums, response tokens, sequences with any, and what the loss was divided by."""
     tokens, sequences = response_tokens(datums)
-    metrics = {"datums": float(len(datums)), "response_tokens": float(tokens), "response_sequences": float(sequences)}
-    if len(count.values) == 1:
-        metrics["denominator"] = float(count)
-    else:  # one a part of the mixture, in the parts' order
-        metrics.update({f"denominator_{i}": 1.0 if value is None else value for i, value in enumerate(count.values)})
-    return metrics
+    metrics = {"datums": len(datums), "response_tokens": tokens, "response_sequences": sequences}
+    names = [f"denominator_{i}" for i in range(len(count.values))] if len(count.values) > 1 else ["denominator"]
+    return {
+        **{name: stat_of("sum", number) for name, number in metrics.items()},
+        **{
+            name: stat_of("max", 1.0) if value is None else stat_of("sum", value)
+            for name, value in zip(names, count.values, strict=True)
+        },
+    }
 
 
-def with_loss_metrics(own: Mapping[str, float], reported: Mapping[str, float], name: str) -> dict[str, float]:
+def output_of(
+    results: list[dict[str, TensorData]], loss: float, own: Mapping[str, Stat], reported: Mapping[str, Stat], name: str
+) -> ForwardBackwardOutput:
+    """What a call returns: each datum's outputs, and the metrics of the trainer (`own`) and of the loss called `name`."""
+    metrics = with_loss_metrics(own, reported, name)
+    return ForwardBackwardOutput(results, {**stats.values(metrics), "loss:sum": loss}, stats=metrics)
+
+
+def with_loss_metrics(own: Mapping[str, Stat], reported: Mapping[str, Stat], name: str) -> dict[str, Stat]:
     """The trainer's metrics and the loss's; one of the loss that has the name of the trainer's goes to `<loss>/<name>`."""
     return {**own, **{f"{name}/{key}" if key in own else key: value for key, value in reported.items()}}
 
