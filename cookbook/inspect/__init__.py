@@ -1,1 +1,1 @@
-"""Token by token: what a loss made of each token of a sequence."""
+"""Token by token: the values and gradients of a loss, recorded during a run or shown for a data file."""

@@ -1,7 +1,7 @@
-"""Sequences of tokens as HTML, each token coloured by one of several numbers about it: a pure function of columns.
+"""Sequences of tokens as HTML, each token coloured by one of several columns of numbers.
 
-The page needs no network, no file beside it and no script: the switch between the columns is a row of radio buttons,
-and what stands over a token under the pointer is CSS too. Every text is escaped, so data can never become markup.
+The page needs no network, no other file and no script: radio buttons switch between the columns, and CSS shows a token's
+numbers under the pointer. All text is escaped, so data cannot become markup.
 
     body = token_view_html([token_sequence(datum, tokenizer, "line 1", {"logprob": logprobs})])
     Path("tokens.html").write_text(token_page("my data", body), encoding="utf-8")
@@ -18,15 +18,18 @@ from typing import Any
 from ...datums.files.show import datum_tokens, token_texts, visible
 from ...datums.types import Datum
 
-#: A number about a token; None where there is none (a prompt has no advantage, the first token no logprob).
+#: A number of a token; None if it has none (the first token has no logprob, a prompt no advantage).
 Number = float | None
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one column of numbers is: how it is called, its unit, and the number that gets no colour.
+    """A column of numbers.
 
-    name: its key in `TokenSequence.columns`. about: a sentence on what to look for, shown while it is chosen.
+    name     its key in `TokenSequence.columns`
+    unit     nats, or "" for a unitless number
+    centre   the number that gets no colour
+    about    one sentence on what to look for, shown while the column is selected
     """
 
     name: str
@@ -35,35 +38,39 @@ class Column:
     about: str = ""
 
 
-#: The columns whose meaning is known, in the order they are offered. Others are offered after them, centred on 0.
+#: The known columns in the order in which they are offered. Other columns follow, centred on 0.
 COLUMNS = (
-    Column("weight", about="What the token counts for in the loss; no colour: it is only read."),
+    Column("weight", about="The token's weight in the loss; a token without colour is only read."),
     Column(
-        "logprob", "nats", about="How likely the model finds the token; the stronger the colour, the more surprising."
+        "logprob",
+        "nats",
+        about="How likely the token is under the model; the stronger the colour, the more surprising.",
     ),
-    Column("ref_logprob", "nats", about="How likely the frozen reference finds the token."),
-    Column("sampling_logprob", "nats", about="How likely the policy that sampled the token found it."),
+    Column("ref_logprob", "nats", about="How likely the token is under the frozen reference."),
+    Column("sampling_logprob", "nats", about="How likely the token was under the policy that sampled it."),
     Column("advantage", about="How much better than expected the token's outcome was."),
-    Column("ratio", centre=1.0, about="exp(logprob - sampling_logprob): 1 where the policy has not moved."),
+    Column("ratio", centre=1.0, about="exp(logprob - sampling_logprob): 1 where the policy has not changed."),
     Column("loss", about="The token's loss before weighting and reduction."),
-    Column("gradient", about="d loss / d logprob: below 0, the step makes the token likelier; above, less likely."),
+    Column(
+        "gradient", about="d loss / d logprob: below 0, the step makes the token more likely; above 0, less likely."
+    ),
 )
-#: How many columns the stylesheet can switch between.
+#: The number of columns that the stylesheet can switch between.
 MAX_COLUMNS = 16
-#: Above the centre, below it, and where the number is NaN or infinite. Blue and orange: told apart by the colour-blind.
+#: RGB above the centre, below it, and for NaN and infinity. Colour-blind readers can tell blue from orange.
 _ABOVE, _BELOW, _BROKEN = "33,110,190", "225,105,10", "200,0,200"
-#: The strongest colour's opacity: text stays readable on it in light and in dark.
+#: The opacity of the strongest colour; text on it stays readable in light and dark mode.
 _OPACITY = 0.75
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One sequence to show: N tokens and the numbers about them.
+    """One sequence of N tokens and their numbers.
 
-    title      what it is: `train.jsonl, line 7`
+    title      for example `train.jsonl, line 7`
     texts      [N] each token's text; "" for a token that only continues a character
     ids        [N] each token's id
-    columns    by name, [N] numbers each; a name of `COLUMNS` or any other
+    columns    by name, [N] numbers each; the name is one of `COLUMNS` or any other
     note       a line under the title
     """
 
@@ -86,10 +93,10 @@ def token_sequence(
     columns: Mapping[str, Sequence[Number]] | None = None,
     note: str = "",
 ) -> TokenSequence:
-    """A datum of N positions as its N + 1 tokens, with its weights and advantages and the columns given.
+    """The N + 1 tokens of a datum of N positions, with its weights, its advantages and the given columns.
 
-    columns: by name, [N] numbers each, about the token that position t predicts; so the first token has none.
-    Raises ShapeError for targets of shape [N, K], which are not one text.
+    columns: by name, [N] numbers each, of the token that position t predicts; the first token has none.
+    Raises ShapeError for targets of shape [N, K], which are not a single text.
     """
     ids, weights = datum_tokens(datum)
     known: dict[str, Sequence[Number]] = {"weight": weights.tolist()[1:]}
@@ -108,16 +115,16 @@ def token_view_html(
     name: str = "tokens",
     note: str = "",
 ) -> str:
-    """An HTML fragment: a switch between the columns, and under it each sequence, its tokens coloured by the one chosen.
+    """An HTML fragment: a switch between columns, and the sequences with their tokens coloured by the selected column.
 
-    sequences  what to show, in this order
-    columns    what to offer, the first one chosen: `Column`s, or names; None for all that the sequences have
-    name       of the switch: another one for each fragment of the same page
+    sequences  shown in this order
+    columns    `Column`s or names, the first selected; None for all columns of the sequences
+    name       of the switch; each fragment of a page needs its own
     note       a line above all sequences
 
-    A colour's strength is the number's distance from the column's centre over the largest such distance in these
-    sequences; blue above it, orange below, violet for NaN and infinity. The page needs `TOKEN_VIEW_CSS` once, in a
-    <style>; `token_page` gives a whole page.
+    Colour strength is the distance from the column's centre, relative to the largest one in these sequences: blue above the
+    centre, orange below, violet for NaN and infinity. The page needs `TOKEN_VIEW_CSS` once, in a <style>; `token_page`
+    returns a whole page.
     """
     offered = _offered(sequences, columns)
     spans = [_span(column, sequences) for column in offered]
@@ -130,7 +137,7 @@ def token_view_html(
         checked = " checked" if index == 0 else ""
         parts.append(f'<input type="radio" name="{group}" id="{group}-{index}"{checked}>')
         parts.append(f'<label for="{group}-{index}">{escape(column.name)}</label>')
-    parts += [_legend(*one) for one in zip(offered, spans, reaches, strict=True)]
+    parts += [_legend(*column) for column in zip(offered, spans, reaches, strict=True)]
     parts.append('<div class="tv-all">')
     if note:
         parts.append(f'<p class="tv-note">{escape(visible(note))}</p>')
@@ -153,22 +160,22 @@ def token_page(title: str, body: str) -> str:
 def _offered(sequences: Sequence[TokenSequence], columns: Sequence[Column | str] | None) -> list[Column]:
     known = {column.name: column for column in COLUMNS}
     if columns is None:
-        there = dict.fromkeys(name for sequence in sequences for name in sequence.columns)
-        columns = [*(name for name in known if name in there), *(name for name in there if name not in known)]
+        given = dict.fromkeys(name for sequence in sequences for name in sequence.columns)
+        columns = [*(name for name in known if name in given), *(name for name in given if name not in known)]
     if len(columns) > MAX_COLUMNS:
-        raise ValueError(f"{len(columns)} columns are more than the {MAX_COLUMNS} that can be switched between")
+        raise ValueError(f"{len(columns)} columns are more than the {MAX_COLUMNS} that can be offered")
     return [known.get(column, Column(column)) if isinstance(column, str) else column for column in columns]
 
 
 def _span(column: Column, sequences: Sequence[TokenSequence]) -> tuple[float, float]:
-    """The smallest and the largest finite number of a column; the column's centre is always between them."""
+    """The smallest and the largest finite number of a column, its centre included."""
     values = (value for sequence in sequences for value in sequence.columns.get(column.name, ()) if value is not None)
     finite = [column.centre, *(value for value in values if math.isfinite(value))]
     return min(finite), max(finite)
 
 
 def _colour(value: Number, column: Column, reach: float) -> str:
-    """A CSS colour, or "" for none."""
+    """A CSS colour; "" for no colour."""
     if value is None:
         return ""
     if not math.isfinite(value):
@@ -179,7 +186,7 @@ def _colour(value: Number, column: Column, reach: float) -> str:
 
 
 def _legend(column: Column, span: tuple[float, float], reach: float) -> str:
-    ends = dict.fromkeys((span[0], column.centre, span[1]))  # a column on one side of its centre has two
+    ends = dict.fromkeys((span[0], column.centre, span[1]))  # two ends if all numbers are on one side of the centre
     scale = " ".join(
         f'<span class="tv-end" style="background:{_colour(end, column, reach) or "transparent"}">{end:.4g}</span>'
         for end in ends
@@ -198,7 +205,7 @@ def _sequence_html(sequence: TokenSequence, columns: Sequence[Column], reaches: 
 
 
 def _token_html(sequence: TokenSequence, position: int, columns: Sequence[Column], reaches: Sequence[float]) -> str:
-    """One token: its text, its colour in each column, and all its numbers for the pointer."""
+    """One token: its text, its colour in each column, and its numbers for the pointer."""
     text = visible(sequence.texts[position])
     said = f"“{text.rstrip(chr(10))}”" if text else "continues a character"
     style, tip = [], [f"token {sequence.ids[position]} {said}"]

@@ -1,11 +1,11 @@
-"""The loss microscope's record: a few sequences at a few steps of a run, each token with what the loss made of it.
+"""Token records: a few sequences at a few steps of a run, with the loss, gradient and other numbers of each token.
 
-A line of sequences.jsonl is one sequence, its N positions after the first token, which is nobody's target:
+A line of sequences.jsonl is one sequence of N positions. The first of its N + 1 tokens is not a target and has no numbers:
 
     {"step": 40, "datum": 2, "of": 8, "side": "",
-     "losses": {"ppo": [-0.31, "token"]},                       value, and what it is of
+     "losses": {"ppo": [-0.31, "token"]},                       value, and what it belongs to
      "tokens": {"text": [...N + 1], "id": [...], "weight": [null, ...], "logprob": [...], "gradient": [...], ...},
-     "cut": [0, 0]}                                             tokens left out before and behind
+     "cut": [0, 0]}                                             tokens left out at the start and the end
 """
 
 from __future__ import annotations
@@ -26,19 +26,17 @@ from ...losses.loss.mixture import Mixture
 from ...losses.registry import get_loss
 from ..run.names import LOSS, SEQUENCES
 from ..run.runs import read_rows
-from .token_losses import Examined, examine, partners
+from .token_losses import TokenLosses, datum_groups, token_losses
 
 if TYPE_CHECKING:
     from ...trainer.responses import ForwardBackwardOutput
     from ..run.runs import Run
 
-__all__ = ["Examined", "examine", "read_loss", "read_sequences", "record_loss", "record_sequences"]
-
-#: Longer sequences are cut to these many tokens, so that files stay small: a few of a prompt's end, then what is learned.
+#: Longer sequences are cut to this many tokens, to keep files small: the end of the prompt, then the learned tokens.
 LONGEST, OF_THE_PROMPT = 400, 60
-#: Of K targets at a position, how many are written.
+#: The number of targets written for a position with several.
 CANDIDATES = 5
-#: Significant digits, more than colours or a reader can tell apart.
+#: Significant digits of a number.
 DIGITS = 5
 
 
@@ -52,23 +50,26 @@ def record_sequences(
     *,
     count: int = 2,
 ) -> None:
-    """Append `count` sequences of a call (pairs and other partners whole) to the run's sequences.jsonl.
+    """Append `count` sequences of a call to the run's sequences.jsonl; pairs and other groups count as one.
 
-    loss, batch: those of the call, all of its data; output: what it returned. The sequences lie evenly over the batch,
-    or, where they have advantages, from the worst to the best.
-    The loss is called once or twice more than it was by the trainer, which a function that counts its calls will notice.
-    One that cannot be examined gives a line that says why, for a run must not end because it is looked at.
+    loss     the loss of the call
+    batch    all datums of the call
+    output   the result of the call
+
+    The sequences are spread evenly over the batch, or, if they have advantages, from the lowest advantage to the highest.
+    The loss is called once or twice more than by the trainer. If that fails, a line with the reason is written instead: a
+    record must not end the run.
     """
     try:
         lines = _lines(get_loss(loss), [as_datum(datum) for datum in batch], output, tokenizer, count)
-    except Exception as error:  # a user's function, called once more than it may expect, can raise anything
+    except Exception as error:  # a user's function can raise anything
         lines = [{"refused": f"{type(error).__name__}: {error}"}]
     for line in lines:
         run.append(SEQUENCES, {"step": step, **line})
 
 
 def record_loss(run: Run, loss: Any) -> None:
-    """Write the cards of a loss's parts with their settings as trained, once a run: also of a loss that is in no registry."""
+    """Write the cards of a loss's parts, with the settings of the run, to loss.json. The loss need not be registered."""
     loss = get_loss(loss)
     parts = loss.parts if isinstance(loss, Mixture) else [(1.0, loss)]
     cards = [{"factor": factor, **card_of(part, metrics=False).as_dict()} for factor, part in parts]
@@ -76,20 +77,20 @@ def record_loss(run: Run, loss: Any) -> None:
 
 
 def read_loss(folder: str | Path) -> dict[str, Any]:
-    """What `record_loss` wrote; {} where there is none. Raises DataFileError for a damaged file."""
+    """The content of loss.json; {} if there is none. Raises DataFileError for a damaged file."""
     path = Path(folder) / LOSS
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        _ = found["loss"], [(part["name"], part["axes"]["ratio"], part["settings"]) for part in found["parts"]]
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        _ = recorded["loss"], [(part["name"], part["axes"]["ratio"], part["settings"]) for part in recorded["parts"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataFileError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    return found
+    return recorded
 
 
 def read_sequences(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's sequences.jsonl; [] when there is no file. Raises DataFileError naming a row that is none."""
+    """The rows of a run's sequences.jsonl; [] if there is no file. Raises DataFileError that names a damaged row."""
     rows = read_rows(Path(folder) / SEQUENCES)
     for number, row in enumerate(rows, start=1):
         try:
@@ -105,71 +106,72 @@ def read_sequences(folder: str | Path) -> list[dict[str, Any]]:
 def _lines(
     loss: Any, batch: Sequence[Datum], output: ForwardBackwardOutput, tokenizer: Any, count: int
 ) -> list[dict[str, Any]]:
-    examined = examine(loss, batch, output.loss_fn_outputs)
-    groups = sorted(partners(loss, len(batch)), key=lambda group: _advantage(batch[group[0]]))
+    results = token_losses(loss, batch, output.loss_fn_outputs)
+    groups = sorted(datum_groups(loss, len(batch)), key=lambda group: _advantage(batch[group[0]]))
     chosen = sorted({round(i) for i in np.linspace(0, len(groups) - 1, max(min(count, len(groups)), 1))})
     sides = ("chosen", "rejected") if loss.couples == "pair" else None
     return [
-        _line(examined[datum], batch, tokenizer, sides[place] if sides and len(groups[i]) == 2 else "")
+        _line(results[datum], batch, tokenizer, sides[member] if sides and len(groups[i]) == 2 else "")
         for i in chosen
-        for place, datum in enumerate(groups[i])
+        for member, datum in enumerate(groups[i])
     ]
 
 
 def _advantage(datum: Datum) -> float:
-    """The mean over its learned tokens; 0 where there is none."""
+    """The mean advantage of the learned tokens; 0 if there is none."""
     given = datum.loss_fn_inputs.get("advantages")
     if given is None:
         return 0.0
     values, weights = given.to_numpy().reshape(-1), datum.loss_fn_inputs.get("weights")
-    counted = values if weights is None or weights.shape != given.shape else values[weights.to_numpy() != 0]
-    return float(counted.mean()) if len(counted) and np.isfinite(counted).all() else 0.0
+    learned = values if weights is None or weights.shape != given.shape else values[weights.to_numpy() != 0]
+    return float(learned.mean()) if len(learned) and np.isfinite(learned).all() else 0.0
 
 
-def _line(found: Examined, batch: Sequence[Datum], tokenizer: Any, side: str) -> dict[str, Any]:
-    datum = batch[found.datum]
-    tokens = _text_tokens(datum, found)
-    weight = found.columns["weight"]
-    lead = [None] if "target_tokens" in datum.loss_fn_inputs else []  # the first token, which is nobody's target
+def _line(result: TokenLosses, batch: Sequence[Datum], tokenizer: Any, side: str) -> dict[str, Any]:
+    datum = batch[result.datum]
+    tokens = _text_tokens(datum, result)
+    weight = result.columns["weight"]
+    lead = [None] if "target_tokens" in datum.loss_fn_inputs else []  # the first token is not a target
     learned = np.flatnonzero(weight if weight.ndim == 1 else np.abs(weight).sum(1)) + len(lead)
     start = max(min(int(learned[0]) - OF_THE_PROMPT, len(tokens) - LONGEST), 0) if len(learned) else 0
     stop = min(start + LONGEST, len(tokens))
     columns: dict[str, list[Any]] = {"text": token_texts(tokens, tokenizer)[start:stop], "id": tokens[start:stop]}
-    for name, values in found.columns.items():
-        columns[name] = [*lead, *_numbers(_of_the_text(name, values, datum))][start:stop]
+    for name, values in result.columns.items():
+        columns[name] = [*lead, *_numbers(_one_per_position(name, values, datum))][start:stop]
     line = {
-        "datum": found.datum,
+        "datum": result.datum,
         "of": len(batch),
         "side": side,
-        "losses": {name: [_number(value), per] for name, (value, per) in found.losses.items()},
+        "losses": {name: [_number(value), per] for name, (value, per) in result.losses.items()},
         "tokens": columns,
         "cut": [start, len(tokens) - stop],
     }
-    if found.embedding_gradient is not None:
-        line["embedding_gradient"] = _number(found.embedding_gradient)
-    if any(values.ndim == 2 for values in found.columns.values()):
-        line["candidates"] = [*lead, *_candidates(found, datum, tokenizer)][start:stop]
+    if result.embedding_gradient is not None:
+        line["embedding_gradient"] = _number(result.embedding_gradient)
+    if any(values.ndim == 2 for values in result.columns.values()):
+        line["candidates"] = [*lead, *_candidates(result, datum, tokenizer)][start:stop]
     return line
 
 
-def _text_tokens(datum: Datum, found: Examined) -> list[int]:
-    """The sequence's tokens: the first, and each position's target; of K targets the text's own.
+def _text_tokens(datum: Datum, result: TokenLosses) -> list[int]:
+    """The sequence's tokens: the first token, then the target of each position.
 
-    Nothing follows the last position there, so its likeliest target stands for it, if it is read at all.
+    With K targets per position the input gives the text. Its last token has no successor there, so the likeliest target of
+    the last position is appended, if that position is read.
     """
     tokens = datum.model_input.to_ints()
     targets = datum.loss_fn_inputs.get("target_tokens")
-    if targets is None or "logprob" not in found.columns:
+    if targets is None or "logprob" not in result.columns:
         return tokens
     array = targets.to_numpy()
     if array.ndim == 1:
         return [*tokens[:1], *array.tolist()]
-    last = found.columns["logprob"][-1]
+    last = result.columns["logprob"][-1]
     return tokens if np.isnan(last).all() else [*tokens, int(array[-1, int(np.nanargmax(last))])]
 
 
-def _of_the_text(name: str, values: np.ndarray, datum: Datum) -> np.ndarray:
-    """[N, K] as one number a position: the text token's own logprob where it is a target, sums of the rest."""
+def _one_per_position(name: str, values: np.ndarray, datum: Datum) -> np.ndarray:
+    """[N, K] as one number per position: the logprob of the text's own token if it is a target; sums of other columns."""
     if values.ndim == 1:
         return values
     if name != "logprob":
@@ -179,10 +181,10 @@ def _of_the_text(name: str, values: np.ndarray, datum: Datum) -> np.ndarray:
     return np.where(own.any(1), np.take_along_axis(values, own.argmax(1)[:, None], 1)[:, 0], np.nan)
 
 
-def _candidates(found: Examined, datum: Datum, tokenizer: Any) -> Iterable[list[list[Any]] | None]:
-    """Of each position the likeliest targets: text, weight, logprob, gradient."""
+def _candidates(result: TokenLosses, datum: Datum, tokenizer: Any) -> Iterable[list[list[Any]] | None]:
+    """The likeliest targets of each position: text, weight, logprob, gradient."""
     targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
-    logprobs, gradients, weights = (found.columns[name] for name in ("logprob", "gradient", "weight"))
+    logprobs, gradients, weights = (result.columns[name] for name in ("logprob", "gradient", "weight"))
     for i, ids in enumerate(targets):
         known = np.flatnonzero(~np.isnan(logprobs[i]))
         best = known[np.argsort(-logprobs[i][known], kind="stable")][:CANDIDATES]
@@ -196,5 +198,5 @@ def _numbers(values: Iterable[Any]) -> list[float | None]:
 
 
 def _number(value: float) -> float | None:
-    """A JSON number of a few digits, or None, for JSON has no NaN."""
+    """A number of a few digits for JSON; None for NaN and infinity."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Tokens as HTML: what is shown is what was given, whatever the text says, and nothing is fetched or run."""
+"""Tokens as HTML: any text is shown as text, and the page fetches and runs nothing."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Page(HTMLParser):
 def colours(html: str, column: int) -> list[str | None]:
     """Each token's colour in a column."""
     spans = re.findall(r'<span class="tv-token"([^>]*)>', html)
-    found = [re.search(rf"--c{column}:([^;\"]+)", span) for span in spans]
-    return [one and one[1] for one in found]
+    matches = [re.search(rf"--c{column}:([^;\"]+)", span) for span in spans]
+    return [match and match[1] for match in matches]
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), TEXTS, TEXTS)

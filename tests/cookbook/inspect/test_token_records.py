@@ -1,4 +1,4 @@
-"""The loss microscope shows what the loss really made of each token, and what the trainer really sent back."""
+"""Token losses are the values and gradients that the trainer used, and token records hold them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lossbook as lb
-from lossbook.cookbook.inspect.token_losses import examine
+from lossbook.cookbook.inspect.token_losses import token_losses
 from lossbook.cookbook.inspect.token_records import LONGEST, read_loss, read_sequences, record_loss, record_sequences
 from lossbook.cookbook.run.runs import open_run
 from lossbook.datums.errors import DataFileError, LengthMismatchError, LossContractError
 from lossbook.datums.types import Datum
-from lossbook.trainer.engine.micro_batch_run import Pass
 
 
 def rollout(weights: Sequence[float], advantage: float = 1.0, start: int = 5, **inputs: Any) -> Datum:
@@ -90,38 +90,56 @@ CASES: dict[str, tuple[Callable[[], Any], list[Datum]]] = {
 }
 
 
-def client() -> lb.TrainingClient:
-    """Small micro-batches, so that a denominator of one of them alone would show."""
-    service = lb.ServiceClient(tokens_per_micro_batch=4)
+def client(folder: Path | str = "checkpoints") -> lb.TrainingClient:
+    """Small micro-batches, so that a denominator of one micro-batch alone would show."""
+    service = lb.ServiceClient(tokens_per_micro_batch=4, checkpoint_dir=folder)
     return service.create_lora_training_client("tiny", rank=4, seed=0, train_unembed=True)
 
 
+def parameter_gradients(training: lb.TrainingClient) -> dict[str, torch.Tensor]:
+    """Of the last forward_backward, as Adam's first moments after one step: 0.1 times the gradient."""
+    training.optim_step(lb.AdamParams(learning_rate=0.0)).result()
+    folder = Path(training.save_state("state").result().path)
+    moments = load_file(folder / "optimizer.safetensors")
+    return {name: value for name, value in moments.items() if name.startswith("exp_avg.")}
+
+
+def weighted_sum(logprobs: torch.Tensor, logprob_gradient: torch.Tensor) -> torch.Tensor:
+    """A loss whose d loss / d logprob is given."""
+    return logprob_gradient * logprobs
+
+
+def weighted_sum_with_entropy(
+    logprobs: torch.Tensor, entropy: torch.Tensor, logprob_gradient: torch.Tensor, entropy_gradient: torch.Tensor
+) -> torch.Tensor:
+    """The same, with a given d loss / d entropy."""
+    return logprob_gradient * logprobs + entropy_gradient * entropy
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_that_the_trainer_sent_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_that_the_trainer_sends_back(name: str, tmp_path: Path) -> None:
+    """A loss that is linear in the model's outputs, with these gradients as coefficients, moves the parameters alike."""
     make, data = CASES[name]
-    sent: dict[str, dict[int, np.ndarray]] = {}
-    parted = Pass.parted
-
-    def watched(self: Pass, gradients: dict[str, torch.Tensor], cuts: Any, order: Sequence[int]) -> Any:
-        for output, gradient in gradients.items():
-            active = self._active(order)
-            full = torch.zeros(len(active), *gradient.shape[1:])
-            full[active] = gradient
-            pieces = torch.split(full, self.prepared.lengths[list(order)].tolist())
-            sent.setdefault(output, {}).update({i: p.numpy() for i, p in zip(order, pieces, strict=True)})
-        return parted(self, gradients, cuts, order)
-
-    monkeypatch.setattr(Pass, "parted", watched)
-    output = client().forward_backward(data, make()).result()
+    training = client(tmp_path / "loss")
+    output = training.forward_backward(data, make()).result()
     assert output.metrics["micro_batches"] > 1
-    examined = examine(make(), data, output.loss_fn_outputs)
-    for found in examined:
-        own = np.nan_to_num(found.columns["gradient"])
-        np.testing.assert_allclose(own, sent["logprobs"][found.datum], rtol=1e-5, atol=1e-7)
-        if "entropy" in sent:
-            own = np.nan_to_num(found.columns["entropy_gradient"])
-            np.testing.assert_allclose(own, sent["entropy"][found.datum], rtol=1e-5, atol=1e-7)
-    assert any(np.nan_to_num(found.columns["gradient"]).any() for found in examined)
+    results = token_losses(make(), data, output.loss_fn_outputs)
+    assert any(np.nan_to_num(result.columns["gradient"]).any() for result in results)
+    linear = []
+    for datum, result in zip(data, results, strict=True):
+        inputs = {"target_tokens": datum.loss_fn_inputs["target_tokens"]}
+        for column, values in result.columns.items():
+            if column.endswith("gradient"):
+                key = "logprob_gradient" if column == "gradient" else column
+                inputs[key] = lb.TensorData(np.nan_to_num(values).astype(np.float32))
+        linear.append(Datum(datum.model_input, inputs))
+    loss = weighted_sum_with_entropy if "entropy_gradient" in results[0].columns else weighted_sum
+    again = client(tmp_path / "linear")
+    again.forward_backward(linear, lb.get_loss(loss, reduction="sum")).result()
+    expected = parameter_gradients(training)
+    assert expected
+    for key, value in parameter_gradients(again).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "entropy" not in name])
@@ -134,9 +152,9 @@ def test_gradients_are_finite_differences_of_the_loss(name: str) -> None:
         for d in data
     ]
     loss = lb.get_loss(make())
-    examined = examine(loss, data, [{"logprobs": each} for each in logprobs])
+    results = token_losses(loss, data, [{"logprobs": each} for each in logprobs])
     step = 1e-6
-    for i, found in enumerate(examined):
+    for i, result in enumerate(results):
         for place in np.ndindex(*logprobs[i].shape):
             values = []
             for sign in (1, -1):
@@ -144,10 +162,10 @@ def test_gradients_are_finite_differences_of_the_loss(name: str) -> None:
                 moved[i][place] += sign * step
                 values.append(float(loss(data, moved)[0]))
             difference = (values[0] - values[1]) / (2 * step)
-            assert np.nan_to_num(found.columns["gradient"])[place] == pytest.approx(difference, abs=2e-8)
+            assert np.nan_to_num(result.columns["gradient"])[place] == pytest.approx(difference, abs=2e-8)
 
 
-def test_a_clipped_token_of_ppo_shows_gradient_0_and_its_neighbour_the_policy_gradient() -> None:
+def test_a_clipped_token_of_ppo_has_gradient_0_and_its_neighbour_the_policy_gradient() -> None:
     # ratios 1.5, 1, 1.5 and 0.5 by construction; bounds 0.8 and 1.2; two learned tokens a sequence
     up, down = math.log(1.5), math.log(0.5)
     data = [
@@ -155,7 +173,7 @@ def test_a_clipped_token_of_ppo_shows_gradient_0_and_its_neighbour_the_policy_gr
         rollout([0.0, 1.0, 1.0], -1.0, sampling_logprobs=[math.nan, -1.0 - up, -1.0 - down]),
     ]
     outputs = [{"logprobs": torch.tensor([0.0, -1.0, -1.0])}] * 2
-    rewarded, punished = examine(lb.get_loss("ppo", reduction="token-mean"), data, outputs)
+    rewarded, punished = token_losses(lb.get_loss("ppo", reduction="token-mean"), data, outputs)
     columns = rewarded.columns
     np.testing.assert_allclose(columns["ratio"], [np.nan, 1.5, 1.0], rtol=1e-6)
     np.testing.assert_allclose(columns["loss"], [np.nan, -2.4, -2.0], rtol=1e-6)  # -1.2 A where clipped, else -r A
@@ -169,32 +187,35 @@ def test_a_clipped_token_of_ppo_shows_gradient_0_and_its_neighbour_the_policy_gr
 def test_a_pair_loss_has_one_value_for_both_of_its_datums() -> None:
     data = [rollout([1.0], ref_logprobs=[-2.0]) for _ in range(4)]
     outputs = [{"logprobs": torch.tensor([value])} for value in (-1.0, -3.0, -2.0, -2.0)]
-    values = [found.losses["dpo"] for found in examine(lb.get_loss("dpo", beta=0.5), data, outputs)]
+    values = [result.losses["dpo"] for result in token_losses(lb.get_loss("dpo", beta=0.5), data, outputs)]
     # margins 0.5 (1 + 1) = 1 and 0: -log sigmoid
     one, zero = math.log1p(math.exp(-1)), math.log(2)
     assert values == [(pytest.approx(value), "pair") for value in (one, one, zero, zero)]
 
 
-def test_parts_of_a_mixture_show_each_its_own_value_and_together_their_token_losses() -> None:
+def test_each_part_of_a_mixture_has_its_own_value_and_token_losses_are_added_up() -> None:
     mixture = 0.5 * lb.get_loss("dpo") + 2.0 * lb.get_loss("cross_entropy", reduction="token-mean")
     data = [rollout([0.0, 1.0], ref_logprobs=[-1.0, -1.0]) for _ in range(2)]
-    found = examine(mixture, data, [{"logprobs": torch.tensor([-9.0, -1.0])}] * 2)[0]
-    assert found.losses == {"dpo": (pytest.approx(math.log(2)), "pair"), "cross_entropy": (pytest.approx(1.0), "token")}
-    np.testing.assert_allclose(found.columns["loss"], [np.nan, 2.0])
+    result = token_losses(mixture, data, [{"logprobs": torch.tensor([-9.0, -1.0])}] * 2)[0]
+    assert result.losses == {
+        "dpo": (pytest.approx(math.log(2)), "pair"),
+        "cross_entropy": (pytest.approx(1.0), "token"),
+    }
+    np.testing.assert_allclose(result.columns["loss"], [np.nan, 2.0])
 
 
-def test_embedding_losses_show_a_value_and_the_embeddings_gradient_and_no_token_numbers() -> None:
+def test_embedding_losses_have_a_value_and_the_gradient_norm_but_no_token_numbers() -> None:
     data = [Datum(lb.ModelInput.from_ints([i, i + 1])) for i in range(4)]
     vectors = torch.eye(4)
-    examined = examine("info_nce", data, [{"embedding": row} for row in vectors])
+    results = token_losses("info_nce", data, [{"embedding": row} for row in vectors])
     loss = lb.get_loss("info_nce")
     leaf = [row.clone().requires_grad_() for row in vectors]
     loss(data, leaf)[0].backward()
-    for found, own in zip(examined, leaf, strict=True):
-        assert set(found.columns) == {"weight"}
+    for result, own in zip(results, leaf, strict=True):
+        assert set(result.columns) == {"weight"}
         assert own.grad is not None
-        assert found.embedding_gradient == pytest.approx(float(own.grad.norm()))
-    assert [found.losses["info_nce"][1] for found in examined] == ["datum"] * 4
+        assert result.embedding_gradient == pytest.approx(float(own.grad.norm()))
+    assert [result.losses["info_nce"][1] for result in results] == ["datum"] * 4
 
 
 def test_outputs_of_another_loss_or_of_fewer_datums_are_refused() -> None:
@@ -203,22 +224,22 @@ def test_outputs_of_another_loss_or_of_fewer_datums_are_refused() -> None:
     with pytest.raises(
         LossContractError, match=r"reads 'entropy', which the outputs of datum 0 do not hold .* logprobs"
     ):
-        examine(lb.get_loss("ppo") + lb.get_loss("entropy_bonus"), data, outputs)
+        token_losses(lb.get_loss("ppo") + lb.get_loss("entropy_bonus"), data, outputs)
     with pytest.raises(LengthMismatchError, match="outputs of 1 datums for 2 datums"):
-        examine("ppo", data, outputs[:1])
+        token_losses("ppo", data, outputs[:1])
 
 
-def test_looking_changes_no_random_number() -> None:
+def test_token_losses_leave_the_random_state_alone() -> None:
     def noisy(data: Sequence[Any], logprobs_list: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         return torch.cat(list(logprobs_list)).sum() * torch.rand(()), {}
 
     before = torch.get_rng_state()
-    examine(noisy, ROLLOUTS[:1], [{"logprobs": torch.zeros(5)}])
+    token_losses(noisy, ROLLOUTS[:1], [{"logprobs": torch.zeros(5)}])
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_recorded_comes_back(name: str, tmp_path: Path) -> None:
+def test_recorded_sequences_are_read_back(name: str, tmp_path: Path) -> None:
     make, data = CASES[name]
     training = client()
     output = training.forward_backward(data, make()).result()
@@ -229,11 +250,11 @@ def test_what_is_recorded_comes_back(name: str, tmp_path: Path) -> None:
     assert [row["side"] for row in rows] == (["chosen", "rejected"] * 2 if "pair" in name else ["", ""])
     for row in rows:
         assert row["step"] == 3
-        examined = examine(make(), data, output.loss_fn_outputs)[row["datum"]]
+        result = token_losses(make(), data, output.loss_fn_outputs)[row["datum"]]
         lengths = {len(column) for column in row["tokens"].values()}
-        assert lengths == {len(examined.columns["weight"]) + 1}
-        assert row["tokens"]["weight"][0] is None  # the first token is nobody's target
-        own = examined.columns["gradient"]
+        assert lengths == {len(result.columns["weight"]) + 1}
+        assert row["tokens"]["weight"][0] is None  # the first token is not a target
+        own = result.columns["gradient"]
         sums = own if own.ndim == 1 else np.where(np.isnan(own).all(1), np.nan, np.nansum(own, 1))
         written = np.array([np.nan if value is None else value for value in row["tokens"]["gradient"][1:]])
         np.testing.assert_allclose(written, sums, rtol=1e-4)
@@ -269,7 +290,7 @@ def test_an_unread_last_position_of_several_targets_has_no_token(tmp_path: Path)
     assert len(row["candidates"]) == 3
 
 
-def test_of_rollouts_the_worst_and_the_best_are_recorded(tmp_path: Path) -> None:
+def test_the_rollouts_of_lowest_and_highest_advantage_are_recorded(tmp_path: Path) -> None:
     data = [rollout([0.0, 1.0], advantage) for advantage in (0.1, -2.0, 0.3, 1.5, 0.2)]
     output = lb.trainer.responses.ForwardBackwardOutput([{"logprobs": lb.TensorData([-1.0, -1.0])}] * 5)
     run = open_run(tmp_path / "run", {})
@@ -277,7 +298,7 @@ def test_of_rollouts_the_worst_and_the_best_are_recorded(tmp_path: Path) -> None
     assert [row["datum"] for row in read_sequences(run.path)] == [1, 3]
 
 
-def test_a_long_sequence_keeps_the_end_of_its_prompt_and_says_what_is_left_out(tmp_path: Path) -> None:
+def test_a_long_sequence_keeps_the_end_of_its_prompt_and_records_how_much_was_cut(tmp_path: Path) -> None:
     data = [rollout([0.0] * 1000 + [1.0] * 1000, start=0, target_tokens=[7] * 2000)]
     output = lb.trainer.responses.ForwardBackwardOutput([{"logprobs": lb.TensorData(np.full(2000, -1.0, np.float32))}])
     run = open_run(tmp_path / "run", {})
@@ -291,7 +312,7 @@ def test_a_long_sequence_keeps_the_end_of_its_prompt_and_says_what_is_left_out(t
     assert weights.index(1.0) == 60
 
 
-def test_a_loss_that_cannot_be_examined_ends_no_run_but_says_why(tmp_path: Path) -> None:
+def test_a_loss_that_raises_when_called_again_ends_no_run_and_the_record_says_why(tmp_path: Path) -> None:
     def once(data: Sequence[Any], logprobs_list: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         raise RuntimeError("called twice")
 
@@ -328,5 +349,11 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
         read_sequences(tmp_path)
 
 
-def test_without_a_file_nothing_was_recorded(tmp_path: Path) -> None:
+def test_a_run_without_the_file_has_no_sequences(tmp_path: Path) -> None:
     assert read_sequences(tmp_path) == []
+
+
+def test_the_earlier_path_of_token_losses_still_works() -> None:
+    from lossbook.cookbook.reports.microscope import examine
+
+    assert examine is token_losses
