@@ -1,4 +1,7 @@
-"""Datums: one sequence of tokens with what a loss reads about it; how to build, check, count and see them."""
+"""A datum is one sequence of tokens with the inputs of a loss. Here datums are built, checked, counted and shown."""
+
+if __name__ == "datums":  # from the repository's root; its classes would not be lossbook's
+    raise ImportError("datums is a part of the package lossbook: import lossbook.datums")
 
 from .builders.pairs import datums_from_pairs
 from .builders.tokens import datum_from_model_input_weights, datum_from_tokens_weights

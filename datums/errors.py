@@ -1,8 +1,7 @@
-"""Every error that lossbook raises on purpose: one class for a kind of mistake.
+"""Every error that lossbook raises on purpose: one class for each kind of mistake.
 
-Each is a `LossbookError` and also the builtin that a reader would catch (`ValueError`, `TypeError`, ...).
-Messages say who wanted what, where exactly it was not (datum, key, position), what is there instead, and the
-likeliest mend.
+Each is a `LossbookError` and also the builtin that a reader would catch (`ValueError`, `TypeError`, ...). A message says
+what was expected, where it is missing or wrong (datum, key, position), what is there instead, and the likeliest fix.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class AlignmentError(LossbookError, ValueError):
 
 
 class DtypeError(LossbookError, TypeError):
-    """A value has a type that would lose information if it were converted."""
+    """A value has a type whose conversion would lose information."""
 
 
 class ShapeError(LossbookError, ValueError):
@@ -63,11 +62,11 @@ class NonDifferentiableLossError(LossbookError, RuntimeError):
 
 
 class LossContractError(LossbookError, TypeError):
-    """A loss function returned something else than its contract says, or changed its inputs."""
+    """A loss function returned something other than its contract says, or changed its inputs."""
 
 
 class TraceError(LossbookError, ValueError):
-    """A loss has no graph of one datum; the message says why, and on which line."""
+    """A loss cannot be traced for one datum; the message says why, and on which line."""
 
 
 class LossConfigError(LossbookError, ValueError):
@@ -75,7 +74,7 @@ class LossConfigError(LossbookError, ValueError):
 
 
 class LossCheckError(LossbookError, AssertionError):
-    """A loss breaks a law that `lossbook.losses.testing` checks; the message names the check and an example.
+    """A loss breaks a law that `lossbook.losses.testing` checks; the message names the law and an example.
 
     `report` holds the outcomes of all checks where `check_loss` raised it, else None.
     """
@@ -91,11 +90,11 @@ class UnknownLossError(LossbookError, KeyError):
 
 
 class DuplicateLossError(LossbookError, ValueError):
-    """A name is registered already."""
+    """A loss is already registered under this name."""
 
 
 class EmptyLossError(LossbookError, ValueError):
-    """Nothing is left to train on: all weights are zero, or there are no datums."""
+    """There is nothing to train on: all weights are zero, or there are no datums."""
 
 
 class LabelError(LossbookError, ValueError):
@@ -103,7 +102,7 @@ class LabelError(LossbookError, ValueError):
 
 
 class WeightsError(LossbookError, ValueError):
-    """Weights are missing, negative or zero in total where a mean needs them positive."""
+    """Weights are missing, negative or add up to 0 where a mean needs a positive sum."""
 
 
 class TruncationError(LossbookError, ValueError):
@@ -116,11 +115,11 @@ class TruncationError(LossbookError, ValueError):
 
 
 class DatumDropped(TruncationError):
-    """A sequence is too long and `truncation="drop"` was chosen: `build_datums` counts it and goes on."""
+    """A sequence is too long under `truncation="drop"`: `build_datums` counts it and goes on."""
 
 
 class BiasedLogprobError(LossbookError, ValueError):
-    """Sampling logprobs belong to another distribution than the one that was sampled from."""
+    """Sampling logprobs are not those of the distribution that was sampled from."""
 
 
 class MessageError(LossbookError, ValueError):
@@ -136,7 +135,7 @@ class DataFileError(LossbookError, ValueError):
 
 
 class OptimizerError(LossbookError, ValueError):
-    """An optimizer step was asked for with impossible numbers, or with nothing accumulated."""
+    """An optimizer step with invalid numbers, or without accumulated gradients."""
 
 
 class NonFiniteGradientError(LossbookError, ArithmeticError):
@@ -148,11 +147,11 @@ class CheckpointError(LossbookError, RuntimeError):
 
 
 class ModelError(LossbookError, ValueError):
-    """A model cannot be loaded, or cannot do what was asked of it."""
+    """A model cannot be loaded, or does not support the call."""
 
 
 class WorkerError(LossbookError, RuntimeError):
-    """A client was called where its answer could never come: inside one of its own operations, or after a fork."""
+    """A client was called where it cannot answer: inside one of its own operations, or after a fork."""
 
 
 class ConfigError(LossbookError, ValueError):
@@ -160,34 +159,34 @@ class ConfigError(LossbookError, ValueError):
 
 
 class RunError(LossbookError, RuntimeError):
-    """A run's folder is taken, is no run, or belongs to a run with other settings."""
+    """A run's folder is in use, holds no run, or belongs to a run with other settings."""
 
 
 class ExportError(LossbookError, RuntimeError):
-    """What was exported is not what was trained, or could not be written or sent."""
+    """An export differs from the trained model, or could not be written or uploaded."""
 
 
 class TaskError(LossbookError, ValueError):
-    """A task is unknown, or cannot give the questions asked for."""
+    """A task is unknown, or cannot provide the requested questions."""
 
 
 class RewardError(LossbookError, ValueError):
-    """A reward function or an environment failed, or returned something that is no reward."""
+    """A reward function or an environment failed, or returned something other than a reward."""
 
 
 class MissingExtraError(LossbookError, ImportError):
-    """An optional package is not installed; the message holds the pip command."""
+    """An optional package is not installed; the message gives the pip command."""
 
 
 class UnseenFailureWarning(UserWarning):
-    """A call failed, and its future and client went away before anybody looked at the failure."""
+    """A call failed, and its future and client were discarded before anyone read the failure."""
 
 
-def located(error: LossbookError, place: str) -> LossbookError:
-    """The same error with the place where it happened (`pair 3`, `data.jsonl, line 7`) put before its message."""
-    moved = type(error)(f"{place}: {error}")
-    moved.__dict__.update(error.__dict__)
-    return moved
+def located(error: LossbookError, location: str) -> LossbookError:
+    """The same error with its location (`pair 3`, `data.jsonl, line 7`) before its message."""
+    copy = type(error)(f"{location}: {error}")
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

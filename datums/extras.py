@@ -15,5 +15,5 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
-            raise  # it is there, but broken: the traceback says why
+            raise  # it is installed, but broken: the traceback says why
         raise MissingExtraError(f"{purpose} needs {package}: pip install 'lossbook[{extra}]'") from None

@@ -26,20 +26,20 @@ def named(path: Path) -> str:
 
 def shown_commands() -> list[tuple[str, str]]:
     """(place, command line) of every `lossbook ...` line: in documents' shell blocks, and indented in recipes' docstrings."""
-    found = []
+    shown = []
     for document in DOCUMENTS:
         for block in re.findall(
             r"^```(?:bash|sh|console)\n(.*?)^```$", document.read_text("utf-8"), re.DOTALL | re.MULTILINE
         ):
-            found += [(named(document), line) for line in block.replace("\\\n", " ").splitlines()]
+            shown += [(named(document), line) for line in block.replace("\\\n", " ").splitlines()]
     for module in sorted((ROOT / "cookbook").rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
         lines = docstring.replace("\\\n", " ").splitlines()
-        found += [(named(module), line) for line in lines if line.startswith("    lossbook ")]
-    found += [
+        shown += [(named(module), line) for line in lines if line.startswith("    lossbook ")]
+    shown += [
         (named(example), example.read_text("utf-8").partition("\n")[0].removeprefix("# ")) for example in EXAMPLES
     ]
-    lines = [(place, line.strip().removeprefix("$ ").removeprefix(".venv/bin/")) for place, line in found]
+    lines = [(place, line.strip().removeprefix("$ ").removeprefix(".venv/bin/")) for place, line in shown]
     return [(place, line) for place, line in lines if re.match(r"(?:\w+=\S+ )*lossbook ", line)]
 
 

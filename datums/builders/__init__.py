@@ -1,1 +1,1 @@
-"""Builders of datums from tokens, pairs, trajectories and a teacher's top K. They alone shift tokens by one."""
+"""Builders of datums from tokens, pairs, trajectories and top-K targets. Only builders shift tokens by one."""

@@ -29,25 +29,27 @@ def datums_from_pairs(
     max_length: int | None = None,
     truncation: Truncation = "error",
 ) -> list[Datum]:
-    """[chosen 0, rejected 0, chosen 1, rejected 1, ...], as preference losses read them.
+    """[chosen 0, rejected 0, chosen 1, rejected 1, ...], the order that preference losses read.
 
     Either `pairs` alone, a sequence of (chosen, rejected) datums; or `datums_from_pairs(prompts, chosen, rejected)`,
     three sequences of P token lists, where answers get weight 1 and prompts weight 0.
 
-    ref_logprobs  P times (chosen, rejected): nats under the reference model of each answer token, or of each of the
-                  datum's positions (anything will do on the prompt). Only for pairs whose datums have none.
-    max_length    tokens of prompt and answer together, before the shift; only for token lists. `truncation="drop"`
-                  leaves out the whole pair.
+    ref_logprobs  P times (chosen, rejected): nats under the reference model, per answer token or per position of the
+                  datum (values on the prompt are ignored). Only for pairs whose datums have none.
+    max_length    most tokens of prompt and answer, before the shift; only for token lists. `truncation="drop"` leaves
+                  out the whole pair.
     returns       2P datums
 
     Raises EmptyLossError when an answer has no token to learn, LengthMismatchError, TruncationError; each names the
     pair and the side.
     """
-    sides = _sides(pairs, chosen, rejected, max_length)
+    sides = _sides_of_pairs(pairs, chosen, rejected, max_length)
     datums: list[Datum] = []
     dropped: list[DatumDropped] = []
     for index, (pair, reference) in enumerate(zip(sides, _references(ref_logprobs, sides), strict=True)):
-        both = [partial(_side, side, ref, max_length, truncation) for side, ref in zip(pair, reference, strict=True)]
+        both = [
+            partial(_build_side, side, ref, max_length, truncation) for side, ref in zip(pair, reference, strict=True)
+        ]
         try:
             datums.extend(build_pair(*both))
         except DatumDropped as error:
@@ -61,15 +63,15 @@ def datums_from_pairs(
 
 
 def build_pair(chosen: Callable[[], Datum], rejected: Callable[[], Datum]) -> list[Datum]:
-    """[chosen, rejected] as two functions make them; errors name the side.
+    """[chosen, rejected], each built by its function. Errors name the side.
 
-    When one is too long both are built all the same, so that the error's `labels` count those of the whole pair.
+    When one is too long, the other is built too, so that the error's `labels` count those of the whole pair.
     """
     datums: list[Datum] = []
     too_long: list[TruncationError] = []
-    for side, make in (("chosen", chosen), ("rejected", rejected)):
+    for side, build in (("chosen", chosen), ("rejected", rejected)):
         try:
-            datums.append(make())
+            datums.append(build())
         except TruncationError as error:
             too_long.append(cast(TruncationError, located(error, side)))
         except LossbookError as error:
@@ -80,12 +82,12 @@ def build_pair(chosen: Callable[[], Datum], rejected: Callable[[], Datum]) -> li
     return datums
 
 
-def _sides(
+def _sides_of_pairs(
     pairs: Sequence[Any], chosen: Sequence[Any] | None, rejected: Sequence[Any] | None, max_length: int | None
 ) -> list[Sequence[Any]]:
     if chosen is None and rejected is None:
         if max_length is not None:
-            raise LengthMismatchError("max_length is for token lists; these datums are built already")
+            raise LengthMismatchError("max_length is for token lists; these datums are already built")
         return list(pairs)
     if chosen is None or rejected is None:
         raise LengthMismatchError("give prompts, chosen and rejected, or pairs of datums alone")
@@ -95,26 +97,28 @@ def _sides(
     return [(_Tokens(p, c), _Tokens(p, r)) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
 
 
-def _references(given: Sequence[Sequence[Any]] | None, sides: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
-    references = [(None, None)] * len(sides) if given is None else given
+def _references(
+    ref_logprobs: Sequence[Sequence[Any]] | None, sides: Sequence[Sequence[Any]]
+) -> Sequence[Sequence[Any]]:
+    references = [(None, None)] * len(sides) if ref_logprobs is None else ref_logprobs
     if len(references) != len(sides):
         raise LengthMismatchError(f"ref_logprobs has {len(references)} entries for {len(sides)} pairs")
     for index, (pair, reference) in enumerate(zip(sides, references, strict=True)):
         if len(pair) != 2 or len(reference) != 2:
-            raise LengthMismatchError(f"pair {index} must be (chosen, rejected), and so its ref_logprobs")
+            raise LengthMismatchError(f"pair {index} and its ref_logprobs must both be (chosen, rejected)")
     return references
 
 
-def _side(given: Any, reference: Any, max_length: int | None, truncation: Truncation) -> Datum:
-    if isinstance(given, _Tokens):
-        return _answer(given, reference, max_length, truncation)
-    return _checked(as_datum(given), reference)
+def _build_side(side: Any, reference: Any, max_length: int | None, truncation: Truncation) -> Datum:
+    if isinstance(side, _Tokens):
+        return _from_tokens(side, reference, max_length, truncation)
+    return _with_reference(as_datum(side), reference)
 
 
-def _answer(given: _Tokens, reference: Any, max_length: int | None, truncation: Truncation) -> Datum:
-    prompt, answer = token_array(given.prompt), token_array(given.answer)
+def _from_tokens(side: _Tokens, reference: Any, max_length: int | None, truncation: Truncation) -> Datum:
+    prompt, answer = token_array(side.prompt), token_array(side.answer)
     if not len(prompt):
-        raise EmptyLossError("the prompt has no tokens, so nothing predicts the answer's first; begin it with BOS")
+        raise EmptyLossError("the prompt has no tokens, so nothing predicts the answer's first token; begin with BOS")
     if not len(answer):
         raise EmptyLossError("the answer has no tokens")
     weights = np.concatenate([np.zeros(len(prompt)), np.ones(len(answer))]).astype(np.float32)
@@ -125,7 +129,7 @@ def _answer(given: _Tokens, reference: Any, max_length: int | None, truncation: 
     return shifted(tokens, per_token, max_length=max_length, truncation=truncation)
 
 
-def _checked(datum: Datum, reference: Any) -> Datum:
+def _with_reference(datum: Datum, reference: Any) -> Datum:
     inputs = dict(datum.loss_fn_inputs)
     check_datum(datum)
     weights = inputs.get("weights")
@@ -133,10 +137,10 @@ def _checked(datum: Datum, reference: Any) -> Datum:
     if weights is not None:
         learned = (weights.to_numpy() != 0).reshape(len(learned), -1).any(axis=1)
     if not learned.any():
-        raise EmptyLossError("every weight is 0, so there is no answer to prefer")
+        raise EmptyLossError("every weight is 0, so there is no answer to learn from")
     if reference is not None:
         if "ref_logprobs" in inputs:
-            raise LengthMismatchError("the datum carries ref_logprobs already; do not pass others")
+            raise LengthMismatchError("the datum already carries ref_logprobs; do not pass others")
         inputs["ref_logprobs"] = TensorData.from_numpy(_per_position(reference, learned))
         datum = Datum(datum.model_input, inputs)
         check_datum(datum)
@@ -144,11 +148,11 @@ def _checked(datum: Datum, reference: Any) -> Datum:
 
 
 def _per_position(reference: Any, learned: np.ndarray) -> np.ndarray:
-    """[N] float32 from numbers about all N positions, or about the answer tokens only (0 elsewhere)."""
-    given = TensorData(reference, dtype="float32").to_numpy()
-    if given.shape == learned.shape:
-        return given
-    about = f"answer tokens (of {len(learned)} positions)"
-    numbers = np.zeros(len(learned), dtype=np.float32)
-    numbers[learned] = float_array(reference, "ref_logprobs", int(learned.sum()), about)
-    return numbers
+    """[N] float32 from one number per position, or one per answer token (0 elsewhere)."""
+    logprobs = TensorData(reference, dtype="float32").to_numpy()
+    if logprobs.shape == learned.shape:
+        return logprobs
+    counted = f"answer tokens (of {len(learned)} positions)"
+    spread = np.zeros(len(learned), dtype=np.float32)
+    spread[learned] = float_array(reference, "ref_logprobs", int(learned.sum()), counted)
+    return spread

@@ -1,7 +1,7 @@
-"""Datums from tokens. Here, and nowhere else, tokens are shifted by one: position t reads token t and learns t + 1.
+"""Datums from tokens. Only this module shifts tokens by one: position t reads token t and learns token t + 1.
 
-Everything a builder takes belongs to whole sequences of L tokens, one entry for each token; what it makes has
-N = L - 1 positions. Lists, numpy arrays and torch tensors are accepted.
+A builder takes whole sequences of L tokens and one entry per token; its datum has N = L - 1 positions. Lists, numpy
+arrays and torch tensors are accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import EmptyLossError, LengthMismatchError, NonFiniteLossInput, Sh
 from ..types import Datum, ModelInput, TensorData, as_model_input, token_array
 from .truncation import Truncation, truncate
 
-#: "none" keeps the weights; "mean" divides them by their sum, so that every datum counts as one under a sum.
+#: "none" keeps the weights; "mean" divides them by their sum, so that each datum has a total weight of 1.
 WeightReduction = Literal["none", "mean"]
 
 
@@ -31,11 +31,11 @@ def datum_from_tokens_weights(
     """A datum that learns token i with weight `weights[i]`.
 
     tokens      [L] token ids, L >= 2
-    weights     [L] real numbers, 0 for tokens that are only read; the first one has no effect, because nothing
-                comes before its token
-    max_length  tokens that may stay, counted before the shift; `truncation` says what happens to longer sequences
+    weights     [L] real numbers, 0 for tokens that are only read; the first has no effect, because nothing predicts
+                the first token
+    max_length  most tokens of a sequence, counted before the shift; `truncation` says what happens to longer ones
                 ("error", "drop", "right", "left", "middle"; see `truncate`)
-    reduction   "none", or "mean": the weights that remain are divided by their sum
+    reduction   "none", or "mean": the weights left after truncation are divided by their sum
     returns     model_input tokens[:-1]; target_tokens tokens[1:] and weights weights[1:], both [L-1]
 
     Raises LengthMismatchError when the two differ in length, TruncationError, EmptyLossError (fewer than 2 tokens, or
@@ -56,8 +56,8 @@ def datum_from_model_input_weights(
 ) -> Datum:
     """As `datum_from_tokens_weights`, from a ModelInput (ours or another SDK's) that holds all L tokens.
 
-    The name and the order of arguments are those of the Tinker and Fireworks cookbooks; unlike there, a sequence
-    longer than `max_length` is refused unless `truncation` says how to cut it.
+    Name and arguments are those of the Tinker and Fireworks cookbooks. Unlike there, a sequence longer than
+    `max_length` is refused unless `truncation` says how to cut it.
     """
     tokens = as_model_input(model_input).to_ints()
     return datum_from_tokens_weights(tokens, weights, max_length, reduction, truncation=truncation)
@@ -71,11 +71,10 @@ def shifted(
     truncation: Truncation = "error",
     reduction: WeightReduction = "none",
 ) -> Datum:
-    """The shift itself: truncate, then pair token t with the entries of token t + 1, and check the result.
+    """Truncate, pair token t with the entries of token t + 1, and check the datum.
 
     tokens     [L] int64
-    per_token  arrays [L] or [L, K] about each token, `weights` among them; without `target_tokens` the tokens
-               themselves are the targets
+    per_token  arrays [L] or [L, K], `weights` among them; without `target_tokens` the tokens are the targets
     returns    a datum of N = L - 1 positions (fewer after truncation), checked by `check_datum`
     """
     if len(tokens) < 2:
@@ -83,10 +82,10 @@ def shifted(
     if reduction not in ("none", "mean"):
         raise WeightsError(f"reduction must be 'none' or 'mean', not {reduction!r}")
     labels = (per_token["weights"] != 0).reshape(len(tokens), -1).any(axis=1)
-    kept, still = truncate(labels, max_length, truncation)
+    kept, is_label = truncate(labels, max_length, truncation)
     inputs = {"target_tokens": tokens, **per_token}
     inputs = {key: values[kept] for key, values in inputs.items()}
-    inputs["weights"][~still] = 0
+    inputs["weights"][~is_label] = 0
     inputs = {key: values[1:] for key, values in inputs.items()}
     if reduction == "mean":
         inputs["weights"] = _divided_by_sum(inputs["weights"])
@@ -95,16 +94,16 @@ def shifted(
     return datum
 
 
-def float_array(values: Any, name: str, length: int, about: str = "tokens") -> np.ndarray:
-    """[length] float32 from any array-like. Raises LengthMismatchError, naming `about`, ShapeError, DtypeError."""
+def float_array(values: Any, name: str, length: int, counted: str = "tokens") -> np.ndarray:
+    """[length] float32 from any array-like, one entry per `counted`. Raises LengthMismatchError, ShapeError, DtypeError."""
     array = TensorData(values, dtype="float32").to_numpy()
     if array.ndim != 1:
         raise ShapeError(f"{name} must be one flat list of numbers, not an array of shape {list(array.shape)}")
     if len(array) != length:
         hint = ""
-        if about == "tokens" and len(array) == length - 1:
-            hint = f". Off by one: give {name} for the unshifted tokens, one each; they are shifted together"
-        raise LengthMismatchError(f"{name} has {len(array)} entries for {length} {about}{hint}")
+        if counted == "tokens" and len(array) == length - 1:
+            hint = f". Off by one: give one entry per unshifted token; {name} is shifted with the tokens"
+        raise LengthMismatchError(f"{name} has {len(array)} entries for {length} {counted}{hint}")
     return array
 
 
@@ -121,6 +120,6 @@ def _divided_by_sum(weights: np.ndarray) -> np.ndarray:
     total = weights.sum(dtype=np.float64)
     if total == 0:
         raise EmptyLossError(
-            "reduction='mean' divides by the sum of the weights, which is 0: no token is to be learned"
+            "reduction='mean' divides by the sum of the weights, which is 0: there is nothing to learn"
         )
     return (weights / total).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Datums whose positions have K targets: weighted choices, or the candidates of a teacher with their log-probabilities.
+"""Datums with K targets per position: weighted targets, or a teacher's candidates with their log-probabilities.
 
-Rows are about predictions: row t of N = L - 1 is about what follows tokens[t], that is, about tokens[t+1].
+Row t of N = L - 1 is about the prediction after tokens[t], that is, about tokens[t+1].
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from ..errors import (
     ShapeError,
     UnknownInput,
 )
+from ..inputs import MAX_LOGPROB
 from ..types import Datum, TensorData, token_array
 from .tokens import float_array, shifted
 from .truncation import Truncation
 
-#: K probabilities add up to 1 at most; beyond this it is no rounding of bfloat16 logits.
+#: K probabilities add up to at most 1. A larger sum than this cannot come from rounding bfloat16 logits.
 MAX_MASS = 1.02
-#: A log-probability above this is no rounding error.
-MAX_LOGPROB = 1e-4
 
 
 def datum_from_topk(
@@ -37,13 +36,13 @@ def datum_from_topk(
     max_length: int | None = None,
     truncation: Truncation = "error",
 ) -> Datum:
-    """A datum that learns a weighted choice of K tokens at each position, as for distillation from a teacher's top K.
+    """A datum with K weighted targets at each position, as for distillation from a teacher's top K.
 
     tokens        [L] token ids, L = N + 1
-    topk_tokens   [N, K] token ids; row t is about what follows tokens[t], that is, about tokens[t+1]
-    topk_weights  [N, K] their weights, for instance the teacher's probabilities; a row of zeros is left out
-    dedupe        add up the weights of ids that a row holds twice; otherwise such a row is refused, since a top K
-                  cannot contain them. Slots of weight 0 are padding and may repeat.
+    topk_tokens   [N, K] token ids; row t is about the prediction after tokens[t], that is, about tokens[t+1]
+    topk_weights  [N, K] their weights, for instance the teacher's probabilities; a row of zeros is not learned
+    dedupe        add up the weights of an id that a row holds twice; otherwise such a row is refused, since a top K
+                  has no duplicates. Slots of weight 0 are padding and may repeat.
     returns       model_input tokens[:-1]; target_tokens and weights [N, K]
 
     Raises LengthMismatchError, ShapeError, UnknownInput (duplicates), TruncationError, NonFiniteLossInput.
@@ -77,15 +76,16 @@ def datum_from_teacher_topk(
     """A datum that compares a student with a teacher on the teacher's top K tokens, for losses over candidates.
 
     tokens         [L] token ids, L = N + 1
-    topk_tokens    [N, K] token ids, row t about what follows tokens[t]; or N lists of at most K ids, None for no ids
-    topk_logprobs  nats, in the same layout, under the teacher over its full vocabulary; -inf or None: absent
-    weights        [N] real numbers, one a row; None: 1 for every row that has a candidate, 0 for the others
+    topk_tokens    [N, K] token ids; row t is about the prediction after tokens[t]. Or N lists of at most K ids; None
+                   stands for an empty list
+    topk_logprobs  in the same layout, nats under the teacher over its full vocabulary; -inf or None: absent
+    weights        [N] real numbers, one per row; None: 1 for rows with a candidate, 0 for others
     returns        model_input tokens[:-1]; target_tokens and teacher_logprobs [N, K], weights [N]. Absent candidates
                    are token 0 with logprob -inf
 
     Raises LengthMismatchError, ShapeError, UnknownInput (an id twice in a row), InvalidLogprobError (log-probabilities
-    above 0, or probabilities that add up to more than 1), NonFiniteLossInput, MissingInput (a row of nothing but absent
-    candidates that has weight), TruncationError, EmptyLossError.
+    above 0, or probabilities that add up to more than 1), NonFiniteLossInput, MissingInput (a row with weight and no
+    candidate), TruncationError, EmptyLossError.
     """
     ids = token_array(tokens)
     candidates, logprobs = _teacher_rows(topk_tokens, topk_logprobs)
@@ -94,13 +94,13 @@ def datum_from_teacher_topk(
     candidates = np.where(present, candidates, 0)
     _check_teacher(candidates, logprobs, present)
     if weights is None:
-        numbers = present.any(axis=1).astype(np.float32)
+        row_weights = present.any(axis=1).astype(np.float32)
     else:
-        numbers = float_array(weights, "weights", len(candidates), "rows of topk_tokens")
-        _check_some_candidate(numbers, present)
+        row_weights = float_array(weights, "weights", len(candidates), "rows of topk_tokens")
+        _check_some_candidate(row_weights, present)
     return _from_rows(
         ids,
-        {"target_tokens": candidates, "teacher_logprobs": logprobs, "weights": numbers},
+        {"target_tokens": candidates, "teacher_logprobs": logprobs, "weights": row_weights},
         max_length=max_length,
         truncation=truncation,
     )
@@ -109,30 +109,38 @@ def datum_from_teacher_topk(
 def _from_rows(
     ids: np.ndarray, rows: dict[str, np.ndarray], *, max_length: int | None, truncation: Truncation
 ) -> Datum:
-    """`shifted` of arrays about predictions: the first token is nobody's target, so a row of zeros goes before."""
+    """`shifted` for arrays about predictions. The first token is never a target, so a row of zeros is put first."""
     per_token = {key: np.concatenate([np.zeros_like(array[:1]), array]) for key, array in rows.items()}
     return shifted(ids, per_token, max_length=max_length, truncation=truncation)
 
 
 def _teacher_rows(topk_tokens: Any, topk_logprobs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """[N, K] int64 and float32 from arrays, or from lists of rows that may be shorter than K or None."""
+    """[N, K] int64 and float32, from arrays or from lists whose rows may be shorter than K, or None."""
     if not _is_ragged(topk_tokens) and not _is_ragged(topk_logprobs):
         candidates = TensorData(topk_tokens, dtype="int64").to_numpy()
         return candidates, TensorData(topk_logprobs, dtype="float32").to_numpy().copy()
-    ids, numbers = (
+    id_rows, logprob_rows = (
         [[] if row is None else list(row) for row in rows] for rows in (list(topk_tokens), list(topk_logprobs))
     )
-    if [len(row) for row in ids] != [len(row) for row in numbers]:
-        wrong = next((t for t, (a, b) in enumerate(zip(ids, numbers, strict=False)) if len(a) != len(b)), None)
-        what = f"{len(ids)} and {len(numbers)} rows" if wrong is None else f"row {wrong} differs"
-        raise LengthMismatchError(f"topk_tokens and topk_logprobs must have the same rows: {what} in length")
-    width = max((len(row) for row in ids), default=0)
-    candidates, logprobs = np.zeros((len(ids), width), np.int64), np.full((len(ids), width), -np.inf, np.float32)
-    for t, (row, own) in enumerate(zip(ids, numbers, strict=True)):
-        here = [k for k in range(len(row)) if row[k] is not None and own[k] is not None]
-        candidates[t, here] = TensorData([row[k] for k in here], dtype="int64").to_numpy()
-        logprobs[t, here] = TensorData([own[k] for k in here], dtype="float32").to_numpy()
+    _check_same_rows(id_rows, logprob_rows)
+    shape = (len(id_rows), max((len(row) for row in id_rows), default=0))
+    candidates, logprobs = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
+    for t, (ids, numbers) in enumerate(zip(id_rows, logprob_rows, strict=True)):
+        present = [k for k in range(len(ids)) if ids[k] is not None and numbers[k] is not None]
+        candidates[t, present] = TensorData([ids[k] for k in present], dtype="int64").to_numpy()
+        logprobs[t, present] = TensorData([numbers[k] for k in present], dtype="float32").to_numpy()
     return candidates, logprobs
+
+
+def _check_same_rows(id_rows: list[list[Any]], logprob_rows: list[list[Any]]) -> None:
+    names = "topk_tokens and topk_logprobs"
+    if len(id_rows) != len(logprob_rows):
+        raise LengthMismatchError(
+            f"{names} must have as many rows as each other, not {len(id_rows)} and {len(logprob_rows)}"
+        )
+    for t, (ids, numbers) in enumerate(zip(id_rows, logprob_rows, strict=True)):
+        if len(ids) != len(numbers):
+            raise LengthMismatchError(f"row {t} of {names} differs in length: {len(ids)} and {len(numbers)} entries")
 
 
 def _is_ragged(rows: Any) -> bool:
@@ -140,12 +148,12 @@ def _is_ragged(rows: Any) -> bool:
     if not isinstance(rows, Sequence) or not all(row is None or isinstance(row, Sequence) for row in rows):
         return False
     return len({-1 if row is None else len(row) for row in rows}) > 1 or any(
-        row is None or any(one is None for one in row) for row in rows
+        row is None or any(entry is None for entry in row) for row in rows
     )
 
 
 def _check_teacher(candidates: np.ndarray, logprobs: np.ndarray, present: np.ndarray) -> None:
-    """Present candidates are log-probabilities of different tokens."""
+    """Raise unless the present candidates are different tokens with valid log-probabilities."""
     wrong = present & ~np.isfinite(logprobs)
     if wrong.any():
         row, column = (int(i) for i in np.argwhere(wrong)[0])
@@ -180,7 +188,7 @@ def _check_some_candidate(weights: np.ndarray, present: np.ndarray) -> None:
         row = int(np.argmax(lonely))
         raise MissingInput(
             f"row {row} of topk_tokens has the weight {weights[row]:g} and no candidate: all its logprobs are -inf. Give it "
-            "the weight 0, or let the weights be found (weights=None)"
+            "the weight 0, or leave the weights out (weights=None)"
         )
 
 
@@ -194,32 +202,31 @@ def _check_topk_shapes(tokens: int, candidates: np.ndarray, numbers: np.ndarray,
     rows = len(candidates)
     if rows == tokens:
         raise LengthMismatchError(
-            f"topk_tokens has {rows} rows for {tokens} tokens; one is needed for each token that is predicted "
-            f"({tokens - 1}). If row t was computed after reading tokens[t], pass rows [:-1]; if it is about tokens[t] "
-            "itself, pass rows [1:]"
+            f"topk_tokens has {rows} rows for {tokens} tokens; each predicted token needs one ({tokens - 1}). If row t was "
+            "computed after reading tokens[t], pass rows [:-1]; if it is about tokens[t] itself, pass rows [1:]"
         )
     if rows != tokens - 1:
         raise LengthMismatchError(f"topk_tokens has {rows} rows for {tokens} tokens; {tokens - 1} are needed")
 
 
 def _duplicates(candidates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[N, K] bool, true where an id of nonzero weight is in its row a second time."""
-    unused = -1 - np.arange(candidates.shape[1])  # negative, distinct: padding is equal to nothing
+    """[N, K] bool, true where an id of nonzero weight occurs again in its row."""
+    unused = -1 - np.arange(candidates.shape[1])  # negative and distinct, so padding equals nothing
     ids = np.where(weights != 0, candidates, unused)
     order = np.argsort(ids, axis=1, kind="stable")
     ordered = np.take_along_axis(ids, order, axis=1)
-    again = np.zeros(ids.shape, dtype=bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    found = np.empty_like(again)
-    np.put_along_axis(found, order, again, axis=1)
-    return found
+    repeats = np.zeros(ids.shape, dtype=bool)
+    repeats[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    duplicated = np.empty_like(repeats)
+    np.put_along_axis(duplicated, order, repeats, axis=1)
+    return duplicated
 
 
 def _weights_added_up(candidates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The same candidates, each row's sum for an id at its first slot and 0 at the others."""
+    """[N, K] float32: the sum of an id's weights in a row at its first slot, 0 at its other slots."""
     rows = np.repeat(np.arange(len(candidates)), candidates.shape[1])
     keys = np.stack([rows, candidates.reshape(-1)], axis=1)
     _, first, slot = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    added = np.zeros(weights.size, dtype=np.float64)
-    added[first] = np.bincount(slot.reshape(-1), weights=weights.reshape(-1))
-    return added.reshape(weights.shape).astype(np.float32)
+    sums = np.zeros(weights.size, dtype=np.float64)
+    sums[first] = np.bincount(slot.reshape(-1), weights=weights.reshape(-1))
+    return sums.reshape(weights.shape).astype(np.float32)

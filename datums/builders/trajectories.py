@@ -1,4 +1,4 @@
-"""Sampled answers with the logprobs they were sampled with and the advantages they earned."""
+"""Datums from sampled responses with their sampling logprobs and advantages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .truncation import Truncation, note_dropped
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
-    """One prompt, R tokens that followed it, and what policy-gradient losses read about them.
+    """A prompt, the R tokens that followed it, and the inputs of policy-gradient losses for these R tokens.
 
     prompt_tokens      [P] token ids, P >= 1
-    response_tokens    [R] token ids, R >= 1; also those that a tool or an environment wrote
+    response_tokens    [R] token ids, R >= 1; tokens that a tool or an environment wrote are included
     sampling_logprobs  [R] nats, under the policy that sampled each token
     advantages         one number for the whole response, or [R]; unitless
-    weights            [R] or None for ones; 0 for tokens the policy did not write
+    weights            [R], 0 for tokens that the policy did not write; None: all 1
     ref_logprobs       [R] nats under a reference model, or None
-    temperature        at which the tokens were sampled. Samplers report raw logprobs, those of temperature 1
+    temperature        the sampling temperature. Samplers report logprobs of temperature 1 at any temperature
     """
 
     prompt_tokens: Any
@@ -44,15 +44,14 @@ def datums_from_trajectories(
     truncation: Truncation = "error",
     allow_biased: bool = False,
 ) -> list[Datum]:
-    """One datum a trajectory, with `target_tokens`, `weights`, `sampling_logprobs`, `advantages` (`ref_logprobs`).
+    """One datum per trajectory, with `target_tokens`, `weights`, `sampling_logprobs`, `advantages` (`ref_logprobs`).
 
-    All inputs are [N], N = P + R - 1, and 0 on the prompt; the N - R + 1st position predicts the first response
-    token. max_length counts prompt and response tokens, before the shift.
+    Inputs are [N], N = P + R - 1, and 0 on the prompt; position P - 1 predicts the first response token. max_length
+    counts prompt and response tokens, before the shift.
 
-    Raises BiasedLogprobError for a temperature other than 1: the reported logprobs are then not those of the
-    distribution that was sampled from, and every ratio of importance sampling is off. `allow_biased=True` takes them
-    all the same. Raises EmptyLossError (no prompt, no response), LengthMismatchError, TruncationError,
-    NonFiniteLossInput; each names the trajectory.
+    Raises BiasedLogprobError for a temperature other than 1: the reported logprobs are then not those of the sampled
+    distribution, so every importance ratio is biased. `allow_biased=True` accepts them. Raises EmptyLossError (no
+    prompt, no response), LengthMismatchError, TruncationError, NonFiniteLossInput; each names the trajectory.
     """
     datums: list[Datum] = []
     dropped: list[DatumDropped] = []
@@ -77,7 +76,7 @@ def _datum(trajectory: Trajectory, max_length: int | None, truncation: Truncatio
     if not len(response):
         raise EmptyLossError("response_tokens is empty: nothing was sampled")
     count = len(response)
-    given = {
+    response_inputs = {
         "weights": np.ones(count, dtype=np.float32) if trajectory.weights is None else trajectory.weights,
         "sampling_logprobs": trajectory.sampling_logprobs,
         "advantages": _per_token(trajectory.advantages, count),
@@ -85,7 +84,7 @@ def _datum(trajectory: Trajectory, max_length: int | None, truncation: Truncatio
     }
     per_token = {
         key: np.concatenate([np.zeros(len(prompt), dtype=np.float32), float_array(v, key, count, "response tokens")])
-        for key, v in given.items()
+        for key, v in response_inputs.items()
         if v is not None or key == "sampling_logprobs"
     }
     return shifted(np.concatenate([prompt, response]), per_token, max_length=max_length, truncation=truncation)
@@ -102,7 +101,6 @@ def _check_temperature(temperature: float, allow_biased: bool) -> None:
         raise BiasedLogprobError(f"temperature must be a finite number >= 0, not {temperature}")
     if temperature != 1 and not allow_biased:
         raise BiasedLogprobError(
-            f"sampled at temperature {temperature}, but sampling_logprobs are raw, those of temperature 1: ratios "
-            "against them would be biased. Sample at temperature 1, or recompute the logprobs, or pass "
-            "allow_biased=True"
+            f"sampled at temperature {temperature}, but sampling_logprobs are those of temperature 1, so importance "
+            "ratios would be biased. Sample at temperature 1, recompute the logprobs, or pass allow_biased=True"
         )

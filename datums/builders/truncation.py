@@ -1,4 +1,4 @@
-"""What is cut from a sequence that is too long, and a count of the labels that go with it."""
+"""Truncation of sequences that are too long, and a count of the label tokens that are lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Truncation = Literal["error", "drop", "right", "left", "middle"]
 
 @dataclass(frozen=True)
 class Cut:
-    """One sequence that was too long: its tokens and label tokens, and how many of them were kept.
+    """A truncated sequence: its tokens and label tokens, and how many of each were kept.
 
-    The first token is nobody's target, so it is never a label.
+    The first token is never a target, so it is never a label.
     """
 
     tokens: int
@@ -29,7 +29,7 @@ class Cut:
 
     @property
     def labels_lost(self) -> int:
-        """Label tokens that nothing is trained on any more."""
+        """Label tokens that were cut off."""
         return self.labels - self.labels_kept
 
 
@@ -48,14 +48,14 @@ def watch_cuts() -> Iterator[list[Cut]]:
 
 
 def note_cut(cut: Cut) -> None:
-    """Tell whoever watches that a sequence lost tokens."""
+    """Report a cut to the enclosing `watch_cuts`, if there is one."""
     cuts = _watching.get()
     if cuts is not None:
         cuts.append(cut)
 
 
 def note_dropped(dropped: Sequence[DatumDropped], everything: bool) -> None:
-    """Tell whoever watches what a list of sequences lost; when that is everything, raise it as one DatumDropped."""
+    """Report dropped sequences as cuts. If every sequence was dropped, raise one DatumDropped for all of them."""
     if dropped and everything:
         dropped[0].labels = sum(error.labels for error in dropped)
         raise dropped[0]
@@ -64,17 +64,16 @@ def note_dropped(dropped: Sequence[DatumDropped], everything: bool) -> None:
 
 
 def truncate(labels: np.ndarray, max_length: int | None, truncation: Truncation) -> tuple[np.ndarray, np.ndarray]:
-    """Which of L tokens stay, and which of those are still labels.
+    """Which of L tokens are kept, and which of those are still labels.
 
-    labels      [L] bool, true where a token is one to be learned (its weight is not 0)
-    max_length  tokens that may stay, counted before the shift by one: a datum of `max_length - 1` positions
-    truncation  "error" refuses, "drop" raises DatumDropped for `build_datums` to count, "right" keeps the first
+    labels      [L] bool, true for label tokens (weight not 0)
+    max_length  most tokens to keep, counted before the shift by one: a datum of `max_length - 1` positions
+    truncation  "error" raises TruncationError, "drop" DatumDropped, which `build_datums` counts; "right" keeps the first
                 tokens, "left" the last, "middle" half of them from each end
-    returns     indices [M] of the tokens that stay, and [M] bool, which of them are labels: the first is not, and
-                after a cut in the middle the first token of the second half is not, since it never followed the
-                token now before it
+    returns     indices [M] of the kept tokens, and [M] bool, which of them are labels. The first is not. After a cut in
+                the middle the first token of the second half is not, since it did not follow the token now before it
 
-    Raises TruncationError when the policy is "error", when no label would stay, or when `max_length` is below 2.
+    Raises TruncationError under "error", when no label would be kept, or when `max_length` is below 2.
     """
     if truncation not in get_args(Truncation):
         known = ", ".join(get_args(Truncation))
@@ -87,22 +86,22 @@ def truncate(labels: np.ndarray, max_length: int | None, truncation: Truncation)
     present[:1] = False
     if max_length is None or length <= max_length:
         return np.arange(length), present
-    kept, still = _cut(present, max_length, truncation)
-    cut = Cut(length, max_length, int(present.sum()), int(still.sum()))
+    kept, still_labels = _cut(present, max_length, truncation)
+    cut = Cut(length, max_length, int(present.sum()), int(still_labels.sum()))
     if truncation in ("error", "drop") or (cut.labels and not cut.labels_kept):
         raise _refusal(cut, truncation, int(np.argmax(present)))
     note_cut(cut)
-    return kept, still
+    return kept, still_labels
 
 
 def _cut(labels: np.ndarray, max_length: int, truncation: Truncation) -> tuple[np.ndarray, np.ndarray]:
     length = len(labels)
     head = {"left": 0, "middle": (max_length + 1) // 2}.get(truncation, max_length)
     kept = np.concatenate([np.arange(head), np.arange(length - (max_length - head), length)])
-    still = labels[kept]
-    if head < max_length:  # the first token after the gap (or the new first token) is predicted from nothing
-        still[head] = False
-    return kept, still
+    still_labels = labels[kept]
+    if head < max_length:  # the first token after the cut has lost the token before it
+        still_labels[head] = False
+    return kept, still_labels
 
 
 def _refusal(cut: Cut, truncation: Truncation, first_label: int) -> TruncationError:

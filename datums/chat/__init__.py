@@ -1,1 +1,1 @@
-"""Conversations: chat templates, and which of their tokens are trained on."""
+"""Conversations: messages, chat templates, and the mask of learned tokens."""

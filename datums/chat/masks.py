@@ -1,4 +1,4 @@
-"""Datums from conversations: the chat template decides the tokens, `train_on` which turns are learned."""
+"""Datums from conversations. The chat template gives the tokens; `train_on` says which turns are learned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..types import Datum
 from .messages import check_messages, text_parts
 from .template import ChatTemplate, check_tools_rendered, derived_mask, turn_span
 
-#: Which turns are learned: every answer, only the last one, or every token of the conversation.
+#: What is learned: every answer, the last one only, or every token of the conversation.
 TrainOn = Literal["all_assistant", "last_assistant", "all"]
 
 _PROBE = (
@@ -36,20 +36,20 @@ def datum_from_messages(
     reduction: WeightReduction = "none",
     template_options: Mapping[str, Any] | None = None,
 ) -> Datum:
-    """A datum that learns what the assistant says, with the token that ends its turn.
+    """A datum that learns the assistant's text and the token that ends each of its turns.
 
-    messages          [{"role": ..., "content": ...}, ...]; an assistant's may have a "weight", any real number, that its
-                      tokens get instead of 1
+    messages          [{"role": ..., "content": ...}, ...]; an assistant's message may have a "weight", any real number,
+                      in place of 1 for its tokens
     tokenizer         a transformers tokenizer with a chat template
-    train_on          "all_assistant", "last_assistant", the index of a message (the answers from there on), or "all"
-                      for every token whoever wrote it
+    train_on          "all_assistant", "last_assistant", a message's index (the answers from there on), or "all" for
+                      every token
     max_length, truncation, reduction    as in `datum_from_tokens_weights`
     template_options  passed to the chat template: {"tools": [...], "enable_thinking": False}
 
-    The mask comes from the template's `{% generation %}` marks; without them it is derived by rendering the
-    beginnings of the conversation, and verified. Control tokens that a user, system or tool message holds as text
-    stay text. Raises MessageError (naming the message), TemplateError (no trustworthy mask), EmptyLossError (no
-    assistant turn), TruncationError.
+    The mask comes from the template's `{% generation %}` marks. Without marks it is derived by rendering the beginnings
+    of the conversation, and verified. Control tokens in the text of a user, system or tool message stay text. Raises
+    MessageError (naming the message), TemplateError (no trustworthy mask), EmptyLossError (no assistant turn),
+    TruncationError.
     """
     if not isinstance(train_on, int) and train_on not in get_args(TrainOn):
         known = ", ".join(get_args(TrainOn))
@@ -57,22 +57,22 @@ def datum_from_messages(
         raise MessageError(f"unknown train_on {train_on!r}; known are {known} and a message's index.{hint}")
     template = ChatTemplate(tokenizer, template_options or {})
     checked = check_messages(messages)
-    given = {index: message.pop("weight") for index, message in enumerate(checked) if "weight" in message}
+    turn_weights = {index: message.pop("weight") for index, message in enumerate(checked) if "weight" in message}
     template, checked = template.guarded(checked)
     check_tools_rendered(template, checked)
     tokens, mask = _tokens_and_mask(template, checked, train_on)
     weights = mask.astype(np.float32)
-    if given:
-        _weigh_turns(template, checked, tokens, weights, given, train_on)
+    if turn_weights:
+        _weigh_turns(template, checked, tokens, weights, turn_weights, train_on)
     return datum_from_tokens_weights(tokens, weights, max_length, reduction, truncation=truncation)
 
 
 @dataclass(frozen=True)
 class TemplateCheck:
-    """What `check_template` found in a template that passed.
+    """The result of `check_template` for a template that passed.
 
     marks_generation: whether it has `{% generation %}` marks. stop_token: the text of the token that ends an answer.
-    trained, total: label tokens and all tokens of the conversation it was tried on.
+    trained, total: label tokens and all tokens of the test conversation.
     """
 
     marks_generation: bool
@@ -82,10 +82,10 @@ class TemplateCheck:
 
 
 def check_template(tokenizer: Any, *, template_options: Mapping[str, Any] | None = None) -> TemplateCheck:
-    """Try a tokenizer's chat template on a conversation of two turns. Raises TemplateError listing all that is wrong.
+    """Try a tokenizer's chat template on a test conversation. Raises TemplateError that lists every problem.
 
-    It must preserve prefixes, mask neither nothing nor everything, let the whole answer and the token that ends it
-    be learned and nothing the user says, and its tokens must decode to the text it rendered.
+    The template must preserve prefixes. Its mask must cover each whole answer and the token that ends it, and none of
+    the user's text. Its tokens must decode to the rendered text.
     """
     template = ChatTemplate(tokenizer, template_options or {})
     text = template.render(_PROBE)
@@ -102,7 +102,7 @@ def check_template(tokenizer: Any, *, template_options: Mapping[str, Any] | None
     except TemplateError as error:
         problems.append(str(error))
     if "".join(tokenizer.decode(whole).split()) != "".join(text.split()):  # SentencePiece may add spaces
-        problems.append("its tokens do not decode to the text it rendered")
+        problems.append("its tokens do not decode to the rendered text")
     if problems:
         raise TemplateError("the chat template cannot be trained with: " + "; ".join(problems))
     stop_token = tokenizer.convert_ids_to_tokens(whole[stop])
@@ -136,30 +136,30 @@ def _tokens_and_mask(
     if not mask.any():
         raise TemplateError("the chat template's {% generation %} marks enclose no token of this conversation")
     if everything:
-        raise TemplateError("the mask covers every token, prompts too; say train_on='all' if that is meant")
+        raise TemplateError("the mask covers every token, prompts included; pass train_on='all' if you want that")
     return tokens, mask
 
 
 def _leave_out_earlier(
     template: ChatTemplate, earlier: Sequence[Mapping[str, Any]], tokens: list[int], mask: np.ndarray
 ) -> None:
-    """Clear the mask for the turns that the earlier messages have on their own."""
-    there = _where_marked(template, earlier, tokens, mask)
-    if there is None:
+    """Clear the mask at the turns of the earlier messages."""
+    positions = _marked_positions(template, earlier, tokens, mask)
+    if positions is None:
         raise TemplateError(
-            "the chat template renders earlier answers differently once others follow, so they cannot be told "
-            "apart. Use train_on='all_assistant'"
+            "the chat template renders earlier answers differently once others follow, so the last answer cannot be told "
+            "from them. Use train_on='all_assistant'"
         )
-    mask[there] = False
+    mask[positions] = False
 
 
-def _where_marked(
+def _marked_positions(
     template: ChatTemplate, beginning: Sequence[Mapping[str, Any]], tokens: list[int], mask: np.ndarray
 ) -> np.ndarray | None:
-    """Where, of the whole conversation's tokens and marks, those of its beginning are; None if they are not there."""
+    """Positions in the whole conversation of the marked tokens of its beginning; None if the tokens differ."""
     alone, marked = template.marked(beginning)
-    there = np.flatnonzero(mask)[: int(marked.sum())]
-    return there if [tokens[i] for i in there] == [alone[i] for i in np.flatnonzero(marked)] else None
+    positions = np.flatnonzero(mask)[: int(marked.sum())]
+    return positions if [tokens[i] for i in positions] == [alone[i] for i in np.flatnonzero(marked)] else None
 
 
 def _weigh_turns(
@@ -167,34 +167,32 @@ def _weigh_turns(
     messages: Sequence[Mapping[str, Any]],
     tokens: list[int],
     weights: np.ndarray,
-    given: Mapping[int, float],
+    turn_weights: Mapping[int, float],
     train_on: TrainOn | int,
 ) -> None:
-    """Multiply the weights of turns that were given one; `given` is by message index."""
+    """Multiply the token weights of assistant turns by the turns' weights, which are by message index."""
     if train_on == "all":
-        raise MessageError(
-            "messages with a weight say which turns are learned, and so does train_on='all'; use one of them"
-        )
-    for turn, weight in given.items():
+        raise MessageError("both the messages' weights and train_on='all' say which turns are learned; use one of them")
+    for turn, weight in turn_weights.items():
         if weight != 1 and messages[turn]["role"] == "assistant":
             weights[_turn_positions(template, messages, tokens, turn)] *= weight
     if not weights.any():
-        raise EmptyLossError("every answer that could be learned has the weight 0, so there is nothing to learn")
+        raise EmptyLossError("every answer to learn has the weight 0, so there is nothing to learn")
 
 
 def _turn_positions(
     template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tokens: list[int], turn: int
 ) -> slice | np.ndarray:
-    """Where the tokens of an assistant's turn are."""
+    """Positions of the tokens of an assistant's turn."""
     if not template.marks_generation:
         return slice(*turn_span(template, messages, tokens, turn))
-    everywhere = template.marked(messages)[1]
-    through = _where_marked(template, messages[: turn + 1], tokens, everywhere)
-    before = _where_marked(template, messages[:turn], tokens, everywhere) if turn else np.zeros(0, np.int64)
+    mask = template.marked(messages)[1]
+    through = _marked_positions(template, messages[: turn + 1], tokens, mask)
+    before = _marked_positions(template, messages[:turn], tokens, mask) if turn else np.zeros(0, np.int64)
     if through is None or before is None:
         raise TemplateError(
-            f"the chat template renders answers up to message {turn} differently once others follow, so its weight "
-            "cannot be placed"
+            f"the chat template renders answers up to message {turn} differently once others follow, so the "
+            "positions of its weight are unknown"
         )
     return through[len(before) :]
 
@@ -212,7 +210,7 @@ def _mask_problems(template: ChatTemplate, whole: list[int], mask: np.ndarray) -
 
 
 def _stop_problems(template: ChatTemplate, stop: int, learned: bool, turn: int) -> list[str]:
-    """What is wrong with the last token of an assistant's turn."""
+    """Problems with the last token of an assistant's turn."""
     if stop not in template.control_ids:
         return [f"no control token ends the answer in message {turn}, so a model would not learn to stop"]
     if not learned:

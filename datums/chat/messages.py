@@ -1,4 +1,4 @@
-"""Chat messages: what a well-formed conversation is, and how text that looks like control tokens stays text."""
+"""Chat messages: checks of their form, and guards that keep control tokens in their text as text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from ..errors import MessageError, did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-#: What other data formats call these roles.
+#: Names of these roles in other data formats.
 ROLES_ELSEWHERE = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
-#: Around a control token that somebody wrote in a message, and around what an assistant wrote. Unicode reserves
-#: these for use inside programs.
+#: Guards stand around a control token that a message holds as text, span marks around an assistant's text. Unicode
+#: reserves these characters for use inside programs.
 GUARD_START, GUARD_END, SPAN_START, SPAN_END = RESERVED = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 
 
@@ -23,7 +23,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages as plain dicts. Raises MessageError naming the message's index from 0.
 
     A message has a known `role` and a `content`: text, or a list of parts {"type": "text", "text": ...}. Only an
-    assistant's message with `tool_calls` may have no content. A `weight` is a number, and 0 unless it is an assistant's.
+    assistant's message with `tool_calls` may have no content. Only an assistant's message may have a nonzero `weight`.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise MessageError(f"messages must be a list of messages, not {_kind(messages)}")
@@ -66,7 +66,7 @@ def _check_weight(weight: Any, role: str, name: str) -> None:
         raise MessageError(f"{name} has the weight {weight!r}; a weight is a finite number, such as 0, 1 or 0.5")
     if weight and role != "assistant":
         raise MessageError(
-            f"{name} has the weight {weight:g}, but only what an assistant says is learned. Remove the weight, or set it to 0"
+            f"{name} has the weight {weight:g}, but only an assistant's text is learned. Remove the weight, or set it to 0"
         )
 
 
@@ -108,10 +108,10 @@ def text_parts(content: Any) -> list[str]:
 def guard_messages(
     messages: Sequence[Mapping[str, Any]], control_tokens: tuple[str, ...], turn_tokens: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Put guards around control tokens that messages hold as text, so that they can be encoded as text.
+    """Put guards around control tokens in the messages' text, so that they are encoded as text.
 
-    Turn tokens are those the template writes itself. In an assistant's message they are refused with a MessageError:
-    it cannot be known whether the model should learn to write them out or to end its turn there.
+    Turn tokens are those that the template writes itself. In an assistant's message they raise MessageError: the model
+    could learn either to spell them or to end its turn there.
     """
     return [_guard_message(message, index, control_tokens, turn_tokens) for index, message in enumerate(messages)]
 
@@ -120,20 +120,20 @@ def _guard_message(
     message: Mapping[str, Any], index: int, control_tokens: tuple[str, ...], turn_tokens: tuple[str, ...]
 ) -> dict[str, Any]:
     name = f"message {index} ({message['role']})"
-    found = _find(message, _pattern(turn_tokens)) if message["role"] == "assistant" else None
-    if found:
+    token = _find(message, _pattern(turn_tokens)) if message["role"] == "assistant" else None
+    if token:
         raise MessageError(
-            f"{name} contains the control token {found!r} as text. Learning it would teach the model to write it in "
+            f"{name} contains the control token {token!r} as text. Learning it would teach the model to write it in "
             "the middle of an answer. Remove it, or encode the conversation yourself for datum_from_tokens_weights"
         )
     return guard(message, control_tokens, name)
 
 
 def guard(value: Any, control_tokens: tuple[str, ...], name: str) -> Any:
-    """`value` with guards around control tokens in its strings, at any depth (not in the keys of mappings)."""
+    """`value` with guards around control tokens in its strings, at any depth, but not in keys of mappings."""
     if isinstance(value, str):
         if any(mark in value for mark in RESERVED):
-            raise MessageError(f"{name} contains one of U+FDD0 to U+FDD3, which Unicode reserves and text never holds")
+            raise MessageError(f"{name} contains one of U+FDD0 to U+FDD3, which Unicode reserves for programs")
         return _pattern(control_tokens).sub(f"{GUARD_START}\\g<0>{GUARD_END}", value)
     if isinstance(value, Mapping):
         return {key: guard(item, control_tokens, name) for key, item in value.items()}
@@ -144,12 +144,12 @@ def guard(value: Any, control_tokens: tuple[str, ...], name: str) -> Any:
 
 def _find(value: Any, pattern: re.Pattern[str]) -> str | None:
     if isinstance(value, str):
-        found = pattern.search(value)
-        return found.group() if found else None
+        match = pattern.search(value)
+        return match.group() if match else None
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return next((found for item in value if (found := _find(item, pattern))), None)
+        return next((token for item in value if (token := _find(item, pattern))), None)
     return None
 
 

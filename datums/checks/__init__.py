@@ -1,1 +1,1 @@
-"""Checks of datums: aligned lengths, known ids, finite numbers, and labels where they are expected."""
+"""Checks of datums: lengths, token ids, finite numbers, alignment."""

@@ -1,6 +1,6 @@
-"""Many datums at one glance: which of them may be wrong, and so need to be looked at one by one.
+"""A fast check of many datums at once that finds those which `check_datum` must then check one by one.
 
-Looking at one datum takes a dozen small array operations; looking at all together takes as many large ones.
+Checking one datum takes a dozen small array operations. Screening all of them takes a dozen large ones.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..key_kinds import key_kind
+from ..inputs import key_kind
 from ..types import Datum, TensorData
 
 
 def suspects(datums: Sequence[Datum], vocab_size: int | None) -> list[int]:
-    """Indices of datums in which `check_datum` might find something; in no other would it. Not every suspect is wrong."""
+    """Indices of the datums that `check_datum` might refuse. It accepts all others, and may accept these too."""
     lengths = np.array([datum.model_input.length for datum in datums], dtype=np.int64)
     tokens = joined_tokens(datums)
     if tokens is None:
         return list(range(len(datums)))
     suspected = (lengths == 0) | _any_of(_is_outside(tokens, vocab_size), lengths)
     inputs = [datum.loss_fn_inputs for datum in datums]
-    suspected |= np.array([not _fits(one, n) for one, n in zip(inputs, lengths.tolist(), strict=True)], dtype=bool)
-    for key in {key: None for one in inputs for key in one}:
-        suspected |= _has_odd_numbers(key, inputs, vocab_size)
+    suspected |= np.array([not _fits(own, n) for own, n in zip(inputs, lengths.tolist(), strict=True)], dtype=bool)
+    for key in {key: None for own in inputs for key in own}:
+        suspected |= _has_invalid_numbers(key, inputs, vocab_size)
     return np.flatnonzero(suspected).tolist()
 
 
 def joined_tokens(datums: Sequence[Datum]) -> np.ndarray | None:
-    """All datums' input tokens in one row; None where they are not all integers that int64 holds."""
+    """The input tokens of all datums, concatenated; None unless all are integers that int64 holds."""
     chunks = [chunk.tokens for datum in datums for chunk in datum.model_input.chunks]
     try:
         tokens = np.array(list(itertools.chain.from_iterable(chunks)))
@@ -41,7 +41,7 @@ def joined_tokens(datums: Sequence[Datum]) -> np.ndarray | None:
 
 
 def _fits(inputs: Mapping[str, TensorData], tokens: int) -> bool:
-    """Whether every input has as many rows as there are tokens, or is one number, and weights go with their targets."""
+    """Whether every input has one row per token or is one number, and the weights fit the targets."""
     targets, weights = inputs.get("target_tokens"), inputs.get("weights")
     for value in inputs.values():
         if value.shape and value.shape[0] != tokens:
@@ -52,29 +52,28 @@ def _fits(inputs: Mapping[str, TensorData], tokens: int) -> bool:
         return True
     if targets is None or weights.shape == targets.shape:
         return bool(weights.shape)
-    return weights.shape == targets.shape[:1] and any(_is_of_candidates(key, inputs) for key in inputs)
+    return weights.shape == targets.shape[:1] and any(is_of_candidates(key, inputs) for key in inputs)
 
 
-def _is_of_candidates(key: str, inputs: Mapping[str, TensorData]) -> bool:
-    """Whether it holds a log-probability of each of the K targets of a position, where -inf marks an absent one."""
+def is_of_candidates(key: str, inputs: Mapping[str, TensorData]) -> bool:
+    """Whether an input holds one log-probability for each of a position's K targets; -inf marks an absent one."""
     targets = inputs.get("target_tokens")
     if targets is None or len(targets.shape) != 2:
         return False
     return key_kind(key) == "logprob" and key in inputs and inputs[key].shape == targets.shape
 
 
-def _has_odd_numbers(key: str, inputs: Sequence[Mapping[str, TensorData]], vocab_size: int | None) -> np.ndarray:
-    """[N] bool: whose `key` holds a number that is not finite, or a target that is no token of the vocabulary."""
-    arrays = [one[key].to_numpy().reshape(-1) if key in one else np.zeros(0, np.float32) for one in inputs]
+def _has_invalid_numbers(key: str, inputs: Sequence[Mapping[str, TensorData]], vocab_size: int | None) -> np.ndarray:
+    """[N] bool: datums whose `key` holds a number that is not finite, or a target outside the vocabulary."""
+    arrays = [own[key].to_numpy().reshape(-1) if key in own else np.zeros(0, np.float32) for own in inputs]
     joined = np.concatenate(arrays)
-    odd = _is_outside(joined, vocab_size) if key == "target_tokens" else ~np.isfinite(joined)
-    if not odd.any():
+    invalid = _is_outside(joined, vocab_size) if key == "target_tokens" else ~np.isfinite(joined)
+    if not invalid.any():
         return np.zeros(len(inputs), dtype=bool)
     sizes = np.array([len(array) for array in arrays])
-    if key_kind(key) == "logprob":
-        candidates = np.array([_is_of_candidates(key, one) for one in inputs])
-        odd &= ~(np.repeat(candidates, sizes) & (joined == -np.inf))
-    return _any_of(odd, sizes)
+    candidates = np.array([is_of_candidates(key, own) for own in inputs])
+    invalid &= ~(np.repeat(candidates, sizes) & (joined == -np.inf))
+    return _any_of(invalid, sizes)
 
 
 def _is_outside(ids: np.ndarray, vocab_size: int | None) -> np.ndarray:
@@ -82,5 +81,5 @@ def _is_outside(ids: np.ndarray, vocab_size: int | None) -> np.ndarray:
 
 
 def _any_of(flags: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[N] bool: whether any of each block's flags is true; blocks of `lengths`, one behind another."""
+    """[N] bool: whether any flag is true in each of N consecutive blocks of these lengths."""
     return np.bincount(np.repeat(np.arange(len(lengths)), lengths)[flags], minlength=len(lengths)) > 0

@@ -1,7 +1,6 @@
-"""What must hold of datums before a model sees them. Builders check what they make, the trainer what it is given.
+"""Checks that every datum must pass before a model reads it: lengths, token ids, finite numbers.
 
-Only what is true for every loss is checked here: lengths, token ids, finite numbers. Which keys a loss needs, and
-which it does not know, the loss says itself.
+Builders check the datums they build, the trainer those it is given. Which keys a loss needs is checked by the loss.
 """
 
 from __future__ import annotations
@@ -21,18 +20,15 @@ from ..errors import (
     TokenRangeError,
     located,
 )
-from ..key_kinds import key_kind
+from ..inputs import IGNORE_LABEL
 from ..types import Datum, ModelInput, TensorData, as_datum, token_array
-from .screening import suspects
-
-#: The label by which other libraries mark positions to be ignored; here a weight of 0 says so.
-IGNORE_LABEL = -100
+from .screening import is_of_candidates, suspects
 
 
 def check_datums(datums: Iterable[Any], *, vocab_size: int | None = None, masked_targets: bool = False) -> list[Datum]:
-    """Check all datums and return them as ours; see `check_datum` for what is checked.
+    """Check all datums as `check_datum` does and return them as lossbook's `Datum`.
 
-    datums: ours, or by structure those of another SDK. An error names the datum by its index from 0.
+    datums: lossbook's, another SDK's, or mappings; see `as_datum`. An error names the datum by its index from 0.
     Raises EmptyLossError when there are none.
     """
     given = list(datums)
@@ -59,14 +55,16 @@ def check_datum(
     aligned: bool = False,
     masked_targets: bool = False,
 ) -> None:
-    """Raise unless a datum of N tokens is one that any loss and model could take.
+    """Raise unless a datum of N tokens is valid for any loss and model.
 
-    Every input has N rows ([N] or [N, K]), or is one number about the whole datum ([]); where `target_tokens` is
-    [N, K], a flat list of N*K numbers, row by row, will do. Weights are one a target, or one a position where the K
-    targets are candidates with log-probabilities of their own, such as `teacher_logprobs` [N, K]. Token ids are not
-    negative and, when `vocab_size` is given, below it. Weights are finite; other numbers are finite where the weight is
-    not 0 (everywhere, if there are no weights), but for candidates' log-probabilities, where -inf marks an absent one. `aligned=True` adds `check_aligned`. Targets of weight 0 may lie beyond the vocabulary unless
-    `masked_targets=True`, for forward passes that look up every position.
+    shapes      every input has N rows ([N] or [N, K]) or is one number ([]). With `target_tokens` [N, K], a flat list
+                of N*K numbers in row-major order is accepted. There is one weight per target, or one per position where
+                the K targets are candidates with log-probabilities, such as `teacher_logprobs` [N, K]
+    token ids   not negative, and below `vocab_size` where that is given. Targets of weight 0 may exceed it, unless
+                `masked_targets=True`: that is for forward passes that look up every position
+    numbers     weights are finite everywhere; other inputs where the weight is not 0, or everywhere without weights.
+                A candidate's log-probability may be -inf: the candidate is absent
+    aligned     True adds `check_aligned`
 
     Raises LengthMismatchError, DtypeError, TokenRangeError, NonFiniteLossInput, EmptyLossError (no tokens).
     """
@@ -77,25 +75,25 @@ def check_datum(
     _check_range(name, "model_input", tokens, vocab_size, None)
     targets = inputs.get("target_tokens")
     if targets is not None:
-        counted = None if masked_targets else _active(inputs)
-        _check_range(name, "target_tokens", targets.to_numpy(), vocab_size, counted)
+        active = None if masked_targets else _active(inputs)
+        _check_range(name, "target_tokens", targets.to_numpy(), vocab_size, active)
     _check_finite(name, inputs)
     if aligned:
         check_aligned(datum, index, total)
 
 
 def check_aligned(datum: Datum, index: int | None = None, total: int | None = None) -> None:
-    """Raise AlignmentError unless each target is the next input token, wherever the weight is not 0.
+    """Raise AlignmentError unless each target of nonzero weight is the next input token.
 
-    That is so for supervised data; sampled data and distillation may have other targets on purpose. The last target
-    has no next input token and is not checked. Targets of shape [N, K] cannot be aligned and are refused.
+    This holds for supervised data; sampled data and distillation may have other targets on purpose. The last target has
+    no next input token and is not checked. Targets of shape [N, K] are refused.
     """
     name = _name(index, total)
     targets = datum.loss_fn_inputs.get("target_tokens")
     if targets is None:
         raise MissingInput(f"{name} carries no target_tokens, so their alignment cannot be checked")
     if len(targets.shape) != 1:
-        raise AlignmentError(f"{name}: target_tokens of shape {targets.shape} are not one next token a position")
+        raise AlignmentError(f"{name}: target_tokens of shape {targets.shape} are not one next token per position")
     tokens, wanted = _input_tokens(datum.model_input, name), targets.to_numpy()
     active = _active(datum.loss_fn_inputs)
     wrong = wanted[:-1] != tokens[1:]
@@ -112,7 +110,7 @@ def check_aligned(datum: Datum, index: int | None = None, total: int | None = No
 
 
 def count_labels(datum: Datum) -> int:
-    """Positions of nonzero weight; all N without weights."""
+    """Number of positions with a nonzero weight; all N without weights."""
     active = _active(datum.loss_fn_inputs)
     return datum.model_input.length if active is None else int(active.reshape(len(active), -1).any(axis=1).sum())
 
@@ -148,26 +146,26 @@ def _check_lengths(name: str, tokens: int, inputs: Mapping[str, TensorData]) -> 
     for key, value in inputs.items():
         shape = value.shape
         if key == "weights" and targets is not None:
-            if not (value.shape == targets.shape[:1] and _candidate_keys(inputs)):
+            if not (value.shape == targets.shape[:1] and any(is_of_candidates(key, inputs) for key in inputs)):
                 _check_weights_shape(name, value, targets)
         elif key == "target_tokens" or (shape and shape[0] == tokens) or (not shape and key != "weights"):
             continue
         elif not shape:
             raise LengthMismatchError(f"{name}: weights is one number; it needs one for each of the {tokens} tokens")
         elif targets is None or len(targets.shape) == 1 or shape != [_size(targets)]:
-            found = f"{key} has {_entries(shape)}, model_input has {tokens} tokens"
-            raise LengthMismatchError(f"{name}: {found}.{_unshifted_hint(key, shape[0] - tokens)}")
+            sizes = f"{key} has {_entries(shape)}, model_input has {tokens} tokens"
+            raise LengthMismatchError(f"{name}: {sizes}.{_unshifted_hint(key, shape[0] - tokens)}")
 
 
 def _check_target_shape(name: str, tokens: int, targets: TensorData) -> None:
     shape = targets.shape
     if len(shape) in (1, 2) and shape[0] == tokens and 0 not in shape:
         return
-    found = f"{name}: target_tokens has {_entries(shape)}, model_input has {tokens} tokens"
+    sizes = f"{name}: target_tokens has {_entries(shape)}, model_input has {tokens} tokens"
     if len(shape) == 1 and shape[0] > tokens and shape[0] % tokens == 0:
         width = shape[0] // tokens
-        raise LengthMismatchError(f"{found}. For {width} targets a position give them the shape [{tokens}, {width}]")
-    raise LengthMismatchError(f"{found}.{_unshifted_hint('target_tokens', (shape or [0])[0] - tokens)}")
+        raise LengthMismatchError(f"{sizes}. For {width} targets per position give them the shape [{tokens}, {width}]")
+    raise LengthMismatchError(f"{sizes}.{_unshifted_hint('target_tokens', (shape or [0])[0] - tokens)}")
 
 
 def _check_weights_shape(name: str, weights: TensorData, targets: TensorData) -> None:
@@ -179,15 +177,15 @@ def _check_weights_shape(name: str, weights: TensorData, targets: TensorData) ->
             f"{name}: weights has {_entries(shape)}, but target_tokens is [{wanted[0]}, {wanted[1]}]: weights needs "
             f"N*K = {_size(targets)} values in row-major order, one for each target of each position"
         )
-    found = f"weights has {_entries(shape)}, target_tokens has {_entries(wanted)}"
-    raise LengthMismatchError(f"{name}: {found}.{_unshifted_hint('weights', (shape or [1])[0] - wanted[0])}")
+    sizes = f"weights has {_entries(shape)}, target_tokens has {_entries(wanted)}"
+    raise LengthMismatchError(f"{name}: {sizes}.{_unshifted_hint('weights', (shape or [1])[0] - wanted[0])}")
 
 
 def _unshifted_hint(key: str, difference: int) -> str:
     if abs(difference) != 1:
         return ""
     builder = "datum_from_tokens_weights" if key in ("weights", "target_tokens") else "datums_from_trajectories"
-    return f" Off by one: did you pass {key} for the unshifted tokens? Use {builder}"
+    return f" Off by one: does {key} belong to the unshifted tokens? Use {builder}"
 
 
 def _entries(shape: list[int]) -> str:
@@ -202,7 +200,7 @@ def _size(value: TensorData) -> int:
 
 
 def _active(inputs: Mapping[str, TensorData]) -> np.ndarray | None:
-    """Bool in the targets' shape (else the weights'), true where the weight is not 0; None without weights."""
+    """Bool in the shape of the targets (else of the weights), true where the weight is not 0; None without weights."""
     weights = inputs.get("weights")
     if weights is None:
         return None
@@ -210,34 +208,26 @@ def _active(inputs: Mapping[str, TensorData]) -> np.ndarray | None:
     targets = inputs.get("target_tokens")
     if targets is None:
         return active
-    if active.size != _size(targets):  # one weight for all candidates of a position
+    if active.size != _size(targets):  # one weight per position, for all its candidates
         return np.broadcast_to(active[:, None], targets.shape)
     return active.reshape(targets.shape)
 
 
-def _candidate_keys(inputs: Mapping[str, TensorData]) -> list[str]:
-    """Keys that hold a log-probability of each of the K targets of a position."""
-    shape = inputs["target_tokens"].shape if "target_tokens" in inputs else []
-    return [
-        key for key, value in inputs.items() if key_kind(key) == "logprob" and len(shape) == 2 and value.shape == shape
-    ]
-
-
-def _check_range(name: str, key: str, ids: np.ndarray, vocab_size: int | None, counted: np.ndarray | None) -> None:
+def _check_range(name: str, key: str, ids: np.ndarray, vocab_size: int | None, active: np.ndarray | None) -> None:
     wrong = ids < 0
     if vocab_size is not None:
         beyond = ids >= vocab_size
-        wrong = wrong | (beyond if counted is None else beyond & counted)
+        wrong = wrong | (beyond if active is None else beyond & active)
     if not wrong.any():
         return
-    place, value = _first(wrong, ids)
+    location, value = _first(wrong, ids)
     bounds = "not be negative" if vocab_size is None else f"lie in [0, {vocab_size}), the model's vocabulary"
     hint = ""
     if value == IGNORE_LABEL:
-        hint = f". {IGNORE_LABEL} marks ignored labels elsewhere; here put any id there and give it weight 0"
+        hint = f". Other libraries ignore the label {IGNORE_LABEL}; here give the position any id and the weight 0"
     elif value >= 0:
         hint = ". Was the text encoded with another model's tokenizer?"
-    raise TokenRangeError(f"{name}: {key} holds {value} at {place}; token ids must {bounds}{hint}")
+    raise TokenRangeError(f"{name}: {key} holds {value} {location}; token ids must {bounds}{hint}")
 
 
 def _check_finite(name: str, inputs: Mapping[str, TensorData]) -> None:
@@ -246,22 +236,26 @@ def _check_finite(name: str, inputs: Mapping[str, TensorData]) -> None:
             continue
         array = value.to_numpy()
         wrong = ~np.isfinite(array)
-        if key in _candidate_keys(inputs):
+        if is_of_candidates(key, inputs):
             wrong &= array != -np.inf
         if not wrong.any():
             continue
-        hint = "weights must be finite even where nothing else has to be"
+        hint = "weights must be finite everywhere"
         if key != "weights":
             active = _active(inputs)
             wrong = wrong if active is None else wrong & _active_for(active, array.shape)
-            hint = "weight 0 would leave the position out" if active is not None else "there are no weights to mask it"
+            hint = (
+                "a weight of 0 would leave the position out"
+                if active is not None
+                else "there are no weights to mask it"
+            )
         if wrong.any():
-            place, number = _first(wrong, array)
-            raise NonFiniteLossInput(f"{name}: {key} is {number} at {place}; {hint}")
+            location, number = _first(wrong, array)
+            raise NonFiniteLossInput(f"{name}: {key} is {number} {location}; {hint}")
 
 
 def _active_for(active: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Which entries of an input of `shape` some loss could read."""
+    """Which entries of an input of this shape a loss could read."""
     if not shape:
         return np.asarray(active.any())
     if active.size == np.prod(shape, dtype=np.int64):
@@ -271,8 +265,8 @@ def _active_for(active: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _first(wrong: np.ndarray, values: np.ndarray) -> tuple[str, Any]:
-    """Where the first true entry is, in words, and the value there."""
-    at = np.unravel_index(int(np.argmax(wrong)), wrong.shape) if wrong.ndim else ()
+    """The location of the first true entry, in words, and the value there."""
+    indices = np.unravel_index(int(np.argmax(wrong)), wrong.shape) if wrong.ndim else ()
     words = ["position", "column", "depth"]
-    place = ", ".join(f"{word} {int(i)}" for word, i in zip(words, at, strict=False)) or "the whole datum"
-    return place, values[at].tolist()
+    location = ", ".join(f"{word} {int(i)}" for word, i in zip(words, indices, strict=False))
+    return f"at {location}" if location else "for the whole datum", values[indices].tolist()

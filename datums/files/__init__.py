@@ -1,1 +1,1 @@
-"""Data files: reading rows, recognising their format, building datums, and reporting what became of each row."""
+"""Data files: read rows, recognise their format, build datums, report on every row, show datums."""

@@ -1,4 +1,4 @@
-"""Which format a row has: told by its keys, so that nobody has to say it."""
+"""The format of a row, recognised by its keys."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataFileError, did_you_mean
+from ..inputs import IGNORE_LABEL
 
-#: Each format by the keys that make it; the first whose keys a row holds is taken.
+#: Formats and the keys that each needs. A row has the first format whose keys it holds.
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "preference pair": ("chosen", "rejected"),
@@ -16,41 +17,41 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "tokens and weights": ("tokens", "weights"),
     "input ids and labels": ("input_ids", "labels"),
 }
-_EMBEDDING = "these are texts to embed, not to learn; `lossbook train embed` takes such rows"
-#: Keys of formats made elsewhere, and what to do with them.
+_EMBEDDING = "texts to embed are not learned token by token; `lossbook train embed` reads such rows"
+#: Keys of formats that lossbook does not read, and how to convert them.
 ELSEWHERE = {
     "conversations": "rename 'conversations' to 'messages', 'from' to 'role' and 'value' to 'content'",
     "conversation": "rename 'conversation' to 'messages'",
     "instruction": "rename 'instruction' (with 'input') to 'prompt' and 'output' to 'completion'",
-    "input_ids": "give 'labels' too: input_ids where a token is to be learned, -100 where it is only read",
-    "answer": "rename 'answer' to 'completion' if it is to be learned; `lossbook train rl` takes rows of prompt and answer",
+    "input_ids": f"add 'labels': the token itself where it is learned, {IGNORE_LABEL} where it is only read",
+    "answer": "rename 'answer' to 'completion' to learn it; `lossbook train rl` reads rows of prompt and answer",
     "response": "rename 'response' to 'completion'",
     "positive": _EMBEDDING,
     "query": _EMBEDDING,
     "anchor": _EMBEDDING,
-    "text": "give 'prompt' and 'completion', so that it is known what to learn; for all of a text, an empty prompt",
+    "text": "give 'prompt', which is only read, and 'completion', which is learned; the prompt may be empty",
 }
 
 
 def format_of(row: Mapping[str, Any]) -> str:
-    """The row's format, a key of `FORMATS`. Raises DataFileError when there is none.
+    """The row's format, a key of `FORMATS`. Raises DataFileError for a row of no known format.
 
-    A key whose value is null is not there when another format fits without it: a Parquet file has every column in
-    every row. Only 'label' is: a null there is a label that was forgotten.
+    A key whose value is null counts as absent if the row then still has a format, because a Parquet file has every
+    column in every row. A null 'label' counts as present: it is a missing label.
     """
-    known = known_format(row)
-    if known is not None:
-        return known
-    found = ", ".join(map(str, row)) or "none"
+    name = known_format(row)
+    if name is not None:
+        return name
+    keys = ", ".join(map(str, row)) or "none"
     formats = "; ".join(" + ".join(keys) for keys in FORMATS.values())
-    raise DataFileError(f"no format is known for a row with the keys {found}. Known are {formats}.{_key_hint(row)}")
+    raise DataFileError(f"no format is known for a row with the keys {keys}. Known are {formats}.{_key_hint(row)}")
 
 
 def known_format(row: Mapping[str, Any]) -> str | None:
-    """As `format_of`; None where there is none."""
-    for is_there in (lambda key: row.get(key) is not None or (key == "label" and key in row), row.__contains__):
+    """As `format_of`; None for a row of no known format."""
+    for is_present in (lambda key: row.get(key) is not None or (key == "label" and key in row), row.__contains__):
         for name, keys in FORMATS.items():
-            if all(map(is_there, keys)):
+            if all(map(is_present, keys)):
                 return name
     return None
 

@@ -1,4 +1,4 @@
-"""JSON Lines files, read row by row, with every fault named by its line."""
+"""JSON Lines files, read row by row. Errors name the line."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from typing import IO, Any, cast
 from ..errors import DataFileError
 from ..extras import require
 
-#: Bytes a line may have; a longer one is refused before it is read whole.
+#: Most bytes of a line. A longer line is refused before all of it is in memory.
 MAX_LINE_BYTES = 16 * 1024 * 1024
-#: Endings of compressed files, which are unpacked while they are read.
+#: Endings of compressed files, which are decompressed while they are read.
 COMPRESSED = (".gz", ".zst")
 _BOM = b"\xef\xbb\xbf"
-#: Half of a character beyond U+FFFF. A pair is one character; one alone is JSON, but no tokenizer takes it.
+#: Half of a character beyond U+FFFF. An unpaired half is valid JSON, but tokenizers refuse it.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Row(dict[str, Any]):
-    """One row: a dict that knows its `place` (`train.jsonl, line 7`), so that errors can name it."""
+    """A row of a data file: a dict with its `place` (`train.jsonl, line 7`), which errors name."""
 
     place: str = "row"
 
 
 def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
-    """The rows of a JSON Lines file: UTF-8, one JSON object a line. Memory holds one line at a time.
+    """The rows of a JSON Lines file: UTF-8, one JSON object per line. Memory holds one line at a time.
 
-    A file named .gz or .zst is unpacked while it is read. A byte order mark, CRLF line ends and blank lines are accepted. Refused with a DataFileError that names file and
-    line (from 1): invalid UTF-8, broken JSON, NaN and infinity, numbers beyond a float's range, a key twice in one
-    object, unpaired surrogates, rows that are not objects, lines of more than `max_line_bytes` bytes, and a file
-    without rows.
+    A .gz or .zst file is decompressed while it is read. A byte order mark, CRLF line ends and blank lines are accepted.
+
+    Raises DataFileError, naming file and line (from 1), for invalid UTF-8 or JSON, NaN and infinity, numbers beyond a
+    float's range, a key twice in one object, unpaired surrogates, rows that are not objects, lines of more than
+    `max_line_bytes` bytes, and a file without rows.
     """
     path = Path(path)
-    found = False
+    has_rows = False
     number = 0
     try:
         with ExitStack() as stack:
@@ -55,31 +56,31 @@ def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
                 if number == 1:
                     line = line.removeprefix(_BOM)
                 if line.strip():
-                    found = True
+                    has_rows = True
                     yield _parse(line, f"{path.name}, line {number}")
     except (OSError, EOFError, zlib.error) as error:  # the latter two: a damaged .gz
         after = f" after line {number}" if number else ""
         raise DataFileError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
-    if not found:
+    if not has_rows:
         raise DataFileError(f"{path}: holds no rows")
 
 
 def _open(path: Path, stack: ExitStack) -> IO[bytes]:
-    """The file's bytes, unpacked if its name says that they are packed; the stack closes it."""
+    """The file's bytes, decompressed if its name ends in .gz or .zst. The stack closes the file."""
     ending = path.suffix.lower()
     if ending == ".gz":
         return cast(IO[bytes], stack.enter_context(gzip.open(path, "rb")))
     if ending != ".zst":
         return stack.enter_context(path.open("rb"))
     arrow = require("pyarrow", "data", "reading .zst files")
-    packed = stack.enter_context(path.open("rb"))
-    plain: Any = stack.enter_context(arrow.CompressedInputStream(arrow.PythonFile(packed, "r"), "zstd"))
-    return io.BufferedReader(plain)
+    compressed = stack.enter_context(path.open("rb"))
+    stream: Any = stack.enter_context(arrow.CompressedInputStream(arrow.PythonFile(compressed, "r"), "zstd"))
+    return io.BufferedReader(stream)
 
 
 def _parse(line: bytes, place: str) -> Row:
     try:
-        text = line.decode("utf-8").rstrip()  # else the error at a line's end is at the next line's beginning
+        text = line.decode("utf-8").rstrip()  # JSON errors at a line's end would else name the next line
     except UnicodeDecodeError as error:
         raise DataFileError(f"{place}: not UTF-8 at byte {error.start} of the line{_encoding_hint(line)}") from None
     try:
@@ -97,7 +98,7 @@ def _parse(line: bytes, place: str) -> Row:
     except ValueError as error:
         raise DataFileError(f"{place}: {error}") from None
     if not isinstance(value, dict):
-        hint = ". Is the file one JSON array? JSON Lines has one object a line" if isinstance(value, list) else ""
+        hint = ". Is the file one JSON array? JSON Lines has one object per line" if isinstance(value, list) else ""
         raise DataFileError(f"{place}: a row must be a JSON object, not a {type(value).__name__}{hint}")
     row = Row(value)
     row.place = place
@@ -105,12 +106,12 @@ def _parse(line: bytes, place: str) -> Row:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} appears more than once in one object, so one value would be lost")
-    return made
+    return mapping
 
 
 def _refuse_constant(name: str) -> Any:
@@ -128,7 +129,9 @@ def _encoding_hint(line: bytes) -> str:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         return ". This looks like UTF-16; save the file as UTF-8"
     if line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
-        return ". This looks like a compressed file; name it .gz or .zst if it is one, else unpack it first"
+        return (
+            ". This looks like a compressed file; name it .gz or .zst if it is one of these, else decompress it first"
+        )
     if line.startswith(b"PAR1"):
         return ". This looks like a Parquet file; name it .parquet"
     return ""
@@ -136,5 +139,5 @@ def _encoding_hint(line: bytes) -> str:
 
 def _json_hint(text: str) -> str:
     if text.strip() in ("{", "["):
-        return ". Is the JSON spread over several lines? JSON Lines has one object a line"
+        return ". Is the JSON spread over several lines? JSON Lines has one object per line"
     return ""

@@ -1,4 +1,4 @@
-"""What became of the rows of a data set: kept, truncated, dropped, and how many label tokens that cost."""
+"""Report on the rows of a data set: kept, truncated and dropped rows, and the label tokens lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..errors import DatumDropped, EmptyLossError, LossbookError, TruncationErro
 from ..types import Datum, as_datum
 from .formats import known_format
 
-#: How many rows are named for each kind of problem.
+#: Rows named for each kind of problem.
 EXAMPLES = 3
-#: Which lengths are shown: the shortest, the longest, and those that 50, 90 and 99 % of datums do not exceed.
+#: Quantiles of the lengths that are shown: the shortest, median, 90 %, 99 % and the longest.
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -31,7 +31,7 @@ class Problem:
     examples: list[str] = field(default_factory=list)
 
     def note(self, row: str) -> None:
-        """One more row."""
+        """Count one more row."""
         self.count += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(row)
@@ -47,17 +47,17 @@ class Problem:
 
 @dataclass
 class DataReport:
-    """Counts over the rows of a data set; reports of its parts merge into the report of the whole.
+    """Counts over the rows of a data set. Reports of its parts merge into the report of the whole.
 
-    rows = kept + dropped; truncated rows are among the kept. Label tokens are those of nonzero weight: the kept ones
-    are in the datums, the lost ones were cut off or were in rows dropped for their length. Rows dropped for other
-    reasons were never built, so their label tokens are unknown and not counted.
+    rows = kept + dropped; truncated rows are among the kept. Label tokens are tokens of nonzero weight: kept ones are in
+    the datums, lost ones were cut off or were in rows dropped for their length. Rows dropped for other reasons were
+    never built, so their label tokens are unknown and not counted.
 
-    lengths    how many datums have each number of tokens (before the shift)
+    lengths    number of datums by their tokens (before the shift)
     problems   by the error's name
-    formats    how many rows have each format (a key of `FORMATS`); rows of no known format are not counted
-    longest    the longest kept rows: tokens of the row's longest datum, and the row
-    seen       the kept rows' names by what they became: rows with equal datums stand together
+    formats    number of rows by format (a key of `FORMATS`); rows of no known format are not counted
+    longest    the longest kept rows: tokens of the row's longest datum, and the row's name
+    seen       names of the kept rows by a fingerprint of their datums, so that rows with equal datums are together
     """
 
     rows: int = 0
@@ -80,32 +80,32 @@ class DataReport:
 
     @property
     def label_tokens_lost_frac(self) -> float:
-        """Lost label tokens as a part of all known ones; 0 when there are none."""
+        """Share of the known label tokens that was lost; 0 when there are none."""
         return self.labels_lost / max(self.labels_kept + self.labels_lost, 1)
 
     @property
     def label_tokens_frac(self) -> float:
-        """Label tokens kept as a part of all tokens kept; 0 when there are none."""
+        """Share of the kept tokens that are label tokens; 0 when there are none."""
         return self.labels_kept / max(self.tokens, 1)
 
     def repeated(self) -> Problem:
-        """Kept rows whose datums are exactly those of an earlier one."""
-        found = Problem()
+        """Kept rows whose datums equal those of an earlier row."""
+        problem = Problem()
         for names in self.seen.values():
             for name in names[1:]:
-                found.note(f"{name} repeats {names[0]}")
-        return found
+                problem.note(f"{name} repeats {names[0]}")
+        return problem
 
     def repeated_from(self, other: DataReport) -> Problem:
-        """Kept rows whose datums another data set has too, as held-out rows that are trained on."""
-        found = Problem()
+        """Kept rows whose datums also occur in another data set, such as held-out rows in the training data."""
+        problem = Problem()
         for fingerprint, names in self.seen.items():
             for name in names if fingerprint in other.seen else ():
-                found.note(f"{name} is {other.seen[fingerprint][0]}")
-        return found
+                problem.note(f"{name} is {other.seen[fingerprint][0]}")
+        return problem
 
     def length_quantiles(self) -> dict[str, int]:
-        """The lengths at `QUANTILES`, each one that occurs (nearest rank); empty without datums."""
+        """The lengths at `QUANTILES`, by nearest rank; empty without datums."""
         lengths = sorted(self.lengths)
         if not lengths:
             return {}
@@ -116,7 +116,7 @@ class DataReport:
         }
 
     def merge(self, other: DataReport) -> DataReport:
-        """The report of both parts together; examples of this one come first."""
+        """The report of both parts together. This part's examples come first."""
         merged = DataReport(lengths=self.lengths + other.lengths, formats=self.formats + other.formats)
         merged.longest = _longest([*self.longest, *other.longest])
         for name in ("rows", "kept", "truncated", "dropped", "datums", "labels_kept", "labels_lost"):
@@ -131,7 +131,7 @@ class DataReport:
         return merged
 
     def render(self) -> str:
-        """Plain text, a line for each subject."""
+        """Plain text, one line per subject."""
         lines = [f"rows    {self.rows}: {self.kept} kept ({self.truncated} truncated), {self.dropped} dropped"]
         quantiles = self.length_quantiles()
         shown = ", ".join(
@@ -198,20 +198,20 @@ def build_datums(
     *,
     on_error: Literal["error", "drop"] = "error",
 ) -> tuple[list[Datum], DataReport]:
-    """Apply a builder to each row and count what became of it.
+    """Apply a builder to each row and report on every row.
 
-    rows      anything; rows read by `read_jsonl` are named by file and line, others `row 0`, `row 1`, ...
-    make      one row to one datum or several (a pair), for instance
+    rows      any objects; rows with a `place` are named by it (`train.jsonl, line 7`), others `row 0`, `row 1`, ...
+    make      builds one datum from a row, or several (a pair), for instance
               `lambda row: datum_from_messages(row["messages"], tokenizer, max_length=512, truncation="drop")`
-    on_error  "error": the first row that cannot be built raises, and the error names the row. "drop": such rows are
-              left out and counted. Only errors of lossbook are about rows; others are mistakes in `make`, and raise.
-              Rows too long under `truncation="drop"` are left out and counted either way.
+    on_error  "error": the first row that cannot be built raises, and the error names it. "drop": such rows are left out
+              and counted. Errors other than LossbookError are mistakes in `make` and always raise. Rows too long under
+              `truncation="drop"` are left out and counted either way.
 
     Raises EmptyLossError when no row was kept.
     """
     report, datums = DataReport(), []
-    for made in survey(rows, make, report, on_error=on_error):
-        datums.extend(made)
+    for row_datums in survey(rows, make, report, on_error=on_error):
+        datums.extend(row_datums)
     return datums, report
 
 
@@ -222,10 +222,7 @@ def survey(
     *,
     on_error: Literal["error", "drop"] = "error",
 ) -> Iterator[list[Datum]]:
-    """As `build_datums`, each kept row's datums when they are made, so that memory need not hold them all.
-
-    What became of the rows is counted in `report`.
-    """
+    """As `build_datums`, but yields the datums of one kept row at a time and fills `report` meanwhile."""
     if on_error not in ("error", "drop"):
         raise ValueError(f"on_error must be 'error' or 'drop', not {on_error!r}")
     for index, row in enumerate(rows):
@@ -235,36 +232,36 @@ def survey(
             report.formats[kind] += 1
         with watch_cuts() as cuts:
             try:
-                made = _as_list(make(row))
+                datums = _checked(make(row))
             except LossbookError as error:
                 if on_error == "error" and not isinstance(error, DatumDropped):
                     raise located(error, name) from error
                 report._drop(error, cuts, name)
                 continue
-        report._keep(made, cuts, name)
-        yield made
+        report._keep(datums, cuts, name)
+        yield datums
     if not report.kept:
         raise EmptyLossError("there are no rows" if not report.rows else f"no row was kept:\n{report.render()}")
 
 
 def _longest(rows: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
-    return sorted(rows, key=lambda row: -row[0])[:EXAMPLES]  # stable: of equal ones the first stay
+    return sorted(rows, key=lambda row: -row[0])[:EXAMPLES]  # stable: of equal lengths the first rows stay
 
 
 def _fingerprint(datums: Sequence[Datum]) -> bytes:
-    """16 bytes that differ where tokens, keys, shapes or numbers do."""
-    found = blake2b(digest_size=16)
+    """16 bytes that differ where tokens, keys, dtypes, shapes or numbers differ."""
+    digest = blake2b(digest_size=16)
     for datum in datums:
         arrays = {"": np.array(datum.model_input.to_ints()), **datum.loss_fn_inputs}
         for key in sorted(arrays):
             array = arrays[key] if not key else arrays[key].to_numpy()
-            found.update(f"{key} {array.dtype} {array.shape}\0".encode())
-            found.update(array.tobytes())
-    return found.digest()
+            digest.update(f"{key} {array.dtype} {array.shape}\0".encode())
+            digest.update(array.tobytes())
+    return digest.digest()
 
 
-def _as_list(made: Any) -> list[Datum]:
-    datums = [as_datum(item) for item in made] if isinstance(made, list | tuple) else [as_datum(made)]
+def _checked(built: Any) -> list[Datum]:
+    datums = [as_datum(item) for item in built] if isinstance(built, list | tuple) else [as_datum(built)]
     if not datums:
         raise EmptyLossError("the row gave no datum")
     for datum in datums:

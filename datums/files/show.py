@@ -1,4 +1,4 @@
-"""Datums as a reader sees them: the text of the tokens, coloured by how much each is learned."""
+"""Datums as text, coloured by the weight of each token."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-#: Around learned tokens where there is no colour to tell them by.
+#: Marks around learned tokens in output without colour.
 LEARNED = ("«", "»")
-#: Tokens that together spell one character: UTF-8 has at most four bytes.
+#: Most tokens that spell one character: UTF-8 has at most four bytes.
 _LONGEST_CHARACTER = 4
-#: What decoding gives for bytes that are no character.
+#: The result of decoding bytes that are not a character.
 _BROKEN = "\ufffd"
 _VISIBLE = {"\n": "↵\n", "\t": "⇥"}
 #: Unicode categories: controls, formatting (also right-to-left overrides), line and paragraph separators.
@@ -31,12 +31,11 @@ _INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
 
 
 def render_datum(datum: Datum, tokenizer: Any, *, marks: bool = False) -> Text:
-    """The datum's tokens as a rich Text: read-only tokens dim, learned ones green, pushed-away ones (weight < 0) red.
+    """The datum's tokens as a rich Text: weight 0 dim, positive weights green, negative weights red.
 
-    Brightness grows with the size of the weight, relative to the datum's largest. Special tokens are underlined,
-    line ends shown as ↵, other invisible characters by their codes. `marks=True` puts «» around learned runs as well,
-    followed by the weight where it is not 1, for output without colour. Targets of shape [N, K] are refused with a
-    ShapeError.
+    Brightness grows with the size of the weight, relative to the datum's largest. Special tokens are underlined, line
+    ends are shown as ↵, other invisible characters by their codes. For output without colour `marks=True` also puts «»
+    around learned tokens, followed by the weight where it is not 1. Raises ShapeError for targets of shape [N, K].
     """
     from rich.text import Text
 
@@ -50,25 +49,25 @@ def render_datum(datum: Datum, tokenizer: Any, *, marks: bool = False) -> Text:
         if marks and weight != before:
             text.append(_closing(before) + (LEARNED[0] if weight else ""))
         before = weight
-        piece = visible(_decoded(tokens, start, end, tokenizer)) or f"⟨{tokens[start]}⟩"
-        text.append(piece, style=_style(weight / largest, underlined=tokens[start] in special))
+        shown = visible(_decoded(tokens, start, end, tokenizer)) or f"⟨{tokens[start]}⟩"
+        text.append(shown, style=_style(weight / largest, underlined=tokens[start] in special))
     if marks:
         text.append(_closing(before))
     return text
 
 
 def visible(text: str) -> str:
-    """The text with line ends as ↵ and tabs as ⇥; control and formatting characters by their codes, as `\\x1b`.
+    """The text with line ends as ↵, tabs as ⇥, and control and formatting characters by their codes, such as `\\x1b`.
 
-    So a data file can neither hide text in the terminal nor send it commands.
+    A data file can therefore neither hide text in the terminal nor send commands to it.
     """
     return "".join(_VISIBLE.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c) for c in text)
 
 
 def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
-    """Each token's text, in its place. Of tokens that only together spell a character the first has it, the others "".
+    """The text of each token; joined they are the whole text.
 
-    Joined they are the whole text.
+    Where several tokens spell one character, the first has the character and the others "".
     """
     texts = [""] * len(tokens)
     for start, end in _characters(tokens, np.zeros(len(tokens)), tokenizer):
@@ -77,33 +76,33 @@ def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
 
 
 def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Console | None = None, **options: Any) -> int:
-    """Print the first `count` rows of a file or another source (see `read_rows`), and how much of each is learned.
+    """Print the first `count` rows of a file or another source (see `read_rows`) with their learned tokens.
 
-    options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned runs
-    stand in «». Returns the number of rows shown; errors name the row.
+    options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned tokens
+    are in «». Returns the number of rows shown. Errors name the row.
     """
     from rich.console import Console
 
     console = console or Console()
-    plain = console.no_color or not console.is_terminal
+    without_colour = console.no_color or not console.is_terminal
     shown = 0
     for row in read_rows(source, limit=count):
         for name, datum in named_datums(row, tokenizer, **options):
             console.print(f"{name}: {summary(datum)}", style="bold", markup=False, highlight=False, soft_wrap=True)
-            console.print(render_datum(datum, tokenizer, marks=plain), soft_wrap=True)
+            console.print(render_datum(datum, tokenizer, marks=without_colour), soft_wrap=True)
             console.print()
         shown += 1
     return shown
 
 
 def named_datums(row: Row, tokenizer: Any, **options: Any) -> list[tuple[str, Datum]]:
-    """The datums of a row, each with its name: the row's place, and of a pair the side. Errors name the row."""
+    """The datums of a row, each with a name: the row's place and, in a pair, the side. Errors name the row."""
     try:
         datums = datums_from_row(row, tokenizer, **options)
     except LossbookError as error:
         raise located(error, row.place) from error
     sides = ("chosen", "rejected") if len(datums) == 2 else ("",)
-    return [(f"{row.place}, {s}" if s else row.place, datum) for s, datum in zip(sides, datums, strict=True)]
+    return [(f"{row.place}, {side}" if side else row.place, datum) for side, datum in zip(sides, datums, strict=True)]
 
 
 def summary(datum: Datum) -> str:
@@ -114,10 +113,9 @@ def summary(datum: Datum) -> str:
 
 
 def datum_tokens(datum: Datum) -> tuple[list[int], np.ndarray]:
-    """All N + 1 tokens of the sequence and their weights; the first is nobody's target, so its weight is 0.
+    """All N + 1 tokens of the sequence and their weights. The first is never a target, so its weight is 0.
 
-    Without `target_tokens`, the N tokens that the model reads, and weights of 0. Targets of shape [N, K] are not one
-    text and are refused with a ShapeError.
+    Without `target_tokens`: the N input tokens, and weights of 0. Raises ShapeError for targets of shape [N, K].
     """
     tokens = datum.model_input.to_ints()
     targets = datum.loss_fn_inputs.get("target_tokens")
@@ -125,13 +123,13 @@ def datum_tokens(datum: Datum) -> tuple[list[int], np.ndarray]:
         return tokens, np.zeros(len(tokens))
     if len(targets.shape) != 1:
         raise ShapeError(f"target_tokens of shape {targets.shape} are not one text; only [N] can be shown")
-    given = datum.loss_fn_inputs.get("weights")
-    weights = np.ones(len(tokens)) if given is None else given.to_numpy().reshape(-1)
-    return [*tokens[:1], *targets.to_numpy().tolist()], np.concatenate([[0.0], weights])
+    weights = datum.loss_fn_inputs.get("weights")
+    numbers = np.ones(len(tokens)) if weights is None else weights.to_numpy().reshape(-1)
+    return [*tokens[:1], *targets.to_numpy().tolist()], np.concatenate([[0.0], numbers])
 
 
 def _characters(tokens: Sequence[int], weights: np.ndarray, tokenizer: Any) -> Iterator[tuple[int, int]]:
-    """Where tokens begin and end, taking together those of equal weight that only together spell a character."""
+    """Spans (start, end) of one token, or of several of equal weight that together spell a character."""
     start = 0
     while start < len(tokens):
         ends = range(start + 1, min(start + _LONGEST_CHARACTER, len(tokens)) + 1)
@@ -149,13 +147,13 @@ def _decoded(tokens: Sequence[int], start: int, end: int, tokenizer: Any) -> str
     alone = decode(tokens[start:end])
     if start == 0:
         return alone
-    # some tokenizers drop the space before a text's first word, so decode after the token before
+    # some tokenizers drop the space before a text's first word, so decode together with the token before
     before, together = decode(tokens[start - 1 : start]), decode(tokens[start - 1 : end])
     return together[len(before) :] if _BROKEN not in before and together.startswith(before) else alone
 
 
 def _style(level: float, underlined: bool) -> str:
-    """A rich style; level in [-1, 1] is the weight over the datum's largest."""
+    """A rich style. level: the weight divided by the datum's largest, in [-1, 1]."""
     if level == 0:
         colour = "dim"
     else:

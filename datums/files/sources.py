@@ -1,4 +1,4 @@
-"""Rows from wherever data are: one function that knows every source by its name."""
+"""Rows from any data source: files, patterns, folders and `datasets`."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from ..errors import DataFileError, did_you_mean
 from .jsonl import COMPRESSED, Row, read_jsonl
 from .tables import is_saved_dataset, read_dataset, read_hub_dataset, read_parquet, read_saved_dataset
 
-#: How a source of Hugging Face's `datasets` begins.
+#: Prefix of a source of Hugging Face's `datasets`.
 DATASETS = "datasets:"
 JSONL_ENDINGS = (".jsonl", ".ndjson", ".json")
 PARQUET_ENDINGS = (".parquet", ".pq")
-#: What to do with files of other kinds.
-_ELSEWHERE = {
-    ".csv": "`datasets.Dataset.from_csv(FILE).to_json(NEW)` makes JSON Lines of it",
-    ".tsv": '`datasets.Dataset.from_csv(FILE, sep="\\t").to_json(NEW)` makes JSON Lines of it',
-    ".arrow": "`datasets.Dataset.from_file(FILE).to_parquet(NEW)` makes Parquet of it",
-    ".txt": "Rows need names for what they hold, such as 'prompt' and 'completion'",
-    ".zip": "Unpack it first",
-    ".bz2": "Unpack it first",
-    ".xz": "Unpack it first",
+#: How to convert files of other kinds.
+_CONVERSIONS = {
+    ".csv": "Convert it to JSON Lines with `datasets.Dataset.from_csv(FILE).to_json(NEW)`",
+    ".tsv": 'Convert it to JSON Lines with `datasets.Dataset.from_csv(FILE, sep="\\t").to_json(NEW)`',
+    ".arrow": "Convert it to Parquet with `datasets.Dataset.from_file(FILE).to_parquet(NEW)`",
+    ".txt": "A row needs keys, such as 'prompt' and 'completion'",
+    ".zip": "Decompress it first",
+    ".bz2": "Decompress it first",
+    ".xz": "Decompress it first",
 }
 
-#: What `read_rows` takes: a name, several of them, or a `datasets` object.
+#: A data source: the name of one, a list of names, or a `datasets` object.
 Source = str | Path | Sequence[str | Path] | Any
 
 
 def read_rows(source: Source, *, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a data source, one at a time; each knows its place (`train.jsonl, line 7`, `train.parquet, row 7`).
+    """The rows of a data source, one at a time, each with its `place` (`train.jsonl, line 7`, `train.parquet, row 7`).
 
-    source  a file: JSON Lines (.jsonl, .ndjson, .json; compressed with .gz or .zst), or Parquet (.parquet)
-            a pattern: data/*.jsonl, the files in the order of their names
-            a folder that `datasets` saved, or datasets:FOLDER:SPLIT
-            datasets:NAME[[:CONFIG]:SPLIT], a data set of the Hugging Face hub, fetched while it is read
-            several of these in a list; or a `datasets.Dataset` or `IterableDataset`
-    limit   how many rows at most, from the first on
+    source  a file: JSON Lines (.jsonl, .ndjson, .json, also with .gz or .zst) or Parquet (.parquet, .pq)
+            a pattern: data/*.jsonl, files in the order of their names
+            a folder saved by `datasets`, or datasets:FOLDER:SPLIT
+            datasets:NAME[[:CONFIG]:SPLIT], a data set on the Hugging Face hub, streamed
+            a list of these; or a `datasets.Dataset` or `IterableDataset`
+    limit   most rows to read, from the first on
 
-    Lines and rows are counted from 1, in each file anew. Memory holds one line, or one batch of a table's rows. All but
-    JSON Lines as it is or in .gz needs the extra `data`. Raises DataFileError, naming the source and, where there is
-    one, the row; MissingExtraError.
+    Lines and rows are counted from 1 in each file. Memory holds one line or one batch of a table. Plain and .gz JSON
+    Lines need no extra, all else needs the extra `data`. Raises DataFileError, naming the source and the row, or
+    MissingExtraError.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise DataFileError(f"limit is how many rows to read, at least 1, not {limit!r}")
+        raise DataFileError(f"limit must be a number of rows, at least 1, not {limit!r}")
     return itertools.islice(_rows(source), limit)
 
 
@@ -58,28 +58,28 @@ def _rows(source: Source) -> Iterator[Row]:
     elif isinstance(source, str | Path):
         for path in _files(source):
             yield from _file(path)
-    elif isinstance(source, Sequence) and source and all(isinstance(one, str | Path) for one in source):
-        for one in source:
-            yield from _rows(one)
+    elif isinstance(source, Sequence) and source and all(isinstance(name, str | Path) for name in source):
+        for name in source:
+            yield from _rows(name)
     elif isinstance(source, dict):
-        yield from read_dataset(source)  # a DatasetDict: it says which splits there are
+        yield from read_dataset(source)  # a DatasetDict: the error lists its splits
     else:
         raise DataFileError(
-            f"a data source is a file's name, a list of them or a `datasets` object, not {_kind(source)}. Rows that are "
-            "in memory go to build_datums"
+            f"a data source is a file's name, a list of names or a `datasets` object, not {_kind(source)}. For rows in "
+            "memory use build_datums"
         )
 
 
 def _files(source: str | Path) -> list[Path]:
-    """The files a name or a pattern stands for; a name that exists is no pattern."""
+    """The files that a name or a pattern stands for. A name that exists is not a pattern."""
     path = Path(source)
     if path.exists():
         return [path]
     if glob.has_magic(str(source)):
-        found = sorted(map(Path, glob.glob(str(source), recursive=True)))
-        if not found:
+        paths = sorted(map(Path, glob.glob(str(source), recursive=True)))
+        if not paths:
             raise DataFileError(f"{source}: no file matches")
-        return found
+        return paths
     raise DataFileError(f"{source}: cannot be read: No such file or directory.{_missing_hint(path)}")
 
 
@@ -89,16 +89,14 @@ def _missing_hint(path: Path) -> str:
         if near:
             return near
     is_hub_name = not path.suffix and not path.is_absolute() and len(path.parts) == 2
-    return f" A data set of the hub is named {DATASETS}{path}" if is_hub_name else ""
+    return f" For a data set on the hub write {DATASETS}{path}" if is_hub_name else ""
 
 
 def _file(path: Path) -> Iterator[Row]:
     if path.is_dir():
         if is_saved_dataset(path):
             return read_saved_dataset(path)
-        raise DataFileError(
-            f"{path}: is a folder, and none that `datasets` saved. For the files in it write {path}/*.jsonl"
-        )
+        raise DataFileError(f"{path}: a folder that `datasets` did not save. For the files in it write {path}/*.jsonl")
     ending = path.suffix.lower()
     if ending in COMPRESSED:
         ending = Path(path.stem).suffix.lower()
@@ -107,11 +105,11 @@ def _file(path: Path) -> Iterator[Row]:
     if path.suffix.lower() in PARQUET_ENDINGS:
         return read_parquet(path)
     known = ", ".join((*JSONL_ENDINGS, *PARQUET_ENDINGS))
-    advice = _ELSEWHERE.get(path.suffix.lower())
+    advice = _CONVERSIONS.get(path.suffix.lower())
     hint = f". {advice}" if advice else ""
     raise DataFileError(
-        f"{path}: its name does not say what it holds; known are {known}, and JSON Lines with "
-        f"{' or '.join(COMPRESSED)} behind{hint}"
+        f"{path}: the ending of its name is not known. Known are {known}, and {' or '.join(COMPRESSED)} after an ending "
+        f"of JSON Lines{hint}"
     )
 
 
@@ -119,7 +117,7 @@ def _named_dataset(source: str) -> Iterator[Row]:
     """`datasets:NAME[[:CONFIG]:SPLIT]`, where NAME may be a saved folder, which has no configurations."""
     name, *rest = source.removeprefix(DATASETS).split(":")
     if not name or len(rest) > 2 or "" in rest or "[" in source:
-        hint = "; for the first rows of a split, use the limit" if "[" in source else ""
+        hint = "; to read the first rows of a split, use the limit" if "[" in source else ""
         raise DataFileError(
             f"{source!r} is not {DATASETS}NAME, {DATASETS}NAME:SPLIT or {DATASETS}NAME:CONFIG:SPLIT{hint}"
         )
@@ -130,7 +128,7 @@ def _named_dataset(source: str) -> Iterator[Row]:
     if len(rest) == 2:
         raise DataFileError(f"{source}: a saved folder has no configurations; write {DATASETS}{name}:{split}")
     if not is_saved_dataset(folder):
-        raise DataFileError(f"{folder}: is a folder, and none that `datasets` saved")
+        raise DataFileError(f"{folder}: a folder that `datasets` did not save")
     return read_saved_dataset(folder, split)
 
 

@@ -1,4 +1,4 @@
-"""Rows of tables: Parquet files, and data sets of Hugging Face's `datasets`, a batch of rows in memory at a time."""
+"""Rows of tables: Parquet files and data sets of Hugging Face's `datasets`, one batch of rows in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..errors import DataFileError, did_you_mean
 from ..extras import require
 from .jsonl import Row
 
-#: Rows of a Parquet file that are Python objects at a time.
+#: Rows of a Parquet file that are Python objects at once.
 BATCH_ROWS = 64
-#: Characters of a library's error that are passed on: a few of its lines.
+#: Characters of a library's error message that are shown: a few lines.
 LONGEST_MESSAGE = 400
 
 
 def read_parquet(path: str | Path) -> Iterator[Row]:
     """The rows of a Parquet file. Raises DataFileError for a file that cannot be read or has no rows.
 
-    Memory holds one batch of `BATCH_ROWS` rows, and the pages of the columns that they are from.
+    Memory holds one batch of `BATCH_ROWS` rows and the column pages that contain them.
     """
     path = Path(path)
     arrow = require("pyarrow", "data", "reading Parquet files")
@@ -33,13 +33,13 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
                     yield table_row(values, f"{path.name}, row {number}")
     except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
         after = f" after row {number}" if number else ""
-        raise DataFileError(f"{path}: cannot be read as Parquet{after}: {_said(error)}") from error
+        raise DataFileError(f"{path}: cannot be read as Parquet{after}: {_short_message(error)}") from error
     if not number:
         raise DataFileError(f"{path}: holds no rows")
 
 
 def read_dataset(dataset: Any, name: str = "dataset") -> Iterator[Row]:
-    """The rows of a `datasets.Dataset` or `IterableDataset`, whatever format it is set to give.
+    """The rows of a `datasets.Dataset` or `IterableDataset`, as Python values whatever its format.
 
     Raises DataFileError when there are none, or when a row cannot be fetched.
     """
@@ -49,38 +49,38 @@ def read_dataset(dataset: Any, name: str = "dataset") -> Iterator[Row]:
     try:
         for number, values in enumerate(dataset.with_format(None), 1):
             yield table_row(values, f"{name}, row {number}")
-    except Exception as error:  # whatever the network, the files and the features' decoders bring about
-        raise DataFileError(f"{name}, after row {number}: cannot be read: {_said(error)}") from error
+    except Exception as error:  # from the network, the files or the decoders of features
+        raise DataFileError(f"{name}, after row {number}: cannot be read: {_short_message(error)}") from error
     if not number:
         raise DataFileError(f"{name}: holds no rows")
 
 
 def read_saved_dataset(folder: str | Path, split: str | None = None) -> Iterator[Row]:
-    """The rows of a folder that `save_to_disk` wrote; `split` where it holds several."""
+    """The rows of a folder written by `save_to_disk`. `split` is needed if it holds several."""
     folder = Path(folder)
     datasets = require("datasets", "data", "reading a saved data set")
     try:
-        found = datasets.load_from_disk(str(folder))
+        saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataFileError(f"{folder}: cannot be read as a saved data set: {_said(error)}") from error
-    one, split = _choose(found, split, str(folder), f"datasets:{folder}")
-    yield from read_dataset(one, f"{folder.name}:{split}" if split else folder.name)
+        raise DataFileError(f"{folder}: cannot be read as a saved data set: {_short_message(error)}") from error
+    dataset, split = _choose(saved, split, str(folder), f"datasets:{folder}")
+    yield from read_dataset(dataset, f"{folder.name}:{split}" if split else folder.name)
 
 
 def read_hub_dataset(name: str, config: str | None = None, split: str | None = None) -> Iterator[Row]:
-    """The rows of a data set of the Hugging Face hub, fetched while they are read."""
-    datasets = require("datasets", "data", "reading a data set of the hub")
+    """The rows of a data set on the Hugging Face hub, streamed."""
+    datasets = require("datasets", "data", "reading a data set from the hub")
     try:
-        found = datasets.load_dataset(name, config, streaming=True)
-    except Exception as error:  # whatever the network, the hub and the data set's files bring about
-        raise DataFileError(f"datasets:{name}: cannot be read from the hub: {_said(error)}") from error
+        loaded = datasets.load_dataset(name, config, streaming=True)
+    except Exception as error:  # from the network, the hub or the data set's files
+        raise DataFileError(f"datasets:{name}: cannot be read from the hub: {_short_message(error)}") from error
     whole = name if config is None else f"{name}:{config}"
-    one, split = _choose(found, split, whole, f"datasets:{whole}")
-    yield from read_dataset(one, f"{whole}:{split}")
+    dataset, split = _choose(loaded, split, whole, f"datasets:{whole}")
+    yield from read_dataset(dataset, f"{whole}:{split}")
 
 
 def table_row(values: Mapping[str, Any], place: str) -> Row:
-    """A table's row, without the nulls inside its cells: they are fields that only other rows have."""
+    """A row of a table, without the nulls inside its cells, which stand for fields of other rows."""
     row = Row({key: _without_nulls(value) for key, value in values.items()})
     row.place = place
     return row
@@ -91,20 +91,20 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _choose(found: Any, split: str | None, name: str, source: str) -> tuple[Any, str | None]:
-    """The split asked for, or the only one, and its name; a single data set as it is."""
-    if not isinstance(found, Mapping):
+def _choose(loaded: Any, split: str | None, name: str, source: str) -> tuple[Any, str | None]:
+    """The requested split, or the only one, and its name; a data set without splits as it is."""
+    if not isinstance(loaded, Mapping):
         if split is not None:
             raise DataFileError(f"{name} has no splits, so there is no {split!r}; leave it out: {source}")
-        return found, None
-    splits = list(map(str, found))
+        return loaded, None
+    splits = list(map(str, loaded))
     if split is None and len(splits) == 1:
         split = splits[0]
     if split not in splits:
         wanted = "needs a split" if split is None else f"has no split {split!r}"
         hint = did_you_mean(split or "", splits)
         raise DataFileError(f"{name} {wanted}; there are {', '.join(splits)}: {source}:{splits[0]}.{hint}")
-    return found[split], split
+    return loaded[split], split
 
 
 def _without_nulls(value: Any) -> Any:
@@ -115,7 +115,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _said(error: BaseException) -> str:
-    """The error's message in one line, its beginning if it is long."""
+def _short_message(error: BaseException) -> str:
+    """The error's message on one line, cut if it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lossbook
 from lossbook.datums import Datum, EncodedTextChunk, ModelInput, TensorData, as_datum
 from lossbook.datums.errors import DtypeError, ShapeError
 
@@ -117,3 +120,15 @@ def test_images_are_refused() -> None:
 def test_a_mapping_or_a_plain_list_of_tokens_will_do() -> None:
     datum = as_datum({"model_input": [1, 2], "loss_fn_inputs": {"weights": [1, 0]}})
     assert datum == Datum(ModelInput.from_ints([1, 2]), {"weights": TensorData([1.0, 0.0])})
+
+
+def test_datums_imported_from_the_repositorys_root_names_the_right_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2])
+    with pytest.raises(ImportError, match=r"import lossbook\.datums"):
+        importlib.import_module("datums")
+
+
+def test_the_module_types_gives_every_data_type() -> None:
+    for name in lossbook.types.__all__:
+        assert hasattr(lossbook.types, name)
+    assert lossbook.types.TensorData is TensorData

@@ -34,13 +34,13 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    found, section = [], ""
+    fenced, section = [], ""
     for match in re.finditer(r"^#+ ([^\n]*)$|^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S):
         if match[1]:
             section = match[1]
         else:
-            found.append(Block(section, match[2], match[3]))
-    return found
+            fenced.append(Block(section, match[2], match[3]))
+    return fenced
 
 
 def examples() -> list[tuple[str, str, str]]:
@@ -84,9 +84,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("section", "row", "said"), examples())
 def test_a_row_is_read_or_refused_as_the_page_says(section: str, row: str, said: str, tmp_path: Path) -> None:
-    found = shown(row, tmp_path)
-    assert found == said
-    assert found.startswith("train.jsonl, line 1") == (section != "What is refused")
+    printed = shown(row, tmp_path)
+    assert printed == said
+    assert printed.startswith("train.jsonl, line 1") == (section != "What is refused")
 
 
 def test_every_format_and_every_ending_has_its_place_on_the_page() -> None:

@@ -111,7 +111,7 @@ class TestShow:
                 "data.jsonl: ppo reads 'advantages', which datum 0 of 1 does not",
             ),
             (["--html", "x.html", "--loss", "info_nce"], 1, "reads embeddings of whole texts"),
-            (["--count", "0"], 1, "limit is how many rows to read, at least 1, not 0"),
+            (["--count", "0"], 1, "limit must be a number of rows, at least 1, not 0"),
         ],
     )
     def test_mistakes_are_named(

@@ -77,7 +77,7 @@ class TestPairs:
         pair = (datum_from_tokens_weights([1, 2, 3], [0, 0, 1]), datum_from_tokens_weights([1, 2, 4], [0, 0, 1]))
         made = datums_from_pairs([pair], ref_logprobs=[([-1.0], [math.nan, -2.0])])
         assert inputs(made[0])["ref_logprobs"] == [0.0, -1.0]
-        with pytest.raises(LengthMismatchError, match="pair 0: chosen: the datum carries ref_logprobs already"):
+        with pytest.raises(LengthMismatchError, match="pair 0: chosen: the datum already carries ref_logprobs"):
             datums_from_pairs([made], ref_logprobs=[([-1.0], [-2.0])])
 
     @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ class TestPairs:
             (([[1], [1]], [[2], [2]], [[3], []]), EmptyLossError, "pair 1: rejected: the answer has no tokens"),
             (([[]], [[2]], [[3]]), EmptyLossError, "pair 0: chosen: the prompt has no tokens"),
             (([[1]], [[2]], [[3.5]]), DtypeError, "pair 0: rejected: tokens must be integers"),
-            (([(1, 2, 3)],), LengthMismatchError, "pair 0 must be"),
+            (([(1, 2, 3)],), LengthMismatchError, r"pair 0 and its ref_logprobs must both be \(chosen, rejected\)"),
         ],
     )
     def test_mistakes_name_the_pair_and_the_side(self, arguments: Any, error: type[Exception], message: str) -> None:
@@ -183,9 +183,9 @@ class TestTrajectories:
         except TruncationError:
             return
         check_aligned(datum)
-        found = inputs(datum)
+        arrays = inputs(datum)
         for target, logprob, advantage in zip(
-            found["target_tokens"], found["sampling_logprobs"], found["advantages"], strict=True
+            arrays["target_tokens"], arrays["sampling_logprobs"], arrays["advantages"], strict=True
         ):
             assert logprob == advantage == (-target if target >= 100 else 0)
 

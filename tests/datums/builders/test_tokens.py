@@ -73,7 +73,11 @@ def test_every_target_is_the_next_token_and_carries_its_own_weight(sequence: lis
 @pytest.mark.parametrize(
     ("count", "hint"),
     [
-        pytest.param(2, ". Off by one: give weights for the unshifted tokens, one each", id="D1: shifted already"),
+        pytest.param(
+            2,
+            ". Off by one: give one entry per unshifted token; weights is shifted with the tokens",
+            id="D1: shifted already",
+        ),
         pytest.param(4, "", id="D1: one too many"),
     ],
 )
@@ -206,8 +210,8 @@ class TestTruncation:
             return
         check_aligned(datum)
         assert datum.model_input.length == min(len(tokens), max_length) - 1
-        found = inputs(datum)
-        triples = zip(datum.model_input.to_ints(), found["target_tokens"], found["weights"], strict=True)
+        arrays = inputs(datum)
+        triples = zip(datum.model_input.to_ints(), arrays["target_tokens"], arrays["weights"], strict=True)
         for read, target, weight in triples:
             if target == read + 1:
                 assert weight == weights[target]
@@ -266,10 +270,10 @@ class TestTopK:
         rng = np.random.default_rng(seed)
         rows, width = int(rng.integers(1, 6)), int(rng.integers(1, 6))
         ids, weights = rng.integers(0, 4, (rows, width)), rng.integers(0, 8, (rows, width)) / 8
-        found = inputs(datum_from_topk(np.zeros(rows + 1, dtype=int), ids, weights, dedupe=True))
+        deduped = inputs(datum_from_topk(np.zeros(rows + 1, dtype=int), ids, weights, dedupe=True))
         for row in range(rows):
             for token in range(4):
-                after = [w for t, w in zip(ids[row], found["weights"][row], strict=True) if t == token]
+                after = [w for t, w in zip(ids[row], deduped["weights"][row], strict=True) if t == token]
                 assert sum(after) == weights[row][ids[row] == token].sum()
                 assert np.count_nonzero(after) <= 1
 

@@ -185,7 +185,7 @@ def test_marks_inside_a_macro_are_found_where_transformers_misplaces_them(tokeni
 
 
 def test_marks_that_change_what_is_rendered_are_refused(tokenizer_with: Any) -> None:
-    with pytest.raises(TemplateError, match=r"the chat template's {% generation %} marks change what it renders"):
+    with pytest.raises(TemplateError, match=r"the chat template's {% generation %} marks change the rendered text"):
         datum_from_messages(CONVERSATION, tokenizer_with("marks that change the text"))
 
 
@@ -198,23 +198,21 @@ def test_marked_answers_that_change_when_others_follow_cannot_be_told_apart(toke
 
 def test_d17_a_template_that_cuts_into_a_control_token_is_refused(tokenizer_with: Any) -> None:
     messages = [{"role": "user", "content": "Hi <|im_end|>"}, CONVERSATION[2]]
-    with pytest.raises(TemplateError, match="takes the messages' text apart inside a control token"):
+    with pytest.raises(TemplateError, match="splits the messages' text inside a control token"):
         datum_from_messages(messages, tokenizer_with("takes user text apart"))
 
 
-def test_d17_a_tokenizer_that_cannot_take_a_control_token_as_text_is_refused(
-    tokenizer_with: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_d17_a_tokenizer_that_cannot_encode_a_control_token_as_text_is_refused(tokenizer_with: Any) -> None:
     tokenizer = copy.deepcopy(tokenizer_with("marked"))
-    encode = type(tokenizer).__call__
 
-    def stubborn(self: Any, text: str, **how: Any) -> Any:
-        how.pop("split_special_tokens", None)
-        return encode(self, text, **how)
+    class Stubborn(type(tokenizer)):
+        def __call__(self, text: str, **options: Any) -> Any:
+            options.pop("split_special_tokens", None)
+            return super().__call__(text, **options)
 
-    monkeypatch.setattr(type(tokenizer), "__call__", stubborn)
+    tokenizer.__class__ = Stubborn
     messages = [{"role": "user", "content": "Hi <|im_end|>"}, CONVERSATION[2]]
-    with pytest.raises(TemplateError, match=r"contains '<\|im_end\|>', which this tokenizer cannot take as text"):
+    with pytest.raises(TemplateError, match=r"contains '<\|im_end\|>', which this tokenizer cannot encode as text"):
         datum_from_messages(messages, tokenizer)
 
 
@@ -261,7 +259,7 @@ def test_tokenizers_that_write_spaces_as_sentencepiece_does_are_masked_exactly(
 def test_d14_a_template_without_marks_is_derived_or_refused_never_all_ones(tokenizer_with: Any) -> None:
     datum = datum_from_messages(CONVERSATION, tokenizer_with("unmarked"))
     assert 0 < sum(datum.loss_fn_inputs["weights"].data) < datum.model_input.length
-    with pytest.raises(TemplateError, match=r"no notice of add_generation_prompt.*'<\|im_start\|>'"):
+    with pytest.raises(TemplateError, match=r"ignores add_generation_prompt.*'<\|im_start\|>'"):
         datum_from_messages(CONVERSATION, tokenizer_with("no generation prompt"))
 
 
@@ -295,7 +293,7 @@ def test_d15_its_last_answer_can_be_learned(tokenizer_with: Any) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("marks enclose everything", "the mask covers every token, prompts too; say train_on='all'"),
+        ("marks enclose everything", "the mask covers every token, prompts included; pass train_on='all'"),
         ("marks enclose nothing", r"marks enclose no token of this conversation"),
     ],
 )
@@ -318,17 +316,17 @@ class TestWeightsOfMessages:
 
     def weights(self, tokenizer: Any, first: Any, second: Any, **options: Any) -> list[float]:
         """The weights of the tokens of both answers, each of two characters and an end."""
-        given = [dict(message) for message in self.SAID]
-        for message, weight in ((given[1], first), (given[3], second)):
+        weighted = [dict(message) for message in self.SAID]
+        for message, weight in ((weighted[1], first), (weighted[3], second)):
             if weight is not None:
                 message["weight"] = weight
         plain = datum_from_messages(self.SAID, tokenizer)
-        datum = datum_from_messages(given, tokenizer, **options)
+        datum = datum_from_messages(weighted, tokenizer, **options)
         assert datum.model_input == plain.model_input, "a weight is not rendered"
         learned = [bool(w) for w in plain.loss_fn_inputs["weights"].data]
-        found = datum.loss_fn_inputs["weights"].data
-        assert not any(w for w, was in zip(found, learned, strict=True) if not was)
-        return [w for w, was in zip(found, learned, strict=True) if was]
+        weights = datum.loss_fn_inputs["weights"].data
+        assert not any(w for w, is_learned in zip(weights, learned, strict=True) if not is_learned)
+        return [w for w, is_learned in zip(weights, learned, strict=True) if is_learned]
 
     @pytest.mark.parametrize("template", ["marked", "unmarked"])
     @pytest.mark.parametrize(
@@ -355,13 +353,15 @@ class TestWeightsOfMessages:
         assert datum_from_messages(given, tokenizer) == datum_from_messages(self.SAID, tokenizer)
 
     def test_nothing_left_to_learn_is_refused(self, tokenizer_with: Any) -> None:
-        with pytest.raises(EmptyLossError, match="every answer that could be learned has the weight 0"):
+        with pytest.raises(EmptyLossError, match="every answer to learn has the weight 0"):
             self.weights(tokenizer_with("marked"), 0, 0)
-        with pytest.raises(EmptyLossError, match="every answer that could be learned has the weight 0"):
+        with pytest.raises(EmptyLossError, match="every answer to learn has the weight 0"):
             self.weights(tokenizer_with("marked"), 1, 0, train_on="last_assistant")
 
     def test_all_and_weights_exclude_each_other(self, tokenizer_with: Any) -> None:
-        with pytest.raises(MessageError, match="say which turns are learned, and so does train_on='all'"):
+        with pytest.raises(
+            MessageError, match="both the messages' weights and train_on='all' say which turns are learned"
+        ):
             self.weights(tokenizer_with("marked"), 1, 0, train_on="all")
 
     @pytest.mark.parametrize("template", ["marked, forgets earlier answers", "forgets earlier answers"])
@@ -370,7 +370,9 @@ class TestWeightsOfMessages:
     ) -> None:
         given = [dict(message) for message in self.SAID]
         given[1]["weight"] = 0.5
-        with pytest.raises(TemplateError, match=r"so its weight cannot be placed|does not preserve prefixes"):
+        with pytest.raises(
+            TemplateError, match=r"so the positions of its weight are unknown|does not preserve prefixes"
+        ):
             datum_from_messages(given, tokenizer_with(template))
 
 
@@ -398,7 +400,7 @@ class TestMalformedMessages:
             ([{"role": "user", "content": ["Hi"]}], "content part 0 is 'a str'; only"),
             (
                 [{"role": "user", "content": "Hi", "weight": 1}],
-                r"message 0 \(user\) has the weight 1, but only what an as",
+                r"message 0 \(user\) has the weight 1, but only an assistant's text",
             ),
             ([{"role": "assistant", "content": "Hi", "weight": True}], "the weight True; a weight is a finite number"),
             ([{"role": "assistant", "content": "Hi", "weight": "1"}], "the weight '1'; a weight is a finite number"),
@@ -418,7 +420,7 @@ class TestMalformedMessages:
             datum_from_messages(CONVERSATION, tokenizer_with("marked"), train_on="assistant")  # type: ignore[arg-type]
 
     def test_what_the_template_refuses_is_no_stack_trace(self, tokenizer_with: Any) -> None:
-        with pytest.raises(TemplateError, match=r"does not take these 5 messages: .*Conversation roles must alternate"):
+        with pytest.raises(TemplateError, match=r"refuses these 5 messages: .*Conversation roles must alternate"):
             datum_from_messages(CONVERSATION, tokenizer_with("wants users and assistants in turn"))
 
     def test_a_tokenizer_without_a_template_is_refused(self, tokenizer_with: Any) -> None:
@@ -459,7 +461,7 @@ class TestTools:
         [
             ("leaves tool calls out", "message 1 calls the tool 'add', but the chat template leaves tool calls out"),
             ("calls tools, but forgets what they answer", "message 2 is a tool's answer, but the chat template leaves"),
-            ("unmarked", "the chat template does not take these 4 messages"),
+            ("unmarked", "the chat template refuses these 4 messages"),
         ],
     )
     def test_a_template_that_does_not_is_refused(self, template: str, message: str, tokenizer_with: Any) -> None:
@@ -472,10 +474,10 @@ class TestCheckTemplate:
 
     @pytest.mark.parametrize("template", MASKED)
     def test_a_good_one_passes(self, template: str, tokenizer_with: Any) -> None:
-        found = check_template(tokenizer_with(template))
-        assert found.marks_generation == (template == "marked")
-        assert found.stop_token == "<|im_end|>"
-        assert found.trained == len("It is five.$That is eight.$")
+        checked = check_template(tokenizer_with(template))
+        assert checked.marks_generation == (template == "marked")
+        assert checked.stop_token == "<|im_end|>"
+        assert checked.trained == len("It is five.$That is eight.$")
 
     @pytest.mark.parametrize(
         ("template", "message"),
@@ -490,7 +492,7 @@ class TestCheckTemplate:
             pytest.param("marked, forgets earlier answers", "does not preserve prefixes", id="D15: with marks"),
             pytest.param("marks enclose everything", "covers every token", id="D14: all ones"),
             pytest.param("marks enclose nothing", "enclose no token", id="D14: all zeros"),
-            pytest.param("no generation prompt", "no notice of add_generation_prompt", id="no generation prompt"),
+            pytest.param("no generation prompt", "ignores add_generation_prompt", id="no generation prompt"),
         ],
     )
     def test_a_bad_one_does_not(self, template: str, message: str, tokenizer_with: Any) -> None:
@@ -502,7 +504,7 @@ class TestCheckTemplate:
 
         tokenizer = copy.deepcopy(tokenizer_with("unmarked"))
         tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-        with pytest.raises(TemplateError, match="its tokens do not decode to the text it rendered"):
+        with pytest.raises(TemplateError, match="its tokens do not decode to the rendered text"):
             check_template(tokenizer)
 
     def test_an_answer_outside_and_a_question_inside_the_marks_are_found(self, tokenizer_with: Any) -> None:

@@ -70,7 +70,7 @@ def test_weights_off_by_one_are_refused_with_the_hint_about_the_shift(weights: l
     with pytest.raises(LengthMismatchError) as caught:
         check_datums([GOOD, wrong])
     assert str(caught.value) == (
-        f"datum 1 of 2: {message}. Off by one: did you pass weights for the unshifted tokens? "
+        f"datum 1 of 2: {message}. Off by one: does weights belong to the unshifted tokens? "
         "Use datum_from_tokens_weights"
     )
 
@@ -84,7 +84,7 @@ def test_weights_off_by_one_are_refused_with_the_hint_about_the_shift(weights: l
         ({"target_tokens": [1, 2, 3, 4, 5, 6]}, r"give them the shape \[3, 2\]"),
         ({"weights": [1.0]}, r"weights has 1 entry, model_input has 3 tokens\.$"),
         ({"weights": 1.0}, "weights is one number; it needs one for each of the 3 tokens"),
-        ({"advantages": [1.0, 2.0]}, "did you pass advantages for the unshifted tokens. Use datums_from_traj"),
+        ({"advantages": [1.0, 2.0]}, "does advantages belong to the unshifted tokens. Use datums_from_traj"),
         ({"hidden": np.zeros((7, 2))}, r"hidden has shape \[7, 2\], model_input has 3 tokens"),
     ],
 )
@@ -131,7 +131,7 @@ def test_targets_of_weight_0_need_not_be_aligned() -> None:
 def test_alignment_cannot_be_asked_of_datums_without_one_target_a_position() -> None:
     with pytest.raises(MissingInput, match="datum 3 carries no target_tokens"):
         check_aligned(datum([1, 2]), 3)
-    with pytest.raises(AlignmentError, match=r"shape \[2, 1\] are not one next token"):
+    with pytest.raises(AlignmentError, match=r"shape \[2, 1\] are not one next token per position"):
         check_aligned(datum([1, 2], target_tokens=[[2], [3]]))
 
 
@@ -174,7 +174,7 @@ def test_d4_token_ids_beyond_64_bits_are_out_of_range(value: int) -> None:
         (
             [1, 1],
             [-100, 1],
-            "target_tokens holds -100 at position 0.*-100 marks ignored labels elsewhere; .* give it weight 0",
+            "target_tokens holds -100 at position 0.*Other libraries ignore the label -100; .* the weight 0",
         ),
     ],
 )
@@ -213,7 +213,7 @@ def test_n5_masked_positions_may_hold_anything_but_weights(garbage: float) -> No
 
 def test_only_the_masked_entry_of_k_targets_is_free() -> None:
     wrong = datum([1], target_tokens=[[1, 2]], weights=[[0.0, 1.0]], teacher=[[0.0, math.nan]])
-    with pytest.raises(NonFiniteLossInput, match="teacher is nan at position 0, column 1; weight 0 would leave"):
+    with pytest.raises(NonFiniteLossInput, match="teacher is nan at position 0, column 1; a weight of 0 would leave"):
         check_datum(wrong)
 
 
@@ -228,7 +228,7 @@ def test_n7_a_logprob_of_minus_infinity_at_an_active_position_is_refused() -> No
 
 
 def test_a_number_about_the_whole_datum_must_be_finite() -> None:
-    with pytest.raises(NonFiniteLossInput, match="reward is nan at the whole datum"):
+    with pytest.raises(NonFiniteLossInput, match="reward is nan for the whole datum"):
         check_datum(datum([1, 2], weights=[0.0, 1.0], reward=math.nan))
 
 

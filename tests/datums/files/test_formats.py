@@ -1,4 +1,4 @@
-"""Rows of each known format become datums; others are refused with what was found and what is known."""
+"""Rows of each known format become datums; others are refused with their keys and the known formats."""
 
 from __future__ import annotations
 
@@ -138,12 +138,15 @@ def test_tools_reach_the_template(tokenizer_with: Any) -> None:
         ({"tokens": [1]}, "'weights' is missing"),
         ({"conversations": []}, "rename 'conversations' to 'messages', 'from' to 'role'"),
         ({"instruction": "a", "output": "b"}, "rename 'instruction'"),
-        ({"input_ids": [1], "label": [1]}, "Here: give 'labels' too"),
-        ({"prompt": "a", "answer": "b"}, "rename 'answer' to 'completion' if it is to be learned; `lossbook train rl`"),
-        ({"query": "a", "positive": "b"}, "texts to embed, not to learn; `lossbook train embed` takes such rows"),
-        ({"anchor": "a", "positive": "b", "negative": "c"}, "`lossbook train embed` takes such rows"),
-        ({"query": "a", "negatives": ["b"]}, "`lossbook train embed` takes such rows"),
-        ({"text": "a"}, "give 'prompt' and 'completion'"),
+        ({"input_ids": [1], "label": [1]}, "Here: add 'labels'"),
+        ({"prompt": "a", "answer": "b"}, "rename 'answer' to 'completion' to learn it; `lossbook train rl`"),
+        (
+            {"query": "a", "positive": "b"},
+            "texts to embed are not learned token by token; `lossbook train embed` reads such rows",
+        ),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, "`lossbook train embed` reads such rows"),
+        ({"query": "a", "negatives": ["b"]}, "`lossbook train embed` reads such rows"),
+        ({"text": "a"}, "give 'prompt', which is only read, and 'completion', which is learned"),
         ({"prompt": "a", "completion": None}, "two texts or two lists of messages, not str and NoneType"),
         (
             {"prompt": [USER], "completion": "b"},
@@ -158,11 +161,11 @@ def test_tools_reach_the_template(tokenizer_with: Any) -> None:
         ),
         (
             {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "attention_mask": [1, 1, 0]},
-            r"labels\[2\] is to be learned, but attention_mask says that it is padding",
+            r"labels\[2\] is to be learned, but attention_mask marks it as padding",
         ),
     ],
 )
-def test_other_rows_are_refused_with_what_was_found_and_what_is_known(
+def test_other_rows_are_refused_with_their_keys_and_the_known_formats(
     row: dict[str, Any], message: str, tokenizer_with: Any
 ) -> None:
     with pytest.raises(DataFileError, match=message):
@@ -172,13 +175,13 @@ def test_other_rows_are_refused_with_what_was_found_and_what_is_known(
 @pytest.mark.parametrize(
     ("row", "kind", "message"),
     [
-        ({"prompt": "a", "completion": "b", "label": "yes"}, LabelError, "^'label' is 'yes'; .* true or false"),
+        ({"prompt": "a", "completion": "b", "label": "yes"}, LabelError, "^'label' is 'yes'; with .* true or false"),
         ({"prompt": "a", "completion": "b", "label": None}, LabelError, "^'label' is None; "),
         ({"prompt": "a", "completion": "b", "label": 2}, LabelError, "^'label' is 2; .* Rename it"),
         ({"prompt": "a", "completion": "b", "label": 0.5}, LabelError, "^'label' is 0.5; "),
         ({"prompt": "a", "completion": ""}, EmptyLossError, "'completion' is an empty text"),
         ({"prompt": "a", "chosen": "", "rejected": "b"}, EmptyLossError, "chosen: 'chosen' is an empty text"),
-        ({"chosen": "b", "rejected": "c"}, DataFileError, "not NoneType and str. Add 'prompt', the text that comes"),
+        ({"chosen": "b", "rejected": "c"}, DataFileError, "not NoneType and str. Add 'prompt', the text before it"),
         ({"tokens": "abc", "weights": [1]}, DtypeError, "^'tokens': tokens must be numbers, got str"),
         ({"tokens": [1, 2.5], "weights": [0, 1]}, DtypeError, "^'tokens': tokens must be integers, got floats"),
         ({"tokens": [1, 2], "weights": [1]}, LengthMismatchError, "weights has 1 entries for 2 tokens"),
@@ -186,7 +189,7 @@ def test_other_rows_are_refused_with_what_was_found_and_what_is_known(
         (
             {"tokens": [1, 2], "weights": [0, 1], "advantages": [1]},
             LengthMismatchError,
-            "advantages has 1 entries for 2 tokens. Off by one: give advantages for the unshifted tokens",
+            "advantages has 1 entries for 2 tokens. Off by one: give one entry per unshifted token; advantages is",
         ),
         ({"input_ids": [1, 2], "labels": [1]}, LengthMismatchError, "labels has 1 entries for 2 input_ids"),
         ({"input_ids": [1, 2], "labels": None}, DtypeError, "^'labels': "),
@@ -194,7 +197,7 @@ def test_other_rows_are_refused_with_what_was_found_and_what_is_known(
         (
             {"input_ids": [1, 2, 3], "labels": [2, 3, -100]},
             AlignmentError,
-            r"labels\[0\] is 2, but input_ids\[0\] is 1: .* shifted by one already: give them unshifted",
+            r"labels\[0\] is 2, but input_ids\[0\] is 1: .* already shifted by one: give them unshifted",
         ),
         ({"input_ids": [1, 2, 3], "labels": [-100, 2, 9]}, AlignmentError, r"labels\[2\] is 9.* only read.$"),
         ({"input_ids": [1, 2], "labels": [-100, -100]}, EmptyLossError, "every label is -100"),

@@ -69,8 +69,8 @@ def test_blank_lines_are_skipped_and_counted(folder: Path) -> None:
         pytest.param(b'{"a": 1, "a": 2}', "the key 'a' appears more than once in one object", id="D18: duplicate keys"),
         pytest.param(b'{"m": [{"b": 1, "b": 1}]}', "the key 'b' appears more than once", id="D18: duplicates within"),
         pytest.param(b'{"a": 1', "not JSON: Expecting ',' delimiter at column 8", id="D18: cut off"),
-        pytest.param(b"{", "not JSON: .*JSON Lines has one object a line", id="D18: JSON over several lines"),
-        pytest.param(b"[", "not JSON: .*JSON Lines has one object a line", id="D18: an array over several lines"),
+        pytest.param(b"{", "not JSON: .*JSON Lines has one object per line", id="D18: JSON over several lines"),
+        pytest.param(b"[", "not JSON: .*JSON Lines has one object per line", id="D18: an array over several lines"),
         pytest.param(
             b'[{"a": 1}]', "must be a JSON object, not a list. Is the file one JSON array", id="D18: an array"
         ),

@@ -33,13 +33,13 @@ def test_special_tokens_and_line_ends_are_visible(tokenizer_with: Any) -> None:
 def test_colours_follow_the_weights(tokenizer_with: Any) -> None:
     tokenizer = tokenizer_with("marked")
     tokens = tokenizer("xabcde<|im_end|>")["input_ids"]
-    found = styles(datum_from_tokens_weights(tokens, [1, 0, 2, 1, -2, -1, 2]), tokenizer)
-    assert found["x"] == found["a"] == "dim"
-    assert found["b"] == "rgb(0,255,0)"
-    assert found["c"] == "rgb(0,182,0)"
-    assert found["d"] == "rgb(255,60,60)"
-    assert found["e"] == "rgb(182,60,60)"
-    assert found["<|im_end|>"] == "rgb(0,255,0) underline"
+    style_of = styles(datum_from_tokens_weights(tokens, [1, 0, 2, 1, -2, -1, 2]), tokenizer)
+    assert style_of["x"] == style_of["a"] == "dim"
+    assert style_of["b"] == "rgb(0,255,0)"
+    assert style_of["c"] == "rgb(0,182,0)"
+    assert style_of["d"] == "rgb(255,60,60)"
+    assert style_of["e"] == "rgb(182,60,60)"
+    assert style_of["<|im_end|>"] == "rgb(0,255,0) underline"
 
 
 def test_without_colour_learned_runs_stand_in_marks_with_their_weight(tokenizer_with: Any) -> None:
