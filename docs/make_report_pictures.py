@@ -1,4 +1,4 @@
-"""The pictures of docs/reports.md, taken of reports in Chromium: of a small run, and of docs/recipes/rl.md's for its tokens.
+"""Take the pictures of docs/reports.md in Chromium: of the report of a small run, and of docs/recipes/rl.md's run.
 
     lossbook train rl --config examples/rl.toml
     lossbook runs report runs/rl
@@ -19,13 +19,13 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-#: Colours of a picture: few enough for a small file.
+#: Number of colours of a picture, to keep files small.
 PALETTE = 128
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A view of the page. top: what it begins with; clicked, hovered: what is clicked, and where the pointer rests."""
+    """A view of the page. top: the element to scroll to; clicked, hovered: elements to click and to point at."""
 
     name: str
     width: int
@@ -43,7 +43,7 @@ PICTURES = (
         1150,
         770,
         "dark",
-        ".microscope",
+        ".records",
         clicked=(".steps button:nth-of-type(2)", ".step:visible label:has-text('gradient')"),
         hovered=".step:visible .tv-token:has-text('helpful')",
     ),
@@ -52,7 +52,7 @@ PICTURES = (
 
 
 def take(page: Any, picture: Picture) -> None:
-    """One picture, into IMAGES."""
+    """Take one picture and write it to IMAGES."""
     for selector in picture.clicked:
         page.locator(selector).first.click()
     page.locator(picture.top).first.evaluate(
@@ -67,7 +67,7 @@ def take(page: Any, picture: Picture) -> None:
 
 
 def main(report: Path, with_text: Path) -> None:
-    """All pictures; that of the tokens of a report whose model writes text."""
+    """Take all pictures. with_text: a report whose model writes readable text, for the picture of tokens."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as api:
@@ -75,7 +75,7 @@ def main(report: Path, with_text: Path) -> None:
         for picture in PICTURES:
             size: Any = {"width": picture.width, "height": picture.height}
             page = browser.new_context(viewport=size, color_scheme=picture.scheme).new_page()  # type: ignore[arg-type]
-            page.goto((with_text if picture.top == ".microscope" else report).resolve().as_uri())
+            page.goto((with_text if picture.top == ".records" else report).resolve().as_uri())
             take(page, picture)
         browser.close()
 

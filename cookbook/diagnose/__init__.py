@@ -1,1 +1,1 @@
-"""Diagnostics: what a run's metrics say is wrong, and what to do about it."""
+"""Diagnostics: problems that a run's metrics show, and what to do about them."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-from .findings import FEWEST, Finding
+from .diagnosis import FEWEST, Diagnosis
 from .history import History
 
-#: The chosen reward's fall over the margin's rise.
+#: The fall of the chosen reward, as a share of the margin's rise.
 MOST_DISPLACEMENT = 0.1
-#: How near to ln(batch) a contrastive loss is the loss of a guess, as a share of it.
+#: A contrastive loss within this share of ln(documents) is the loss of a guess.
 GUESSING = 0.1
 FEWEST_CONTRASTIVE = 20
 
 
-def likelihood_displacement(history: History) -> Finding | None:
+def likelihood_displacement(history: History) -> Diagnosis | None:
     """Chosen and rejected answers both become less likely."""
     if history.find("score_min") is not None:
         return None  # a reward model: its rewards are scores, not likelihoods
@@ -24,23 +24,23 @@ def likelihood_displacement(history: History) -> Finding | None:
         rejected = history.find("held_out_rejected_change", at_least=2)
     if chosen is None or rejected is None:
         return None
-    fall, other = chosen.early - chosen.late, rejected.early - rejected.late
-    if fall <= 0 or other <= 0 or fall <= MOST_DISPLACEMENT * (other - fall):
+    chosen_fall, rejected_fall = chosen.early - chosen.late, rejected.early - rejected.late
+    if min(chosen_fall, rejected_fall) <= 0 or chosen_fall <= MOST_DISPLACEMENT * (rejected_fall - chosen_fall):
         return None
-    return Finding(
+    return Diagnosis(
         "warning",
         "Chosen answers become less likely too",
-        f"{chosen.name} went from {chosen.early:.3g} to {chosen.late:.3g}, {rejected.name} from {rejected.early:.3g} to "
-        f"{rejected.late:.3g}: the margin rises because the rejected ones fall faster",
-        "Add the chosen answers' likelihood (cpo or orpo, or a mixture with cross_entropy); raise beta; lower the learning "
-        "rate; drop pairs whose answers are nearly the same.",
-        "The probability goes to answers that are in no pair: Razin et al. 2024, arXiv:2410.08847; Pal et al. 2024, "
-        "arXiv:2402.13228. A fall of over a tenth of the margin's rise is our choice.",
+        f"{chosen.name} fell from {chosen.early:.3g} to {chosen.late:.3g}, {rejected.name} from {rejected.early:.3g} to "
+        f"{rejected.late:.3g}: the margin rises only because the rejected answers fall faster",
+        "Add the likelihood of the chosen answers (cpo or orpo, or a mixture with cross_entropy); raise beta; lower the "
+        "learning rate; drop pairs with nearly equal answers.",
+        "The probability moves to answers outside the pairs: Razin et al. 2024, arXiv:2410.08847; Pal et al. 2024, "
+        "arXiv:2402.13228. The threshold, a tenth of the margin's rise, is our choice.",
     )
 
 
-def contrastive_guessing(history: History) -> Finding | None:
-    """A contrastive loss no better than a guess among the batch's documents."""
+def contrastive_guessing(history: History) -> Diagnosis | None:
+    """A contrastive loss no better than a guess among the documents of the batch."""
     loss = history.find("loss", at_least=FEWEST_CONTRASTIVE)
     datums = history.find("datums", at_least=FEWEST_CONTRASTIVE)
     is_cross_entropy = history.find("query_to_document") is not None or history.settings.get("loss") in (
@@ -53,12 +53,12 @@ def contrastive_guessing(history: History) -> Finding | None:
     guess = math.log(documents) if documents > 1 else 0.0
     if not guess or abs(loss.late - guess) > GUESSING * guess:
         return None
-    return Finding(
+    return Diagnosis(
         "warning",
-        "The embeddings tell nothing apart",
-        f"the loss is {loss.late:.3g} at the end; guessing among {documents:.0f} documents gives ln {documents:.0f} = "
+        "The embeddings do not tell documents apart",
+        f"the loss is {loss.late:.3g} at the end; a guess among {documents:.0f} documents gives ln {documents:.0f} = "
         f"{guess:.3g}",
-        "Raise the learning rate; lower the temperature (0.05 or less); check that pairs are in order (query, its "
-        "document) and that pooling is the model's own.",
-        "The cross-entropy of equal similarities over n documents is exactly ln n; within 10 % of it is our choice.",
+        "Raise the learning rate; lower the temperature (0.05 or less); check that pairs are ordered as (query, document) "
+        "and that the pooling is the model's own.",
+        "With equal similarities to n documents the cross-entropy is exactly ln n. The threshold of 10 % is our choice.",
     )

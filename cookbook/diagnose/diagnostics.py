@@ -1,9 +1,9 @@
-"""All diagnostics, and what they say of a run."""
+"""All diagnostics, and their results for a run."""
 
 from __future__ import annotations
 
 from . import comparison_checks, policy_checks, training_checks
-from .findings import Diagnostic, Finding
+from .diagnosis import Diagnosis, Diagnostic
 from .history import History
 
 #: In the order in which they are shown within a level.
@@ -28,7 +28,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
 _ORDER = ("problem", "warning", "note")
 
 
-def diagnose(history: History) -> list[Finding]:
-    """What looks wrong in a run, the worst first; [] where nothing does."""
-    found = [finding for check in DIAGNOSTICS if (finding := check(history)) is not None]
-    return sorted(found, key=lambda finding: _ORDER.index(finding.level))
+def diagnose(history: History) -> list[Diagnosis]:
+    """Everything that looks wrong in a run, the worst first."""
+    diagnoses = [diagnosis for check in DIAGNOSTICS if (diagnosis := check(history)) is not None]
+    return sorted(diagnoses, key=lambda diagnosis: _ORDER.index(diagnosis.level))

@@ -1,4 +1,4 @@
-"""What a run recorded, as curves."""
+"""The metrics of a run as curves."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ...datums.errors import DataFileError, RunError
 from ..run.names import CONFIG, METRICS
 from ..run.runs import read_metrics, read_settings
 
-#: What is farther from 0 is as good as infinite, and would not survive the arithmetic of drawing.
+#: Larger magnitudes count as infinite: drawing would overflow.
 LARGEST = 1e100
-#: Trends compare the means over this share of a curve's first and last values: one value alone is noise.
+#: Trends compare the means of the first and the last 1 / SHARE of a curve, because single values are noisy.
 SHARE = 5
 
 
 @dataclass(frozen=True)
 class Series:
-    """One recorded quantity. steps: [N] int; values: [N] float64, all finite."""
+    """One metric. steps: [N] int; values: [N] float64, all finite."""
 
     name: str
     steps: np.ndarray
@@ -33,61 +33,66 @@ class Series:
 
     @property
     def early(self) -> float:
-        """The mean of its first fifth."""
+        """The mean of the first fifth."""
         return float(self.values[: max(len(self) // SHARE, 1)].mean())
 
     @property
     def late(self) -> float:
-        """The mean of its last fifth."""
+        """The mean of the last fifth."""
         return float(self.values[-max(len(self) // SHARE, 1) :].mean())
 
     @property
     def last(self) -> float:
-        """Its last value."""
+        """The last value."""
         return float(self.values[-1])
 
 
 @dataclass(frozen=True)
 class History:
-    """Rows of a metrics.jsonl, NaN where a number was not finite, and the run's settings."""
+    """The rows of a metrics.jsonl, NaN for numbers that were not finite, and the run's settings."""
 
     rows: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
-        """What was recorded, in the order in which it first was; `step` apart."""
+        """The recorded metrics in order of first appearance, without `step`."""
         return [key for key in dict.fromkeys(key for row in self.rows for key in row) if key != "step"]
 
     def named(self, name: str) -> list[str]:
-        """The keys that are `name`, or a mixture's part's metric of that name (`grpo/clip_fraction`)."""
-        return [key for key in self.keys if key == name or key.rpartition("/")[2] == name]
+        """The keys `name` and, in a mixture, `part/name` (`grpo/clip_fraction`)."""
+        return [key for key in self.keys if is_named(key, name)]
 
     def series(self, key: str) -> Series:
-        """The finite values of a recorded key."""
+        """The finite values of a metric."""
         points = [(row["step"], row[key]) for row in self.rows if key in row]
         steps, values = (
             (np.array(column) for column in zip(*points, strict=True)) if points else (np.zeros(0), np.zeros(0))
         )
-        kept = np.isfinite(values.astype(np.float64))
-        return Series(key, steps[kept].astype(np.int64), values[kept].astype(np.float64))
+        finite = np.isfinite(values.astype(np.float64))
+        return Series(key, steps[finite].astype(np.int64), values[finite].astype(np.float64))
 
     def find(self, *names: str, at_least: int = 1) -> Series | None:
-        """The first of several quantities that was recorded, with `at_least` finite values; None when none was."""
-        found = (self.series(key) for name in names for key in self.named(name))
-        return next((series for series in found if len(series) >= at_least), None)
+        """The first of these metrics that has `at_least` finite values; None if none has."""
+        candidates = (self.series(key) for name in names for key in self.named(name))
+        return next((series for series in candidates if len(series) >= at_least), None)
 
 
 def read_history(folder: str | Path) -> History:
-    """What the run in a folder recorded. Raises RunError for a folder without metrics, naming runs below it."""
+    """The metrics of the run in a folder. Raises RunError for a folder without metrics, naming runs below it."""
     folder = Path(folder)
     if not (folder / METRICS).is_file():
-        raise RunError(f"{folder} holds no {METRICS}, so no run recorded anything there.{_runs_below(folder)}")
+        raise RunError(f"{folder} holds no {METRICS}, so it is not the folder of a run.{_runs_below(folder)}")
     rows = read_metrics(folder / METRICS)
     if not rows:
         raise RunError(f"{folder / METRICS} is empty: the run ended before its first number")
     settings = read_settings(folder) if (folder / CONFIG).exists() else {}
     return History([_numbers(row, line) for line, row in enumerate(rows, start=1)], settings)
+
+
+def is_named(key: str, name: str) -> bool:
+    """Whether a recorded key is the metric `name`, of the loss itself or of a part of a mixture."""
+    return key == name or key.rpartition("/")[2] == name
 
 
 def is_number(value: Any) -> bool:
@@ -96,13 +101,12 @@ def is_number(value: Any) -> bool:
 
 
 def _numbers(row: Mapping[str, Any], line: int) -> dict[str, float]:
-    """A row's numbers; what else somebody wrote there is not drawn. Raises DataFileError where `step` is no number."""
+    """The numbers of a row; other values are ignored. Raises DataFileError if `step` is not an integer."""
     if not isinstance(row["step"], int):
-        raise DataFileError(f"{METRICS}, line {line}: step is {row['step']!r}, not a number of steps")
-    found = {key: value for key, value in row.items() if is_number(value)}
-    return {key: float(value) if abs(value) < LARGEST else math.nan for key, value in found.items()} | {
-        "step": row["step"]
-    }
+        raise DataFileError(f"{METRICS}, line {line}: step is {row['step']!r}, not an integer")
+    numbers = {key: value for key, value in row.items() if is_number(value)}
+    finite = {key: float(value) if abs(value) < LARGEST else math.nan for key, value in numbers.items()}
+    return {**finite, "step": row["step"]}
 
 
 def _runs_below(folder: Path) -> str:
@@ -110,4 +114,4 @@ def _runs_below(folder: Path) -> str:
         return f" There is no folder of that name{'' if folder.parent.is_dir() else f', nor {folder.parent}'}."
     below = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
     shown = ", ".join(map(str, below[:5])) + (", ..." if len(below) > 5 else "")
-    return f" There are runs below it: {shown}" if below else " Name the folder that --out named when the run was made."
+    return f" There are runs below it: {shown}" if below else " Give the --out folder of the run."

@@ -1,4 +1,4 @@
-"""Diagnostics of any training: broken numbers, gradients, and fitting the training data alone."""
+"""Diagnostics of any training: broken numbers, gradients, and overfitting."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 
 import numpy as np
 
-from .findings import FEWEST, Finding
+from .diagnosis import FEWEST, Diagnosis
 from .history import History
 
-#: Without a finite value of these there is no training. Other numbers may be the mean of nothing, which is NaN.
+#: These must be finite at every step. Other metrics may be the mean of an empty set, which is NaN.
 MUST_BE_FINITE = ("loss", "nll", "grad_norm", "held_out_nll", "reward", "held_out_score")
-#: A spike: this many times the median of the last SPIKE_WINDOW steps. Healthy norms of single batches scatter by 2 to 3.
+#: A spike is this many times the median of the last SPIKE_WINDOW steps. Healthy norms vary by a factor of 2 to 3.
 SPIKE_FACTOR, SPIKE_WINDOW = 10.0, 20
-#: The share of steps whose gradient was clipped from which on it counts as always.
+#: The share of steps with a clipped gradient that counts as always.
 ALWAYS_CLIPPED, FEWEST_TO_CLIP = 0.95, 20
-#: How far above its best the held-out loss may be: the criterion GL with alpha = 5 (percent) of Prechelt 1998.
+#: How far the held-out loss may rise above its best: the criterion GL with alpha = 5 (percent) of Prechelt 1998.
 GENERALIZATION_LOSS = 0.05
 
 
-def non_finite(history: History) -> Finding | None:
-    """Any NaN or infinity in a number that training cannot do without."""
+def non_finite(history: History) -> Diagnosis | None:
+    """NaN or infinity in a metric that must be finite."""
     broken = {
         key: [row["step"] for row in history.rows if key in row and not math.isfinite(row[key])]
         for name in MUST_BE_FINITE
@@ -29,18 +29,18 @@ def non_finite(history: History) -> Finding | None:
     broken = {key: steps for key, steps in broken.items() if steps}
     if not broken:
         return None
-    key = min(broken, key=lambda name: broken[name][0])
-    return Finding(
+    first = min(broken, key=lambda name: broken[name][0])
+    return Diagnosis(
         "problem",
         "A number is not finite",
-        f"{', '.join(broken)}: NaN or infinite, first {key} at step {broken[key][0]}",
-        "Look at the data of that step and at the microscope's logprobs; lower the learning rate; clip gradients "
-        "(grad_clip_norm 1.0). Start again from a checkpoint before it.",
-        "One such number makes every later weight useless; there is no threshold.",
+        f"{', '.join(broken)}: NaN or infinite, first {first} at step {broken[first][0]}",
+        "Look at that step's data and its recorded logprobs; lower the learning rate; clip gradients (grad_clip_norm 1.0). "
+        "Restart from an earlier checkpoint.",
+        "A single NaN or infinity ruins all later weights, so there is no threshold.",
     )
 
 
-def gradient_spikes(history: History) -> Finding | None:
+def gradient_spikes(history: History) -> Diagnosis | None:
     """A gradient norm far above those before it."""
     norms = history.find("grad_norm", at_least=FEWEST)
     if norms is None:
@@ -53,39 +53,39 @@ def gradient_spikes(history: History) -> Finding | None:
     if not spikes:
         return None
     worst = max(spikes, key=lambda i: norms.values[i])
-    return Finding(
+    return Diagnosis(
         "warning",
         "The gradient spikes",
         f"at {len(spikes)} of {len(norms)} steps grad_norm is over {SPIKE_FACTOR:g} times the median before it, "
         f"at most {norms.values[worst]:.3g} at step {norms.steps[worst]}",
-        "Look for odd rows in those batches (very short, very long, repeated); set grad_clip_norm; use warmup_steps; "
-        "lower the learning rate if the loss jumps with it.",
-        "Norms of single batches scatter by a factor of 2 to 3; 10 is our choice. Spikes come before a jump of the loss: "
+        "Look for unusual rows in those batches (very short, very long, repeated); set grad_clip_norm; use warmup_steps; "
+        "lower the learning rate if the loss jumps as well.",
+        "Norms of single batches vary by a factor of 2 to 3; 10 is our choice. Spikes precede jumps of the loss: "
         "Chowdhery et al. 2022, arXiv:2204.02311 section 5.1.",
     )
 
 
-def always_clipped(history: History) -> Finding | None:
-    """Nearly every gradient is clipped, the late ones too."""
+def always_clipped(history: History) -> Diagnosis | None:
+    """Nearly every gradient is clipped."""
     norms, clipped = history.find("grad_norm"), history.find("grad_norm_clipped")
     if norms is None or clipped is None or not len(norms) == len(clipped) >= FEWEST_TO_CLIP:
         return None
     is_clipped = clipped.values < norms.values * (1 - 1e-6)
     if is_clipped.mean() <= ALWAYS_CLIPPED:
         return None
-    return Finding(
+    return Diagnosis(
         "note",
         "Every gradient is clipped",
         f"{is_clipped.mean():.0%} of steps; the norm is {norms.late:.3g} at the end, and {clipped.late:.3g} after clipping",
-        "Set grad_clip_norm a little above the usual norm, so that only spikes are cut; or check that the loss is a mean "
+        "Set grad_clip_norm a little above the usual norm, so that only spikes are clipped; or check that the loss is a mean "
         "(reduction), not a sum that grows with the batch.",
-        "Clipping is meant for rare large gradients (Pascanu et al. 2013, arXiv:1211.5063 section 3.2). Always on, it "
-        "gives each batch the same say, however much it has to teach. 95 % is our choice.",
+        "Clipping is meant for rare large gradients (Pascanu et al. 2013, arXiv:1211.5063 section 3.2). If it acts on every "
+        "step, all batches count the same, however much there is to learn from them. 95 % is our choice.",
     )
 
 
-def worse_though_loss_falls(history: History) -> Finding | None:
-    """The training loss falls, but right answers become less likely, also in training: the loss asks for something else."""
+def worse_though_loss_falls(history: History) -> Diagnosis | None:
+    """The training loss falls, but right answers become less likely, also in training: the loss has another optimum."""
     held_out, loss = history.find("held_out_nll", at_least=2), history.find("loss", at_least=FEWEST)
     nll = history.find("nll", at_least=FEWEST)
     if held_out is None or loss is None or held_out.values[0] <= 0 or loss.late >= loss.early:
@@ -93,38 +93,37 @@ def worse_though_loss_falls(history: History) -> Finding | None:
     rise = held_out.last / held_out.values[0] - 1
     if rise <= GENERALIZATION_LOSS or (nll is not None and nll.late < nll.early):
         return None
-    return Finding(
+    return Diagnosis(
         "problem",
         "The loss falls, but the model gets worse",
         f"loss went from {loss.early:.3g} to {loss.late:.3g}, held_out_nll from {held_out.values[0]:.3g} to {held_out.last:.3g}",
-        "Choose another loss for this data (cross_entropy), or begin with one: read its card for where its gradient vanishes.",
-        "A loss near 0 need not be a model that has learned: dft, for one, hardly pulls at what the model finds unlikely "
-        "(Wu et al. 2025, arXiv:2508.05629). More than 5 % above the start: Prechelt 1998's criterion GL with alpha = 5.",
+        "Choose another loss for this data (cross_entropy), or start with one; the card of the loss says where its gradient "
+        "vanishes.",
+        "A loss near 0 does not prove that the model has learned: the gradient of dft, for example, nearly vanishes on tokens "
+        "that the model finds unlikely (Wu et al. 2025, arXiv:2508.05629). The threshold, 5 % above the start, is criterion GL "
+        "with alpha = 5 of Prechelt 1998.",
     )
 
 
-def overfitting(history: History) -> Finding | None:
-    """Held-out loss above its best while the training loss still falls."""
+def overfitting(history: History) -> Diagnosis | None:
+    """The held-out loss rises above its best while the training loss still falls."""
     held_out, training = history.find("held_out_nll", at_least=3), history.find("nll", "loss", at_least=FEWEST)
     if held_out is None or training is None:
         return None
     best = int(np.argmin(held_out.values))
     if best == 0 and training.name == "loss":
-        return None  # never better than at the start: another diagnostic's
+        return None  # never better than at the start: `worse_though_loss_falls` reports it
     rise = held_out.last / held_out.values[best] - 1 if held_out.values[best] > 0 else 0.0
     before = training.values[training.steps <= held_out.steps[best]]
-    if (
-        rise <= GENERALIZATION_LOSS
-        or best == len(held_out) - 1
-        or (len(before) and training.late >= before[-FEWEST:].mean())
-    ):
+    still_falls = not len(before) or training.late < before[-FEWEST:].mean()
+    if rise <= GENERALIZATION_LOSS or best == len(held_out) - 1 or not still_falls:
         return None
-    return Finding(
+    return Diagnosis(
         "warning",
-        "It fits the training data alone",
+        "The model overfits its training data",
         f"held_out_nll was {held_out.values[best]:.3g} at step {held_out.steps[best]} and is {held_out.last:.3g} at the end, "
         f"{rise:.0%} more, while the training loss fell to {training.late:.3g}",
-        f"Take the checkpoint nearest to step {held_out.steps[best]} (save_every); train fewer epochs; more data; a lower "
-        "learning rate or rank.",
+        f"Use the checkpoint nearest to step {held_out.steps[best]} (save_every); train for fewer epochs; use more data, a "
+        "lower learning rate or a lower rank.",
         "More than 5 % above the best: Prechelt 1998, Early Stopping - But When?, criterion GL with alpha = 5.",
     )

@@ -1,1 +1,1 @@
-"""A run as a page: headline numbers, curves, what looks wrong and what to do about it, the loss, and the loss microscope."""
+"""Reports on runs: plots, and HTML pages with curves, diagnoses, the loss and its token records."""

@@ -1,4 +1,4 @@
-"""Curves as inline SVG: readable without a script; `style.SCRIPT` adds the values under the pointer."""
+"""Curves as inline SVG, readable without a script; `style.SCRIPT` adds the values under the pointer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ import numpy as np
 
 from ..diagnose.history import History
 from .panels import Panel, Rows
-from .plots import MANY, running_mean
+from .plots import COLOURS, DASHES, MANY, running_mean
 
 #: Size in SVG units, and the margins around the axes: left, right, above, below.
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, ABOVE, BELOW = 52, 10, 8, 26
-#: A curve of more points is drawn as means over as many stretches: a screen has no more pixels for it.
+#: A longer curve is drawn as the means of this many segments.
 MOST_POINTS = 400
-#: Colours of curves are CSS classes, c0 to c7.
-COLOURS = 8
-#: And so are their dashes, d0 to d3.
-DASHES = 4
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve of a chart. colour, dash: numbers of CSS classes."""
+    """One curve of a chart. colour, dash: indices into `COLOURS` and `DASHES`; CSS classes c0, c1, ... and d0, d1, ..."""
 
     label: str
     steps: np.ndarray
@@ -37,7 +33,7 @@ class Curve:
 
 
 def chart_html(panel: Panel, runs: Mapping[str, Rows]) -> tuple[str, dict[str, Any]]:
-    """A <figure>, and what the script shows under the pointer, as JSON values."""
+    """A <figure>, and the data that the script shows under the pointer, as JSON values."""
     curves = _curves(panel, runs)
     if not curves:
         return "", {}
@@ -72,8 +68,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _curves(panel: Panel, runs: Mapping[str, Rows]) -> list[Curve]:
-    """Colours tell runs apart, or, of one run, quantities; then dashes tell quantities apart."""
-    found: list[Curve] = []
+    """Several runs differ by colour and metrics by dash; the metrics of a single run differ by colour."""
+    curves: list[Curve] = []
     for i, (label, rows) in enumerate(runs.items()):
         history = History(rows)
         for j, key in enumerate(panel.keys):
@@ -82,8 +78,9 @@ def _curves(panel: Panel, runs: Mapping[str, Rows]) -> list[Curve]:
                 continue
             name = key if len(runs) == 1 else label if len(panel.keys) == 1 else f"{label}: {key}"
             colour, dash = (j, 0) if len(runs) == 1 else (i, j)
-            found.append(Curve(name, *_thinned(series.steps, series.values), colour % COLOURS, dash % DASHES))
-    return found
+            points = _thinned(series.steps, series.values)
+            curves.append(Curve(name, *points, colour % len(COLOURS), dash % len(DASHES)))
+    return curves
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +92,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    if low == high == 0:  # as fractions are
+    if low == high == 0:  # probably a fraction: show 0 to 1
         return -0.04, 1.0
     room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
     return low - room, high + room
@@ -115,7 +112,7 @@ def _axes(x: tuple[int, int], y: tuple[float, float]) -> list[str]:
 
 
 def _drawn(curve: Curve, x: tuple[int, int], y: tuple[float, float]) -> str:
-    """The values, and, where there are many, their running mean on top."""
+    """The values, with a running mean on top if there are many."""
     classes = f"c{curve.colour} d{curve.dash}"
     if len(curve.steps) < MANY:
         dots = "".join(

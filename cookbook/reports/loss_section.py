@@ -1,4 +1,4 @@
-"""The loss on the page: its settings as trained, and the card of each of its parts."""
+"""The loss on the page: its settings in the run, and the card of each part."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from .markup import folded, shown, table, text
 
 
 def loss_html(settings: Mapping[str, Any], recorded: Mapping[str, Any], *, is_open: bool) -> str:
-    """The loss with its resolved settings, and the card of each part of it, open or folded.
+    """The loss with its resolved settings, and the card of each part, open or folded.
 
-    recorded: the run's loss.json; without it a registered loss is shown as the registry has it. A loss of a user's module
-    is not imported for that: a report runs no code that a run's folder names.
+    recorded: the run's loss.json. Without it the registry's card is shown. A loss in a user's module is not imported: a
+    report runs no code that a run's folder names.
     """
     if recorded:
-        cards = "".join(_card_html(part, "settings as trained", is_open=is_open) for part in recorded["parts"])
-        return f"<p>As trained:</p><pre>{text(recorded['loss'])}</pre>{cards}"
+        cards = "".join(_card_html(part, "settings in this run", is_open=is_open) for part in recorded["parts"])
+        return f"<p>In this run:</p><pre>{text(recorded['loss'])}</pre>{cards}"
     name = str(settings.get("loss", "unknown"))
-    said = f"<pre>{text(name)} {text(shown(settings.get('loss_config') or {}))}</pre>"
+    html = f"<pre>{text(name)} {text(shown(settings.get('loss_config') or {}))}</pre>"
     if name not in list_losses():
-        return f"{said}<p>The run recorded no card of it, and {text(name)} is not registered.</p>"
-    return said + _card_html(describe_loss(name).as_dict(), "settings by default", is_open=is_open)
+        return f"{html}<p>The run recorded no card for this loss, and {text(name)} is not registered.</p>"
+    return html + _card_html(describe_loss(name).as_dict(), "default settings", is_open=is_open)
 
 
 def _card_html(card: Mapping[str, Any], settings_title: str, *, is_open: bool) -> str:
-    """card: a `LossCard` as JSON values."""
+    """card: `LossCard.as_dict()`."""
     axes = [
-        ("one loss a", card["per"]),
+        ("one value per", card["per"]),
         ("ratio", card["axes"]["ratio"]),
         ("clip", card["axes"]["clip"]),
         ("KL", card["axes"]["kl"]),
@@ -44,7 +44,7 @@ def _card_html(card: Mapping[str, Any], settings_title: str, *, is_open: bool) -
         f"<pre>{text(card['formula'])}</pre>" if card["formula"] else "",
         *(f"<p>{text(paragraph)}</p>" for paragraph in paragraphs if paragraph),
         table(axes),
-        f"<h4>reads</h4>{table(tensors)}" if tensors else "",
+        f"<h4>inputs</h4>{table(tensors)}" if tensors else "",
         f"<h4>{settings_title}</h4>{table(rows)}" if rows else "",
         f"<h4>in other systems</h4>{table(card['differs'].items())}" if card["differs"] else "",
     ]
@@ -53,4 +53,4 @@ def _card_html(card: Mapping[str, Any], settings_title: str, *, is_open: bool) -
 
 
 def _values(*named: Mapping[str, Any]) -> list[Any]:
-    return [one for mapping in named for one in mapping.values()]
+    return [value for mapping in named for value in mapping.values()]

@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Whatever comes from data is escaped here, once."""
+"""Small pieces of HTML. All text from data is escaped here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ...datums.files.show import visible
 
 
 def text(value: Any) -> str:
-    """A value as text that can never become markup; control characters by their codes."""
+    """A value as escaped text, with control characters as their codes."""
     return escape(visible(str(value)), quote=True)
 
 
 def shown(value: Any) -> str:
-    """A setting or a number as one would write it."""
+    """A setting or a number in readable form."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
 
 
 def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), classes: str = "") -> str:
-    """A table whose first column names its rows. It scrolls by itself where the page is too narrow for it."""
+    """A table whose first column names its rows. On a narrow page it scrolls by itself."""
     parts = [f'<div class="wide"><table class="{classes}">']
     if head:
         parts.append("<tr>" + "".join(f"<th>{text(cell)}</th>" for cell in head) + "</tr>")
@@ -43,6 +43,6 @@ def folded(title: str, body: str, *, is_open: bool = False) -> str:
 
 
 def json_block(name: str, value: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Data for the page's script, which no text in it can end."""
+    """Data for the page's script, escaped so that no text can end the block."""
     written = json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return f'<script type="application/json" id="{name}">{written}</script>'

@@ -1,4 +1,4 @@
-"""A report about runs as one HTML page, which needs no network and runs no script but its own."""
+"""A report on runs as one HTML page that needs no network and runs no script but its own."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .loss_section import loss_html
 from .markup import folded, json_block, text
 from .panels import default_panels
 from .plots import losses_of
-from .sections import data_html, differing_settings_html, findings_html, headline_html, samples_html, settings_html
+from .sections import data_html, diagnoses_html, differing_settings_html, headline_html, samples_html, settings_html
 from .style import CSS, SCRIPT
-from .token_section import microscope_html
+from .token_section import token_records_html
 
 
 def report_page(folders: Mapping[str, str | Path]) -> str:
-    """The page about runs, by label. Raises RunError for a folder without metrics, DataFileError for damaged files."""
+    """The page on runs, by label. Raises RunError for a folder without metrics, DataFileError for damaged files."""
     histories = {label: read_history(folder) for label, folder in folders.items()}
     charts, data = _charts_html(histories, folders)
     runs = {f"m{number}": label for number, label in enumerate(folders)}
@@ -55,16 +55,16 @@ def _charts_html(
 
 
 def _run_html(name: str, history: History, folder: Path, *, charts: str = "", heading: str = "h2") -> str:
-    """One run: how it went, what looks wrong, curves, tokens, and what it was made of."""
+    """One run: headline numbers, diagnoses, curves, token records, loss, samples, settings and data."""
     rows = read_sequences(folder)
     loss = loss_html(history.settings, read_loss(folder), is_open=heading == "h2")
     parts = {
-        "What looks wrong": findings_html(diagnose(history)),
+        "What looks wrong": diagnoses_html(diagnose(history)),
         "": charts,
-        "What the loss made of each token": microscope_html(rows, name),
+        "Loss and gradient of each token": token_records_html(rows, name),
         "The loss": loss,
         "Answers": samples_html(read_rows(folder / SAMPLES)),
-        "How it was made": folded("settings", settings_html(history.settings))
+        "Settings and data": folded("settings", settings_html(history.settings))
         + folded("data", data_html(_data_report(folder))),
     }
     titled = ((f"<{heading}>{title}</{heading}>" if title else "") + body for title, body in parts.items() if body)
@@ -76,14 +76,14 @@ def _data_report(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataFileError(f"{path} is damaged: {error}") from None
-    return found if isinstance(found, dict) else None
+    return report if isinstance(report, dict) else None
 
 
 def _page(title: str, body: str, data: Mapping[str, Any]) -> str:
-    """The whole document. Its content policy forbids every request, and every script but the one whose hash it names."""
+    """The whole document. Its content policy forbids all requests, and all scripts but the one whose hash it names."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return (

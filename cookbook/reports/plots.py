@@ -1,4 +1,4 @@
-"""Curves of runs as a picture, drawn from their metrics.jsonl."""
+"""Curves of runs as a picture, from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..run.names import CONFIG, METRICS
 from ..run.runs import read_metrics, read_settings
 from .panels import Panel, Rows, default_panels, panels_of
 
-#: Colours of runs, or of what one run recorded; told apart by the colour-blind, and readable on white and on black.
+#: Colours that colour-blind readers can tell apart, on white and on black.
 COLOURS = ("#2a78d6", "#e07b1a", "#2f9e62", "#c2477f", "#7b5bc4", "#8a8f98", "#b59a1f", "#3aa6b9")
 DASHES = ("-", "--", ":", "-.")
-#: Above this many values a curve is noise to look at, so its running mean is drawn on top.
+#: From this many values on a running mean is drawn on top of a curve.
 MANY = 30
-#: What matplotlib is told: little ink beside the curves.
+#: matplotlib settings.
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -36,12 +36,15 @@ _STYLE = {
 
 
 def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequence[str] | None = None) -> Path:
-    """Draw the curves of several runs into one picture, a panel for each quantity, a colour for each run.
+    """Draw the curves of several runs into one picture: one panel per metric, one colour per run.
 
-    folders: label to run folder. path: .png, .svg or .pdf. keys: what to draw, a panel each; otherwise what the recipes
-    are watched by, of what was recorded. Raises MissingExtraError with the pip command when matplotlib is not installed.
+    folders   label to run folder
+    path      .png, .svg or .pdf
+    keys      metrics to draw, one panel each; by default the `default_panels` of the recorded metrics
+
+    Raises MissingExtraError with the pip command if matplotlib is not installed.
     """
-    figure_module = require("matplotlib.figure", "plot", "drawing curves")  # no pyplot: it keeps global state
+    figure_module = require("matplotlib.figure", "plot", "drawing curves")  # pyplot would keep global state
     matplotlib = require("matplotlib", "plot", "drawing curves")
     runs = {label: read_metrics(Path(folder) / METRICS) for label, folder in folders.items()}
     panels = default_panels(runs, losses_of(folders)) if keys is None else panels_of(keys)
@@ -61,16 +64,16 @@ def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequenc
 
 
 def losses_of(folders: Mapping[str, str | Path]) -> dict[str, Any]:
-    """Each run's loss and its settings, where the folder says them."""
-    found: dict[str, Any] = {}
+    """The loss and the loss settings of each run, if its folder has a config.json."""
+    losses: dict[str, Any] = {}
     for label, folder in folders.items():
         settings = read_settings(Path(folder)) if (Path(folder) / CONFIG).exists() else {}
-        found[label] = (settings.get("loss"), settings.get("loss_config"))
-    return found
+        losses[label] = (settings.get("loss"), settings.get("loss_config"))
+    return losses
 
 
 def try_plot(folders: Mapping[str, str | Path], path: str | Path) -> str:
-    """`curve PATH`, or one line that says how to get one where matplotlib is not installed."""
+    """Draw the curves and return `curve PATH`, or, if matplotlib is missing, one line with the command to install it."""
     try:
         return f"curve   {plot_runs(folders, path)}"
     except MissingExtraError as error:
@@ -78,14 +81,14 @@ def try_plot(folders: Mapping[str, str | Path], path: str | Path) -> str:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Each value's mean with those before it, over a twentieth of the curve."""
+    """Means over the last twentieth of the curve up to each value."""
     width = max(len(values) // 20, 2)
     windows = [values[max(i - width, 0) : i + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
 def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Rows]) -> None:
-    """Colours tell runs apart, or, of one run, quantities; then dashes tell quantities apart."""
+    """Several runs differ by colour and metrics by dash; the metrics of a single run differ by colour."""
     for i, (label, rows) in enumerate(runs.items()):
         for j, key in enumerate(panel.keys):
             name = key if len(runs) == 1 else label if len(panel.keys) == 1 else f"{label}: {key}"
@@ -97,7 +100,7 @@ def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Rows]) -> None:
 
 
 def _draw(ax: Any, rows: Rows, key: str, **style: Any) -> None:
-    """The values, and, where there are many, their running mean on top."""
+    """The values, with a running mean on top if there are many."""
     points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
     if not points:
         return

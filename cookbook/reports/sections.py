@@ -1,4 +1,4 @@
-"""The parts of a report about one run that are text and tables."""
+"""The parts of a report that are text and tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..diagnose.findings import Finding
+from ..diagnose.diagnosis import Diagnosis
 from ..diagnose.history import History
 from .markup import shown, table, text
 
-#: What stands at the top, of as much as was recorded: key, label.
+#: The metrics at the top of a report, as far as they were recorded: key, label.
 HEADLINES = (
     ("held_out_score", "held-out score"),
     ("reward", "reward"),
@@ -26,35 +26,37 @@ HEADLINES = (
     ("nll", "nll"),
     ("loss", "loss"),
 )
-#: Where a reward was recorded, these say little.
+#: Not shown if a reward was recorded.
 _NOISE = ("nll", "loss")
 MOST_HEADLINES = 4
 _MARK = {"problem": "✖", "warning": "▲", "note": "●"}
 
 
 def headline_html(history: History) -> str:
-    """Cards: where the run began and where it is."""
+    """Cards with the first and the latest values of the main metrics."""
     cards: list[str] = []
     own = [key for key in history.keys if key.startswith("held_out_") and key not in dict(HEADLINES)]
     for key, label in (*HEADLINES, *((key, key.replace("_", " ").replace("held out", "held-out")) for key in own)):
         series = history.find(key)
         is_noise = key in _NOISE and history.find("reward") is not None
-        is_said = key == "loss" and history.find("nll") is not None and history.settings.get("loss") == "cross_entropy"
-        if series is not None and len(cards) < MOST_HEADLINES and not is_noise and not is_said:
-            is_measured = key.startswith("held_out")  # on the same data each time: no mean needed
+        is_repeated = (
+            key == "loss" and history.find("nll") is not None and history.settings.get("loss") == "cross_entropy"
+        )
+        if series is not None and len(cards) < MOST_HEADLINES and not is_noise and not is_repeated:
+            is_measured = key.startswith("held_out")  # always on the same data, so no mean is needed
             first, last = (series.values[0], series.last) if is_measured else (series.early, series.late)
             cards.append(_card(label, f"{last:.3g}", f"from {first:.3g}" if len(series) > 1 else ""))
     steps = max((int(row["step"]) for row in history.rows), default=0)
     tokens, speed = history.find("response_tokens"), history.find("tokens_per_second")
-    seen = f"{tokens.values.sum():,.0f} learned tokens" if tokens is not None else ""
-    cards.append(_card("steps", f"{steps:,}", seen))
+    learned = f"{tokens.values.sum():,.0f} learned tokens" if tokens is not None else ""
+    cards.append(_card("steps", f"{steps:,}", learned))
     if speed is not None:
         cards.append(_card("tokens/s", f"{speed.last:,.0f}", "training only"))
     return f'{_about_html(history.settings)}<div class="cards">{"".join(cards)}</div>'
 
 
 def _about_html(settings: Mapping[str, Any]) -> str:
-    """What was trained on what with what, in a line."""
+    """One line with model, loss, data and learning rate."""
     named = [
         ("model", "{}"),
         ("loss", "{}"),
@@ -64,61 +66,61 @@ def _about_html(settings: Mapping[str, Any]) -> str:
     ]
     given = {key: value for key, value in settings.items() if value is not None}
     if "model" in given:
-        given["model"] = Path(str(given["model"])).name  # of a path or a hub id what it ends in
-    said = [form.format(shown(given[key])) for key, form in named if key in given]
-    return f'<p class="about">{text(" · ".join(said))}</p>' if said else ""
+        given["model"] = Path(str(given["model"])).name  # the last part of a path or a hub id
+    parts = [form.format(shown(given[key])) for key, form in named if key in given]
+    return f'<p class="about">{text(" · ".join(parts))}</p>' if parts else ""
 
 
 def _card(label: str, value: str, below: str) -> str:
     return f"<div><small>{text(label)}</small><b>{text(value)}</b><small>{text(below)}</small></div>"
 
 
-def findings_html(findings: Sequence[Finding]) -> str:
-    """What looks wrong, what to do, and why that is thought."""
-    if not findings:
-        return '<p class="fine">No diagnostic found anything to say.</p>'
+def diagnoses_html(diagnoses: Sequence[Diagnosis]) -> str:
+    """What looks wrong, what to try, and the reason for the threshold."""
+    if not diagnoses:
+        return '<p class="fine">No diagnostic reports a problem.</p>'
     parts = [
-        f'<li class="{finding.level}"><b><span aria-label="{finding.level}">{_MARK[finding.level]}</span> '
-        f"{text(finding.title)}</b><p>{text(finding.seen)}.</p><p><em>Try:</em> {text(finding.do)}</p>"
-        f'<p class="why">{text(finding.why)}</p></li>'
-        for finding in findings
+        f'<li class="{diagnosis.level}"><b><span aria-label="{diagnosis.level}">{_MARK[diagnosis.level]}</span> '
+        f"{text(diagnosis.title)}</b><p>{text(diagnosis.evidence)}.</p><p><em>Try:</em> {text(diagnosis.advice)}</p>"
+        f'<p class="reason">{text(diagnosis.reason)}</p></li>'
+        for diagnosis in diagnoses
     ]
-    return f'<ul class="findings">{"".join(parts)}</ul>'
+    return f'<ul class="diagnoses">{"".join(parts)}</ul>'
 
 
 def settings_html(settings: Mapping[str, Any]) -> str:
-    """The run's settings, as config.json holds them."""
+    """The settings in config.json."""
     return table(sorted(settings.items())) if settings else "<p>No config.json.</p>"
 
 
 def differing_settings_html(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the runs' settings differ in."""
+    """The settings in which runs differ."""
     keys = sorted({key for settings in runs.values() for key in settings} - {"out"})
     rows = [
         (key, *(shown(settings[key]) if key in settings else "–" for settings in runs.values()))
         for key in keys
         if len({str(settings.get(key)) for settings in runs.values()}) > 1
     ]
-    return table(rows, head=("setting", *runs)) if rows else "<p>All settings but the folder are the same.</p>"
+    return table(rows, head=("setting", *runs)) if rows else "<p>All settings but the folder are equal.</p>"
 
 
 def data_html(report: Mapping[str, Any] | None) -> str:
-    """What became of the data's rows: data_report.json."""
+    """data_report.json: how many rows were kept, truncated and dropped."""
     if not report:
-        return "<p>No data_report.json: the recipe made its data itself.</p>"
+        return "<p>No data_report.json: the recipe generated its data.</p>"
     return table(_flat(report))
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
-    for key, one in value.items():
+    for key, entry in value.items():
         name = f"{before}{key}"
-        rows += _flat(one, f"{name}: ") if isinstance(one, Mapping) else [(name, one)]
+        rows += _flat(entry, f"{name}: ") if isinstance(entry, Mapping) else [(name, entry)]
     return rows
 
 
 def samples_html(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str:
-    """What the model answered, at the first and the last step that recorded any."""
+    """The model's answers at the first and the last step with samples."""
     steps = sorted({row["step"] for row in rows})
     parts: list[str] = []
     for step in dict.fromkeys((steps[0], steps[-1])) if steps else ():

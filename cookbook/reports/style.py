@@ -1,4 +1,4 @@
-"""How a report looks, and its script: values under the pointer, and the chooser of steps."""
+"""The stylesheet and the script of a report. The script shows values under the pointer and switches between steps."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ pre { margin: .4rem 0; padding: .6rem .8rem; background: var(--raised); border-r
 .cards b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .cards small { display: block; }
 .fine, .about { color: var(--quiet); } .about { margin: -.6rem 0 1rem; }
-.findings { margin: 0; padding: 0; list-style: none; display: grid; gap: .6rem; }
-.findings li { padding: .6rem .9rem; background: var(--raised); border-left: 4px solid var(--mark); border-radius: 4px; }
-.findings .problem { --mark: var(--problem); } .findings .warning { --mark: var(--warning); }
-.findings .note { --mark: var(--note); } .findings b span { color: var(--mark); }
-.findings p { max-width: none; } .why { color: var(--quiet); font-size: .87rem; }
+.diagnoses { margin: 0; padding: 0; list-style: none; display: grid; gap: .6rem; }
+.diagnoses li { padding: .6rem .9rem; background: var(--raised); border-left: 4px solid var(--mark); border-radius: 4px; }
+.diagnoses .problem { --mark: var(--problem); } .diagnoses .warning { --mark: var(--warning); }
+.diagnoses .note { --mark: var(--note); } .diagnoses b span { color: var(--mark); }
+.diagnoses p { max-width: none; } .reason { color: var(--quiet); font-size: .87rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem 1rem; }
 .chart { position: relative; margin: 0; }
 .chart figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; align-items: baseline; font-size: .88rem; font-weight: 600; }
@@ -104,20 +104,20 @@ document.querySelectorAll(".chart").forEach((chart, number) => {
   });
 });
 
-document.addEventListener("pointerover", event => {  // a token in the right half of the window shows its numbers to the left
+document.addEventListener("pointerover", event => {  // in the right half of the window the tooltip opens to the left
   const token = event.target.closest?.(".tv-token");
   if (token) token.classList.toggle("flipped", token.getBoundingClientRect().left > window.innerWidth / 2);
 });
 
-document.querySelectorAll(".microscope").forEach(microscope => {
-  const buttons = [...microscope.querySelectorAll(".steps button")], views = [...microscope.querySelectorAll(".step")];
+document.querySelectorAll(".records").forEach(records => {
+  const buttons = [...records.querySelectorAll(".steps button")], views = [...records.querySelectorAll(".step")];
   const choose = step => {
     views.forEach(view => { view.hidden = view.dataset.step !== step; });
     buttons.forEach(button => button.setAttribute("aria-pressed", button.dataset.step === step));
   };
   buttons.forEach(button => button.addEventListener("click", () => choose(button.dataset.step)));
   choose(buttons[buttons.length - 1].dataset.step);
-  microscope.addEventListener("change", event => {  // the same column at every step
+  records.addEventListener("change", event => {  // select the same column at every step
     const own = [...event.target.closest(".tv").querySelectorAll("input")].indexOf(event.target);
     views.forEach(view => { view.querySelectorAll(".tv > input")[own].checked = true; });
   });

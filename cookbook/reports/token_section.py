@@ -1,4 +1,4 @@
-"""The loss microscope on the page: recorded sequences, coloured by what the loss made of each token."""
+"""Token records on the page: sequences with each token coloured by its gradient, loss or another column."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from ..inspect.token_page import TokenSequence, token_view_html
 from .markup import folded, table, text
 
-#: What is coloured by, in this order, of what was recorded. The first is chosen when the page opens, so a column that is the
-#: same for all tokens of a step, such as cross-entropy's gradient, comes behind those that tell tokens apart.
+#: The order of the columns. The page opens with the first, so columns that are equal for all tokens of a step, such as the
+#: gradient of cross-entropy, come after those that differ between tokens.
 ORDER = (
     "gradient",
     "value_gradient",
@@ -23,42 +23,41 @@ ORDER = (
     "sampling_logprob",
     "ref_logprob",
 )
-_VALUE_OF = {"token": "its tokens' weighted mean", "datum": "the sequence", "pair": "its pair", "batch": "the batch"}
+_VALUE_OF = {
+    "token": "weighted mean over its tokens",
+    "datum": "of the sequence",
+    "pair": "of its pair",
+    "batch": "of the batch",
+}
 
 
-def microscope_html(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """A chooser of steps, and each step's sequences with colours on a scale of their own: late gradients are small.
+def token_records_html(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Buttons for the steps, and the sequences of each step, with a colour scale per step because late gradients are small.
 
-    rows: of sequences.jsonl. name: of this run's chooser on the page, a letter and digits.
+    rows: of sequences.jsonl. name: an id for this run on the page, a letter and digits.
     """
     refused = [row for row in rows if "refused" in row]
     rows = [row for row in rows if "refused" not in row]
-    said = "".join(f"<p>Step {row['step']} could not be looked into: {text(row['refused'])}</p>" for row in refused[:3])
+    errors = "".join(f"<p>Step {row['step']} was not recorded: {text(row['refused'])}</p>" for row in refused[:3])
     if not rows:
-        return said or "<p>No sequences.jsonl: the recipe recorded none.</p>"
+        return errors or "<p>No sequences.jsonl: the recipe recorded no sequences.</p>"
     steps = sorted({int(row["step"]) for row in rows})
     columns = _columns(rows)
     buttons = "".join(
         f'<button type="button" data-step="{step}" aria-pressed="false">{step}</button>' for step in steps
     )
     views = "".join(_step_html(step, rows, columns, f"{name}s{step}") for step in steps)
-    return f'{said}<div class="microscope"><div class="steps"><span>step</span>{buttons}</div>{views}</div>'
+    return f'{errors}<div class="records"><div class="steps"><span>step</span>{buttons}</div>{views}</div>'
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns that hold any number, those first that tell tokens apart."""
-    there = dict.fromkeys(column for row in rows for column in row["tokens"] if column not in ("text", "id"))
-    used = [column for column in there if any(v is not None for row in rows for v in row["tokens"].get(column, ()))]
-    return sorted(
-        used,
-        key=lambda column: (
-            not any(
-                _varies(column, [row for row in rows if row["step"] == step]) for step in {row["step"] for row in rows}
-            ),
-            ORDER.index(column) if column in ORDER else len(ORDER),
-            column,
-        ),
-    )
+    """The columns that hold any number; those that differ between tokens come first."""
+    names = dict.fromkeys(column for row in rows for column in row["tokens"] if column not in ("text", "id"))
+    used = [column for column in names if any(v is not None for row in rows for v in row["tokens"].get(column, ()))]
+    by_step = [[row for row in rows if row["step"] == step] for step in {row["step"] for row in rows}]
+    varying = {column for column in used if any(_varies(column, step_rows) for step_rows in by_step)}
+    order = {column: i for i, column in enumerate(ORDER)}
+    return sorted(used, key=lambda column: (column not in varying, order.get(column, len(order)), column))
 
 
 def _step_html(step: int, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> str:
@@ -75,36 +74,35 @@ def _varies(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
 def _sequence(row: Mapping[str, Any], columns: Sequence[str]) -> TokenSequence:
     tokens = row["tokens"]
     side = f", {row['side']}" if row.get("side") else ""
-    said = [f"{name} {_number(value)} ({_VALUE_OF.get(per, per)})" for name, (value, per) in row["losses"].items()]
+    notes = [f"{name} {_number(value)} ({_VALUE_OF.get(per, per)})" for name, (value, per) in row["losses"].items()]
     if row.get("embedding_gradient") is not None:
-        said.append(f"norm of the embedding's gradient {_number(row['embedding_gradient'])}")
-    before, behind = row.get("cut", (0, 0))
-    if before or behind:
-        said.append(f"{before} tokens before and {behind} behind are left out")
+        notes.append(f"norm of the embedding's gradient {_number(row['embedding_gradient'])}")
+    before, after = row.get("cut", (0, 0))
+    if before or after:
+        notes.append(f"{before} tokens before and {after} after are not shown")
     return TokenSequence(
         f"step {row['step']}: sequence {row['datum'] + 1} of {row['of']}{side}",
         tokens["text"],
         tokens["id"],
         {column: tokens[column] for column in columns if column in tokens},
-        "; ".join(said),
+        "; ".join(notes),
     )
 
 
 def _candidates_html(row: Mapping[str, Any]) -> str:
-    """The likeliest targets of each position, where there are several."""
+    """The likeliest targets of each position that has several."""
     lines = [
-        (
-            position,
-            tokens_text,
-            " · ".join(
-                f"{c[0]!r} weight {_number(c[1])}, logprob {_number(c[2])}, gradient {_number(c[3])}" for c in found
-            ),
-        )
-        for position, (tokens_text, found) in enumerate(zip(row["tokens"]["text"], row["candidates"], strict=True))
-        if found
+        (position, token, " · ".join(map(_candidate, candidates)))
+        for position, (token, candidates) in enumerate(zip(row["tokens"]["text"], row["candidates"], strict=True))
+        if candidates
     ]
     title = f"step {row['step']}, sequence {row['datum'] + 1}: the targets of each position, likeliest first"
     return folded(title, table(lines, head=("position", "token", "targets")))
+
+
+def _candidate(candidate: Sequence[Any]) -> str:
+    token, weight, logprob, gradient = candidate
+    return f"{token!r} weight {_number(weight)}, logprob {_number(logprob)}, gradient {_number(gradient)}"
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Each diagnostic speaks up on a curve that shows its trouble, and is silent on a healthy one."""
+"""Each diagnostic reports a curve that shows its problem, and is silent on a healthy one."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ HEALTHY = {
         {"loss": "info_nce"}, loss=line(math.log(8), 0.5, 0.05), datums=16.0, in_batch_recall_at_1=line(0.2, 0.9)
     ),
 }
-#: diagnostic, what the title says, and a run that it must see it in.
+#: Part of a diagnosis's title, and a run that must get it.
 TROUBLE = [
     ("not finite", run(loss=lambda t: math.nan if t == 30 else 1.0)),
     ("not finite", run(grad_norm=lambda t: math.inf if t > 30 else 1.0)),
     ("spikes", run(grad_norm=lambda t: 12.0 if t == 40 else 1.0 + 0.3 * wave(t))),
     ("Every gradient is clipped", run(grad_norm=5.0, grad_norm_clipped=1.0)),
-    ("training data alone", run(nll=line(2.5, 0.1), held_out_nll=lambda t: 1.5 + abs(t - 20) / 50)),
+    ("overfits", run(nll=line(2.5, 0.1), held_out_nll=lambda t: 1.5 + abs(t - 20) / 50)),
     ("the model gets worse", run(loss=line(0.1, 0.0), nll=line(5, 8), held_out_nll=line(6, 7))),
     ("the model gets worse", run(loss=line(0.1, 0.0), held_out_nll=line(6, 7))),
     ("runs away", run(ref_kl=line(0.0, 0.5), response_length=60.0, reward=line(0, 1))),
@@ -92,45 +92,45 @@ TROUBLE = [
     ("Entropy collapses", run(sampler_entropy=lambda t: 2 * math.exp(-t / 8), reward=line(0, 1))),
     ("not the same policy", run(mismatch_k3=lambda t: 0.02 + 0.005 * wave(t))),
     ("not the same policy", run(mismatch_k1=lambda t: -0.3)),
-    ("Most groups teach nothing", run(zero_advantage_groups=line(0.5, 1.0))),
+    ("no learning signal", run(zero_advantage_groups=line(0.5, 1.0))),
     ("reward never changes", run(reward=0.0)),
     ("cut off", run(truncated_fraction=line(0.1, 0.6))),
-    ("change their length", run(response_length=line(30, 90))),
-    ("change their length", run(response_length=line(90, 30))),
+    ("change in length", run(response_length=line(30, 90))),
+    ("change in length", run(response_length=line(90, 30))),
     ("Chosen answers become less likely", run(chosen_reward=line(0, -2, 0.1), rejected_reward=line(0, -4, 0.1))),
     (
         "Chosen answers become less likely",
         run(held_out_chosen_change=line(0, -5), held_out_rejected_change=line(0, -9)),
     ),
     (
-        "tell nothing apart",
+        "do not tell documents apart",
         run({"loss": "info_nce"}, loss=lambda t: math.log(8) + 0.05 * wave(t), datums=16.0, in_batch_recall_at_1=0.13),
     ),
 ]
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_a_healthy_run_gives_no_finding(name: str) -> None:
+def test_a_healthy_run_has_no_diagnosis(name: str) -> None:
     assert diagnose(HEALTHY[name]) == []
 
 
 @pytest.mark.parametrize(("title", "history"), TROUBLE)
-def test_a_run_in_trouble_is_told_what_and_what_to_do_and_why(title: str, history: History) -> None:
-    (finding,) = diagnose(history)
-    assert title in finding.title
-    assert finding.seen
-    assert finding.do
-    assert finding.why
+def test_a_run_in_trouble_gets_evidence_advice_and_reason(title: str, history: History) -> None:
+    (diagnosis,) = diagnose(history)
+    assert title in diagnosis.title
+    assert diagnosis.evidence
+    assert diagnosis.advice
+    assert diagnosis.reason
 
 
-def test_every_diagnostic_has_a_run_that_it_sees_trouble_in() -> None:
+def test_every_diagnostic_reports_one_of_these_runs() -> None:
     silent = [check.__name__ for check in DIAGNOSTICS if not any(check(history) for _, history in TROUBLE)]
     assert silent == []
 
 
 def test_the_worst_comes_first() -> None:
-    found = diagnose(run(grad_norm=5.0, grad_norm_clipped=1.0, clip_fraction=0.5, loss=math.nan))
-    assert [finding.level for finding in found] == ["problem", "warning", "note"]
+    diagnoses = diagnose(run(grad_norm=5.0, grad_norm_clipped=1.0, clip_fraction=0.5, loss=math.nan))
+    assert [diagnosis.level for diagnosis in diagnoses] == ["problem", "warning", "note"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_worst_comes_first() -> None:
         ("a mean of nothing is not broken", run(ref_kl=math.nan, nll=1.0)),
     ],
 )
-def test_what_looks_alike_but_is_none_is_left_alone(name: str, history: History) -> None:
+def test_a_similar_but_healthy_run_has_no_diagnosis(name: str, history: History) -> None:
     assert diagnose(history) == []
 
 
@@ -163,10 +163,10 @@ def test_a_fifth_of_a_curve_is_its_beginning_and_its_end() -> None:
     np.testing.assert_array_equal(series.steps, [0, 1, 2, 3, 4, 5, 6, 8, 9, 10])
 
 
-def test_the_guide_lists_every_finding() -> None:
+def test_the_guide_lists_every_diagnosis() -> None:
     guide = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")
     listed = set(re.findall(r"^\| ([A-Z][^|]*?) \|", guide, re.MULTILINE))
-    assert listed == {finding.title for _, history in TROUBLE for finding in diagnose(history)}
+    assert listed == {diagnosis.title for _, history in TROUBLE for diagnosis in diagnose(history)}
 
 
 def test_the_guides_example_runs() -> None:

@@ -151,7 +151,7 @@ def test_several_runs_share_their_curves_and_show_what_differs(tmp_path: Path) -
     page = report_page(folders)
     words = re.sub(r"<[^>]*>", " ", page)
     assert re.search(r"rank\s+4\s+64", words)
-    assert page.count('class="microscope"') == 2
+    assert page.count('class="records"') == 2
     names = re.findall(r'<input type="radio" name="([^"]*)"', page)
     assert set(names) == {"m0s1", "m0s12", "m1s1", "m1s12"}  # each switch is a group of its own
     (written,) = re.findall(r'id="data">(.*?)</script>', page, re.S)
@@ -169,7 +169,7 @@ def test_a_loss_of_a_users_module_is_shown_but_not_imported(tmp_path: Path) -> N
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     folder = make_run(tmp_path / "run", loss="trap:loss")
     (folder / "loss.json").unlink()
-    assert "The run recorded no card of it, and trap:loss is not registered" in report_page({"run": folder})
+    assert "The run recorded no card for this loss, and trap:loss is not registered" in report_page({"run": folder})
 
 
 def steep(logprobs: torch.Tensor, *, slope: float = 3.0) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_without_a_record_a_registered_loss_is_shown_as_the_registry_has_it(tmp_
     folder = make_run(tmp_path / "run")
     (folder / "loss.json").unlink()
     words = re.sub(r"<[^>]*>", " ", report_page({"run": folder}))
-    assert "settings by default" in words
+    assert "default settings" in words
     assert "card of ppo" in words
 
 
