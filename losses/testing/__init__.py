@@ -1,4 +1,4 @@
-"""The conformance kit: one call checks a loss against the laws that every loss must keep.
+"""The conformance kit: one call checks a loss against the laws that every loss must obey.
 
     from torch import Tensor
     from lossbook.losses import stats
@@ -9,21 +9,19 @@
 
     print(check_loss(likelihood))
 
-It needs no registration, no data and no model: datums are drawn from the function's signature, and a failing check
-prints the smallest example it found as Python source that fails again when pasted. In pytest:
+The function need not be registered, and no data or model is needed: datums are drawn from its signature. A failing
+check prints the smallest failing example as Python source that reproduces the failure. In pytest:
 
     from lossbook.losses.testing import parametrize_with_checks
 
     @parametrize_with_checks([likelihood, "ppo"])
-    def test_losses_keep_the_law(loss, check):
+    def test_my_losses_obey_the_laws(loss, check):
         check(loss)
 
-`check_divergence` asks of a function of two distributions whether it is a divergence at all.
-
-A check that a loss breaks for a reason is excused by name: `expected_failed_checks={"gradient": "straight-through"}`;
-an excuse that is no longer needed is a failure. `check_advantages` and `check_kl_estimator` hold what goes beside a loss to
-its laws. `strategies` draws datums for tests of your own, and `plugin` adds a fixture `check_loss` and the option
-`--lossbook-profile`. Needs the extra `lossbook[testing]` (hypothesis).
+A check that a loss fails for a good reason is excused by name: `expected_failed_checks={"gradient": "straight-through"}`.
+An excuse that is no longer needed is a failure. `check_advantages`, `check_kl_estimator` and `check_divergence` check the
+functions beside a loss. `strategies` draws datums for your own tests; `plugin` adds the pytest fixture `check_loss` and
+the option `--lossbook-profile`. Needs the extra `lossbook[testing]` (hypothesis).
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from .report import CheckResult, Report
     from .run import CHECKS, check_loss, parametrize_with_checks, run_check
 
-#: Where each public name lives. Loaded on first use: a plug-in or a report needs no hypothesis.
+#: The module of each public name. Loaded on first use, because `plugin` and `report` do not need hypothesis.
 _HOMES = {
     "CHECKS": "run",
     "CheckResult": "report",

@@ -1,4 +1,4 @@
-"""What a check is: a name, where it applies, the examples it draws, and what must hold of each."""
+"""A check: its name, the losses it applies to, the examples it draws, and what must hold for each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from ...datums.types import Datum
 from . import strategies
-from .loss_under_test import OutputLists, Subject
+from .loss_under_test import LossUnderTest, OutputLists
 
 
-def _always(subject: Subject) -> str:
+def _applies(loss: LossUnderTest) -> str:
     return ""
 
 
-def _one(subject: Subject) -> Sequence[str]:
+def _no_items(loss: LossUnderTest) -> Sequence[str]:
     return ("",)
 
 
@@ -25,48 +25,48 @@ def _one(subject: Subject) -> Sequence[str]:
 class Check:
     """One property of a loss.
 
-    run(subject, **example) raises LossCheckError when the example shows that the property fails.
-    examples(subject) draws the keyword arguments. skip(subject) says why it does not apply, or nothing.
-    needs_one: the property is that some example passes (something is alive), not that all do; items(subject) lists
-    what must be seen alive, each on some example.
+    run(loss, **example) raises LossCheckError when the example violates the property.
+    examples(loss) draws the keyword arguments. skip(loss) says why the check does not apply; "" if it does.
+    needs_one: one passing example is enough, for properties such as "this setting has an effect"; items(loss) lists
+    what needs such an example, one after the other.
     """
 
     name: str
     run: Callable[..., None]
-    examples: Callable[[Subject], st.SearchStrategy[Mapping[str, Any]]]
-    skip: Callable[[Subject], str] = _always
+    examples: Callable[[LossUnderTest], st.SearchStrategy[Mapping[str, Any]]]
+    skip: Callable[[LossUnderTest], str] = _applies
     needs_one: bool = False
-    items: Callable[[Subject], Sequence[str]] = _one
+    items: Callable[[LossUnderTest], Sequence[str]] = _no_items
 
     @property
     def summary(self) -> str:
-        """What must hold, in a sentence."""
+        """What must hold, in one sentence."""
         return (self.run.__doc__ or "").partition("\n")[0]
 
 
 @st.composite
-def batches(draw: Any, subject: Subject, **options: Any) -> dict[str, Any]:
-    """data and outputs; `options` as in `strategies.datums`."""
-    data = draw(strategies.datums(subject, **options))
-    return {"data": data, "outputs": draw(strategies.outputs(subject, data))}
+def batches(draw: Any, loss: LossUnderTest, **options: Any) -> dict[str, Any]:
+    """Draw data and outputs; `options` as in `strategies.datums`."""
+    data = draw(strategies.datums(loss, **options))
+    return {"data": data, "outputs": draw(strategies.outputs(loss, data))}
 
 
-def ordinary(subject: Subject) -> st.SearchStrategy[Mapping[str, Any]]:
-    """data and outputs, nothing else."""
-    return batches(subject)
+def ordinary(loss: LossUnderTest) -> st.SearchStrategy[Mapping[str, Any]]:
+    """Data and outputs."""
+    return batches(loss)
 
 
 def active_positions(data: Sequence[Datum]) -> list[tuple[int, int]]:
     """(datum, position) of every position with a non-zero weight."""
-    found: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     for i, datum in enumerate(data):
         length = strategies.rows(datum)
         weights = datum.loss_fn_inputs.get("weights")
-        alive = [True] * length if weights is None else (weights.to_numpy().reshape(length, -1) != 0).any(1).tolist()
-        found += [(i, t) for t in range(length) if alive[t]]
-    return found
+        active = [True] * length if weights is None else (weights.to_numpy().reshape(length, -1) != 0).any(1).tolist()
+        positions += [(i, t) for t in range(length) if active[t]]
+    return positions
 
 
 def copied(outputs: OutputLists) -> OutputLists:
-    """Outputs that can be changed without changing the example."""
+    """A copy that can be changed in place."""
     return {name: [tensor.clone() for tensor in tensors] for name, tensors in outputs.items()}

@@ -1,4 +1,4 @@
-"""The earlier name of `lossbook.losses.testing.laws`: laws of a family that a loss promises to keep."""
+"""The former name of `lossbook.losses.testing.laws`."""
 
 from .laws import CHECKS
 

@@ -1,4 +1,4 @@
-"""Evaluating a loss on a whole or on its parts, and comparing the two."""
+"""Evaluate a loss on a batch as a whole or in parts, and compare the results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...datums.types import Datum
 from .. import stats
 from ..reductions import Count
 from ..stats import Stat
-from .loss_under_test import OutputLists, Subject, datum_of, rows, terms
+from .loss_under_test import LossUnderTest, OutputLists, datum_of, rows, terms
 
-#: What float64 rounding may move, relative to the size of what is compared.
+#: Relative difference that float64 rounding may cause.
 TOLERANCE = 1e-10
 
 #: Datums with their outputs.
@@ -27,7 +27,7 @@ Part = tuple[list[Datum], OutputLists]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A loss on some data: the undivided total, the denominator, the reduced value, its gradients, the metrics."""
+    """A loss on some data: total before division, denominator, reduced value, gradients and metrics."""
 
     total: Tensor
     count: Count
@@ -37,74 +37,79 @@ class Evaluation:
 
 
 def leaves(outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.float64) -> OutputLists:
-    """Fresh tensors that gradients can be asked for."""
+    """Detached copies that require gradients."""
     return {
         n: [torch.as_tensor(t).detach().to(dtype).clone().requires_grad_() for t in ts] for n, ts in outputs.items()
     }
 
 
 def evaluate(
-    subject: Subject, data: Sequence[Datum], outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.float64
+    loss: LossUnderTest, data: Sequence[Datum], outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.float64
 ) -> Evaluation:
     """The loss on all data in one piece."""
     own = leaves(outputs, dtype)
-    return evaluate_parts(subject, [(list(data), own)], own)
+    return evaluate_parts(loss, [(list(data), own)], own)
 
 
-def evaluate_parts(subject: Subject, parts: Sequence[Part], own: OutputLists) -> Evaluation:
-    """The loss on parts, merged as the trainer merges them: counts first, then totals, gradients and metrics."""
-    loss = subject.loss
+def evaluate_parts(loss_under_test: LossUnderTest, parts: Sequence[Part], whole: OutputLists) -> Evaluation:
+    """The loss on parts, merged as the trainer merges them: counts first, then totals, gradients and metrics.
+
+    whole: the outputs that the parts are slices of; gradients are taken with respect to them.
+    """
+    loss = loss_under_test.wrapped
     count: Any = sum((loss.count(data) for data, _ in parts[1:]), loss.count(parts[0][0]))
-    found = [terms(loss, data, outputs) for data, outputs in parts]
-    totals = [total for total, _ in found]
+    terms_of_parts = [terms(loss, data, outputs) for data, outputs in parts]
+    totals = [total for total, _ in terms_of_parts]
     value = torch.stack([(total / count).double() for total in totals]).sum()
-    names = [set(metrics) for _, metrics in found]
+    names = [set(metrics) for _, metrics in terms_of_parts]
     if any(other != names[0] for other in names):
         odd = sorted(set.union(*names) - set.intersection(*names))
         raise LossCheckError(
             f"the metrics {', '.join(odd)} appear in some parts of the data only, so parts cannot be merged"
-            f"{_empty_hint(parts)}. Return every metric always; the mean of no values is a fine Stat"
+            f"{_empty_hint(parts)}. Always return every metric; the mean of no values is a valid Stat"
         )
-    metrics = stats.merge(metrics for _, metrics in found)
+    metrics = stats.merge(metrics for _, metrics in terms_of_parts)
     total = torch.stack([t.double() for t in totals]).sum(0)
-    return Evaluation(total.detach(), count, value.detach(), gradients(value, own), metrics)
+    return Evaluation(total.detach(), count, value.detach(), gradients(value, whole), metrics)
 
 
-def gradients(value: Tensor, own: OutputLists) -> OutputLists:
+def gradients(value: Tensor, outputs: OutputLists) -> OutputLists:
     """d value / d outputs; zeros where value does not depend on them."""
-    flat = [tensor for tensors in own.values() for tensor in tensors]
-    found = torch.autograd.grad(value, flat, allow_unused=True) if value.requires_grad and flat else (None,) * len(flat)
-    pending = iter(zip(found, flat, strict=True))
+    flat = [tensor for tensors in outputs.values() for tensor in tensors]
+    slopes = (
+        torch.autograd.grad(value, flat, allow_unused=True) if value.requires_grad and flat else (None,) * len(flat)
+    )
+    pending = iter(zip(slopes, flat, strict=True))
     return {
         name: [torch.zeros_like(leaf) if g is None else g for g, leaf in (next(pending) for _ in tensors)]
-        for name, tensors in own.items()
+        for name, tensors in outputs.items()
     }
 
 
 def select(data: Sequence[Datum], outputs: OutputLists, chosen: Sequence[int]) -> Part:
-    """Some of the datums, in the order given."""
+    """The chosen datums and their outputs, in the order given."""
     return [data[i] for i in chosen], {name: [tensors[i] for i in chosen] for name, tensors in outputs.items()}
 
 
-def boundaries(subject: Subject, data: Sequence[Datum]) -> int:
-    """How many places there are to cut: between tokens where the loss couples none, else between units."""
-    if subject.couples == "token" and subject.reads_tokens:
+def boundaries(loss: LossUnderTest, data: Sequence[Datum]) -> int:
+    """The number of places to cut: between tokens where the loss couples none, else between groups of datums."""
+    if loss.couples == "token" and loss.reads_tokens:
         return sum(rows(d) for d in data) - 1
-    return len(subject.units(data)) - 1
+    return len(loss.groups(data)) - 1
 
 
-def cut_up(subject: Subject, data: Sequence[Datum], outputs: OutputLists, cuts: Sequence[int]) -> list[Part]:
-    """The parts between `cuts`, which are numbers in 1 .. boundaries."""
-    edges = [0, *sorted(set(cuts)), boundaries(subject, data) + 1]
+def cut_up(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, cuts: Sequence[int]) -> list[Part]:
+    """The parts between `cuts`, each in 1 .. boundaries."""
+    edges = [0, *sorted(set(cuts)), boundaries(loss, data) + 1]
     spans = list(itertools.pairwise(edges))
-    if subject.couples != "token" or not subject.reads_tokens:
-        units = subject.units(data)
-        return [select(data, outputs, [i for unit in units[a:b] for i in unit]) for a, b in spans]
+    if loss.couples != "token" or not loss.reads_tokens:
+        groups = loss.groups(data)
+        return [select(data, outputs, [i for group in groups[a:b] for i in group]) for a, b in spans]
     return [_token_span(data, outputs, a, b) for a, b in spans]
 
 
 def _token_span(data: Sequence[Datum], outputs: OutputLists, start: int, stop: int) -> Part:
-    """Tokens start .. stop of all data in a row; a datum on an edge becomes a shorter datum."""
+    """Tokens start .. stop of the concatenated data; a datum across an edge is cut shorter."""
     chosen: list[Datum] = []
     views: OutputLists = {name: [] for name in outputs}
     first = 0
@@ -130,7 +135,7 @@ def sliced(datum: Datum, a: int, b: int, length: int) -> Datum:
 
 
 def same(whole: Evaluation, other: Evaluation, how: str, *, exactly: bool = False) -> None:
-    """Raise LossCheckError, saying what differs, unless both evaluations agree. `how` says what was done to the data."""
+    """Raise LossCheckError naming the difference, if there is one. `how` says what was done to the data."""
     if whole.count != other.count and not _close_counts(whole.count, other.count):
         raise LossCheckError(f"the denominator {_counts(whole.count)} became {_counts(other.count)} {how}")
     _same_tensor(whole.total, other.total, "the total", how, exactly)
@@ -142,10 +147,10 @@ def same(whole: Evaluation, other: Evaluation, how: str, *, exactly: bool = Fals
 
 
 def same_metrics(whole: Mapping[str, Stat], other: Mapping[str, Stat], how: str, *, exactly: bool = False) -> None:
-    """Raise LossCheckError unless both hold the same metrics: names, kinds, totals and counts."""
+    """Raise LossCheckError unless names, kinds, totals and counts of all metrics agree."""
     if whole.keys() != other.keys():
         odd = ", ".join(sorted(whole.keys() ^ other.keys()))
-        raise LossCheckError(f"the metrics {odd} appeared or vanished {how}: names must not depend on data")
+        raise LossCheckError(f"the metrics {odd} appeared or vanished {how}: metric names must not depend on the data")
     for name, stat in whole.items():
         if stat.kind != other[name].kind:
             raise LossCheckError(f"metric {name!r} became a {other[name].kind} instead of a {stat.kind} {how}")
@@ -162,7 +167,7 @@ def _same_tensor(a: Tensor, b: Tensor, what: str, how: str, exactly: bool) -> No
 
 
 def shown(tensor: Tensor) -> str:
-    """A few numbers."""
+    """Numbers for an error message."""
     flat = [f"{value:.12g}" for value in tensor.detach().double().reshape(-1).tolist()]
     return flat[0] if tensor.ndim == 0 else f"[{', '.join(flat)}]"
 

@@ -1,4 +1,4 @@
-"""A loss under test: what data it can be given, and where that data may be cut."""
+"""The loss under test: which data it accepts, and which datums must stay together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import LossbookError, LossCheckError
-from ...datums.key_kinds import key_kind
+from ...datums.inputs import key_kind
 from ...datums.types import Datum, ModelInput, TensorData
 from ..batch.outputs import Outputs
 from ..batch.pack import positions_of
@@ -20,73 +20,73 @@ from ..loss.mixture import Mixture
 from ..spec.spec import Input
 from ..stats import Stat
 
-#: Model outputs of a batch: by name, one tensor a datum.
+#: Model outputs of a batch: by name, one tensor per datum.
 OutputLists = dict[str, list[Tensor]]
-#: Numbers of datums that a loss coupling the whole batch is tried with.
+#: Batch sizes tried with a loss that couples the whole batch.
 TRIED_SIZES = range(1, 9)
 EMBEDDING_WIDTH = 3
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A loss and what can be known about its data before any is drawn.
+class LossUnderTest:
+    """A loss, and what its declaration says about its data.
 
-    inputs: numbers that an input is drawn from, where its name does not tell what it means. claimed: laws of a family
-    that the loss is held to beside those it claims itself, with their settings.
+    wrapped: the loss itself. inputs: the values to draw an input from, where its name does not say. extra_laws:
+    {law: settings}: family laws to check besides those the loss is registered with.
     """
 
-    loss: Loss | Mixture
+    wrapped: Loss | Mixture
     inputs: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    claimed: Mapping[str, Any] = field(default_factory=dict)
+    extra_laws: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def claims(self) -> Mapping[str, Any]:
-        """{law: settings} of every law of a family that it must keep."""
-        return {**(self.only.spec.laws if self.only else {}), **self.claimed}
+    def laws(self) -> Mapping[str, Any]:
+        """{law: settings} of every family law that it must keep."""
+        return {**(self.only.spec.laws if self.only else {}), **self.extra_laws}
 
     @cached_property
     def candidates(self) -> str | None:
-        """The input that marks candidates as absent, in a loss over K candidates a position."""
+        """The input that marks absent candidates, in a loss over K candidates per position."""
         return None if self.only is None else self.only.spec.candidates
 
     @cached_property
     def parts(self) -> tuple[Loss, ...]:
-        """The loss itself, or the parts of a mixture."""
-        return tuple(p for _, p in self.loss.parts) if isinstance(self.loss, Mixture) else (self.loss,)
+        """The loss itself, or the losses of a mixture."""
+        return tuple(p for _, p in self.wrapped.parts) if isinstance(self.wrapped, Mixture) else (self.wrapped,)
 
     @property
     def only(self) -> Loss | None:
-        """The loss, unless it is a mixture."""
-        return None if isinstance(self.loss, Mixture) else self.loss
+        """The loss; None for a mixture."""
+        return None if isinstance(self.wrapped, Mixture) else self.wrapped
 
     @property
     def name(self) -> str:
         """Its id."""
-        return self.loss.name
+        return self.wrapped.name
 
     @property
     def couples(self) -> str:
-        """What it must see together."""
-        return self.loss.couples
+        """What it must see together: "token", "datum", "pair" or "batch"."""
+        return self.wrapped.couples
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The model outputs it reads."""
-        return self.loss.outputs
+        return self.wrapped.outputs
 
     @cached_property
     def is_batch_style(self) -> bool:
-        """Whether it (or a part) is fn(data, logprobs_list)."""
+        """Whether it, or a part of it, is a fn(data, logprobs_list)."""
         return any(part.spec.is_batch_style for part in self.parts)
 
     @cached_property
     def reads_tokens(self) -> bool:
-        """Whether it reads single positions."""
+        """Whether it reads values per position."""
         return any(part.spec.reads_tokens for part in self.parts)
 
     @cached_property
     def wants_weights(self) -> bool:
-        """Whether it (or a part) weighs on its own."""
+        """Whether it, or a part of it, applies the weights itself."""
         return any(part.spec.wants_weights for part in self.parts)
 
     @cached_property
@@ -96,7 +96,7 @@ class Subject:
 
     @cached_property
     def reads(self) -> tuple[Input, ...]:
-        """Every `loss_fn_inputs` key it reads, apart from targets and weights; required wherever a part needs it."""
+        """Every `loss_fn_inputs` key it reads except targets and weights; required if any part requires it."""
         wanted: dict[str, Input] = {}
         for part in self.parts:
             for one in part.spec.inputs:
@@ -107,17 +107,17 @@ class Subject:
 
     @cached_property
     def takes_real_weights(self) -> bool:
-        """Whether any real weight has a meaning, negative ones included."""
+        """Whether weights may be any real number, also negative."""
         return not self.wants_weights and all(p.reduction == "sum" and p.spec.per == "token" for p in self.parts)
 
     @cached_property
     def may_lack_weights(self) -> bool:
-        """Whether missing weights mean ones."""
+        """Whether missing weights count as ones."""
         return all(p.reduction == "sum" for p in self.parts) and not self.is_batch_style
 
     @cached_property
     def takes_columns(self) -> bool:
-        """Whether [N, K] targets have a meaning: for losses per token whose inputs are all (log-)probabilities."""
+        """Whether it accepts [N, K] targets, as losses per token do whose inputs are all (log-)probabilities."""
         only = self.only
         if self.candidates is not None:
             return True
@@ -130,16 +130,16 @@ class Subject:
         datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **inputs})
         outputs = {name: [torch.tensor(rows_of_two if name == "logprobs" else [-0.5, -1.5])] for name in only.outputs}
         try:
-            self.loss.terms([datum], outputs)
+            self.wrapped.terms([datum], outputs)
         except (LossbookError, RuntimeError, ValueError, IndexError, TypeError):
             return False
         return True
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of datums that can be handed over together; for a loss that couples the batch, found by trying.
+        """Batch sizes that the loss accepts; for a loss that couples the batch, determined by trying.
 
-        Raises LossCheckError when such a loss takes no number of datums at all.
+        Raises LossCheckError when such a loss accepts none of them.
         """
         step = 2 if self.has_pairs else 1
         sizes = tuple(n for n in TRIED_SIZES if n % step == 0)
@@ -149,62 +149,64 @@ class Subject:
         why = ""
         for n in sizes:
             try:
-                self.loss.terms(*self._plain(n))
+                self.wrapped.terms(*self._simplest(n))
                 taken.append(n)
-            except Exception as error:  # a loss may refuse a size in any way it likes
+            except Exception as error:  # a loss may raise anything for a size it does not accept
                 why = f"{type(error).__name__}: {error}"
         if not taken:
-            raise LossCheckError(f"{self.name} takes none of {sizes[0]} to {sizes[-1]} datums; the last refusal: {why}")
+            raise LossCheckError(
+                f"{self.name} accepts no batch of {sizes[0]} to {sizes[-1]} datums; the last error: {why}"
+            )
         return tuple(taken)
 
-    def units(self, data: Sequence[Datum]) -> list[list[int]]:
+    def groups(self, data: Sequence[Datum]) -> list[list[int]]:
         """Indices of the datums that must stay together, in order."""
         if self.couples == "batch":
             return [list(range(len(data)))]
         step = 2 if self.has_pairs else 1
         return [list(range(i, i + step)) for i in range(0, len(data), step)]
 
-    def _plain(self, n: int) -> tuple[list[Datum], OutputLists]:
-        """n one-token datums with dull contents."""
+    def _simplest(self, n: int) -> tuple[list[Datum], OutputLists]:
+        """n datums of one token each, all alike, and outputs for them."""
         keys: dict[str, Any] = {one.name: [0.5] if one.per == "token" else 1.0 for one in self.reads if one.required}
         if self.is_batch_style:
             keys = {key: [0.5] for key in BATCH_STYLE_KEYS}
         keys = {key: [-0.5] if key_kind(key) == "logprob" else value for key, value in keys.items()}
         data = [datum_of(1, {"target_tokens": [0], "weights": [1.0], **keys}) for _ in range(n)]
-        plain: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
-        plain |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
-        outputs = {name: [torch.tensor(plain[name]) for _ in range(n)] for name in self.outputs}
+        row: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
+        row |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
+        outputs = {name: [torch.tensor(row[name]) for _ in range(n)] for name in self.outputs}
         return data, outputs
 
 
-#: What datums carry for functions fn(data, logprobs_list), which do not say what they read.
+#: What datums carry for a fn(data, logprobs_list), whose signature names no inputs.
 BATCH_STYLE_KEYS = ("advantages", "logprobs", "sampling_logprobs", "ref_logprobs")
 
 
 def terms(loss: Any, data: Sequence[Datum], outputs: OutputLists) -> tuple[Tensor, dict[str, Stat]]:
-    """`loss.terms`, also of no datums at all, as a rank without data calls it: outputs of no rows, with a graph."""
+    """`loss.terms`. For no datums, as on a rank without data, the outputs are empty tensors that require gradients."""
     if data:
         return loss.terms(data, outputs)
     shapes: dict[str, tuple[int, ...]] = {"embeddings": (0, EMBEDDING_WIDTH)}
     if isinstance(loss, Loss) and loss.spec.candidates is not None:
         shapes["logprobs"] = (0, 1)
-    nothing: dict[str, Any] = {
+    empty: dict[str, Any] = {
         n: torch.zeros(shapes.get(n, (0,)), dtype=torch.float64, requires_grad=True) for n in loss.outputs
     }
-    return loss.terms([], Outputs(**nothing))
+    return loss.terms([], Outputs(**empty))
 
 
 def datum_of(length: int, inputs: Mapping[str, Any]) -> Datum:
-    """A datum of `length` dull tokens that carries `inputs`."""
+    """A datum of the tokens 0, 1, ... up to `length` that carries `inputs`."""
     carried = {key: value if isinstance(value, TensorData) else TensorData(value) for key, value in inputs.items()}
     return Datum(ModelInput.from_ints(range(length)), carried)
 
 
 def has_columns(wanted: Input) -> bool:
-    """Whether an input may hold one number a target, [N, K], rather than one a position."""
+    """Whether an input may be [N, K], one number per target, instead of one per position."""
     return wanted.per == "token" and wanted.kind in ("logprob", "prob")
 
 
 def rows(datum: Datum) -> int:
-    """Positions of a datum."""
+    """The number of positions of a datum."""
     return positions_of(datum)

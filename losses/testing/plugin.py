@@ -1,7 +1,7 @@
-"""A pytest plug-in: how many examples the conformance kit draws, and the fixture `check_loss`.
+"""A pytest plug-in: the option `--lossbook-profile` (how many examples the kit draws) and the fixture `check_loss`.
 
-Ask for it in the top conftest.py, `pytest_plugins = ["lossbook.losses.testing.plugin"]`, or with `pytest -p`. It is no
-entry point, for then every pytest in an environment that has lossbook would import torch before it starts.
+Load it in the top conftest.py with `pytest_plugins = ["lossbook.losses.testing.plugin"]`, or with `pytest -p`. It is not
+an entry point, because every pytest run in an environment with lossbook would then import torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("lossbook").addoption(
         "--lossbook-profile",
         choices=PROFILES,
-        help="examples of the loss checks: ci (few, the same every time), dev (few, new ones every time), nightly (many)",
+        help="examples of the loss checks: ci (few, always the same), dev (few, different each time), nightly (many)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hand the choice on by environment variable, which workers of pytest-xdist inherit."""
+    """Pass the choice on in an environment variable, which workers of pytest-xdist inherit."""
     if profile := config.getoption("--lossbook-profile"):
         change = pytest.MonkeyPatch()
         change.setenv(VARIABLE, profile)

@@ -1,4 +1,4 @@
-"""What checking a loss found."""
+"""The result of checking a loss."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Status = Literal["passed", "failed", "skipped", "expected-failure"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's outcome.
+    """The result of one check.
 
-    message: why it failed, was skipped or was excused; empty when it passed. reproducer: Python source that fails in
-    the same way; empty unless an example made the check fail. error: what was raised.
+    message: why it failed, was skipped or was excused; "" if it passed. reproducer: Python source that fails the same
+    way; "" unless an example made the check fail. error: the exception.
     """
 
     check: str
@@ -26,7 +26,7 @@ class CheckResult:
 
     @property
     def is_failure(self) -> bool:
-        """Whether somebody has to do something."""
+        """Whether it failed without being expected to."""
         return self.status == "failed"
 
     def __str__(self) -> str:
@@ -38,14 +38,14 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcomes of all checks of one loss, in the order they ran. Print it, or iterate over its results."""
+    """The results of all checks of one loss, in the order they ran. Print it, or iterate over it."""
 
     loss: str
     results: tuple[CheckResult, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed; expected failures and skips are fine."""
+        """Whether no check failed, other than expected failures."""
         return not self.failures
 
     @property

@@ -1,4 +1,4 @@
-"""Examples as Python source: what a failing check prints can be pasted and run."""
+"""Examples as Python source, so that a failing check prints code that can be pasted and run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..registry import is_registered
 
 
 def reproducer(check: str, loss: Any, example: Mapping[str, Any]) -> str:
-    """Source that runs one check on one example, and so raises the same LossCheckError again."""
+    """Source that runs one check on one example and raises the same LossCheckError."""
     imports, expression = loss_source(loss)
     arguments = "".join(f"    {name}={value_source(value)},\n" for name, value in example.items())
     return (
@@ -30,7 +30,7 @@ def reproducer(check: str, loss: Any, example: Mapping[str, Any]) -> str:
 
 
 def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
-    """(import lines, expression) that make `loss` again. A function that cannot be imported is left to be defined."""
+    """(import lines, expression) that recreate `loss`. A function that cannot be imported must be defined by the reader."""
     if isinstance(loss, Mixture):
         made = [(factor, *loss_source(part)) for factor, part in loss.parts]
         return "".join(dict.fromkeys(i for _, i, _ in made)), " + ".join(f"{f!r} * {e}" for f, _, e in made)
@@ -42,12 +42,12 @@ def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
         own = module.partition(".")[0] == __name__.partition(".")[0] or module == "__main__"
         imports = "" if own else f"import {module}  # registers {loss.name!r}\n"
         return imports, f"get_loss({loss.name!r}{settings})"
-    if (made_by := getattr(function, "made_by", None)) is not None:  # by a wrapper: (import lines, expression)
+    if (made_by := getattr(function, "made_by", None)) is not None:  # set by a wrapper: (import lines, expression)
         return made_by[0], f"get_loss({made_by[1]}{settings})"
     name = getattr(function, "__name__", type(function).__name__).strip("<>")
     imports = f"from {function.__module__} import {name}\n"
     if not _is_importable(function):
-        imports = f"# and {name}, the loss itself, which no module holds under its name\n"
+        imports = f"# define {name}, the loss itself: it cannot be imported by that name\n"
     if (declared := _declared(loss)) is None:
         return imports, f"get_loss({name}{settings})"
     imports += "from lossbook.losses.loss.loss import Loss\nfrom lossbook.losses.spec.spec import make_spec\n"
@@ -55,7 +55,7 @@ def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
 
 
 def value_source(value: Any) -> str:
-    """An example's value as source: datums, tensors and plain values."""
+    """An example's value (datums, tensors, plain values) as source."""
     if isinstance(value, Datum):
         inputs = ", ".join(f"{k!r}: {v.tolist()!r}" for k, v in value.loss_fn_inputs.items())
         return f"Datum({value.model_input.to_ints()!r}, {{{inputs}}})"
@@ -71,13 +71,13 @@ def value_source(value: Any) -> str:
 
 
 def given_settings(loss: Loss) -> dict[str, Any]:
-    """The settings that are not the defaults."""
+    """The settings that differ from the defaults."""
     fields = loss.spec.config.model_fields
     return {key: value for key, value in loss.config if value != fields[key].get_default()}
 
 
 def _declared(loss: Loss) -> str | None:
-    """What was declared about an unregistered function, as arguments; None where `get_loss(function)` declares the same."""
+    """The arguments of `make_spec` for an unregistered function; None where `get_loss(function)` makes the same spec."""
     spec = loss.spec
     is_plain = spec.per == spec.couples == "token" and spec.reduction == "sum"
     if spec.is_batch_style or (is_plain and not spec.required_if and not spec.linear):

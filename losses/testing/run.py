@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,22 +16,29 @@ from hypothesis.errors import NoSuchExample
 from ...datums.errors import LossCheckError, LossContractError, did_you_mean
 from ..loss.mixture import Mixture
 from ..registry import get_loss
-from . import laws as claims
+from . import laws as family_laws
 from .checks import Check
-from .laws import contract, masking, numerics
-from .laws import merging as law
-from .loss_under_test import Subject
+from .laws import contract, masking, merging, numerics
+from .loss_under_test import LossUnderTest
 from .report import CheckResult, Report
 from .reproduce import given_settings, reproducer
 
-#: Every check, in the order they run. A loss that fails one of FIRST on its contract cannot be checked any further.
-FIRST = (contract.UNREDUCED, law.METRICS_LAW)
-CHECKS: tuple[Check, ...] = (*FIRST, *contract.CHECKS, *law.CHECKS, *masking.CHECKS, *numerics.CHECKS, *claims.CHECKS)
-#: Examples a check, and whether the same ones are drawn every time.
+#: A loss that raises LossContractError in one of these is not checked further.
+FIRST = (contract.UNREDUCED, merging.METRICS_LAW)
+#: Every check, in the order they run.
+CHECKS: tuple[Check, ...] = (
+    *FIRST,
+    *contract.CHECKS,
+    *merging.CHECKS,
+    *masking.CHECKS,
+    *numerics.CHECKS,
+    *family_laws.CHECKS,
+)
+#: Examples per check, and whether the same ones are drawn every time.
 PROFILES = {"ci": (15, True), "dev": (15, False), "nightly": (300, False)}
-#: Failing examples looked at while making one smaller.
+#: Failing examples tried while shrinking one.
 MAX_SHRINKS = 100
-#: Examples in which something may show that it is alive, at least; the search ends with the first that does.
+#: Least number of examples for a check that needs one passing example; the search ends with the first that passes.
 MIN_TRIES = 40
 
 Inputs = Mapping[str, Sequence[float]]
@@ -50,29 +58,33 @@ def check_loss(
 ) -> Report:
     """Run every check that applies to a loss, in float64, on data drawn from its signature.
 
-    loss: a registered id, "module:function", any loss function (registered or not), a function (data, logprobs_list), a
-    `Loss` or a `Mixture`; `config` are its settings, reduction among them.
-    expected_failed_checks: {check: reason}. Such a check must fail: a stale excuse is a failure.
-    on_fail: "raise" a LossCheckError that holds the whole report (`error.report`), or "report" and leave it to the caller.
-    callback: called with each CheckResult as it comes.
-    max_examples: a check, instead of the profile's (environment variable LOSSBOOK_PROFILE: ci, dev or nightly).
-    checks: run only these, by name.
-    inputs: numbers that an input is drawn from, such as {"label": (0, 1)}, where its name does not tell.
-    laws: {law: settings}: laws of its family (`lossbook.losses.testing.laws`) to hold it to beside those it claims.
+    loss: a registered id, "module:function", any loss function (registered or not), a fn(data, logprobs_list), a `Loss`
+    or a `Mixture`. config: its settings, including the reduction.
+    expected_failed_checks: {check: reason}. Such a check must fail; if it passes, that is a failure (a stale excuse).
+    on_fail: "raise" a LossCheckError that holds the whole report (`error.report`), or "report" to only return it.
+    callback: called with each CheckResult as it is made.
+    max_examples: examples per check, instead of the profile's (environment variable LOSSBOOK_PROFILE: ci, dev, nightly).
+    checks: names of the only checks to run.
+    inputs: values to draw an input from, such as {"label": (0, 1)}, where its name does not say.
+    laws: {law: settings}: family laws (`lossbook.losses.testing.laws`) to check besides those it is registered with.
     """
     for law_name in laws or {}:
         _check_named(law_name)
-    subject = Subject(get_loss(loss, **config), inputs or {}, laws or {})
+    loss_under_test = LossUnderTest(get_loss(loss, **config), inputs or {}, laws or {})
     excuses = dict(expected_failed_checks or {})
     for name in excuses:
         _check_named(name)
     results: list[CheckResult] = []
-    chosen = [c for c in _chosen(checks) if checks is not None or c not in claims.CHECKS or c.name in subject.claims]
-    for result in _results(subject, chosen, excuses, max_examples):
+    chosen = [
+        check
+        for check in _chosen(checks)
+        if checks is not None or check not in family_laws.CHECKS or check.name in loss_under_test.laws
+    ]
+    for result in _results(loss_under_test, chosen, excuses, max_examples):
         results.append(result)
         if callback is not None:
             callback(result)
-    report = Report(subject.name, tuple(results))
+    report = Report(loss_under_test.name, tuple(results))
     if on_fail == "raise" and not report.passed:
         error = LossCheckError(_summary(report))
         error.report = report
@@ -81,13 +93,13 @@ def check_loss(
 
 
 def run_check(check: str, loss: Any, **example: Any) -> None:
-    """Run one check on one example, as a reproducer does. Raises LossCheckError, or whatever the loss raises."""
+    """Run one check on one example, as a reproducer does. Raises LossCheckError, or what the loss raises."""
     laws = {check: example.pop("law")} if "law" in example else {}
     for key in ("outputs", "others"):
         if key in example:
             given = example[key].items()
             example[key] = {n: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for n, ts in given}
-    _check_named(check).run(Subject(get_loss(loss), {}, laws), **example)
+    _check_named(check).run(LossUnderTest(get_loss(loss), {}, laws), **example)
 
 
 def parametrize_with_checks(
@@ -98,31 +110,31 @@ def parametrize_with_checks(
     checks: Iterable[str] | None = None,
     inputs: Inputs | None = None,
 ) -> Any:
-    """A pytest mark that gives a test the arguments `loss` and `check`, one case a loss and check that applies.
+    """A pytest mark with the arguments `loss` and `check`: one case for each loss and each check that applies to it.
 
         @parametrize_with_checks(["ppo", my_loss], expected_failed_checks={"my_loss": {"gradient": "straight-through"}})
         def test_my_losses(loss, check):
             check(loss)
 
-    expected_failed_checks: by the loss's id or name.
+    expected_failed_checks: {id or name of the loss: {check: reason}}.
     """
     import pytest
 
     cases: list[Any] = []
     chosen = _chosen(checks)
     for given in losses:
-        subject = Subject(get_loss(given), inputs or {})
-        excuses = dict((expected_failed_checks or {}).get(subject.name, {}))
+        loss = LossUnderTest(get_loss(given), inputs or {})
+        excuses = dict((expected_failed_checks or {}).get(loss.name, {}))
         for check in chosen:
-            if not check.skip(subject):
+            if not check.skip(loss):
                 bound = BoundCheck(check, excuses.get(check.name), max_examples, inputs or {})
-                cases.append(pytest.param(subject.loss, bound, id=f"{_id(subject.loss)}-{check.name}"))
+                cases.append(pytest.param(loss.wrapped, bound, id=f"{_id(loss.wrapped)}-{check.name}"))
     return pytest.mark.parametrize(("loss", "check"), cases)
 
 
 @dataclass(frozen=True)
 class BoundCheck:
-    """A check that a test calls with its loss."""
+    """The argument `check` of a parametrized test, to be called with its loss."""
 
     check: Check
     excuse: str | None = None
@@ -130,50 +142,51 @@ class BoundCheck:
     inputs: Inputs = field(default_factory=dict)
 
     def __call__(self, loss: Any) -> None:
-        """Raise LossCheckError with a reproducer when the loss fails; mark the test as xfailed when that is expected."""
+        """Raise LossCheckError with a reproducer when the check fails; mark the test as xfailed when that is expected."""
         import pytest
 
-        result = excused(run_one(self.check, Subject(get_loss(loss), self.inputs), self.max_examples), self.excuse)
+        loss_under_test = LossUnderTest(get_loss(loss), self.inputs)
+        result = excused(run_one(self.check, loss_under_test, self.max_examples), self.excuse)
         if result.is_failure:
             raise LossCheckError(str(result))
         if result.status == "expected-failure":
             pytest.xfail(result.message)
 
 
-def run_one(check: Check, subject: Subject, max_examples: int | None = None) -> CheckResult:
-    """One check on examples that hypothesis draws, with the smallest failing example it can find."""
-    reason = check.skip(subject)
+def run_one(check: Check, loss: LossUnderTest, max_examples: int | None = None) -> CheckResult:
+    """One check on examples that hypothesis draws; a failure holds the smallest failing example."""
+    reason = check.skip(loss)
     if reason:
         return CheckResult(check.name, "skipped", reason)
-    for item in check.items(subject):
+    for item in check.items(loss):
         fixed = {"item": item} if item else {}
         search = _search_for_one if check.needs_one else _search_for_failure
-        failure = search(check, subject, fixed, max_examples)
+        failure = search(check, loss, fixed, max_examples)
         if failure is not None:
             example, error = failure
             message = str(error) if isinstance(error, LossCheckError) else f"{type(error).__name__}: {error}"
-            law_settings = {"law": subject.claimed[check.name]} if check.name in subject.claimed else {}
-            source = reproducer(check.name, subject.loss, {**example, **fixed, **law_settings}) if example else ""
+            law_settings = {"law": loss.extra_laws[check.name]} if check.name in loss.extra_laws else {}
+            source = reproducer(check.name, loss.wrapped, {**example, **fixed, **law_settings}) if example else ""
             return CheckResult(check.name, "failed", message, source, error)
     return CheckResult(check.name, "passed")
 
 
 def _results(
-    subject: Subject, checks: Iterable[Check], excuses: Mapping[str, str], max_examples: int | None
+    loss: LossUnderTest, checks: Iterable[Check], excuses: Mapping[str, str], max_examples: int | None
 ) -> Iterator[CheckResult]:
-    """One result a check; nothing more is run once the loss has broken its contract."""
+    """One result per check; once the loss has broken its contract, the remaining checks are skipped."""
     broken = ""
     for check in checks:
         if broken:
-            yield CheckResult(check.name, "skipped", f"not run, for the loss breaks its contract: see {broken}")
+            yield CheckResult(check.name, "skipped", f"not run, because the loss breaks its contract: see {broken}")
             continue
-        found = run_one(check, subject, max_examples)
-        broken = check.name if check in FIRST and isinstance(found.error, LossContractError) else ""
-        yield excused(found, excuses.get(check.name))
+        result = run_one(check, loss, max_examples)
+        broken = check.name if check in FIRST and isinstance(result.error, LossContractError) else ""
+        yield excused(result, excuses.get(check.name))
 
 
 def excused(result: CheckResult, excuse: str | None) -> CheckResult:
-    """The result in the light of an expectation that it fails."""
+    """The result of a check that is expected to fail, if there is an excuse for it."""
     if excuse is None:
         return result
     if result.status == "failed":
@@ -188,9 +201,9 @@ Failure = tuple[Mapping[str, Any], BaseException]
 
 
 def _search_for_failure(
-    check: Check, subject: Subject, fixed: Mapping[str, Any], max_examples: int | None
+    check: Check, loss: LossUnderTest, fixed: Mapping[str, Any], max_examples: int | None
 ) -> Failure | None:
-    """The smallest example found on which the check fails."""
+    """The smallest failing example, with its error; None if the check passes on all."""
     best: list[Failure] = []
     shrinks = 0
 
@@ -198,29 +211,33 @@ def _search_for_failure(
         nonlocal shrinks
         shrinks += bool(best)
         if shrinks > MAX_SHRINKS and repr(example) != repr(best[-1][0]):
-            return  # small enough: only the best example still counts
+            return  # stop shrinking: hypothesis only replays the best example
         try:
-            check.run(subject, **example, **fixed)
+            check.run(loss, **example, **fixed)
         except Exception as error:
             best.append((example, error))
             raise
 
+    settings = with_settings(max_examples, Phase.shrink)
+    search = settings(hypothesis.given(check.examples(loss))(attempt))
+    if settings.derandomize:  # by the check's name: without it hypothesis takes the seed from the source text above
+        search = hypothesis.seed(zlib.crc32(check.name.encode()))(search)
     try:
-        with_settings(max_examples, Phase.shrink)(hypothesis.given(check.examples(subject))(attempt))()
-    except Exception as error:  # whatever a loss raises on good data is a finding, and is reported
+        search()
+    except Exception as error:  # anything a loss raises on valid data is a failure to report
         return best[-1] if best else ({}, error)
     return None
 
 
 def _search_for_one(
-    check: Check, subject: Subject, fixed: Mapping[str, Any], max_examples: int | None
+    check: Check, loss: LossUnderTest, fixed: Mapping[str, Any], max_examples: int | None
 ) -> Failure | None:
-    """None when some example passes, else the last failure."""
+    """None if some example passes, else the last failure."""
     last: list[Failure] = []
 
     def passes(example: Mapping[str, Any]) -> bool:
         try:
-            check.run(subject, **example, **fixed)
+            check.run(loss, **example, **fixed)
         except Exception as error:  # as above
             last.append((example, error))
             return False
@@ -228,7 +245,7 @@ def _search_for_one(
 
     settings = with_settings(max(max_examples or 0, MIN_TRIES))
     try:
-        hypothesis.find(check.examples(subject), passes, settings=settings)
+        hypothesis.find(check.examples(loss), passes, settings=settings)
     except NoSuchExample:
         return last[-1]
     except Exception as error:  # as above
@@ -237,6 +254,7 @@ def _search_for_one(
 
 
 def with_settings(max_examples: int | None, *phases: Phase) -> hypothesis.settings:
+    """The settings of hypothesis under the profile of LOSSBOOK_PROFILE."""
     profile = os.environ.get("LOSSBOOK_PROFILE", "ci")
     if profile not in PROFILES:
         raise LossCheckError(f"LOSSBOOK_PROFILE={profile!r} is none of {', '.join(PROFILES)}")
@@ -273,7 +291,7 @@ def _summary(report: Report) -> str:
 
 
 def _id(loss: Any) -> str:
-    """A loss's id with the settings that are not its defaults."""
+    """A loss's id, with the settings that differ from its defaults."""
     if isinstance(loss, Mixture):
         return loss.name.replace(" ", "")
     settings = ",".join(f"{key}={value}" for key, value in given_settings(loss).items())

@@ -1,8 +1,8 @@
-"""Hypothesis strategies that draw whatever data a loss reads, from nothing but its signature.
+"""Hypothesis strategies that draw the data a loss reads, from its signature.
 
-`datums(loss)` and then `outputs(loss, data)` are what the checks draw; `preference_pairs()`, `trajectories()` and
-`topk_targets()` are the same for tests that have no loss at hand. Numbers lie on a grid of 1/32 (exact in float32, short in a report): 256 of
-them an input, one byte each, which draws and shrinks fast. Extreme values are never drawn here.
+The checks draw `datums(loss)` and then `outputs(loss, data)`; `preference_pairs()`, `trajectories()` and `topk_targets()`
+are for tests without a loss at hand. Values lie on a grid of 1/32, exact in float32 and short in a report. One byte is
+drawn per value, which draws and shrinks fast. Extreme values are never drawn here.
 """
 
 from __future__ import annotations
@@ -16,44 +16,47 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ...datums.key_kinds import key_kind
+from ...datums.inputs import key_kind
 from ...datums.types import Datum, TensorData
 from ..spec.spec import Input
-from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, OutputLists, Subject, datum_of, has_columns, rows
+from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, LossUnderTest, OutputLists, datum_of, has_columns, rows
 
-#: Weights that a byte stands for; the first is what examples shrink to.
+#: The weights that a byte stands for; examples shrink to the first.
 MASKS = np.array([1, 1, 0, 1, 1, 0, 1, 1], dtype=np.float32)
 POSITIVE_WEIGHTS = np.array([1, 0.5, 0, 1, 2, 0, 0.25, 1.5], dtype=np.float32)
 REAL_WEIGHTS = np.array([1, -0.5, 0, -1, 2, 0, 0.25, -3], dtype=np.float32)
-#: How many candidates a position may have, in losses over candidates.
+#: Numbers of candidates per position, for losses over candidates.
 WIDTHS = (3, 1, 2, 5)
 
 
 def datums(
     loss: Any,
     *,
-    min_units: int = 1,
-    max_units: int = 4,
+    min_groups: int = 1,
+    max_groups: int = 4,
     max_length: int = 4,
     masked: bool = True,
     inputs: Mapping[str, Sequence[float]] | None = None,
+    min_units: int | None = None,
+    max_units: int | None = None,
 ) -> st.SearchStrategy[list[Datum]]:
-    """Datums that `loss` can be given, at least one of them with a position of non-zero weight.
+    """Datums that `loss` accepts, at least one of them with a position of non-zero weight.
 
-    loss: an id, a function, a `Loss` or a `Mixture`. min_units, max_units: datums, or pairs where it compares pairs.
-    masked: with positions, and whole datums, of weight 0. inputs: numbers that an input is drawn from, such as
-    {"label": (0, 1)}; without it by name (logprobs at most 0, thresholds within their meaning), else from [-4, 4].
-    Optional inputs are there or not, for all datums alike.
+    loss: an id, a function, a `Loss` or a `Mixture`. min_groups, max_groups: the number of datums, or of pairs for a loss
+    over pairs (`min_units` and `max_units` are their former names). masked: whether some positions and whole datums have
+    weight 0. inputs: values to draw an input from, such as {"label": (0, 1)}; without it the range follows from the
+    input's kind (logprobs at most 0, flags 0 or 1), else it is [-4, 4]. An optional input is in all datums or in none.
     """
-    subject = as_subject(loss, inputs)
-    return _datums(subject, min_units, max_units, max_length, masked)
+    loss_under_test = as_loss_under_test(loss, inputs)
+    fewest, most = min_groups if min_units is None else min_units, max_groups if max_units is None else max_units
+    return _datums(loss_under_test, fewest, most, max_length, masked)
 
 
 def outputs(loss: Any, data: Sequence[Datum]) -> st.SearchStrategy[OutputLists]:
-    """What a model might say about `data`: every output that `loss` reads, float64, one tensor a datum."""
-    subject = as_subject(loss)
-    drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if subject.candidates else _OUTPUTS
-    return st.fixed_dictionaries({name: drawers[name](data) for name in subject.outputs})
+    """Model outputs for `data`: every output that `loss` reads, float64, one tensor per datum."""
+    loss_under_test = as_loss_under_test(loss)
+    drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if loss_under_test.candidates else _OUTPUTS
+    return st.fixed_dictionaries({name: drawers[name](data) for name in loss_under_test.outputs})
 
 
 def logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
@@ -63,100 +66,101 @@ def logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 
 
 def candidate_logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
-    """[N, K] float64 log-probabilities of K different tokens a position: their probabilities add up to less than 1."""
+    """[N, K] float64 log-probabilities of K different tokens per position, whose probabilities add up to less than 1."""
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) for d in data]
     return _tensors(shapes, _log_probabilities).map(lambda drawn: [torch.from_numpy(_of_one(t.numpy())) for t in drawn])
 
 
 def preference_pairs(*, max_pairs: int = 3, max_length: int = 4) -> st.SearchStrategy[list[Datum]]:
     """Datums 2i and 2i+1: a chosen and a rejected response with `weights` and `ref_logprobs`."""
-    return datums("dpo", max_units=max_pairs, max_length=max_length)
+    return datums("dpo", max_groups=max_pairs, max_length=max_length)
 
 
 def trajectories(*, max_datums: int = 4, max_length: int = 6) -> st.SearchStrategy[list[Datum]]:
     """Sampled sequences with `weights`, `sampling_logprobs` and `advantages`."""
-    return datums("ppo", max_units=max_datums, max_length=max_length).map(_with_weights)
+    return datums("ppo", max_groups=max_datums, max_length=max_length).map(_with_weights)
 
 
 def topk_targets(*, max_datums: int = 4, max_length: int = 4) -> st.SearchStrategy[list[Datum]]:
-    """[N, K] candidates with `teacher_logprobs` [N, K] and `weights` [N]; some absent (-inf), K differs between datums."""
-    return datums("topk_forward_kl", max_units=max_datums, max_length=max_length)
+    """[N, K] candidates with `teacher_logprobs` [N, K] and `weights` [N]; some are absent (-inf), and K varies by datum."""
+    return datums("topk_forward_kl", max_groups=max_datums, max_length=max_length)
 
 
-def as_subject(loss: Any, inputs: Mapping[str, Sequence[float]] | None = None) -> Subject:
-    """A `Subject` from whatever `get_loss` takes."""
+def as_loss_under_test(loss: Any, inputs: Mapping[str, Sequence[float]] | None = None) -> LossUnderTest:
+    """A `LossUnderTest` from whatever `get_loss` takes."""
     from ..registry import get_loss
 
-    return loss if isinstance(loss, Subject) else Subject(get_loss(loss), inputs or {})
+    return loss if isinstance(loss, LossUnderTest) else LossUnderTest(get_loss(loss), inputs or {})
 
 
 @st.composite
-def _datums(draw: Any, subject: Subject, min_units: int, max_units: int, max_length: int, masked: bool) -> list[Datum]:
-    count = _draw_count(draw, subject, min_units, max_units)
+def _datums(
+    draw: Any, loss: LossUnderTest, min_groups: int, max_groups: int, max_length: int, masked: bool
+) -> list[Datum]:
+    count = _draw_count(draw, loss, min_groups, max_groups)
     lengths = [1 + byte % max_length for byte in draw(_bytes(count))]
     drawn: list[dict[str, np.ndarray]] = [{} for _ in lengths]
-    widths = _draw_widths(draw, subject, count)
-    if subject.reads_tokens:
+    widths = _draw_widths(draw, loss, count)
+    if loss.reads_tokens:
         shapes = [(n, *width) for n, width in zip(lengths, widths, strict=True)]
-        weighed = [(n,) for n in lengths] if subject.candidates else shapes
-        for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, subject, weighed, masked), strict=True):
+        weighed = [(n,) for n in lengths] if loss.candidates else shapes
+        for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, loss, weighed, masked), strict=True):
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
             if weights is not None:
                 inputs["weights"] = weights
-    for wanted in _wanted(subject):
+    for wanted in _wanted(loss):
         if wanted.required or draw(st.booleans()):
             wide = widths if has_columns(wanted) else [()] * count
             shapes = [(n, *w) if wanted.per == "token" else () for n, w in zip(lengths, wide, strict=True)]
-            values = _split(draw, shapes, _flag if wanted.is_flag else _meaning(wanted.name, subject))
-            if wanted.name == subject.candidates:
+            values = _split(draw, shapes, _flag if wanted.is_flag else _meaning(wanted.name, loss))
+            if wanted.name == loss.candidates:
                 values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
             for inputs, array in zip(drawn, values, strict=True):
                 inputs[wanted.name] = array
     data = [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]
-    # A loss that says itself how many datums it has values for may have none, such as where all serve an estimate.
-    assume(all(part.spec.groups is None or not part.count(data).is_zero for part in subject.parts))
+    # A loss that says how many values it returns may return none, as when all datums only serve an estimate.
+    assume(all(part.spec.groups is None or not part.count(data).is_zero for part in loss.parts))
     return data
 
 
-def _draw_count(draw: Any, subject: Subject, min_units: int, max_units: int) -> int:
-    if subject.couples == "batch":
-        largest = [n for n in subject.sizes if n >= 2] or list(subject.sizes)
+def _draw_count(draw: Any, loss: LossUnderTest, min_groups: int, max_groups: int) -> int:
+    if loss.couples == "batch":
+        largest = [n for n in loss.sizes if n >= 2] or list(loss.sizes)
         return draw(st.sampled_from(largest))
-    return draw(st.integers(min_units, max_units)) * (2 if subject.has_pairs else 1)
+    return draw(st.integers(min_groups, max_groups)) * (2 if loss.has_pairs else 1)
 
 
-def _draw_widths(draw: Any, subject: Subject, count: int) -> list[tuple[int, ...]]:
-    """(K,) a datum, or () where its targets are one a position. Only a loss over candidates reads it, so only there K may
-    differ from datum to datum."""
-    if subject.candidates:
+def _draw_widths(draw: Any, loss: LossUnderTest, count: int) -> list[tuple[int, ...]]:
+    """(K,) for each datum, or () for one target per position. K varies by datum only for a loss over candidates."""
+    if loss.candidates:
         return [(WIDTHS[byte % len(WIDTHS)],) for byte in draw(_bytes(count))]
-    columns = draw(st.sampled_from((None, None, 2))) if subject.takes_columns else None
+    columns = draw(st.sampled_from((None, None, 2))) if loss.takes_columns else None
     return [() if columns is None else (columns,)] * count
 
 
-def _wanted(subject: Subject) -> Sequence[Input]:
-    if subject.is_batch_style:
-        keys = dict.fromkeys((*BATCH_STYLE_KEYS, *subject.inputs))
+def _wanted(loss: LossUnderTest) -> Sequence[Input]:
+    if loss.is_batch_style:
+        keys = dict.fromkeys((*BATCH_STYLE_KEYS, *loss.inputs))
         return [Input(key, True, "token") for key in keys]
-    return subject.reads
+    return loss.reads
 
 
 def _draw_weights(
-    draw: Any, subject: Subject, shapes: Sequence[tuple[int, ...]], masked: bool
+    draw: Any, loss: LossUnderTest, shapes: Sequence[tuple[int, ...]], masked: bool
 ) -> list[np.ndarray] | list[None]:
-    """Weights in the shapes of the targets; None where they are left out and mean ones."""
-    kinds = [MASKS, REAL_WEIGHTS if subject.takes_real_weights else POSITIVE_WEIGHTS]
-    chosen = draw(st.sampled_from([*kinds, None] if subject.may_lack_weights else kinds))
+    """Weights in the shapes of the targets; None where they are left out and count as ones."""
+    kinds = [MASKS, REAL_WEIGHTS if loss.takes_real_weights else POSITIVE_WEIGHTS]
+    chosen = draw(st.sampled_from([*kinds, None] if loss.may_lack_weights else kinds))
     if chosen is None:
         return [None] * len(shapes)
     flat = [chosen[np.frombuffer(draw(_bytes(int(np.prod(shape)))), dtype=np.uint8) % 8] for shape in shapes]
-    together = 2 if subject.has_pairs else 1
-    alive = [byte % 4 != 3 or not masked for byte in draw(_bytes(len(shapes) // together))]
-    alive = alive if any(alive) else [True, *alive[1:]]
+    together = 2 if loss.has_pairs else 1
+    active = [byte % 4 != 3 or not masked for byte in draw(_bytes(len(shapes) // together))]
+    active = active if any(active) else [True, *active[1:]]
     for i, weights in enumerate(flat):
         if not masked:
             weights[weights == 0] = 1
-        if not alive[i // together]:
+        if not active[i // together]:
             weights[:] = 0
         elif not weights.any():
             weights[0] = 1
@@ -166,10 +170,10 @@ def _draw_weights(
 Meaning = Callable[[np.ndarray], np.ndarray]
 
 
-def _meaning(name: str, subject: Subject | None = None) -> Meaning:
-    """From bytes to numbers that an input of this name may hold; byte 0 is the simplest."""
-    if subject is not None and name in subject.inputs:
-        choices = np.array(subject.inputs[name], dtype=np.float32)
+def _meaning(name: str, loss: LossUnderTest | None = None) -> Meaning:
+    """A function from bytes to values that this input may hold; byte 0 is the simplest."""
+    if loss is not None and name in loss.inputs:
+        choices = np.array(loss.inputs[name], dtype=np.float32)
         return lambda drawn: choices[drawn % len(choices)]
     kind = key_kind(name)
     if kind == "logprob":
@@ -194,17 +198,17 @@ def _log_probabilities(drawn: np.ndarray) -> np.ndarray:
 
 
 def _of_one(logprobs: np.ndarray) -> np.ndarray:
-    """Rows [N, K] as log-probabilities of K of the tokens of a vocabulary: one more token holds what is left."""
+    """Rows [N, K] as log-probabilities of K tokens of a vocabulary; one more token holds the rest."""
     rest = np.zeros((len(logprobs), 1))
     return logprobs - np.logaddexp.reduce(np.concatenate([logprobs, rest], axis=1), axis=1, keepdims=True)
 
 
 def _some_absent(logprobs: np.ndarray, drawn: bytes) -> np.ndarray:
-    """float32, the last candidate of about a fifth of the rows absent (-inf), never the only one."""
-    found = logprobs.astype(np.float32)
-    if found.shape[1] > 1:
-        found[np.frombuffer(drawn, dtype=np.uint8) % 5 == 4, -1] = -np.inf
-    return found
+    """float32; in about a fifth of the rows the last candidate is absent (-inf), but never the only one."""
+    candidates = logprobs.astype(np.float32)
+    if candidates.shape[1] > 1:
+        candidates[np.frombuffer(drawn, dtype=np.uint8) % 5 == 4, -1] = -np.inf
+    return candidates
 
 
 def _either_sign(drawn: np.ndarray) -> np.ndarray:
@@ -216,7 +220,7 @@ def _bytes(count: int) -> st.SearchStrategy[bytes]:
 
 
 def _split(draw: Any, shapes: Sequence[tuple[int, ...]], meaning: Meaning) -> list[np.ndarray]:
-    """One draw for all datums: arrays of `shapes`, float32."""
+    """float32 arrays of `shapes`, from one draw for all datums."""
     sizes = [int(np.prod(shape)) for shape in shapes]
     drawn = np.frombuffer(draw(_bytes(sum(sizes))), dtype=np.uint8).astype(np.int64)
     values = np.split(np.asarray(meaning(drawn), dtype=np.float32) + np.float32(0), np.cumsum(sizes)[:-1])
@@ -233,7 +237,7 @@ def _entropies(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 
 
 def _embeddings(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
-    """Distinct and never zero: no two documents tie, and every cosine has a gradient. The offsets lie off the grid."""
+    """Distinct and never zero, so that no two documents tie and every cosine has a gradient. Offsets lie off the grid."""
     offsets = [torch.tensor([1 + 1 / 128, i / 512, 0.0], dtype=torch.float64) for i in range(len(data))]
     drawn = _tensors([(EMBEDDING_WIDTH,)] * len(data), _either_sign)
     return drawn.map(lambda rows: [row + offset for row, offset in zip(rows, offsets, strict=True)])
@@ -254,7 +258,7 @@ def _has_targets(datum: Datum) -> bool:
 
 
 def _with_weights(data: list[Datum]) -> list[Datum]:
-    """Missing weights written out as ones."""
+    """The data with missing weights added as ones."""
     return [
         d
         if "weights" in d.loss_fn_inputs

@@ -1,16 +1,16 @@
-"""Laws of a family of losses: a loss claims them when it is registered, and the kit then holds it to them.
+"""Laws of families of losses. A loss names those that it obeys when it is registered, and the kit checks them.
 
-    @register_loss("my_ppo", ..., claims={"on_policy_is_reinforce": {}})
+    @register_loss("my_ppo", ..., laws={"on_policy_is_reinforce": {}})
 
-A law may need settings, such as which bounds open a clip: they are the value. For a loss that is not registered they are
-given to the kit, `check_loss(my_function, laws={"on_policy_is_reinforce": {}})`.
+The value holds the law's settings, such as the bounds that open a clip. For a loss that is not registered, pass the laws
+to the kit: `check_loss(my_function, laws={"on_policy_is_reinforce": {}})`.
 """
 
 from __future__ import annotations
 
 from . import distillation, embedding, policy, preference
 
-#: Every law that a loss may claim.
+#: Every law of a family.
 CHECKS = (*distillation.CHECKS, *embedding.CHECKS, *policy.CHECKS, *preference.CHECKS)
 
 __all__ = ["CHECKS", "distillation", "embedding", "policy", "preference"]

@@ -1,4 +1,4 @@
-"""Laws of functions that make advantages from rewards."""
+"""Laws of functions that compute advantages from rewards."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Advantages = Callable[[list[float], list[int]], Any]
 Batch = tuple[list[float], list[int]]
 #: Rewards that all samples of a group share; the last two have no exact float.
 LEVELS = (0.0, 1.0, -3.0, 1000.0, 0.1, 1 / 3)
-#: What whitening over the batch may leave of a zero.
+#: Rounding error of a zero after whitening over the batch.
 ROUNDING = 1e-9
-#: Where a reward that is not finite is put.
-BAD_PLACE = 3
+#: Index at which a reward that is not finite is inserted.
+BAD_INDEX = 3
 
 
 def check_advantages(
@@ -33,14 +33,14 @@ def check_advantages(
     on_fail: Literal["raise", "report"] = "raise",
     max_examples: int | None = None,
 ) -> Report:
-    """Run every law of group-relative advantages on a function (rewards, groups) -> one advantage a reward.
+    """Run every law of group-relative advantages on a function (rewards, groups) -> one advantage per reward.
 
         check_advantages(group_advantages)
         check_advantages(rloo, scaling="equivariant")
 
-    scaling: whether rewards times c > 0 give the same advantages, or c times them. groups_are_apart: whether a group's
-    advantages depend on its own rewards alone. expected_failed_checks: {law: reason}; such a law must fail. on_fail: "raise"
-    a LossCheckError that holds the report, or "report" only.
+    scaling: whether multiplying all rewards by c > 0 keeps the advantages, or multiplies them by c. groups_are_apart:
+    whether a group's advantages depend only on its own rewards. expected_failed_checks: {law: reason}; such a law must
+    fail. on_fail: "raise" a LossCheckError that holds the report, or "report" to only return it.
     """
     laws: dict[str, Law] = {
         "one_a_reward": Law(_one_a_reward, _batches()),
@@ -65,7 +65,7 @@ def check_advantages(
 
 @st.composite
 def _batches(draw: Any) -> Batch:
-    """Two groups or three of two to five samples, rewards in quarters; their samples are not side by side."""
+    """Two or three groups of two to five samples, interleaved; rewards are multiples of a quarter."""
     sizes = draw(st.lists(st.integers(2, 5), min_size=2, max_size=3))
     ids = [group for place in range(max(sizes)) for group, size in enumerate(sizes) if place < size]
     count = len(ids)
@@ -78,18 +78,18 @@ def _orders(batch: Batch) -> st.SearchStrategy[list[int]]:
 
 
 def _advantages(function: Any, rewards: Sequence[float], groups: Sequence[int]) -> Tensor:
-    found = torch.as_tensor(function(list(rewards), list(groups))).detach().double()
-    if tuple(found.shape) != (len(rewards),):
+    advantages = torch.as_tensor(function(list(rewards), list(groups))).detach().double()
+    if tuple(advantages.shape) != (len(rewards),):
         raise LossCheckError(
-            f"of {len(rewards)} rewards it makes advantages of shape {list(found.shape)}, not one a reward"
+            f"for {len(rewards)} rewards it returns advantages of shape {list(advantages.shape)}, not one per reward"
         )
-    return found
+    return advantages
 
 
 def _one_a_reward(function: Any, batch: Batch) -> None:
-    found = _advantages(function, *batch)
-    if not bool(found.isfinite().all()):
-        raise LossCheckError(f"the advantages are {shown(found)} for {batch}")
+    advantages = _advantages(function, *batch)
+    if not bool(advantages.isfinite().all()):
+        raise LossCheckError(f"the advantages are {shown(advantages)} for {batch}")
 
 
 def _shift_invariance(function: Any, example: tuple[Batch, int]) -> None:
@@ -104,7 +104,7 @@ def _scale_invariance(function: Any, example: tuple[Batch, float]) -> None:
     (rewards, groups), factor = example
     scaled = _advantages(function, [factor * r for r in rewards], groups)
     same_numbers(
-        scaled, _advantages(function, rewards, groups), f"of rewards times {factor} the advantages are", example
+        scaled, _advantages(function, rewards, groups), f"for rewards times {factor} the advantages are", example
     )
 
 
@@ -112,14 +112,18 @@ def _scale_equivariance(function: Any, example: tuple[Batch, float]) -> None:
     (rewards, groups), factor = example
     scaled = _advantages(function, [factor * r for r in rewards], groups)
     same_numbers(
-        scaled, factor * _advantages(function, rewards, groups), f"of rewards times {factor} they are", example
+        scaled,
+        factor * _advantages(function, rewards, groups),
+        f"for rewards times {factor} the advantages are",
+        example,
     )
 
 
 def _sum_is_zero(function: Any, batch: Batch) -> None:
-    found = _advantages(function, *batch)
-    if abs(float(found.sum())) > TOLERANCE * max(1.0, float(found.abs().sum())):
-        raise LossCheckError(f"the advantages {shown(found)} add up to {float(found.sum()):.6g}, not 0, for {batch}")
+    advantages = _advantages(function, *batch)
+    total = float(advantages.sum())
+    if abs(total) > TOLERANCE * max(1.0, float(advantages.abs().sum())):
+        raise LossCheckError(f"the advantages {shown(advantages)} add up to {total:.6g}, not 0, for {batch}")
 
 
 def _permutation(function: Any, example: tuple[Batch, list[int]]) -> None:
@@ -134,50 +138,50 @@ def _groups_are_apart(function: Any, example: tuple[Batch, int]) -> None:
     (rewards, groups), shift = example
     changed = [r * 2 + shift if g == 0 else r for r, g in zip(rewards, groups, strict=True)]
     others = torch.tensor([g != 0 for g in groups])
-    found, expected = (_advantages(function, given, groups)[others] for given in (changed, rewards))
-    same_numbers(found, expected, "with other rewards in group 0 the advantages outside are", example)
+    after, before = (_advantages(function, given, groups)[others] for given in (changed, rewards))
+    same_numbers(after, before, "with other rewards in group 0 the advantages outside are", example)
 
 
 def _equal_rewards_give_zero(function: Any, example: tuple[float, int]) -> None:
     reward, count = example
-    found = _advantages(function, [reward] * count, [0] * count)
-    if not bool((found == 0).all()):
-        raise LossCheckError(f"{count} rewards of {reward!r} give {shown(found)}, not exactly 0")
+    advantages = _advantages(function, [reward] * count, [0] * count)
+    if not bool((advantages == 0).all()):
+        raise LossCheckError(f"{count} rewards of {reward!r} give {shown(advantages)}, not exactly 0")
 
 
 def _a_group_of_one_gives_zero(function: Any, batch: Batch) -> None:
     rewards, groups = batch
-    found = _advantages(function, [*rewards, 5.0], [*groups, 99])
-    if not abs(float(found[-1])) <= ROUNDING:
-        raise LossCheckError(f"a group of one gives {float(found[-1]):.6g}, not 0, beside {batch}")
+    last = float(_advantages(function, [*rewards, 5.0], [*groups, 99])[-1])
+    if not abs(last) <= ROUNDING:
+        raise LossCheckError(f"a group of one gives {last:.6g}, not 0, beside {batch}")
 
 
 def _noise_is_not_amplified(function: Any, example: tuple[float, int]) -> None:
     reward, count = example
     single = torch.full((count,), reward, dtype=torch.float32)
     single[0] = torch.nextafter(single[0], torch.tensor(float("inf")))  # the last bit of float32
-    found = _advantages(function, single.double().tolist(), [0] * count)
-    if float(found.abs().max()) > 1e-3:
+    advantages = _advantages(function, single.double().tolist(), [0] * count)
+    if float(advantages.abs().max()) > 1e-3:
         raise LossCheckError(
-            f"{count} rewards of {reward!r}, one of them larger by float32's last bit, give {shown(found)}: rounding is "
-            "divided by itself"
+            f"{count} rewards of {reward!r}, one of them larger by float32's last bit, give {shown(advantages)}: the rounding "
+            "error is divided by itself"
         )
 
 
 def _nan_stays_alone(function: Any, example: tuple[Batch, float]) -> None:
-    """Either refuses, with the place in its message, or leaves the others as they are without it."""
+    """It raises with the index in the message, or the other advantages stay as they are without that reward."""
     (rewards, groups), bad = example
     try:
-        found = _advantages(function, _with(bad, rewards), _with(groups[0], groups))
+        advantages = _advantages(function, _with(bad, rewards), _with(groups[0], groups))
     except LossCheckError:
         raise
     except Exception as error:
-        if not re.search(rf"\b{BAD_PLACE}\b", str(error)):
-            raise LossCheckError(f"it refuses a reward of {bad} without saying which: {error}") from None
+        if not re.search(rf"\b{BAD_INDEX}\b", str(error)):
+            raise LossCheckError(f"it raises for a reward of {bad} without naming its index: {error}") from None
         return
     expected = torch.tensor(_with(0.0, _advantages(function, rewards, groups).tolist()), dtype=torch.float64)
-    same_numbers(found, expected, f"beside a reward of {bad} (which itself gets 0) the advantages are", example)
+    same_numbers(advantages, expected, f"beside a reward of {bad} (which itself gets 0) the advantages are", example)
 
 
 def _with(extra: Any, values: Sequence[Any]) -> list[Any]:
-    return [*values[:BAD_PLACE], extra, *values[BAD_PLACE:]]
+    return [*values[:BAD_INDEX], extra, *values[BAD_INDEX:]]

@@ -1,4 +1,4 @@
-"""The contract: a loss depends on what it says it reads, returns what it declares, and touches nothing."""
+"""The contract: a loss depends on everything it reads, returns what it declares, and changes nothing in place."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ....datums.errors import LossbookError, LossCheckError
-from ....datums.key_kinds import key_kind
+from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
-from .. import checks as protocol
 from .. import strategies
-from ..checks import Check
+from ..checks import Check, batches, ordinary
 from ..evaluation import Evaluation, evaluate, leaves, same, select, shown
-from ..loss_under_test import OutputLists, Subject, terms
+from ..loss_under_test import LossUnderTest, OutputLists, terms
 from . import numerics
 
-#: What a number is moved to, in turn, until the loss's own validation takes it and something changes.
-#: The last is for shares, which are at most 1.
+#: Changes of a number, tried in turn until the loss accepts one and something changes. The last is for shares, which are
+#: at most 1.
 MOVES = (
     lambda x: x * 2,
     lambda x: x / 2,
@@ -34,27 +33,26 @@ MOVES = (
 )
 
 
-def depends_on_outputs(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """Something can be learned: on some data the gradient with respect to the model's outputs is not zero."""
-    own = leaves(outputs)
-    total, _ = terms(subject.loss, data, own)
-    names = " and ".join(subject.outputs)
+def depends_on_outputs(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """On some data the gradient with respect to the model's outputs is not zero."""
+    total, _ = terms(loss.wrapped, data, leaves(outputs))
+    names = " and ".join(loss.outputs)
     if not total.requires_grad:
         raise LossCheckError(
             f"the loss does not depend on its {names}: nothing would be learned. Was it built with .item(), .detach(), "
             ".data, torch.tensor(...), or under no_grad?"
         )
-    whole = evaluate(subject, data, outputs)
+    whole = evaluate(loss, data, outputs)
     if not any(bool((g != 0).any()) for tensors in whole.gradients.values() for g in tensors):
         raise LossCheckError(f"the gradient with respect to {names} is zero everywhere")
 
 
-def pure(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """The loss changes nothing it is given, and gives the same for the same."""
+def pure(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """The loss changes none of its arguments in place, and gives the same result for the same data."""
     before = [{key: value.to_numpy().copy() for key, value in datum.loss_fn_inputs.items()} for datum in data]
     kept = {name: [tensor.clone() for tensor in tensors] for name, tensors in outputs.items()}
     changed: list[str] = []
-    watched = replace(subject, loss=_watched(subject.loss, changed)) if subject.only else subject
+    watched = replace(loss, wrapped=_watched(loss.wrapped, changed)) if loss.only else loss
     first = evaluate(watched, data, outputs)
     if changed:
         raise LossCheckError(f"the loss changes its {changed[0]} in place: other losses read the same tensor")
@@ -64,45 +62,45 @@ def pure(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
                 raise LossCheckError(f"the loss changed {key!r} of datum {i}")
     if any(not torch.equal(a, b) for name in kept for a, b in zip(kept[name], outputs[name], strict=True)):
         raise LossCheckError(f"the loss changed its {' or '.join(outputs)}")
-    same(first, evaluate(subject, data, outputs), "when the same was computed again", exactly=True)
+    same(first, evaluate(loss, data, outputs), "when the same was computed again", exactly=True)
 
 
-def unreduced(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """One value a token, datum or pair, as declared: also of one, and of none."""
-    bare = _without_metrics(subject.loss) if subject.only else subject.loss
+def unreduced(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """One value per token, datum or pair, as declared; also for a single group of datums, and for no data."""
+    bare = _without_metrics(loss.wrapped) if loss.only else loss.wrapped
     terms(bare, data, leaves(outputs))
-    if subject.couples == "batch":
+    if loss.couples == "batch":
         return
-    terms(bare, *select(data, leaves(outputs), subject.units(data)[0]))
+    terms(bare, *select(data, leaves(outputs), loss.groups(data)[0]))
     terms(bare, [], {})
 
 
-def live_config(subject: Subject, data: Sequence[Datum], outputs: OutputLists, item: str) -> None:
-    """Every setting, and every input, changes the loss, its gradient or a metric on some data."""
-    only = subject.only
+def live_config(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, item: str) -> None:
+    """Every setting and every input changes the loss, its gradient or a metric on some data."""
+    only = loss.only
     if only is None:
         raise LossCheckError("live_config is checked on each part of a mixture, not on the mixture")
     kind, _, name = item.partition(" ")
     if kind == "input":
-        alive = _input_is_alive(subject, data, outputs, name)
+        has_effect = _input_has_effect(loss, data, outputs, name)
     else:
-        alive = any(
+        has_effect = any(
             _differs(
-                _or_error(replace(subject, loss=one), data, outputs),
-                _or_error(replace(subject, loss=other), data, outputs),
+                _or_error(replace(loss, wrapped=one), data, outputs),
+                _or_error(replace(loss, wrapped=other), data, outputs),
             )
             for one, other in _variants(only, name)
         )
-    if not alive:
+    if not has_effect:
         tried = ", ".join(map(repr, _alternatives(only, name))) if kind == "setting" else "another value, or none"
         raise LossCheckError(
             f"{item!r} is dead: the loss, its gradients and its metrics are the same with {tried}. Is it read at all?"
         )
 
 
-def linear(subject: Subject, data: Sequence[Datum], outputs: OutputLists, others: OutputLists) -> None:
-    """A loss that is declared linear has one and the same gradient whatever the logprobs are, bit for bit."""
-    one, other = (evaluate(subject, data, given).gradients["logprobs"] for given in (outputs, others))
+def linear(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, others: OutputLists) -> None:
+    """A loss that is declared linear has the same gradient for any logprobs, bit for bit."""
+    one, other = (evaluate(loss, data, given).gradients["logprobs"] for given in (outputs, others))
     for i, (a, b) in enumerate(zip(one, other, strict=True)):
         if not torch.equal(a, b):
             raise LossCheckError(
@@ -111,35 +109,35 @@ def linear(subject: Subject, data: Sequence[Datum], outputs: OutputLists, others
             )
 
 
-def _items(subject: Subject) -> list[str]:
-    only = subject.only
+def _items(loss: LossUnderTest) -> list[str]:
+    only = loss.only
     if only is None:
         return []
     return [f"setting {name}" for name in only.settings] + [f"input {one.name}" for one in only.spec.inputs]
 
 
-def _input_is_alive(subject: Subject, data: Sequence[Datum], outputs: OutputLists, name: str) -> bool:
-    whole = _or_error(subject, data, outputs)
-    keys = next((one.keys for one in subject.reads if one.name == name), (name,))
+def _input_has_effect(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, name: str) -> bool:
+    whole = _or_error(loss, data, outputs)
+    keys = next((one.keys for one in loss.reads if one.name == name), (name,))
     carried = [key for key in keys if key in data[0].loss_fn_inputs]
     if not carried:
         return False
     without = [Datum(d.model_input, {k: v for k, v in d.loss_fn_inputs.items() if k not in carried}) for d in data]
-    optional = not next(one.required for one in subject.parts[0].spec.inputs if one.name == name)
-    if optional and _differs(whole, _or_error(subject, without, outputs)):
+    optional = not next(one.required for one in loss.parts[0].spec.inputs if one.name == name)
+    if optional and _differs(whole, _or_error(loss, without, outputs)):
         return True
     moved = [
-        Datum(d.model_input, {**d.loss_fn_inputs, carried[0]: _moved(d.loss_fn_inputs[carried[0]], subject, name)})
+        Datum(d.model_input, {**d.loss_fn_inputs, carried[0]: _moved(d.loss_fn_inputs[carried[0]], loss, name)})
         for d in data
     ]
-    return _differs(whole, _or_error(subject, moved, outputs))
+    return _differs(whole, _or_error(loss, moved, outputs))
 
 
-def _moved(value: TensorData, subject: Subject, name: str) -> TensorData:
-    """Other numbers in the same range."""
+def _moved(value: TensorData, loss: LossUnderTest, name: str) -> TensorData:
+    """Other values in the same range."""
     array = value.to_numpy()
-    if name in subject.inputs:
-        choices = list(subject.inputs[name])
+    if name in loss.inputs:
+        choices = list(loss.inputs[name])
         return TensorData(
             [choices[(choices.index(x) + 1) % len(choices)] for x in array.reshape(-1)], None, array.shape
         )
@@ -153,7 +151,7 @@ def _moved(value: TensorData, subject: Subject, name: str) -> TensorData:
 
 
 def _alternatives(loss: Loss, name: str) -> list[Any]:
-    """Values that the setting could have instead, those that its own validation takes."""
+    """Other values that the setting accepts."""
     default = loss.settings[name]
     annotation = loss.spec.config.model_fields[name].annotation
     members = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -164,16 +162,16 @@ def _alternatives(loss: Loss, name: str) -> list[Any]:
         candidates = [type(default)(move(default)) for move in MOVES]
     elif not candidates:
         candidates = [0.5, 1.0, 2.0, 1, 2, True, False]
-    taken: list[Any] = []
+    accepted: list[Any] = []
     for value in candidates:
-        if value != default and value not in taken and _configured(loss, {name: value}) is not None:
-            taken.append(value)
-    return taken
+        if value != default and value not in accepted and _configured(loss, {name: value}) is not None:
+            accepted.append(value)
+    return accepted
 
 
 def _variants(loss: Loss, name: str) -> Iterator[tuple[Loss, Loss]]:
-    """The loss beside the loss with one setting moved; then again with another moved in both, for a setting may work
-    only while another is on."""
+    """Pairs of the loss that differ in one setting. Later pairs change another setting in both, because a setting may have
+    an effect only while another is on."""
     beside = [{other: value} for other in loss.settings if other != name for value in _alternatives(loss, other)[:2]]
     for base in [{}, *beside]:
         one = _configured(loss, base)
@@ -190,10 +188,10 @@ def _configured(loss: Loss, settings: Mapping[str, Any]) -> Loss | None:
         return None
 
 
-def _or_error(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> Evaluation | str:
-    """The evaluation, or the refusal: a setting that makes a loss refuse its data is alive too."""
+def _or_error(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> Evaluation | str:
+    """The evaluation, or the error: a setting that makes a loss raise has an effect too."""
     try:
-        return evaluate(subject, data, outputs)
+        return evaluate(loss, data, outputs)
     except (ValueError, TypeError, RuntimeError, LookupError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -209,7 +207,7 @@ def _differs(a: Evaluation | str, b: Evaluation | str) -> bool:
 
 
 def _watched(loss: Any, changed: list[str]) -> Loss:
-    """The loss, noting every argument that its function changes in place."""
+    """The loss; `changed` collects the name of every argument that its function changes in place."""
 
     def call(*arguments: Any, **settings: Any) -> Any:
         versions = [a._version if isinstance(a, Tensor) else 0 for a in arguments]
@@ -222,7 +220,7 @@ def _watched(loss: Any, changed: list[str]) -> Loss:
 
 
 def _without_metrics(loss: Any) -> Loss:
-    """The loss with its values alone, so that what is wrong with its metrics is not said of them."""
+    """Checks only the loss value; metrics have their own check."""
 
     def call(*arguments: Any, **settings: Any) -> Any:
         returned = loss.spec.function(*arguments, **settings)
@@ -236,39 +234,37 @@ def _with_function(loss: Loss, function: Any) -> Loss:
 
 
 @st.composite
-def _wide(draw: Any, subject: Subject) -> dict[str, Any]:
-    """Ordinary data, or data with one extreme log-ratio: a cap is alive only there."""
-    if not subject.reads_tokens or draw(st.booleans()):
-        return draw(protocol.batches(subject))
-    example = draw(numerics.with_size(subject))
-    data, outputs, _ = numerics.with_extreme(subject, **example)
+def _wide(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
+    """Ordinary data, or data with one extreme log-ratio, where alone a cap has an effect."""
+    if not loss.reads_tokens or draw(st.booleans()):
+        return draw(batches(loss))
+    example = draw(numerics.with_size(loss))
+    data, outputs, _ = numerics.with_extreme(loss, **example)
     return {"data": data, "outputs": outputs}
 
 
 @st.composite
-def _at_two_points(draw: Any, subject: Subject) -> dict[str, Any]:
-    example = draw(protocol.batches(subject))
-    return {**example, "others": draw(strategies.outputs(subject, example["data"]))}
+def _at_two_points(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
+    example = draw(batches(loss))
+    return {**example, "others": draw(strategies.outputs(loss, example["data"]))}
 
 
-def _skip_linear(subject: Subject) -> str:
-    return _skip_mixture(subject) or (
-        "" if subject.parts[0].spec.linear else "it is not declared linear in the logprobs"
-    )
+def _skip_linear(loss: LossUnderTest) -> str:
+    return _skip_mixture(loss) or ("" if loss.parts[0].spec.linear else "it is not declared linear in the logprobs")
 
 
-def _skip_mixture(subject: Subject) -> str:
-    return "checked on each part of a mixture, not on the mixture" if subject.only is None else ""
+def _skip_mixture(loss: LossUnderTest) -> str:
+    return "checked on each part of a mixture, not on the mixture" if loss.only is None else ""
 
 
-def _skip_live(subject: Subject) -> str:
-    return _skip_mixture(subject) or ("" if _items(subject) else "it has no settings and reads no inputs")
+def _skip_live(loss: LossUnderTest) -> str:
+    return _skip_mixture(loss) or ("" if _items(loss) else "it has no settings and reads no inputs")
 
 
 CHECKS = (
-    Check("depends_on_outputs", depends_on_outputs, protocol.ordinary, needs_one=True),
-    Check("pure", pure, protocol.ordinary),
+    Check("depends_on_outputs", depends_on_outputs, ordinary, needs_one=True),
+    Check("pure", pure, ordinary),
     Check("live_config", live_config, _wide, _skip_live, needs_one=True, items=_items),
     Check("linear", linear, _at_two_points, _skip_linear),
 )
-UNREDUCED = Check("unreduced", unreduced, protocol.ordinary)
+UNREDUCED = Check("unreduced", unreduced, ordinary)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ....datums.errors import LossCheckError
 
-#: How near the ends of a setting the divergence is looked at, and by what share it may change on the way.
+#: Distance from the ends of a setting at which the divergence is compared, and the relative change allowed.
 NEAR, JUMP = 1e-6, 0.05
 VOCABULARY = 4
-#: Total variation distance from which on two distributions differ.
+#: Total variation distance above which two distributions count as different.
 DISTANCE = 1 / 64
 
 
@@ -31,11 +31,11 @@ def check_divergence(
 ) -> None:
     """Raise LossCheckError, with the two distributions, unless `function` is a divergence.
 
-    function: (log-probabilities [T, V] of the one, of the other) -> [T] nats. settings are handed on.
+    function: (log-probabilities [T, V] of one distribution, of the other) -> [T] nats. settings: passed on to it.
 
-    It must be 0 where both are equal and above 0 where they differ, whatever the order of tokens; a token that both rule
-    out (-inf) must add nothing to value or gradient; bfloat16 must be computed in float32. symmetric: both may change
-    places. continuous_in: the name of a setting in which it must not jump, at the `ends` of the setting or near them.
+    It must be 0 where both are equal and above 0 where they differ, for any order of the tokens. A token with -inf in both
+    must add nothing to value or gradient. bfloat16 must be computed in float32. symmetric: the arguments may be swapped.
+    continuous_in: the name of a setting in which it must be continuous at its `ends`.
     """
 
     @hypothesis.settings(
@@ -55,7 +55,7 @@ def check_divergence(
             _check_absent(function, p, q, settings)
             _check_precision(function, p, q, settings)
             if symmetric:
-                _check_equal(function(p, q, **settings), function(q, p, **settings), "when both change places")
+                _check_equal(function(p, q, **settings), function(q, p, **settings), "when the arguments are swapped")
             if continuous_in is not None:
                 _check_continuous(function, p, q, continuous_in, ends, settings)
         except LossCheckError as error:
@@ -65,34 +65,34 @@ def check_divergence(
 
 
 def _check_values(function: Callable[..., Tensor], p: Tensor, q: Tensor, settings: dict[str, Any]) -> None:
-    found = function(p, q, **settings)
-    if found.shape != p.shape[:-1]:
-        raise LossCheckError(f"of [T, V] = {list(p.shape)} it gives {list(found.shape)}, not one number a row")
-    if bool((found < -1e-12).any()):
-        raise LossCheckError(f"it is {float(found.min()):.6g}, below 0")
+    values = function(p, q, **settings)
+    if values.shape != p.shape[:-1]:
+        raise LossCheckError(f"for [T, V] = {list(p.shape)} it returns {list(values.shape)}, not one number per row")
+    if bool((values < -1e-12).any()):
+        raise LossCheckError(f"it is {float(values.min()):.6g}, below 0")
     distance = (p.exp() - q.exp()).abs().sum(-1) / 2
-    if bool(((distance > DISTANCE) & ~(found > distance.square() / 100)).any()):
-        raise LossCheckError(f"it is {float(found.min()):.6g}, though both differ by {float(distance.max()):.3g}")
-    _check_equal(function(p, p, **settings), torch.zeros_like(found), "where both are equal")
-    _check_equal(found, function(p.flip(-1), q.flip(-1), **settings), "when the tokens are put in another order")
+    if bool(((distance > DISTANCE) & ~(values > distance.square() / 100)).any()):
+        raise LossCheckError(f"it is {float(values.min()):.6g}, though both differ by {float(distance.max()):.3g}")
+    _check_equal(function(p, p, **settings), torch.zeros_like(values), "where both are equal")
+    _check_equal(values, function(p.flip(-1), q.flip(-1), **settings), "when the tokens are put in another order")
 
 
 def _check_absent(function: Callable[..., Tensor], p: Tensor, q: Tensor, settings: dict[str, Any]) -> None:
     nothing = torch.full_like(p[:, :1], -torch.inf)
     longer = [torch.cat([x, nothing], -1).requires_grad_() for x in (p, q)]
-    found = function(*longer, **settings)
-    _check_equal(function(p, q, **settings), found, "when a token is added that both rule out")
-    slopes = torch.autograd.grad(found.sum(), longer, allow_unused=True)
+    values = function(*longer, **settings)
+    _check_equal(function(p, q, **settings), values, "when a token is added that both rule out")
+    slopes = torch.autograd.grad(values.sum(), longer, allow_unused=True)
     if any(slope is not None and not bool(torch.isfinite(slope).all()) for slope in slopes):
         raise LossCheckError("its gradient is not finite when both rule a token out")
 
 
 def _check_precision(function: Callable[..., Tensor], p: Tensor, q: Tensor, settings: dict[str, Any]) -> None:
     low = p.bfloat16(), q.bfloat16()
-    found, expected = function(*low, **settings), function(*(x.float() for x in low), **settings)
-    if found.dtype != torch.float32 or not torch.equal(found, expected):
+    values, expected = function(*low, **settings), function(*(x.float() for x in low), **settings)
+    if values.dtype != torch.float32 or not torch.equal(values, expected):
         raise LossCheckError(
-            f"from bfloat16 it is {found.tolist()} in {found.dtype}; computed in float32 it is {expected.tolist()}"
+            f"from bfloat16 it is {values.tolist()} in {values.dtype}; computed in float32 it is {expected.tolist()}"
         )
 
 

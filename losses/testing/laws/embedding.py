@@ -1,4 +1,4 @@
-"""Laws of losses over embeddings: what a change of length or of axes does, and that they may be computed in two passes."""
+"""Laws of losses over embeddings: invariance to scale and rotation, and gradients computed in two passes."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ from torch import Tensor
 from ....datums.errors import LossCheckError
 from ....datums.types import Datum
 from ...registry import get_loss
-from .. import checks as protocol
+from ..checks import batches
 from ..evaluation import TOLERANCE, evaluate, shown
-from ..loss_under_test import EMBEDDING_WIDTH, OutputLists, Subject, terms
-from .law import claim
+from ..loss_under_test import EMBEDDING_WIDTH, LossUnderTest, OutputLists, terms
+from .law import family_law
 
-#: Powers of two, which change no digit of a float.
+#: Powers of two: multiplying by them is exact.
 FACTORS = (1.0, 0.25, 2.0, 8.0, 0.5)
-#: Width of what the little encoder reads.
+#: Number of features that the small encoder reads.
 FEATURES = 4
 
 
-def scale_invariance(subject: Subject, data: Sequence[Datum], outputs: OutputLists, factors: Sequence[float]) -> None:
-    """Each embedding times a positive number of its own: the loss stays, its gradient is divided by that number.
+def scale_invariance(
+    loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, factors: Sequence[float]
+) -> None:
+    """Multiplying each embedding by a positive number keeps the loss and divides the gradient by that number.
 
-    `{"own": {...}}`: the loss's settings under which that holds, such as a distance.
+    `{"own": {...}}`: the loss's settings under which this holds, such as a distance.
     """
-    here = _as_claimed(subject, "scale_invariance")
+    here = _with_law_settings(loss, "scale_invariance")
     scaled = [row * factor for row, factor in zip(outputs["embeddings"], factors, strict=True)]
     whole, other = evaluate(here, data, outputs), evaluate(here, data, {"embeddings": scaled})
     back = [g * factor for g, factor in zip(other.gradients["embeddings"], factors, strict=True)]
     how = f"when the embeddings were multiplied by {list(factors)}"
     _same("the loss", whole.value, other.value, how)
     for i, (before, after) in enumerate(zip(whole.gradients["embeddings"], back, strict=True)):
-        _same(f"the gradient of embedding {i}, times what it was multiplied by,", before, after, how)
+        _same(f"the gradient of embedding {i}, times the embedding's factor,", before, after, how)
 
 
-def rotation_invariance(subject: Subject, data: Sequence[Datum], outputs: OutputLists, seed: int) -> None:
-    """All embeddings turned (or mirrored) alike: the loss stays, and its gradient turns with them."""
-    here = _as_claimed(subject, "rotation_invariance")
+def rotation_invariance(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, seed: int) -> None:
+    """Rotating (or reflecting) all embeddings keeps the loss and rotates its gradient."""
+    here = _with_law_settings(loss, "rotation_invariance")
     turn, _ = torch.linalg.qr(_normal(seed, EMBEDDING_WIDTH, EMBEDDING_WIDTH))
     whole = evaluate(here, data, outputs)
     other = evaluate(here, data, {"embeddings": [row @ turn for row in outputs["embeddings"]]})
-    how = "when all embeddings were turned alike"
+    how = "when all embeddings were rotated"
     _same("the loss", whole.value, other.value, how)
     for i, (before, after) in enumerate(zip(whole.gradients["embeddings"], other.gradients["embeddings"], strict=True)):
-        _same(f"the gradient of embedding {i}, turned back,", before, after @ turn.T, how)
+        _same(f"the gradient of embedding {i}, rotated back,", before, after @ turn.T, how)
 
 
 def grad_cache_is_full_batch(
-    subject: Subject, data: Sequence[Datum], outputs: OutputLists, seed: int, chunk: int
+    loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, seed: int, chunk: int
 ) -> None:
-    """An encoder's gradient in one pass is that in two: embeddings without graph, then forward again, `chunk` texts at a time.
+    """An encoder's gradient is the same in two passes: embeddings without a graph, then forward again by `chunk` texts.
 
-    Gao et al. 2021, arXiv:2101.06983. The encoder is tanh(x W + b), its features drawn with `seed`.
+    Gao et al. 2021, arXiv:2101.06983. The encoder is tanh(x W + b); `seed` draws its features and parameters.
     """
     features, weight, bias = (_normal(seed, *shape) for shape in ((len(data), FEATURES), _WEIGHT, (EMBEDDING_WIDTH,)))
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
@@ -65,13 +67,13 @@ def grad_cache_is_full_batch(
         return torch.tanh(rows @ weight + bias)
 
     def value_of(embeddings: Tensor) -> Tensor:
-        total, _ = terms(subject.loss, data, {"embeddings": list(embeddings)})
-        return total / subject.loss.count(data)
+        total, _ = terms(loss.wrapped, data, {"embeddings": list(embeddings)})
+        return total / loss.wrapped.count(data)
 
     in_one_pass = torch.autograd.grad(value_of(encoded(features)), parameters)
     with torch.no_grad():
-        kept = encoded(features)
-    leaf = kept.requires_grad_()
+        leaf = encoded(features)
+    leaf.requires_grad_()
     (slopes,) = torch.autograd.grad(value_of(leaf), leaf)
     in_two = [torch.zeros_like(p) for p in parameters]
     for rows, slope in zip(features.split(chunk), slopes.split(chunk), strict=True):
@@ -84,9 +86,9 @@ def grad_cache_is_full_batch(
 _WEIGHT = (FEATURES, EMBEDDING_WIDTH)
 
 
-def _as_claimed(subject: Subject, law: str) -> Subject:
-    own = subject.claims[law].get("own")
-    return replace(subject, loss=get_loss(subject.loss, **own)) if own else subject
+def _with_law_settings(loss: LossUnderTest, law: str) -> LossUnderTest:
+    own = loss.laws[law].get("own")
+    return replace(loss, wrapped=get_loss(loss.wrapped, **own)) if own else loss
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -100,24 +102,24 @@ def _same(what: str, before: Tensor, after: Tensor, how: str) -> None:
 
 
 @st.composite
-def _with_factors(draw: Any, subject: Subject) -> Mapping[str, Any]:
-    example = draw(protocol.batches(subject))
+def _with_factors(draw: Any, loss: LossUnderTest) -> Mapping[str, Any]:
+    example = draw(batches(loss))
     count = len(example["data"])
     return {**example, "factors": draw(st.lists(st.sampled_from(FACTORS), min_size=count, max_size=count))}
 
 
 @st.composite
-def _with_seed(draw: Any, subject: Subject) -> Mapping[str, Any]:
-    return {**draw(protocol.batches(subject)), "seed": draw(st.integers(0, 2**16))}
+def _with_seed(draw: Any, loss: LossUnderTest) -> Mapping[str, Any]:
+    return {**draw(batches(loss)), "seed": draw(st.integers(0, 2**16))}
 
 
 @st.composite
-def _with_chunk(draw: Any, subject: Subject) -> Mapping[str, Any]:
-    return {**draw(_with_seed(subject)), "chunk": draw(st.integers(1, 3))}
+def _with_chunk(draw: Any, loss: LossUnderTest) -> Mapping[str, Any]:
+    return {**draw(_with_seed(loss)), "chunk": draw(st.integers(1, 3))}
 
 
 CHECKS = (
-    claim(scale_invariance, _with_factors),
-    claim(rotation_invariance, _with_seed),
-    claim(grad_cache_is_full_batch, _with_chunk),
+    family_law(scale_invariance, _with_factors),
+    family_law(rotation_invariance, _with_seed),
+    family_law(grad_cache_is_full_batch, _with_chunk),
 )

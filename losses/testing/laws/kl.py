@@ -14,7 +14,7 @@ from ..helpers import Law, name_of, report_laws, same_numbers, shown
 from ..report import Report
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
-#: In an expectation, computed in float64, what is left is rounding.
+#: Rounding error of an expectation computed in float64.
 EXACT = 1e-9
 
 
@@ -27,13 +27,14 @@ def check_kl_estimator(
     on_fail: Literal["raise", "report"] = "raise",
     max_examples: int | None = None,
 ) -> Report:
-    """Run the laws of a one-sample KL estimator, a function (logprobs, ref_logprobs) -> [T] nats, that it claims to keep.
+    """Run the laws of a one-sample KL estimator, a function (logprobs, ref_logprobs) -> [T] nats.
 
         check_kl_estimator(lambda p, f: 0.5 * (p - f) ** 2, value="biased", gradient="reverse")
 
-    Expectations are exact: over a vocabulary of five, each token as often as the policy samples it. value: "kl" claims that
-    the expected value is KL(policy || reference). gradient: what the expected gradient is, as a loss on policy: that of
-    KL(policy || reference) ("reverse"), of KL(reference || policy) ("forward"), or zero. The others as in `check_advantages`.
+    Expectations are exact: sums over a vocabulary of five tokens, weighted by the policy's probabilities. value: "kl" if
+    the expected value is KL(policy || reference). gradient: the expected gradient, as a loss on policy: that of
+    KL(policy || reference) ("reverse"), of KL(reference || policy) ("forward"), or zero; None: not checked. The other
+    arguments are those of `check_advantages`.
     """
     pairs = st.tuples(_logits(), _logits())
     laws: dict[str, Law] = {
@@ -55,30 +56,32 @@ def _logits() -> st.SearchStrategy[list[float]]:
 
 def _one_a_token(function: Any, example: tuple[list[float], list[float]]) -> None:
     policy, reference = _distributions(example)
-    found = function(policy, reference)
-    if tuple(found.shape) != (5,):
-        raise LossCheckError(f"of 5 tokens it makes estimates of shape {list(found.shape)}, not one a token")
+    estimates = function(policy, reference)
+    if tuple(estimates.shape) != (5,):
+        raise LossCheckError(f"for 5 tokens it returns estimates of shape {list(estimates.shape)}, not one per token")
 
 
 def _zero_where_equal(function: Any, logits: list[float]) -> None:
     policy, _ = _distributions((logits, logits))
-    found = function(policy, policy.detach()).detach()
-    if not bool((found.abs() <= EXACT).all()):
-        raise LossCheckError(f"where policy and reference agree the estimates are {shown(found)}, not 0")
+    estimates = function(policy, policy.detach()).detach()
+    if not bool((estimates.abs() <= EXACT).all()):
+        raise LossCheckError(f"where policy and reference agree the estimates are {shown(estimates)}, not 0")
 
 
 def _finite_at_extremes(function: Any, difference: float) -> None:
     logprobs = torch.tensor([-1.0 + min(difference, 0), -0.5], requires_grad=True)
-    found = function(logprobs, torch.tensor([-1.0 - max(difference, 0), -0.5]))
-    (slopes,) = torch.autograd.grad(found.sum(), logprobs, allow_unused=True)
-    if not bool(found.isfinite().all()) or (slopes is not None and not bool(slopes.isfinite().all())):
-        raise LossCheckError(f"at a log-ratio of {difference:g}, in float32, estimate or gradient is not finite")
+    estimates = function(logprobs, torch.tensor([-1.0 - max(difference, 0), -0.5]))
+    (slopes,) = torch.autograd.grad(estimates.sum(), logprobs, allow_unused=True)
+    if not bool(estimates.isfinite().all()) or (slopes is not None and not bool(slopes.isfinite().all())):
+        raise LossCheckError(
+            f"at a log-ratio of {difference:g}, in float32, the estimate or its gradient is not finite"
+        )
 
 
 def _expected_value(function: Any, example: tuple[list[float], list[float]]) -> None:
     policy, reference = _distributions(example)
-    found = (policy.exp() * function(policy, reference)).sum().detach()
-    same_numbers(found[None], _kl(policy, reference).detach()[None], "the expected estimate is", example, EXACT)
+    expectation = (policy.exp() * function(policy, reference)).sum().detach()
+    same_numbers(expectation[None], _kl(policy, reference).detach()[None], "the expected estimate is", example, EXACT)
 
 
 def _reverse_gradient(function: Any, example: tuple[list[float], list[float]]) -> None:
@@ -104,13 +107,13 @@ def _same_gradient(
     name: str,
     example: tuple[list[float], list[float]],
 ) -> None:
-    # Tokens sampled from the policy, exactly: each as often as its probability, which is a frequency without a gradient.
+    # Sampling probabilities are detached: they are the frequencies of the tokens, not part of the loss.
     sampled = (policy.detach().exp() * function(policy, reference)).sum()
     if not sampled.requires_grad:
         sampled = sampled + 0 * policy.sum()
-    found, expected = (torch.autograd.grad(x, policy, retain_graph=True)[0] for x in (sampled, target))
-    found, expected = (x - policy.detach().exp() * x.sum() for x in (found, expected))  # through log-softmax
-    same_numbers(found, expected, f"the expected gradient is not that of {name}: it is", example, EXACT)
+    slopes, expected = (torch.autograd.grad(x, policy, retain_graph=True)[0] for x in (sampled, target))
+    slopes, expected = (x - policy.detach().exp() * x.sum() for x in (slopes, expected))  # through log-softmax
+    same_numbers(slopes, expected, f"the expected gradient is not that of {name}: it is", example, EXACT)
 
 
 def _distributions(example: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:

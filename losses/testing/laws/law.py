@@ -1,4 +1,4 @@
-"""What the laws of all families share: a claim is a check that runs only on losses that claim it."""
+"""Family laws as checks: each runs only on the losses that are registered with it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ..checks import Check, ordinary
-from ..loss_under_test import Subject
+from ..loss_under_test import LossUnderTest
 
-Examples = Callable[[Subject], st.SearchStrategy[Mapping[str, Any]]]
+Examples = Callable[[LossUnderTest], st.SearchStrategy[Mapping[str, Any]]]
 
 
-def claim(run: Callable[..., None], examples: Examples = ordinary) -> Check:
-    """A check under the name of `run`, skipped for losses that do not claim it.
+def family_law(run: Callable[..., None], examples: Examples = ordinary) -> Check:
+    """A check under the name of `run`, skipped for losses that are not registered with this law.
 
-    run(subject, **example) finds the claim's settings in `subject.claims[name]`; its `{"when": {...}}` are the loss's own
-    settings under which alone it holds.
+    run(loss, **example) finds the law's settings in `loss.laws[name]`. A setting `{"when": {...}}` restricts the law to a
+    loss with these settings of its own.
     """
     name = run.__name__
 
-    def skip(subject: Subject) -> str:
-        if name not in subject.claims:
-            return "the loss does not claim it"
-        settings = subject.only.settings if subject.only else {}
-        claimed = subject.claims[name]
-        needed = claimed.get("when", {}) if isinstance(claimed, Mapping) else {}  # a list of cases has none
+    def skip(loss: LossUnderTest) -> str:
+        if name not in loss.laws:
+            return "the loss is not registered with this law"
+        settings = loss.only.settings if loss.only else {}
+        law_settings = loss.laws[name]
+        needed = law_settings.get("when", {}) if isinstance(law_settings, Mapping) else {}  # a list of cases has none
         unmet = [f"{key}={value!r}" for key, value in needed.items() if settings.get(key) != value]
-        return f"the loss claims it with {', '.join(unmet)} only" if unmet else ""
+        return f"the loss obeys it only with {', '.join(unmet)}" if unmet else ""
 
     return Check(name, run, examples, skip)

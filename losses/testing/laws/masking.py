@@ -1,4 +1,4 @@
-"""Weights: a weight of 0 hides a position altogether, any other weight multiplies."""
+"""Weights: weight 0 hides a position entirely, any other weight multiplies its value."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ....datums.types import Datum, TensorData
 from .. import strategies
 from ..checks import Check, copied
 from ..evaluation import evaluate, same, shown
-from ..loss_under_test import OutputLists, Subject
+from ..loss_under_test import LossUnderTest, OutputLists
 
-#: What masked entries may hold, and which entries are filled.
+#: Values that masked positions are filled with, and where: in inputs, outputs or both.
 POISONS = ((math.nan, "both"), (math.inf, "both"), (-math.inf, "both"), (1e30, "both"))
-#: For losses that ask for `weights`: they are called only when every position is finite.
+#: For losses that read `weights`: these are only called with finite values.
 FINITE_POISONS = ((-1e4, "inputs"), (-1e4, "outputs"), (-20.0, "both"))
-#: By what the value of a loss per token grows when all weights grow by c, where that is not c.
+#: Reductions under which the value stays the same when all weights are multiplied.
 INVARIANT = ("token-mean", "seq-mean-token-mean")
 
 
-def masked_positions(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """Whatever stands at a position of weight 0 changes no bit of loss, gradients or metrics."""
-    whole = evaluate(subject, data, outputs)
-    for poison, where in FINITE_POISONS if subject.wants_weights else POISONS:
-        poisoned_data, poisoned_outputs, hidden = _poisoned(subject, data, outputs, poison, where)
-        other = evaluate(subject, poisoned_data, poisoned_outputs)
+def masked_positions(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """Values at a position of weight 0 change no bit of loss, gradients or metrics."""
+    whole = evaluate(loss, data, outputs)
+    for poison, where in FINITE_POISONS if loss.wants_weights else POISONS:
+        poisoned_data, poisoned_outputs, hidden = _poisoned(loss, data, outputs, poison, where)
+        other = evaluate(loss, poisoned_data, poisoned_outputs)
         how = f"when masked positions were filled with {poison} ({where})"
-        same(whole, other, how, exactly=not subject.wants_weights)
+        same(whole, other, how, exactly=not loss.wants_weights)
         for name, tensors in other.gradients.items():
             for i, (gradient, mask) in enumerate(zip(tensors, hidden, strict=True)):
                 masked = gradient[mask if gradient.shape == mask.shape else mask.reshape(len(mask), -1).all(1)]
@@ -40,14 +40,14 @@ def masked_positions(subject: Subject, data: Sequence[Datum], outputs: OutputLis
                     raise LossCheckError(f"masked positions of datum {i} have gradient {shown(masked)} in their {name}")
 
 
-def weight_linearity(subject: Subject, data: Sequence[Datum], outputs: OutputLists, factor: float) -> None:
-    """All weights times c: sums and their gradients grow by c, means per unit of weight stay as they are."""
-    only = subject.only
+def weight_linearity(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, factor: float) -> None:
+    """With all weights times c, sums and their gradients grow by c, and means by weight do not change."""
+    only = loss.only
     if only is None:
         raise LossCheckError("weight_linearity is checked on each part of a mixture, not on the mixture")
     scaled = [_with_weights(d, d.loss_fn_inputs["weights"].to_numpy() * np.float32(factor)) for d in data]
     expected = 1.0 if only.reduction in INVARIANT else factor
-    whole, other = evaluate(subject, data, outputs), evaluate(subject, scaled, outputs)
+    whole, other = evaluate(loss, data, outputs), evaluate(loss, scaled, outputs)
     pairs = [("the loss", whole.value, other.value)]
     for name in whole.gradients:
         pairs += [
@@ -63,16 +63,16 @@ def weight_linearity(subject: Subject, data: Sequence[Datum], outputs: OutputLis
 
 
 def appended_zero_weight_datum(
-    subject: Subject, data: Sequence[Datum], outputs: OutputLists, source: int, place: int
+    loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, source: int, place: int
 ) -> None:
-    """A datum (or pair) all of whose weights are 0 changes nothing, wherever it stands."""
-    step = 2 if subject.has_pairs else 1
+    """A datum (or pair) whose weights are all 0 changes nothing, at any position in the batch."""
+    step = 2 if loss.has_pairs else 1
     copies = range(source * step, (source + 1) * step)
     at = place * step
-    dead = [_with_weights(data[i], np.zeros_like(data[i].loss_fn_inputs["weights"].to_numpy())) for i in copies]
-    longer = [*data[:at], *dead, *data[at:]]
+    masked = [_with_weights(data[i], np.zeros_like(data[i].loss_fn_inputs["weights"].to_numpy())) for i in copies]
+    longer = [*data[:at], *masked, *data[at:]]
     others = {n: [*tensors[:at], *(tensors[i] for i in copies), *tensors[at:]] for n, tensors in outputs.items()}
-    whole, other = evaluate(subject, data, outputs), evaluate(subject, longer, others)
+    whole, other = evaluate(loss, data, outputs), evaluate(loss, longer, others)
     for name, gradients in other.gradients.items():
         for gradient in gradients[at : at + step]:
             if bool((gradient != 0).any()):
@@ -82,16 +82,16 @@ def appended_zero_weight_datum(
 
 
 def _poisoned(
-    subject: Subject, data: Sequence[Datum], outputs: OutputLists, poison: float, where: str
+    loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, poison: float, where: str
 ) -> tuple[list[Datum], OutputLists, list[torch.Tensor]]:
-    """The same with `poison` wherever the weight is 0 in the inputs, the outputs or both; and where that is."""
+    """The data and outputs with `poison` at every position of weight 0, and the masks of these positions."""
     filled = copied(outputs)
     changed: list[Datum] = []
     hidden: list[torch.Tensor] = []
-    read = {key: one.per for one in subject.reads for key in one.keys}
+    read = {key: one.per for one in loss.reads for key in one.keys}
     for i, datum in enumerate(data):
         weights = datum.loss_fn_inputs["weights"].to_numpy()
-        if subject.candidates is None:
+        if loss.candidates is None:
             weights = weights.reshape(datum.loss_fn_inputs["target_tokens"].shape)
         mask = weights == 0
         by_row = mask.reshape(len(mask), -1).all(1)
@@ -114,14 +114,14 @@ def _with_weights(datum: Datum, weights: np.ndarray) -> Datum:
 
 
 @st.composite
-def _weighted(draw: Any, subject: Subject, **options: Any) -> dict[str, Any]:
+def _weighted(draw: Any, loss: LossUnderTest, **options: Any) -> dict[str, Any]:
     """As `batches`, always with weights."""
-    data = draw(strategies.datums(subject, **options))
-    ones = (lambda d: np.ones(_targets(d)[0])) if subject.candidates else (lambda d: np.ones(_targets(d)))
+    data = draw(strategies.datums(loss, **options))
+    ones = (lambda d: np.ones(_targets(d)[0])) if loss.candidates else (lambda d: np.ones(_targets(d)))
     data = [d if "weights" in d.loss_fn_inputs else _with_weights(d, ones(d)) for d in data]
-    if subject.candidates is None:
+    if loss.candidates is None:
         data = [_with_weights(d, d.loss_fn_inputs["weights"].to_numpy().reshape(_targets(d))) for d in data]
-    return {"data": data, "outputs": draw(strategies.outputs(subject, data))}
+    return {"data": data, "outputs": draw(strategies.outputs(loss, data))}
 
 
 def _targets(datum: Datum) -> tuple[int, ...]:
@@ -129,41 +129,41 @@ def _targets(datum: Datum) -> tuple[int, ...]:
 
 
 @st.composite
-def _with_factor(draw: Any, subject: Subject) -> dict[str, Any]:
+def _with_factor(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     # Few digits, so that weights times c are exact in float32.
-    factors = (2.0, 0.5, 3.0, -1.0, -2.5, 0.25) if subject.takes_real_weights else (2.0, 0.5, 3.0, 0.25)
-    return {**draw(_weighted(subject)), "factor": draw(st.sampled_from(factors))}
+    factors = (2.0, 0.5, 3.0, -1.0, -2.5, 0.25) if loss.takes_real_weights else (2.0, 0.5, 3.0, 0.25)
+    return {**draw(_weighted(loss)), "factor": draw(st.sampled_from(factors))}
 
 
 @st.composite
-def _with_place(draw: Any, subject: Subject) -> dict[str, Any]:
-    example = draw(_weighted(subject))
-    units = len(example["data"]) // (2 if subject.has_pairs else 1)
-    return {**example, "source": draw(st.integers(0, units - 1)), "place": draw(st.integers(0, units))}
+def _with_place(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
+    example = draw(_weighted(loss))
+    groups = len(example["data"]) // (2 if loss.has_pairs else 1)
+    return {**example, "source": draw(st.integers(0, groups - 1)), "place": draw(st.integers(0, groups))}
 
 
-def _skip_without_weights(subject: Subject) -> str:
-    if subject.is_batch_style:
-        return "fn(data, logprobs_list) sees every position and weighs on its own"
-    if not all(part.spec.reads_tokens for part in subject.parts):
+def _skip_without_weights(loss: LossUnderTest) -> str:
+    if loss.is_batch_style:
+        return "fn(data, logprobs_list) sees every position and applies weights itself"
+    if not all(part.spec.reads_tokens for part in loss.parts):
         return "it reads no tokens, so there are no weights"
     return ""
 
 
-def _skip_nonlinear(subject: Subject) -> str:
-    if subject.only is None:
+def _skip_nonlinear(loss: LossUnderTest) -> str:
+    if loss.only is None:
         return "checked on each part of a mixture, not on the mixture"
-    if subject.wants_weights:
-        return "it asks for `weights` and weighs on its own"
-    if subject.only.spec.per != "token":
-        return f"it is per {subject.only.spec.per}: weights enter inside it"
-    return _skip_without_weights(subject)
+    if loss.wants_weights:
+        return "it reads `weights` and applies them itself"
+    if loss.only.spec.per != "token":
+        return f"it is a loss per {loss.only.spec.per}, which applies weights inside"
+    return _skip_without_weights(loss)
 
 
-def _skip_visible(subject: Subject) -> str:
-    if subject.wants_weights:
-        return "it asks for `weights`, so it sees such a datum"
-    return _skip_without_weights(subject)
+def _skip_visible(loss: LossUnderTest) -> str:
+    if loss.wants_weights:
+        return "it reads `weights`, so it sees such a datum"
+    return _skip_without_weights(loss)
 
 
 CHECKS = (

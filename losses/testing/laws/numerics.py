@@ -1,4 +1,4 @@
-"""Numbers: gradients are derivatives, extremes stay finite, low precision is raised before it is used."""
+"""Numerics: gradients are derivatives, extremes stay finite, low precision is computed in float32."""
 
 from __future__ import annotations
 
@@ -13,61 +13,60 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ....datums.errors import LossCheckError
-from ....datums.key_kinds import key_kind
+from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
-from .. import checks as protocol
-from ..checks import Check, active_positions, copied
+from ..checks import Check, active_positions, batches, copied
 from ..evaluation import Evaluation, evaluate, leaves, shown
-from ..loss_under_test import OutputLists, Subject, terms
+from ..loss_under_test import LossUnderTest, OutputLists, terms
 
 STEP = 1e-6
-#: Slopes to the left and right that differ by more than this share of them: a kink lies within STEP.
+#: If the slopes to the left and right differ by more than this share of them, a kink lies within STEP.
 KINK = 1e-4
 #: exp(88.7) overflows float32, exp(710) float64.
 LOG_RATIOS = (20.0, 88.0, 89.0, 1e4)
 EXTREME_EMBEDDINGS = (0.0, 1e4)
 
 
-def gradient(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
+def gradient(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
     """The gradient is the derivative, by central differences in float64.
 
-    A coordinate is passed over where the slopes over ±1e-6 differ by more than 1e-4 of them, for a kink lies there.
-    What the loss detaches, or computes under no_grad, is held at its value, as autograd holds it.
+    A coordinate is skipped where the slopes over ±1e-6 differ by more than 1e-4 of them, because a kink lies there.
+    Tensors that the loss detaches, or computes under no_grad, are held constant, as autograd does.
     """
-    whole = evaluate(subject, data, outputs)
+    whole = evaluate(loss, data, outputs)
     stopped = _StoppedValues()
-    middle = _value(subject, data, outputs, stopped)
+    middle = _value(loss, data, outputs, stopped)
     for name, tensors in outputs.items():
         for i, tensor in enumerate(tensors):
             for at in range(tensor.numel()):
-                found = float(whole.gradients[name][i].reshape(-1)[at])
-                up, down = (_moved(subject, data, outputs, name, i, at, side, stopped) for side in (STEP, -STEP))
+                slope = float(whole.gradients[name][i].reshape(-1)[at])
+                up, down = (_moved(loss, data, outputs, name, i, at, side, stopped) for side in (STEP, -STEP))
                 if name == "logprobs" and float(tensor.reshape(-1)[at]) > -STEP and not math.isfinite(up):
-                    continue  # above 0 there are no log-probabilities, so a loss need not be defined there
-                _compare_slopes(found, middle, up, down, f"datum {i}'s {name} at {at}")
+                    continue  # a log-probability is at most 0, so the loss need not be defined above
+                _compare_slopes(slope, middle, up, down, f"datum {i}'s {name} at {at}")
 
 
-def extreme_logprobs(subject: Subject, data: Sequence[Datum], outputs: OutputLists, at: int) -> None:
-    """One token's log-ratio of ±20, ±88, ±89 or ±1e4 leaves loss and gradients finite, and other tokens' gradients alone.
+def extreme_logprobs(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, at: int) -> None:
+    """With one log-ratio of ±20, ±88, ±89 or ±1e4, loss and gradients are finite, and other tokens' gradients unchanged.
 
-    In float32. Embeddings: one of them zero or ±1e4 throughout. at: which of the active positions, or which embedding.
+    Computed in float32. For embeddings, one vector is all 0 or all ±1e4. at: the index of the active position or embedding.
     """
-    base = evaluate(subject, data, outputs, torch.float32)
-    for size in LOG_RATIOS if subject.reads_tokens else EXTREME_EMBEDDINGS:
+    base = evaluate(loss, data, outputs, torch.float32)
+    for size in LOG_RATIOS if loss.reads_tokens else EXTREME_EMBEDDINGS:
         for grows in (True, False):
-            changed, filled, place = with_extreme(subject, data, outputs, at, size, grows)
-            extreme = evaluate(subject, changed, filled, torch.float32)
+            changed, filled, place = with_extreme(loss, data, outputs, at, size, grows)
+            extreme = evaluate(loss, changed, filled, torch.float32)
             what = f"{place} is {'+' if grows else '-'}{size:g}"
             _check_finite(extreme, what)
-            if subject.couples == "token" and subject.reads_tokens:
+            if loss.couples == "token" and loss.reads_tokens:
                 _same_elsewhere(base.gradients, extreme.gradients, active_positions(data)[at], what)
 
 
-def dtype(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
+def dtype(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
     """bfloat16 and float16 outputs are computed in float32, and float32 is within 1e-5 of float64."""
-    exact = evaluate(subject, data, outputs)
-    single = evaluate(subject, data, outputs, torch.float32)
-    # To first order float32 moves the loss by its rounding times this.
+    exact = evaluate(loss, data, outputs)
+    single = evaluate(loss, data, outputs, torch.float32)
+    # To first order float32 changes the loss by its rounding error times this scale.
     scale = max(1.0, abs(float(exact.value)))
     for name, gradients in exact.gradients.items():
         scale += sum(float((g.abs() * (1 + x.abs())).sum()) for g, x in zip(gradients, outputs[name], strict=True))
@@ -75,8 +74,8 @@ def dtype(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None
         raise LossCheckError(f"the loss is {shown(single.value)} in float32, but {shown(exact.value)} in float64")
     for low in (torch.bfloat16, torch.float16):
         halves = leaves(outputs, low)
-        total, _ = terms(subject.loss, data, halves)
-        raised, _ = terms(subject.loss, data, {n: [t.float() for t in tensors] for n, tensors in halves.items()})
+        total, _ = terms(loss.wrapped, data, halves)
+        raised, _ = terms(loss.wrapped, data, {n: [t.float() for t in tensors] for n, tensors in halves.items()})
         if total.dtype in (torch.bfloat16, torch.float16) or not torch.equal(total, raised):
             raise LossCheckError(
                 f"from {low} outputs the total is {shown(total)} in {total.dtype}; computed in float32 it is {shown(raised)}"
@@ -84,7 +83,7 @@ def dtype(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None
 
 
 class _StoppedValues(TorchFunctionMode):
-    """Records what is detached, or computed without a graph; entered again, gives the recorded values back."""
+    """Records tensors that are detached or computed without a graph; when entered again, returns the recorded values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,15 +108,15 @@ class _StoppedValues(TorchFunctionMode):
         return self.recorded[self.replayed - 1].clone()
 
 
-def _value(subject: Subject, data: Sequence[Datum], outputs: OutputLists, stopped: _StoppedValues) -> float:
-    """The loss, with what it stops from having a gradient held as it was first seen."""
+def _value(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, stopped: _StoppedValues) -> float:
+    """The loss, with its detached tensors held at their first values."""
     with stopped:
-        total, _ = terms(subject.loss, data, copied(outputs))
-    return float((total / subject.loss.count(data)).detach())
+        total, _ = terms(loss.wrapped, data, copied(outputs))
+    return float((total / loss.wrapped.count(data)).detach())
 
 
 def _moved(
-    subject: Subject,
+    loss: LossUnderTest,
     data: Sequence[Datum],
     outputs: OutputLists,
     name: str,
@@ -129,32 +128,32 @@ def _moved(
     """The loss with one coordinate moved by `step`."""
     moved = copied(outputs)
     moved[name][datum].reshape(-1)[at] += step
-    return _value(subject, data, moved, stopped)
+    return _value(loss, data, moved, stopped)
 
 
-def _compare_slopes(found: float, middle: float, up: float, down: float, place: str) -> None:
+def _compare_slopes(slope: float, middle: float, up: float, down: float, place: str) -> None:
     right, left = (up - middle) / STEP, (middle - down) / STEP
     rounding = 16 * torch.finfo(torch.float64).eps * max(abs(up), abs(middle), abs(down)) / STEP
     tolerance = KINK * max(1.0, abs(right), abs(left)) + rounding
     if abs(right - left) > tolerance:
         return
-    if not abs(found - (right + left) / 2) <= tolerance:
+    if not abs(slope - (right + left) / 2) <= tolerance:
         raise LossCheckError(
-            f"the gradient of {place} is {found:.9g}, but finite differences give {(right + left) / 2:.9g}"
+            f"the gradient of {place} is {slope:.9g}, but finite differences give {(right + left) / 2:.9g}"
         )
 
 
 def with_extreme(
-    subject: Subject, data: Sequence[Datum], outputs: OutputLists, at: int, size: float, grows: bool
+    loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, at: int, size: float, grows: bool
 ) -> tuple[list[Datum], OutputLists, str]:
-    """The same with one log-ratio (or embedding) of ±size, and where that is."""
+    """The data and outputs with one log-ratio (or embedding) of ±size, and a description of its position."""
     filled = copied(outputs)
-    if not subject.reads_tokens:
+    if not loss.reads_tokens:
         filled["embeddings"][at].fill_(size if grows else -size)
         return list(data), filled, f"embedding {at}"
     i, t = active_positions(data)[at]
-    references = [key for one in subject.reads for key in one.keys if one.kind == "logprob"]
-    if subject.is_batch_style:
+    references = [key for one in loss.reads for key in one.keys if one.kind == "logprob"]
+    if loss.is_batch_style:
         references = [key for key in data[i].loss_fn_inputs if key_kind(key) == "logprob"]
     carried = dict(data[i].loss_fn_inputs)
     grows = grows and any(key in carried for key in references)
@@ -171,7 +170,7 @@ def with_extreme(
 
 
 def _extreme(shape: tuple[int, ...], size: float) -> np.ndarray:
-    """-0.5, lowered by `size`; of several tokens together exp(-0.5), and the first of them lowered."""
+    """-0.5 lowered by `size`. For several candidates, probabilities that add up to exp(-0.5), the first one lowered."""
     values = np.full(shape, -0.5 - np.log(max(1, int(np.prod(shape)))))
     values.reshape(-1)[0] -= size
     return values
@@ -200,32 +199,32 @@ def _same_elsewhere(before: OutputLists, after: OutputLists, place: tuple[int, i
 
 
 @st.composite
-def _with_position(draw: Any, subject: Subject) -> dict[str, Any]:
-    example = draw(protocol.batches(subject))
-    count = len(active_positions(example["data"])) if subject.reads_tokens else len(example["data"])
+def _with_position(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
+    example = draw(batches(loss))
+    count = len(active_positions(example["data"])) if loss.reads_tokens else len(example["data"])
     return {**example, "at": draw(st.integers(0, count - 1))}
 
 
 @st.composite
-def with_size(draw: Any, subject: Subject) -> dict[str, Any]:
+def with_size(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     """Arguments of `with_extreme`."""
-    sizes = st.sampled_from(LOG_RATIOS if subject.reads_tokens else EXTREME_EMBEDDINGS)
-    return {**draw(_with_position(subject)), "size": draw(sizes), "grows": draw(st.booleans())}
+    sizes = st.sampled_from(LOG_RATIOS if loss.reads_tokens else EXTREME_EMBEDDINGS)
+    return {**draw(_with_position(loss)), "size": draw(sizes), "grows": draw(st.booleans())}
 
 
 @st.composite
-def _off_the_grid(draw: Any, subject: Subject) -> dict[str, Any]:
+def _off_the_grid(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     """Outputs with more digits than bfloat16 holds."""
-    example = draw(protocol.batches(subject))
+    example = draw(batches(loss))
     return {**example, "outputs": {n: [t * 0.997 for t in tensors] for n, tensors in example["outputs"].items()}}
 
 
-def _skip_batch_style(subject: Subject) -> str:
-    return "fn(data, logprobs_list) is handed the tensors as they are" if subject.is_batch_style else ""
+def _skip_batch_style(loss: LossUnderTest) -> str:
+    return "fn(data, logprobs_list) gets the tensors in their own dtype" if loss.is_batch_style else ""
 
 
 CHECKS = (
-    Check("gradient", gradient, lambda subject: protocol.batches(subject, max_units=3, max_length=3)),
+    Check("gradient", gradient, lambda loss: batches(loss, max_groups=3, max_length=3)),
     Check("extreme_logprobs", extreme_logprobs, _with_position),
     Check("dtype", dtype, _off_the_grid, _skip_batch_style),
 )

@@ -1,4 +1,4 @@
-"""Laws of policy losses: what they become on policy, without bounds, or on single tokens."""
+"""Laws of policy losses: on policy, without bounds, or on single tokens they equal other losses."""
 
 from __future__ import annotations
 
@@ -9,90 +9,90 @@ import numpy as np
 import torch
 
 from ....datums.errors import LossCheckError
-from ....datums.key_kinds import key_kind
+from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
 from ...registry import get_loss
 from ..evaluation import evaluate, same, shown, sliced
-from ..loss_under_test import OutputLists, Subject, rows
-from .law import claim
+from ..loss_under_test import LossUnderTest, OutputLists, rows
+from .law import family_law
 
 
-def on_policy_is_reinforce(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
+def on_policy_is_reinforce(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
     """While policy, sampler and reference agree, a token's gradient is -weight x advantage (over the denominator).
 
-    A loss per datum names the reduction of REINFORCE that its own is like, `{"reduction": "seq-mean-token-mean"}`; every
-    response then has one advantage.
+    A loss per datum names the corresponding reduction of REINFORCE, `{"reduction": "seq-mean-token-mean"}`; all tokens of
+    a response then have the same advantage.
     """
-    reduction = subject.claims["on_policy_is_reinforce"].get("reduction")
+    reduction = loss.laws["on_policy_is_reinforce"].get("reduction")
     agreeing = [_with_all_logprobs(d, t) for d, t in zip(data, outputs["logprobs"], strict=True)]
     agreeing = agreeing if reduction is None else [_with_one_advantage(d) for d in agreeing]
     rounded = [t.float().double() for t in outputs["logprobs"]]
-    whole = evaluate(subject, agreeing, {**outputs, "logprobs": rounded})
-    like = _reduction_of(subject) if reduction is None else {"reduction": reduction}
-    expected = evaluate(Subject(get_loss("reinforce", **like)), agreeing, {"logprobs": rounded})
-    for i, (found, wanted) in enumerate(zip(whole.gradients["logprobs"], expected.gradients["logprobs"], strict=True)):
-        if not torch.allclose(found, wanted, rtol=1e-9, atol=1e-9):
+    whole = evaluate(loss, agreeing, {**outputs, "logprobs": rounded})
+    like = _reduction_of(loss) if reduction is None else {"reduction": reduction}
+    expected = evaluate(LossUnderTest(get_loss("reinforce", **like)), agreeing, {"logprobs": rounded})
+    for i, (own, wanted) in enumerate(zip(whole.gradients["logprobs"], expected.gradients["logprobs"], strict=True)):
+        if not torch.allclose(own, wanted, rtol=1e-9, atol=1e-9):
             raise LossCheckError(
-                f"on policy the gradient of datum {i} is {shown(found)}, but that of REINFORCE is {shown(wanted)}"
+                f"on policy the gradient of datum {i} is {shown(own)}, but that of REINFORCE is {shown(wanted)}"
             )
 
 
-def is_another_loss(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """With some settings it is another loss, value and gradient: `{"loss": id, "settings": {...}, "own": {...}}`.
+def is_another_loss(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """With some settings it equals another loss, value and gradient: `{"loss": id, "settings": {...}, "own": {...}}`.
 
-    settings: the other loss's. own: this loss's, such as the bounds that open a clip. max_length: on responses of so many
-    tokens at most. uniform: on responses of one advantage each, their weights 0 or 1. The optional inputs that the other
-    loss does not read are left out. A list of such claims where it is several other losses.
+    settings: the other loss's. own: this loss's, such as the bounds that open a clip. max_length: only for responses of at
+    most that many tokens. uniform: only for responses with a single advantage, whose weights are 0 or 1. Optional inputs
+    that the other loss does not read are left out. Give a list of such mappings for several other losses.
     """
-    claimed = subject.claims["is_another_loss"]
-    for one in [claimed] if isinstance(claimed, Mapping) else claimed:
-        _is_that_loss(subject, one, data, outputs)
+    cases = loss.laws["is_another_loss"]
+    for case in [cases] if isinstance(cases, Mapping) else cases:
+        _is_that_loss(loss, case, data, outputs)
 
 
-def _is_that_loss(subject: Subject, claimed: Mapping[str, Any], data: Sequence[Datum], outputs: OutputLists) -> None:
-    here = subject.loss if not claimed.get("own") else get_loss(subject.loss, **claimed["own"])
-    own = _reduction_of(Subject(here))
-    other = get_loss(claimed["loss"], **{**own, **claimed.get("settings", {})})
+def _is_that_loss(loss: LossUnderTest, case: Mapping[str, Any], data: Sequence[Datum], outputs: OutputLists) -> None:
+    here = loss.wrapped if not case.get("own") else get_loss(loss.wrapped, **case["own"])
+    own = _reduction_of(LossUnderTest(here))
+    other = get_loss(case["loss"], **{**own, **case.get("settings", {})})
     read = {key for one in other.spec.inputs for key in one.keys}
-    optional = {one.name for one in subject.reads if not one.required} - read
+    optional = {one.name for one in loss.reads if not one.required} - read
     data = [_without(d, optional) for d in data]
-    data, outputs = _shortened(data, outputs, claimed.get("max_length"))
-    if claimed.get("uniform"):
-        data = [_with_plain_weights(_with_one_advantage(d)) for d in data]
-    if not subject.loss.active(data).any():
+    data, outputs = _shortened(data, outputs, case.get("max_length"))
+    if case.get("uniform"):
+        data = [_with_binary_weights(_with_one_advantage(d)) for d in data]
+    if not loss.wrapped.active(data).any():
         return
-    mine, theirs = evaluate(Subject(here), data, outputs), evaluate(Subject(other), data, outputs)
-    plain = {"count": mine.count, "total": mine.total, "metrics": {}}
-    same(_with(mine, **plain), _with(theirs, **plain), f"when computed as {other!r}")
+    mine, theirs = evaluate(LossUnderTest(here), data, outputs), evaluate(LossUnderTest(other), data, outputs)
+    ignored = {"count": mine.count, "total": mine.total, "metrics": {}}
+    same(_with(mine, **ignored), _with(theirs, **ignored), f"when computed as {other!r}")
 
 
-def zero_advantage_is_silent(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """Where every advantage is 0 no token has a gradient: nothing but the advantage moves the policy."""
+def zero_advantage_is_silent(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """If every advantage is 0, no token has a gradient: only advantages move the policy."""
     silent = [_with_input(d, "advantages", np.zeros(_shape(d))) for d in data]
-    _no_gradient(subject, silent, outputs, "every advantage is 0")
+    _no_gradient(loss, silent, outputs, "every advantage is 0")
 
 
-def beyond_the_clip_no_gradient(subject: Subject, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """Once all tokens have moved by `{"nats": ...}` in the direction their response's advantage pushes, none has a gradient."""
-    nats = float(subject.claims["beyond_the_clip_no_gradient"]["nats"])
+def beyond_the_clip_no_gradient(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """Once all tokens have moved by `{"nats": ...}` in the direction of their response's advantage, none has a gradient."""
+    nats = float(loss.laws["beyond_the_clip_no_gradient"]["nats"])
     moved: list[Datum] = []
     lower = [t - nats for t in outputs["logprobs"]]
     for datum, logprobs in zip(data, lower, strict=True):
-        bare = _without(datum, {one.name for one in subject.reads if not one.required})
-        plain = _with_plain_weights(_with_one_advantage(bare))
-        rewarded = plain.loss_fn_inputs["advantages"].to_numpy() > 0
+        bare = _without(datum, {one.name for one in loss.reads if not one.required})
+        uniform = _with_binary_weights(_with_one_advantage(bare))
+        rewarded = uniform.loss_fn_inputs["advantages"].to_numpy() > 0
         before = logprobs.detach().numpy() + np.where(rewarded, -nats, nats)
-        moved.append(_with_input(plain, "sampling_logprobs", before))
+        moved.append(_with_input(uniform, "sampling_logprobs", before))
     _no_gradient(
-        subject, moved, {**outputs, "logprobs": lower}, f"all its tokens have moved by {nats:g} nats the way A pushes"
+        loss, moved, {**outputs, "logprobs": lower}, f"all its tokens have moved by {nats:g} nats the way A pushes"
     )
 
 
-def _no_gradient(subject: Subject, data: Sequence[Datum], outputs: OutputLists, when: str) -> None:
-    for i, found in enumerate(evaluate(subject, data, outputs).gradients["logprobs"]):
-        if bool((found != 0).any()):
-            raise LossCheckError(f"the gradient of datum {i} is {shown(found)}, not 0, when {when}")
+def _no_gradient(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, when: str) -> None:
+    for i, gradient in enumerate(evaluate(loss, data, outputs).gradients["logprobs"]):
+        if bool((gradient != 0).any()):
+            raise LossCheckError(f"the gradient of datum {i} is {shown(gradient)}, not 0, when {when}")
 
 
 def _without(datum: Datum, keys: set[str]) -> Datum:
@@ -103,16 +103,16 @@ def _with(evaluation: Any, **changed: Any) -> Any:
     return type(evaluation)(**{**vars(evaluation), **changed})
 
 
-def _reduction_of(subject: Subject) -> dict[str, Any]:
-    """Reduction settings of a loss per token, to compare it with another; none for other losses."""
-    loss = subject.loss
+def _reduction_of(loss_under_test: LossUnderTest) -> dict[str, Any]:
+    """Reduction settings of a loss per token; {} for other losses."""
+    loss = loss_under_test.wrapped
     if not isinstance(loss, Loss) or loss.spec.per != "token":
         return {}
     return {"reduction": loss.reduction, **({} if loss.norm_length is None else {"norm_length": loss.norm_length})}
 
 
 def _with_all_logprobs(datum: Datum, logprobs: torch.Tensor) -> Datum:
-    """Every input that holds logprobs, set to those of the policy."""
+    """The datum with every logprobs input set to the policy's."""
     same_everywhere = TensorData(logprobs.detach().numpy().astype(np.float32))
     carried = {key: same_everywhere if key_kind(key) == "logprob" else v for key, v in datum.loss_fn_inputs.items()}
     return Datum(datum.model_input, carried)
@@ -123,12 +123,12 @@ def _with_input(datum: Datum, key: str, values: np.ndarray) -> Datum:
 
 
 def _with_one_advantage(datum: Datum) -> Datum:
-    """Every token's advantage set to that of the first."""
+    """The datum with every advantage set to that of the first token."""
     return _with_input(datum, "advantages", np.full(_shape(datum), datum.loss_fn_inputs["advantages"].to_numpy()[0]))
 
 
-def _with_plain_weights(datum: Datum) -> Datum:
-    """Every weight but 0 set to 1."""
+def _with_binary_weights(datum: Datum) -> Datum:
+    """The datum with every non-zero weight set to 1."""
     if "weights" not in datum.loss_fn_inputs:
         return datum
     return _with_input(datum, "weights", datum.loss_fn_inputs["weights"].to_numpy() != 0)
@@ -149,8 +149,8 @@ def _shortened(data: list[Datum], outputs: OutputLists, longest: int | None) -> 
 
 
 CHECKS = (
-    claim(on_policy_is_reinforce),
-    claim(is_another_loss),
-    claim(zero_advantage_is_silent),
-    claim(beyond_the_clip_no_gradient),
+    family_law(on_policy_is_reinforce),
+    family_law(is_another_loss),
+    family_law(zero_advantage_is_silent),
+    family_law(beyond_the_clip_no_gradient),
 )

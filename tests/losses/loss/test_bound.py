@@ -16,7 +16,7 @@ from lossbook.losses import Outputs, PerDatum, Seqs, stats
 from lossbook.losses.loss.bound import BoundLoss
 from lossbook.losses.spec.spec import make_spec
 from lossbook.losses.testing import strategies
-from lossbook.losses.testing.loss_under_test import Subject
+from lossbook.losses.testing.loss_under_test import LossUnderTest
 
 from ..cases import datum, loss_of, shipped, with_needed
 
@@ -40,9 +40,9 @@ def batch_style(data: Sequence[Datum], logprobs_list: Sequence[torch.Tensor]) ->
     return -sum(x.sum() for x in logprobs_list), {"datums": float(len(data))}
 
 
-def orders(subject: Subject, data: Sequence[Datum], draw: Any) -> list[int]:
+def orders(loss: LossUnderTest, data: Sequence[Datum], draw: Any) -> list[int]:
     """Some of the units of the data, in any order."""
-    units = subject.units(data)
+    units = loss.groups(data)
     chosen = draw(st.lists(st.sampled_from(range(len(units))), unique=True, min_size=1))
     return [i for k in chosen for i in units[k]]
 
@@ -68,9 +68,9 @@ def packed_outputs(prepared: BoundLoss, outputs: Any, order: Sequence[int]) -> O
 @settings(max_examples=20)
 @given(draw=st.data())
 def test_what_is_prepared_once_is_what_the_loss_says_of_the_datums(loss: Any, draw: Any) -> None:
-    subject = Subject(loss)
-    data = draw.draw(strategies.datums(subject))
-    outputs = draw.draw(strategies.outputs(subject, data))
+    loss_under_test = LossUnderTest(loss)
+    data = draw.draw(strategies.datums(loss_under_test))
+    outputs = draw.draw(strategies.outputs(loss_under_test, data))
     prepared = loss.prepare(data)
     assert prepared.count == loss.count(data) == loss.check(data)
     assert torch.equal(prepared.active, loss.active(data))
@@ -79,11 +79,11 @@ def test_what_is_prepared_once_is_what_the_loss_says_of_the_datums(loss: Any, dr
     assert torch.equal(total, again)
     assert stats.values(found) == pytest.approx(stats.values(metrics), rel=0, abs=0, nan_ok=True)
 
-    order = orders(subject, data, draw.draw)
+    order = orders(loss_under_test, data, draw.draw)
     chosen = [data[i] for i in order]
     own = {name: [tensors[i] for i in order] for name, tensors in outputs.items()}
     expected, metrics = loss.terms(chosen, own)
-    given_outputs = [own] if not subject.reads_tokens else [own, packed_outputs(prepared, outputs, order)]
+    given_outputs = [own] if not loss_under_test.reads_tokens else [own, packed_outputs(prepared, outputs, order)]
     for handed in given_outputs:
         total, found = prepared.terms(handed, order)
         torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
@@ -151,11 +151,11 @@ def test_data_is_packed_once_however_much_is_asked(monkeypatch: pytest.MonkeyPat
 @given(draw=st.data())
 def test_the_promised_gradient_is_the_real_one_bit_for_bit(name: str, reduction: str, dtype: Any, draw: Any) -> None:
     loss = get_loss(name, reduction=reduction)
-    subject = Subject(loss)
-    data = draw.draw(strategies.datums(subject))
-    outputs = draw.draw(strategies.outputs(subject, data))
+    loss_under_test = LossUnderTest(loss)
+    data = draw.draw(strategies.datums(loss_under_test))
+    outputs = draw.draw(strategies.outputs(loss_under_test, data))
     prepared = loss.prepare(data)
-    order = orders(subject, data, draw.draw)
+    order = orders(loss_under_test, data, draw.draw)
     handed = packed_outputs(prepared, outputs, order)
     handed.logprobs = handed.logprobs.to(dtype).requires_grad_()
     total, _ = prepared.terms(handed, order)

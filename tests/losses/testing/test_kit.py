@@ -21,8 +21,7 @@ from lossbook.datums.errors import LossCheckError
 from lossbook.datums.types import Datum
 from lossbook.losses import Loss, PerDatum, Seqs, get_loss, safe_ratio, stats
 from lossbook.losses.spec.spec import make_spec
-from lossbook.losses.testing import CHECKS, CheckResult, Report, check_loss, run_check
-from lossbook.losses.testing import laws as claims
+from lossbook.losses.testing import CHECKS, CheckResult, Report, check_loss, laws, run_check
 
 from . import broken_losses as broken
 
@@ -130,7 +129,7 @@ def test_a_reproducer_fails_again_when_it_is_run(function: Callable[..., Any], c
 def test_every_check_names_some_bug_or_guards_what_a_loss_cannot_reach() -> None:
     # Weights are applied outside the loss: these two can only fail where the reductions do (tested below).
     out_of_reach = {"weight_linearity", "appended_zero_weight_datum"}
-    laws_of_families = {check.name for check in claims.CHECKS}  # tested in test_claims.py
+    laws_of_families = {check.name for check in laws.CHECKS}  # tested in test_laws.py
     assert {check for _, check, _ in BUGS} | out_of_reach == {check.name for check in CHECKS} - laws_of_families
 
 
@@ -139,31 +138,35 @@ def test_every_check_names_some_bug_or_guards_what_a_loss_cannot_reach() -> None
     [
         pytest.param(
             "weight_linearity",
-            lambda weights, values, packed: values[weights != 0].sum(),
+            lambda weights, values, datums: values[weights != 0].sum(),
             "when all weights were multiplied by",
             id="weights taken for a mask",
         ),
         pytest.param(
             "appended_zero_weight_datum",
-            lambda weights, values, packed: (weights * values).sum() * len(packed.lengths),
+            lambda weights, values, datums: (weights * values).sum() * datums,
             "when a datum of weight 0 was put at place",
             id="all datums counted, the masked too",
         ),
     ],
 )
-def test_a_wrong_reduction_is_found(check: str, total: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(values: Tensor, packed: Any, *rest: Any, **options: Any) -> Tensor:
-        return total(packed.weights.to(values), values, packed)
+def test_a_wrong_reduction_is_found(check: str, total: Any, words: str) -> None:
+    class WronglyReduced(Loss):
+        def terms(self, data: Any, outputs: Any) -> Any:
+            _, metrics = super().terms(data, outputs)
+            values = -torch.cat(outputs["logprobs"])
+            weights = torch.cat([datum.loss_fn_inputs["weights"].to_torch() for datum in data])
+            return total(weights.to(values), values, len(data)), metrics
 
-    monkeypatch.setattr("lossbook.losses.loss.loss.total_of", wrong)
-    assert words in check_loss(a_loss, checks=[check], on_fail="report")[check].message
+    loss = WronglyReduced(get_loss(a_loss).spec, {})
+    assert words in check_loss(loss, checks=[check], on_fail="report")[check].message
 
 
 def test_a_bare_function_passes_every_check() -> None:
     report = check_loss(a_loss)
     assert report.passed
     assert {result.check: result.status for result in report if result.status != "passed"} == {"linear": "skipped"}
-    assert [result.check for result in report] == [check.name for check in CHECKS if check not in claims.CHECKS]
+    assert [result.check for result in report] == [check.name for check in CHECKS if check not in laws.CHECKS]
 
 
 @pytest.mark.parametrize(
@@ -192,8 +195,8 @@ def test_settings_are_handed_on() -> None:
 def test_what_is_not_checked_says_why() -> None:
     report = check_loss(batch_style, max_examples=2)
     skipped = {result.check: result.message for result in report if result.status == "skipped"}
-    assert skipped["law_micro_batches"] == "it couples the whole batch, so there is nothing to cut"
-    assert skipped["masked_positions"] == "fn(data, logprobs_list) sees every position and weighs on its own"
+    assert skipped["law_micro_batches"] == "it couples the whole batch, so there is no place to cut"
+    assert skipped["masked_positions"] == "fn(data, logprobs_list) sees every position and applies weights itself"
     assert all(skipped.values())
 
 
@@ -226,7 +229,7 @@ def test_a_kink_is_not_a_wrong_gradient() -> None:
     assert check_loss(hinge, checks=["gradient"], max_examples=40).passed
 
 
-def test_a_setting_that_works_only_beside_another_is_alive() -> None:
+def test_a_setting_that_has_an_effect_only_beside_another_passes() -> None:
     def smoothed(logprobs: Tensor, *, coefficient: float = 0.0, power: float = 2.0) -> Tensor:
         return -logprobs + coefficient * logprobs.abs() ** power
 
@@ -265,7 +268,7 @@ def test_the_error_names_the_checks_and_holds_the_report() -> None:
     assert [result.check for result in caught.value.report.failures] == ["depends_on_outputs"]
 
 
-def test_a_report_is_printed_a_line_a_check() -> None:
+def test_a_report_prints_one_line_per_check() -> None:
     report = check_loss("cross_entropy", checks=["order", "live_config"], max_examples=2)
     assert str(report).splitlines() == [
         "cross_entropy: 1 passed, 1 skipped",
@@ -274,7 +277,7 @@ def test_a_report_is_printed_a_line_a_check() -> None:
     ]
 
 
-def test_results_are_called_back_as_they_come() -> None:
+def test_the_callback_gets_each_result() -> None:
     seen: list[CheckResult] = []
     report = check_loss(a_loss, checks=["order", "pure"], callback=seen.append, max_examples=2)
     assert tuple(seen) == report.results
@@ -284,19 +287,19 @@ def test_nothing_more_is_checked_of_a_loss_that_breaks_its_contract() -> None:
     report = check_loss(broken.reduced, on_fail="report")
     assert [result.check for result in report.failures] == ["unreduced"]
     assert "must return losses of shape" in report["unreduced"].message
-    assert report["gradient"].message == "not run, for the loss breaks its contract: see unreduced"
+    assert report["gradient"].message == "not run, because the loss breaks its contract: see unreduced"
 
 
-def test_a_loss_that_takes_no_datums_at_all_is_reported() -> None:
+def test_a_loss_that_accepts_no_batch_is_reported() -> None:
     def refuses(data: Any, logprobs_list: Any) -> Any:
         raise ValueError("no")
 
     report = check_loss(refuses, on_fail="report")
     assert not report.passed
-    assert "takes none of 1 to 8 datums; the last refusal: ValueError: no" in report["unreduced"].message
+    assert "accepts no batch of 1 to 8 datums; the last error: ValueError: no" in report["unreduced"].message
 
 
-def test_the_number_of_datums_that_a_batch_takes_is_found_by_trying() -> None:
+def test_the_batch_sizes_that_a_loss_accepts_are_tried() -> None:
     def pairs_up(data: Any, logprobs_list: list[Tensor]) -> Any:
         if len(data) % 2 or not data:
             raise IndexError("pairs only")
@@ -305,7 +308,7 @@ def test_the_number_of_datums_that_a_batch_takes_is_found_by_trying() -> None:
     assert check_loss(pairs_up, max_examples=3).passed
 
 
-def test_an_input_is_drawn_from_the_numbers_given_for_it() -> None:
+def test_an_input_is_drawn_from_the_values_given_for_it() -> None:
     def labelled(logprobs: Tensor, kind: PerDatum, seqs: Seqs) -> Tensor:
         assert set(kind.tolist()) <= {3.0, 5.0}
         return -seqs.sum(logprobs) * kind
@@ -319,16 +322,15 @@ def test_a_reproducer_of_a_local_function_says_that_it_must_be_defined() -> None
         return -logprobs.mean() + 0 * logprobs
 
     result = check_loss(local, checks=["law_micro_batches"], on_fail="report")["law_micro_batches"]
-    assert "# and local, the loss itself, which no module holds under its name" in result.reproducer
+    assert "# define local, the loss itself: it cannot be imported by that name" in result.reproducer
     with pytest.raises(LossCheckError, match="when the data was cut into 2 parts between tokens"):
         exec(compile(result.reproducer, "reproducer", "exec"), {"local": local})
 
 
-def test_a_reproducer_keeps_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lossbook.losses.loss.loss.total_of", lambda values, *rest, **options: values.mean())
-    loss = 2.0 * get_loss("ppo", clip_high=1.5) + 1.0 * get_loss("cross_entropy")
+def test_a_reproducer_keeps_the_settings() -> None:
+    loss = 2.0 * get_loss("ppo", clip_high=1.5) + 1.0 * get_loss(broken.local_baseline)
     result = check_loss(loss, checks=["law_micro_batches"], on_fail="report")["law_micro_batches"]
-    assert "loss = 2.0 * get_loss('ppo', clip_high=1.5) + 1.0 * get_loss('cross_entropy')\n" in result.reproducer
+    assert "loss = 2.0 * get_loss('ppo', clip_high=1.5) + 1.0 * get_loss(local_baseline)\n" in result.reproducer
     with pytest.raises(LossCheckError, match="when the data was cut"):
         exec(compile(result.reproducer, "reproducer", "exec"), {})
 
@@ -375,13 +377,17 @@ PLUGIN = "lossbook.losses.testing.plugin"
 
 
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter in another folder that finds the same lossbook."""
+    """A fresh interpreter in another folder that imports the same lossbook, with one thread."""
     where = str(Path(lossbook.__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([where, os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([where, os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_a_test_module_of_a_user_gets_one_case_a_check(tmp_path: Path) -> None:
+def test_a_test_module_of_a_user_gets_one_case_per_check(tmp_path: Path) -> None:
     source = """
         import os
         from lossbook.losses.testing import parametrize_with_checks
@@ -414,6 +420,6 @@ def test_a_test_module_of_a_user_gets_one_case_a_check(tmp_path: Path) -> None:
 
 
 def test_the_plugin_does_not_load_the_kit(tmp_path: Path) -> None:
-    code = f"import sys, {PLUGIN}; print([m for m in sys.modules if 'hypothesis' in m or 'testing.checking' in m])"
+    code = f"import sys, {PLUGIN}; print([m for m in sys.modules if 'hypothesis' in m or 'testing.run' in m])"
     done = run_python(tmp_path, "-c", code)
     assert done.stdout.strip() == "[]", done.stderr

@@ -119,7 +119,7 @@ def with_a_weak_end(logprobs, teacher_logprobs, *, beta: float = 0.5):
     return forward_kl(student, teacher) if beta == 0 else jsd(student, teacher, min(beta, 0.999))
 
 
-#: Loss, how it is registered, the law that it claims and breaks, what the message must say.
+#: Loss, how it is registered, the law that it is registered with and breaks, what the message must say.
 BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
     (
@@ -148,7 +148,7 @@ BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "while policy and reference agree",
     ),
     (longer_is_dearer, {"per": "datum"}, {"scale_invariance": {}}, "when the embeddings were multiplied by"),
-    (prefers_the_first_axis, {"per": "datum"}, {"rotation_invariance": {}}, "when all embeddings were turned alike"),
+    (prefers_the_first_axis, {"per": "datum"}, {"rotation_invariance": {}}, "when all embeddings were rotated"),
     (drops_at_random, {"per": "datum"}, {"grad_cache_is_full_batch": {}}, "in two passes"),
     (unsigned_margin, {"per": "pair"}, {"swap_symmetry": {}}, "with chosen and rejected exchanged"),
     (capped_margin, {"per": "pair"}, {"swap_symmetry": {"slope": 1.0}}, "exchanging chosen and rejected costs"),
@@ -158,8 +158,13 @@ BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
 ]
 
 BROKEN += [
-    (function, {"per": "token", "candidates": "teacher_logprobs", "reduction": "token-mean"}, {law: claimed}, message)
-    for function, law, claimed, message in (
+    (
+        function,
+        {"per": "token", "candidates": "teacher_logprobs", "reduction": "token-mean"},
+        {law: law_settings},
+        message,
+    )
+    for function, law, law_settings, message in (
         (cross_entropy_of_candidates, "divergence_is_zero_only_when_equal", {}, "student and teacher agree, but"),
         (without_mass, "divergence_is_zero_only_when_equal", {"under": [{"tail": "drop"}]}, "below 0, with"),
         (
@@ -177,15 +182,15 @@ BROKEN += [
 
 
 @pytest.mark.parametrize(
-    ("function", "registration", "claims", "message"),
+    ("function", "registration", "laws", "message"),
     BROKEN,
     ids=[f"{b[0].__name__}-{next(iter(b[2]))}" for b in BROKEN],
 )
-def test_a_claimed_law_that_is_broken_is_named(
-    function: Any, registration: dict[str, Any], claims: dict[str, Any], message: str
+def test_a_family_law_that_is_broken_is_named(
+    function: Any, registration: dict[str, Any], laws: dict[str, Any], message: str
 ) -> None:
-    loss = loss_of(function, claims=claims, **registration)
-    (law,) = claims
+    loss = loss_of(function, claims=laws, **registration)
+    (law,) = laws
     report = check_loss(loss, checks=[law], on_fail="report")
     assert report[law].status == "failed"
     assert message in report[law].message
@@ -193,15 +198,15 @@ def test_a_claimed_law_that_is_broken_is_named(
 
 
 def test_every_law_of_a_family_has_a_loss_that_breaks_it() -> None:
-    assert {law for _, _, claims, _ in BROKEN for law in claims} == {check.name for check in CHECKS}
+    assert {law for _, _, laws, _ in BROKEN for law in laws} == {check.name for check in CHECKS}
 
 
-def test_a_law_that_is_not_claimed_is_skipped() -> None:
+def test_a_law_that_the_loss_is_not_registered_with_is_skipped() -> None:
     report = check_loss(half_a_gradient, checks=["on_policy_is_reinforce"])
     assert report["on_policy_is_reinforce"].status == "skipped"
 
 
-def test_a_bare_function_is_held_to_the_laws_that_the_caller_names() -> None:
+def test_a_bare_function_is_checked_against_the_laws_that_the_caller_names() -> None:
     report = check_loss(
         half_a_gradient, checks=["on_policy_is_reinforce"], laws={"on_policy_is_reinforce": {}}, on_fail="report"
     )
@@ -211,5 +216,5 @@ def test_a_bare_function_is_held_to_the_laws_that_the_caller_names() -> None:
 
 def test_a_law_that_holds_under_some_settings_is_skipped_under_others() -> None:
     (result,) = check_loss("ipo", length_normalized=False, checks=["repetition_changes_nothing"])
-    assert (result.status, result.message) == ("skipped", "the loss claims it with length_normalized=True only")
+    assert (result.status, result.message) == ("skipped", "the loss obeys it only with length_normalized=True")
     assert check_loss("ipo", checks=["repetition_changes_nothing"]).passed

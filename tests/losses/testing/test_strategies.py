@@ -71,17 +71,17 @@ def test_drawn_candidates_are_absent_in_some_rows_and_not_as_many_in_every_datum
 
 
 def drawn(loss: Any, count: int = 150, **options: Any) -> list[list[Datum]]:
-    found: list[list[Datum]] = []
+    batches: list[list[Datum]] = []
 
     @settings(
         max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(strategies.datums(loss, **options))
     def collect(data: list[Datum]) -> None:
-        found.append(data)
+        batches.append(data)
 
     collect()
-    return found
+    return batches
 
 
 def weights_of(batch: list[Datum]) -> list[Any]:
@@ -121,3 +121,8 @@ def test_thresholds_are_drawn_within_their_meaning() -> None:
                 assert (low.to_numpy() <= 1).all()
             if (high := datum.loss_fn_inputs.get("clip_high_threshold")) is not None:
                 assert (high.to_numpy() >= 1).all()
+
+
+def test_the_former_names_of_the_number_of_groups_are_still_accepted() -> None:
+    pairs = drawn("dpo", count=10, min_units=2, max_units=2)
+    assert {len(batch) for batch in pairs} == {4}
