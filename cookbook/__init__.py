@@ -1,1 +1,1 @@
-"""Recipes that put datums, losses and the trainer together, and the command line that runs them."""
+"""Recipes built from datums, losses and the trainer, and the command line that runs them."""

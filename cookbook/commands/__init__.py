@@ -1,1 +1,1 @@
-"""The commands that look at data, losses and runs."""
+"""Commands for data, losses and runs."""

@@ -1,4 +1,4 @@
-"""Looking at data from the command line."""
+"""`lossbook data ...`: show and report on data files."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def show_data(
     loss_config: dict[str, Setting] = {},  # noqa: B006
     start_from: Path | None = None,
 ) -> None:
-    """Print rows of a data file as the trainer will see them: learned tokens coloured, or in «» without colour.
+    """Print rows of a data file as the trainer sees them: learned tokens in colour, or in «» without colour.
 
-    With --html FILE a page that needs nothing else is written instead; there --loss ID colours the tokens by logprob,
-    loss, gradient and what else the loss reads under the model.
+    --html FILE writes a self-contained page instead. There --loss ID colours the tokens by logprob, loss, gradient and the
+    other numbers that the loss reads, under the model.
 
     Args:
         file: the data: .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT.
-        model: whose tokenizer and chat template to use: hub id, local directory, .gguf file, or 'tiny'.
-        count: how many rows.
-        train_on: which turns are learned.
-        max_length: tokens a sequence may have.
+        model: the model whose tokenizer and chat template to use: hub id, local directory, .gguf file, or 'tiny'.
+        count: number of rows.
+        train_on: the turns that are learned.
+        max_length: the most tokens of a sequence.
         truncation: what happens to longer sequences.
-        html: write a page into this file.
-        loss: a registered loss (`lossbook losses list`) or module:function, to colour the page's tokens by.
+        html: write a page to this file.
+        loss: a registered loss (`lossbook losses list`) or module:function to colour the page's tokens by.
         loss_config: settings of the loss, such as --loss-config beta 0.5.
-        start_from: a run's folder or a checkpoint of this model, whose weights are taken in place of the base model's.
+        start_from: a run's folder or a checkpoint of this model, whose weights replace the base model's.
     """
     from ...datums.files.show import show_file
     from ...trainer.model.load import load_model
@@ -52,11 +52,11 @@ def show_data(
     options: dict[str, Any] = {"train_on": train_on, "max_length": max_length, "truncation": truncation}
     if html is None:
         if loss is not None or start_from is not None:
-            raise ConfigError(f"--{'loss' if loss else 'start-from'} is for the page: give --html FILE too")
+            raise ConfigError(f"--{'loss' if loss else 'start-from'} applies to the page only: add --html FILE")
         show_file(file, load_model(model).tokenizer, count, **options)
         return
     if loss is None and (loss_config or start_from is not None):
-        raise ConfigError(f"--{'loss-config' if loss_config else 'start-from'} belongs to a loss: give --loss ID too")
+        raise ConfigError(f"--{'loss-config' if loss_config else 'start-from'} needs a loss: add --loss ID")
     page = _page(file, model, count, options, loss, loss_config, start_from)
     try:
         html.write_text(page, encoding="utf-8")
@@ -84,16 +84,17 @@ def _page(
 
     if loss_id is None:
         tokenizer = load_model(model).tokenizer
-        rows = [one for row in read_rows(file, limit=count) for one in named_datums(row, tokenizer, **options)]
+        rows = [named for row in read_rows(file, limit=count) for named in named_datums(row, tokenizer, **options)]
         return weights_page(Path(file).name, rows, tokenizer)
-    loss = get_loss(loss_id, **loss_config)  # a misspelt one ends here, before anything is loaded
+    loss = get_loss(loss_id, **loss_config)  # fails for a misspelt one before the model is loaded
     checkpoint = None if start_from is None else str(find_checkpoint(start_from))
     client = ServiceClient().create_reference_client(base_model=model, model_path=checkpoint)
-    rows = [one for row in read_rows(file, limit=count) for one in named_datums(row, client.get_tokenizer(), **options)]
+    tokenizer = client.get_tokenizer()
+    rows = [named for row in read_rows(file, limit=count) for named in named_datums(row, tokenizer, **options)]
     under = str(start_from) if start_from is not None else Path(model).name if Path(model).exists() else model
     try:
         return loss_page(f"{Path(file).name}: {loss.name} under {under}", rows, loss, client)
-    except LossbookError as error:  # what the loss cannot use: it knows datums, which are the rows in their order
+    except LossbookError as error:  # errors of the loss name datums; add the file
         raise located(error, file) from error
 
 
@@ -107,19 +108,19 @@ def report_data(
     limit: int | None = None,
     json: bool = False,
 ) -> None:
-    """Print what becomes of every row: how many are kept, cut and dropped and why, lengths, labels, formats, repetitions.
+    """Report on the rows of a data file: how many are kept, truncated and dropped and why, lengths, labels, repetitions.
 
-    Nothing is trained on, and a bad row does not end it: it is counted and named.
+    Nothing is trained. Bad rows are counted and named, and the report goes on.
 
     Args:
         file: the data: .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT.
-        eval_data: held-out data; reported too, with the rows of it that are trained on.
-        model: whose tokenizer and chat template to use: hub id, local directory, .gguf file, or 'tiny'.
-        train_on: which turns are learned.
-        max_length: tokens a sequence may have.
+        eval_data: held-out data; reported too, with the held-out rows that also occur in the training data.
+        model: the model whose tokenizer and chat template to use: hub id, local directory, .gguf file, or 'tiny'.
+        train_on: the turns that are learned.
+        max_length: the most tokens of a sequence.
         truncation: what happens to longer sequences.
-        limit: how many rows of each to read.
-        json: print it as JSON instead.
+        limit: the most rows to read from each file.
+        json: print JSON instead.
     """
     from ...trainer.model.load import load_model
 
@@ -129,13 +130,13 @@ def report_data(
     reports = {name: _report(source, tokenizer, limit, options) for name, source in sources.items()}
     both = reports["eval_data"].repeated_from(reports["data"]) if eval_data is not None else None
     if json:
-        found = {name: report.as_dict() for name, report in reports.items()}
-        print(json_format.dumps(found if both is None else {**found, "in_both": both.as_dict()}, indent=2))
+        values = {name: report.as_dict() for name, report in reports.items()}
+        print(json_format.dumps(values if both is None else {**values, "in_both": both.as_dict()}, indent=2))
         return
     for name, source in sources.items():
         print(f"{source}\n{reports[name].render()}\n")
     if both is not None:
-        print(f"held-out rows that are trained on  {both}")
+        print(f"held-out rows that also occur in the training data  {both}")
 
 
 def _report(source: str, tokenizer: Any, limit: int | None, options: dict[str, Any]) -> DataReport:

@@ -1,4 +1,4 @@
-"""Losses from the command line: list, show, diff, check."""
+"""`lossbook losses ...`: list, show, compare and check losses."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from ..run.configs import Setting
 
 
 def list_all_losses(presets: bool = False, json: bool = False) -> None:
-    """All registered losses by family, those of plug-ins included; plug-ins that failed to load on stderr.
+    """List all registered losses by family, including those of plug-ins. Plug-ins that failed to load go to stderr.
 
     Args:
-        presets: list the presets instead: other systems' losses, as settings of ours.
-        json: print a list of cards (or of presets) as JSON instead.
+        presets: list the presets instead: losses of other systems as settings of lossbook's losses.
+        json: print the cards (or presets) as JSON instead.
     """
     if presets:
-        found = [describe_preset(name) for name in list_presets()]
+        described = [describe_preset(name) for name in list_presets()]
         if json:
-            _print_json([dataclasses.asdict(preset) for preset in found])
+            _print_json([dataclasses.asdict(preset) for preset in described])
         else:
-            print("\n".join(_preset_listing(found)))
+            print("\n".join(_preset_listing(described)))
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken plug-ins are printed below
@@ -63,7 +63,7 @@ def list_all_losses(presets: bool = False, json: bool = False) -> None:
 
 
 def _listing(cards: Sequence[LossCard]) -> list[str]:
-    """A line a loss, in columns, under its family; a pipe gets whole formulas, a terminal what fits."""
+    """One line per loss, in columns, by family. A terminal gets as much of the formula as fits; a pipe gets all of it."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     cells = {card.name: (card.name, ", ".join(card.aliases), card.per, card.reduction) for card in cards}
     widths = [max(len(row[i]) for row in cells.values()) for i in range(4)]
@@ -81,16 +81,16 @@ def _listing(cards: Sequence[LossCard]) -> list[str]:
 
 
 def _preset_listing(presets: Sequence[Preset]) -> list[str]:
-    """A line a preset under its system: which loss of ours, and its settings."""
+    """One line per preset, by system: the loss and its settings."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     longest = max(len(preset.name) for preset in presets)
     lines: list[str] = []
     for system in dict.fromkeys(preset.name.partition(":")[0] for preset in presets):
         members = [preset for preset in presets if preset.name.startswith(f"{system}:")]
         lines += ["", f"{system} ({len(members)})"]
-        lines += [_cut(f"  {one.name:<{longest}}  {get_loss(one.name)!r}", width) for one in members]
+        lines += [_cut(f"  {preset.name:<{longest}}  {get_loss(preset.name)!r}", width) for preset in members]
     return [
-        f"{len(presets)} presets; `lossbook losses show NAME` says where one was read and what it leaves out",
+        f"{len(presets)} presets; `lossbook losses show NAME` gives the source of one and what it leaves out",
         *lines,
     ]
 
@@ -100,44 +100,43 @@ def _cut(line: str, width: int | None) -> str:
 
 
 def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
-    """Print a loss's card, and its curve: the loss and its gradient along the quantity that it is about.
+    """Print a loss's card and its curve: the loss and its gradient as functions of its main input.
 
     Args:
-        name: an id or an alias (`lossbook losses list` lists them), a preset, or module:function.
-        json: print the card and the points of the curve as JSON instead.
+        name: an id or an alias (see `lossbook losses list`), a preset, or module:function.
+        json: print the card and the curve's points as JSON instead.
     """
-    loss = usable(name)
-    shown = _shown(loss)
+    described = _cards_and_curves(usable(name))
     preset = find_preset(name)
     if json:
-        parts = [{**card.as_dict(), "curve": curve and dataclasses.asdict(curve)} for card, curve in shown]
+        parts = [{**card.as_dict(), "curve": curve and dataclasses.asdict(curve)} for card, curve in described]
         whole = parts[0] if len(parts) == 1 else {"name": name, "parts": parts}
         _print_json(whole if preset is None else {**whole, "preset": dataclasses.asdict(preset)})
         return
     if preset is not None:
         print(f"{preset}\n")
-    print("\n\n".join(f"{card}\n\n{draw(curve)}" if curve else str(card) for card, curve in shown))
+    print("\n\n".join(f"{card}\n\n{draw(curve)}" if curve else str(card) for card, curve in described))
 
 
-def _shown(loss: Loss | Mixture) -> list[tuple[LossCard, Curve | None]]:
-    """Card and curve of a loss, or of each part of a mixture."""
+def _cards_and_curves(loss: Loss | Mixture) -> list[tuple[LossCard, Curve | None]]:
+    """The card and the curve of a loss, or of each part of a mixture."""
     parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
     return [(card_of(part), curve_of(part)) for part in parts]
 
 
 def diff_losses(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str], json: bool = False) -> None:
-    """Print the axes along which two losses differ, and what both give on the same small data.
+    """Print how two losses differ: their properties, and their values and gradients on the same small data.
 
     Args:
         first: an id, an alias, a preset, or module:function.
-        second: as first.
-        json: print it as JSON instead.
+        second: the loss to compare with, likewise.
+        json: print JSON instead.
     """
-    found = compare_losses(first, second)
+    comparison = compare_losses(first, second)
     if json:
-        _print_json(found.as_dict())
+        _print_json(comparison.as_dict())
     else:
-        print(found)
+        print(comparison)
 
 
 def check_losses(
@@ -146,49 +145,48 @@ def check_losses(
     law: tyro.conf.UseAppendAction[list[str]] = [],  # noqa: B006
     loss_config: dict[str, Setting] | None = None,
 ) -> int:
-    """Run the conformance kit on losses; exits with 1 when a check fails.
+    """Run the conformance kit on losses. The exit code is 1 if a check fails.
 
     Args:
-        names: ids, or module:function for a function of yours in a file of the current folder.
-        examples: random examples a check; None for the profile's number.
-        law: a law of its family to hold it to as well, such as --law on_policy_is_reinforce; with settings as JSON,
-            --law 'value_at_reference={"value": 0.6931}'. May be given several times.
-        loss_config: settings to check with, such as --loss-config clip_low 0.7.
+        names: ids, or module:function for your own function in a file of the current folder.
+        examples: random examples per check; by default the number of the hypothesis profile.
+        law: a law of the loss's family to check as well, such as --law on_policy_is_reinforce; with settings as JSON,
+            --law 'value_at_reference={"value": 0.6931}'. May be repeated.
+        loss_config: settings of the losses, such as --loss-config clip_low 0.7.
     """
     require("hypothesis", "testing", "checking a loss")
     from ...losses.testing import CHECKS, check_loss
 
     if not names:
         raise UnknownLossError("name a loss to check: an id (`lossbook losses list`), or module:function")
-    laws = dict(map(_law, law))
-    says = {check.name: check.summary for check in CHECKS}
+    laws = dict(map(_parsed_law, law))
+    summaries = {check.name: check.summary for check in CHECKS}
     passed = True
-    gc.freeze()  # hypothesis collects garbage; without what the imports left, checking a small loss takes a quarter less
+    gc.freeze()  # hypothesis collects garbage; not scanning imported objects saves a quarter of the time for a small loss
     try:
         for name in names:
             loss = get_loss(name, **(loss_config or {}))
             report = check_loss(loss, on_fail="report", max_examples=examples, laws=laws)
             print(str(report).partition("\n")[0])
             for result in report:
-                print(
-                    f"{result.status:<8} {result.check}: {says[result.check]}" if result.status == "passed" else result
-                )
+                has_passed = result.status == "passed"
+                print(f"{result.status:<8} {result.check}: {summaries[result.check]}" if has_passed else result)
             passed = passed and report.passed
     finally:
         gc.unfreeze()
     return 0 if passed else 1
 
 
-def _law(given: str) -> tuple[str, dict[str, Any]]:
-    """A law's name and its settings, from NAME or NAME={...}."""
+def _parsed_law(given: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of a law, from NAME or NAME={...}."""
     name, _, settings = given.partition("=")
     try:
-        found = json.loads(settings or "{}")
+        values = json.loads(settings or "{}")
     except ValueError as error:
         raise ConfigError(f"--law {given}: the settings are not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f'--law {given}: settings are a JSON object, such as {{"value": 0.5}}')
-    return name, found
+    if not isinstance(values, dict):
+        raise ConfigError(f'--law {given}: the settings must be a JSON object, such as {{"value": 0.5}}')
+    return name, values
 
 
 def _print_json(value: Any) -> None:

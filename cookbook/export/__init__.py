@@ -1,1 +1,1 @@
-"""What leaves a run: weights as peft and transformers load them, compared first, and a model card."""
+"""Exporting a run: weights that peft or transformers loads, a check of them, and a model card."""

@@ -1,4 +1,4 @@
-"""Whether what was exported is what was trained: loaded anew, as anybody would, and asked about the same tokens."""
+"""The check of an export: load it with peft or transformers and compare its outputs with the trainer's."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from ..inspect.token_records import read_sequences
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
 
-#: Text that any language model has something to say about, of several kinds.
+#: General texts of several kinds.
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind: it was asleep since ten past three.",
     "def mean(values):\n    if not values:\n        raise ValueError('no values')\n    return sum(values) / len(values)",
     "Question: a train of 120 m passes a post in 6 s. How fast is it? Answer: 120 / 6 = 20 m/s, that is 72 km/h.",
     "Über den Wolken muß die Freiheit wohl grenzenlos sein. 東京は日本の首都です。",
 )
-#: Of the sequences that the run recorded, so many, of so many tokens at most.
+#: How many of the run's recorded sequences are used, and the most tokens of a sequence.
 RECORDED, LONGEST = 6, 512
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, over `count` numbers.
+    """The result of comparing `count` numbers.
 
-    quantity    "logprobs" (nats, one a token) or "embeddings" (one number a dimension, mean over the tokens)
+    quantity    "logprobs" (nats, one per token) or "embeddings" (one number per dimension, the mean over the tokens)
     largest, mean   of |export - trainer|
     from_base   the largest |export - base model|
     """
@@ -58,24 +58,24 @@ class Verification:
 
 
 def probe_tokens(tokenizer: Any, run: Path | None, limit: int | None) -> list[list[int]]:
-    """Token sequences to compare on: general text, and what the run recorded of its own data."""
+    """Token sequences for the comparison: general texts, and sequences that the run recorded."""
     longest = min(LONGEST, limit or LONGEST)
-    found = [list(tokenizer.encode(text)) for text in TEXTS]
+    sequences = [list(tokenizer.encode(text)) for text in TEXTS]
     for row in read_sequences(run)[-RECORDED:] if run is not None else ():
-        found.append([int(token) for token in row["tokens"]["id"]] if "tokens" in row else [])
-    return [tokens[:longest] for tokens in found if len(tokens) > 1]
+        sequences.append([int(token) for token in row["tokens"]["id"]] if "tokens" in row else [])
+    return [tokens[:longest] for tokens in sequences if len(tokens) > 1]
 
 
 def trained_outputs(training: TrainingClient, sequences: Sequence[Sequence[int]], kind: str) -> list[Tensor]:
-    """What the trainer says: logprobs [N - 1] of a decoder's tokens, the mean embedding [d] of an encoder."""
+    """The trainer's outputs: logprobs [N - 1] of the tokens for a decoder, the mean embedding [d] for an encoder."""
     if kind == "decoder":
         datums = [datum_from_tokens_weights(list(tokens), [1.0] * len(tokens)) for tokens in sequences]
-        found = training.forward(datums, "cross_entropy").result().loss_fn_outputs
-        return [output["logprobs"].to_torch().float() for output in found]
+        outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
+        return [output["logprobs"].to_torch().float() for output in outputs]
     loss = Loss(spec_of_function(_sum, output="embeddings"), {})
     datums = [Datum(ModelInput.from_ints(tokens), {}) for tokens in sequences]
-    found = training.forward(datums, loss).result().loss_fn_outputs
-    return [output["embedding"].to_torch().float() for output in found]
+    outputs = training.forward(datums, loss).result().loss_fn_outputs
+    return [output["embedding"].to_torch().float() for output in outputs]
 
 
 def verify_export(
@@ -87,12 +87,12 @@ def verify_export(
     *,
     tolerance: float,
 ) -> Verification:
-    """Load the folder with peft or transformers and compare with `expected`, and with the base model.
+    """Load the folder with peft or transformers, and compare its outputs with `expected` and with the base model.
 
-    Products are float32 here whatever the weights are stored in, so what differs is the weights' rounding alone.
+    Computes in float32 whatever the dtype of the weights, so differences come from the rounding of the weights alone.
 
-    Raises ExportError when they differ by more than `tolerance`, when an adapter's keys match nothing, and when nothing
-    tells the export from the base model.
+    Raises ExportError if the outputs differ by more than `tolerance`, if keys of an adapter match nothing, and if the export
+    does not differ from the base model.
     """
     base = load_model(base_model, device="cpu", dtype=torch.float32)
     if (folder / "adapter_config.json").exists():
@@ -101,11 +101,11 @@ def verify_export(
     else:
         module = _whole(folder, kind)
         without = nullcontext
-    found = _outputs(module, sequences, kind)
+    exported = _outputs(module, sequences, kind)
     with without():
-        plain = _outputs(module if without is not nullcontext else base.module, sequences, kind)
-    differences = torch.cat([(one - other).abs() for one, other in zip(found, expected, strict=True)])
-    from_base = max(float((one - other).abs().max()) for one, other in zip(found, plain, strict=True))
+        untrained = _outputs(module if without is not nullcontext else base.module, sequences, kind)
+    differences = torch.cat([(one - other).abs() for one, other in zip(exported, expected, strict=True)])
+    from_base = max(float((one - other).abs().max()) for one, other in zip(exported, untrained, strict=True))
     result = Verification(
         "logprobs" if kind == "decoder" else "embeddings",
         differences.numel(),
@@ -120,35 +120,35 @@ def verify_export(
 def _judge(result: Verification, tolerance: float) -> None:
     if not result.largest <= tolerance:
         raise ExportError(
-            f"the export is not what was trained: {result}. Allowed are {tolerance:g}. Nothing was kept; a coarser dtype "
-            "differs by its rounding, for which --tolerance may be raised, any other difference is a bug to report"
+            f"the export is not what was trained: {result}. The limit is {tolerance:g}. Nothing was written. A coarser dtype "
+            "differs by its rounding, so --tolerance may be raised for it; please report any other difference as a bug"
         )
     if result.from_base <= result.largest:
         raise ExportError(
-            f"nothing tells the export from the base model: {result}. Nothing was kept. Was it trained at all, or is "
-            "what it learned smaller than the rounding of --dtype?"
+            f"the export does not differ from the base model: {result}. Nothing was written. Was it trained at all, or is "
+            "the change smaller than the rounding of --dtype?"
         )
 
 
 def _with_adapter(base: LoadedModel, folder: Path) -> Any:
-    """The base model with the adapter, through peft alone. Raises ExportError where a key matches nothing."""
+    """The base model with the adapter, loaded by peft. Raises ExportError if a key matches nothing."""
     import warnings
 
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of keys that do not fit: they are an error here, below
+        warnings.simplefilter("ignore")  # peft warns of keys that do not fit; they are an error below
         module: Any = PeftModel.from_pretrained(base.module, str(folder))  # type: ignore[arg-type]
     loaded = get_peft_model_state_dict(module, save_embedding_layers=False)
     file = load_file(folder / "adapter_model.safetensors")
-    strangers, lacking = sorted(file.keys() - loaded.keys()), sorted(loaded.keys() - file.keys())
+    unknown, missing = sorted(file.keys() - loaded.keys()), sorted(loaded.keys() - file.keys())
     changed = [name for name in file.keys() & loaded.keys() if not torch.equal(file[name], loaded[name].cpu())]
-    if strangers or lacking or changed or not file:
+    if unknown or missing or changed or not file:
         raise ExportError(
-            f"the adapter does not fit {base.name}: {len(strangers)} of its {len(file)} keys match nothing, which peft "
-            f"leaves out with a warning at most, {len(lacking)} are lacking, {len(changed)} were not taken over: "
-            f"{', '.join([*strangers, *lacking, *changed][:3])}"
+            f"the adapter does not fit {base.name}: {len(unknown)} of its {len(file)} keys match nothing, which peft at most "
+            f"warns about, {len(missing)} are missing, {len(changed)} were not loaded: "
+            f"{', '.join([*unknown, *missing, *changed][:3])}"
         )
     return module.eval()
 
@@ -159,7 +159,7 @@ def _whole(folder: Path, kind: str) -> Any:
 
     loader: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it prints a table of what is missing; here that is an error, or a pooler nobody uses
+    logging.set_verbosity_error()  # no table of missing weights; they are an error below, except an unused pooler
     try:
         module, report = loader.from_pretrained(
             str(folder), dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
@@ -169,7 +169,7 @@ def _whole(folder: Path, kind: str) -> Any:
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing or report["unexpected_keys"]:
         raise ExportError(
-            f"transformers does not find the export's weights where it looks for them: missing {missing[:3]}, "
+            f"transformers does not find all weights of the export: missing {missing[:3]}, "
             f"unexpected {sorted(report['unexpected_keys'])[:3]}"
         )
     return module.eval()
@@ -177,18 +177,18 @@ def _whole(folder: Path, kind: str) -> Any:
 
 @torch.no_grad()
 def _outputs(module: Any, sequences: Sequence[Sequence[int]], kind: str) -> list[Tensor]:
-    found = []
+    outputs = []
     for tokens in sequences:
         ids = torch.tensor([list(tokens)])
         if kind == "decoder":
             logprobs = module(input_ids=ids[:, :-1]).logits[0].float().log_softmax(-1)
-            found.append(logprobs.gather(1, ids[0, 1:, None])[:, 0])
+            outputs.append(logprobs.gather(1, ids[0, 1:, None])[:, 0])
         else:
             mask = torch.ones_like(ids)
-            found.append(module(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().mean(0))
-    return found
+            outputs.append(module(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().mean(0))
+    return outputs
 
 
 def _sum(data: Any, embeddings: Any) -> tuple[Tensor, dict[str, float]]:
-    """A loss that reads embeddings, so that the trainer gives them."""
+    """A loss that reads embeddings, so that the trainer returns them."""
     return torch.stack([one.sum() for one in embeddings]).sum(), {}

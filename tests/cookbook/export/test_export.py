@@ -1,4 +1,4 @@
-"""`lossbook export`: what is written loads elsewhere and says what was trained, or nothing is left."""
+"""`lossbook export` writes a folder that peft or transformers loads with the trainer's outputs, or nothing."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def logprobs(module: Any) -> Tensor:
     """Of `TOKENS`, by a transformers module."""
     ids = torch.tensor([TOKENS])
     with torch.no_grad():
-        found = module(input_ids=ids[:, :-1]).logits[0].float().log_softmax(-1)
-    return found.gather(1, ids[0, 1:, None])[:, 0]
+        every = module(input_ids=ids[:, :-1]).logits[0].float().log_softmax(-1)
+    return every.gather(1, ids[0, 1:, None])[:, 0]
 
 
 def trainers_logprobs(client: TrainingClient) -> Tensor:
@@ -99,7 +99,7 @@ def trainers_logprobs(client: TrainingClient) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("is_tied", [False, True], ids=["own head", "head tied to the embedding"])
-def test_what_is_written_gives_the_trainers_logprobs_in_peft_and_in_transformers(
+def test_peft_and_transformers_give_the_trainers_logprobs(
     tmp_path: Path, tied: str, options: Any, form: Any, is_tied: bool
 ) -> None:
     from peft import PeftModel
@@ -142,11 +142,12 @@ def test_a_coarser_dtype_is_written_as_such_and_differs_by_its_rounding(tmp_path
 
 
 def test_a_value_head_lies_beside_the_model(tmp_path: Path) -> None:
-    state, client = trained(tmp_path / "states", value_head=True)
+    state, _ = trained(tmp_path / "states", value_head=True)
+    trainers = load_file(state / "weights.safetensors")["value_head.weight"]
     for form in ("adapter", "merged"):
         export(state, tmp_path / form, format=form)  # type: ignore[arg-type]
-        found = load_file(tmp_path / form / VALUE_HEAD_FILE)
-        assert torch.equal(found["weight"], client._model.value_head.weight.detach())  # type: ignore[union-attr]
+        head = load_file(tmp_path / form / VALUE_HEAD_FILE)
+        assert torch.equal(head["weight"], trainers)
         assert VALUE_HEAD_FILE in (tmp_path / form / "README.md").read_text()
 
 
@@ -163,22 +164,22 @@ def rename(folder: Path, change: Any) -> None:
     ("change", "message"),
     [
         pytest.param(
-            lambda found: {key.replace(".weight", ".default.weight"): value for key, value in found.items()},
-            "28 of its 28 keys match nothing, .* 28 are lacking",
+            lambda weights: {key.replace(".weight", ".default.weight"): value for key, value in weights.items()},
+            "28 of its 28 keys match nothing, .* 28 are missing",
             id="peft's inner names",
         ),
         pytest.param(
-            lambda found: dict(list(found.items())[:-1]),
-            "0 of its 27 keys match nothing, .* 1 are lacking",
+            lambda weights: dict(list(weights.items())[:-1]),
+            "0 of its 27 keys match nothing, .* 1 are missing",
             id="one is missing",
         ),
         pytest.param(
-            lambda found: {key: value * 1.1 for key, value in found.items()},
-            "the export is not what was trained: .* Allowed are 0.001",
+            lambda weights: {key: value * 1.1 for key, value in weights.items()},
+            "the export is not what was trained: .* The limit is 0.001",
             id="other numbers",
         ),
         pytest.param(
-            lambda found: {key: torch.zeros_like(value) for key, value in found.items()},
+            lambda weights: {key: torch.zeros_like(value) for key, value in weights.items()},
             "the export is not what was trained",
             id="zeros, which is the base model",
         ),
@@ -210,9 +211,9 @@ def test_a_whole_model_that_lacks_a_weight_is_not_kept(tmp_path: Path, monkeypat
         future = write(self, directory, **options)
         future.result()
         path = Path(directory) / "model.safetensors"
-        found = load_file(path)
-        found["model.norm.other"] = found.pop("model.norm.weight")
-        save_file(found, path, metadata={"format": "pt"})
+        weights = load_file(path)
+        weights["model.norm.other"] = weights.pop("model.norm.weight")
+        save_file(weights, path, metadata={"format": "pt"})
         return future
 
     monkeypatch.setattr(TrainingClient, "export_model", broken)
@@ -221,9 +222,9 @@ def test_a_whole_model_that_lacks_a_weight_is_not_kept(tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_never_trained_is_refused(tmp_path: Path) -> None:
+def test_an_untrained_export_is_refused(tmp_path: Path) -> None:
     state, _ = trained(tmp_path / "states", steps=0)
-    with pytest.raises(ExportError, match="nothing tells the export from the base model"):
+    with pytest.raises(ExportError, match="the export does not differ from the base model"):
         export(state, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -239,14 +240,14 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
-def test_impossible_choices_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     adapter, _ = trained(tmp_path / "a", steps=0)
     whole, _ = trained(tmp_path / "b", rank=0, steps=0)
     with pytest.raises(ConfigError, match="is not empty"):
         export(adapter, tmp_path / "full")
-    with pytest.raises(ConfigError, match="holds something else than a model"):
+    with pytest.raises(ConfigError, match="does not hold a model"):
         export(adapter, tmp_path / "full", overwrite=True)
     with pytest.raises(ConfigError, match="choose --format merged"):
         export(whole, tmp_path / "out", format="adapter")
@@ -321,7 +322,7 @@ def test_a_run_of_all_weights_ends_with_a_model_that_transformers_loads(tmp_path
     module = AutoModelForCausalLM.from_pretrained(run / "model")
     client = lb.ServiceClient().create_training_client_from_state(str(run / "checkpoints" / "step-000004"))
     torch.testing.assert_close(logprobs(module), trainers_logprobs(client), atol=1e-4, rtol=0)
-    assert "`lossbook export` does that" in (run / "model" / "README.md").read_text()
+    assert "`lossbook export` checks it" in (run / "model" / "README.md").read_text()
 
 
 class FakeHub:
@@ -340,7 +341,7 @@ class FakeHub:
         self.calls.append(("upload_folder", options))
 
 
-def test_what_was_checked_is_pushed_to_a_private_repository(
+def test_a_checked_export_is_pushed_to_a_private_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = FakeHub()
@@ -353,7 +354,7 @@ def test_what_was_checked_is_pushed_to_a_private_repository(
     assert "pushed to https://huggingface.co/me/mine" in capsys.readouterr().out
 
 
-def test_what_is_not_what_was_trained_is_never_pushed(
+def test_an_export_that_fails_its_check_is_never_pushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = FakeHub()
@@ -361,16 +362,16 @@ def test_what_is_not_what_was_trained_is_never_pushed(
     state, _ = trained(tmp_path / "states", steps=0)
     assert main(["export", str(state), str(tmp_path / "out"), "--push-to", "me/mine"]) == 1
     assert hub.calls == []
-    assert "nothing tells the export from the base model" in capsys.readouterr().err
+    assert "the export does not differ from the base model" in capsys.readouterr().err
 
 
-def test_a_hub_that_refuses_is_an_error_that_says_how_to_try_again(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"me/mine did not take it: no login.*hf upload me/mine"):
+def test_an_upload_that_fails_is_an_error_with_the_command_to_try_again(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"the upload to me/mine failed: no login.*hf upload me/mine"):
         push(tmp_path, "me/mine", api=FakeHub(OSError("no login")))
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "me/", "me/my model", "../x", ""])
-def test_a_name_that_the_hub_could_not_have_is_refused_before_the_work(name: str) -> None:
+def test_a_name_that_is_no_hub_repository_is_refused_first(name: str) -> None:
     with pytest.raises(ConfigError, match="--push-to"):
         check_repository(name)
 

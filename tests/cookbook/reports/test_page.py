@@ -88,11 +88,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_nothing_from_data_becomes_markup(page: str) -> None:
-    found = Tags(page)
-    assert [tag for tag, _ in found.tags].count("script") == 2  # the page's data, and its own script
-    assert not any(tag in ("img", "iframe", "object", "link", "a", "form") for tag, _ in found.tags)
-    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
-    assert "alert(1)" in "".join(found.words)  # it is there to be read
+    parsed = Tags(page)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2  # the page's data, and its own script
+    assert not any(tag in ("img", "iframe", "object", "link", "a", "form") for tag, _ in parsed.tags)
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert "alert(1)" in "".join(parsed.words)  # it is there to be read
 
 
 def test_the_page_asks_for_nothing(page: str) -> None:
@@ -219,15 +219,15 @@ def test_the_command_writes_the_page_into_the_runs_folder(tmp_path: Path, capsys
     assert main(["runs", "report", str(folder)]) == 0
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert main(["runs", "report", str(folder), "--out", "report.txt"]) == 2
-    assert "ends in .html" in capsys.readouterr().err
+    assert "must end in .html" in capsys.readouterr().err
     assert main(["runs", "report"]) == 2
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
 def test_ticks_are_few_and_evenly_spaced_and_inside(low: float, width: float) -> None:
-    found = ticks(low, low + width)
-    assert 1 <= len(found) <= 7
-    assert all(low - 1e-6 * width <= tick <= low + 1.000001 * width for tick in found)
+    values = ticks(low, low + width)
+    assert 1 <= len(values) <= 7
+    assert all(low - 1e-6 * width <= tick <= low + 1.000001 * width for tick in values)
 
 
 def test_a_long_curve_is_thinned_and_a_single_point_is_drawn() -> None:

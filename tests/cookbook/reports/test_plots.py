@@ -56,7 +56,7 @@ def test_an_unknown_key_lists_what_was_recorded_and_the_likeliest(
 ) -> None:
     assert main(["runs", "plot", *runs, "--keys", "grad_nrom"]) == 2
     error = capsys.readouterr().err
-    assert "no run recorded 'grad_nrom'. Did you mean 'grad_norm'? Recorded are: grad_norm, loss, nll" in error
+    assert "no run recorded 'grad_nrom'. Did you mean 'grad_norm'? Recorded: grad_norm, loss, nll" in error
 
 
 def test_a_folder_without_metrics_is_named_and_runs_below_it_too(
