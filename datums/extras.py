@@ -1,11 +1,12 @@
-"""Optional packages, imported where they are used."""
+"""Optional packages and users' modules, imported where they are used."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
-from .errors import MissingExtraError
+from .errors import LossbookError, MissingExtraError, did_you_mean
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -17,3 +18,24 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise  # it is installed, but broken: the traceback says why
         raise MissingExtraError(f"{purpose} needs {package}: pip install 'lossbook[{extra}]'") from None
+
+
+def user_module(path: str) -> ModuleType | None:
+    """The module of "module:name"; None where there is none of this name. An error inside the module is raised as it is."""
+    name = path.partition(":")[0]
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise
+
+
+def named_in(module: ModuleType, path: str, error: type[LossbookError]) -> Any:
+    """What "module:name" names in its module. Raises `error`, with the likeliest name, where the module has no such."""
+    name = path.partition(":")[2]
+    if not hasattr(module, name):
+        raise error(f"module {module.__name__!r} has no {name!r}.{did_you_mean(name, dir(module))}")
+    return getattr(module, name)

@@ -2,24 +2,23 @@
 
 from . import advantages, distillation, embedding, policy, preference, returns, stats, supervised, value
 from .batch.outputs import Outputs
-from .batch.pack import Seqs
+from .batch.seqs import Seqs
 from .cards.card import LossCard, describe_loss
 from .cards.compare import Comparison, compare_losses
 from .embedding import matryoshka
-from .loss.loss import Loss
-from .loss.mixture import Mixture
-from .loss.protocol import LossLike
+from .loss.loss import Loss, LossLike, Mixture
 from .math.divergences import forward_kl, jsd, reverse_kl, with_tail
 from .math.ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
 from .reductions import REDUCTIONS, Count
-from .registry import get_loss, list_losses, plugin_errors, register_loss, unregister_loss
+from .registry import get_loss, list_losses, plugin_errors, register_loss, trace_report, unregister_loss
 from .spec.axes import Axes
 from .spec.settings import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
 from .spec.spec import FlagPerDatum, Grouping, PerDatum
 from .stats import Stat
-from .trace.trace import TracedLoss, trace_report
+from .trace.trace import TracedLoss
+from .variants.off_policy_mask import off_policy_mask
 from .variants.presets import UNPUBLISHED, Preset, describe_preset, list_presets
-from .variants.rollout_correction import off_policy_mask, rollout_correction
+from .variants.rollout_correction import rollout_correction
 
 __all__ = [
     "REDUCTIONS",

@@ -1,6 +1,7 @@
 """Reductions: what is added up, and what it is divided by.
 
-A loss returns values; only this module turns them into a number. With w the weights, l the values, i a datum, t a token:
+A loss returns values; `batch/packed.py` turns them into a total and a denominator by this table. With w the weights, l the
+values, i a datum, t a token:
 
 | reduction                 | total                                | denominator                    |
 |---------------------------|--------------------------------------|--------------------------------|
@@ -18,13 +19,9 @@ Denominators come from data alone and are counted over the whole call before the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from .batch.packed import Packed
 
 REDUCTIONS: dict[str, tuple[str, ...]] = {
     "token": ("sum", "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
@@ -41,8 +38,8 @@ COUPLINGS = ("token", "datum", "pair", "batch")
 class Count:
     """A denominator, or a part's share of it. Shares add up: `sum(loss.count(part) for part in parts)`.
 
-    values: one number a term of the loss; None where the term is a plain sum, which is divided by nothing however often
-    its shares are added. `total / count` divides term by term and adds the terms up.
+    values: one number per term of the loss; None where the term is a sum, which is not divided, however many shares are
+    added. `total / count` divides term by term and adds the terms up.
     """
 
     values: tuple[float | None, ...]
@@ -66,7 +63,7 @@ class Count:
 
     def __float__(self) -> float:
         if len(self.values) != 1:
-            raise TypeError(f"a mixture has one denominator a part: {self.values}")
+            raise TypeError(f"a mixture has one denominator per part: {self.values}")
         return 1.0 if self.values[0] is None else self.values[0]
 
     @property
@@ -78,36 +75,3 @@ class Count:
 def coarsest(*couplings: str) -> str:
     """The coarsest of several couplings."""
     return max(couplings, key=COUPLINGS.index)
-
-
-def total_of(values: Tensor, packed: Packed, reduction: str, *, is_weighted: bool = False) -> Tensor:
-    """The 0-d total of a loss's values under `reduction` (see the table above); not divided.
-
-    is_weighted: the loss asked for the weights and has them in its values already.
-    """
-    if packed.per != "token":
-        return values.sum()
-    if not is_weighted:
-        weights = packed.weights.to(values)
-        nothing = torch.zeros((), dtype=values.dtype, device=values.device)
-        values = torch.where(weights != 0, weights * values, nothing)
-    if reduction != "seq-mean-token-mean":
-        return values.sum()
-    # Plain sums over each datum's tokens: the weights are in `values` already.
-    rows = values if values.ndim == 1 else values.sum(1)
-    weight = packed.weight_per_datum.to(values)
-    return (packed.seqs.plain_sum(rows) / torch.where(weight == 0, torch.ones_like(weight), weight)).sum()
-
-
-def count_of(packed: Packed, reduction: str, norm_length: int | None) -> Count:
-    """The denominator that belongs to `total_of`, from data alone."""
-    if reduction == "sum":
-        return Count((None,))
-    if reduction == "token-mean":
-        return Count((float(packed.weight_per_datum.sum()),))
-    datums = float((packed.weight_per_datum != 0).sum())
-    if reduction in ("seq-mean-token-mean", "seq-mean-token-sum"):
-        return Count((datums,))
-    if reduction == "seq-mean-token-sum-norm":
-        return Count((datums * (norm_length or 1),))
-    return Count((float(packed.value_count),))

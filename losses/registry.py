@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
-from ..datums.errors import DuplicateLossError, LossContractError, UnknownLossError, did_you_mean
-from .loss.loss import Loss
-from .loss.mixture import Mixture
+from ..datums.errors import DuplicateLossError, LossbookError, LossContractError, UnknownLossError, did_you_mean
+from ..datums.extras import named_in, user_module
+from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
 from .spec.settings import own_names
 from .spec.spec import Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
+from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
 
@@ -25,6 +25,11 @@ _specs: dict[str, LossSpec] = {}
 _aliases: dict[str, str] = {}
 _plugin_errors: dict[str, str] = {}
 _plugins_loaded = False
+#: (id, config) to the loss that an id such as "trl:grpo" or "ppo+token_truncate" names, or None.
+Resolver = Callable[[str, Mapping[str, Any]], Loss | Mixture | None]
+_resolvers: list[Resolver] = []
+#: Why no loss is offered under an id.
+_reserved: dict[str, str] = {}
 
 
 def register_loss(
@@ -132,28 +137,46 @@ def unregister_loss(name: str) -> None:
 
 def spec_of(name: str) -> LossSpec:
     """What is known about a registered id or alias. Raises UnknownLossError with the likeliest id."""
-    if _aliases.get(name, name) not in _specs:
+    if not _is_known(name):
         _load_plugins()
     name = _aliases.get(name, name)
-    if name not in _specs:
-        if (why := _beside(".variants.presets").UNPUBLISHED.get(name)) is not None:
-            raise UnknownLossError(f"{name!r}: {why}")
-        module, colon, _ = name.partition(":")
-        where = (
-            f" There is no module {module!r} to import it from either, here or among what is installed."
-            if colon
-            else ""
-        )
-        broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
-        raise UnknownLossError(
-            f"no loss is registered as {name!r}.{where}{did_you_mean(name, [*_specs, *_aliases])} Registered: "
-            f"{', '.join(sorted(_specs))}."
-            f"{broken}"
-        )
-    return _specs[name]
+    if name in _specs:
+        return _specs[name]
+    if name in _reserved:
+        raise UnknownLossError(f"{name!r}: {_reserved[name]}")
+    module, colon, _ = name.partition(":")
+    where = (
+        f" There is no module {module!r} to import it from either, here or among the installed packages."
+        if colon
+        else ""
+    )
+    broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
+    raise UnknownLossError(
+        f"no loss is registered as {name!r}.{where}{did_you_mean(name, [*_specs, *_aliases])} Registered: "
+        f"{', '.join(sorted(_specs))}.{broken}"
+    )
 
 
-def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Any:
+def _is_known(name: str) -> bool:
+    return name in _specs or name in _aliases
+
+
+def register_resolver(resolve: Resolver) -> Resolver:
+    """Have `get_loss` ask `resolve(id, config)` about every id that is not registered; None where it knows of no such loss."""
+    _resolvers.append(resolve)
+    return resolve
+
+
+def reserve_ids(reasons: Mapping[str, str]) -> None:
+    """Say why no loss is offered under these ids."""
+    _reserved.update(reasons)
+
+
+@overload
+def get_loss(name: Loss, **config: Any) -> Loss: ...
+@overload
+def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Loss | Mixture: ...
+def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Loss | Mixture:
     """A `Loss` from an id, a preset, "module:function", a registered or any loss function; config overrides its defaults.
 
     A preset is another system's loss, such as "trl:grpo" (`list_presets`); an id may end in a correction, such as
@@ -162,29 +185,40 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
     A function that was never registered is taken as fn(data, logprobs_list) when its first parameter is named `data`,
     else as a loss per token. Raises UnknownLossError, LossConfigError or LossContractError.
     """
-    if isinstance(name, Mixture) or (isinstance(name, Loss) and not config):
+    if isinstance(name, Mixture):
         if config:
             raise LossContractError("configure the parts of a mixture, not the mixture")
         return name
     if isinstance(name, Loss):
+        if not config:
+            return name
         given = {key: getattr(name.config, key) for key in name.config.model_fields_set}
         return Loss(name.spec, {**given, **own_names(name.spec.config, name.name, config)})
     if not isinstance(name, str):
         return Loss(spec_of_function(name), config)
-    if "+" in name and (loss := _beside(".variants.rollout_correction").corrected(name, config)) is not None:
-        return loss
-    if ":" in name and name not in list_losses() and name not in _aliases:
-        presets = _beside(".variants.presets")  # before any import: "tinker:ppo" must not load the SDK
-        if (preset := presets.find_preset(name)) is not None:
-            return presets.preset_loss(preset, config)
-        if (function := _imported(name)) is not None:
+    if not _is_known(name):
+        _load_plugins()
+    if not _is_known(name):
+        for resolve in _resolvers:  # before any import: "tinker:ppo" must not load the SDK
+            if (loss := resolve(name, config)) is not None:
+                return loss
+        if ":" in name and (function := _imported(name)) is not None:
             return Loss(spec_of_function(function), config)
     return Loss(spec_of(name), config)
 
 
-def _beside(module: str) -> Any:
-    """A module that makes losses of losses, and so needs this one."""
-    return importlib.import_module(module, __package__)
+def trace_report(settings: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, TracedLoss | str]:
+    """Every registered loss under reduction "sum": its trace, or the sentence that says why there is none.
+
+    settings: {loss: settings} for losses that need some.
+    """
+    report: dict[str, TracedLoss | str] = {}
+    for name in list_losses():
+        try:
+            report[name] = Loss(spec_of(name), {"reduction": "sum", **(settings or {}).get(name, {})}).trace()
+        except LossbookError as error:
+            report[name] = str(error)
+    return report
 
 
 def spec_of_function(function: Callable[..., Any], *, output: str | None = None) -> LossSpec:
@@ -242,20 +276,9 @@ def _batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _imported(path: str) -> Callable[..., Any] | None:
     """The function at "module:function", or None when there is no such module."""
-    module_name, _, attribute = path.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
+    if (module := user_module(path)) is None:
         return None
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            return None
-        raise
-    if path in _specs:
-        return _specs[path].function
-    if not hasattr(module, attribute):
-        raise UnknownLossError(f"module {module_name!r} has no {attribute!r}.{did_you_mean(attribute, dir(module))}")
-    return getattr(module, attribute)
+    return _specs[path].function if path in _specs else named_in(module, path, UnknownLossError)
 
 
 def _load_plugins() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...datums.chat.messages import check_messages
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
+from ...datums.extras import named_in, user_module
 from ...datums.files.sources import read_rows
 from ..run.configs import Setting
 from ..tasks.reasoning_gym_tasks import Question, Task
@@ -82,25 +82,15 @@ def named_reward(name: str) -> Reward:
         raise RewardError(
             f"no reward is called {name!r}.{hint} There is {', '.join(REWARDS)}, or name a module:function"
         )
-    return check_reward(imported(name, RewardError, "reward"), name)
+    return check_reward(_imported(name, RewardError, "reward"), name)
 
 
-def imported(path: str, error: type[LossbookError], what: str) -> Any:
+def _imported(path: str, error: type[LossbookError], what: str) -> Any:
     """What `module:name` names. Raises `error`, with the likeliest name where the module has no such."""
-    module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as missing:
-        if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
-            raise  # a module that it imports
-        raise error(
-            f"{what} {path}: no module is called {module_name!r}, neither installed nor in this folder"
-        ) from None
-    except ValueError:
-        raise error(f"{what} {path}: write it as module:name") from None
-    if not hasattr(module, attribute):
-        raise error(f"{what} {path}: {module_name} has no {attribute!r}.{did_you_mean(attribute, dir(module))}")
-    return getattr(module, attribute)
+    if (module := user_module(path)) is None:
+        name = path.partition(":")[0]
+        raise error(f"{what} {path}: no module is called {name!r}, neither installed nor in this folder")
+    return named_in(module, path, error)
 
 
 def _environments(settings: ProblemSettings, seed: int) -> tuple[list[Problem], list[Problem]]:
@@ -108,7 +98,7 @@ def _environments(settings: ProblemSettings, seed: int) -> tuple[list[Problem], 
     if name in ENVIRONMENTS:
         make = ENVIRONMENTS[name]
     elif ":" in name:
-        make = imported(name, TaskError, "environment")
+        make = _imported(name, TaskError, "environment")
     else:
         hint = did_you_mean(name, ENVIRONMENTS)
         raise TaskError(

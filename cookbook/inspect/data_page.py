@@ -11,8 +11,7 @@ import torch
 from ...datums.errors import LossContractError
 from ...datums.files.show import summary
 from ...datums.types import Datum
-from ...losses.loss.loss import Loss
-from ...losses.loss.mixture import Mixture
+from ...losses.loss.loss import Loss, Mixture
 from ...trainer.clients.reference import ReferenceClient
 from .token_losses import TokenLosses, token_losses
 from .token_page import Number, TokenSequence, token_page, token_sequence, token_view_html
@@ -55,7 +54,7 @@ def with_own_logprobs(
 
     Returns the datums and the names filled in. If only some datums lack an input, the loss's own check reports it.
     """
-    parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
+    parts = [part for _, part in loss.parts]
     required = {given.name: given.keys for part in parts for given in part.spec.inputs if given.required}
     missing = [
         name

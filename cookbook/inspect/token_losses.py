@@ -21,8 +21,7 @@ from torch import Tensor
 from ...datums.errors import LengthMismatchError, LossContractError, NonDifferentiableLossError
 from ...datums.types import Datum, TensorData, as_datum
 from ...losses.batch.pack import positions_of
-from ...losses.loss.loss import Loss
-from ...losses.loss.mixture import Mixture
+from ...losses.loss.loss import Loss, Mixture
 from ...losses.math.ratios import MAX_LOG_RATIO
 from ...losses.registry import get_loss
 
@@ -88,14 +87,8 @@ def token_losses(loss: Any, data: Sequence[Any], outputs: Sequence[Mapping[str, 
         values = _part_values(loss, datums, leaves, totals / _divisors(totals, bound.count.values))
         gradients = _gradients(loss, totals / bound.count, leaves)
     is_read = _positions_read(loss, bound.active, bound.lengths)
-    parts = [
-        _PartValues(part, factor, value, datums) for (factor, part), value in zip(_parts(loss), values, strict=True)
-    ]
+    parts = [_PartValues(part, factor, value, datums) for (factor, part), value in zip(loss.parts, values, strict=True)]
     return [_token_losses(i, datum, leaves, gradients, is_read[i], parts) for i, datum in enumerate(datums)]
-
-
-def _parts(loss: Loss | Mixture) -> list[tuple[float, Loss]]:
-    return loss.parts if isinstance(loss, Mixture) else [(1.0, loss)]
 
 
 def _leaves(loss: Loss | Mixture, datums: Sequence[Datum], outputs: Sequence[Mapping[str, Any]]) -> OutputLists:
@@ -132,7 +125,7 @@ def _divisors(totals: Tensor, values: Sequence[float | None]) -> Tensor:
 def _part_values(loss: Loss | Mixture, datums: Sequence[Datum], leaves: OutputLists, means: Tensor) -> list[Tensor]:
     """The unreduced values of each part; a part that returns a scalar gives that scalar."""
     values: list[Tensor] = []
-    for (factor, part), mean in zip(_parts(loss), means.detach().reshape(-1), strict=True):
+    for (factor, part), mean in zip(loss.parts, means.detach().reshape(-1), strict=True):
         if part.spec.is_batch_style or part.spec.per == "batch":
             values.append((mean / factor if factor else torch.full_like(mean, torch.nan)).reshape(()))
         else:
@@ -174,7 +167,7 @@ class _PartValues:
             rows[packed.active.numpy()] = self._values
             self._rows = np.split(rows, np.cumsum(packed.lengths)[:-1])
         else:
-            self._indices = _value_indices(part, packed.kept, len(self._values))
+            self._indices = _value_indices(part, packed.active_datums, len(self._values))
 
     def tokens(self, datum: int) -> np.ndarray | None:
         """[N] or [N, K]: the value at each position, NaN where there is none; None unless the loss is per token."""
@@ -207,7 +200,7 @@ def _value_indices(part: Loss, kept: np.ndarray, count: int) -> dict[int, int]:
 
 def datum_groups(loss: Loss | Mixture, count: int) -> list[list[int]]:
     """The groups that `count` datums form: pairs, a query with its document, or single datums."""
-    for _, part in _parts(loss):
+    for _, part in loss.parts:
         if (members := part.spec.members(count, part.config)) is not None:
             return members
         if part.spec.per == "pair" or part.spec.couples == "pair":

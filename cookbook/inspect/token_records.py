@@ -22,7 +22,6 @@ from ...datums.errors import DataFileError
 from ...datums.files.show import token_texts
 from ...datums.types import Datum, as_datum
 from ...losses.cards.card import card_of
-from ...losses.loss.mixture import Mixture
 from ...losses.registry import get_loss
 from ..run.names import LOSS, SEQUENCES
 from ..run.runs import read_rows
@@ -71,7 +70,7 @@ def record_sequences(
 def record_loss(run: Run, loss: Any) -> None:
     """Write the cards of a loss's parts, with the settings of the run, to loss.json. The loss need not be registered."""
     loss = get_loss(loss)
-    parts = loss.parts if isinstance(loss, Mixture) else [(1.0, loss)]
+    parts = loss.parts
     cards = [{"factor": factor, **card_of(part, metrics=False).as_dict()} for factor, part in parts]
     run.write(LOSS, json.dumps({"loss": repr(loss), "parts": cards}, indent=1))
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ...datums.errors import LossConfigError, LossContractError, MissingInput, did_you_mean
 from ...datums.types import Datum, TensorData
-from ...losses.loss.loss import Loss
-from ...losses.loss.mixture import Mixture
+from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from ...losses.variants.rollout_correction import LEVELS, RULES
 
@@ -57,14 +56,14 @@ def policy_loss(config: PolicySettings) -> Loss | Mixture:
     if isinstance(loss, Loss) and loss.spec.per == "token" and loss.reduction == "sum":
         loss = loss if "reduction" in config.loss_config else get_loss(loss, reduction="token-mean")
     loss = _with_kl(loss, config.kl_coefficient)
-    for part in _parts(loss):
+    for _, part in loss.parts:
         _check_inputs(part)
     return loss
 
 
 def reads(loss: Loss | Mixture, name: str) -> bool:
     """Whether a loss as configured reads an input: one that it needs, or could not do without at its settings."""
-    for part in _parts(loss):
+    for _, part in loss.parts:
         for wanted in part.spec.inputs:
             setting = part.spec.required_if.get(name)
             if wanted.name == name and (wanted.required or (setting is not None and bool(part.settings.get(setting)))):
@@ -114,10 +113,6 @@ def _with_kl(loss: Loss | Mixture, coefficient: float | None) -> Loss | Mixture:
     reduction = loss.reduction if isinstance(loss, Loss) and loss.spec.per == "token" else "token-mean"
     norm = {"norm_length": loss.norm_length} if isinstance(loss, Loss) and loss.norm_length is not None else {}
     return loss + coefficient * get_loss("reference_kl", reduction=reduction, **norm)
-
-
-def _parts(loss: Loss | Mixture) -> Iterator[Loss]:
-    yield from (part for _, part in loss.parts) if isinstance(loss, Mixture) else [loss]
 
 
 def _check_inputs(loss: Loss) -> None:

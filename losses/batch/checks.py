@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from ...datums.errors import (
     MissingInput,
     NonFiniteLossInput,
     ShapeError,
+    UnknownInput,
     did_you_mean,
 )
-from ...datums.types import Datum
+from ...datums.types import KEY_DTYPES, Datum
 from ..spec.spec import Input, LossSpec
 
+#: Keys that every datum may carry, whatever the loss reads.
+COMMON_KEYS = ("target_tokens", "weights")
 #: Log-probabilities are at most 0; anything above this is no rounding error.
 MAX_LOGPROB = 1e-4
 
@@ -42,6 +46,38 @@ def missing_weights(datum: Datum, index: int, total: int, spec: LossSpec, reduct
         f"It carries: {_keys(datum)}.{_hint('weights', datum)} Only under reduction 'sum' do missing weights mean ones; "
         "they are never guessed from the advantages"
     )
+
+
+def check_keys(
+    datums: Sequence[Datum], spec: LossSpec, settings: Mapping[str, Any], *, strict: bool, others: Collection[str] = ()
+) -> None:
+    """No key is a misspelt input (or, if strict, unread at all), and no key lacks that a setting needs.
+
+    others: keys that other parts of a mixture read. Datums with the same keys are alike here: the first stands for all.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    for i, datum in enumerate(datums):
+        first.setdefault(tuple(datum.loss_fn_inputs), i)
+    known = {*spec.keys, *COMMON_KEYS}
+    for carried, i in first.items():
+        missing = [one.name for one in spec.inputs if not any(key in carried for key in one.keys)]
+        missing += [key for key in COMMON_KEYS if key not in carried]
+        for key in carried:
+            if key in known or key in others:
+                continue
+            # Keys with a meaning of their own are other losses' inputs, not misspellings.
+            hint = "" if key in KEY_DTYPES else did_you_mean(key, missing, cutoff=0.8)
+            if strict or hint:
+                raise UnknownInput(
+                    f"{spec.name} does not read {key!r}, which datum {i} of {len(datums)} carries.{hint} "
+                    f"It reads: {', '.join(sorted(known))}"
+                )
+        for key, setting in spec.required_if.items():
+            if settings.get(setting) and key not in carried:
+                raise MissingInput(
+                    f"{spec.name} with {setting}={settings[setting]} reads {key!r}, which datum {i} of {len(datums)} does "
+                    f"not carry. Add it, or set {setting}=0"
+                )
 
 
 def check_weights_shape(array: np.ndarray, shape: tuple[int, ...], datum: int, total: int) -> None:
@@ -128,7 +164,7 @@ def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: Loss
     )
 
 
-def check_one_a_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: Input) -> None:
+def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: Input) -> None:
     """An input of one number a datum holds one: finite, and 0 or 1 where it is a flag."""
     if array.size != 1:
         raise ShapeError(

@@ -14,7 +14,8 @@ from ...datums.key_kinds import key_kind
 from ...datums.types import Datum
 from .checks import MAX_LOGPROB, locate
 from .pack import positions_of, width_of
-from .packed import Packed, has_weight
+from .packed import Packed
+from .positions import weighted_positions
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Outputs:
             raise LossContractError(f"the loss reads {name!r}, which these outputs do not hold")
         if name == "embeddings":
             return (
-                values if len(packed.kept) == len(values) else values[torch.from_numpy(packed.kept).to(values.device)]
+                values
+                if len(packed.active_datums) == len(values)
+                else values[torch.from_numpy(packed.active_datums).to(values.device)]
             )
         wanted, given = packed.active, self.active
         if given is not None and given.device == wanted.device and torch.equal(given, wanted):
@@ -111,7 +114,7 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
         return
     values = values.detach()
     highest = MAX_LOGPROB if key_kind(output) == "logprob" else float("inf")
-    wrong = (~torch.isfinite(values) | (values > highest)) & has_weight(packed.weights, values)
+    wrong = (~torch.isfinite(values) | (values > highest)) & weighted_positions(packed.weights, values)
     if output == "logprobs" and packed.absent is not None:
         wrong &= ~packed.absent.to(values.device)
     if not bool(wrong.any()):

@@ -1,7 +1,7 @@
 """From datums to packed tensors: all datums' tokens in one row, masked positions left out.
 
 A loss sees only what is packed here, so it cannot read a masked token, and no padding exists to get wrong. All datums are
-looked at together; which of them is wrong, and where, is found out only when something is.
+checked together; only when something is wrong is the datum and position looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .checks import (
     check_candidates,
     check_finite,
     check_length,
-    check_one_a_datum,
+    check_one_per_datum,
     check_one_target,
     check_pairs,
     check_some_present,
@@ -29,9 +29,11 @@ from .checks import (
     missing_input,
     missing_weights,
 )
-from .packed import Packed, Seqs, has_weight, row_sums
+from .packed import Packed
+from .positions import active_positions, active_targets, has_columns, weighted_positions
+from .seqs import Seqs
 
-__all__ = ["Packed", "Seqs", "has_weight", "join", "pack", "positions_of", "row_sums", "width_of"]
+__all__ = ["Packed", "Seqs", "join", "pack", "positions_of", "width_of"]
 
 
 def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object) -> Packed:
@@ -42,8 +44,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     lengths = np.array([shape[0] for shape in shapes], dtype=np.int64)
     weights, is_even = _weights(datums, spec, reduction, shapes)
     check_one_target(weights.ndim == 2, spec)
-    has_any = weights != 0 if weights.ndim == 1 else (weights != 0).any(axis=1)
-    active = np.ones(len(weights), dtype=bool) if spec.wants_weights else has_any
+    active = active_positions(active_targets(weights, spec))
     tokens = counts_of(active, lengths)
     if spec.per == "pair":
         check_pairs(tokens, len(datums))
@@ -59,7 +60,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
 
 
 def positions_of(datum: Datum) -> int:
-    """How many positions a datum has: one a target token, or one an input token where there are no targets."""
+    """How many positions a datum has: one per target token, or one per input token without targets."""
     return _shape_of(datum)[0]
 
 
@@ -126,10 +127,7 @@ def _weights(
 
 @dataclass
 class _Layout:
-    """What packing an input needs to know: whose it is, and which positions are kept, with what weights.
-
-    shapes: of each datum's targets.
-    """
+    """What packing an input needs: the datums and their shapes of targets, the active positions, and their weights."""
 
     datums: Sequence[Datum]
     spec: LossSpec
@@ -139,14 +137,14 @@ class _Layout:
     weights: Tensor
 
 
-def _input(layout: _Layout, wanted: Input, kept: np.ndarray) -> tuple[Tensor | None, bool]:
-    """One input, packed over active positions (or over kept datums for `PerDatum`), and whether its columns are even."""
+def _input(layout: _Layout, wanted: Input, datums: np.ndarray) -> tuple[Tensor | None, bool]:
+    """One input, packed over active positions (or active `datums` for `PerDatum`), and whether its columns are even."""
     spec = layout.spec
     arrays = _collect(layout.datums, spec, wanted)
     if arrays is None:
         return None, True
     if wanted.per == "datum":
-        return _per_datum([arrays[i] for i in kept], wanted, kept, spec), True
+        return _per_datum([arrays[i] for i in datums], wanted, datums, spec), True
     arrays = _rows(layout, wanted, arrays)
     columns = {a.shape[1] if a.ndim == 2 else None for a in arrays}
     width = max((k for k in columns if k is not None), default=None)
@@ -155,18 +153,18 @@ def _input(layout: _Layout, wanted: Input, kept: np.ndarray) -> tuple[Tensor | N
     dtype = np.result_type(*{a.dtype for a in arrays}) if arrays else np.dtype(np.float32)
     fill = -np.inf if wanted.name == spec.candidates else 0
     values = torch.from_numpy(join(arrays, width, dtype, fill)[layout.active])
-    if values.ndim == 2 and values.shape == layout.weights.shape and not spec.wants_weights:
-        values = values.masked_fill(layout.weights == 0, 0)
-    alive = has_weight(layout.weights, values)
+    if values.shape == layout.weights.shape and has_columns(layout.weights, spec):
+        values = values.masked_fill(~active_targets(layout.weights, spec), 0)
+    checked = weighted_positions(layout.weights, values)
     if wanted.name == spec.candidates:
-        alive = alive & (values != -torch.inf)
-    check_values(values, alive, wanted, spec, layout.active, layout.lengths)
+        checked = checked & (values != -torch.inf)
+    check_values(values, checked, wanted, spec, layout.active, layout.lengths)
     return values, len(columns) <= 1
 
 
 def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Each datum's numbers with one row a position; beside [T, K] logprobs, one a target too."""
-    over_targets = layout.weights.ndim == 2 and not layout.spec.wants_weights
+    """Each datum's numbers, one row per position; beside [T, K] logprobs one column per target."""
+    over_targets = has_columns(layout.weights, layout.spec)
     if not over_targets and [array.shape for array in arrays] == layout.shapes:
         return arrays
     rows: list[np.ndarray] = []
@@ -182,29 +180,29 @@ def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.n
 
 
 def _collect(datums: Sequence[Datum], spec: LossSpec, wanted: Input) -> list[np.ndarray] | None:
-    found = [datum.loss_fn_inputs.get(wanted.name) for datum in datums]
+    values = [datum.loss_fn_inputs.get(wanted.name) for datum in datums]
     for key in wanted.keys[1:]:
-        found = [d.loss_fn_inputs.get(key) if v is None else v for v, d in zip(found, datums, strict=True)]
-    if not wanted.required and all(value is None for value in found):
+        values = [d.loss_fn_inputs.get(key) if v is None else v for v, d in zip(values, datums, strict=True)]
+    if not wanted.required and all(value is None for value in values):
         return None
-    if (lacking := _first_none(found)) is not None:
+    if (lacking := _first_none(values)) is not None:
         raise missing_input(datums[lacking], lacking, len(datums), spec, wanted)
-    return [value.to_numpy() for value in found if value is not None]
+    return [value.to_numpy() for value in values if value is not None]
 
 
 def _first_none(values: Sequence[object]) -> int | None:
     return next((i for i, value in enumerate(values) if value is None), None)
 
 
-def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, kept: np.ndarray, spec: LossSpec) -> Tensor:
+def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, spec: LossSpec) -> Tensor:
     if not arrays:
         return torch.zeros(0)
     # The common type of all: the first datum's alone would cut 0.5 to 0 behind a 1.
     joined = np.concatenate([a.reshape(-1) for a in arrays])
     is_fine = all(a.size == 1 for a in arrays) and np.isfinite(joined).all()
     if not is_fine or (wanted.is_flag and not np.isin(joined, (0, 1)).all()):
-        for i, array in zip(kept, arrays, strict=True):
-            check_one_a_datum(array, int(i), spec, wanted)
+        for i, array in zip(datums, arrays, strict=True):
+            check_one_per_datum(array, int(i), spec, wanted)
     return torch.from_numpy(joined)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..loss.loss import Loss
-from ..loss.mixture import Mixture
+from ..loss.loss import Loss, Mixture
 from .card import card_of
 from .columns import block, table, wrapped
 from .examples import Reduced, Row, example
@@ -83,7 +82,7 @@ def compare_losses(first: Any, second: Any) -> Comparison:
 
 def _axes(loss: Loss | Mixture) -> dict[str, str]:
     """What a loss is, axis by axis, under its settings."""
-    if isinstance(loss, Mixture):
+    if not isinstance(loss, Loss):
         (factor, first), *rest = loss.parts
         times = {"times": f"{factor:g}"} if factor != 1 else {}
         plus = {f"plus {part.name}": f"{share:g} * {part!r}" for share, part in rest}

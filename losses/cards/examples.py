@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ...datums.types import Datum, ModelInput
-from ..loss.loss import Loss
-from ..loss.mixture import Mixture
+from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
 from . import sample_inputs as minimal
 from .sample_inputs import OutputLists
@@ -60,7 +59,7 @@ def example(first: Loss | Mixture, second: Loss | Mixture) -> tuple[list[Row], R
 
 def kind_of(loss: Loss | Mixture) -> str:
     """What kind of data a loss is about."""
-    parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
+    parts = [part for _, part in loss.parts]
     if any(part.spec.candidates is not None for part in parts):
         return "candidate tokens"
     if any("embeddings" in part.outputs for part in parts):
@@ -70,7 +69,7 @@ def kind_of(loss: Loss | Mixture) -> str:
 
 def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], OutputLists]:
     """Small data of a kind (`kind_of`) that the loss takes, and model outputs for it; `count` embeddings."""
-    parts = [part for _, part in loss.parts] if isinstance(loss, Mixture) else [loss]
+    parts = [part for _, part in loss.parts]
     wanted = {one.name: one for part in parts for one in minimal.wanted_inputs(part)}
     # The first of two; of more, the datums of every other group.
     flagged = {0} if kind != "embeddings" else {i for group in minimal.partners(parts[0], count)[::2] for i in group}
@@ -119,7 +118,7 @@ class _Evaluated:
 def _evaluated(loss: Loss | Mixture, data: list[Datum], outputs: OutputLists) -> _Evaluated:
     main = loss.outputs[0]
     reduced, _ = loss(data, outputs)
-    if isinstance(loss, Mixture) or loss.spec.is_batch_style:  # they have no sum of their own
+    if not isinstance(loss, Loss) or loss.spec.is_batch_style:  # they have no sum of their own
         values, total = None, reduced
     else:
         length = {"norm_length": None} if "norm_length" in loss.spec.config.model_fields else {}

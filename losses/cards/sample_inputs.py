@@ -11,8 +11,7 @@ from torch import Tensor
 from ...datums.errors import LossConfigError
 from ...datums.types import Datum, ModelInput
 from ..batch.outputs import Outputs
-from ..loss.loss import Loss
-from ..loss.mixture import Mixture
+from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
 from ..spec.spec import Input
 

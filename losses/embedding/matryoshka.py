@@ -12,7 +12,6 @@ from torch import Tensor
 from ...datums.errors import LossConfigError, LossContractError, ShapeError
 from .. import stats
 from ..loss.loss import Loss
-from ..loss.mixture import Mixture
 from ..registry import get_loss, is_registered
 from ..stats import Stat
 
@@ -38,7 +37,7 @@ def matryoshka(
     and, at the first forward, ShapeError for more coordinates than the embeddings have.
     """
     base = get_loss(loss, **config)
-    if isinstance(base, Mixture):
+    if not isinstance(base, Loss):
         raise LossContractError("matryoshka takes one loss, not a mixture: wrap its parts, and mix those")
     if base.spec.is_batch_style or "embeddings" not in base.outputs:
         raise LossContractError(f"matryoshka cuts `embeddings` short, but {base.name} reads {', '.join(base.outputs)}")

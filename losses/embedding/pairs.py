@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from .. import stats
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.settings import NonNegative
 from ..spec.spec import PerDatum

@@ -1,43 +1,70 @@
-"""A call's data, checked and packed once: what a loss then says about all of it, or about some of its datums."""
+"""A loss bound to the data of one call, checked and packed once, for every question about all or some of its datums."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...datums.errors import EmptyLossError, LossContractError
 from ...datums.types import Datum
+from ..batch.checks import check_keys
 from ..batch.outputs import Outputs, as_outputs
-from ..batch.pack import positions_of, width_of
+from ..batch.pack import pack, positions_of, width_of
 from ..batch.packed import Packed, blocks
 from ..reductions import Count
+from ..spec.settings import Settings
+from ..spec.spec import LossSpec
 from ..stats import Stat
-
-if TYPE_CHECKING:
-    from .loss import Loss
+from .evaluate import evaluate
+from .hosted import call_batch_style
 
 
 class BoundLoss(ABC):
     """What `loss.prepare(data)` gives.
 
-    count: the denominator of these datums. outputs: the model outputs that the loss reads. active: [positions of all
-    datums] bool, where it reads them. is_linear: whether d loss / d logprobs is the same whatever the logprobs.
+    name: the loss's id. outputs: the model outputs that it reads. is_linear: d loss / d logprobs does not depend on logprobs.
     """
 
-    def __init__(
-        self, datums: Sequence[Datum], count: Count, outputs: tuple[str, ...], active: Tensor, *, is_linear: bool
-    ) -> None:
+    def __init__(self, name: str, datums: Sequence[Datum], outputs: tuple[str, ...], *, is_linear: bool) -> None:
+        self.name = name
         self.datums = datums
-        self.count = count
         self.outputs = outputs
-        self.active = active
         self.is_linear = is_linear
+
+    @cached_property
+    @abstractmethod
+    def active(self) -> Tensor:
+        """[positions of all datums] bool: where the loss reads the model's outputs."""
+
+    @cached_property
+    @abstractmethod
+    def count(self) -> Count:
+        """The denominator of these datums, from data alone."""
+
+    @abstractmethod
+    def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
+        """Raise for anything in the data that the loss could not use.
+
+        strict: also refuse keys that it does not read. others: keys that other parts of a mixture read.
+        """
+
+    @abstractmethod
+    def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
+        """The undivided total, and metrics that merge, of all datums, or of those in `order`.
+
+        outputs: of these datums, in that order; as `Loss.terms` takes them.
+        """
+
+    def values(self, outputs: Any, order: Sequence[int] | None = None) -> Tensor:
+        """What the loss's function returns, neither weighed nor reduced. Raises LossContractError where it is not one."""
+        raise LossContractError(f"{self.name} returns no values per token, datum or pair; ask its parts")
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -48,24 +75,17 @@ class BoundLoss(ABC):
     def _starts(self) -> np.ndarray:
         return np.cumsum(self.lengths) - self.lengths
 
-    @abstractmethod
-    def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
-        """The undivided total, and metrics that merge, of all datums, or of those in `order`.
-
-        outputs: of these datums, in that order; as `Loss.terms` takes them.
-        """
-
     def positions(self, order: Sequence[int]) -> np.ndarray:
-        """Where, among the positions of all datums, those of the datums in `order` lie."""
+        """Indices, among the positions of all datums, of those of the datums in `order`."""
         chosen = np.asarray(order, dtype=np.int64)
         return blocks(self._starts[chosen], self.lengths[chosen])
 
     def chosen(self, order: Sequence[int] | None) -> Sequence[Datum]:
-        """The datums in `order`; all of them where there is none."""
+        """The datums in `order`; all of them without one."""
         return self.datums if order is None else [self.datums[i] for i in order]
 
     def given(self, outputs: Any, order: Sequence[int] | None) -> Outputs:
-        """`outputs` packed, and named by the numbers that the datums have in this call."""
+        """`outputs` packed, with each datum's index in this call, for messages."""
         packed = outputs if isinstance(outputs, Outputs) else as_outputs(outputs, self.chosen(order), self.outputs[0])
         return packed if order is None or packed.numbers is not None else replace(packed, numbers=order)
 
@@ -80,8 +100,8 @@ class BoundLoss(ABC):
         """d (total / count) / d logprobs of a loss that declared itself linear, before any forward; None of any other.
 
         [S] or [S, K], over the active positions of the datums in `order`. count: the whole call's; this data's own by
-        default. It comes from the same computation as the gradient at the model's logprobs, so that the two are equal bit
-        for bit: in a linear loss they play no part.
+        default. The computation is the one that gives the gradient at the model's logprobs, so the two are equal bit for bit:
+        in a linear loss the logprobs do not enter it.
         """
         if not self.is_linear:
             return None
@@ -96,65 +116,119 @@ class BoundLoss(ABC):
 
 
 class BoundSingle(BoundLoss):
-    """Of one loss whose function is called on packed tensors."""
+    """One loss whose function is called on packed tensors."""
 
-    def __init__(self, loss: Loss, datums: Sequence[Datum], packed: Packed, count: Count) -> None:
-        super().__init__(datums, count, loss.outputs, packed.active, is_linear=loss.spec.linear)
-        self._loss, self._packed = loss, packed
+    def __init__(self, spec: LossSpec, settings: Settings, datums: Sequence[Datum]) -> None:
+        super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear)
+        self._spec, self._settings = spec, settings
+        self._packed = self._pack(datums)
+
+    @cached_property
+    def active(self) -> Tensor:
+        """[positions of all datums] bool: where the loss reads the model's outputs."""
+        return self._packed.active
+
+    @cached_property
+    def count(self) -> Count:
+        """The denominator of these datums."""
+        return self._packed.count(self._settings.reduction, self._settings.norm_length)
+
+    def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
+        """Refuse unknown keys, no datums, no weight, and nothing to divide by."""
+        if not self.datums:
+            raise EmptyLossError(f"{self.name}: there are no datums")
+        check_keys(self.datums, self._spec, self._settings.function, strict=strict, others=others)
+        if not len(self._packed.active_datums):
+            raise EmptyLossError(
+                f"{self.name}: every weight of all {len(self.datums)} datums is 0, so there is nothing to train on. "
+                "Was the response truncated away, or the mask made for another chat template?"
+            )
+        if self.count.is_zero:
+            raise EmptyLossError(f"{self.name}: reduction {self._settings.reduction!r} has nothing to divide by")
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
-        """As `Loss.terms`, of what is packed already."""
-        return self._loss.packed_terms(self._part(order), self.given(outputs, order))
+        """The total under the loss's reduction, and its metrics."""
+        packed = self._part(order)
+        values, metrics = evaluate(self._spec, self._settings.function, packed, self.given(outputs, order))
+        return packed.total(values, self._settings.reduction), metrics
+
+    def values(self, outputs: Any, order: Sequence[int] | None = None) -> Tensor:
+        """What the loss's function returns."""
+        return evaluate(self._spec, self._settings.function, self._part(order), self.given(outputs, order))[0]
 
     def _part(self, order: Sequence[int] | None) -> Packed:
         if order is None or np.array_equal(order, np.arange(len(self.datums))):
             return self._packed
         if not self._packed.is_even:  # these datums alone may have fewer columns than all together
-            return self._loss.pack(self.chosen(order))
+            return self._pack(self.chosen(order))
         return self._packed.select(order)
+
+    def _pack(self, datums: Sequence[Datum]) -> Packed:
+        return pack(datums, self._spec, self._settings.reduction, self._settings.config)
 
 
 class BoundBatchStyle(BoundLoss):
-    """Of a function with the hosted APIs' signature, which sees every datum and every position."""
+    """A function with the hosted APIs' signature, which sees every datum and every position."""
 
-    def __init__(self, loss: Loss, datums: Sequence[Datum]) -> None:
-        everywhere = torch.ones(sum(map(positions_of, datums)), dtype=torch.bool)
-        super().__init__(datums, Count((None,)), loss.outputs, everywhere, is_linear=False)
-        self._loss = loss
+    def __init__(self, spec: LossSpec, settings: Settings, datums: Sequence[Datum]) -> None:
+        super().__init__(spec.name, datums, spec.outputs, is_linear=False)
+        self._spec, self._settings = spec, settings
+
+    @cached_property
+    def active(self) -> Tensor:
+        """[positions of all datums] bool: all true."""
+        return torch.ones(int(self.lengths.sum()), dtype=torch.bool)
+
+    @cached_property
+    def count(self) -> Count:
+        """The function reduces its values itself."""
+        return Count((None,))
+
+    def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
+        """Refuse no datums; which keys it reads is not known."""
+        if not self.datums:
+            raise EmptyLossError(f"{self.name}: there are no datums")
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """What the function says about these datums."""
-        return self._loss.terms(self.chosen(order), outputs)
+        return call_batch_style(self._spec, self._settings.function, self.chosen(order), outputs)
 
 
 class BoundMixture(BoundLoss):
-    """Of a weighted sum of losses: one total a part."""
+    """A weighted sum of losses: one total and one denominator per part.
 
-    def __init__(
-        self, datums: Sequence[Datum], outputs: tuple[str, ...], parts: Sequence[tuple[float, str, BoundLoss]]
-    ) -> None:
-        count = Count(tuple(value for _, _, part in parts for value in part.count.values))
-        active = active_in_any(part.active for _, _, part in parts if part.outputs != ("embeddings",))
-        super().__init__(datums, count, outputs, active, is_linear=all(part.is_linear for _, _, part in parts))
+    parts: (factor, loss, the keys that it reads).
+    """
+
+    def __init__(self, name: str, datums: Sequence[Datum], parts: Sequence[tuple[float, BoundLoss, set[str]]]) -> None:
+        outputs = tuple(dict.fromkeys(output for _, part, _ in parts for output in part.outputs))
+        super().__init__(name, datums, outputs, is_linear=all(part.is_linear for _, part, _ in parts))
         self._parts = parts
 
+    @cached_property
+    def active(self) -> Tensor:
+        """[positions of all datums] bool: where any part reads the model's outputs."""
+        masks = [part.active for _, part, _ in self._parts if part.outputs != ("embeddings",)]
+        return torch.stack(masks).any(0) if masks else torch.zeros(0, dtype=torch.bool)
+
+    @cached_property
+    def count(self) -> Count:
+        """One denominator per part."""
+        return Count(tuple(value for _, part, _ in self._parts for value in part.count.values))
+
+    def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
+        """Part by part; no part takes another part's keys for misspellings of its own."""
+        known = set(others).union(*(keys for _, _, keys in self._parts))
+        for _, part, _ in self._parts:
+            part.check(strict=strict, others=known)
+
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
-        """One total a part [parts], factors applied, and the parts' metrics."""
+        """One total per part [parts], factors applied, and the parts' metrics as `part/metric`."""
         given = self.given(outputs, order)
-        return mixed_terms((factor, name, part.terms(given, order)) for factor, name, part in self._parts)
-
-
-def active_in_any(masks: Iterable[Tensor]) -> Tensor:
-    """[positions] bool: where any of the masks is true."""
-    each = list(masks)
-    return torch.stack(each).any(0) if each else torch.zeros(0, dtype=torch.bool)
-
-
-def mixed_terms(parts: Iterable[tuple[float, str, tuple[Tensor, dict[str, Stat]]]]) -> tuple[Tensor, dict[str, Stat]]:
-    """The terms of a mixture from (factor, name, terms) of its parts."""
-    totals: list[Tensor] = []
-    found: dict[str, Stat] = {}
-    for factor, name, (total, part_stats) in parts:
-        totals.append(factor * total)
-        found.update({f"{name}/{key}": stat for key, stat in part_stats.items()})
-    return (torch.stack(totals) if len(totals) > 1 else totals[0]), found
+        totals: list[Tensor] = []
+        metrics: dict[str, Stat] = {}
+        for factor, part, _ in self._parts:
+            total, part_metrics = part.terms(given, order)
+            totals.append(factor * total)
+            metrics.update({f"{part.name}/{key}": stat for key, stat in part_metrics.items()})
+        return (torch.stack(totals) if len(totals) > 1 else totals[0]), metrics

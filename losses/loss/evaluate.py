@@ -12,19 +12,21 @@ from ...datums.errors import LossContractError
 from .. import stats
 from ..batch.outputs import Outputs, check_finite_output
 from ..batch.packed import Packed
+from ..batch.positions import active_targets, has_columns, standard_metrics
 from ..spec.spec import LossSpec
 from ..stats import Stat
 
 
-def call(
+def evaluate(
     spec: LossSpec, settings: Mapping[str, Any], packed: Packed, outputs: Outputs
-) -> tuple[Tensor, dict[str, Stat], dict[str, Any]]:
-    """What the function returns, in the shape it must have, its metrics, and the arguments it was given by name."""
+) -> tuple[Tensor, dict[str, Stat]]:
+    """What the function returns, in the shape it must have, and its metrics beside the standard ones."""
     arguments = _arguments(spec, packed, outputs)
-    with stats.counting(_slots(spec, packed)):
-        values, found = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
+    with stats.counting(packed.targets):  # metrics leave out the slots that only fill a row up
+        values, metrics = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
+        metrics = {**standard_metrics(spec, arguments.get("logprobs")), **metrics}
     _check_shape(spec, values, arguments, packed)
-    return values, found, arguments
+    return values, metrics
 
 
 def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, Any]:
@@ -48,29 +50,21 @@ def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, An
     return arguments
 
 
-def _slots(spec: LossSpec, packed: Packed) -> Tensor | None:
-    """[T, K] bool: beside K targets, which of them there are. A row of fewer targets is filled up, and so is every row
-    of a datum beside wider ones: metrics must not count what depends on the company."""
-    is_wide = packed.weights.ndim == 2 and not spec.wants_weights
-    return packed.weights != 0 if is_wide else None
-
-
 def _neutralised(spec: LossSpec, logprobs: Tensor, packed: Packed) -> Tensor:
-    """[T, K] logprobs with 0 where the weight is 0, or the candidate absent, so that nothing there reaches value or
-    gradient. Of no datums, a loss over candidates still sees two dimensions."""
+    """[T, K] logprobs with 0 where the target does not count, or the candidate is absent, so that nothing there reaches
+    value or gradient. Of no datums, a loss over candidates still sees two dimensions."""
     if logprobs.ndim == 1 and spec.candidates:
         logprobs = logprobs.unsqueeze(1)
     if logprobs.ndim == 1 or spec.wants_weights:
         return logprobs
-    masked = (packed.weights == 0 if packed.absent is None else packed.absent).to(logprobs.device)
+    masked = (~active_targets(packed.weights, spec) if packed.absent is None else packed.absent).to(logprobs.device)
     return torch.where(masked, torch.zeros((), dtype=logprobs.dtype, device=logprobs.device), logprobs)
 
 
 def _over_targets(spec: LossSpec, values: Tensor, packed: Packed) -> Tensor:
-    """Beside [T, K] logprobs an output of one number a position is one a target too, as inputs are."""
-    if packed.weights.ndim == 1 or values.ndim == 2 or spec.wants_weights:
-        return values
-    return values.unsqueeze(1).expand(packed.weights.shape)
+    """Beside [T, K] logprobs, an output of one number per position is repeated for each target, as inputs are."""
+    is_narrow = has_columns(packed.weights, spec) and values.ndim == 1
+    return values.unsqueeze(1).expand(packed.weights.shape) if is_narrow else values
 
 
 def _check_shape(spec: LossSpec, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
@@ -83,25 +77,25 @@ def _check_shape(spec: LossSpec, values: Tensor, arguments: Mapping[str, Any], p
     if tuple(values.shape) != expected:
         raise LossContractError(
             f"{spec.name} is per {spec.per}, so it must return losses of shape {list(expected)}, not "
-            f"{list(values.shape)}. Return them unreduced: the reduction is not the loss's"
+            f"{list(values.shape)}. Return them unreduced: the registry reduces them"
         )
 
 
 def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]]:
-    values, found = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
+    values, metrics = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
     if not isinstance(values, Tensor):
         raise LossContractError(
             f"{name} must return a tensor of losses, or (losses, metrics), not {type(returned).__name__}"
         )
-    if not isinstance(found, Mapping):
-        raise LossContractError(f"{name} must return its metrics as a dict, not {type(found).__name__}")
-    for key, stat in found.items():
+    if not isinstance(metrics, Mapping):
+        raise LossContractError(f"{name} must return its metrics as a dict, not {type(metrics).__name__}")
+    for key, stat in metrics.items():
         if not isinstance(stat, Stat):
             raise LossContractError(
                 f"{name}: metric {key!r} is a {type(stat).__name__}, which cannot be merged over micro-batches. "
                 "Return stats.mean(tensor), stats.sum, stats.min or stats.max of unreduced values"
             )
-    return values, dict(found)
+    return values, dict(metrics)
 
 
 def _full_precision(values: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def call_batch_style(
         )
     loss, metrics = returned
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise LossContractError(f"{spec.name} must return a scalar tensor as its loss, not {found}: sum or average it")
+        given = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise LossContractError(f"{spec.name} must return a scalar tensor as its loss, not {given}: sum or average it")
     if not loss.requires_grad and any(t.requires_grad for t in tensors):
         raise NonDifferentiableLossError(
             f"{spec.name}: the loss does not depend on its {spec.outputs[0]}, so nothing would be learned. Was it built "
@@ -49,7 +49,7 @@ def call_batch_style(
 
 
 def split_outputs(outputs: Any, datums: Sequence[Datum], kind: str) -> list[Tensor]:
-    """One tensor a datum, in its own shape."""
+    """One tensor per datum, in its own shape."""
     if isinstance(outputs, Mapping):
         outputs = outputs[kind]
     if not isinstance(outputs, Outputs):
@@ -60,11 +60,11 @@ def split_outputs(outputs: Any, datums: Sequence[Datum], kind: str) -> list[Tens
     values = getattr(outputs, kind)
     if kind == "embeddings":
         return list(values.unbind(0))
-    pieces = list(torch.split(values, [positions_of(d) for d in datums]))
+    tensors = list(torch.split(values, [positions_of(d) for d in datums]))
     if width_of(datums) is None:
-        return pieces
+        return tensors
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) for d in datums]
-    return [p[:, 0] if len(shape) == 1 else p[:, : shape[1]] for p, shape in zip(pieces, shapes, strict=True)]
+    return [t[:, 0] if len(shape) == 1 else t[:, : shape[1]] for t, shape in zip(tensors, shapes, strict=True)]
 
 
 def _check_untouched(

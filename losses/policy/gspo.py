@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.axes import Axes
 from ..spec.settings import LowerBound, UpperBound

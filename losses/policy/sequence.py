@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..math.ratios import MAX_LOG_RATIO, ratio_stats
 from ..registry import register_loss
 from ..spec.axes import Axes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.settings import Positive
 from .common import AXES, Returned, log_ratios, pair_stats

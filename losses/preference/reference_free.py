@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import stats
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.settings import NonNegative, Positive, Smoothing
 from .common import MAX_EXPONENT, Returned, capped_exponent, pair_stats, smoothed_logistic

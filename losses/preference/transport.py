@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.settings import Positive, Smoothing
 from .common import AXES, Returned, log_ratios, pair_stats, smoothed_logistic

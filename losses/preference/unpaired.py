@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import stats
-from ..batch.pack import Seqs
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.settings import NonNegative, Positive
 from ..spec.spec import FlagPerDatum

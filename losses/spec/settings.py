@@ -144,6 +144,23 @@ def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any])
     return config
 
 
+@dataclass(frozen=True)
+class Settings:
+    """A validated configuration, and its parts: the function's keyword arguments, and how its values are reduced."""
+
+    config: LossConfig
+    function: dict[str, Any]
+    reduction: str
+    norm_length: int | None
+
+
+def resolve_settings(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> Settings:
+    """Validate a configuration and take it apart. Raises LossConfigError as `resolve_config` does."""
+    config = resolve_config(model, name, given)
+    function = {key: getattr(config, key) for key in model.model_fields}
+    return Settings(config, function, function.pop("reduction"), function.pop("norm_length", None))
+
+
 def _explain(error: ValidationError, model: type[LossConfig], name: str) -> str:
     lines: list[str] = []
     for problem in error.errors():

@@ -129,6 +129,11 @@ class LossSpec:
         return None if members is None else [list(group) for group in members]
 
     @property
+    def keys(self) -> set[str]:
+        """The `loss_fn_inputs` keys that answer to its inputs."""
+        return {key for one in self.inputs for key in one.keys}
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether it reads anything about single positions."""
         return any(name != "embeddings" for name in self.outputs)

@@ -15,8 +15,7 @@ from ...datums.inputs import key_kind
 from ...datums.types import Datum, ModelInput, TensorData
 from ..batch.outputs import Outputs
 from ..batch.pack import positions_of
-from ..loss.loss import Loss
-from ..loss.mixture import Mixture
+from ..loss.loss import Loss, Mixture
 from ..spec.spec import Input
 from ..stats import Stat
 
@@ -52,12 +51,12 @@ class LossUnderTest:
     @cached_property
     def parts(self) -> tuple[Loss, ...]:
         """The loss itself, or the losses of a mixture."""
-        return tuple(p for _, p in self.wrapped.parts) if isinstance(self.wrapped, Mixture) else (self.wrapped,)
+        return tuple(part for _, part in self.wrapped.parts)
 
     @property
     def only(self) -> Loss | None:
         """The loss; None for a mixture."""
-        return None if isinstance(self.wrapped, Mixture) else self.wrapped
+        return self.wrapped if isinstance(self.wrapped, Loss) else None
 
     @property
     def name(self) -> str:

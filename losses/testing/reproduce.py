@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...datums.types import Datum
-from ..loss.loss import Loss
-from ..loss.mixture import Mixture
+from ..loss.loss import Loss, Mixture
 from ..registry import is_registered
 
 
@@ -31,7 +30,7 @@ def reproducer(check: str, loss: Any, example: Mapping[str, Any]) -> str:
 
 def loss_source(loss: Loss | Mixture) -> tuple[str, str]:
     """(import lines, expression) that recreate `loss`. A function that cannot be imported must be defined by the reader."""
-    if isinstance(loss, Mixture):
+    if not isinstance(loss, Loss):
         made = [(factor, *loss_source(part)) for factor, part in loss.parts]
         return "".join(dict.fromkeys(i for _, i, _ in made)), " + ".join(f"{f!r} * {e}" for f, _, e in made)
     function = loss.spec.function

@@ -18,13 +18,12 @@ from ...datums.errors import TraceError
 PACKAGES = ("torch", "math", "operator", "_operator")
 HOST_METHODS = ("item", "tolist", "numpy", "backward")
 SELECTS = "picks elements by a condition, so its shape depends on data"
-#: Frames of these files are never the user's.
 _LOSSES = Path(__file__).parents[1]
-#: Folders of lossbook's own machinery: a line in them is not the loss's.
+#: lossbook's own folders: a line in their files is never the loss's. Families and variants hold the formulas.
 _MACHINERY = {str(_LOSSES), *(str(_LOSSES / room) for room in ("batch", "loss", "math", "spec", "trace"))}
 _TORCH = str(Path(torch.__file__).parent)
 #: What torch.fx or Python say, and what to write instead.
-_MENDS = (
+_ADVICE = (
     ("cannot be iterated", "a tensor cannot be looped over. Write it as one tensor operation"),
     ("control flow", "a tensor's value decides what Python does next. Write torch.where(condition, one, other)"),
     ("'len' is not supported", "len() of a tensor is a number that depends on data. Use tensor.shape[0] or seqs"),
@@ -160,7 +159,7 @@ def _selects(node: torch.fx.Node) -> bool:
     return name in ("nonzero", "masked_select", "unique", "argwhere")
 
 
-def place_of(error: Exception) -> str:
+def location(error: Exception) -> str:
     """` at file:line, in function: code`, the deepest line that is neither torch's nor the tracing's own."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     if not frames:
@@ -172,8 +171,8 @@ def place_of(error: Exception) -> str:
 def explained(error: Exception) -> str:
     """What went wrong and what to write instead."""
     said = str(error)
-    mend = next((mend for words, mend in _MENDS if words in said), None)
-    return mend or f"{type(error).__name__}: {said}"
+    advice = next((advice for words, advice in _ADVICE if words in said), None)
+    return advice or f"{type(error).__name__}: {said}"
 
 
 def _current_line() -> str:

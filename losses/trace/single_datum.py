@@ -1,4 +1,4 @@
-"""What packing, reducing and merging do for many datums, written for one, as torch operations on tensors being traced."""
+"""Packing, reducing and merging for a single datum, as torch operations on tensors that are being traced."""
 
 from __future__ import annotations
 
@@ -9,44 +9,42 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import TraceError
-from .. import stats
-from ..batch.pack import Seqs
+from ..batch.positions import active_positions, active_targets, standard_metrics, weighted
+from ..batch.seqs import Seqs
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from .recorder import SELECTS, is_selected, shape_of
 
-#: Sizes of the example that shapes are read from: unlike each other, and unlike the 1 of one number a datum.
+#: Sizes of the example that shapes are read from: unlike each other, and unlike the 1 of one number per datum.
 TOKENS, TARGETS = 5, 3
 
 
 def example_of(name: str, rank: int) -> Tensor:
-    """Harmless numbers of that rank: shapes are read from them, never values."""
+    """Harmless numbers of that rank; only their shapes are read."""
     shape = (TOKENS, TARGETS)[:rank]
     return torch.ones(shape) if name == "weights" else torch.full(shape, -0.5)
 
 
-class OneDatum:
-    """The arguments of a loss's function for one datum, and what becomes of what it returns.
+class SingleDatum:
+    """The arguments of a loss's function for one datum, and the reduction of its results.
 
-    Nothing is cut out, as that would give shapes that depend on data. Instead positions of weight 0 hold 0 before the
-    loss's formula sees them, and are left out of every sum behind it.
+    Cutting positions out would give shapes that depend on data. Instead, positions of weight 0 hold 0 before the loss's
+    formula sees them, and are left out of every sum afterwards.
     """
 
     def __init__(self, spec: LossSpec, given: Mapping[str, Any]) -> None:
         self.spec = spec
         self.given = given
         self.weights: Any = given["weights"]
-        self.is_live: Any = self.weights != 0
-        if spec.wants_weights:  # it sees every position, and weighs on its own
-            self.is_live = torch.ones_like(self.weights).bool()
-        self.rows: Any = self.is_live if self.is_live.ndim == 1 else self.is_live.any(1)
+        self.active: Any = active_targets(self.weights, spec)
+        self.rows: Any = active_positions(self.active)
         self.logprobs = self._neutral(given["logprobs"])
         if spec.candidates is not None and not spec.wants_weights:
             self.logprobs = torch.where(given[spec.candidates] == -torch.inf, 0, self.logprobs)
 
     def arguments(self) -> list[Any]:
         """The positional arguments of the loss's function, None for optional inputs that are not read."""
-        seqs = OneDatumSeqs(self.rows, None if self.spec.per == "token" else self.weights)
+        seqs = SingleDatumSeqs(self.rows, None if self.spec.per == "token" else self.weights)
         special = {"seqs": seqs, "weights": self.weights, "logprobs": self.logprobs}
         return [special[name] if name in special else self._input(name) for name in self.spec.parameters]
 
@@ -58,22 +56,21 @@ class OneDatum:
             return value.reshape(1)
         if value.ndim == 0:  # a scalar holds for the whole datum
             value = value.expand_as(self.rows)
-        if value.ndim < self.is_live.ndim:  # one number a position as one a target
-            value = value.unsqueeze(1).expand_as(self.is_live)
+        if value.ndim < self.active.ndim:  # one number a position as one a target
+            value = value.unsqueeze(1).expand_as(self.active)
         return self._neutral(value)
 
     def _neutral(self, value: Any) -> Any:
         if self.spec.wants_weights:
             return value
-        return torch.where(self.is_live.unsqueeze(1) if value.ndim > self.is_live.ndim else self.is_live, value, 0)
+        return torch.where(self.active.unsqueeze(1) if value.ndim > self.active.ndim else self.active, value, 0)
 
     def finished(self, returned: Any) -> tuple[Any, dict[str, Any], dict[str, str]]:
         """(0-d loss, the service's metrics, the metrics it cannot have) from what the loss's function returned."""
         pair: Any = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
-        values, found = pair
+        values, reported = pair
+        reported = {**standard_metrics(self.spec, self.logprobs), **reported}
         logprobs = self.given["logprobs"]
-        if not (self.spec.wants_weights or self.spec.candidates):
-            found = {"nll": stats.mean(-self.logprobs), **found}
         expected = {"token": tuple(shape_of(logprobs if self.spec.candidates is None else self.rows)), "datum": (1,)}
         if shape_of(values) != expected[self.spec.per]:
             raise TraceError(
@@ -83,10 +80,10 @@ class OneDatum:
         if self.spec.per == "datum":
             values = torch.where(self.rows.any(), values, 0)
         elif not self.spec.wants_weights:
-            values = torch.where(self.is_live, self.weights * values, 0)
+            values = weighted(values, self.weights, self.active)
         metrics: dict[str, Any] = {}
         dropped: dict[str, str] = {}
-        for name, stat in found.items():
+        for name, stat in reported.items():
             key, value = self._metric(name, stat)
             if value is None:
                 dropped[name] = key
@@ -106,21 +103,21 @@ class OneDatum:
             return "it is of an optional input that is not read", None
         values = values.detach()
         if shape[:1] == (TOKENS,):
-            is_counted = self.is_live if shape == shape_of(self.is_live) else _beside(self.rows, values)
+            counted = self.active if shape == shape_of(self.active) else _beside(self.rows, values)
         elif shape in ((), (1,)):
-            is_counted, values = self.rows.any().reshape(1), values.reshape(1)
+            counted, values = self.rows.any().reshape(1), values.reshape(1)
         else:
             return f"it is of neither the tokens nor the datum: its shape is {list(shape)}", None
-        total = torch.where(is_counted, values, 0).sum()
+        total = torch.where(counted, values, 0).sum()
         if stat.kind == "sum":
             return f"custom/{name}:sum", total
-        if shape_of(is_counted) != shape_of(values):
-            is_counted = is_counted.expand_as(values)
-        return f"custom/{name}:mean", total / is_counted.sum().clamp(min=1)
+        if shape_of(counted) != shape_of(values):
+            counted = counted.expand_as(values)
+        return f"custom/{name}:mean", total / counted.sum().clamp(min=1)
 
 
-class OneDatumSeqs(Seqs):
-    """`Seqs` of one datum whose positions of weight 0 are still there: rows [T] says which count."""
+class SingleDatumSeqs(Seqs):
+    """`Seqs` of one datum whose positions of weight 0 are still there; rows [T] says which are active."""
 
     def __init__(self, rows: Any, weights: Any) -> None:
         self._rows = rows

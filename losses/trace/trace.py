@@ -15,25 +15,22 @@ import linecache
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.fx
 from torch import Tensor
 
-from ...datums.errors import LossbookError, TraceError, did_you_mean
+from ...datums.errors import TraceError, did_you_mean
 from ..spec.spec import Input, LossSpec
-from .recorder import ExampleTracer, check_graph, explained, place_of
-from .single_datum import OneDatum, example_of
-
-if TYPE_CHECKING:
-    from ..loss.loss import Loss
+from .recorder import ExampleTracer, check_graph, explained, location
+from .single_datum import SingleDatum, example_of
 
 MAX_INPUTS = 16
 
 
 @dataclass(frozen=True)
 class TracedLoss:
-    """What `Loss.trace()` gives: a plain function of one datum's tensors, made of torch operations alone.
+    """What `Loss.trace()` gives: a plain function of one datum's tensors, made of torch operations only.
 
     function: (logprobs, *inputs, weights) -> (0-d loss, {"custom/<metric>:mean" or ":sum": 0-d}). A loss over positions of
         weight 0 is 0 whatever they hold. Call it, `print` it, or hand it to the service with `ranks`.
@@ -62,51 +59,38 @@ class TracedLoss:
         return self.source
 
 
-def trace(loss: Loss, optional: Sequence[str] = (), ranks: Mapping[str, int] | None = None) -> TracedLoss:
+def trace(
+    spec: LossSpec,
+    settings: Mapping[str, Any],
+    reduction: str,
+    optional: Sequence[str] = (),
+    ranks: Mapping[str, int] | None = None,
+) -> TracedLoss:
     """The graph of one datum. Raises TraceError that says why there is none, and on which line of the loss's function.
 
     optional: inputs with a default that it should read too. ranks: where a tensor is not [T] (or, with candidates, not
-    [T, K]): {"logprobs": 2, "weights": 2} for K targets a position.
+    [T, K]): {"logprobs": 2, "weights": 2} for K targets per position.
     """
-    spec = loss.spec
-    _refuse_untraceable(loss)
-    inputs = _inputs_of(loss, optional)
+    _refuse_untraceable(spec, reduction)
+    inputs = _inputs_of(spec, settings, optional)
     shapes = _ranks_of(spec, inputs, ranks or {})
     tracer = ExampleTracer()
     given = {name: tracer.placeholder(name, example_of(name, rank)) for name, rank in shapes.items()}
-    datum = OneDatum(spec, given)
+    datum = SingleDatum(spec, given)
     try:
-        found = spec.function(*datum.arguments(), **loss.settings)
-        value, metrics, dropped = datum.finished(found)
+        returned = spec.function(*datum.arguments(), **settings)
+        value, metrics, dropped = datum.finished(returned)
         graph = tracer.finished((value, metrics))
     except TraceError as error:
-        raise TraceError(f"{loss.name} cannot be traced{place_of(error)}: {error}") from None
+        raise TraceError(f"{spec.name} cannot be traced{location(error)}: {error}") from None
     except Exception as error:
-        raise TraceError(f"{loss.name} cannot be traced{place_of(error)}: {explained(error)}") from error
-    check_graph(graph, loss.name)
-    function, source = _as_function(graph, re.sub(r"\W", "_", loss.name))
-    return TracedLoss(loss.name, function, shapes, graph, source, dropped)
+        raise TraceError(f"{spec.name} cannot be traced{location(error)}: {explained(error)}") from error
+    check_graph(graph, spec.name)
+    function, source = _as_function(graph, re.sub(r"\W", "_", spec.name))
+    return TracedLoss(spec.name, function, shapes, graph, source, dropped)
 
 
-def trace_report(settings: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, TracedLoss | str]:
-    """Every registered loss under reduction "sum": its trace, or the sentence that says why there is none.
-
-    settings: {loss: settings} for losses that need some.
-    """
-    from ..registry import get_loss, list_losses
-
-    report: dict[str, TracedLoss | str] = {}
-    for name in list_losses():
-        try:
-            loss = get_loss(name, **{"reduction": "sum", **(settings or {}).get(name, {})})
-            report[name] = loss.trace()
-        except LossbookError as error:
-            report[name] = str(error)
-    return report
-
-
-def _refuse_untraceable(loss: Loss) -> None:
-    spec = loss.spec
+def _refuse_untraceable(spec: LossSpec, reduction: str) -> None:
     alone = "and the service calls the function with one datum at a time"
     why = ""
     if spec.is_batch_style:
@@ -116,24 +100,23 @@ def _refuse_untraceable(loss: Loss) -> None:
     elif spec.per in ("pair", "batch") or spec.couples in ("pair", "batch"):
         what = "pairs of datums" if "pair" in (spec.per, spec.couples) else "all datums of a batch together"
         why = f"it looks at {what}, {alone}; pass it to forward_backward_custom as it is"
-    elif loss.reduction != "sum":
+    elif reduction != "sum":
         why = (
-            f"the service adds the losses of datums up, so reduction {loss.reduction!r} would be another loss there. Use "
-            f"get_loss({loss.name!r}, reduction='sum').trace() and divide at optim_step, or divide each datum's weights "
+            f"the service adds the losses of datums up, so reduction {reduction!r} would be another loss there. Use "
+            f"get_loss({spec.name!r}, reduction='sum').trace() and divide at optim_step, or divide each datum's weights "
             "by the denominator"
         )
     if why:
-        raise TraceError(f"{loss.name} cannot be traced: {why}")
+        raise TraceError(f"{spec.name} cannot be traced: {why}")
 
 
-def _inputs_of(loss: Loss, optional: Sequence[str]) -> list[Input]:
+def _inputs_of(spec: LossSpec, settings: Mapping[str, Any], optional: Sequence[str]) -> list[Input]:
     """The inputs that the trace reads: required ones, those that a setting requires, and those asked for."""
-    spec = loss.spec
     known = [one.name for one in spec.inputs if not one.required]
     for name in optional:
         if name not in known:
-            raise TraceError(f"{loss.name} has no optional input {name!r}.{did_you_mean(name, known)} It has: {known}")
-    asked = {*optional, *(key for key, setting in spec.required_if.items() if loss.settings.get(setting))}
+            raise TraceError(f"{spec.name} has no optional input {name!r}.{did_you_mean(name, known)} It has: {known}")
+    asked = {*optional, *(key for key, setting in spec.required_if.items() if settings.get(setting))}
     return [one for one in spec.inputs if one.required or one.name in asked]
 
 

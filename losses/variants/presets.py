@@ -14,9 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from ...datums.errors import LossConfigError, UnknownLossError, did_you_mean
-from ..loss.loss import Loss
-from ..loss.mixture import Mixture
-from ..registry import get_loss
+from ..loss.loss import Loss, Mixture
+from ..registry import get_loss, register_resolver, reserve_ids
 
 #: Losses that a system offers under a name, but whose formula is not public; so nobody else can offer them.
 UNPUBLISHED: Mapping[str, str] = {
@@ -26,6 +25,7 @@ UNPUBLISHED: Mapping[str, str] = {
         "`dppo`, with `sampler_kl` added as a trust region"
     ),
 }
+reserve_ids(UNPUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,20 @@ def list_presets() -> list[str]:
 
 def describe_preset(name: str) -> Preset:
     """What a preset stands for. Raises UnknownLossError with the likeliest name."""
-    if (found := find_preset(name)) is None:
+    if (preset := find_preset(name)) is None:
         raise UnknownLossError(f"there is no preset {name!r}.{did_you_mean(name, _presets())}")
-    return found
+    return preset
 
 
 def find_preset(name: str) -> Preset | None:
     """The preset of this name; None where the part before the colon is no system's.
 
-    Raises UnknownLossError where it is: "tinker:pro" is a misspelling, and nothing to be imported.
+    Raises UnknownLossError where it is: "tinker:pro" is a misspelling, not a module to import.
     """
-    found = _presets().get(name)
+    preset = _presets().get(name)
     system, colon, own = name.partition(":")
-    if found is not None or not colon or system not in {known.partition(":")[0] for known in _presets()}:
-        return found
+    if preset is not None or not colon or system not in {known.partition(":")[0] for known in _presets()}:
+        return preset
     if own in UNPUBLISHED:
         raise UnknownLossError(f"{name!r}: {UNPUBLISHED[own]}")
     there = [known for known in list_presets() if known.startswith(f"{system}:")]
@@ -91,26 +91,34 @@ def find_preset(name: str) -> Preset | None:
 
 
 def preset_loss(preset: Preset, config: Mapping[str, Any], *, is_corrected: bool = False) -> Loss | Mixture:
-    """What a preset stands for, with `config` on top of the settings of its own loss."""
-    loss = get_loss(preset.loss, **preset.settings)
+    """The loss that a preset stands for, with `config` on top of its settings."""
+    name, settings = preset.loss, preset.settings
     if is_corrected:
         if not preset.correction:
-            raise LossConfigError(f"{preset.name}: that system corrects nothing, as far as is known; name a correction")
-        loss = get_loss(f"{preset.loss}+{preset.correction}", **preset.settings, **preset.correction_settings)
-    loss = get_loss(loss, **config)
+            raise LossConfigError(f"{preset.name}: no correction is known of that system; name one")
+        name, settings = f"{preset.loss}+{preset.correction}", {**preset.settings, **preset.correction_settings}
+    loss = get_loss(get_loss(name, **settings), **config)
     for part in preset.plus:
         loss = loss + part.factor * get_loss(part.loss, **part.settings)
     return loss
 
 
+@register_resolver
+def _named(name: str, config: Mapping[str, Any]) -> Loss | Mixture | None:
+    if name.endswith("+correction"):
+        return preset_loss(describe_preset(name.removesuffix("+correction")), config, is_corrected=True)
+    preset = None if "+" in name else find_preset(name)
+    return None if preset is None else preset_loss(preset, config)
+
+
 @functools.cache
 def _presets() -> dict[str, Preset]:
     tables = tomllib.loads(files(__name__.rpartition(".")[0]).joinpath("presets.toml").read_text(encoding="utf-8"))
-    found: dict[str, Preset] = {}
+    presets: dict[str, Preset] = {}
     for name, table in tables.items():
         plus = tuple(Part(**part) for part in table.pop("plus", ()))
-        found[name] = Preset(name=name, plus=plus, **table)
-    return found
+        presets[name] = Preset(name=name, plus=plus, **table)
+    return presets
 
 
 def _shown(settings: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from lossbook.datums.errors import (
     RewardError,
     UnknownLossError,
 )
-from lossbook.losses.loss.mixture import Mixture
+from lossbook.losses.loss.loss import Mixture
 from lossbook.losses.registry import spec_of
 
 #: Settings without a default.

@@ -197,5 +197,5 @@ def test_counts_add_up_and_divide_term_by_term() -> None:
 def test_counts_of_different_losses_do_not_add_up() -> None:
     with pytest.raises(TypeError):
         Count((1.0,)) + Count((1.0, 2.0))
-    with pytest.raises(TypeError, match=r"^a mixture has one denominator a part: \(1\.0, 2\.0\)$"):
+    with pytest.raises(TypeError, match=r"^a mixture has one denominator per part: \(1\.0, 2\.0\)$"):
         float(Count((1.0, 2.0)))

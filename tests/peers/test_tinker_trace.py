@@ -21,9 +21,8 @@ from torch import Tensor
 
 from lossbook import Datum, get_loss, list_losses
 from lossbook.datums.errors import TraceError
-from lossbook.losses import Loss, PerDatum, stats
+from lossbook.losses import Loss, PerDatum, TracedLoss, stats, trace_report
 from lossbook.losses.testing import strategies
-from lossbook.losses.trace.trace import TracedLoss, trace_report
 
 from ..losses.cases import NEEDED, loss_of, with_needed
 from .portability import NOT_TRACEABLE, is_of_one_datum, losses

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...datums.types import as_datum
-from ...losses.loss.loss import Loss
-from ...losses.loss.mixture import Mixture
+from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from ..engine.engine import Engine
 from ..engine.forward import Pooling, check_pooling

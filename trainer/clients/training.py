@@ -11,9 +11,7 @@ import torch
 
 from ...datums.errors import LossContractError, OptimizerError
 from ...datums.types import AdamParams, Datum, as_datum
-from ...losses.loss.loss import Loss
-from ...losses.loss.mixture import Mixture
-from ...losses.loss.protocol import LossLike
+from ...losses.loss.loss import Loss, LossLike
 from ...losses.registry import get_loss, is_registered, spec_of_function
 from ..checkpoint.state import load_training, save_training, save_weights
 from ..engine.engine import Engine
@@ -110,7 +108,7 @@ class TrainingClient:
         check_pooling(pooling)
         datums = [as_datum(d) for d in data]
         loss: LossLike
-        if isinstance(loss_fn, Loss | Mixture) or is_registered(loss_fn):
+        if isinstance(loss_fn, LossLike) or is_registered(loss_fn):
             loss = get_loss(loss_fn)
         else:
             kind = "embeddings" if output.startswith("embedding") else "logprobs"

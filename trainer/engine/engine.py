@@ -24,7 +24,7 @@ from ...datums.types import Datum
 from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
-from ...losses.loss.protocol import LossLike
+from ...losses.loss.loss import LossLike
 from ...losses.spec.spec import OUTPUT_NAMES
 from ..model.load import LoadedModel
 from ..packing.attention import fits_in_blocks

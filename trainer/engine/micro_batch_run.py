@@ -16,7 +16,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import counts_of
 from ...losses.batch.packed import blocks
 from ...losses.loss.bound import BoundLoss
-from ...losses.loss.protocol import LossLike
+from ...losses.loss.loss import LossLike
 from ..head.logprobs import memory_budget_on
 from ..model.load import LoadedModel
 from ..packing.attention import fits_in_blocks

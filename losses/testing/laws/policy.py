@@ -54,7 +54,7 @@ def _is_that_loss(loss: LossUnderTest, case: Mapping[str, Any], data: Sequence[D
     here = loss.wrapped if not case.get("own") else get_loss(loss.wrapped, **case["own"])
     own = _reduction_of(LossUnderTest(here))
     other = get_loss(case["loss"], **{**own, **case.get("settings", {})})
-    read = {key for one in other.spec.inputs for key in one.keys}
+    read = {key for _, part in other.parts for key in part.spec.keys}
     optional = {one.name for one in loss.reads if not one.required} - read
     data = [_without(d, optional) for d in data]
     data, outputs = _shortened(data, outputs, case.get("max_length"))

@@ -208,8 +208,8 @@ def test_outputs_are_a_list_with_one_tensor_a_datum(outputs: Any, error: type[Ex
     [
         pytest.param(
             lambda logprobs: -logprobs.mean(),
-            "broken is per token, so it must return losses of shape [3], not []. Return them unreduced: the reduction is "
-            "not the loss's",
+            "broken is per token, so it must return losses of shape [3], not []. Return them unreduced: the registry reduces "
+            "them",
             id="a loss that reduced itself",
         ),
         pytest.param(

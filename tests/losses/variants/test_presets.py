@@ -11,7 +11,7 @@ import torch
 
 from lossbook import Datum, describe_preset, get_loss, list_losses, list_presets, register_loss, unregister_loss
 from lossbook.datums.errors import LossConfigError, UnknownLossError
-from lossbook.losses import UNPUBLISHED, Loss, Mixture
+from lossbook.losses import UNPUBLISHED, Loss
 
 #: Presets that the specification of this field has exact numbers for.
 NUMBERS = [
@@ -37,7 +37,7 @@ NUMBERS = [
 @pytest.mark.parametrize("name", list_presets())
 def test_a_preset_makes_a_loss_of_ours_and_says_where_it_is_from(name: str) -> None:
     preset, loss = describe_preset(name), get_loss(name)
-    parts = loss.parts if isinstance(loss, Mixture) else [(1.0, loss)]
+    parts = loss.parts
     assert [part.name for _, part in parts] == [preset.loss, *(part.loss for part in preset.plus)]
     assert set(part.name for _, part in parts) <= set(list_losses())
     assert parts[0][1].reduction == preset.settings["reduction"]
@@ -81,7 +81,7 @@ def test_a_systems_own_correction_goes_on_with_its_numbers_and_ones_own() -> Non
     assert get_loss("trl:grpo+correction", cap=2.0).settings["cap"] == 2.0
     assert get_loss("trl:dr_grpo+correction", norm_length=9).norm_length == 9
     assert get_loss("trl:grpo+token_truncate", cap=5.0).name == "grpo+token_truncate"
-    with pytest.raises(LossConfigError, match="trl:dpo: that system corrects nothing"):
+    with pytest.raises(LossConfigError, match="trl:dpo: no correction is known of that system"):
         get_loss("trl:dpo+correction")
     with pytest.raises(UnknownLossError, match="there is no preset 'grpo'"):
         get_loss("grpo+correction")

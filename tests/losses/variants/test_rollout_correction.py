@@ -12,7 +12,7 @@ from torch import Tensor
 from lossbook import Datum, get_loss, register_loss, unregister_loss
 from lossbook.datums.errors import LossCheckError, LossConfigError, LossContractError, MissingInput, UnknownLossError
 from lossbook.losses import off_policy_mask, rollout_correction, stats
-from lossbook.losses.batch.pack import Seqs
+from lossbook.losses.batch.seqs import Seqs
 from lossbook.losses.testing import check_loss
 
 #: Low enough that no drift lifts a logprob above 0.
@@ -217,8 +217,12 @@ def response(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, se
     [
         (lambda: rollout_correction("ppo", level="word"), LossConfigError, "levels are token, sequence, geometric"),
         (lambda: rollout_correction("ppo", rule="clip"), LossConfigError, "rules are truncate, mask, band, reject"),
-        (lambda: get_loss("ppo+token_clip"), LossConfigError, "'token_clip' is no correction; they are token_truncate"),
-        (lambda: get_loss("ppo+"), LossConfigError, "'' is no correction"),
+        (
+            lambda: get_loss("ppo+token_clip"),
+            LossConfigError,
+            "'token_clip' is not a correction; they are token_truncate",
+        ),
+        (lambda: get_loss("ppo+"), LossConfigError, "'' is not a correction"),
         (lambda: get_loss("pro+token_mask"), UnknownLossError, "no loss is registered as 'pro'"),
         (lambda: rollout_correction(0.5 * get_loss("ppo")), LossContractError, "takes one loss, not a mixture"),
         (lambda: rollout_correction("dpo"), LossContractError, "weighs a policy loss per token or datum"),

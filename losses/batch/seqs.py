@@ -1,0 +1,86 @@
+"""`Seqs`: how packed tokens lie in datums, handed to every loss that has a parameter `seqs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datums.errors import ShapeError
+
+
+class Seqs:
+    """How packed tokens lie in datums. Tensors are [T] over tokens (or [T, K]), [N] over datums.
+
+    In a loss per token, `sum` is unweighted, since the weights multiply the values that the loss returns. In a loss per
+    datum, pair or batch, `sum` itself weighs the tokens, Σ_t w_t x_t, and `mean` divides that by Σ_t w_t.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray | Tensor,
+        *,
+        weights: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.lengths = torch.as_tensor(lengths, dtype=torch.int64, device=device)
+        self.index = torch.repeat_interleave(torch.arange(len(self.lengths), device=device), self.lengths)
+        self._weights = weights
+
+    @property
+    def count(self) -> int:
+        """Number of datums."""
+        return len(self.lengths)
+
+    def plain_sum(self, values: Tensor) -> Tensor:
+        """[T] to [N]: unweighted sums over each datum's tokens."""
+        index = self.index.to(values.device)  # data is packed on the CPU, values are where the model is
+        return values.new_zeros((self.count, *values.shape[1:])).index_add(0, index, values)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[T] to [N]: sums over each datum's tokens (weighted in losses per datum, pair or batch)."""
+        if self._weights is None:
+            return self.plain_sum(values)
+        weights = self._weights.to(values)
+        if weights.ndim > values.ndim:
+            raise ShapeError(
+                f"values of shape {list(values.shape)} cannot be weighed by weights of shape {list(weights.shape)}: "
+                "return one value for each of the K targets of a position"
+            )
+        return self.plain_sum(values * (weights if weights.ndim == values.ndim else weights.unsqueeze(-1)))
+
+    def mean(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[T] to [N]: means over each datum's tokens, or over those where `mask` is true (0 where there are none)."""
+        ones = torch.ones_like(values) if mask is None else mask.to(values)
+        chosen = values if mask is None else torch.where(mask.bool(), values, torch.zeros_like(values))
+        total = self.sum(ones)
+        return self.sum(chosen) / torch.where(total == 0, torch.ones_like(total), total)
+
+    def last(self, values: Tensor) -> Tensor:
+        """[T] to [N]: each datum's value at its last token."""
+        return values[self.lengths.cumsum(0) - 1]
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """[N] to [T]: each datum's value at each of its tokens."""
+        return values[self.index]
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """[T] to N tensors, one per datum."""
+        return list(torch.split(values, self.lengths.tolist()))
+
+    def pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] to ([N/2], [N/2]): datums 2i and 2i+1, chosen and rejected."""
+        if len(values) != self.count or self.count % 2:
+            raise ShapeError(
+                f"pairs need one value for each of an even number of datums, got {len(values)} of {self.count}"
+            )
+        return values[0::2], values[1::2]
+
+    def to(self, like: Tensor) -> Seqs:
+        """The same on another tensor's device."""
+        if like.device == self.lengths.device:
+            return self
+        weights = None if self._weights is None else self._weights.to(like)
+        return Seqs(self.lengths, weights=weights, device=like.device)
