@@ -77,19 +77,12 @@ def register_loss(
     _check_ids(name, *aliases)
     groups = _one_word(name, "groups", groups, "units or partners", groups_of(units, partners))
     laws = _one_word(name, "laws", laws, "claims", claims)
-    levels: dict[str, Any] = {
-        "per": per,
-        "couples": couples,
-        "reduction": reduction,
-        "source": source,
-        "output": output,
-    }
-    declared = {"groups": groups, "candidates": candidates, "linear": linear, "aliases": tuple(aliases)}
-    mappings = {"required_if": required_if, "differs": differs, "laws": laws}
+    declared: dict[str, Any] = {"per": per, "couples": couples, "reduction": reduction, "source": source}
+    declared |= {"groups": groups, "candidates": candidates, "linear": linear, "aliases": tuple(aliases)}
+    declared |= {"required_if": dict(required_if or {}), "differs": dict(differs or {}), "laws": dict(laws or {})}
 
     def register(function: F) -> F:
-        copies = {key: dict(value or {}) for key, value in mappings.items()}
-        _add(make_spec(function, name, axes=axes or Axes(), **levels, **declared, **copies))
+        _add(make_spec(function, name, output=output, axes=axes or Axes(), **declared))
         return function
 
     return register
