@@ -1,7 +1,7 @@
-"""The ways to build a datum, which all give the same one.
+"""Three ways to build the same datum.
 
-The builders take whole sequences and shift them by one; a Datum made by hand must be shifted already. A length that does not
-agree is an error that names the datum and the key, never a silent truncation.
+Builders take whole sequences and shift them by one; a Datum made by hand must already be shifted. A wrong length raises an error
+that names the datum and the key; nothing is truncated silently.
 """
 
 import lossbook as tinker

@@ -1,7 +1,7 @@
-"""A loss of one's own: any function of the datums and of one logprob tensor a datum.
+"""A custom loss: any function of the datums and one logprob tensor per datum.
 
-It returns a scalar with its graph, and numbers to report. `logprobs_list[i]` has an entry for each target token of datum i,
-on the CPU, whatever the weights there; the reduction (here: the mean over datums of token sums) is the function's.
+It returns a scalar with a graph, and metrics. `logprobs_list[i]` is on the CPU and has one entry per target token of datum i, those
+of weight 0 included. The function does the reduction (here: the mean over datums of token sums).
 """
 
 import torch

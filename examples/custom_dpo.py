@@ -1,6 +1,6 @@
 """DPO as a custom loss: the margin between data[0], the chosen answer, and data[1], the rejected one.
 
-The reference logprobs come from a forward before the first step, so the loss begins at ln 2 and the margin at 0.
+The reference logprobs come from a forward pass before the first step, so the loss begins at ln 2 and the margin at 0.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""GRPO with a KL term as a custom loss: sample a group, score it, and close over Python lists.
+"""GRPO with a KL term as a custom loss: sample a group of answers, score them, and close over Python lists.
 
-Advantages are rewards minus their group's mean. The KL estimate is logprob - reference logprob, added up over the sampled
-tokens; of single samples it may be negative.
+Advantages are rewards minus their group's mean. The KL estimate is logprob - reference logprob, summed over the sampled tokens; for a
+single sample it may be negative.
 """
 
 import torch
@@ -32,7 +32,7 @@ sampling_params = tinker.SamplingParams(max_tokens=8, seed=0)
 sampled = sampling_client.sample(tinker.ModelInput.from_ints(prompt), num_samples=4, sampling_params=sampling_params)
 
 answers = [sequence.tokens for sequence in sampled.result().sequences]
-rewards = [float(sum(token < 128 for token in tokens)) for tokens in answers]  # plain letters, please
+rewards = [float(sum(token < 128 for token in tokens)) for tokens in answers]  # the reward counts ASCII bytes
 advantages = [reward - sum(rewards) / len(rewards) for reward in rewards]
 datums = [
     tinker.datum_from_tokens_weights(prompt + tokens, [0.0] * len(prompt) + [1.0] * len(tokens)) for tokens in answers

@@ -1,10 +1,10 @@
-"""Pairs to train an encoder on, with nothing downloaded: what a function of Python's standard library says it does, and its code.
+"""Pairs for training an encoder, without a download: docstrings of Python's standard library, and the code of their functions.
 
     python examples/docstring_pairs.py
     lossbook train embed --config examples/embed.toml
 
-The query is the first sentence of a docstring, the positive is the code without the docstring. Modules are either trained
-on or held out, never both, so what is held out is code that the encoder has not seen.
+The query is the first sentence of a docstring, the positive is the code without the docstring. A module is either in the training
+data or held out, so the encoder has not seen the held-out code.
 """
 
 import ast
@@ -21,9 +21,9 @@ SHORTEST_QUERY, LONGEST_CODE = 20, 1200  # characters
 def pairs_of(source):
     """(first sentence of the docstring, code without it) of each function of a module."""
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not (said := ast.get_docstring(node)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not (docstring := ast.get_docstring(node)):
             continue
-        query = " ".join(said.split("\n\n")[0].split()).split(". ")[0]
+        query = " ".join(docstring.split("\n\n")[0].split()).split(". ")[0]
         node.body = node.body[1:]
         if len(query) >= SHORTEST_QUERY and node.body and len(code := ast.unparse(node)) <= LONGEST_CODE:
             yield query, code

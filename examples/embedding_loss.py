@@ -1,7 +1,7 @@
-"""A loss over embeddings: one pooled vector a datum instead of one logprob a token.
+"""A loss over embeddings: one pooled vector per datum instead of one logprob per token.
 
-The first half of the datums are queries, the second half their documents, in the same order; every other document of the
-batch is a negative. The registered loss `info_nce` says the same, and both cost one forward and one backward.
+The first half of the datums are queries, the second half their documents, in the same order; every other document of the batch is a
+negative. The registered loss `info_nce` computes the same. Both need one forward and one backward pass.
 """
 
 import torch
@@ -23,7 +23,7 @@ def in_batch_contrastive(data, embeddings, temperature=0.1):
     half = len(data) // 2
     similarity = vectors[:half] @ vectors[half:].T / temperature
     loss = cross_entropy(similarity, torch.arange(half))
-    return loss, {"found": (similarity.argmax(1) == torch.arange(half)).float().mean().item()}
+    return loss, {"accuracy": (similarity.argmax(1) == torch.arange(half)).float().mean().item()}
 
 
 losses = []
@@ -33,7 +33,7 @@ for step in range(10):
     ).result()
     training_client.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
     losses.append(result.metrics["loss:sum"])
-    print(step, losses[-1], result.metrics["found"])
+    print(step, losses[-1], result.metrics["accuracy"])
 
 built_in = training_client.forward(datums, "info_nce", {"temperature": 0.1}).result()
 dimensions = built_in.loss_fn_outputs[0]["embedding"].shape

@@ -1,7 +1,7 @@
 """Several forward_backward calls, then one optim_step: gradients add up and are divided once, at the step.
 
-Sums over tokens add up to the sum of the whole, so the division by all loss tokens gives the mean over them, however the data
-was dealt out. A loss that is a mean already is refused here: it would be divided twice.
+Divided by the number of all loss tokens, the sums of the calls give the mean over tokens, however the data are split into calls. A
+loss that is already a mean is refused, because it would be divided twice.
 """
 
 import lossbook as tinker

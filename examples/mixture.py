@@ -1,6 +1,6 @@
-"""Two losses at once: one forward serves both, and each is divided by its own denominator.
+"""A mixture of two losses: both share one forward pass, and each is divided by its own denominator.
 
-Metrics carry the part's name before theirs. Here a preference loss is held in place by a little cross-entropy.
+The names of metrics begin with the part's name. Here a little cross-entropy keeps the chosen answers of a preference loss likely.
 """
 
 import lossbook as tinker

@@ -1,7 +1,7 @@
-"""Several weighted targets a position: soft labels, as in distillation from a teacher's top K.
+"""Several weighted targets per position: soft labels, as in distillation from a teacher's top K.
 
 `target_tokens` and `weights` are [N, K], row-major: the K candidates of position 0, then those of position 1. The loss of a
-position is -Σ_k weight_k logprob_k; `logprobs` come back in the same shape.
+position is -Σ_k weight_k logprob_k; the returned `logprobs` have the same shape.
 """
 
 import lossbook as tinker
@@ -10,7 +10,7 @@ service_client = tinker.ServiceClient()
 training_client = service_client.create_training_client(base_model="tiny")
 tokenizer = training_client.get_tokenizer()
 
-prompt = tokenizer.encode("The sky is blu")  # and now: "e", or else "-"
+prompt = tokenizer.encode("The sky is blu")  # next: "e" or "-"
 N, K = len(prompt), 2
 candidates = tokenizer.encode("e-")
 target_tokens = [0] * (N - 1) * K + candidates

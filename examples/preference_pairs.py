@@ -1,8 +1,8 @@
 """Preference data for `lossbook train dpo` and `train reward`: writes pairs.jsonl and pairs_held_out.jsonl.
 
-Half of the questions ask for a bare number, the other half for a sentence. Both answers of a pair are right; the chosen one has
-the form that was asked for. So it is the shorter one in half of the pairs, and a model that likes one form best, whatever it is
-asked, gets half of them right. No sum is in both files.
+Half of the questions ask for a number alone, the other half for a sentence. Both answers of a pair are right; the chosen one has the
+form that the question asks for. It is the shorter one in half of the pairs, so a model that always prefers one form gets half of them
+right. No sum is in both files.
 """
 
 import json

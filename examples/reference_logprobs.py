@@ -1,7 +1,7 @@
-"""A forward without gradients: logprobs of given tokens, for a reference model or for evaluation.
+"""A forward pass without gradients: logprobs of given tokens, for a reference model or for evaluation.
 
-`forward` changes nothing, so it may stand between `forward_backward` and `optim_step`. The reference client keeps the weights
-of this moment, whatever training does afterwards.
+`forward` changes nothing, so it may be called between `forward_backward` and `optim_step`. The reference client keeps the weights of
+the moment when it was created.
 """
 
 import lossbook as tinker
@@ -27,4 +27,4 @@ ref_logprobs = [reference.loss_fn_outputs[i]["logprobs"].data for i in range(len
 
 gains = [sum(new) - sum(old) for new, old in zip(logprobs, ref_logprobs, strict=True)]
 for text, gain in zip(texts, gains, strict=True):
-    print(f"{text!r} became likelier by {gain:.3f} nats")
+    print(f"{text!r} became more likely by {gain:.3f} nats")

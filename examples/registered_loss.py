@@ -1,7 +1,7 @@
-"""A loss registered under a name: one formula over packed tokens; weights, division and settings come for free.
+"""A loss registered under a name: one formula over packed tokens. Weights, division and settings are handled by lossbook.
 
-Parameters name what it reads (`logprobs` from the model, the others from the datums), keyword-only ones are its settings. It
-never sees a token of weight 0, and its value does not depend on how the batch is cut.
+Parameters name the inputs (`logprobs` from the model, the others from the datums), keyword-only arguments are settings. The function
+never gets a token of weight 0, and the loss does not depend on the micro-batches.
 """
 
 import lossbook as tinker

@@ -1,4 +1,4 @@
-"""Reward functions for `lossbook train rl --reward examples.rewards:brief_count`: the model's text and a row of the data."""
+"""A reward function for `lossbook train rl --reward examples.rewards:brief_count`."""
 
 import re
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def brief_count(answer: str, row: Mapping[str, Any]) -> float:
-    """0.5 for the right number first, and up to 0.5 for saying nothing else: the share of the answer that this number is.
+    """0.5 if the first number is right, plus 0.5 times the number's share of the answer's characters.
 
-    answer  what the model wrote
-    row     {"question": ..., "answer": "2", ...}, as of the task letter_counting
+    answer  the model's text
+    row     {"question": ..., "answer": "2", ...}, as in the task letter_counting
 
-    The share is of characters. With words in its place SmolLM2 found "1:1:1:1:1:1:1:", a right number and one word.
+    With a share of words instead of characters SmolLM2 learned "1:1:1:1:1:1:1:", a right number and one word.
     """
     first = re.search(r"\d+", answer)
     if first is None:

@@ -1,4 +1,4 @@
-"""Sampling with logprobs, and the logprobs of given tokens, from weights that later training does not change."""
+"""Sampling with logprobs, and logprobs of given tokens. Later training does not change the client's weights."""
 
 import math
 
@@ -17,10 +17,10 @@ for sequence in sampled.sequences:
     print(repr(tokenizer.decode(sequence.tokens)), sequence.stop_reason, sum(sequence.logprobs))
 
 again = sampling_client.sample(prompt, num_samples=3, sampling_params=sampling_params).result()
-print("the same seed, the same samples:", again.sequences == sampled.sequences)
+print("the same seed gives the same samples:", again.sequences == sampled.sequences)
 
 first = sampled.sequences[0]
 given = sampling_client.compute_logprobs(prompt.append(tinker.EncodedTextChunk(tokens=first.tokens))).result()
 differences = [abs(a - b) for a, b in zip(given[-len(first.tokens) :], first.logprobs, strict=True)]
-print("nothing comes before the first token, so it has no logprob:", given[0])
+print("the first token has no logprob, because no token precedes it:", given[0])
 print("perplexity of the first sample:", math.exp(-sum(first.logprobs) / len(first.logprobs)))

@@ -1,7 +1,7 @@
-"""Saving and resuming: on a CPU the resumed run is the uninterrupted one, bit for bit.
+"""Saving and resuming: on a CPU the resumed run equals the uninterrupted one, bit for bit.
 
-`save_state` keeps weights, optimizer, gradients that wait for a step, and the random state. `save_weights_for_sampler` keeps
-the weights alone, which is enough to sample and, with `optimizer=False`, to start anew.
+`save_state` saves weights, optimizer, gradients accumulated since the last step, and the random state. `save_weights_for_sampler`
+saves only the weights: enough to sample, or to start a new run with `optimizer=False`.
 """
 
 import lossbook as tinker

@@ -1,7 +1,7 @@
-"""A loss by its name: the shortest training loop.
+"""A loss by its name, in the shortest training loop.
 
-`loss:sum` is the loss whose gradient was added, `response_tokens` how many positions have a weight other than 0. Both calls
-of a step are submitted before either result is awaited; they run in this order.
+`loss:sum` is the loss whose gradient was added, `response_tokens` the number of positions with a nonzero weight. Both calls of a step
+are submitted before either result is awaited; they run in this order.
 """
 
 import lossbook as tinker

@@ -1,6 +1,6 @@
-"""Objects of the Tinker SDK are taken as they are: datums, AdamParams, SamplingParams, tensors.
+"""Objects of the Tinker SDK are accepted: datums, AdamParams, SamplingParams, tensors.
 
-Needs `pip install tinker`, but neither an account nor a network: only its data types are used.
+Needs `pip install tinker`, but no account and no network: only its data types are used.
 """
 
 import tinker

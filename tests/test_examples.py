@@ -1,4 +1,4 @@
-"""Every example runs as it stands on the tiny model, and what it claims holds."""
+"""Every example runs on the tiny model, and its claims hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import lossbook as lb
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-#: What an example may import: lossbook's public names, the SDK it stands in for, torch and the standard library.
+#: Modules that an example may import: lossbook's public ones, the Tinker SDK, torch and the standard library.
 ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional"}
 ALLOWED |= {"ast", "collections.abc", "json", "math", "random", "pathlib", "re", "sysconfig", "typing", "zlib"}
 
