@@ -1,4 +1,4 @@
-"""Optional packages and users' modules, imported where they are used."""
+"""Optional packages and users' modules, imported when they are used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
 
 def user_module(path: str) -> ModuleType | None:
-    """The module of "module:name"; None where there is none of this name. An error inside the module is raised as it is."""
+    """The module of "module:name", or None if there is no such module. Errors inside the module are raised."""
     name = path.partition(":")[0]
     if not all(part.isidentifier() for part in name.split(".")):
         return None
@@ -34,7 +34,7 @@ def user_module(path: str) -> ModuleType | None:
 
 
 def named_in(module: ModuleType, path: str, error: type[LossbookError]) -> Any:
-    """What "module:name" names in its module. Raises `error`, with the likeliest name, where the module has no such."""
+    """The object that "module:name" names. Raises `error`, with the likeliest name, if the module lacks it."""
     name = path.partition(":")[2]
     if not hasattr(module, name):
         raise error(f"module {module.__name__!r} has no {name!r}.{did_you_mean(name, dir(module))}")

@@ -1,4 +1,4 @@
-"""docs/your-own.md as a newcomer follows it: its files are written, its commands run, in a folder of one's own."""
+"""The files and commands of docs/your-own.md, as a newcomer would write and run them in an empty folder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     commands = [shlex.split(line) for line in lines if line.startswith("lossbook ")]
     assert len(commands) >= 8
     for words in commands:
-        plain = {**os.environ, "NO_COLOR": "1"}
-        done = subprocess.run([*LOSSBOOK, *words[1:]], cwd=tmp_path, capture_output=True, text=True, env=plain)
+        environment = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        done = subprocess.run([*LOSSBOOK, *words[1:]], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "both.png").stat().st_size > 10_000
     page = (tmp_path / "runs" / "steep" / "report.html").read_text(encoding="utf-8")

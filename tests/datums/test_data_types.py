@@ -1,4 +1,4 @@
-"""The data types hold what they are given, in the forms and with the names of the Tinker SDK."""
+"""The data types keep their numbers, with the forms and names of the Tinker SDK."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_to_torch_is_a_copy() -> None:
     assert data.data == [1.0, 2.0]
 
 
-def test_a_tensor_with_a_graph_leaves_it_behind() -> None:
+def test_the_graph_of_a_tensor_is_dropped() -> None:
     data = TensorData.from_torch(torch.ones(2, requires_grad=True, dtype=torch.bfloat16))
     assert data.dtype == "float32"
     assert not data.to_torch().requires_grad
 
 
-def test_csr_is_densified_with_zeros_as_the_tinker_sdk_does() -> None:
+def test_csr_is_filled_up_with_zeros_as_in_the_tinker_sdk() -> None:
     data = TensorData(**CSR)
     assert data.tolist() == [[0, 0, 1, 0], [2, 0, 0, 3]]
     tinker = pytest.importorskip("tinker")
@@ -76,12 +76,12 @@ def test_csr_needs_both_lists_of_indices_and_a_shape() -> None:
         ([1, "a"], "must be numbers, got an array of"),
     ],
 )
-def test_what_is_no_number_is_named(data: Any, message: str) -> None:
+def test_an_error_names_the_type_that_is_not_a_number(data: Any, message: str) -> None:
     with pytest.raises(DtypeError, match=message):
         TensorData(data)
 
 
-def test_large_unsigned_arrays_are_taken_without_a_loop_over_their_entries() -> None:
+def test_unsigned_arrays_become_int64() -> None:
     assert TensorData.from_numpy(np.arange(3, dtype=np.uint16)).dtype == "int64"
     assert TensorData.from_numpy(np.arange(3, dtype=np.uint64)).dtype == "int64"
 
@@ -117,7 +117,7 @@ def test_images_are_refused() -> None:
         Datum(Input())  # type: ignore[arg-type]
 
 
-def test_a_mapping_or_a_plain_list_of_tokens_will_do() -> None:
+def test_a_mapping_with_a_list_of_tokens_is_a_datum() -> None:
     datum = as_datum({"model_input": [1, 2], "loss_fn_inputs": {"weights": [1, 0]}})
     assert datum == Datum(ModelInput.from_ints([1, 2]), {"weights": TensorData([1.0, 0.0])})
 

@@ -1,4 +1,4 @@
-"""Preference pairs and sampled trajectories become datums; whatever belongs to a token stays with it."""
+"""Preference pairs and sampled trajectories become datums; every number stays with its token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def inputs(datum: Datum) -> dict[str, Any]:
 
 
 class TestPairs:
-    """datums_from_pairs: chosen and rejected take turns."""
+    """datums_from_pairs: chosen and rejected alternate."""
 
     def test_token_lists_become_chosen_then_rejected(self) -> None:
         chosen, rejected, *rest = datums_from_pairs([[1, 2], [5]], [[3], [6]], [[4, 4], [7]])
@@ -51,7 +51,7 @@ class TestPairs:
         assert datums_from_pairs([(datums[0], datums[1]), (datums[2], datums[3])]) == datums
 
     @given(st.lists(st.tuples(TOKENS, TOKENS, TOKENS), min_size=1, max_size=4))
-    def test_every_target_is_the_next_token_and_answers_alone_are_learned(self, pairs: list[Any]) -> None:
+    def test_every_target_is_the_next_token_and_only_answers_are_learned(self, pairs: list[Any]) -> None:
         datums = datums_from_pairs(*map(list, zip(*pairs, strict=True)))
         for index, (prompt, *answers) in enumerate(pairs):
             for datum, answer in zip(datums[2 * index : 2 * index + 2], answers, strict=True):
@@ -101,7 +101,7 @@ class TestPairs:
         with pytest.raises(EmptyLossError, match="pair 0: rejected: every weight is 0"):
             datums_from_pairs([(good, empty)])
 
-    def test_reference_logprobs_of_another_length_say_which_two_would_do(self) -> None:
+    def test_reference_logprobs_of_a_wrong_length_name_both_accepted_lengths(self) -> None:
         with pytest.raises(
             LengthMismatchError, match=r"ref_logprobs has 3 entries for 1 answer tokens \(of 2 positions\)"
         ):
@@ -198,7 +198,7 @@ class TestTrajectories:
         assert datums_from_trajectories([trajectory(temperature=0.6)], allow_biased=True)
 
     @pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
-    def test_an_impossible_temperature_is_refused_always(self, temperature: float) -> None:
+    def test_an_invalid_temperature_is_always_refused(self, temperature: float) -> None:
         with pytest.raises(BiasedLogprobError, match="temperature must be a finite number >= 0"):
             datums_from_trajectories([trajectory(temperature=temperature)], allow_biased=True)
 
@@ -223,11 +223,11 @@ class TestTrajectories:
         with pytest.raises(error, match=f"trajectory 0: .*{message}"):
             datums_from_trajectories([trajectory(**changes)])
 
-    def test_none_at_all_are_refused(self) -> None:
+    def test_an_empty_list_is_refused(self) -> None:
         with pytest.raises(EmptyLossError, match="there are no trajectories"):
             datums_from_trajectories([])
 
-    def test_drop_leaves_out_what_is_too_long(self) -> None:
+    def test_drop_leaves_out_trajectories_that_are_too_long(self) -> None:
         long = trajectory(response_tokens=[3] * 9, sampling_logprobs=[0.0] * 9)
         assert len(datums_from_trajectories([long, trajectory()], max_length=4, truncation="drop")) == 1
         with pytest.raises(DatumDropped) as caught:

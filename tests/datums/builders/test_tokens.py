@@ -1,4 +1,4 @@
-"""Tokens become datums: shifted once, aligned always, truncated only as asked. D1 ... are rows of the faults to inject."""
+"""Tokens become datums: shifted once, aligned, and truncated only on request. D1 ... number the faults that must be refused."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_fewer_than_two_tokens_leave_nothing_to_predict(tokens: list[int]) -> No
         datum_from_tokens_weights(tokens, [1.0] * len(tokens))
 
 
-def test_negative_tokens_and_weights_that_are_no_numbers_are_refused() -> None:
+def test_negative_tokens_and_weights_that_are_not_finite_are_refused() -> None:
     with pytest.raises(TokenRangeError, match="target_tokens holds -1 at position 1"):
         datum_from_tokens_weights([1, 2, -1], [0, 1, 1])
     with pytest.raises(NonFiniteLossInput, match="weights is nan at position 0"):
@@ -108,7 +108,7 @@ def test_negative_tokens_and_weights_that_are_no_numbers_are_refused() -> None:
 class TestMean:
     """reduction="mean": the weights of a datum sum to one."""
 
-    def test_divides_by_the_sum_of_the_weights_that_count(self) -> None:
+    def test_divides_by_the_sum_of_the_shifted_weights(self) -> None:
         datum = datum_from_tokens_weights([1, 2, 3, 4], [9, 1, 0, 3], reduction="mean")
         assert inputs(datum)["weights"] == [0.25, 0.0, 0.75]
 
@@ -145,7 +145,7 @@ class TestTruncation:
     def test_a_sequence_of_exactly_max_length_tokens_stays(self) -> None:
         assert datum_from_tokens_weights(self.TOKENS, [1] * 6, 6).model_input.length == 5
 
-    def test_d12_too_long_is_an_error_by_default_that_counts_what_would_be_lost(self) -> None:
+    def test_d12_a_long_sequence_is_by_default_an_error_that_counts_the_labels_it_would_lose(self) -> None:
         with pytest.raises(TruncationError) as caught:
             datum_from_tokens_weights(self.TOKENS, [0, 0, 1, 1, 1, 1], 4)
         assert str(caught.value) == (
@@ -154,7 +154,7 @@ class TestTruncation:
         )
         assert not isinstance(caught.value, DatumDropped)
 
-    def test_d12_under_drop_it_is_an_error_that_says_so(self) -> None:
+    def test_d12_under_drop_a_long_sequence_raises_datum_dropped(self) -> None:
         with pytest.raises(DatumDropped, match="leaves out the sequence and its 4 label tokens") as caught:
             datum_from_tokens_weights(self.TOKENS, [0, 0, 1, 1, 1, 1], 4, truncation="drop")
         assert caught.value.labels == 4
@@ -167,12 +167,14 @@ class TestTruncation:
             pytest.param("middle", [0, 1, 4], [1, 4, 5], [1, 0, 1], id="middle: 4 never followed 1, so it is no label"),
         ],
     )
-    def test_the_policies(self, policy: Any, read: list[int], targets: list[int], weights: list[float]) -> None:
+    def test_each_policy_keeps_its_part_of_the_tokens(
+        self, policy: Any, read: list[int], targets: list[int], weights: list[float]
+    ) -> None:
         datum = datum_from_tokens_weights(self.TOKENS, [1] * 6, 4, truncation=policy)
         assert datum.model_input.to_ints() == read
         assert inputs(datum) == {"target_tokens": targets, "weights": weights}
 
-    def test_the_middle_of_an_odd_number_keeps_one_more_at_the_beginning(self) -> None:
+    def test_middle_keeps_one_more_token_at_the_beginning_of_an_odd_max_length(self) -> None:
         datum = datum_from_tokens_weights(self.TOKENS, [1] * 6, 5, truncation="middle")
         assert [*datum.model_input.to_ints(), datum.loss_fn_inputs["target_tokens"].data[-1]] == [0, 1, 2, 4, 5]
 
@@ -198,7 +200,7 @@ class TestTruncation:
             datum_from_tokens_weights([1, 2], [1, 1], truncation="rigth")  # type: ignore[arg-type]
 
     @given(SEQUENCES, st.integers(2, 45), st.sampled_from(["right", "left", "middle"]))
-    def test_what_stays_is_as_it_was(
+    def test_kept_tokens_keep_their_targets_and_weights(
         self, sequence: list[tuple[int, float]], max_length: int, policy: Literal["right", "left", "middle"]
     ) -> None:
         # tokens number themselves, so that each label can be traced
@@ -235,7 +237,7 @@ class TestTopK:
         for key, value in one.loss_fn_inputs.items():
             assert value.data == plain.loss_fn_inputs[key].data
 
-    def test_as_many_rows_as_tokens_could_mean_two_things_and_is_refused(self) -> None:
+    def test_as_many_rows_as_tokens_is_ambiguous_and_refused(self) -> None:
         with pytest.raises(
             LengthMismatchError, match=r"pass rows \[:-1\]; if it is about tokens\[t\] itself, pass rows"
         ):

@@ -1,4 +1,4 @@
-"""datum_from_teacher_topk: a teacher's candidates with their log-probabilities, shifted with everything else."""
+"""datum_from_teacher_topk: a teacher's candidates and their log-probabilities, shifted with the tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inputs(datum: Datum) -> dict[str, Any]:
     return {key: value.tolist() for key, value in datum.loss_fn_inputs.items()}
 
 
-def test_rows_are_about_the_tokens_after_the_first_and_weights_are_one_a_row() -> None:
+def test_rows_are_about_the_tokens_after_the_first_and_weights_are_one_per_row() -> None:
     datum = datum_from_teacher_topk([5, 6, 7], [[6, 1], [7, 2]], [[-0.5, -1.0], [-0.25, -2.0]], [0.0, 2.0])
     assert datum.model_input.to_ints() == [5, 6]
     assert inputs(datum) == {
@@ -98,7 +98,7 @@ def test_rows_are_truncated_with_their_tokens() -> None:
         ([[-3, 4]], [[-1.0, -2.0]], None, TokenRangeError, "target_tokens holds -3 at position 0, column 0"),
     ],
 )
-def test_what_no_teacher_can_have_said_is_refused(
+def test_invalid_candidates_of_a_teacher_are_refused(
     tokens: Any, logprobs: Any, weights: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -128,6 +128,6 @@ def test_one_weight_for_all_candidates_of_a_position_is_valid_data() -> None:
         ({"weights": [1.0, 0.0, 1.0]}, LengthMismatchError, "weights has 3 entries"),
     ],
 )
-def test_other_data_about_candidates_is_refused(changed: Any, error: type[Exception], message: str) -> None:
+def test_invalid_data_about_candidates_is_refused(changed: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_datum(by_hand(**changed), vocab_size=10)

@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are learned. D14 ... are rows of the faults to inject."""
+"""Which tokens of a conversation are learned. D14 ... number the faults that must be refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MASKED = ["marked", "unmarked"]
 
 
 def learned(datum: Datum, tokenizer: Any) -> list[str]:
-    """The texts of the runs of tokens that have weight."""
+    """The texts of consecutive tokens with a nonzero weight."""
     runs: list[list[int]] = [[]]
     for token, weight in zip(
         datum.loss_fn_inputs["target_tokens"].data, datum.loss_fn_inputs["weights"].data, strict=True
@@ -179,7 +179,7 @@ def test_trimmed_offsets_do_not_move_the_mask(answer: str, tokenizer_with: Any) 
     assert learned(datum_from_messages(messages, tokenizer), tokenizer) == [answer, "Bye"]
 
 
-def test_marks_inside_a_macro_are_found_where_transformers_misplaces_them(tokenizer_with: Any) -> None:
+def test_marks_inside_a_macro_are_located_where_transformers_misplaces_them(tokenizer_with: Any) -> None:
     tokenizer = tokenizer_with("marked in a macro")
     assert learned(datum_from_messages(CONVERSATION, tokenizer), tokenizer) == ["Hello é<|im_end|>", "Bye<|im_end|>"]
 
@@ -196,7 +196,7 @@ def test_marked_answers_that_change_when_others_follow_cannot_be_told_apart(toke
     assert learned(datum_from_messages(CONVERSATION, tokenizer), tokenizer) == ["*<|im_end|>", "*<|im_end|>"]
 
 
-def test_d17_a_template_that_cuts_into_a_control_token_is_refused(tokenizer_with: Any) -> None:
+def test_d17_a_template_that_splits_a_control_token_is_refused(tokenizer_with: Any) -> None:
     messages = [{"role": "user", "content": "Hi <|im_end|>"}, CONVERSATION[2]]
     with pytest.raises(TemplateError, match="splits the messages' text inside a control token"):
         datum_from_messages(messages, tokenizer_with("takes user text apart"))
@@ -305,7 +305,7 @@ def test_d14_marks_around_everything_or_nothing_are_refused(
 
 
 class TestWeightsOfMessages:
-    """An assistant's message may say what its tokens count for."""
+    """An assistant's message may have a weight for its tokens."""
 
     SAID = (
         {"role": "user", "content": "Hi"},
@@ -339,20 +339,20 @@ class TestWeightsOfMessages:
             (0.25, 3, [0.25] * 3 + [3] * 3),
         ],
     )
-    def test_its_tokens_get_it(
+    def test_the_tokens_of_a_message_get_its_weight(
         self, first: Any, second: Any, expected: list[float], template: str, tokenizer_with: Any
     ) -> None:
         assert self.weights(tokenizer_with(template), first, second) == expected
 
-    def test_turns_that_are_not_learned_stay_so(self, tokenizer_with: Any) -> None:
+    def test_a_weight_does_not_make_other_turns_learned(self, tokenizer_with: Any) -> None:
         assert self.weights(tokenizer_with("marked"), 5, 2, train_on="last_assistant") == [0, 0, 0, 2, 2, 2]
 
-    def test_a_weight_of_0_on_others_changes_nothing(self, tokenizer_with: Any) -> None:
+    def test_a_weight_of_0_on_other_roles_changes_nothing(self, tokenizer_with: Any) -> None:
         given = [{**m, "weight": 0 if m["role"] == "user" else 1} for m in self.SAID]
         tokenizer = tokenizer_with("marked")
         assert datum_from_messages(given, tokenizer) == datum_from_messages(self.SAID, tokenizer)
 
-    def test_nothing_left_to_learn_is_refused(self, tokenizer_with: Any) -> None:
+    def test_weights_that_leave_nothing_to_learn_are_refused(self, tokenizer_with: Any) -> None:
         with pytest.raises(EmptyLossError, match="every answer to learn has the weight 0"):
             self.weights(tokenizer_with("marked"), 0, 0)
         with pytest.raises(EmptyLossError, match="every answer to learn has the weight 0"):
@@ -365,7 +365,7 @@ class TestWeightsOfMessages:
             self.weights(tokenizer_with("marked"), 1, 0, train_on="all")
 
     @pytest.mark.parametrize("template", ["marked, forgets earlier answers", "forgets earlier answers"])
-    def test_turns_that_the_template_renders_otherwise_later_cannot_be_weighed(
+    def test_turns_that_the_template_later_renders_differently_cannot_be_weighed(
         self, template: str, tokenizer_with: Any
     ) -> None:
         given = [dict(message) for message in self.SAID]
@@ -377,7 +377,7 @@ class TestWeightsOfMessages:
 
 
 class TestMalformedMessages:
-    """D19: a message that cannot be used is named, whatever the template would have said."""
+    """D19: errors name the malformed message, before the template reads it."""
 
     @pytest.mark.parametrize(
         ("messages", "message"),
@@ -411,7 +411,7 @@ class TestMalformedMessages:
             ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "tool call 0 names no function"),
         ],
     )
-    def test_is_named(self, messages: Any, message: str, tokenizer_with: Any) -> None:
+    def test_a_malformed_message_is_named(self, messages: Any, message: str, tokenizer_with: Any) -> None:
         with pytest.raises(MessageError, match=message):
             datum_from_messages(messages, tokenizer_with("marked"))
 
@@ -419,7 +419,7 @@ class TestMalformedMessages:
         with pytest.raises(MessageError, match=r"unknown train_on 'assistant'; known are all_assistant, .*index"):
             datum_from_messages(CONVERSATION, tokenizer_with("marked"), train_on="assistant")  # type: ignore[arg-type]
 
-    def test_what_the_template_refuses_is_no_stack_trace(self, tokenizer_with: Any) -> None:
+    def test_an_error_inside_the_template_becomes_a_template_error(self, tokenizer_with: Any) -> None:
         with pytest.raises(TemplateError, match=r"refuses these 5 messages: .*Conversation roles must alternate"):
             datum_from_messages(CONVERSATION, tokenizer_with("wants users and assistants in turn"))
 
@@ -445,13 +445,13 @@ class TestTools:
         {"role": "assistant", "content": "2"},
     ]
 
-    def test_a_template_that_renders_them_has_them_learned(self, tokenizer_with: Any) -> None:
+    def test_tool_calls_are_learned_where_the_template_renders_them(self, tokenizer_with: Any) -> None:
         tokenizer = tokenizer_with("calls tools")
         call, answer = learned(datum_from_messages(self.MESSAGES, tokenizer), tokenizer)
         assert json.loads(call.removesuffix("<|im_end|>")) == [self.CALL]
         assert answer == "2<|im_end|>"
 
-    def test_an_answer_in_parts_is_looked_for_too(self, tokenizer_with: Any) -> None:
+    def test_a_tools_answer_in_parts_must_be_rendered_too(self, tokenizer_with: Any) -> None:
         messages = [*self.MESSAGES[:2], {"role": "tool", "content": [{"type": "text", "text": "two"}]}]
         with pytest.raises(TemplateError, match="message 2 is a tool's answer, but the chat template leaves it out"):
             datum_from_messages(messages, tokenizer_with("calls tools, but forgets what they answer"))
@@ -464,16 +464,18 @@ class TestTools:
             ("unmarked", "the chat template refuses these 4 messages"),
         ],
     )
-    def test_a_template_that_does_not_is_refused(self, template: str, message: str, tokenizer_with: Any) -> None:
+    def test_a_template_that_leaves_tool_messages_out_is_refused(
+        self, template: str, message: str, tokenizer_with: Any
+    ) -> None:
         with pytest.raises(TemplateError, match=message):
             datum_from_messages(self.MESSAGES, tokenizer_with(template))
 
 
 class TestCheckTemplate:
-    """check_template: a template is tried before any data is."""
+    """check_template: a template is tried on a test conversation."""
 
     @pytest.mark.parametrize("template", MASKED)
-    def test_a_good_one_passes(self, template: str, tokenizer_with: Any) -> None:
+    def test_a_good_template_passes(self, template: str, tokenizer_with: Any) -> None:
         checked = check_template(tokenizer_with(template))
         assert checked.marks_generation == (template == "marked")
         assert checked.stop_token == "<|im_end|>"
@@ -495,7 +497,7 @@ class TestCheckTemplate:
             pytest.param("no generation prompt", "ignores add_generation_prompt", id="no generation prompt"),
         ],
     )
-    def test_a_bad_one_does_not(self, template: str, message: str, tokenizer_with: Any) -> None:
+    def test_a_bad_template_is_refused(self, template: str, message: str, tokenizer_with: Any) -> None:
         with pytest.raises(TemplateError, match=f"cannot be trained with: .*{message}"):
             check_template(tokenizer_with(template))
 

@@ -1,4 +1,4 @@
-"""Looking at many datums together finds what looking at each of them finds, in the same words."""
+"""Checking many datums together gives the same errors as checking each of them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def one_by_one(datums: list[Datum], **options: Any) -> None:
     vocab_size=st.sampled_from([None, VOCABULARY]),
     masked_targets=st.booleans(),
 )
-def test_the_verdict_on_many_is_the_verdict_one_by_one(made: Any, vocab_size: Any, masked_targets: bool) -> None:
+def test_checking_many_datums_gives_the_same_error_as_checking_each(
+    made: Any, vocab_size: Any, masked_targets: bool
+) -> None:
     datums = []
     for base, changes in made:
         datum = base()

@@ -1,4 +1,4 @@
-"""What is refused before a model sees a datum, and in which words. D1 ... are rows of the list of faults to inject."""
+"""Checks of datums and their error messages. D1 ... number the faults that must be refused."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_weights_off_by_one_are_refused_with_the_hint_about_the_shift(weights: l
         ({"hidden": np.zeros((7, 2))}, r"hidden has shape \[7, 2\], model_input has 3 tokens"),
     ],
 )
-def test_lengths_that_disagree_are_named(inputs: dict[str, Any], message: str) -> None:
+def test_an_error_about_lengths_names_both(inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(LengthMismatchError, match=message):
         check_datum(datum([1, 2, 3], **inputs))
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [[1.0], [1.0]], 1.0], ids=["N", "N x 1", "one number"])
-def test_d9_one_weight_a_position_for_k_targets_is_refused_with_the_order_of_values(weights: Any) -> None:
+def test_d9_one_weight_per_position_for_k_targets_is_refused_with_the_order_of_values(weights: Any) -> None:
     with pytest.raises(
         LengthMismatchError, match=r"target_tokens is \[2, 3\]: weights needs N\*K = 6 values in row-maj"
     ):
@@ -128,7 +128,7 @@ def test_targets_of_weight_0_need_not_be_aligned() -> None:
     check_aligned(datum([1, 2, 3], target_tokens=[0, 3, 9], weights=[0.0, 1.0, 1.0]))
 
 
-def test_alignment_cannot_be_asked_of_datums_without_one_target_a_position() -> None:
+def test_alignment_needs_one_target_per_position() -> None:
     with pytest.raises(MissingInput, match="datum 3 carries no target_tokens"):
         check_aligned(datum([1, 2]), 3)
     with pytest.raises(AlignmentError, match=r"shape \[2, 1\] are not one next token per position"):
@@ -188,7 +188,7 @@ def test_negative_ids_are_refused_without_a_vocabulary_and_at_weight_0() -> None
         check_datum(datum([1, 1], target_tokens=[-100, 1], weights=[0.0, 1.0]))
 
 
-def test_masked_targets_beyond_the_vocabulary_pass_unless_all_positions_are_looked_up() -> None:
+def test_masked_targets_beyond_the_vocabulary_pass_unless_masked_targets_is_set() -> None:
     masked = datum([1, 1], target_tokens=[99, 1], weights=[0.0, 1.0])
     check_datum(masked, vocab_size=10)
     with pytest.raises(TokenRangeError, match="target_tokens holds 99 at position 0"):
@@ -204,14 +204,14 @@ def test_d5_numbers_that_are_not_finite_are_named_with_datum_key_and_position(ke
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30], ids=str)
-def test_n5_masked_positions_may_hold_anything_but_weights(garbage: float) -> None:
+def test_n5_masked_positions_may_hold_any_number_but_weights_must_be_finite(garbage: float) -> None:
     check_datum(datum([1, 2], weights=[0.0, 1.0], advantages=[garbage, 1.0], matrix=[[garbage], [1.0]]))
     check_datum(datum([1, 2], weights=[0.0, 0.0], reward=garbage))
     k_targets = {"target_tokens": [[1, 2], [3, 4]], "weights": [[0, 0], [0, 1]]}
     check_datum(datum([1, 2], **k_targets, advantages=[garbage, 1.0], teacher=[[garbage, garbage], [garbage, 1.0]]))
 
 
-def test_only_the_masked_entry_of_k_targets_is_free() -> None:
+def test_of_k_targets_only_masked_entries_may_hold_any_number() -> None:
     wrong = datum([1], target_tokens=[[1, 2]], weights=[[0.0, 1.0]], teacher=[[0.0, math.nan]])
     with pytest.raises(NonFiniteLossInput, match="teacher is nan at position 0, column 1; a weight of 0 would leave"):
         check_datum(wrong)
@@ -274,7 +274,7 @@ def test_d11_a_datum_of_one_token_is_enough() -> None:
     check_datum(datum([1], target_tokens=[2], weights=[1.0]))
 
 
-def test_what_is_no_datum_is_named_by_its_place() -> None:
+def test_an_object_that_is_not_a_datum_is_named_by_its_index() -> None:
     with pytest.raises(DtypeError, match="datum 1 of 2: expected a Datum"):
         check_datums([GOOD, 3])
     with pytest.raises(DtypeError, match="needs 'model_input', but this mapping holds tokens"):
@@ -282,7 +282,7 @@ def test_what_is_no_datum_is_named_by_its_place() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 30), st.integers(2, 50))
-def test_whatever_the_garbage_at_masked_positions_the_verdict_is_the_same(seed: int, length: int, vocab: int) -> None:
+def test_numbers_at_masked_positions_do_not_change_the_verdict(seed: int, length: int, vocab: int) -> None:
     rng = np.random.default_rng(seed)
     weights = rng.choice([0.0, 1.0, -0.5], size=length)
     tokens = rng.integers(0, vocab, size=length)
@@ -295,7 +295,7 @@ def test_whatever_the_garbage_at_masked_positions_the_verdict_is_the_same(seed: 
             check_datum(datum(tokens.tolist(), target_tokens=targets, weights=weights, advantages=advantages))
 
 
-def test_every_refusal_can_be_caught_as_the_builtin_a_reader_expects() -> None:
+def test_errors_can_be_caught_as_builtins() -> None:
     for error in (LengthMismatchError, TokenRangeError, NonFiniteLossInput, AlignmentError, EmptyLossError):
         assert issubclass(error, ValueError)
         assert issubclass(error, LossbookError)

@@ -1,4 +1,4 @@
-"""Whatever a row holds, it becomes datums or an error of lossbook's that names it, never another exception."""
+"""Any row becomes datums or a LossbookError that names the row, never another exception."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ KEYS = sorted(
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("template", ["marked", "unmarked"])
 @given(data=st.data())
-def test_any_row_is_built_or_refused(kind: str, template: str, tokenizer_with: Any, data: st.DataObject) -> None:
+def test_any_row_is_built_or_raises_a_lossbook_error(
+    kind: str, template: str, tokenizer_with: Any, data: st.DataObject
+) -> None:
     row = {key: data.draw(VALUES, label=key) for key in FORMATS[kind]}
     row.update(data.draw(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2)))
     try:
@@ -94,7 +96,7 @@ USER = {"role": "user", "content": "Hi"}
     ],
 )
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-def test_faults_of_rows_are_named_from_any_file(
+def test_errors_of_rows_name_file_and_row(
     write: Any, row: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path, tokenizer_with: Any
 ) -> None:
     name, unit = ("rows.jsonl", "line") if write is write_jsonl else ("rows.parquet", "row")
@@ -103,13 +105,13 @@ def test_faults_of_rows_are_named_from_any_file(
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_d5_a_table_can_hold_what_json_cannot(number: float, tmp_path: Path, tokenizer_with: Any) -> None:
+def test_d5_nan_and_infinity_in_a_table_are_refused(number: float, tmp_path: Path, tokenizer_with: Any) -> None:
     path = write_parquet(tmp_path / "rows.parquet", {"tokens": [1, 2, 3], "weights": [0.0, number, 1.0]})
     with pytest.raises(NonFiniteLossInput, match=r"^rows.parquet, row 1: .*weights is (nan|inf) at position 0"):
         datums_from_file(path, tokenizer_with("marked"))
 
 
-def test_d4_an_id_beyond_64_bits(tmp_path: Path, tokenizer_with: Any) -> None:
+def test_d4_an_id_beyond_64_bits_is_refused(tmp_path: Path, tokenizer_with: Any) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", {"tokens": [1, 2**70], "weights": [0, 1]})
     with pytest.raises(TokenRangeError, match=r"^rows.jsonl, line 1: 'tokens': .*beyond 64 bits"):
         datums_from_file(path, tokenizer_with("marked"))

@@ -210,7 +210,7 @@ def test_other_rows_are_refused_with_their_keys_and_the_known_formats(
         ),
     ],
 )
-def test_a_bad_value_is_named_by_its_key(
+def test_an_error_names_the_key_of_a_bad_value(
     row: dict[str, Any], kind: type[Exception], message: str, tokenizer_with: Any
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -218,7 +218,7 @@ def test_a_bad_value_is_named_by_its_key(
 
 
 @pytest.mark.parametrize("label", [True, False, 1, 0, 1.0, 0.0])
-def test_a_label_is_kept_as_a_number_of_the_datum(label: float, tokenizer_with: Any) -> None:
+def test_a_label_becomes_one_number_of_the_datum(label: float, tokenizer_with: Any) -> None:
     tokenizer = tokenizer_with("marked")
     row = {"prompt": [USER], "completion": [ANSWER]}
     datum = datum_from_row({**row, "label": label}, tokenizer)
@@ -234,7 +234,7 @@ def test_an_empty_answer_may_be_the_rejected_one(tokenizer_with: Any) -> None:
     assert [learned(datum, tokenizer) for datum in datums_from_row(row, tokenizer)] == ["b<|im_end|>", "<|im_end|>"]
 
 
-def test_what_a_row_says_about_its_tokens_is_shifted_with_them(tokenizer_with: Any) -> None:
+def test_inputs_per_token_are_shifted_with_their_tokens(tokenizer_with: Any) -> None:
     row = {"tokens": [5, 6, 7], "weights": [0, 1, 1], "advantages": [0, 0.5, -0.5], "ref_logprobs": None}
     inputs = datum_from_row(row, tokenizer_with("marked")).loss_fn_inputs
     assert set(inputs) == {"target_tokens", "weights", "advantages"}
@@ -246,7 +246,7 @@ def test_what_a_row_says_about_its_tokens_is_shifted_with_them(tokenizer_with: A
     st.integers(0, 3),
     st.integers(0, 3),
 )
-def test_labels_are_weights_written_another_way(tokens: list[tuple[int, bool]], before: int, after: int) -> None:
+def test_labels_give_the_same_datum_as_weights(tokens: list[tuple[int, bool]], before: int, after: int) -> None:
     ids, labels = [t for t, _ in tokens], [t if seen else -100 for t, seen in tokens]
     if not any(seen for _, seen in tokens[1:]):
         return
@@ -303,7 +303,7 @@ class TestFiles:
         (example,) = report.problems["TruncationError"].examples
         assert example.startswith("chat.jsonl, line 3: rejected: 101 tokens are longer than max_length=50")
 
-    def test_a_line_that_cannot_be_read_is_never_left_out(self, tmp_path: Path, tokenizer_with: Any) -> None:
+    def test_a_line_that_cannot_be_read_always_raises(self, tmp_path: Path, tokenizer_with: Any) -> None:
         path = tmp_path / "bad.jsonl"
         path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', encoding="utf-8")
         with pytest.raises(DataFileError, match=r"bad\.jsonl, line 2: not JSON"):

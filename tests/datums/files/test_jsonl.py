@@ -1,4 +1,4 @@
-"""D18: every fault of a JSON Lines file is named by file and line, and memory holds one line at a time."""
+"""D18: errors about a JSON Lines file name file and line, and memory holds one line at a time."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_blank_lines_are_skipped_and_counted(folder: Path) -> None:
         pytest.param(b'{"a": "' + b"x" * 3000 + b'"}', "longer than 2000 bytes", id="D18: a long line"),
     ],
 )
-def test_a_bad_line_is_named(folder: Path, line: bytes, message: str) -> None:
+def test_an_error_names_the_bad_line(folder: Path, line: bytes, message: str) -> None:
     limit = 2000 if b"xxx" in line else 1_000_000
     rows = read_jsonl(write(folder, b'{"good": 1}\n\n' + line + b"\n"), max_line_bytes=limit)
     assert next(rows) == {"good": 1}

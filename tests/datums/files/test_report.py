@@ -1,4 +1,4 @@
-"""What the report says became of the rows: nothing is lost without being counted."""
+"""The report counts every row and every lost label token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLICIES = st.sampled_from(["drop", "right", "left", "middle"])
 
 
 def labels_of(weights: list[float]) -> int:
-    """Label tokens of a row, counted apart from the code under test: the first token is nobody's target."""
+    """Label tokens of a row, counted without the code under test: the first token is never a target."""
     return len([weight for weight in weights[1:] if weight != 0])
 
 
@@ -40,7 +40,7 @@ def make(max_length: int | None, truncation: Any) -> Any:
 
 
 @given(ROWS, st.integers(2, 20), POLICIES)
-def test_kept_and_lost_label_tokens_are_all_there_were(rows: list[list[float]], max_length: int, policy: str) -> None:
+def test_kept_and_lost_label_tokens_add_up_to_all(rows: list[list[float]], max_length: int, policy: str) -> None:
     try:
         datums, report = build_datums(rows, make(max_length, policy), on_error="drop")
     except EmptyLossError:
@@ -110,14 +110,14 @@ def test_the_report_of_the_whole_is_that_of_the_parts_merged(
 
 
 class Numbered(list[float]):
-    """Weights of a row that knows its place in the whole."""
+    """Weights of a row, with its place in the whole."""
 
     def __init__(self, weights: list[float], index: int) -> None:
         super().__init__(weights)
         self.place = f"row {index}"
 
 
-def test_merging_leaves_its_parts_as_they_were() -> None:
+def test_merging_does_not_change_its_parts() -> None:
     _, report = build_datums([[1.0] * 5], make(3, "right"))
     before = report.to_json()
     merged = report.merge(report)
@@ -163,7 +163,7 @@ def test_mistakes_in_make_are_never_dropped() -> None:
         build_datums([{}], make(None, "error"), on_error="skip")  # type: ignore[arg-type]
 
 
-def test_what_is_no_datum_or_no_good_one_is_refused() -> None:
+def test_invalid_datums_from_make_are_refused() -> None:
     with pytest.raises(DtypeError, match="row 0: expected a Datum"):
         build_datums([1], lambda row: row)
     with pytest.raises(LengthMismatchError, match="row 0: the datum: weights has 1 entry, model_input has 2 tokens"):
@@ -173,7 +173,7 @@ def test_what_is_no_datum_or_no_good_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("on_error", ["error", "drop"])
-def test_nothing_kept_is_an_error_with_the_report(on_error: Literal["error", "drop"]) -> None:
+def test_an_error_about_no_kept_row_contains_the_report(on_error: Literal["error", "drop"]) -> None:
     with pytest.raises(EmptyLossError, match="there are no rows"):
         build_datums([], make(None, "error"), on_error=on_error)
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_the_report_reads_as_text_and_as_json() -> None:
     }
 
 
-def test_formats_longest_rows_and_repetitions_are_told() -> None:
+def test_the_report_has_formats_longest_rows_and_repetitions() -> None:
     rows = [
         {"tokens": [1, 2], "weights": [0, 1]},
         {"tokens": [1, 2, 3], "weights": [0, 1, 1]},
@@ -290,11 +290,11 @@ def test_a_survey_holds_one_row_at_a_time() -> None:
     assert len(list(made)) == report.kept - 1 == 2
 
 
-def test_an_empty_report_reads_too() -> None:
+def test_an_empty_report_can_be_rendered() -> None:
     assert DataReport().render().splitlines()[0] == "rows    0: 0 kept (0 truncated), 0 dropped"
     assert DataReport().length_quantiles() == {}
 
 
-def test_datums_without_weights_are_labels_all_through() -> None:
+def test_without_weights_every_token_is_a_label() -> None:
     _, report = build_datums([1], lambda row: Datum(ModelInput.from_ints([1, 2, 3])))
     assert report.labels_kept == 3

@@ -1,4 +1,4 @@
-"""What a reader sees of a datum: every token, and which of them are learned, with and without colour."""
+"""A shown datum has every token and marks the learned ones, with and without colour."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_colours_follow_the_weights(tokenizer_with: Any) -> None:
     assert style_of["<|im_end|>"] == "rgb(0,255,0) underline"
 
 
-def test_without_colour_learned_runs_stand_in_marks_with_their_weight(tokenizer_with: Any) -> None:
+def test_without_colour_marks_and_weights_stand_around_learned_tokens(tokenizer_with: Any) -> None:
     tokenizer = tokenizer_with("marked")
     tokens = tokenizer("abcdef")["input_ids"]
     text = render_datum(datum_from_tokens_weights(tokens, [0, 0, 1, 1, -0.5, 0]), tokenizer, marks=True)
@@ -57,13 +57,13 @@ def test_datums_without_weights_or_targets_can_be_shown(tokenizer_with: Any) -> 
     assert render_datum(Datum(tokens, targets), tokenizer, marks=True).plain == "a«bc»"
 
 
-def test_k_targets_are_no_text(tokenizer_with: Any) -> None:
+def test_k_targets_cannot_be_shown(tokenizer_with: Any) -> None:
     datum = Datum(ModelInput.from_ints([1]), {"target_tokens": [[1, 2]]})  # type: ignore[dict-item]
     with pytest.raises(ShapeError, match=r"target_tokens of shape \[1, 2\] are not one text"):
         render_datum(datum, tokenizer_with("marked"))
 
 
-def test_bytes_that_are_no_character_are_shown_one_by_one(tokenizer_with: Any) -> None:
+def test_bytes_that_are_not_a_character_are_shown_one_by_one(tokenizer_with: Any) -> None:
     tokenizer = tokenizer_with("marked")
     first, second = tokenizer("é")["input_ids"]
     text = render_datum(datum_from_tokens_weights([first, second, first], [0, 0, 1]), tokenizer, marks=True)
@@ -84,7 +84,7 @@ def test_every_text_is_shown_whole(tokenizer_with: Any, text: str) -> None:
         )
 
 
-def test_a_file_can_neither_hide_text_in_the_terminal_nor_command_it() -> None:
+def test_control_characters_are_shown_as_codes() -> None:
     assert visible("a\x1b[2Jb\u202ec\x00\u2028") == "a\\x1b[2Jb\\u202ec\\x00\\u2028"
     assert visible("[red]é\n") == "[red]é↵\n"
 
@@ -105,7 +105,9 @@ class TestShowFile:
         row = "<|im_start|>user↵\nHi<|im_end|>↵\n<|im_start|>assistant↵\n«Yo<|im_end|>»↵\n"
         assert text == "".join(f"chat.jsonl, line {line}: 25 tokens, 3 learned\n{row}\n\n" for line in (1, 2))
 
-    def test_no_color_is_heeded(self, tmp_path: Path, tokenizer_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_color_switches_colour_off(
+        self, tmp_path: Path, tokenizer_with: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = tmp_path / "chat.jsonl"
         path.write_text(FILE, encoding="utf-8")
         coloured, plain = io.StringIO(), io.StringIO()

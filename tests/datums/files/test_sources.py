@@ -1,4 +1,4 @@
-"""One function reads every source: the same rows give the same datums, and a fault names its source and row."""
+"""One function reads every source: the same rows give the same datums, and errors name source and row."""
 
 from __future__ import annotations
 
@@ -76,12 +76,14 @@ ROWS = [{"prompt": f"p{i}", "completion": "c"} for i in range(3)]
 
 
 class TestEverySourceGivesTheSame:
-    """JSON Lines, compressed or not, Parquet and `datasets` are ways of keeping the same rows."""
+    """JSON Lines, compressed or not, Parquet and `datasets` hold the same rows."""
 
     @pytest.mark.parametrize("kind", FORMATS)
     @given(data=st.data())
     @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-    def test_the_same_datums(self, kind: str, folder: Path, tokenizer_with: Any, data: st.DataObject) -> None:
+    def test_every_source_gives_the_same_datums(
+        self, kind: str, folder: Path, tokenizer_with: Any, data: st.DataObject
+    ) -> None:
         rows = data.draw(st.lists(FORMATS[kind], min_size=1, max_size=4))
         tokenizer = tokenizer_with("marked")
         plain, report = datums_from_file(write_jsonl(folder / "rows.jsonl", *rows), tokenizer)
@@ -105,15 +107,15 @@ class TestEverySourceGivesTheSame:
         numbers = [1.0, None]
         assert table_row({"a": numbers}, "")["a"] is numbers, "long lists of numbers are not gone through"
 
-    def test_a_data_set_may_be_set_to_give_other_things(self) -> None:
+    def test_a_data_set_may_have_another_output_format(self) -> None:
         made = datasets.Dataset.from_list([{"tokens": [1, 2]}]).with_format("torch")
         assert list(read_rows(made)) == [{"tokens": [1, 2]}]
 
 
 class TestPlaces:
-    """Each row knows where it is from; counts are from 1."""
+    """Each row has its place; counts start at 1."""
 
-    def test_each_kind_of_source_has_its_words(self, tmp_path: Path) -> None:
+    def test_each_kind_of_source_names_its_rows(self, tmp_path: Path) -> None:
         made = datasets.Dataset.from_list(ROWS[:2])
         made.save_to_disk(str(tmp_path / "saved"))
         datasets.DatasetDict({"train": made, "test": made}).save_to_disk(str(tmp_path / "splits"))
@@ -128,7 +130,7 @@ class TestPlaces:
         assert places(read_rows(f"datasets:{tmp_path}/saved")) == ["saved, row 1", "saved, row 2"]
         assert places(read_rows(f"datasets:{tmp_path}/splits:test")) == ["splits:test, row 1", "splits:test, row 2"]
 
-    def test_an_error_of_a_row_names_it(self, tmp_path: Path, tokenizer_with: Any) -> None:
+    def test_an_error_names_the_row(self, tmp_path: Path, tokenizer_with: Any) -> None:
         path = write_parquet(tmp_path / "kto.parquet", {**ROWS[0], "label": True}, {**ROWS[1], "label": None})
         with pytest.raises(LabelError, match=r"^kto.parquet, row 2: 'label' is None"):
             datums_from_file(path, tokenizer_with("marked"))
@@ -142,13 +144,13 @@ class TestPlaces:
         both = [tmp_path / "b.jsonl", str(write_parquet(tmp_path / "c.parquet", ROWS[0]))]
         assert places(read_rows(both)) == ["b.jsonl, line 1", "b.jsonl, line 2", "c.parquet, row 1"]
 
-    def test_a_name_that_exists_is_no_pattern(self, tmp_path: Path) -> None:
+    def test_a_name_that_exists_is_not_a_pattern(self, tmp_path: Path) -> None:
         write_jsonl(tmp_path / "a.jsonl", *ROWS)
         assert places(read_rows(write_jsonl(tmp_path / "[a].jsonl", ROWS[0]))) == ["[a].jsonl, line 1"]
 
 
 class TestStreaming:
-    """No more is in memory, and no more is read, than is asked for."""
+    """Only the requested rows are read, one line or batch at a time."""
 
     def test_a_limit_ends_the_reading(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"
@@ -159,11 +161,11 @@ class TestStreaming:
         assert len(list(read_rows([write_jsonl(tmp_path / "b.jsonl", ROWS[0])] * 9, limit=4))) == 4
 
     @pytest.mark.parametrize("limit", [0, -1, True, 2.5, "3"])
-    def test_a_limit_is_a_count(self, limit: Any) -> None:
+    def test_a_limit_must_be_a_positive_integer(self, limit: Any) -> None:
         with pytest.raises(DataFileError, match="limit must be a number of rows, at least 1, not"):
             read_rows("a.jsonl", limit=limit)
 
-    def test_an_endless_data_set_can_be_begun(self) -> None:
+    def test_the_first_rows_of_an_endless_data_set_can_be_read(self) -> None:
         drawn = []
 
         def endless() -> Any:
@@ -175,7 +177,7 @@ class TestStreaming:
         assert len(list(rows)) == 2
         assert len(drawn) < 50
 
-    def test_parquet_holds_a_batch_of_rows(self, tmp_path: Path) -> None:
+    def test_memory_holds_one_batch_of_a_parquet_file(self, tmp_path: Path) -> None:
         many = [{"prompt": f"{i:01000}", "completion": "c"} for i in range(20_000)]
         path = write_parquet(tmp_path / "a.parquet", *many, use_dictionary=False)
         size = sum(len(row["prompt"]) for row in many)
@@ -202,7 +204,7 @@ class TestStreaming:
 
 
 class TestWhatCannotBeRead:
-    """Every bad source says which it is, what is wrong and what to do."""
+    """An error about a bad source names the source, the problem and the fix."""
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -241,18 +243,18 @@ class TestWhatCannotBeRead:
             ("a.jsonl", b"", "holds no rows"),
         ],
     )
-    def test_a_file(self, name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    def test_a_bad_file_is_refused(self, name: str, content: bytes, message: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataFileError, match=message):
             list(read_rows(tmp_path / name))
 
-    def test_a_zst_that_was_cut_off(self, tmp_path: Path) -> None:
+    def test_a_truncated_zst_file_is_refused(self, tmp_path: Path) -> None:
         path = write_zst(tmp_path / "a.jsonl.zst", lines(*({"a": f"{i * 7919 % 10007}"} for i in range(9999))))
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(DataFileError, match=r"a\.jsonl\.zst: cannot be read.*Truncated compressed stream"):
             list(read_rows(path))
 
-    def test_damage_inside_a_parquet_file(self, tmp_path: Path) -> None:
+    def test_a_damaged_parquet_file_is_refused(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "a.parquet", *({"a": f"{i * 7919 % 10007:020}"} for i in range(20_000)))
         content = bytearray(path.read_bytes())
         content[2000:6000] = b"\xff" * 4000
@@ -260,14 +262,14 @@ class TestWhatCannotBeRead:
         with pytest.raises(DataFileError, match=r"a\.parquet: cannot be read as Parquet"):
             list(read_rows(path))
 
-    def test_a_table_without_rows(self, tmp_path: Path) -> None:
+    def test_a_table_without_rows_is_refused(self, tmp_path: Path) -> None:
         parquet.write_table(arrow.table({"a": arrow.array([], arrow.int64())}), tmp_path / "a.parquet")
         with pytest.raises(DataFileError, match=r"a\.parquet: holds no rows"):
             list(read_rows(tmp_path / "a.parquet"))
         with pytest.raises(DataFileError, match="dataset: holds no rows"):
             list(read_rows(datasets.Dataset.from_dict({"a": []})))
 
-    def test_what_is_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_source_is_refused_with_a_hint(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_jsonl(tmp_path / "train.jsonl", *ROWS)
         with pytest.raises(
             DataFileError, match=r"trian.jsonl: .* No such file or directory. Did you mean 'train.jsonl'\?"
@@ -283,7 +285,7 @@ class TestWhatCannotBeRead:
         with pytest.raises(DataFileError, match="a folder that `datasets` did not save"):
             list(read_rows(f"datasets:{tmp_path}"))
 
-    def test_splits(self, tmp_path: Path) -> None:
+    def test_a_wrong_or_missing_split_is_refused_with_the_splits(self, tmp_path: Path) -> None:
         made = datasets.Dataset.from_list(ROWS)
         both = datasets.DatasetDict({"train": made, "test": made})
         both.save_to_disk(str(tmp_path / "both"))
@@ -301,21 +303,21 @@ class TestWhatCannotBeRead:
         with pytest.raises(DataFileError, match="dataset has the splits train, test; choose one of them"):
             list(read_rows(both))
 
-    def test_a_damaged_saved_folder(self, tmp_path: Path) -> None:
+    def test_a_damaged_saved_folder_is_refused(self, tmp_path: Path) -> None:
         datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
         (tmp_path / "saved" / "dataset_info.json").write_text("{", encoding="utf-8")
         with pytest.raises(DataFileError, match="saved: cannot be read as a saved data set"):
             list(read_rows(tmp_path / "saved"))
 
     @pytest.mark.parametrize("source", ["datasets:", "datasets:a:", "datasets:a:b:c:d", "datasets:a:train[:10]"])
-    def test_a_name_that_is_none(self, source: str) -> None:
+    def test_a_malformed_name_of_a_data_set_is_refused(self, source: str) -> None:
         with pytest.raises(
             DataFileError, match=r"is not datasets:NAME, datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT"
         ):
             list(read_rows(source))
 
     @pytest.mark.parametrize("source", [3, None, [], [{"a": 1}]])
-    def test_what_is_no_source(self, source: Any) -> None:
+    def test_an_object_that_is_not_a_source_is_refused(self, source: Any) -> None:
         with pytest.raises(
             DataFileError, match="a data source is a file's name, a list of names or a `datasets` object, not"
         ):
@@ -333,7 +335,7 @@ class TestWhatCannotBeRead:
 
 
 class TestHub:
-    """`datasets:NAME` asks the hub, which no test does: what it is asked for, and what becomes of its answer."""
+    """`datasets:NAME` with a replacement for the hub: the requests, and the treatment of answers."""
 
     def test_name_configuration_and_split_reach_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Any] = []
