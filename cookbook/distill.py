@@ -38,7 +38,7 @@ from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss, torch_dtype
 from .run.names import REPORT
-from .tasks.held_out import HeldOut, say_what_is_trained_on
+from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 
 #: Candidates a position where a loss compares candidates and nobody says how many.
@@ -155,7 +155,7 @@ def load_lessons(config: DistillConfig, tokenizer: Any) -> tuple[list[Lesson], D
     lessons, report = build_lessons(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
     has_held_out = bool(questions) or config.eval_data is not None
     held_out, seen = build_lessons(eval_rows, tokenizer, **options) if has_held_out else ([], DataReport())
-    say_what_is_trained_on(seen, report)
+    warn_of_repeated_rows(seen, report)
     if config.teacher == SELF and all(lesson.is_alike for lesson in lessons):
         raise ConfigError(
             "the teacher is the student itself and reads the same prompts, so there is nothing to learn: give it a hint with "

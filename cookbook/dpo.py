@@ -37,7 +37,7 @@ from .preferences.tasks import WrongAnswer, preference_rows
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
 from .run.names import REPORT
-from .tasks.held_out import say_what_is_trained_on
+from .tasks.held_out import warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 
 #: The metrics of a step that the display has room for.
@@ -111,5 +111,5 @@ def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[
         held_out_rows = read_rows(config.eval_data) if config.eval_data else []
     units, report = build_units(rows, needs, tokenizer, **options)
     held_out, seen = build_units(held_out_rows, needs, tokenizer, **options) if held_out_rows else ([], DataReport())
-    say_what_is_trained_on(seen, report)
+    warn_of_repeated_rows(seen, report)
     return units, report, held_out

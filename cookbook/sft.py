@@ -35,7 +35,7 @@ from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
 from .run.names import REPORT
-from .tasks.held_out import HeldOut, say_what_is_trained_on
+from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task, question_datum
 
 
@@ -92,5 +92,5 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
     make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
     held_out, seen = build_datums(read_rows(config.eval_data), make) if config.eval_data else ([], DataReport())
     datums, report = build_datums(read_rows(config.data or ""), make)
-    say_what_is_trained_on(seen, report)
+    warn_of_repeated_rows(seen, report)
     return datums, report, HeldOut(held_out)

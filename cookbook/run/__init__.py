@@ -1,1 +1,1 @@
-"""What every run has: a folder, batches, a display, trackers, samples, and a way to stop."""
+"""Shared by all runs: settings, the run's folder, batches, progress display, trackers, samples and signals."""

@@ -1,4 +1,4 @@
-"""Which datums make up which batch: a function of the seed and the step alone, so a resumed run sees the same ones."""
+"""Which datums are in which batch. It depends on the seed and the step alone, so a resumed run sees the same batches."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from ...datums.errors import EmptyLossError
 
 
 class Batches:
-    """Every datum once an epoch, in an order drawn anew for each; the last batch of an epoch may be smaller."""
+    """Each datum once per epoch, in a new random order each epoch; an epoch's last batch may be smaller."""
 
     def __init__(self, datums: int, batch_size: int, seed: int) -> None:
         if datums < 1 or batch_size < 1:
-            raise EmptyLossError(f"{datums} datums in batches of {batch_size} make no batch")
+            raise EmptyLossError(
+                f"{datums} datums and a batch size of {batch_size} give no batch: both must be at least 1"
+            )
         self.datums = datums
         self.batch_size = batch_size
         self.seed = seed
@@ -20,11 +22,11 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Batches in an epoch."""
+        """Batches per epoch."""
         return -(-self.datums // self.batch_size)
 
     def at(self, step: int) -> list[int]:
-        """The indices of the datums of a step, from 1."""
+        """The indices of the datums in the batch of a step; steps count from 1."""
         epoch, number = divmod(step - 1, self.per_epoch)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -1,4 +1,4 @@
-"""Settings that all recipes have, and their files: TOML or JSON, checked key by key against the recipe's settings."""
+"""Settings that all recipes share, and their configuration files: TOML or JSON, checked key by key."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ...losses.loss.loss import Loss
 from ...losses.registry import get_loss
 from .names import TrackerName
 
-#: A value of a loss's or a task's settings, as it can be written in TOML or on a command line.
+#: The value of one setting of a loss or a task, as TOML and the command line can write it.
 Setting = bool | int | float | str
 
-#: Where rows come from, as `read_rows` takes it; of a Path its text.
-Source = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
+#: Where rows come from, as `read_rows` takes it; a Path is converted to text.
+Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
-#: What products are computed in.
+#: The dtype of matrix products.
 Precision = Literal["float32", "bfloat16"]
 
-#: What may differ between a run and its continuation: how long it goes on (under a linear schedule that changes the
-#: steps to come, too), how often it looks and saves, who is told, and where it is computed and kept.
+#: Settings that `--resume` may change: the number of steps (which changes a linear schedule too), how often the run
+#: evaluates and saves, its trackers, its device and its folder.
 EXTENDABLE = (
     *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out"),
     *("sample_prompts", "sample_every", "sample_tokens"),
@@ -35,68 +35,66 @@ EXTENDABLE = (
 
 
 class RecipeConfig(BaseModel):
-    """Settings that every recipe has; every field is a flag."""
+    """Settings that every recipe has; each field is a flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     model: str = Field("tiny", description="hub id, local directory, .gguf file, or 'tiny' (built in code)")
-    out: Path = Field(Path("runs/run"), description="folder of the run: settings, metrics, checkpoints, weights")
-    start_from: Path | None = Field(
-        None, description="a run's folder or a checkpoint, whose weights training begins with"
-    )
-    loss: str = Field("cross_entropy", description="a registered id (`lossbook losses list`) or module:function")
-    loss_config: dict[str, Setting] = Field({}, description="settings of the loss: --loss-config reduction sum")
-    all_weights: bool = Field(False, description="train all weights, in place of LoRA adapters")
+    out: Path = Field(Path("runs/run"), description="the run's folder: settings, metrics, checkpoints, weights")
+    start_from: Path | None = Field(None, description="start from these weights: a run's folder or a checkpoint")
+    loss: str = Field("cross_entropy", description="a loss's id (see `lossbook losses list`) or module:function")
+    loss_config: dict[str, Setting] = Field({}, description="the loss's settings: --loss-config reduction sum")
+    all_weights: bool = Field(False, description="train all weights instead of LoRA adapters")
     rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
-    train_unembed: bool = Field(False, description="adapt the output head too")
-    learning_rate: float = Field(5e-4, gt=0)
-    schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
+    train_unembed: bool = Field(False, description="add an adapter to the output head")
+    learning_rate: float = Field(5e-4, gt=0, description="the optimizer's learning rate after warmup")
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: decays to 0 at the last step")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
-    grad_clip_norm: float = Field(1.0, ge=0, description="0 for no clipping")
+    grad_clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     seed: int = Field(
-        0, ge=0, description="of the adapters' initial values, the order of the data, and all that is drawn"
+        0, ge=0, description="random seed of the adapters' initial values, the order of the data and sampling"
     )
-    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 for before and after only")
-    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 for one at the end")
-    sample_prompts: tuple[str, ...] = Field((), description="what the model is asked as it learns: see samples.jsonl")
-    sample_every: int = Field(0, ge=0, description="steps between such questions; 0 for before and after only")
-    sample_tokens: int = Field(64, ge=1, description="tokens an answer may have")
-    log_to: tuple[TrackerName, ...] = Field((), description="where numbers go beside metrics.jsonl")
-    device: str | None = Field(None, description="cpu, cuda, ...; the best there is if not given")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after training")
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only one, at the end")
+    sample_prompts: tuple[str, ...] = Field(
+        (), description="prompts answered during training, written to samples.jsonl"
+    )
+    sample_every: int = Field(0, ge=0, description="steps between these answers; 0: only before and after")
+    sample_tokens: int = Field(64, ge=1, description="most tokens in such an answer")
+    log_to: tuple[TrackerName, ...] = Field((), description="trackers that receive the metrics, besides metrics.jsonl")
+    device: str | None = Field(None, description="cpu, cuda, ...; None: the best available")
     dtype: Precision | None = Field(
-        None, description="of products, and of frozen weights: float32 on a CPU, bfloat16 on a GPU if not given"
+        None, description="dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
     )
-    resume: bool = Field(False, description="continue the run in `out` where its last checkpoint is")
-    overwrite: bool = Field(False, description="delete the run in `out` and begin anew")
+    resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
+    overwrite: bool = Field(False, description="delete the run in `out` and start again")
 
     def adam_params(self, step: int, total: int) -> AdamParams:
-        """The optimizer's numbers for a step, from 1, of `total`."""
+        """The optimizer's settings at one of `total` steps, counted from 1."""
         rising = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         falling = (total - step + 1) / total if self.schedule == "linear" else 1.0
         return AdamParams(learning_rate=self.learning_rate * rising * falling, grad_clip_norm=self.grad_clip_norm)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON values, all that make the run what it is."""
+        """The settings as JSON values, without `resume` and `overwrite`."""
         return self.model_dump(mode="json", exclude={"resume", "overwrite"})
 
 
 class DataConfig(RecipeConfig):
-    """Settings of recipes that learn from rows of data, or from the questions of a reasoning-gym task."""
+    """Settings of recipes that train on rows of data, or on questions of a reasoning-gym task."""
 
     data: Source | None = Field(
-        None, description="what to train on: .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT"
+        None, description="training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT"
     )
-    eval_data: Source | None = Field(None, description="the same, of which nothing is trained on")
-    task: str | None = Field(None, description="a reasoning-gym task, in place of data")
-    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
-    task_size: int = Field(512, ge=1, description="questions of the task to train on")
-    held_out: int = Field(50, ge=0, description="questions of the task that only measure")
-    max_length: int | None = Field(
-        None, ge=2, description="tokens that a prompt and its answer may have; None for no limit"
-    )
-    batch_size: int = Field(8, ge=1, description="rows or questions a step")
-    epochs: int = Field(1, ge=1, description="times that every row is seen, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+    eval_data: Source | None = Field(None, description="held-out data, in the same forms")
+    task: str | None = Field(None, description="a reasoning-gym task to train on, instead of data")
+    task_config: dict[str, Setting] = Field({}, description="the task's settings: --task-config max_words 5")
+    task_size: int = Field(512, ge=1, description="number of the task's questions to train on")
+    held_out: int = Field(50, ge=0, description="number of the task's questions held out for evaluation")
+    max_length: int | None = Field(None, ge=2, description="most tokens in a prompt with its answer; None: no limit")
+    batch_size: int = Field(8, ge=1, description="rows or questions per step")
+    epochs: int = Field(1, ge=1, description="passes over the data; ignored when --steps is set")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of --epochs")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -108,15 +106,15 @@ class DataConfig(RecipeConfig):
 
 
 def torch_dtype(name: Precision | None) -> torch.dtype | None:
-    """torch's own dtype; None, for the device's default, stays None."""
+    """The torch dtype; None (the device's default) stays None."""
     return None if name is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def configured_loss(config: RecipeConfig) -> Loss:
-    """The recipe's loss as configured; one a token is averaged over the batch's tokens unless it says otherwise.
+    """The configured loss; a loss per token is averaged over the batch's tokens, unless `loss_config` has a reduction.
 
-    A mean keeps the gradient's size, and so the meaning of `grad_clip_norm`, from depending on the batch. Raises
-    UnknownLossError, LossConfigError, and LossContractError for a mixture, which some presets are.
+    The mean keeps the gradient's size, and so the effect of `grad_clip_norm`, independent of the batch's size. Raises
+    UnknownLossError, LossConfigError, and LossContractError for a mixture (some presets are mixtures).
     """
     loss = get_loss(config.loss, **config.loss_config)
     if not isinstance(loss, Loss):
@@ -128,14 +126,14 @@ def configured_loss(config: RecipeConfig) -> Loss:
 
 
 def resolved_settings(config: RecipeConfig) -> dict[str, Any]:
-    """All settings, and under `resolved_loss` those of the loss with its defaults filled in."""
+    """All settings, and under `resolved_loss` the loss's settings with defaults filled in."""
     loss = configured_loss(config)
     resolved = {"name": loss.name, "per": loss.spec.per, **loss.config.model_dump(mode="json")}
     return {**config.settings(), "resolved_loss": {**resolved, "reduction": loss.reduction}}
 
 
 def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """The file's values, converted to the types of the model's fields. Raises ConfigError naming file and key."""
+    """The file's values, converted to the types of the model's fields. Raises ConfigError with file and key."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -150,7 +148,7 @@ def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _converted(values: Mapping[str, Any], model: type[BaseModel], path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for key, value in values.items():
         field = model.model_fields.get(key)
         if field is None:
@@ -158,9 +156,9 @@ def _converted(values: Mapping[str, Any], model: type[BaseModel], path: Path) ->
             hint = did_you_mean(key, model.model_fields)
             raise ConfigError(f"{path}: no setting is called {key!r}.{hint} There are: {known}")
         this_field: dict[str, Any] = {key: (field.annotation, field)}
-        alone = create_model(model.__name__, **this_field)  # the whole model's rules span fields, some still to come
+        alone = create_model(model.__name__, **this_field)  # one field: flags may still add what other rules need
         try:
-            found[key] = getattr(alone(**{key: value}), key)
+            converted[key] = getattr(alone(**{key: value}), key)
         except ValidationError as error:
             raise ConfigError(f"{path}: {key} = {value!r}: {error.errors()[0]['msg']}") from None
-    return found
+    return converted

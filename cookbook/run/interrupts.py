@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the program to stop. Ask it after each step."""
+    """True once a signal asked the program to stop; check it after each step."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,7 +20,7 @@ class StopRequest:
         return self.signal is not None
 
     def leave(self, message: str) -> None:
-        """Exit with 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM)."""
+        """If asked to stop, exit with 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM)."""
         if self.signal is not None:
             print(message, file=sys.stderr)
             raise SystemExit(128 + self.signal)
@@ -28,9 +28,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, the first SIGINT or SIGTERM is a request; a second one stops at once, by KeyboardInterrupt.
+    """Within the block, the first SIGINT or SIGTERM is a request to stop; a second one raises KeyboardInterrupt.
 
-    Outside the main thread, where Python allows no signal handlers, nothing is caught.
+    Outside the main thread, where Python allows no signal handlers, signals keep their usual effect.
     """
     request = StopRequest()
 
@@ -38,7 +38,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request:
             raise KeyboardInterrupt
         request.signal = number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        print("\nstopping after this step; press again to stop at once", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield request

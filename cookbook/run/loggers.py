@@ -1,29 +1,26 @@
-"""What a person sees while a run goes on; the record itself is metrics.jsonl."""
+"""The progress display of a run; the record itself is metrics.jsonl."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
-
-from ...datums.errors import LossbookError, located
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-#: About how many plain lines a run prints, so that a log file stays readable.
+#: About how many progress lines a run prints where there is no bar.
 PLAIN_LINES = 20
 
 
 class StepDisplay:
     """A progress bar in a terminal; plain lines in a pipe, in CI and under NO_COLOR. Use it in a `with` block.
 
-    total: the number of steps. start: how many were made before, by the run that is resumed.
+    total: the number of steps. start: the step that a resumed run continues from.
     """
 
     def __init__(self, total: int, start: int = 0, *, title: str = "training", console: Console | None = None) -> None:
@@ -53,7 +50,7 @@ class StepDisplay:
             self._bar[0].stop()
 
     def step(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
-        """One more step is done, over `tokens` tokens; `metrics` are shown."""
+        """Report that a step over `tokens` tokens is done, and show its `metrics`."""
         self._busy += time.monotonic() - self._resumed_at
         self._resumed_at = time.monotonic()
         self._done, self._tokens = step, self._tokens + tokens
@@ -68,12 +65,12 @@ class StepDisplay:
             self.note(f"{self.title} {step}/{self.total}  {line}")
 
     def note(self, text: str) -> None:
-        """Print a line; time since the last step does not count as training."""
+        """Print a line; the time since the last step is not counted as training."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._resumed_at = time.monotonic()
 
     def rest(self) -> None:
-        """Not training now: leave out the time since the last step, as after an evaluation."""
+        """Leave the time since the last step, such as an evaluation's, out of the speed."""
         self._resumed_at = time.monotonic()
 
     def _make_bar(self) -> tuple[Progress, TaskID]:
@@ -92,7 +89,7 @@ class StepDisplay:
 
 
 def quiet_libraries() -> None:
-    """Where output is plain, switch off other libraries' progress bars, which do not look whether anybody watches.
+    """Where output is plain, switch off other libraries' progress bars.
 
     For the command line only, before transformers is imported: it changes this process's environment.
     """
@@ -102,17 +99,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-@contextmanager
-def error_place(place: str) -> Iterator[None]:
-    """Put `place` before the message of any lossbook error raised inside."""
-    try:
-        yield
-    except LossbookError as error:
-        raise located(error, place) from error
-
-
 def is_plain(console: Console) -> bool:
-    """Whether output must be plain lines: not a terminal, or CI, NO_COLOR or TERM=dumb is set."""
+    """Whether to print plain lines: not a terminal, or CI, NO_COLOR or TERM=dumb is set."""
     asked = any(os.environ.get(name) for name in ("CI", "NO_COLOR"))
     return asked or not console.is_terminal or console.is_dumb_terminal
 

@@ -1,4 +1,4 @@
-"""Secrets are written nowhere: not to trackers, not to model cards, not to a report."""
+"""Secrets are kept out of everything that is written: trackers, model cards, reports."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 REDACTED = "[redacted]"
-#: Environment variables whose values are secrets, by their names.
+#: Names of environment variables whose values are secrets.
 _SECRET_NAME = re.compile(r"(^|_)(APIKEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-#: A value this short would be found in ordinary words.
+#: Shorter values are not redacted: they would match inside ordinary words.
 _SHORTEST = 8
 _LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
 _KNOWN_FORMS = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether an environment variable's name says that its value is a secret: HF_TOKEN, WANDB_API_KEY, ..."""
+    """Whether an environment variable holds a secret, judged by its name: HF_TOKEN, WANDB_API_KEY, ..."""
     return _SECRET_NAME.search(name) is not None
 
 
 def redacted(value: Any) -> Any:
-    """A JSON value whose strings hold no secret: values of secret environment variables, logins in URLs, known tokens."""
+    """A JSON value with its secrets replaced: values of secret environment variables, logins in URLs, known token forms."""
     if isinstance(value, str):
         return _clean(value)
     if isinstance(value, Mapping):

@@ -1,17 +1,17 @@
-"""A run's folder: its settings, what became of its data, a line of metrics for each step, checkpoints, the adapter.
+"""A run's folder.
 
-config.json        the settings, all of them; `--config` takes this file back
+config.json        all settings; `--config` reads this file
 loss.json          the cards of the loss's parts, with the settings they were trained with
 data_report.json   rows kept, truncated and dropped, label tokens lost
-metrics.jsonl      one JSON object a line, flushed as it happens; the record that everything else is drawn from
-samples.jsonl      what the model answered, at some steps
-sequences.jsonl    some of the sequences it was trained on, token by token, at some steps
-curve.png          the metrics, drawn
+metrics.jsonl      one JSON object per line, flushed at each step; curves and reports are drawn from it
+samples.jsonl      the model's answers, at some steps
+sequences.jsonl    some of the sequences trained on, token by token, at some steps
+curve.png          curves of the metrics
 checkpoints/       step-000040/ and so on: all that is needed to continue bit for bit
-kept/              what a recipe keeps beside a checkpoint, under its name
-adapter/           the LoRA adapter as peft loads it
-model/             where all weights were trained: the model as transformers loads it
-trackers.json, tensorboard/, wandb/   what trackers keep here (`trackers.py`)
+kept/              a recipe's own state, one file per checkpoint, under the checkpoint's name
+adapter/           the LoRA adapter, for peft
+model/             the model for transformers, where all weights were trained
+trackers.json, tensorboard/, wandb/   files of the trackers (`trackers.py`)
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 class Run:
-    """One run's folder. Make one with `open_run`; `path` is the folder."""
+    """A run's folder, at `path`. Make one with `open_run`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,9 +65,9 @@ class Run:
         self.trackers: Trackers | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line of the metrics and the step, and flush it; send it to the trackers, if there are any.
+        """Append a step's metrics to metrics.jsonl, flush, and send them to the trackers, if any.
 
-        NaN and infinity become null, for JSON has none. Raises RunError when the file cannot be written.
+        NaN and infinity become null, since JSON has neither. Raises RunError when the file cannot be written.
         """
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self.append(METRICS, {**finite, "step": step})
@@ -75,7 +75,7 @@ class Run:
             self.trackers.log(step, metrics)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a row (JSON values, `step` among them) to one of the files `BY_STEP`, and flush it."""
+        """Append a row (JSON values, with a `step`) to one of the `BY_STEP` files, and flush it."""
         with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -90,7 +90,7 @@ class Run:
         *,
         shown: Sequence[str] = ("loss", "grad_norm"),
     ) -> None:
-        """Log and show a step's numbers: `loss`, all that the loss and the optimizer report, `more`, and the speed."""
+        """Log and show a step: `loss`, the metrics of the loss and the optimizer, `more`, and tokens per second."""
         metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **update.metrics, **(more or {})}
         del metrics["loss:sum"], metrics["step"]
         chosen = {name: metrics[name] for name in shown if name in metrics}
@@ -98,11 +98,11 @@ class Run:
         self.log(step, {**metrics, "tokens_per_second": display.tokens_per_second})
 
     def last_numbers(self) -> dict[str, float]:
-        """The last value of every metric, `step` among them."""
+        """The last value of every metric, and of `step`."""
         return {key: value for row in read_metrics(self.metrics) for key, value in row.items()}
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file of the run, whole or not at all."""
+        """Write a file of the run, completely or not at all."""
         path = self.path / name
         scratch = path.with_name(f".{path.name}.tmp")
         with _writing(path):
@@ -111,47 +111,47 @@ class Run:
         return path
 
     def checkpoint_name(self, step: int) -> str:
-        """What the checkpoint after `step` steps is called; such names sort by step."""
+        """The name of the checkpoint after `step` steps; names sort by step."""
         return f"step-{step:06d}"
 
     def continue_from(self, training: TrainingClient, total: int) -> int:
-        """Load the last checkpoint into a client and return its step, having dropped metrics of later steps; else 0.
+        """Load the last checkpoint into the client, drop the rows of later steps, and return its step; 0 without one.
 
-        Raises RunError when the run has more steps behind it than the `total` that it is to have.
+        Raises RunError when the run has made more than `total` steps.
         """
         step, path = self.last_checkpoint()
         if step > total:
-            raise RunError(f"{self.path} has {step} steps behind it, more than the {total} that were asked for")
+            raise RunError(f"{self.path} has already made {step} steps, more than the {total} asked for: raise --steps")
         if path is not None:
             training.load_state(str(path)).result()
         self.forget_after(step)
         return step
 
     def last_checkpoint(self) -> tuple[int, Path | None]:
-        """The step and the place of the newest sound checkpoint; (0, None) when there is none.
+        """The step and the path of the newest intact checkpoint; (0, None) without one.
 
-        Damaged ones are skipped with a warning that names them.
+        Damaged ones are skipped, each with a warning.
         """
         from ...trainer.checkpoint.folder import latest_checkpoint
 
-        found = latest_checkpoint(self.checkpoints, prefix="step-")
-        match = None if found is None else _STEP.fullmatch(found.name)
-        return (0, None) if match is None else (int(match[1]), found)
+        path = latest_checkpoint(self.checkpoints, prefix="step-")
+        match = None if path is None else _STEP.fullmatch(path.name)
+        return (0, None) if match is None else (int(match[1]), path)
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of later steps, which are about to be made again; those of step 0 too when nothing was saved."""
+        """Drop the rows of later steps, which will be repeated; with step 0, all rows."""
         for name in BY_STEP:
             kept = [row for row in read_rows(self.path / name) if row["step"] <= step and step > 0]
             self.write(name, "\n".join(map(json.dumps, kept))) if kept else (self.path / name).unlink(missing_ok=True)
 
     def keep(self, step: int, value: Any) -> None:
-        """Keep a JSON value beside the checkpoint of a step that is about to be saved."""
+        """Keep a JSON value for the checkpoint of a step, which is saved next."""
         with _writing(self.path / KEPT):
             (self.path / KEPT).mkdir(exist_ok=True)
         self.write(f"{KEPT}/{self.checkpoint_name(step)}.json", json.dumps(value))
 
     def kept(self, step: int) -> Any:
-        """What was kept beside the checkpoint of a step; None when nothing was."""
+        """The value kept for the checkpoint of a step; None without one."""
         path = self.path / KEPT / f"{self.checkpoint_name(step)}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -164,17 +164,17 @@ def open_run(
     overwrite: bool = False,
     may_change: Collection[str] = (),
 ) -> Run:
-    """Begin a run in a folder, or go on with the one that is there; two runs are never mixed.
+    """Begin a run in a folder, or continue the one that is there; two runs are never mixed.
 
     settings    JSON values; written to config.json
-    resume      the folder must hold a run with the same settings, those in `may_change` apart
-    overwrite   what an earlier run wrote is deleted first; other files stay
+    resume      continue the folder's run, whose settings must be equal, except those in `may_change`
+    overwrite   delete what an earlier run wrote first; other files stay
 
-    Raises RunError when the folder holds anything and neither is chosen, or when it is not what was said.
+    Raises RunError when the folder is not empty and neither is chosen, and when it does not hold such a run.
     """
     run = Run(Path(path))
     if resume and overwrite:
-        raise RunError("choose one of resume, to continue the run, and overwrite, to delete it and begin anew")
+        raise RunError("choose one of resume, to continue the run, and overwrite, to delete it and start again")
     if run.path.exists() and not run.path.is_dir():
         raise RunError(f"{run.path} is a file; a run needs a folder")
     if resume:
@@ -193,7 +193,7 @@ def open_run(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run in a folder. Raises RunError when it holds none."""
+    """The settings of the run in a folder. Raises RunError where there is none."""
     try:
         settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -206,28 +206,28 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The newest sound checkpoint of a run's folder, or `path` itself where it is a checkpoint. Raises RunError."""
+    """The newest intact checkpoint of a run's folder; `path` itself where it is a checkpoint. Raises RunError."""
     run = Run(Path(path))
     if not run.path.is_dir():
-        raise RunError(f"{run.path} is no folder, so neither a run nor a checkpoint")
+        raise RunError(f"{run.path} is neither a run nor a checkpoint: there is no such folder")
     if not (run.path / CONFIG).exists():
         return run.path
-    found = run.last_checkpoint()[1]
-    if found is None:
+    checkpoint = run.last_checkpoint()[1]
+    if checkpoint is None:
         raise RunError(f"the run in {run.path} has no checkpoint; did it end before its first? See --save-every")
-    return found
+    return checkpoint
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, null as NaN; [] when there is no file. Raises as `read_rows` does."""
+    """The rows of a metrics.jsonl, with null as NaN; [] without a file. Raises as `read_rows` does."""
     return [{key: math.nan if v is None else v for key, v in row.items()} for row in read_rows(path)]
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of one of a run's files `BY_STEP`; [] when there is no file.
+    """The rows of one of a run's `BY_STEP` files; [] without a file.
 
-    A last line without its end, as a killed process leaves it, is dropped with a warning. Any other line that is no
-    row raises DataFileError naming it.
+    An unfinished last line, as a killed process leaves it, is dropped with a warning. Any other line that is not a row
+    raises DataFileError with its number.
     """
     path = Path(path)
     if not path.exists():
@@ -247,18 +247,18 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn what the system has to say about a file that is written into a RunError."""
+    """Turn an OSError on writing `path` into a RunError."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {error.strerror or error}. Free some space or mend the permissions; what was "
+            f"{path} cannot be written: {error.strerror or error}. Free some space or correct the permissions; what was "
             "written before is still there"
         ) from error
 
 
 def _has_content(path: Path) -> bool:
-    """Whether a folder holds more than the beginning of a run that ended before its first number."""
+    """Whether a folder holds more than a run that ended before its first metrics."""
     return any(entry.name not in (CONFIG, REPORT) for entry in path.iterdir())
 
 
@@ -276,7 +276,7 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 
 
 def _delete_run(path: Path) -> None:
-    read_settings(path)  # a folder that holds no run is not ours to empty
+    read_settings(path)  # raises for a folder without a run, which must not be emptied
     for name in (*BY_STEP, REPORT, LOSS, CURVE, TRACKER_IDS):
         (path / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):

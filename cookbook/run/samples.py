@@ -1,4 +1,4 @@
-"""What the model answers to the same prompts as training goes on: numbers fall nicely on models that talk nonsense."""
+"""The model's answers to fixed prompts during training: a falling loss alone does not show that the text makes sense."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .runs import Run
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
 
-#: How much of a prompt and of an answer is shown, in characters; samples.jsonl has all.
+#: Characters of a prompt and of an answer that are shown; samples.jsonl has the whole text.
 SHOWN = 160
 
 
 def prompt_tokens(text: str, tokenizer: Any) -> list[int]:
-    """A user's turn up to where the assistant begins to answer; the text itself where there is no chat template."""
+    """The text as a user's turn, up to where the assistant answers; the plain text where there is no chat template."""
     if getattr(tokenizer, "chat_template", None) is None:
         return list(tokenizer.encode(text))
     message = [{"role": "user", "content": text}]
@@ -28,9 +28,9 @@ def prompt_tokens(text: str, tokenizer: Any) -> list[int]:
 def record_samples(
     run: Run, display: StepDisplay, training: TrainingClient, step: int, prompts: Sequence[str], *, max_tokens: int
 ) -> None:
-    """Append the likeliest answers of the weights as they are to samples.jsonl, a row a prompt, and show them.
+    """Append the current weights' greedy answers to samples.jsonl, one row per prompt, and show them.
 
-    Greedy, so that it draws no random number, and answers differ from step to step only because the weights do.
+    Greedy decoding draws no random number, so answers change from step to step only because the weights do.
     """
     tokenizer = training.get_tokenizer()
     inputs = [ModelInput.from_ints(prompt_tokens(prompt, tokenizer)) for prompt in prompts]

@@ -1,7 +1,7 @@
-"""Trackers: TensorBoard, Weights & Biases, MLflow and trackio, which a run's numbers are sent to beside metrics.jsonl.
+"""Trackers: `--log-to` also sends metrics to TensorBoard, Weights & Biases, MLflow or trackio.
 
-The record is metrics.jsonl. A tracker that fails is warned about, and training goes on without it. A resumed run goes on
-in the tracker's same run: what each needs for that is kept in the run's folder, in trackers.json.
+The record stays metrics.jsonl. When a tracker fails there is a warning, and training goes on without it. A resumed run
+continues the tracker's run, whose id is kept in the run's folder, in trackers.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..extras import require
 from .names import TRACKER_IDS
 from .redaction import redacted
 
-#: After so many failures in a row a tracker is left alone: each try may wait for a network.
+#: After this many failures in a row a tracker is given up: each try may wait for a network.
 PATIENCE = 3
 
 
@@ -29,20 +29,20 @@ class Tracker(Protocol):
     """One run in one tracker. Any of its calls may raise anything."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send a step's numbers."""
+        """Send a step's metrics."""
         ...
 
     def close(self, succeeded: bool) -> None:
-        """Send what is left, and how the run ended."""
+        """Send the rest, and whether the run succeeded."""
         ...
 
 
 class Trackers:
-    """The trackers of a run; use it in a `with` block. What fails is warned about once, and never raised.
+    """The trackers of a run; use it in a `with` block. A failure gives one warning and is never raised.
 
-    folder     the run's; its name is the run's name in the tracker
+    folder     the run's folder; its name is the run's name in the tracker
     settings   JSON values, sent without secrets
-    step       the step that the run goes on from, 0 for a new one: what a tracker has of later steps is superseded
+    step       the step that a resumed run continues from, 0 for a new one; a tracker's later steps are replaced
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Trackers:
         self._open.clear()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send a step's numbers to all."""
+        """Send a step's metrics to all trackers."""
         for name, tracker in list(self._open.items()):
             try:
                 tracker.log(step, metrics)
@@ -98,7 +98,7 @@ class Trackers:
             )
 
 
-#: A module inside each package: a folder called wandb/ in the working directory must not pass for the package.
+#: A module inside each package, so that a folder called wandb/ in the working directory is not taken for the package.
 _MODULES = {
     "tensorboard": "tensorboard.version",
     "wandb": "wandb.sdk",
@@ -118,7 +118,7 @@ def _package(name: str) -> Any:
     return importlib.import_module(name)
 
 
-# --- the four of them -------------------------------------------------------------------------------------------------
+# --- the four trackers -------------------------------------------------------------------------------------------------
 
 
 class _TensorBoard:
@@ -140,7 +140,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Online where a key is configured (WANDB_API_KEY, or `wandb login` was called), else files for `wandb sync`."""
+    """Online where a key is configured (WANDB_API_KEY or `wandb login`), else files for `wandb sync`."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         wandb = _package("wandb")
@@ -156,7 +156,7 @@ class _Wandb:
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True, x_disable_meta=True),
         )
-        # Our step, not wandb's own, which only rises: a resumed run makes some steps again.
+        # lossbook's step, since wandb's own only rises: a resumed run repeats some steps.
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -167,7 +167,7 @@ class _Wandb:
 
 
 def _wandb_mode() -> Literal["online", "offline", "disabled", "shared"]:
-    """WANDB_MODE; else online where there is a key, for without one wandb would ask for it and wait."""
+    """WANDB_MODE; else online where there is a key, since without one wandb would prompt for it and wait."""
     mode = os.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled"):
         return mode
@@ -184,7 +184,7 @@ def _wandb_mode() -> Literal["online", "offline", "disabled", "shared"]:
 
 
 class _MLflow:
-    """A run of the experiment $MLFLOW_EXPERIMENT_NAME ("lossbook") at $MLFLOW_TRACKING_URI, or where MLflow keeps its own."""
+    """A run of the experiment $MLFLOW_EXPERIMENT_NAME ("lossbook") at $MLFLOW_TRACKING_URI or MLflow's default."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default a step would wait for minutes
@@ -196,9 +196,9 @@ class _MLflow:
             self._client.update_run(self._id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lossbook"
-        found = self._client.get_experiment_by_name(name)
-        experiment = self._client.create_experiment(name) if found is None else found.experiment_id
-        self._id = ids["mlflow"] = self._client.create_run(experiment, run_name=folder.name).info.run_id
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        self._id = ids["mlflow"] = self._client.create_run(experiment_id, run_name=folder.name).info.run_id
         for key, value in settings.items():
             self._client.log_param(self._id, key, json.dumps(value)[:6000])
 
@@ -212,7 +212,7 @@ class _MLflow:
 
 
 class _Trackio:
-    """A local database under ~/.cache/huggingface/trackio: `trackio show`. A Space only where TRACKIO_SPACE_ID says so."""
+    """A local database under ~/.cache/huggingface/trackio: `trackio show`. A Space only with TRACKIO_SPACE_ID."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         trackio = _package("trackio")
@@ -232,7 +232,7 @@ _OPENERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflo
 
 def _read_ids(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / TRACKER_IDS).read_text(encoding="utf-8"))
+        ids = json.loads((folder / TRACKER_IDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return ids if isinstance(ids, dict) else {}

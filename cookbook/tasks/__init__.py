@@ -1,1 +1,1 @@
-"""Tasks that check their own answers."""
+"""Tasks that check their own answers, and evaluation on their held-out questions."""

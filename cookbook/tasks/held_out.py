@@ -1,4 +1,4 @@
-"""Measuring on what is never trained on."""
+"""Evaluation on held-out data, which is never trained on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Datums whose loss is watched and, of a task, questions whose answers are scored; there may be none of either.
+    """Held-out datums, whose loss is measured, and a task's questions, whose answers are scored; either may be empty.
 
-    measure gives  held_out_nll     nats a token of the right answers
-                   held_out_score   mean of the verifier's scores of the likeliest answers, 0 to 1
+    measure gives  held_out_nll     of the right answers, nats per token
+                   held_out_score   mean score of the greedy answers by the task's verifier, 0 to 1
     """
 
     datums: Sequence[Datum] = ()
@@ -30,20 +30,21 @@ class HeldOut:
     answers: list[str] = field(default_factory=list)
 
     def measure(self, training: TrainingClient) -> dict[str, float]:
-        """Measure the weights as they are. `answers` holds the last answers then."""
-        found: dict[str, float] = {}
+        """Evaluate the current weights; `answers` then holds the answers."""
+        metrics: dict[str, float] = {}
         if self.datums:
             output = training.forward(self.datums, "cross_entropy", {"reduction": "token-mean"}).result()
-            found["held_out_nll"] = output.metrics["loss:sum"]
+            metrics["held_out_nll"] = output.metrics["loss:sum"]
         if self.task is not None and self.questions:
             sampler = training.save_weights_and_get_sampling_client()
             self.answers[:] = answer_questions(sampler, self.questions, max_tokens=self.max_tokens)
-            found["held_out_score"] = mean_score(self.task, self.questions, self.answers)
-        return found
+            metrics["held_out_score"] = mean_score(self.task, self.questions, self.answers)
+        return metrics
 
 
-def say_what_is_trained_on(held_out: DataReport, trained: DataReport) -> None:
-    """A line on stderr that names held-out rows which are among those trained on: they measure memory."""
-    found = held_out.repeated_from(trained)
-    if found.count:
-        print(f"held-out rows that are trained on as well, so that they measure memory: {found}", file=sys.stderr)
+def warn_of_repeated_rows(held_out: DataReport, trained: DataReport) -> None:
+    """Print a line on stderr about held-out rows that also occur in the training data: they measure memorization."""
+    repeated = held_out.repeated_from(trained)
+    if repeated.count:
+        rows = "; ".join(repeated.examples)
+        print(f"warning: {repeated.count} held-out rows also occur in the training data: {rows}", file=sys.stderr)

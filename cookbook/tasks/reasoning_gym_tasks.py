@@ -1,4 +1,4 @@
-"""Tasks that check their own answers: questions from reasoning-gym, with held-out ones that training never sees."""
+"""Tasks of reasoning-gym, which check their own answers; held-out questions are never among those trained on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ...datums.chat.masks import datum_from_messages
 from ...datums.errors import TaskError, did_you_mean
 from ...datums.types import Datum, ModelInput, SamplingParams
 from ..extras import require
@@ -13,13 +14,13 @@ from ..extras import require
 if TYPE_CHECKING:
     from ...trainer import SamplingClient
 
-#: Questions are drawn until enough different ones are there, or this many times as many were seen.
+#: At most this many times the wanted number of questions are drawn to get enough different ones.
 PATIENCE = 20
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer; `entry` is what the task's own verifier wants."""
+    """A question with its right answer; `entry` is reasoning-gym's, for its verifier."""
 
     text: str
     answer: str
@@ -29,7 +30,7 @@ class Question:
 class Task:
     """A reasoning-gym data set. Equal arguments give equal questions.
 
-    name: as in `reasoning_gym.create_dataset`, for instance "family_relationships". settings: its configuration.
+    name: as in `reasoning_gym.create_dataset`, such as "family_relationships". settings: its configuration.
     Raises MissingExtraError without reasoning-gym, TaskError for an unknown name or setting.
     """
 
@@ -44,29 +45,29 @@ class Task:
         """`count` different questions. Raises TaskError when the task has fewer."""
         if not count:
             return []
-        found: dict[str, Question] = {}
+        questions: dict[str, Question] = {}
         for entry in self._data(PATIENCE * count):
-            found.setdefault(entry["question"], _question(entry))
-            if len(found) == count:
-                return list(found.values())
+            questions.setdefault(entry["question"], _question(entry))
+            if len(questions) == count:
+                return list(questions.values())
         raise TaskError(
-            f"{self.name} with {self.settings or 'its defaults'} has only {len(found)} different questions, fewer than "
+            f"{self.name} with {self.settings or 'its defaults'} has only {len(questions)} different questions, fewer than "
             f"the {count} to hold out. Widen its settings, or hold out fewer"
         )
 
     def training(self, count: int, held_out: Sequence[Question]) -> list[Question]:
-        """`count` questions, none of them among `held_out`; a small task repeats some. Raises TaskError as `held_out` does."""
+        """`count` questions, none of them held out; a small task repeats some. Raises TaskError when too few are left."""
         excluded = {question.text for question in held_out}
-        found: list[Question] = []
+        questions: list[Question] = []
         for entry in self._data(PATIENCE * count + len(held_out)):
             if entry["question"] not in excluded:
-                found.append(_question(entry))
-            if len(found) == count:
-                return found
-        raise TaskError(f"{self.name} leaves too few questions to train on beside {len(held_out)} held out")
+                questions.append(_question(entry))
+            if len(questions) == count:
+                return questions
+        raise TaskError(f"{self.name} leaves fewer than {count} questions to train on beside {len(held_out)} held out")
 
     def score(self, question: Question, answer: str) -> float:
-        """1 for the right answer, less for others: what the task's own verifier gives. Spaces around it do not count."""
+        """The score of the task's verifier: 1 for the right answer, less for others. Spaces around it are ignored."""
         return float(self._verifier.score_answer(answer=answer.strip(), entry=dict(question.entry)))
 
     def _data(self, size: int) -> Any:
@@ -88,32 +89,30 @@ def _question(entry: Mapping[str, Any]) -> Question:
 
 
 def question_prompt(question: Question, tokenizer: Any) -> list[int]:
-    """The tokens of the question as a user's turn, up to where the assistant begins to answer."""
+    """The tokens of the question as a user's turn, up to where the assistant answers."""
     message = [{"role": "user", "content": question.text}]
     return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def question_datum(question: Question, tokenizer: Any, **options: Any) -> Datum:
-    """A conversation of the question and its right answer, of which the answer and the end of its turn are learned.
+    """A conversation of the question and its right answer; the answer and its end-of-turn token are learned.
 
     options: those of `datum_from_messages`.
     """
-    from ...datums.chat.masks import datum_from_messages
-
     turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
     return datum_from_messages(turns, tokenizer, **options)
 
 
 def answer_questions(sampler: SamplingClient, questions: Sequence[Question], *, max_tokens: int = 32) -> list[str]:
-    """The model's likeliest answers, decoded together."""
+    """The model's greedy answers, decoded as one batch."""
     tokenizer = sampler.get_tokenizer()
     prompts = [ModelInput.from_ints(question_prompt(question, tokenizer)) for question in questions]
     greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-    found = sampler.sample_batch(prompts, greedy).result()
-    return [tokenizer.decode(one.sequences[0].tokens, skip_special_tokens=True).strip() for one in found]
+    responses = sampler.sample_batch(prompts, greedy).result()
+    return [tokenizer.decode(one.sequences[0].tokens, skip_special_tokens=True).strip() for one in responses]
 
 
 def mean_score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> float:
-    """The mean of the verifier's scores, 0 to 1."""
+    """The mean score by the task's verifier, 0 to 1."""
     scores = [task.score(question, answer) for question, answer in zip(questions, answers, strict=True)]
     return sum(scores) / len(scores)

@@ -59,7 +59,7 @@ def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
 
 
 def test_start_from_says_what_is_wrong_with_a_folder(tmp_path: Path, datums: list[lb.Datum]) -> None:
-    with pytest.raises(RunError, match="is no folder, so neither a run nor a checkpoint"):
+    with pytest.raises(RunError, match="is neither a run nor a checkpoint: there is no such folder"):
         begin(config_in(tmp_path / "run", start_from=tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()
     begin(config_in(tmp_path / "empty"))

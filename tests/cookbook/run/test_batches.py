@@ -34,5 +34,5 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_no_datums_make_no_batch() -> None:
-    with pytest.raises(EmptyLossError, match="0 datums in batches of 8"):
+    with pytest.raises(EmptyLossError, match="0 datums and a batch size of 8 give no batch"):
         Batches(0, 8, seed=0)
