@@ -1,4 +1,4 @@
-"""Distillation: a student learns the distribution of a teacher, on given answers or on its own.
+"""Distillation: a student learns a teacher's distribution, on given answers or on its own.
 
     lossbook train distill --teacher runs/sft --task letter_counting                      the teacher's top K, given answers
     lossbook train distill --teacher runs/sft --task letter_counting \\
@@ -7,16 +7,16 @@
         --teacher-system "The right answer is {answer}."                                   its own teacher, with a hint
     lossbook train distill --config examples/distill.toml --steps 500 --resume
 
-Data: as `lossbook train sft`; rows of prompt and completion may have a "teacher_prompt" that the teacher reads instead, and
-on policy a prompt may stand alone. The teacher is a model of the same tokenizer, a run's folder, a checkpoint, or `self`: the
-student as it is before the first step, which then needs a hint.
+Data: as for `lossbook train sft`; rows of prompt and completion may have a "teacher_prompt", which the teacher reads instead,
+and on policy a prompt needs no completion. The teacher is a model with the same tokenizer, a run's folder, a checkpoint, or
+`self`: the student before the first step, which then needs a hint.
 
-What to watch. `held_out_forward_kl` and `held_out_reverse_kl` are KL(teacher || student) and KL(student || teacher) in nats a
-token of held-out answers: 0 when both say the same, so both must fall. Top-K training lowers the forward one most, sampled
-training the reverse one, and there more noisily: it learns from one token a position, so give it more answers a step.
-`teacher_mass` is what the candidates hold of the teacher: below 0.9 take a larger --top-k. On policy `teacher_kl` is the
-reverse KL on what the student says; if it falls while `answer_length` falls too, the student has found something short that
-the teacher likes.
+What to watch. `held_out_forward_kl` and `held_out_reverse_kl` are KL(teacher || student) and KL(student || teacher) in nats per
+token of held-out answers: 0 when both distributions are equal, so both must fall. Top-K training lowers the forward one most,
+sampled training the reverse one, and more noisily: it learns from one token per position, so sample more answers per step.
+`teacher_mass` is the teacher's probability of the candidates: below 0.9 choose a larger --top-k. On policy, `teacher_kl` is the
+reverse KL on the student's answers; if it falls while `answer_length` falls too, the student has found a short answer that the
+teacher likes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
 from ..losses.loss.loss import Loss
 from .distillation.divergence import HeldOutDivergence
-from .distillation.examples import Lesson, build_lessons, question_row, sample_answers
+from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
 from .distillation.teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
 from .loop import Loop, begin, finish
 from .run.batches import Batches
@@ -41,51 +41,51 @@ from .run.names import REPORT
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 
-#: Candidates a position where a loss compares candidates and nobody says how many.
+#: Candidates per position where a loss compares candidates and --top-k is not set.
 DEFAULT_TOP_K = 20
 
 
 class DistillConfig(DataConfig):
-    """Settings of the recipe; every field is a flag."""
+    """Settings of the recipe; each field is a flag."""
 
-    out: Path = Field(Path("runs/distill"), description="folder of the run: settings, metrics, checkpoints, adapter")
+    out: Path = Field(Path("runs/distill"), description="the run's folder: settings, metrics, checkpoints, adapter")
     teacher: str = Field(SELF, description="a model as in `model`, a run's folder, a checkpoint, or 'self'")
     teacher_system: str | None = Field(
-        None, description="a system turn that the teacher alone reads; {answer} in it is the right answer"
+        None, description="a system turn for the teacher only; {answer} in it becomes the right answer"
     )
     mode: Literal["off_policy", "on_policy"] = Field(
-        "off_policy", description="off_policy: answers of the data; on_policy: answers that the student samples"
+        "off_policy", description="off_policy: the answers in the data; on_policy: answers sampled from the student"
     )
     loss: str = Field("topk_forward_kl", description="a loss that reads teacher_logprobs, by id or module:function")
     top_k: int | None = Field(
-        None, ge=1, description="the teacher's candidates a position; None: 20 where the loss compares candidates"
+        None, ge=1, description="the teacher's candidates per position; None: 20 where the loss compares candidates"
     )
     eval_top_k: int = Field(
-        512, ge=1, description="candidates of the measured KL; exact where the vocabulary has no more"
+        512, ge=1, description="candidates of the held-out KL; exact where the vocabulary has no more"
     )
-    truncation: Literal["error", "drop"] = Field("error", description="what happens to longer rows")
-    samples: int = Field(4, ge=1, description="answers that the student samples to each prompt")
-    max_tokens: int = Field(64, ge=1, description="tokens that a sampled answer may have")
+    truncation: Literal["error", "drop"] = Field("error", description="what to do with rows longer than max_length")
+    samples: int = Field(4, ge=1, description="answers sampled per prompt")
+    max_tokens: int = Field(64, ge=1, description="most tokens in a sampled answer")
 
 
 def main(config: DistillConfig) -> dict[str, float]:
-    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
-    loss = configured_loss(config)  # an unknown id or setting ends here, before anything is loaded
+    """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
+    loss = configured_loss(config)  # raises for an unknown id or setting, before anything is loaded
     top_k = candidates_wanted(config, loss)
     run, training = begin(config)
     teacher = open_teacher(config.teacher, training, device=config.device, dtype=torch_dtype(config.dtype))
-    lessons, report, held_out_lessons, held_out = load_lessons(config, training.get_tokenizer())
+    examples, report, held_out_examples, held_out = load_examples(config, training.get_tokenizer())
     print(report.render())
     run.write(REPORT, report.to_json())
     vocabulary = len(training.get_tokenizer())
-    divergence = HeldOutDivergence.of(teacher, held_out_lessons, min(config.eval_top_k, vocabulary))
-    batches = Batches(len(lessons), config.batch_size, config.seed)
+    divergence = HeldOutDivergence.of(teacher, held_out_examples, min(config.eval_top_k, vocabulary))
+    batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if loop.start == 0:
             loop.log_evaluation(0, {**divergence.measure(training), **held_out.measure(training)})
         for step in loop:
-            chosen = [lessons[i] for i in batches.at(step)]
+            chosen = [examples[i] for i in batches.at(step)]
             students, teachers = [one.student for one in chosen], [one.teacher for one in chosen]
             if config.mode == "on_policy":
                 sampler, seed = training.save_weights_and_get_sampling_client(), config.seed * 1_000_003 + step
@@ -106,36 +106,38 @@ def main(config: DistillConfig) -> dict[str, float]:
 
 
 def candidates_wanted(config: DistillConfig, loss: Loss) -> int:
-    """How many of the teacher's candidates the loss compares; 0: it reads the teacher's logprob of each token itself.
+    """How many of the teacher's candidates the loss compares; 0: it reads the teacher's logprob of each target token.
 
-    Raises LossContractError for a loss that reads nothing of a teacher, or what only sampling gives, or single tokens where
-    candidates were asked for.
+    Raises LossContractError for a loss that reads no teacher, one that needs sampled answers off policy, and one over
+    single tokens when --top-k is set.
     """
     if loss.spec.is_batch_style:
-        return config.top_k or 0  # such a function reads what it likes
+        return config.top_k or 0  # its parameters do not say what it reads
     inputs = {wanted.name: wanted for wanted in loss.spec.inputs}
     if "teacher_logprobs" not in inputs:
         raise LossContractError(
-            f"{loss.name} does not read teacher_logprobs, so nothing would be learned from the teacher. Choose a loss of "
-            "`lossbook losses list` under distillation; for losses without a teacher there is `lossbook train sft`"
+            f"{loss.name} does not read teacher_logprobs, so it would learn nothing from the teacher. Choose a distillation "
+            "loss (see `lossbook losses list`); for losses without a teacher use `lossbook train sft`"
         )
     if config.mode == "off_policy" and "sampling_logprobs" in inputs and inputs["sampling_logprobs"].required:
         raise LossContractError(
-            f"{loss.name} reads sampling_logprobs, which only answers of the student have: choose --mode on_policy, or a "
-            "loss over the teacher's candidates, such as topk_forward_kl"
+            f"{loss.name} reads sampling_logprobs, which only sampled answers have: choose --mode on_policy, or a loss over "
+            "the teacher's candidates, such as topk_forward_kl"
         )
     if loss.spec.candidates:
         return config.top_k or DEFAULT_TOP_K
     if config.top_k:
         raise LossContractError(
-            f"{loss.name} reads the teacher's logprob of each token, not of candidates: leave --top-k out, or choose a loss "
-            "over candidates, such as topk_forward_kl"
+            f"{loss.name} reads the teacher's logprob of each target token, not of candidates: leave --top-k out, or choose "
+            "a loss over candidates, such as topk_forward_kl"
         )
     return 0
 
 
-def load_lessons(config: DistillConfig, tokenizer: Any) -> tuple[list[Lesson], DataReport, list[Lesson], HeldOut]:
-    """Lessons to train on, what became of their rows, lessons held out, and questions whose answers are scored."""
+def load_examples(
+    config: DistillConfig, tokenizer: Any
+) -> tuple[list[DistillationExample], DataReport, list[DistillationExample], HeldOut]:
+    """Examples to train on, the report about their rows, held-out examples, and questions whose answers are scored."""
     task, questions = None, []
     rows: Iterable[Mapping[str, Any]]
     eval_rows: Iterable[Mapping[str, Any]] = ()
@@ -152,13 +154,13 @@ def load_lessons(config: DistillConfig, tokenizer: Any) -> tuple[list[Lesson], D
         "max_length": config.max_length,
         "truncation": config.truncation,
     }
-    lessons, report = build_lessons(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
+    examples, report = build_examples(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
     has_held_out = bool(questions) or config.eval_data is not None
-    held_out, seen = build_lessons(eval_rows, tokenizer, **options) if has_held_out else ([], DataReport())
-    warn_of_repeated_rows(seen, report)
-    if config.teacher == SELF and all(lesson.is_alike for lesson in lessons):
+    held_out, held_out_report = build_examples(eval_rows, tokenizer, **options) if has_held_out else ([], DataReport())
+    warn_of_repeated_rows(held_out_report, report)
+    if config.teacher == SELF and all(example.is_alike for example in examples):
         raise ConfigError(
-            "the teacher is the student itself and reads the same prompts, so there is nothing to learn: give it a hint with "
-            "--teacher-system or rows with a 'teacher_prompt', or choose another --teacher"
+            "the teacher is the student itself and reads the same prompts, so there is nothing to learn: give the teacher a "
+            "hint (--teacher-system, or rows with a 'teacher_prompt'), or choose another --teacher"
         )
-    return lessons, report, held_out, HeldOut(task=task, questions=questions, max_tokens=config.max_tokens)
+    return examples, report, held_out, HeldOut(task=task, questions=questions, max_tokens=config.max_tokens)

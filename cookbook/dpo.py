@@ -4,19 +4,19 @@
     lossbook train dpo --config examples/dpo.toml --loss simpo
     lossbook train dpo --data pairs.jsonl --loss my_losses:my_dpo
 
-Data: JSON Lines, a row each: {"prompt": ..., "chosen": ..., "rejected": ...}, texts or lists of messages; for losses over
-labels, such as kto, also {"prompt": ..., "completion": ..., "label": true}. Or a reasoning-gym task, whose right answers
-are preferred to wrong ones that look much like them.
+Data: JSON Lines of {"prompt": ..., "chosen": ..., "rejected": ...}, texts or lists of messages; for losses over labels, such
+as kto, also {"prompt": ..., "completion": ..., "label": true}. Or a reasoning-gym task, with its right answers as chosen and
+similar wrong ones as rejected.
 
-The loss itself says what it needs. Pairs stay together; a loss over labels gets a pair as two labelled answers, and answers
-to other prompts where it estimates a KL from them; one that reads `ref_logprobs` gets those of the weights at the start,
-computed once and kept in `references` (another run with the same weights and data finds them there).
+The loss's inputs decide how the data are laid out. The datums of a pair stay in one batch. A loss over labels gets a pair as
+two labelled answers, and, if it estimates a KL from them, answers to other prompts. A loss that reads `ref_logprobs` gets those
+of the weights at the start, computed once and cached in `references` (another run with the same weights and data reuses them).
 
 What to watch. `held_out_accuracy` must rise; it is measured in the same way for every loss (cookbook/preferences/evaluation.py).
 DPO's loss begins at ln 2 = 0.693: another value means that the reference is not the model that is trained.
-`held_out_chosen_change` and `held_out_rejected_change` say by how many nats the answers became likelier: when both fall, the
-model only learns what not to say, and soon says something else altogether; add a likelihood term (orpo, cpo), raise beta or
-lower the learning rate. `held_out_kl` is how far the model went; from about 1 nat a token on, look at what it writes.
+`held_out_chosen_change` and `held_out_rejected_change` say by how many nats the answers became likelier. When both fall, the
+model only learns what not to say, and soon says something else: add a likelihood term (orpo, cpo), raise beta or lower the
+learning rate. `held_out_kl` is the distance from the start; above about 1 nat per token, read what the model writes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
 from .loop import Loop, begin, finish
 from .preferences.evaluation import HeldOutPreferences
-from .preferences.examples import Needs, Unit, build_units, flat, needs_of, regrouped, with_mismatched
+from .preferences.examples import Needs, PreferenceExample, build_examples, flat, needs_of, regrouped, with_mismatched
 from .preferences.references import References
 from .preferences.tasks import WrongAnswer, preference_rows
 from .run.batches import Batches
@@ -40,53 +40,53 @@ from .run.names import REPORT
 from .tasks.held_out import warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 
-#: The metrics of a step that the display has room for.
+#: The metrics in the progress display.
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")
 
 
 class PreferenceConfig(DataConfig):
     """Settings of every recipe over preference data."""
 
-    truncation: Truncation = Field("error", description="what happens to rows longer than max_length")
+    truncation: Truncation = Field("error", description="what to do with rows longer than max_length")
     wrong_answer: WrongAnswer = Field(
         "another",
-        description="what a task rejects: the right answer with its words in another order, or that to another question",
+        description="a task's rejected answers: the right one with its words scrambled, or that to another question",
     )
 
 
 class DPOConfig(PreferenceConfig):
-    """Settings of the recipe; every field is a flag."""
+    """Settings of the recipe; each field is a flag."""
 
-    out: Path = Field(Path("runs/dpo"), description="folder of the run: settings, metrics, checkpoints, adapter")
-    loss: str = Field("dpo", description="a registered id (`lossbook losses list`) or module:function")
+    out: Path = Field(Path("runs/dpo"), description="the run's folder: settings, metrics, checkpoints, adapter")
+    loss: str = Field("dpo", description="a loss's id (see `lossbook losses list`) or module:function")
     references: Path | None = Field(
-        None, description="folder of reference logprobs, to be shared by runs; None: in `out`"
+        None, description="folder for cached reference logprobs, which runs may share; None: in `out`"
     )
 
 
 def main(config: DPOConfig) -> dict[str, float]:
-    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)
-    needs = needs_of(loss)  # what cannot be trained ends here, before anything is loaded
+    needs = needs_of(loss)  # raises for a loss that this data cannot serve, before anything is loaded
     run, training = begin(config)
-    units, report, held_out_units = load_units(config, needs, training.get_tokenizer())
+    examples, report, held_out_examples = load_examples(config, needs, training.get_tokenizer())
     print(report.render())
     run.write(REPORT, report.to_json())
     references = References(training, config.references or run.path / "references")
     if needs.mismatched:
-        units = with_mismatched(units, config.max_length)
+        examples = with_mismatched(examples, config.max_length)
     if needs.reference:
-        units = regrouped(references.attached(flat(units)), units)
-    held_out = HeldOutPreferences.begin(held_out_units, references)
-    del references  # it holds a copy of what is trained, with all_weights of the whole model
-    loss.check(flat(units))
-    batches = Batches(len(units), config.batch_size, config.seed)
+        examples = regrouped(references.attached(flat(examples)), examples)
+    held_out = HeldOutPreferences.begin(held_out_examples, references)
+    del references  # frees its copy of the weights at the start
+    loss.check(flat(examples))
+    batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if held_out and loop.start == 0:
             loop.log_evaluation(0, held_out.measure(training))
         for step in loop:
-            batch = flat(units[i] for i in batches.at(step))
+            batch = flat(examples[i] for i in batches.at(step))
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
             loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
@@ -95,8 +95,10 @@ def main(config: DPOConfig) -> dict[str, float]:
     return finish(run, training)
 
 
-def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[list[Unit], DataReport, list[Unit]]:
-    """Units to train on, what became of their rows, and those held out."""
+def load_examples(
+    config: PreferenceConfig, needs: Needs, tokenizer: Any
+) -> tuple[list[PreferenceExample], DataReport, list[PreferenceExample]]:
+    """Examples to train on, the report about their rows, and held-out examples."""
     options: dict[str, Any] = {"max_length": config.max_length, "truncation": config.truncation}
     rows: Any
     held_out_rows: Any
@@ -109,7 +111,9 @@ def load_units(config: PreferenceConfig, needs: Needs, tokenizer: Any) -> tuple[
     else:
         rows = read_rows(config.data or "")
         held_out_rows = read_rows(config.eval_data) if config.eval_data else []
-    units, report = build_units(rows, needs, tokenizer, **options)
-    held_out, seen = build_units(held_out_rows, needs, tokenizer, **options) if held_out_rows else ([], DataReport())
-    warn_of_repeated_rows(seen, report)
-    return units, report, held_out
+    examples, report = build_examples(rows, needs, tokenizer, **options)
+    held_out, held_out_report = (
+        build_examples(held_out_rows, needs, tokenizer, **options) if held_out_rows else ([], DataReport())
+    )
+    warn_of_repeated_rows(held_out_report, report)
+    return examples, report, held_out

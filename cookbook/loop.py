@@ -1,7 +1,7 @@
-"""What stands around every recipe's loop: the model, resuming, Ctrl-C, the display, saving, and where an error happened.
+"""What surrounds every recipe's loop: the model, resuming, Ctrl-C, the display, checkpoints, and the step in errors.
 
 run, training = begin(config)
-...                                                   # the data
+...                                                   # load the data
 with Loop(config, run, training, total) as loop:
     for step in loop:
         output = training.forward_backward(batch, loss).result()
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from ..trainer import TrainingClient
     from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
 
-#: At about how many steps, at most, sequences are recorded token by token.
-LOOKS = 10
+#: Evaluations, at most, at which sequences are recorded token by token.
+RECORDINGS = 10
 
 
 def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
-    """The run's folder, and a client for its model with the weights of `start_from`.
+    """Open the run's folder and make a client for its model, with the weights of `start_from` if given.
 
-    Raises MissingExtraError for a tracker that is not installed, RunError (`open_run`), ModelError, and CheckpointError
-    when `start_from` is of another model.
+    Raises MissingExtraError for a tracker that is not installed, RunError as `open_run` does, ModelError, and
+    CheckpointError when `start_from` belongs to another model.
     """
     check_trackers(config.log_to)
     start = None if config.start_from is None else find_checkpoint(config.start_from)
@@ -60,7 +60,7 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
 
 
 def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = False) -> TrainingClient:
-    """A client that trains the configured model: adapters, or with `all_weights` all of it."""
+    """A client that trains LoRA adapters on the configured model, or with `all_weights` all its weights."""
     service = ServiceClient(device=config.device, dtype=torch_dtype(config.dtype), checkpoint_dir=checkpoints)
     if config.all_weights:
         return service.create_training_client(config.model, value_head=value_head)
@@ -82,15 +82,15 @@ def finish(run: Run, training: TrainingClient) -> dict[str, float]:
 
 
 class Loop:
-    """The steps of a run, from the one after the last checkpoint to `total`; use it in a `with` block.
+    """The steps of a run, from the one after its last checkpoint to `total`; use it in a `with` block.
 
-    keep     called when a checkpoint is saved; what it returns (JSON) is kept beside it
-    start    how many steps were made before, by the run that is resumed
-    kept     what was kept with the checkpoint that the run goes on from; None for a new run
+    keep     called before each checkpoint; returns a recipe's own state (JSON), which is kept with the checkpoint
+    start    the step of the checkpoint that a resumed run continues from, else 0
+    kept     what `keep` returned for that checkpoint; None for a new run
 
-    After each step's body it saves where that is due, and leaves if Ctrl-C or SIGTERM came. An error of lossbook in the
-    body is raised with the step's number before its message and the last checkpoint after it. In it `run.log` sends its
-    numbers to the trackers of `log_to` too, and `sample_prompts` are answered where that is due.
+    After each step it saves a checkpoint and answers `sample_prompts` where they are due, and exits if Ctrl-C or SIGTERM
+    arrived. Errors raised in a step name the step and the last checkpoint. Within the block, `run.log` also sends metrics
+    to the trackers of `log_to`.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class Loop:
     ) -> None:
         self._inside.__exit__(kind, error, traceback)
         if isinstance(error, LossbookError) and self._step is not None:
-            told = located(error, f"step {self._step}")
-            told.args = (f"{told} {self._how_to_go_on()}",)
-            raise told from error
-        if isinstance(error, Exception) and self._step is not None:  # of a user's loss, or of a library
-            error.add_note(f"This was in step {self._step}. {self._how_to_go_on()}")
+            in_step = located(error, f"step {self._step}")
+            in_step.args = (f"{in_step} {self._how_to_resume()}",)
+            raise in_step from error
+        if isinstance(error, Exception) and self._step is not None:  # from a user's loss, or a library
+            error.add_note(f"This was in step {self._step}. {self._how_to_resume()}")
 
     def __iter__(self) -> Iterator[int]:
         if self.start == 0:
@@ -151,7 +151,7 @@ class Loop:
         self._step = None
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether this step is followed by an evaluation: each `eval_every`th and the last."""
+        """Whether an evaluation follows this step: every `eval_every`th step and the last."""
         return step == self.total or _is_due(step, self.config.eval_every)
 
     def log(
@@ -165,46 +165,46 @@ class Loop:
         shown: Sequence[str] = ("loss", "grad_norm"),
         loss: Any = None,
     ) -> None:
-        """Record and show a step: `loss`, all that the loss and the optimizer report, `more`, and the speed.
+        """Log and show a step: `loss`, the metrics of the loss and the optimizer, `more`, and tokens per second.
 
-        shown: the metrics that the display has room for. loss: the one that `output` is of; with it a few sequences are
-        recorded token by token at the first step, at some evaluations and at the last step (`microscope.py`).
+        shown: the metrics in the progress display. loss: the loss that gave `output`; if given, some sequences are
+        recorded token by token, as `record` does.
         """
         self.run.log_step(step, batch, output, update, self.display, more, shown=shown)
         if loss is not None:
-            self.look(step, loss, batch, output)
+            self.record(step, loss, batch, output)
 
-    def look(self, step: int, loss: Any, batch: Sequence[Datum], output: ForwardBackwardOutput) -> None:
-        """Record some of a call's sequences token by token, if this step is one of those that are looked into.
+    def record(self, step: int, loss: Any, batch: Sequence[Datum], output: ForwardBackwardOutput) -> None:
+        """Record some sequences of a call token by token, at the first step, the last, and up to `RECORDINGS` evaluations.
 
-        `log` does so where a step is one call; where it is several, give it one of them: its own data and output.
+        `log` calls it where a step is one call; where a step is several calls, pass the data and output of one of them.
         """
         if not (self.run.path / LOSS).exists():
             record_loss(self.run, loss)
-        if self._is_looked_into(step):
+        if self._is_recorded(step):
             record_sequences(self.run, step, loss, batch, output, self.training.get_tokenizer())
 
-    def _is_looked_into(self, step: int) -> bool:
-        """The first step, the last, and evaluations, but not more of them than `LOOKS`: a function of the step alone."""
-        every = self.config.eval_every * -(-self.total // (self.config.eval_every * LOOKS or 1))
+    def _is_recorded(self, step: int) -> bool:
+        """Depends on the step alone, so that a resumed run records the same steps."""
+        every = self.config.eval_every * -(-self.total // (self.config.eval_every * RECORDINGS or 1))
         return step in (1, self.total) or _is_due(step, every)
 
-    def log_evaluation(self, step: int, found: Mapping[str, float]) -> None:
-        """Record and show what was measured after a step (0: before the first)."""
-        if found:
-            self.run.log(step, found)
-            self.display.note(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log and show the metrics of an evaluation after a step (0: before the first)."""
+        if metrics:
+            self.run.log(step, metrics)
+            self.display.note(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def _sample(self, step: int) -> None:
         prompts, tokens = self.config.sample_prompts, self.config.sample_tokens
         if prompts:
             record_samples(self.run, self.display, self.training, step, prompts, max_tokens=tokens)
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         _, saved = self.run.last_checkpoint()
         if saved is None:
             return "(No checkpoint was saved yet: see --save-every.)"
-        return f"(The last checkpoint is {saved}; --resume goes on from there.)"
+        return f"(The last checkpoint is {saved}; --resume continues from it.)"
 
     def _save(self, step: int) -> None:
         if self._keep is not None:

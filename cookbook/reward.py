@@ -1,4 +1,4 @@
-"""A reward model: a scalar head on a language model, taught by preference pairs (Bradley & Terry).
+"""A reward model: a scalar head on a language model, trained on preference pairs (Bradley & Terry).
 
     lossbook train reward --data pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
     lossbook train reward --config examples/reward.toml
@@ -6,13 +6,13 @@
 Data: as for `lossbook train dpo`: rows of chosen and rejected answers to a prompt, or a reasoning-gym task. A row may hold a
 number `margin`: by how many nats the chosen answer should lead.
 
-What comes out. `Scorer("runs/reward")` scores answers, in Python and as a reward of `lossbook train rl`. The folder `scorer/`
-is a peft adapter with the head in it, for transformers' AutoModelForSequenceClassification with one label.
+Result. `Scorer("runs/reward")` scores answers, in Python and as a reward of `lossbook train rl`. The folder `scorer/` is a
+peft adapter that includes the head, for transformers' AutoModelForSequenceClassification with one label.
 
 What to watch. `loss` begins at ln 2 = 0.693, where all scores are 0. `held_out_accuracy` is the share of pairs whose chosen
-answer has the higher score, 1/2 at the start; it stops rising long before the loss on the data seen stops falling, and from
-there on the model only learns those pairs by heart. `held_out_margin` is the mean lead in nats. Scores have no zero of their
-own: only differences on one prompt mean something, unless `--loss-config center_coefficient 0.01` holds them around 0.
+answer has the higher score, 1/2 at the start; it stops rising long before the training loss stops falling, and from then on
+the model only memorizes the pairs. `held_out_margin` is the mean lead in nats. Scores have no fixed zero: only differences
+on one prompt mean something, unless `--loss-config center_coefficient 0.01` keeps them around 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from .dpo import SHOWN, PreferenceConfig, load_units
+from .dpo import SHOWN, PreferenceConfig, load_examples
 from .loop import Loop, begin, finish
 from .preferences.examples import flat, needs_of
 from .preferences.reward_models import HeldOutScores, export_scorer
@@ -31,10 +31,10 @@ from .run.names import REPORT
 
 
 class RewardConfig(PreferenceConfig):
-    """Settings of the recipe; every field is a flag."""
+    """Settings of the recipe; each field is a flag."""
 
-    out: Path = Field(Path("runs/reward"), description="folder of the run: settings, metrics, checkpoints, scorer")
-    loss: str = Field("reward_bt", description="a loss that compares scores: a registered id or module:function")
+    out: Path = Field(Path("runs/reward"), description="the run's folder: settings, metrics, checkpoints, scorer")
+    loss: str = Field("reward_bt", description="a loss that compares scores, by id or module:function")
 
     @model_validator(mode="after")
     def _head_is_not_read(self) -> RewardConfig:
@@ -44,22 +44,22 @@ class RewardConfig(PreferenceConfig):
 
 
 def main(config: RewardConfig) -> dict[str, float]:
-    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
+    """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)
-    needs = needs_of(loss, values=True)  # what makes no reward model ends here, before anything is loaded
+    needs = needs_of(loss, values=True)  # raises for a loss without scores, before anything is loaded
     run, training = begin(config, value_head=True)
-    units, report, held_out_units = load_units(config, needs, training.get_tokenizer())
+    examples, report, held_out_examples = load_examples(config, needs, training.get_tokenizer())
     print(report.render())
     run.write(REPORT, report.to_json())
-    loss.check(flat(units))
-    held_out = HeldOutScores.begin(held_out_units)
-    batches = Batches(len(units), config.batch_size, config.seed)
+    loss.check(flat(examples))
+    held_out = HeldOutScores.begin(held_out_examples)
+    batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if held_out and loop.start == 0:
             loop.log_evaluation(0, held_out.measure(training))
         for step in loop:
-            batch = flat(units[i] for i in batches.at(step))
+            batch = flat(examples[i] for i in batches.at(step))
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
             loop.log(step, batch, output, update, shown=SHOWN, loss=loss)

@@ -4,16 +4,16 @@
     lossbook train sft --task family_relationships --loss my_losses:focal --loss-config gamma 2.0
     lossbook train sft --config examples/sft.toml --steps 500 --resume
 
-Data: JSON Lines, Parquet or datasets:NAME:SPLIT, a row each: {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ...,
-"completion": ...}, {"tokens": [...], "weights": [...]} or {"input_ids": [...], "labels": [...]} (docs/data.md has all);
-`lossbook data show FILE` shows which tokens are learned. Or a reasoning-gym task.
+Data: JSON Lines, Parquet or datasets:NAME:SPLIT, with rows of {"messages": [{"role": ..., "content": ...}, ...]},
+{"prompt": ..., "completion": ...}, {"tokens": [...], "weights": [...]} or {"input_ids": [...], "labels": [...]}
+(docs/data.md lists all forms); `lossbook data show FILE` shows which tokens are learned. Or a reasoning-gym task.
 
-What to watch. `loss` is, for cross_entropy, the mean negative log-likelihood of the answers' tokens in nats: at step 0
-1 to 3 for a model that knows the language (ln V, 11 for 50,000 tokens, means that it knows nothing, or that the chat
-template is not its own), then falling fast for some tens of steps, then slowly. `held_out_nll` must fall with it: when
-it turns and rises, the data are being memorised, so stop there or take fewer epochs. `grad_norm` is largest in the
+What to watch. For cross_entropy, `loss` is the mean negative log-likelihood of the answers' tokens in nats. At step 0 it
+is 1 to 3 for a model that knows the language (ln V, which is 11 for 50,000 tokens, means that it knows nothing, or that
+the chat template is wrong); it falls fast for some tens of steps, then slowly. `held_out_nll` must fall with it: when it
+turns and rises, the model memorizes the data, so stop there or train for fewer epochs. `grad_norm` is largest in the
 first steps and should settle; if it grows with the loss, lower the learning rate. `label_tokens_lost_frac` in the data
-report is what truncation cost.
+report is the share of label tokens lost to truncation.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ from .tasks.reasoning_gym_tasks import Task, question_datum
 
 
 class SFTConfig(DataConfig):
-    """Settings of the recipe; every field is a flag."""
+    """Settings of the recipe; each field is a flag."""
 
-    out: Path = Field(Path("runs/sft"), description="folder of the run: settings, metrics, checkpoints, adapter")
-    truncation: Truncation = Field("error", description="what happens to rows longer than max_length")
-    train_on: Literal["all_assistant", "last_assistant", "all"] = Field("all_assistant", description="which turns")
+    out: Path = Field(Path("runs/sft"), description="the run's folder: settings, metrics, checkpoints, adapter")
+    truncation: Truncation = Field("error", description="what to do with rows longer than max_length")
+    train_on: Literal["all_assistant", "last_assistant", "all"] = Field(
+        "all_assistant", description="the turns to learn"
+    )
 
 
 def main(config: SFTConfig) -> dict[str, float]:
-    """Train; returns the last value of every metric. After Ctrl-C it saves and raises SystemExit(130)."""
-    loss = single_sequence_loss(config)  # an unknown id or setting ends here, before anything is loaded
+    """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
+    loss = single_sequence_loss(config)  # raises for an unknown id or setting, before anything is loaded
     run, training = begin(config)
     datums, report, held_out = load_data(config, training.get_tokenizer())
     print(report.render())
@@ -71,17 +73,17 @@ def main(config: SFTConfig) -> dict[str, float]:
 
 
 def single_sequence_loss(config: SFTConfig) -> Loss:
-    """The configured loss. Raises LossContractError for one that compares pairs."""
+    """The configured loss. Raises LossContractError for a loss that compares pairs."""
     loss = configured_loss(config)
     if loss.couples == "pair":
         raise LossContractError(
-            f"{loss.name} compares pairs: use `lossbook train dpo`; this recipe trains on single sequences"
+            f"{loss.name} compares pairs, but this recipe trains on single sequences: use `lossbook train dpo`"
         )
     return loss
 
 
 def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataReport, HeldOut]:
-    """Datums to train on, what became of their rows, and what is held out."""
+    """Datums to train on, the report about their rows, and the held-out data."""
     options: dict[str, Any] = {"max_length": config.max_length, "truncation": config.truncation}
     if config.task is not None:
         task = Task(config.task, config.task_config, seed=config.seed)
@@ -90,7 +92,9 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
         datums, report = build_datums(task.training(config.task_size, questions), make)
         return datums, report, HeldOut([question_datum(question, tokenizer) for question in questions], task, questions)
     make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
-    held_out, seen = build_datums(read_rows(config.eval_data), make) if config.eval_data else ([], DataReport())
+    held_out, held_out_report = (
+        build_datums(read_rows(config.eval_data), make) if config.eval_data else ([], DataReport())
+    )
     datums, report = build_datums(read_rows(config.data or ""), make)
-    warn_of_repeated_rows(seen, report)
+    warn_of_repeated_rows(held_out_report, report)
     return datums, report, HeldOut(held_out)

@@ -1,1 +1,1 @@
-"""What `train distill` needs: teachers, lessons, and how far a student is from its teacher."""
+"""Parts of `lossbook train distill`: teachers, examples, and the divergence of a student from its teacher."""

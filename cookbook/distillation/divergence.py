@@ -1,4 +1,4 @@
-"""How far a student is from its teacher on what is never trained on."""
+"""The divergence of a student from its teacher on held-out data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...datums.types import Datum
 from ...losses.math.divergences import forward_kl, reverse_kl, with_tail
-from .examples import Lesson
+from .examples import DistillationExample
 from .teachers import with_candidates
 
 if TYPE_CHECKING:
@@ -20,45 +20,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOutDivergence:
-    """Given answers, and the teacher's distribution at each of their tokens, asked for once.
+    """Held-out answers, and the teacher's distribution at each of their tokens, computed once.
 
-    measure gives  held_out_forward_kl    KL(teacher || student), nats a token
-                   held_out_reverse_kl    KL(student || teacher), nats a token
-                   held_out_nll           nats a token of the given answers, under the student
-                   held_out_teacher_mass  what the compared candidates hold of the teacher, where that is not all
+    measure gives  held_out_forward_kl    KL(teacher || student), nats per token
+                   held_out_reverse_kl    KL(student || teacher), nats per token
+                   held_out_nll           of the given answers under the student, nats per token
+                   held_out_teacher_mass  the teacher's probability of the compared candidates, where it is not 1
 
-    Both divergences are exact where all of the vocabulary is compared. Otherwise all other tokens count as one, which
-    makes the divergences at most too small.
+    Both divergences are exact where the whole vocabulary is compared. Otherwise all other tokens count as one, which
+    makes both lower bounds.
     """
 
     compared: Sequence[Datum]
     plain: Sequence[Datum]
 
     @classmethod
-    def of(cls, teacher: ReferenceClient, lessons: Sequence[Lesson], k: int) -> HeldOutDivergence:
-        """k: the teacher's candidates a position; the size of the vocabulary for exact divergences."""
-        students, teachers = [lesson.student for lesson in lessons], [lesson.teacher for lesson in lessons]
-        return cls(with_candidates(teacher, students, teachers, k) if lessons else [], students)
+    def of(cls, teacher: ReferenceClient, examples: Sequence[DistillationExample], k: int) -> HeldOutDivergence:
+        """k: the teacher's candidates per position; the size of the vocabulary for exact divergences."""
+        students, teachers = [example.student for example in examples], [example.teacher for example in examples]
+        return cls(with_candidates(teacher, students, teachers, k) if examples else [], students)
 
     def measure(self, training: TrainingClient) -> dict[str, float]:
-        """Measure the student's weights as they are; {} where nothing is held out."""
+        """Evaluate the student's current weights; {} without held-out data."""
         if not self.plain:
             return {}
-        found = training.forward(self.compared, divergences).result().metrics
+        metrics = training.forward(self.compared, divergences).result().metrics
         nll = training.forward(self.plain, "cross_entropy", {"reduction": "token-mean"}).result().metrics["loss:sum"]
-        mass = {} if found["mass"] > 1 - 1e-4 else {"held_out_teacher_mass": found["mass"]}
+        mass = {} if metrics["mass"] > 1 - 1e-4 else {"held_out_teacher_mass": metrics["mass"]}
         return {
-            "held_out_forward_kl": found["forward"],
-            "held_out_reverse_kl": found["reverse"],
+            "held_out_forward_kl": metrics["forward"],
+            "held_out_reverse_kl": metrics["reverse"],
             "held_out_nll": nll,
             **mass,
         }
 
 
 def divergences(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[Tensor, dict[str, Any]]:
-    """Both KLs of datums that carry `teacher_logprobs` [N, K], means over positions of weight other than 0.
+    """Both KLs of datums with `teacher_logprobs` [N, K], as means over positions of nonzero weight.
 
-    logprobs_list[i] [N, K] nats: the student's, of the same candidates. The tokens that are no candidates are one more.
+    logprobs_list[i] [N, K] nats: the student's, of the same candidates. All other tokens count as one more candidate.
     """
     forward, reverse, mass = [], [], []
     for datum, logprobs in zip(data, logprobs_list, strict=True):

@@ -1,4 +1,4 @@
-"""What a student is taught on: prompts as student and teacher read them, with a given answer or one that it samples."""
+"""Distillation examples: a prompt as student and teacher read it, with a given answer or sampled ones."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .teachers import all_tokens, answer_positions
 if TYPE_CHECKING:
     from ...trainer import SamplingClient
 
-#: Stands in a teacher's system turn for the right answer.
+#: Placeholder of the right answer in a teacher's system turn.
 ANSWER = "{answer}"
-#: What takes an answer's place where a row has none, so that its prompt ends where an answer begins.
+#: Stands for the answer of a row without one, so that its prompt ends where an answer begins.
 _PLACEHOLDER = "."
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """A prompt and its given answer, as datums whose weights mark the answer: as the student and the teacher read it."""
+class DistillationExample:
+    """A prompt with its answer, as the student and as the teacher read it; the weights mark the answer."""
 
     student: Datum
     teacher: Datum
@@ -39,11 +39,11 @@ class Lesson:
 
     @property
     def prompts(self) -> tuple[list[int], list[int]]:
-        """The tokens that the student and the teacher read before the (last) answer."""
+        """The tokens before the (last) answer, for the student and for the teacher."""
         return prompt_of(self.student), prompt_of(self.teacher)
 
 
-def build_lessons(
+def build_examples(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Any,
     *,
@@ -51,16 +51,16 @@ def build_lessons(
     max_length: int | None = None,
     truncation: str = "error",
     answers_needed: bool = True,
-) -> tuple[list[Lesson], DataReport]:
-    """A lesson a row, and what became of the rows.
+) -> tuple[list[DistillationExample], DataReport]:
+    """One example per row, and a report about the rows.
 
-    rows             as `datum_from_row` takes them; {"prompt", "completion"} may have a "teacher_prompt" of its own, in
+    rows             as `datum_from_row` takes them; a row of prompt and completion may also have a "teacher_prompt" in
                      the prompt's form
-    teacher_system   a system turn that the teacher alone reads; "{answer}" in it is replaced by the row's answer
-    max_length       tokens that prompt and answer may have, the teacher's too; truncation "error" or "drop"
-    answers_needed   False: a prompt may stand alone, to be answered by the student
+    teacher_system   a system turn for the teacher only; "{answer}" in it is replaced by the row's answer
+    max_length       most tokens in a prompt with its answer, the teacher's too; truncation: "error" or "drop"
+    answers_needed   False: a prompt may have no completion, to be answered by the student
 
-    Raises DataFileError naming the row, and what `build_datums` raises.
+    Raises DataFileError naming the row, and the errors of `build_datums`.
     """
     options: dict[str, Any] = {"max_length": max_length, "truncation": truncation}
     teachers: list[Datum] = []
@@ -73,11 +73,11 @@ def build_lessons(
         return student
 
     students, report = build_datums(rows, make)
-    return [Lesson(*pair) for pair in zip(students, teachers, strict=True)], report
+    return [DistillationExample(*pair) for pair in zip(students, teachers, strict=True)], report
 
 
 def question_row(question: Question) -> dict[str, Any]:
-    """A task's question as a row of data."""
+    """A task's question as a row of prompt and completion."""
     return {
         "prompt": [{"role": "user", "content": question.text}],
         "completion": [{"role": "assistant", "content": question.answer}],
@@ -87,13 +87,13 @@ def question_row(question: Question) -> dict[str, Any]:
 def for_both(
     row: Mapping[str, Any], teacher_system: str | None, *, answers_needed: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row as the student reads it and as the teacher does. Raises DataFileError for what cannot be meant."""
+    """The row as the student reads it, and as the teacher does. Raises DataFileError for a row without what is needed."""
     row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
     asked = {key: value for key, value in row.items() if key != "teacher_prompt"}
     answer = _answer(asked)
     if "prompt" in asked and "completion" not in asked:
         if answers_needed:
-            raise DataFileError("the row has no 'completion', which is needed where the student does not sample one")
+            raise DataFileError("the row has no 'completion', which --mode off_policy needs")
         is_chat = isinstance(asked["prompt"], list)
         turn: Any = [{"role": "assistant", "content": _PLACEHOLDER}] if is_chat else _PLACEHOLDER
         asked["completion"] = turn
@@ -101,32 +101,32 @@ def for_both(
     if "teacher_prompt" in row:
         if "prompt" not in row or type(row["prompt"]) is not type(row["teacher_prompt"]):
             raise DataFileError(
-                "'teacher_prompt' stands beside a 'prompt' of the same form: both texts, or both messages"
+                "'teacher_prompt' needs a 'prompt' of the same form beside it: both texts, or both messages"
             )
         told["prompt"] = row["teacher_prompt"]
     if teacher_system is not None:
         key = "messages" if "messages" in told else "prompt"
         if not isinstance(told.get(key), list):
             raise DataFileError(
-                "teacher_system is a turn before messages, but the row has none; give it a 'teacher_prompt' instead"
+                "teacher_system adds a turn to messages, but the row has none; give it a 'teacher_prompt' instead"
             )
         told[key] = _with_system(told[key], _filled(teacher_system, answer))
     return asked, told
 
 
 def sample_answers(
-    sampler: SamplingClient, lessons: Sequence[Lesson], *, samples: int, max_tokens: int, seed: int
+    sampler: SamplingClient, examples: Sequence[DistillationExample], *, samples: int, max_tokens: int, seed: int
 ) -> tuple[list[Datum], list[Datum]]:
-    """`samples` answers of the student to each prompt: its datums and the teacher's, who reads the same answers.
+    """Sample `samples` answers of the student to each prompt; returns the student's datums and the teacher's of them.
 
-    The student's carry `sampling_logprobs` [N] (nats, 0 on the prompt); all answered tokens have weight 1. Tokens are
-    drawn at temperature 1 from the whole distribution, so these are the logprobs of what was sampled from.
+    The student's carry `sampling_logprobs` [N] (nats, 0 on the prompt); answered tokens have weight 1. Tokens are drawn
+    at temperature 1 without truncation, so these logprobs are exactly those of the sampling distribution.
     """
-    prompts = [lesson.prompts for lesson in lessons]
+    prompts = [example.prompts for example in examples]
     params = SamplingParams(max_tokens=max_tokens, seed=seed)
-    found = sampler.sample_batch([own for own, _ in prompts], params, num_samples=samples).result()
+    responses = sampler.sample_batch([own for own, _ in prompts], params, num_samples=samples).result()
     students, teachers = [], []
-    for (own, other), response in zip(prompts, found, strict=True):
+    for (own, other), response in zip(prompts, responses, strict=True):
         for sequence in response.sequences:
             students.append(_answered(own, sequence.tokens, sampling_logprobs=sequence.logprobs))
             teachers.append(_answered(other, sequence.tokens))
@@ -134,10 +134,10 @@ def sample_answers(
 
 
 def prompt_of(datum: Datum) -> list[int]:
-    """The tokens before the last answer: up to the last position that begins a run of weights other than 0."""
+    """The tokens before the last answer, which begins at the last run of nonzero weights."""
     positions = answer_positions(datum)
     if not len(positions):
-        raise EmptyLossError("the lesson marks no answer: all its weights are 0")
+        raise EmptyLossError("the example has no answer: all its weights are 0")
     begins = positions[np.flatnonzero(np.diff(positions, prepend=-2) > 1)]
     return all_tokens(datum)[: int(begins[-1]) + 1]
 
@@ -162,12 +162,12 @@ def _answer(row: Mapping[str, Any]) -> str | None:
 
 def _filled(text: str, answer: str | None) -> str:
     if ANSWER in text and answer is None:
-        raise DataFileError(f"teacher_system wants the answer ({ANSWER}), but the row has none")
+        raise DataFileError(f"teacher_system contains {ANSWER}, but the row has no answer")
     return text.replace(ANSWER, answer or "")
 
 
 def _with_system(messages: list[Any], text: str) -> list[Any]:
-    """The turns after a system turn of `text`, joined with the one that is there."""
+    """The turns with `text` as their system turn, or put before the text of the one they have."""
     first = messages[0] if messages and isinstance(messages[0], Mapping) else {}
     if first.get("role") == "system" and isinstance(first.get("content"), str):
         return [{**first, "content": f"{text}\n\n{first['content']}"}, *messages[1:]]

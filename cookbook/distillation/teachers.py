@@ -1,7 +1,7 @@
-"""Teachers of a distillation: which model it is, and what it says about a student's tokens.
+"""Teachers: opening one, and its logprobs of a student's tokens.
 
-Student and teacher may read different prompts before the same answer (a teacher with a hint). Both datums mark the
-answer's tokens with weights other than 0; these are what is compared, the first with the first and so on.
+Student and teacher may read different prompts before the same answer (a teacher with a hint). In both datums nonzero
+weights mark the answer's tokens, which are compared in order.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
     from ...trainer import ReferenceClient, TrainingClient
 
-#: The teacher that is the student itself, as it is before the first step.
+#: The student itself, before the first step, as teacher.
 SELF = "self"
-#: Text whose pieces tell tokenizers of one vocabulary but different rules apart.
+#: Text that tokenizers of one vocabulary but different rules cut differently.
 PROBE = "The quick brown fox's 1,234 jumps:\n\tdef f(x): return x**2  # naïve Übung, 日本語 🙂"
 
 
 def open_teacher(
     name: str, training: TrainingClient, *, device: str | None = None, dtype: torch.dtype | None = None
 ) -> ReferenceClient:
-    """The teacher's client, whose weights stay as they are.
+    """A client of the teacher, whose weights do not change.
 
-    name: "self", a run's folder or a checkpoint, or a model as `load_model` takes it. Raises ModelError when it cannot
-    be loaded or has another tokenizer, RunError for a run without a checkpoint, CheckpointError.
+    name: "self", a run's folder, a checkpoint, or a model as `load_model` takes it. Raises ModelError when it cannot be
+    loaded or has another tokenizer, RunError for a run without a checkpoint, and CheckpointError.
     """
     from ...trainer import ServiceClient
 
@@ -51,7 +51,7 @@ def open_teacher(
 
 
 def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
-    """Raise ModelError naming the first token that the two tokenizers do not share; `name` is the teacher."""
+    """Raise ModelError with the first token that the tokenizers do not share; `name` is the teacher's."""
     own, other = student.get_vocab(), teacher.get_vocab()
     if own != other:
         tokens, others = ({i: token for token, i in vocabulary.items()} for vocabulary in (own, other))
@@ -78,17 +78,17 @@ def with_teacher_logprobs(
     outputs = teacher.forward(teachers, "cross_entropy").result().loss_fn_outputs
     made = []
     for i, (student, other, output) in enumerate(zip(students, teachers, outputs, strict=True)):
-        found = _moved(output["logprobs"].to_numpy(), student, other, 0.0, i)
-        made.append(Datum(student.model_input, {**student.loss_fn_inputs, "teacher_logprobs": TensorData(found)}))
+        logprobs = _moved(output["logprobs"].to_numpy(), student, other, 0.0, i)
+        made.append(Datum(student.model_input, {**student.loss_fn_inputs, "teacher_logprobs": TensorData(logprobs)}))
     return made
 
 
 def with_candidates(
     teacher: ReferenceClient, students: Sequence[Datum], teachers: Sequence[Datum], k: int
 ) -> list[Datum]:
-    """Datums of the students' tokens whose targets are the teacher's k likeliest at each of the answer's positions.
+    """Datums of the students' tokens whose targets are the teacher's k likeliest tokens at each answer position.
 
-    returns: as `datum_from_teacher_topk`: target_tokens and teacher_logprobs [N, k], weights [N] as they were.
+    returns: as `datum_from_teacher_topk`: target_tokens and teacher_logprobs [N, k], weights [N] unchanged.
     """
     tops = teacher.top_logprobs(teachers, k).result()
     made = []
@@ -101,19 +101,19 @@ def with_candidates(
 
 
 def all_tokens(datum: Datum) -> list[int]:
-    """The L = N + 1 tokens of a datum: what it reads, and its last target."""
+    """The N + 1 tokens of a datum: its input and its last target."""
     return [*datum.model_input.to_ints(), int(datum.loss_fn_inputs["target_tokens"].to_numpy()[-1])]
 
 
 def answer_positions(datum: Datum) -> np.ndarray:
-    """The positions whose weight is not 0, in order: those that predict the answer's tokens."""
+    """The positions of nonzero weight, in order: those that predict the answer's tokens."""
     return np.flatnonzero(datum.loss_fn_inputs["weights"].to_numpy())
 
 
 def _moved(values: np.ndarray, student: Datum, teacher: Datum, fill: float, index: int) -> np.ndarray:
-    """[N_teacher, ...] numbers about the teacher's positions to [N_student, ...], `fill` where no answer is predicted.
+    """Values [N_teacher, ...] at the teacher's answer positions, moved to the student's [N_student, ...]; else `fill`.
 
-    Raises LengthMismatchError when the two do not mark the same tokens as the answer.
+    Raises LengthMismatchError when the two answers differ.
     """
     to, of = answer_positions(student), answer_positions(teacher)
     targets, others = (
@@ -122,7 +122,7 @@ def _moved(values: np.ndarray, student: Datum, teacher: Datum, fill: float, inde
     if not np.array_equal(targets, others):
         first = next((k for k, (a, b) in enumerate(zip(targets, others, strict=False)) if a != b), len(targets))
         raise LengthMismatchError(
-            f"pair {index}: student and teacher must answer with the same tokens, but have {len(targets)} and "
+            f"pair {index}: the answers of student and teacher must have the same tokens, but have {len(targets)} and "
             f"{len(others)}, and differ from token {first} of the answer on. Does the prompt change how the answer is cut?"
         )
     moved = np.full((student.model_input.length, *values.shape[1:]), fill, dtype=values.dtype)

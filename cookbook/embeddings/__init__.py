@@ -1,1 +1,1 @@
-"""What `train embed` needs: rows of texts, batches in the order that a loss reads, retrieval, export for Sentence Transformers."""
+"""Parts of `lossbook train embed`: rows of texts, batches in a loss's layout, retrieval, Sentence Transformers' files."""

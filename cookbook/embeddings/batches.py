@@ -1,4 +1,4 @@
-"""From rows of texts to a batch as an embedding loss reads it, and the loss as it reads that batch.
+"""Batches in the layout that an embedding loss reads, and the loss configured for their size.
 
 Losses over labels read pairs: datums 2i and 2i + 1. All others read blocks: B queries, B positives, H blocks of B negatives.
 """
@@ -16,22 +16,22 @@ from ...losses.loss.loss import Loss
 from ...losses.registry import get_loss
 from .data import Encoded, Texts
 
-#: Settings that say how many negatives a batch holds, which the recipe knows: how many, given (rows, negatives a row).
+#: Settings for the number of negatives in a batch, which the recipe sets from (rows, negatives per row).
 COUNTED = {"num_extra_negatives": lambda rows, each: rows * each, "num_hard_negatives": lambda rows, each: each}
-#: Losses that read a batch in blocks but judge each row alone, so that no other row is its negative.
+#: Losses that read blocks but compare within each row only, so that no other row is its negative.
 ROW_BY_ROW = ("triplet", "margin_mse")
-#: Inputs that rows can give.
+#: Inputs that rows can provide.
 GIVEN = ("document_id", "label", "teacher_score")
 
 
 def embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence[int] = ()) -> Loss:
-    """The loss, at several lengths at once where `dimensions` are given.
+    """The configured loss; with `dimensions`, over several lengths of the embeddings.
 
-    A function fn(data, embeddings) that was never registered is taken as one over embeddings. Raises UnknownLossError,
-    LossConfigError, ConfigError for a setting that the recipe sets, LossContractError for a loss that reads no embeddings.
+    An unregistered function fn(data, embeddings) is a loss over embeddings. Raises UnknownLossError, LossConfigError,
+    ConfigError for a setting that the recipe sets itself, LossContractError for a loss that does not read embeddings.
     """
     if counted := [key for key in settings if key in COUNTED]:
-        raise ConfigError(f"{counted[0]} follows from the data: leave it out, and choose --hard-negatives instead")
+        raise ConfigError(f"{counted[0]} follows from the data: leave it out, and set --hard-negatives instead")
     loss = get_loss(name, **settings)
     if not isinstance(loss, Loss):
         raise LossContractError(f"{name} is a mixture; this recipe takes one loss")
@@ -39,26 +39,26 @@ def embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence[
         loss = Loss(replace(loss.spec, outputs=("embeddings",)), settings)
     if "embeddings" not in loss.outputs:
         raise LossContractError(
-            f"{loss.name} reads {', '.join(loss.outputs)}, but this recipe trains embeddings: choose a loss of "
-            "`lossbook losses list` under embedding"
+            f"{loss.name} reads {', '.join(loss.outputs)}, but this recipe trains embeddings: choose an embedding loss (see "
+            "`lossbook losses list`)"
         )
     if loss.spec.per == "token":
         raise LossContractError(
-            f"{loss.name} is not registered, so it is taken for a loss per token, which embeddings are not about. Put "
+            f"{loss.name} is not registered, so it counts as a loss per token, but there is one embedding per datum. Put "
             '@register_loss("...", per="datum") before it, or write it as fn(data, embeddings)'
         )
     if lacking := [one.name for one in loss.spec.inputs if one.required and one.name not in GIVEN]:
-        raise LossContractError(f"{loss.name} reads {lacking[0]!r}, which rows of texts cannot give")
+        raise LossContractError(f"{loss.name} reads {lacking[0]!r}, which rows of texts do not have")
     return matryoshka(loss, dims=tuple(dimensions)) if dimensions else loss
 
 
 def reads_labels(loss: Loss) -> bool:
-    """Whether the loss reads labelled pairs, and not blocks."""
+    """Whether the loss reads labelled pairs; otherwise it reads blocks."""
     return any(one.name == "label" for one in loss.spec.inputs)
 
 
 def takes_duplicates_for_negatives(loss: Loss) -> bool:
-    """Whether the other rows of a batch are negatives for it, and it cannot be told which are not."""
+    """Whether the loss takes all other rows of a batch as negatives, because it does not read document_id."""
     is_in_batch = loss.spec.couples == "batch" and not reads_labels(loss) and loss.name not in ROW_BY_ROW
     return is_in_batch and not any(one.name == "document_id" for one in loss.spec.inputs)
 
@@ -68,8 +68,8 @@ class PairLayout:
     """Makes batches of rows for one loss.
 
     texts       the rows, `grouped`
-    negatives   how many of each row's are used
-    encoded     the tokens of all their texts
+    negatives   how many of each row's negatives are used
+    encoded     the tokens of all texts
     """
 
     loss: Loss
@@ -90,11 +90,11 @@ class PairLayout:
         self.sized(2 + self.negatives)
 
     def batch(self, rows: Sequence[int]) -> tuple[list[Datum], Loss]:
-        """The datums of some rows, and the loss with the number of negatives that they have."""
+        """The datums of some rows, and the loss configured for their number of negatives."""
         return self._pairs(rows) if reads_labels(self.loss) else self._blocks(rows), self.sized(len(rows))
 
     def sized(self, rows: int) -> Loss:
-        """The loss for a batch of so many rows. Raises ConfigError when it cannot read such a layout."""
+        """The loss configured for a batch of `rows` rows. Raises ConfigError when it cannot read such a layout."""
         counts = {key: count(rows, self.negatives) for key, count in COUNTED.items() if key in self.loss.settings}
         loss = get_loss(self.loss, **counts)
         if loss.spec.groups is None or reads_labels(loss):
@@ -106,8 +106,8 @@ class PairLayout:
             fits = False
         if not fits:
             raise ConfigError(
-                f"{loss.name} cannot read batches of a query, its positive and {self.negatives} negatives each. Losses such as "
-                "triplet need --hard-negatives 1, such as siglip 0; info_nce takes any number"
+                f"{loss.name} cannot read rows of a query, its positive and {self.negatives} negatives. Losses like triplet need "
+                "--hard-negatives 1, losses like siglip --hard-negatives 0; info_nce takes any number"
             )
         return loss
 
@@ -139,6 +139,6 @@ class PairLayout:
             raise DataFileError(f"{self.loss.name} reads {key!r}, which row {row} (counted from 0) does not have")
         if key == "label" and self.negatives:
             raise ConfigError(
-                f"{self.loss.name} reads labelled pairs, but the rows have negatives: make each a row of its own with a label, or "
+                f"{self.loss.name} reads labelled pairs, but the rows have negatives: give each negative a row with a label, or "
                 "leave them out with --hard-negatives 0"
             )

@@ -1,8 +1,8 @@
-"""Rows of texts that belong together, and the batches in which the others are the negatives.
+"""Rows of texts that belong together, and batches in which the other rows are the negatives.
 
-{"query": ..., "positive": ...}                       two texts that belong together; "anchor" will do for "query"
+{"query": ..., "positive": ...}                       two texts that belong together; "anchor" means "query" too
 {"query": ..., "positive": ..., "negative": ...}      and one that does not; or "negatives": [...]
-{"query": ..., "positive": ..., "label": 0.8}         how much they do, for losses that read `label`
+{"query": ..., "positive": ..., "label": 0.8}         their similarity, for losses that read `label`
 {"query": ..., "positive": ..., "negative": ..., "scores": [9.1, 3.2]}    a teacher's scores, for `margin_mse`
 """
 
@@ -20,7 +20,7 @@ from ...datums.errors import DataFileError, EmptyLossError, did_you_mean, locate
 from ...datums.types import ModelInput
 
 KEYS = ("query", "positive", "negative", "negatives", "label", "scores")
-#: Keys of formats made elsewhere, and what they are called here.
+#: Keys of other formats, and their names here.
 ELSEWHERE = {
     "anchor": "query",
     "question": "query",
@@ -39,9 +39,9 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Texts:
-    """A row: a text, one that belongs to it, texts that do not, and what numbers the row has.
+    """A row: a query, the text that belongs to it, texts that do not, and the row's numbers.
 
-    group: rows with the same query or the same positive have the same; see `grouped`.
+    group: the same for rows that share a query or a positive; see `grouped`.
     """
 
     query: str
@@ -53,7 +53,7 @@ class Texts:
 
 
 def texts_from_row(row: Mapping[str, Any]) -> Texts:
-    """The row's texts. Raises DataFileError for a missing, unknown or unusable key, saying which one was likely meant."""
+    """The row's texts. Raises DataFileError for a missing, unknown or unusable key, with the likeliest right one."""
     row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
     if "anchor" in row and "query" not in row:  # as Sentence Transformers calls it
         row["query"] = row.pop("anchor")
@@ -85,21 +85,21 @@ def texts_from_row(row: Mapping[str, Any]) -> Texts:
 
 def read_texts(rows: Iterable[Mapping[str, Any]]) -> list[Texts]:
     """All rows. Raises DataFileError naming the row, EmptyLossError when there are none."""
-    found = []
+    texts = []
     for index, row in enumerate(rows):
         try:
-            found.append(texts_from_row(row))
+            texts.append(texts_from_row(row))
         except DataFileError as error:
             raise located(error, str(getattr(row, "place", f"row {index}"))) from None
-    if not found:
+    if not texts:
         raise EmptyLossError("there are no rows")
-    return found
+    return texts
 
 
 def grouped(texts: Sequence[Texts]) -> list[Texts]:
     """The rows with their groups: rows that share a query or a positive, directly or through others, are one group.
 
-    Within a group nobody is another's negative: the positive of a row may as well be the other's.
+    Within a group no text is another row's negative: one row's positive may also answer the other row's query.
     """
     parent = list(range(len(texts)))
 
@@ -117,9 +117,9 @@ def grouped(texts: Sequence[Texts]) -> list[Texts]:
 
 
 def held_apart(texts: Sequence[Texts], count: int, seed: int) -> tuple[list[Texts], list[Texts]]:
-    """(rows to train on, rows that only measure): whole groups, drawn by the seed until `count` rows are held out.
+    """(rows to train on, held-out rows): whole groups are drawn until at least `count` rows are held out.
 
-    Raises EmptyLossError when nothing would be left to train on.
+    Raises EmptyLossError when none would be left to train on.
     """
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     members = Counter(one.group for one in texts)
@@ -133,31 +133,28 @@ def held_apart(texts: Sequence[Texts], count: int, seed: int) -> tuple[list[Text
             rows += members[texts[row].group]
     if rows == len(texts):
         raise EmptyLossError(
-            f"holding out {count} of {len(texts)} rows, with those of their groups, leaves none to train on"
+            f"holding out {count} of {len(texts)} rows, with the rows of their groups, leaves none to train on"
         )
     return [one for one in texts if one.group not in out], [one for one in texts if one.group in out]
 
 
 def negatives_used(texts: Sequence[Texts], wanted: int | None) -> int:
-    """How many negatives of each row are used: `wanted`, or all. Raises DataFileError for a row that has fewer."""
+    """How many negatives of each row to use: `wanted`, or all. Raises DataFileError for a row with fewer."""
     most = max(len(one.negatives) for one in texts)
     used = most if wanted is None else wanted
     for row, one in enumerate(texts):
         if len(one.negatives) < used:
             raise DataFileError(
-                f"row {row} (counted from 0) has {len(one.negatives)} negatives, but {used} are to be used"
-                + (
-                    f", as many as another row has: choose --hard-negatives {len(one.negatives)}"
-                    if wanted is None
-                    else ""
-                )
+                f"row {row} (counted from 0) has {len(one.negatives)} negatives, fewer than "
+                + (f"the {used} of another row: set" if wanted is None else f"{used}: set")
+                + f" --hard-negatives {len(one.negatives)}"
             )
     return used
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of texts, queries and documents apart, since each may have a prefix of its own; and how many were cut."""
+    """The tokens of queries and of documents, which may have different prefixes; the longest text, and how many were cut."""
 
     queries: Mapping[str, ModelInput]
     documents: Mapping[str, ModelInput]
@@ -166,7 +163,7 @@ class Encoded:
 
 
 def encode(texts: Sequence[Texts], tokenizer: Any, max_length: int, prefixes: Mapping[str, str]) -> Encoded:
-    """All texts as tokens, with those that the tokenizer puts around a text; cut behind to `max_length` in all."""
+    """All texts as tokens, special tokens included, truncated at the end to `max_length`."""
     sides = {
         "query": dict.fromkeys(one.query for one in texts),
         "document": dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives)),
@@ -183,23 +180,23 @@ def encode(texts: Sequence[Texts], tokenizer: Any, max_length: int, prefixes: Ma
 
 
 class PairBatches:
-    """Which rows make up which batch: a function of the seed and the step alone, as `Batches`.
+    """Which rows are in which batch. As with `Batches`, it depends on the seed and the step alone.
 
-    groups: of the rows. keep_apart: no batch has two rows of one group; rows that find no place are left out of the epoch.
-    The rows that are left over when the epoch's batches are full are left out too, since a smaller batch has fewer negatives.
+    groups: of the rows. keep_apart: no batch has two rows of one group; rows without a place are left out of the epoch.
+    Rows left over when an epoch's batches are full are left out too, since a smaller batch has fewer negatives.
     """
 
     def __init__(self, groups: Sequence[int], batch_size: int, seed: int, *, keep_apart: bool) -> None:
         if len(groups) < batch_size:
             raise EmptyLossError(
-                f"{len(groups)} rows are fewer than the {batch_size} of a batch: choose a smaller --batch-size"
+                f"{len(groups)} rows are fewer than a batch of {batch_size}: choose a smaller --batch-size"
             )
         distinct = len(set(groups))
         if keep_apart and distinct < batch_size:
             raise EmptyLossError(
-                f"only {distinct} of the {len(groups)} rows have different queries and positives, fewer than the "
-                f"{batch_size} of a batch, and this loss would take duplicates for negatives: choose a smaller --batch-size, or a "
-                "loss that reads document_id, such as info_nce"
+                f"only {distinct} of the {len(groups)} rows have different queries and positives, fewer than a batch of "
+                f"{batch_size}, and this loss would take duplicates for negatives: choose a smaller --batch-size, or a loss that "
+                "reads document_id, such as info_nce"
             )
         self.groups = groups
         self.batch_size = batch_size
@@ -209,14 +206,14 @@ class PairBatches:
         self._made: tuple[int, list[list[int]]] = (-1, [])
 
     def at(self, step: int) -> list[int]:
-        """The indices of the rows of a step, from 1."""
+        """The indices of the rows in the batch of a step; steps count from 1."""
         epoch, number = divmod(step - 1, self.per_epoch)
         if self._made[0] != epoch:
             self._made = (epoch, self._epoch(epoch))
         return self._made[1][number]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        """Each row goes to the first batch that has room for it and, kept apart, none of its group."""
+        """Each row goes to the first batch with room and, with keep_apart, without a row of its group."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
         held: list[set[int]] = [set() for _ in batches]

@@ -1,4 +1,4 @@
-"""How well an encoder finds what belongs to a query, among documents that it was never trained on."""
+"""Retrieval: how well an encoder finds the documents of a query among held-out ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...trainer import TrainingClient
     from ...trainer.engine.forward import Pooling
 
-#: Queries whose cosines with all documents are held at a time.
+#: Queries compared with all documents at a time.
 QUERIES_AT_ONCE = 256
 
 
@@ -28,10 +28,10 @@ QUERIES_AT_ONCE = 256
 class Retrieval:
     """Queries, a corpus, and which of its documents belong to each query (at least one).
 
-    measure gives  held_out_recall_at_1, held_out_recall_at_10   the fraction of queries with a right document among the
-                                                                 1 or 10 of largest cosine; a tie is a miss
-                   held_out_mrr                                  the mean of 1 / rank of the first right document
-                   dim_64/held_out_...                           the same by the first 64 coordinates alone
+    measure gives  held_out_recall_at_1, held_out_recall_at_10   fraction of queries with a right document among the 1 or
+                                                                 10 of largest cosine; a tie is a miss
+                   held_out_mrr                                  mean of 1 / rank of the first right document
+                   dim_64/held_out_...                           the same from the first 64 coordinates only
     """
 
     queries: Sequence[Datum]
@@ -44,7 +44,7 @@ class Retrieval:
     def of(
         cls, texts: Sequence[Texts], encoded: Encoded, pooling: Pooling, dimensions: Sequence[int] = ()
     ) -> Retrieval:
-        """Each row's query, to be answered by the positives of all rows with the same query; all documents are the corpus."""
+        """Each query with the positives of all rows that have it; all documents are the corpus."""
         right: dict[str, set[str]] = {}
         for one in texts:
             right.setdefault(one.query, set()).add(one.positive)
@@ -59,55 +59,55 @@ class Retrieval:
         )
 
     def measure(self, training: TrainingClient) -> dict[str, float]:
-        """Measure the weights as they are; {} where nothing is held out. Raises ShapeError for too many dimensions."""
+        """Evaluate the current weights; {} without held-out data. Raises ShapeError for too many dimensions."""
         if not self.queries:
             return {}
         vectors = embeddings(training, [*self.queries, *self.documents], self.pooling)
         queries, documents = vectors.tensor_split([len(self.queries)])
-        found = _scores(ranks(queries, documents, self.right))
+        metrics = _scores(ranks(queries, documents, self.right))
         for width in self.dimensions:
             if width > vectors.shape[1]:
                 raise ShapeError(
                     f"matryoshka_dimensions has {width}, but the embeddings have {vectors.shape[1]} coordinates"
                 )
             short = _scores(ranks(queries[:, :width], documents[:, :width], self.right))
-            found |= {f"dim_{width}/{name}": value for name, value in short.items()}
-        return found
+            metrics |= {f"dim_{width}/{name}": value for name, value in short.items()}
+        return metrics
 
 
 def embeddings(training: TrainingClient, datums: Sequence[Datum], pooling: Pooling) -> Tensor:
-    """[N, D] float32: each datum's pooled vector under the weights as they are."""
+    """[N, D] float32: each datum's pooled vector under the current weights."""
     reads = Loss(spec_of_function(_nothing, output="embeddings"), {})
     outputs = training.forward(datums, reads, pooling=pooling).result().loss_fn_outputs
     return torch.stack([output["embedding"].to_torch() for output in outputs])
 
 
 def ranks(queries: Tensor, documents: Tensor, right: Sequence[Sequence[int]]) -> Tensor:
-    """[Q] int64: the place, from 1, of each query's best right document among the documents that are not right.
+    """[Q] int64: the rank, from 1, of each query's best right document among the wrong ones, by cosine.
 
-    queries [Q, D], documents [C, D]; right[i]: the rows of documents that belong to query i. By cosine; a wrong document
-    that is as near counts as nearer, and so does one whose cosine is NaN.
+    queries [Q, D], documents [C, D]; right[i]: the rows of documents that belong to query i. A wrong document ranks first
+    in a tie, and when its cosine is NaN.
     """
     queries, documents = normalize(queries, dim=1), normalize(documents, dim=1)
-    found = []
+    blocks = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         cosines = queries[start : start + QUERIES_AT_ONCE] @ documents.T
         is_right = torch.zeros_like(cosines, dtype=torch.bool)
         for row, own in enumerate(right[start : start + len(cosines)]):
             is_right[row, list(own)] = True
         best = cosines.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
-        found.append(1 + (~(cosines < best) & ~is_right).sum(1))
-    return torch.cat(found)
+        blocks.append(1 + (~(cosines < best) & ~is_right).sum(1))
+    return torch.cat(blocks)
 
 
-def _scores(found: Tensor) -> dict[str, float]:
+def _scores(ranks: Tensor) -> dict[str, float]:
     return {
-        "held_out_recall_at_1": float((found <= 1).double().mean()),
-        "held_out_recall_at_10": float((found <= 10).double().mean()),
-        "held_out_mrr": float((1 / found.double()).mean()),
+        "held_out_recall_at_1": float((ranks <= 1).double().mean()),
+        "held_out_recall_at_10": float((ranks <= 10).double().mean()),
+        "held_out_mrr": float((1 / ranks.double()).mean()),
     }
 
 
 def _nothing(data: Sequence[Datum], vectors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Any]]:
-    """No loss, for a forward whose embeddings are wanted."""
+    """A loss whose value is not used: it makes the model return embeddings."""
     return vectors[0].sum() * 0, {}

@@ -1,6 +1,6 @@
-"""What makes a folder of transformers' files a sentence encoder: how its tokens are pooled, as Sentence Transformers notes it.
+"""The files that make a transformers model a sentence encoder: its pooling, in the form of Sentence Transformers.
 
-Of another encoder the pooling is read, since embeddings pooled otherwise than it was trained for are worth little.
+An encoder's own pooling is read from its files, since embeddings pooled in another way than in its training are poor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...datums.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from ...trainer.engine.forward import Pooling
 
-#: The poolings of the trainer, by the names of Sentence Transformers from its version 6 on, and before.
+#: The trainer's poolings, by their names in Sentence Transformers; below, the flags of its versions before 6.
 POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
 FLAGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -26,9 +26,9 @@ FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-#: The files of an encoder's folder that say what is done with its tokens, those of modules apart.
+#: The files of an encoder's folder about pooling, besides those of its modules.
 NOTES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-#: Steps that may follow the transformer: none that changes a cosine.
+#: Modules that a sentence encoder may have: none after the transformer changes a cosine.
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -44,9 +44,9 @@ def find_minilm() -> str:
 
 
 def pooling_of(model: str) -> Pooling | None:
-    """How a sentence encoder, a folder or a hub id, pools; None where its files say nothing.
+    """The pooling of a sentence encoder, a folder or a hub id; None where its files do not say.
 
-    Raises ConfigError for a pooling that the trainer does not have, or a layer after it, which would not be trained with.
+    Raises ConfigError for a pooling that the trainer does not have, and for a layer after it, which would not be trained.
     """
     modules = _read(model, "modules.json")
     if modules is None:
@@ -54,8 +54,8 @@ def pooling_of(model: str) -> Pooling | None:
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if unknown := [kind for kind in kinds if kind not in KNOWN_MODULES]:
         raise ConfigError(
-            f"{model} has a {unknown[0]} layer after its transformer, which this recipe would leave out; say with --pooling "
-            "that the transformer alone is meant"
+            f"{model} has a {unknown[0]} layer after its transformer, which this recipe would leave out; set --pooling to "
+            "train the transformer alone"
         )
     path = next((module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), None)
     settings = None if path is None else _read(model, f"{path}/config.json")
@@ -65,8 +65,8 @@ def pooling_of(model: str) -> Pooling | None:
     modes = [named] if isinstance(named, str) else list(named)
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ConfigError(
-            f"{model} pools by {' and '.join(modes) or 'nothing'}, which the trainer cannot; choose one of mean, last, cls with "
-            "--pooling"
+            f"{model} pools by {' and '.join(modes) or 'nothing'}, which the trainer does not support; set --pooling to mean, "
+            "last or cls"
         )
     return POOLINGS[modes[0]]
 
@@ -80,10 +80,10 @@ def note_pooling(
     base: str,
     prompts: Mapping[str, str],
 ) -> Path:
-    """Write beside an encoder's files what Sentence Transformers wants to know of it; returns the folder.
+    """Write the files that Sentence Transformers reads beside an encoder's; returns the folder.
 
-    width: of its embeddings. base: the model it was made from; what follows its pooling follows here too. prompts: texts put
-    before queries and documents, by "query" and "document".
+    width: of its embeddings. base: the model it was trained from, whose normalization after pooling is kept. prompts: the
+    prefixes of queries and documents, by "query" and "document".
     """
     name = next(theirs for theirs, ours in POOLINGS.items() if ours == pooling)
     settings = {"word_embedding_dimension": width, **{flag: mode == name for flag, mode in FLAGS.items()}}
@@ -109,7 +109,7 @@ def note_pooling(
 
 
 def copy_pooling(source: Path, folder: Path) -> None:
-    """Give an encoder's folder what is noted in another's, where anything is."""
+    """Copy the files about pooling from one encoder's folder to another, if there are any."""
     if not (source / "modules.json").exists():
         return
     for path in [source / name for name in NOTES] + sorted(source.glob("[0-9]_*/config.json")):
@@ -118,17 +118,17 @@ def copy_pooling(source: Path, folder: Path) -> None:
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes())
     for module in json.loads((source / "modules.json").read_text(encoding="utf-8")):
-        (folder / module["path"]).mkdir(exist_ok=True)  # of a module without settings the folder is empty
+        (folder / module["path"]).mkdir(exist_ok=True)  # the folder of a module without settings is empty
 
 
 def _read(model: str, file: str) -> Any:
-    """A JSON file of a model, or None where it has none or the model has no files."""
+    """A JSON file of a model; None where it is missing."""
     from transformers.utils.hub import cached_file
 
     if not Path(model).is_dir() and (model.startswith("tiny") or model.endswith(".gguf")):
         return None
     try:
         path = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # no such model, or no network: loading it will say so
+    except (OSError, ValueError):  # no such model, or no network: loading it will raise
         return None
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

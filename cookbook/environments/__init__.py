@@ -1,10 +1,10 @@
-"""Where the prompts and rewards of reinforcement learning come from: tasks, answers, functions and environments.
+"""Prompts and rewards of reinforcement learning: tasks, right answers, reward functions and environments.
 
-protocol.py       `Environment`: reset and step over messages; `Problem`: what episodes of it begin from
+protocol.py       `Environment`: reset and step over messages; `Problem`: the start of its episodes
 rewards.py        single answers scored by a function `reward(answer, row) -> float`
 math_answers.py   single answers compared with the right one by math-verify
-guess_number.py   an environment of many turns
-sources.py        the problems that a configuration names
+guess_number.py   an environment of several turns
+sources.py        the problems of a configuration
 """
 
 from .protocol import Environment, Message, Problem, Step

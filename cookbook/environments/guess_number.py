@@ -1,4 +1,4 @@
-"""An environment of many turns: find a hidden number from "higher" and "lower"."""
+"""An environment of several turns: find a hidden number from "higher" and "lower"."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .protocol import Message, Step
 
 
 class GuessNumber:
-    """The assistant guesses a number from `low` to `high` in at most `turns` answers, and is told higher or lower.
+    """The assistant guesses a number from `low` to `high` in at most `turns` answers, and is told "higher" or "lower".
 
-    The reward comes at the end: 1 for the number; else 1 - (distance of the last guess) / (high - low), halved, so that
-    coming nearer counts; 0 for a last answer without a number within the bounds. Equal seeds hide equal numbers.
+    The reward comes at the end: 1 for the number; else half of 1 - (distance of the last guess) / (high - low), so that
+    nearer guesses earn more; 0 for a last answer without a number in the range. Equal seeds hide equal numbers.
     """
 
     def __init__(self, seed: int, low: int = 1, high: int = 9, turns: int = 3) -> None:
@@ -32,8 +32,8 @@ class GuessNumber:
     def step(self, answer: str) -> Step:
         """Higher, lower, or the end."""
         self.guesses += 1
-        found = re.search(r"\d+", answer)
-        guess = None if found is None else int(found.group())
+        number = re.search(r"\d+", answer)
+        guess = None if number is None else int(number.group())
         if guess is not None and not self.low <= guess <= self.high:
             guess = None
         if guess == self.hidden:

@@ -1,10 +1,10 @@
 """Mathematical answers, compared by math-verify: 1/2, 0.5 and \\frac{1}{2} are one answer.
 
-math-verify by Hugging Face, https://github.com/huggingface/Math-Verify (Apache-2.0): it finds the last expression in a
-text, LaTeX or plain, parses it with SymPy and compares.
+math-verify by Hugging Face, https://github.com/huggingface/Math-Verify (Apache-2.0), takes the last expression in a text,
+LaTeX or plain, parses it with SymPy and compares.
 
-A model may answer 9^9^9^9, which SymPy would work out for ever. So answers are compared in a process of their own, which is
-ended when it has taken too long: neither an alarm nor a thread can interrupt one long multiplication.
+A model may answer 9^9^9^9, which SymPy would evaluate forever. So answers are compared in a separate process, which is
+killed after a time limit: neither an alarm nor a thread can interrupt one long multiplication.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ...datums.errors import RewardError
 from ..extras import require
 from .rewards import shortened
 
-#: What comparing an answer may take, once the process is up; milliseconds usually. The limit of memory is Unix's alone.
+#: Limits for comparing an answer, which usually takes milliseconds. The memory limit works on Unix only.
 SECONDS, GIBIBYTES = 10.0, 4
-#: Says that it is up, then answers each line [right, answer] with true or false.
+#: Prints "up", then answers each line [right, answer] with true or false.
 WORKER = """
 import json, logging, sys
 logging.disable(logging.WARNING)
@@ -39,28 +39,30 @@ print("up", flush=True)
 for line in sys.stdin:
     right, answer = json.loads(line)
     try:
-        found = verify(*(parse(text, parsing_timeout=None) for text in (right, answer)), timeout_seconds=None)
+        equal = verify(*(parse(text, parsing_timeout=None) for text in (right, answer)), timeout_seconds=None)
     except (Exception, MemoryError):
-        found = False
-    print(json.dumps(bool(found)), flush=True)
+        equal = False
+    print(json.dumps(bool(equal)), flush=True)
 """
 
 
 class MathReward:
-    """1 where the answer's last expression equals `row["answer"]`, else 0. An answer without an expression gets 0.
+    """1 where the answer's last expression equals `row["answer"]`, else 0.
 
-    So does one that takes more than `seconds` to compare. Raises MissingExtraError without math-verify, RewardError for a
-    row whose own answer is no expression.
+    An answer without an expression, or one that takes more than `seconds` to compare, gets 0. Raises MissingExtraError
+    without math-verify, RewardError for a row whose right answer is not an expression.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._library = require("math_verify", "data", "comparing mathematical answers")
-        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit; this has one
+        logging.getLogger("math_verify").setLevel(
+            logging.ERROR
+        )  # it warns that it has no time limit; here there is one
         self._right: dict[str, str] = {}
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="math-verify")
-        self._one_at_a_time = threading.Lock()  # rollouts are rewarded in a thread while another evaluates
+        self._one_at_a_time = threading.Lock()  # a thread rewards rollouts while another evaluates
 
     def __call__(self, answer: str, row: Mapping[str, Any]) -> float:
         """The reward of an answer, 0 or 1."""
@@ -69,16 +71,16 @@ class MathReward:
             return float(self._compare(right, answer))
 
     def expression(self, text: str) -> str:
-        """The right answer as math-verify can read it."""
+        """The right answer in a form that math-verify can read."""
         if text not in self._right:
             is_words = len(text) > 1 and text.replace(" ", "").isalpha()  # "cat" would be c times a times t
             forms = [text] if is_words else [text, f"${text}$"]  # LaTeX may come without its dollar signs
-            # Its time limits are alarms, which only a main thread can set; parsing alone works nothing out.
+            # Its time limits are alarms, which only a main thread can set; parsing alone evaluates nothing.
             readable = [form for form in forms if self._library.parse(form, parsing_timeout=None)]
             if not readable:
                 raise RewardError(
-                    f"math-verify finds no expression in the answer {shortened(text)}. Write numbers plainly, LaTeX between "
-                    "dollar signs; other answers want a reward function of your own: --reward module:function"
+                    f"math-verify finds no expression in the answer {shortened(text)}. Write plain numbers, or LaTeX between "
+                    "dollar signs; for other answers use a reward function of your own: --reward module:function"
                 )
             self._right[text] = readable[0]
         return self._right[text]
@@ -91,13 +93,13 @@ class MathReward:
         process.stdin.flush()
         line = self._reader.submit(process.stdout.readline)
         try:
-            told = line.result(self._seconds)
+            verdict = line.result(self._seconds)
         except TimeoutError:
-            told = ""
-        if not told:  # too long, or the process is no more
+            verdict = ""
+        if not verdict:  # out of time, or the process died
             _end(process)
             self._process = None
-        return bool(told) and json.loads(told)
+        return bool(verdict) and json.loads(verdict)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -108,7 +110,9 @@ class MathReward:
             assert process.stdout is not None
             if process.stdout.readline() != "up\n":
                 _end(process)
-                raise RewardError("math-verify does not start in a process of its own: python -c 'import math_verify'")
+                raise RewardError(
+                    "math-verify does not start in a separate process; try: python -c 'import math_verify'"
+                )
             weakref.finalize(self, _end, process)
             self._process = process
         return self._process

@@ -1,4 +1,4 @@
-"""What an environment is: messages out, an answer in, a reward now and then, until it is done.
+"""The protocol of an environment: it gives messages, takes an answer and gives a reward, until it is done.
 
     class Echo:
         def reset(self):
@@ -7,8 +7,8 @@
         def step(self, answer):
             return Step(reward=float("hello" in answer.lower()))
 
-A recipe runs every episode on an object of its own, calls `reset` once and `step` with each answer until `done`. Equal
-problems must begin alike, for the answers to one problem are compared with each other.
+A recipe makes one object per episode, calls `reset` once, and `step` with each answer until `done`. All episodes of a
+problem must begin with the same messages, since their rewards are compared with each other.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Step:
-    """What an answer leads to.
+    """The environment's reaction to an answer.
 
     reward    of this answer, unitless; an episode's reward is the sum over its answers
     done      whether the episode ends here
-    messages  what the environment says to an answer that did not end the episode; tokens of it are never learned
+    messages  the environment's reply, if the episode goes on; its tokens are never learned
     """
 
     reward: float = 0.0
@@ -39,17 +39,17 @@ class Environment(Protocol):
     """One episode."""
 
     def reset(self) -> Sequence[Message]:
-        """The messages that it begins with, up to where the assistant answers first."""
+        """The first messages, up to the assistant's first answer."""
         ...
 
     def step(self, answer: str) -> Step:
-        """What follows from an answer of the assistant: its text, without the end of its turn."""
+        """The reaction to an answer of the assistant, given as text without the end of its turn."""
         ...
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What episodes begin from. text names it in samples and errors; `begin()` makes the environment of a new episode."""
+    """The start of episodes. text: its name in samples and errors. begin(): makes the environment of a new episode."""
 
     text: str
     begin: Callable[[], Environment]
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class SingleTurn:
-    """One prompt, one answer, and a score of it."""
+    """One prompt, one answer, and its score."""
 
     messages: Sequence[Message]
     score: Callable[[str], float]
@@ -67,5 +67,5 @@ class SingleTurn:
         return self.messages
 
     def step(self, answer: str) -> Step:
-        """The score; the episode is over."""
+        """The answer's score; the episode is done."""
         return Step(reward=self.score(answer))

@@ -4,11 +4,11 @@
     def short(answer: str, row: Mapping[str, Any]) -> float:
         return 1.0 if row["answer"] in answer and len(answer) < 40 else 0.0
 
-answer  what the model wrote, without the end of its turn and without spaces around it
-row     the row of the data file, all keys of it, or of a reasoning-gym task {"question", "answer", "metadata"}
-returns the reward: a finite number, unitless. Rewards of one prompt are compared, so only differences count there
+answer  the model's text, without the end of its turn and without spaces around it
+row     the row of the data file with all its keys, or {"question", "answer", "metadata"} of a reasoning-gym task
+returns the reward, a finite unitless number; rewards of one prompt are compared, so only their differences matter
 
-It is called in a thread beside training, for one answer at a time.
+It is called in a thread of its own, for one answer at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Reward = Callable[[str, Mapping[str, Any]], float]
 
 
 def check_reward(function: Any, name: str) -> Reward:
-    """The function, if it can be called with an answer and a row. Raises RewardError otherwise."""
+    """The function, checked to take an answer and a row. Raises RewardError otherwise."""
     if not callable(function):
         raise RewardError(f"reward {name} is a {type(function).__name__}, not a function reward(answer, row)")
     try:
@@ -34,13 +34,13 @@ def check_reward(function: Any, name: str) -> Reward:
             f"reward {name} takes {inspect.signature(function)}, but it is called as reward(answer, row): the model's "
             "text and the row of the data"
         ) from None
-    except ValueError:  # a builtin without a signature: calling it will tell
+    except ValueError:  # a builtin without a signature: calling it will show
         pass
     return cast(Reward, function)
 
 
 def rewarded(reward: Reward, name: str, question: str, row: Mapping[str, Any], answer: str) -> float:
-    """The reward of an answer. Raises RewardError naming the function, the question and the answer where there is none."""
+    """The reward of an answer. Raises RewardError with the function, the question and the answer where it fails."""
     place = f"on the question {shortened(question)} with the answer {shortened(answer)}"
     try:
         value = reward(answer.strip(), row)
@@ -52,7 +52,7 @@ def rewarded(reward: Reward, name: str, question: str, row: Mapping[str, Any], a
 
 
 def checked_number(value: Any, who: str, place: str) -> float:
-    """A reward as a float. Raises RewardError for what is no finite number."""
+    """A reward as a float. Raises RewardError for anything but a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -63,7 +63,7 @@ def checked_number(value: Any, who: str, place: str) -> float:
 
 
 def shortened(text: str, length: int = 120) -> str:
-    """`text` in quotes, its middle left out where it is long."""
+    """`text` in quotes, without its middle where it is long."""
     if len(text) > length:
         text = f"{text[: length // 2]} ... {text[-length // 3 :]}"
     return repr(text)

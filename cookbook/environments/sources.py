@@ -1,4 +1,4 @@
-"""The problems that a configuration names: of a reasoning-gym task, a data file, or an environment."""
+"""The problems of a configuration: from a reasoning-gym task, a data file, or an environment."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from .math_answers import MathReward
 from .protocol import Environment, Message, Problem, SingleTurn
 from .rewards import Reward, check_reward, rewarded
 
-#: Environments by name. Each is called with a seed and the settings, and gives one episode.
+#: Environments by name. Each is called with a seed and the settings, and makes one episode.
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"guess_number": GuessNumber}
-#: Rewards by name; any other is a `module:function`. A task's own verifier is the default of a task.
+#: Rewards by name; any other is a `module:function`. A task's default is its own verifier.
 REWARDS: dict[str, Callable[[], Reward]] = {"math_verify": MathReward}
 
 
 class ProblemSettings(BaseModel):
-    """Where problems come from; a part of a recipe's configuration."""
+    """The source of the problems: a part of a recipe's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
-    task: str | None = Field(None, description="a reasoning-gym task")
-    task_config: dict[str, Setting] = Field({}, description="settings of the task: --task-config max_words 5")
+    task: str | None = Field(None, description="a reasoning-gym task to train on")
+    task_config: dict[str, Setting] = Field({}, description="the task's settings: --task-config max_words 5")
     data: str | None = Field(
         None,
-        description="in place of task: rows of prompt and answer; .jsonl, .parquet, a pattern, or datasets:NAME:SPLIT",
+        description="rows of prompt and answer, instead of task: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT",
     )
-    eval_data: str | None = Field(None, description="as data, but only measures")
-    environment: str | None = Field(None, description="in place of task: guess_number, or module:Class")
-    environment_config: dict[str, Setting] = Field({}, description="settings of the environment")
+    eval_data: str | None = Field(None, description="held-out data, in the same forms")
+    environment: str | None = Field(None, description="guess_number or module:Class, instead of task")
+    environment_config: dict[str, Setting] = Field({}, description="the environment's settings")
     reward: str | None = Field(
-        None, description="math_verify or module:function; by default the task's own, math_verify for data"
+        None, description="math_verify or module:function; None: the task's own verifier, math_verify for data"
     )
-    task_size: int = Field(512, ge=1, description="problems of a task or an environment to train on")
-    held_out: int = Field(50, ge=0, description="problems that only measure; of data without eval_data, its last rows")
+    task_size: int = Field(512, ge=1, description="number of problems of a task or environment to train on")
+    held_out: int = Field(50, ge=0, description="number of problems held out; of data without eval_data, its last rows")
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemSettings:
         if sum(source is not None for source in (self.task, self.data, self.environment)) != 1:
             raise ValueError("choose one of --task NAME, --data FILE and --environment NAME")
         if self.environment is not None and self.reward is not None:
-            raise ValueError("an environment gives its own rewards: --reward belongs to --task and --data")
+            raise ValueError("an environment gives its own rewards: --reward is for --task and --data")
         for name, source in (("task_config", "task"), ("eval_data", "data"), ("environment_config", "environment")):
             if getattr(self, name) and getattr(self, source) is None:
-                raise ValueError(f"{name} belongs to --{source}")
+                raise ValueError(f"{name} is for --{source} only")
         return self
 
 
@@ -126,7 +126,7 @@ def _of_question(question: Question, *, task: Task, reward: Reward | None, name:
 
 
 def _score_of(task: Task, question: Question, answer: str) -> float:
-    """The score of the task's own verifier; some of them fail on what is no answer at all, which is worth nothing."""
+    """The score of the task's verifier; 0 where it fails, as some do on text that is not an answer."""
     try:
         return task.score(question, answer)
     except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
@@ -139,8 +139,8 @@ def _rows(settings: ProblemSettings, reward: Reward, name: str) -> tuple[list[Pr
         return problems, [_of_row(row, reward, name) for row in read_rows(settings.eval_data)]
     if settings.held_out >= len(problems):
         raise DataFileError(
-            f"{settings.data} has {len(problems)} rows, which leaves none to train on beside the last {settings.held_out} that "
-            "are held out: choose a smaller --held-out, or --eval-data FILE"
+            f"{settings.data} has {len(problems)} rows, and holding out {settings.held_out} leaves none to train on: choose a "
+            "smaller --held-out, or --eval-data FILE"
         )
     kept = len(problems) - settings.held_out
     return problems[:kept], problems[kept:]
@@ -159,7 +159,7 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
         if isinstance(reward, MathReward):
             if row.get("answer") is None:
                 raise DataFileError(f"has no 'answer', which math_verify compares with; it holds {', '.join(row)}")
-            reward.expression(str(row["answer"]))  # now, and not when the first model answers
+            reward.expression(str(row["answer"]))  # checked now, before the model answers
     except LossbookError as error:
         raise located(error, place) from None
     text = prompt if isinstance(prompt, str) else str(messages[-1]["content"])

@@ -1,1 +1,1 @@
-"""What `train dpo` and `train reward` need: units of data, reference logprobs, held-out preferences, wrong answers."""
+"""Parts of `lossbook train dpo` and `reward`: examples, cached reference logprobs, held-out preferences, wrong answers."""

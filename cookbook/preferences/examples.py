@@ -1,7 +1,7 @@
-"""Preference data, laid out as a loss reads it: pairs of answers, or single answers labelled good or bad.
+"""Preference examples as a loss reads them: pairs of answers, or single answers labelled good or bad.
 
-A unit is what must stay together in a batch: the chosen and the rejected datum of a pair, or a labelled datum; with them,
-where the loss estimates a KL from it, an answer that belongs to another prompt.
+An example is the datums that must stay together in a batch: the chosen and the rejected one of a pair, or a labelled one;
+and, where the loss estimates a KL, an answer to another prompt.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ...datums.types import Datum
 from ...losses.loss.loss import Loss
 
 #: The datums of one row, in the order in which losses read them.
-Unit = list[Datum]
+PreferenceExample = list[Datum]
 PAIR, LABELLED = "preference pair", "labelled completion"
-#: How many rows after its own are looked through for an answer to another prompt.
+#: How many of the following rows are searched for an answer to another prompt.
 ROWS_SEARCHED = 64
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss reads of preference data.
+    """What a loss reads from preference data.
 
     labels       single answers with `label`; otherwise pairs
-    mismatched   answers to other prompts, marked `is_mismatched`
+    mismatched   answers to other prompts, marked by `is_mismatched`
     reference    `ref_logprobs`
-    numbers      inputs of one number a datum, such as `margin`, that a row holds under the same name; and whether it must
+    numbers      inputs of one number per datum, such as `margin`, read from the row; the value says whether it is required
     """
 
     loss: str
@@ -45,17 +45,16 @@ class Needs:
 
 
 def needs_of(loss: Loss, *, values: bool = False) -> Needs:
-    """Read off the loss's own signature. Raises LossContractError for a loss that no preference data serve.
+    """The needs of a loss, from its signature. Raises LossContractError for a loss that preference data cannot serve.
 
-    values: whether the model has a scalar head, which the loss must read then.
+    values: the model has a scalar head, which the loss must read.
 
-    A function in the hosted style, fn(data, logprobs_list), says nothing about what it reads: it gets pairs with
-    `ref_logprobs`.
+    A function in the hosted style, fn(data, logprobs_list), does not name its inputs: it gets pairs with `ref_logprobs`.
     """
     spec = loss.spec
     if values and ("values" not in spec.outputs or spec.per == "token"):
         raise LossContractError(
-            f"{loss.name} does not compare scores of a scalar head, so it makes no reward model. Take reward_bt, or one of "
+            f"{loss.name} does not compare scores of a scalar head, so it trains no reward model. Use reward_bt or a loss of "
             "your own that reads `values`; for losses over logprobs use `lossbook train dpo`"
         )
     if "values" in spec.outputs and not values:
@@ -67,9 +66,9 @@ def needs_of(loss: Loss, *, values: bool = False) -> Needs:
     inputs = {wanted.name: wanted for wanted in spec.inputs}
     if "label" not in inputs and spec.per not in ("pair", "batch"):
         raise LossContractError(
-            f"{loss.name} looks at one {spec.per} at a time and reads no 'label', so it cannot tell a chosen answer from a "
-            "rejected one. Take one that compares pairs (dpo, simpo, ...) or reads labels (kto); one of your own says so by "
-            "@register_loss(..., per='pair'). To learn the chosen answers alone, use `lossbook train sft`"
+            f"{loss.name} reads one {spec.per} at a time and no 'label', so it cannot tell a chosen answer from a rejected "
+            "one. Use a loss that compares pairs (dpo, simpo, ...) or reads labels (kto); declare one of your own with "
+            "@register_loss(..., per='pair'). To learn the chosen answers only, use `lossbook train sft`"
         )
     return Needs(
         loss.name,
@@ -84,45 +83,45 @@ def needs_of(loss: Loss, *, values: bool = False) -> Needs:
     )
 
 
-def build_units(
+def build_examples(
     rows: Iterable[Mapping[str, Any]], needs: Needs, tokenizer: Any, **options: Any
-) -> tuple[list[Unit], DataReport]:
-    """A unit for each row, and what became of the rows.
+) -> tuple[list[PreferenceExample], DataReport]:
+    """One example per row, and a report about the rows.
 
-    options: `max_length` and `truncation`. A pair serves a loss over labels as two labelled answers. Raises DataFileError
-    for a labelled answer where pairs are needed and for any other row, MissingInput where a number is missing, and what
-    `datums_from_row` raises; each names the row.
+    options: `max_length` and `truncation`. For a loss over labels a pair becomes two labelled answers. Raises
+    DataFileError for a row of the wrong kind, MissingInput for a missing number, and the errors of `datums_from_row`; each
+    names the row.
     """
     sizes: list[int] = []
 
-    def make(row: Mapping[str, Any]) -> Unit:
-        unit = [_laid_out(datum, i, row, needs) for i, datum in enumerate(_datums(row, needs, tokenizer, options))]
-        sizes.append(len(unit))
-        return unit
+    def make(row: Mapping[str, Any]) -> PreferenceExample:
+        example = [_laid_out(datum, i, row, needs) for i, datum in enumerate(_datums(row, needs, tokenizer, options))]
+        sizes.append(len(example))
+        return example
 
     datums, report = build_datums(rows, make)
     ends = np.cumsum(sizes)
     return [datums[end - size : end] for size, end in zip(sizes, ends.tolist(), strict=True)], report
 
 
-def _datums(row: Mapping[str, Any], needs: Needs, tokenizer: Any, options: Mapping[str, Any]) -> Unit:
+def _datums(row: Mapping[str, Any], needs: Needs, tokenizer: Any, options: Mapping[str, Any]) -> PreferenceExample:
     kind = format_of(row)
     if kind == PAIR or (kind == LABELLED and needs.labels):
         return datums_from_row(row, tokenizer, **options)
-    found = " + ".join(map(str, row))
+    keys = " + ".join(map(str, row))
     if kind == LABELLED:
         raise DataFileError(
-            f"{needs.loss} compares pairs, but the row holds one labelled answer ({found}). Give 'chosen' and 'rejected' "
-            "to the same prompt, or take a loss over labels: kto or apo_zero_unpaired"
+            f"{needs.loss} compares pairs, but the row holds one labelled answer ({keys}). Give 'chosen' and 'rejected' "
+            "to the same prompt, or use a loss over labels: kto or apo_zero_unpaired"
         )
     wanted = (
         "'prompt', 'completion' and 'label', or 'chosen' and 'rejected'" if needs.labels else "'chosen', 'rejected'"
     )
-    raise DataFileError(f"{needs.loss} needs rows of {wanted} (with 'prompt'), but the row holds {found}")
+    raise DataFileError(f"{needs.loss} needs rows of {wanted} (with 'prompt'), but the row holds {keys}")
 
 
 def _laid_out(datum: Datum, place: int, row: Mapping[str, Any], needs: Needs) -> Datum:
-    """The datum with what the loss reads beside its tokens; place: 0 for a pair's chosen answer, 1 for the rejected."""
+    """The datum with the other inputs of the loss; place: 0 for a pair's chosen answer, 1 for the rejected one."""
     inputs: dict[str, Any] = dict(datum.loss_fn_inputs)
     if needs.labels and "label" not in inputs:
         inputs["label"] = np.int64(place == 0)
@@ -133,34 +132,35 @@ def _laid_out(datum: Datum, place: int, row: Mapping[str, Any], needs: Needs) ->
         if value is None and not is_required:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            there = f"it is {value!r}" if name in row else "there is none"
+            problem = f"it is {value!r}" if name in row else "there is none"
             raise MissingInput(
-                f"{needs.loss} reads a number {name!r} of each row, but {there}. Add {name!r} to the row"
+                f"{needs.loss} reads a number {name!r} from each row, but {problem}. Add {name!r} to the row"
             )
         inputs[name] = np.float32(value)
     return Datum(datum.model_input, inputs)
 
 
-def with_mismatched(units: Sequence[Unit], max_length: int | None = None) -> list[Unit]:
-    """Each unit with an answer from another row behind its own prompt, which serves an estimate of the KL alone.
+def with_mismatched(examples: Sequence[PreferenceExample], max_length: int | None = None) -> list[PreferenceExample]:
+    """Each example with one more datum, for the estimate of the KL: its prompt with the answer of another row.
 
-    Ethayarajh et al. 2024, arXiv:2402.01306 section 4.2: the answer is that of the next row with another prompt (and that
-    fits into `max_length`); of pairs, chosen and rejected answers in turns. Where there is no such row among the next ones there is none.
+    Ethayarajh et al. 2024, arXiv:2402.01306 section 4.2. The answer is that of the next row with another prompt that fits
+    into `max_length`; of pairs, chosen and rejected answers alternate. Nothing is added where none of the following rows
+    serves.
     """
-    halves = [[_halves(datum) for datum in unit] for unit in units]
-    found: list[Unit] = []
-    for i, unit in enumerate(units):
+    halves = [[_halves(datum) for datum in example] for example in examples]
+    extended: list[PreferenceExample] = []
+    for i, example in enumerate(examples):
         prompt = halves[i][0][0]
-        others = (halves[(i + step) % len(units)] for step in range(1, min(len(units), ROWS_SEARCHED + 1)))
+        others = (halves[(i + step) % len(examples)] for step in range(1, min(len(examples), ROWS_SEARCHED + 1)))
         answers = (other[i % len(other)] for other in others if not np.array_equal(other[0][0], prompt))
         fitting = (a for a in answers if max_length is None or len(prompt) + len(a[1]) <= max_length)
         answer = next(fitting, None)
-        found.append(unit if answer is None else [*unit, _mismatched(prompt, answer, unit[0])])
-    return found
+        extended.append(example if answer is None else [*example, _mismatched(prompt, answer, example[0])])
+    return extended
 
 
 def _halves(datum: Datum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the tokens before the first that is learned, those from there on, and their weights)."""
+    """(tokens before the first learned one, tokens from there on, and their weights)."""
     weights = datum.loss_fn_inputs["weights"].to_numpy()
     first = int(np.argmax(weights != 0))
     tokens = np.asarray(datum.model_input.to_ints())
@@ -176,12 +176,12 @@ def _mismatched(prompt: np.ndarray, answer: tuple[np.ndarray, np.ndarray, np.nda
     )
 
 
-def flat(units: Iterable[Unit]) -> list[Datum]:
+def flat(examples: Iterable[PreferenceExample]) -> list[Datum]:
     """All datums, in order."""
-    return [datum for unit in units for datum in unit]
+    return [datum for example in examples for datum in example]
 
 
-def regrouped(datums: Sequence[Datum], like: Sequence[Unit]) -> list[Unit]:
-    """As many datums as `like` holds, in units of the same sizes."""
+def regrouped(datums: Sequence[Datum], like: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+    """The datums of `flat`, divided into examples of the sizes of `like`."""
     remaining = iter(datums)
-    return [[next(remaining) for _ in unit] for unit in like]
+    return [[next(remaining) for _ in example] for example in like]

@@ -1,9 +1,8 @@
-"""What the weights at the start of a run say about data: computed once, kept on disk, and found again by its key.
+"""Outputs of the weights at the start of a run, computed once and cached on disk.
 
-The key is a hash of the weights themselves, of every datum's tokens, targets and weights, and of lossbook's version. So
-another model, another checkpoint to start from, or a changed row has another key, and runs that differ in their loss alone
-share what one of them computed. Files are those of a checkpoint (safetensors and a manifest with hashes): what is damaged,
-or was put there by something else, is noticed and computed again.
+The key is a hash of the weights, of every datum's tokens, targets and weights, and of lossbook's version. So another
+model, another start or a changed row has another key, and runs that differ only in their loss share one computation.
+Files have a checkpoint's form (safetensors and a manifest with hashes): a damaged or foreign one is computed again.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ if TYPE_CHECKING:
     from ...trainer.clients.reference import ReferenceClient
 
 KIND = "reference outputs"
-#: Raised when what is computed, or how it is stored, changes: older files are then not found.
+#: Increased when the computation or the files' form changes, so that older files are ignored.
 FORMAT_VERSION = 1
-#: Datums of one forward, so that a large data set shows progress and its outputs do not pile up in one call.
-DATUMS_A_CALL = 256
+#: Datums per forward: the outputs of a large data set are not all held by one call.
+DATUMS_PER_CALL = 256
 
 
 class References:
-    """The weights that `training` has now, and what they say. Make it before the first step, and before resuming.
+    """Cached outputs of the weights that `training` has now. Make it before the first step, and before resuming.
 
     folder   where results are kept; several runs may share it
-    notice   told what was found, computed and mended, in a line each
+    notice   called with a line for each result that was read or computed
     """
 
     def __init__(self, training: TrainingClient, folder: Path, notice: Callable[[str], None] = print) -> None:
@@ -50,31 +49,31 @@ class References:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights at the start."""
+        """The fingerprint of the weights at the start."""
         return self._client.fingerprint().result()
 
     def logprobs(self, datums: Sequence[Datum]) -> list[np.ndarray]:
-        """Each datum's logprobs at every position, nats, float32 in the shape of its target_tokens."""
+        """Each datum's logprobs at every position, nats, float32, in the shape of its target_tokens."""
         shapes = [tuple(datum.loss_fn_inputs["target_tokens"].shape) for datum in datums]
         flat = self._cached("logprobs", datums, self._compute_logprobs)["logprobs"].numpy()
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
         return [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends), shapes, strict=True)]
 
     def attached(self, datums: Sequence[Datum]) -> list[Datum]:
-        """The datums with `ref_logprobs`, as losses against a reference read them."""
+        """The datums with `ref_logprobs`."""
         return [
-            Datum(datum.model_input, {**datum.loss_fn_inputs, "ref_logprobs": TensorData.from_numpy(found)})
-            for datum, found in zip(datums, self.logprobs(datums), strict=True)
+            Datum(datum.model_input, {**datum.loss_fn_inputs, "ref_logprobs": TensorData.from_numpy(logprobs)})
+            for datum, logprobs in zip(datums, self.logprobs(datums), strict=True)
         ]
 
     def likeliest(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
-        """The k likeliest next tokens at every position that is learned; see `ReferenceClient.top_logprobs`."""
+        """The k likeliest next tokens at every position of nonzero weight; see `ReferenceClient.top_logprobs`."""
 
         def compute(datums: Sequence[Datum]) -> dict[str, Tensor]:
-            found = self._client.top_logprobs(datums, k).result()
+            tops = self._client.top_logprobs(datums, k).result()
             return {
-                "tokens": torch.from_numpy(np.concatenate([one.tokens for one in found])),
-                "logprobs": torch.from_numpy(np.concatenate([one.logprobs for one in found])),
+                "tokens": torch.from_numpy(np.concatenate([top.tokens for top in tops])),
+                "logprobs": torch.from_numpy(np.concatenate([top.logprobs for top in tops])),
             }
 
         kept = self._cached(f"top {k}", datums, compute)
@@ -84,8 +83,8 @@ class References:
 
     def _compute_logprobs(self, datums: Sequence[Datum]) -> dict[str, Tensor]:
         pieces = []
-        for start in range(0, len(datums), DATUMS_A_CALL):
-            output = self._client.forward(datums[start : start + DATUMS_A_CALL], "cross_entropy").result()
+        for start in range(0, len(datums), DATUMS_PER_CALL):
+            output = self._client.forward(datums[start : start + DATUMS_PER_CALL], "cross_entropy").result()
             pieces += [one["logprobs"].to_torch().reshape(-1) for one in output.loss_fn_outputs]
         return {"logprobs": torch.cat(pieces).float()}
 
@@ -94,22 +93,22 @@ class References:
     ) -> dict[str, Tensor]:
         key = cache_key(what, self.fingerprint, datums)
         path = self.folder / f"{what.replace(' ', '-')}-{key[:32]}"
-        found = self._read(path, key)
-        if found is not None:
-            self._notice(f"reference {what} of {len(datums)} datums: taken from {path}")
-            return found
-        found = {name: tensor.contiguous() for name, tensor in compute(datums).items()}
+        cached = self._read(path, key)
+        if cached is not None:
+            self._notice(f"reference {what} of {len(datums)} datums: read from {path}")
+            return cached
+        outputs = {name: tensor.contiguous() for name, tensor in compute(datums).items()}
         manifest = {"kind": KIND, "key": key, "what": what, "datums": len(datums)}
         try:
-            write_checkpoint(self.folder, path.name, tensors={"outputs": found}, manifest=manifest, overwrite=True)
+            write_checkpoint(self.folder, path.name, tensors={"outputs": outputs}, manifest=manifest, overwrite=True)
         except CheckpointError as error:
             self._notice(f"reference {what} of {len(datums)} datums: computed, but not kept: {error}")
         else:
             self._notice(f"reference {what} of {len(datums)} datums: computed, kept in {path}")
-        return found
+        return outputs
 
     def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
-        """What is kept under a key; None where there is nothing, or nothing that can be trusted."""
+        """The outputs kept under a key; None where there are none, or the file is damaged or foreign."""
         if not path.exists():
             return None
         try:
@@ -118,13 +117,13 @@ class References:
             self._notice(f"computing the reference again: {error}")
             return None
         if kept.manifest.get("kind") != KIND or kept.manifest.get("key") != key or "outputs" not in kept.tensors:
-            self._notice(f"computing the reference again: {path} holds something else, although its files are whole")
+            self._notice(f"computing the reference again: {path} is intact but holds something else")
             return None
         return kept.tensors["outputs"]
 
 
 def cache_key(what: str, fingerprint: str, datums: Sequence[Datum]) -> str:
-    """sha256, in hex, of all that the numbers depend on: the weights, the exact datums, and the library's version."""
+    """sha256 (hex) of all that the outputs depend on: the weights, the datums, and the library's version."""
     version = installed_version("lossbook")
     digest = hashlib.sha256(f"{KIND} {FORMAT_VERSION} {version} {what} {fingerprint} {len(datums)}".encode())
     for datum in datums:

@@ -1,4 +1,4 @@
-"""Scores of a trained reward model: measuring them, asking for them, and handing the model on."""
+"""Reward models: evaluating their scores, scoring answers, and exporting the scorer."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ...trainer import ServiceClient
 from ...trainer.checkpoint.folder import read_checkpoint
 from ..run.runs import Run, find_checkpoint
 from .evaluation import accuracy_and_margin, sides
-from .examples import Unit, flat
+from .examples import PreferenceExample, flat
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
 
 SCORER = "scorer"
-#: What the head's weights are called in a checkpoint, and in transformers' models for sequence classification.
+#: Names of the head's weights in a checkpoint, and in transformers' models for sequence classification.
 HEAD_WEIGHT, HEAD_BIAS, CLASSIFIER = "value_head.weight", "value_head.bias", "base_model.model.score.weight"
 
 
 def values_as_they_are(values: Tensor) -> Tensor:
-    """A loss that is asked for its input only."""
+    """A loss whose value is not used: it makes the model return `values`."""
     return values
 
 
 def scores(training: TrainingClient, datums: Sequence[Datum]) -> np.ndarray:
-    """[N] float64: the value at each datum's last position that is learned, which is its answer's score."""
+    """[N] float64: each answer's score, the value at its datum's last position of nonzero weight."""
     outputs = training.forward(datums, values_as_they_are).result().loss_fn_outputs
     last = [int(np.flatnonzero(datum.loss_fn_inputs["weights"].to_numpy())[-1]) for datum in datums]
     return np.array([float(out["values"].to_numpy()[i]) for out, i in zip(outputs, last, strict=True)])
@@ -44,7 +44,7 @@ def scores(training: TrainingClient, datums: Sequence[Datum]) -> np.ndarray:
 class HeldOutScores:
     """Held-out pairs; datum good[i] is the chosen and bad[i] the rejected answer of pair i.
 
-    measure gives  held_out_accuracy   share of pairs whose chosen answer has the higher score, equal ones half
+    measure gives  held_out_accuracy   share of pairs whose chosen answer has the higher score; ties count half
                    held_out_margin     mean difference, nats
                    held_out_score, held_out_score_spread    mean and standard deviation of all scores
     """
@@ -54,19 +54,19 @@ class HeldOutScores:
     bad: np.ndarray
 
     @classmethod
-    def begin(cls, units: Sequence[Unit]) -> HeldOutScores | None:
-        """None where nothing is held out."""
-        return cls(flat(units), *sides(units)) if units else None
+    def begin(cls, examples: Sequence[PreferenceExample]) -> HeldOutScores | None:
+        """None without held-out data."""
+        return cls(flat(examples), *sides(examples)) if examples else None
 
     def measure(self, training: TrainingClient) -> dict[str, float]:
-        """Of the weights as they are now; one forward."""
-        found = scores(training, self.datums)
-        accuracy, margin = accuracy_and_margin(found[self.good], found[self.bad])
+        """Evaluate the current weights; one forward."""
+        values = scores(training, self.datums)
+        accuracy, margin = accuracy_and_margin(values[self.good], values[self.bad])
         return {
             "held_out_accuracy": accuracy,
             "held_out_margin": margin,
-            "held_out_score": float(found.mean()),
-            "held_out_score_spread": float(found.std()),
+            "held_out_score": float(values.mean()),
+            "held_out_score_spread": float(values.std()),
         }
 
 
@@ -74,21 +74,21 @@ class Scorer:
     """A trained reward model.
 
     path: the folder of a run of `lossbook train reward`, or one of its checkpoints. Raises RunError, CheckpointError, and
-    ModelError where the checkpoint has no scalar head.
+    ModelError for a checkpoint without a scalar head.
     """
 
     def __init__(self, path: str | Path, *, device: str | None = None) -> None:
         checkpoint = find_checkpoint(path)
         if not read_checkpoint(checkpoint, names=[]).manifest.get("value_head"):
             raise ModelError(
-                f"{checkpoint} has no scalar head, so it is no reward model; `lossbook train reward` makes one"
+                f"{checkpoint} has no scalar head, so it is not a reward model; `lossbook train reward` makes one"
             )
         self._training = ServiceClient(device=device).create_training_client_from_state(str(checkpoint))
 
     def score(self, prompts: Sequence[Any], answers: Sequence[Any]) -> list[float]:
-        """A number for each prompt with its answer, both texts or both lists of messages; higher is better.
+        """A score for each prompt with its answer, both texts or both lists of messages; higher is better.
 
-        Only differences between answers to one prompt mean something.
+        Only differences between answers to one prompt are meaningful.
         """
         if len(prompts) != len(answers):
             raise LengthMismatchError(
@@ -103,11 +103,11 @@ class Scorer:
 
 
 def export_scorer(run: Run) -> str:
-    """Write `scorer/` beside the run's adapter: the adapter and the head for transformers; returns a line about it.
+    """Write `scorer/` beside the run's adapter, with adapter and head for transformers; returns a line about it.
 
-    It loads by `PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), folder)`.
-    That model reads the score at the last token that it is given. Here it stands where the answer's last token is about to
-    come, so give it the prompt and the answer without the end of the turn. The head's bias, the same for all, is left out.
+    Load it with `PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), folder)`.
+    That model scores at its last input token. lossbook scores at the position that predicts the answer's last token, so give
+    that model the prompt and the answer without the end of the turn. The head's bias, equal for all answers, is left out.
     """
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""Preference pairs made from a task that checks its own answers: the right answer, and a wrong one much like it."""
+"""Preference pairs from a task that checks its own answers: the right answer, and a similar wrong one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from ...datums.errors import TaskError
 from ..tasks.reasoning_gym_tasks import Question, Task
 
-#: scrambled: the words of the right answer in another order, as in `scrambled`. another: the right answer to another question.
+#: scrambled: the right answer with its words in another order. another: the right answer to another question.
 WrongAnswer = Literal["scrambled", "another"]
-#: Orders, or other answers, that are tried before a question is given up.
+#: How many wrong answers are tried for a question.
 TRIES = 200
 
 
@@ -21,8 +21,7 @@ def preference_rows(
 ) -> list[dict[str, Any]]:
     """A row {"prompt", "chosen", "rejected"} of messages for each question. Equal arguments give equal rows.
 
-    Every rejected answer is one that the task's own verifier does not take for right. Raises TaskError for a question that
-    has no such answer.
+    The task's verifier judges every rejected answer wrong. Raises TaskError for a question without such an answer.
     """
     drawn = random.Random(seed)
     rows = []
@@ -32,7 +31,7 @@ def preference_rows(
         if wrong is None:
             raise TaskError(
                 f"{task.name}: no {wrong_answer} answer is wrong for {question.text[:60]!r}, whose right answer is "
-                f"{question.answer!r}. Choose another wrong_answer, or another task"
+                f"{question.answer!r}. Choose another --wrong-answer or another task"
             )
         rows.append(
             {
@@ -53,11 +52,11 @@ def _candidates(
 
 
 def scrambled(answer: str, drawn: random.Random) -> str:
-    """The answer's words (parts between commas, where it has any) in another order, with nothing of the answer read backwards.
+    """The answer's words (or parts between commas) in another order, with no two neighbours exchanged.
 
-    It neither begins with the answer's last word nor holds two neighbours in exchanged order. In a task that turns a list
-    round, such an answer copies no more of the question than the right one does; otherwise a model that likes to copy would
-    prefer it from the start. The answer itself where `TRIES` shuffles give no such order.
+    It does not begin with the answer's last word either. So in a task that reverses a list, it copies no more of the question
+    than the right answer does; otherwise a model that tends to copy would prefer it from the start. Returns the answer itself
+    where `TRIES` shuffles give no such order.
     """
     separator = ", " if ", " in answer else " "
     words = answer.split(separator)

@@ -1,1 +1,1 @@
-"""What `train rl` needs: episodes, a step's groups of them, and the policy loss as configured."""
+"""Parts of `lossbook train rl`: episodes, the groups of a step, and the configured policy loss."""

@@ -1,4 +1,4 @@
-"""A step's groups of rollouts: collecting them, resampling those that teach nothing, and what they become as datums."""
+"""The groups of rollouts of a step: collecting them, resampling those with equal rewards, and making datums of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...datums.types import Datum
 from ...losses import advantages as advantage_functions
 from ..environments.protocol import Problem
 from ..run.batches import Batches
-from .episodes import Player, Rollout
+from .episodes import Rollout, RolloutRunner
 
 if TYPE_CHECKING:
     from ...trainer import SamplingClient, TrainingClient
@@ -40,8 +40,8 @@ ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
 }
 
 
-class Collecting(Protocol):
-    """The settings that say how rollouts are collected."""
+class CollectorSettings(Protocol):
+    """The settings of a `RolloutCollector`."""
 
     @property
     def seed(self) -> int: ...
@@ -62,70 +62,70 @@ class Collecting(Protocol):
 
 
 @dataclass(frozen=True)
-class Collected:
-    """The groups of a step, and the numbers about how they came to be (`reward`: before any group was replaced)."""
+class StepRollouts:
+    """The groups of a step, and the metrics of collecting them (`reward`: before any group was replaced)."""
 
     groups: Groups
     metrics: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; floats keep every bit."""
+        """As JSON values; floats keep every bit."""
         return {"groups": [[asdict(one) for one in group] for group in self.groups], "metrics": self.metrics}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Collected:
-        """What `to_json` gave."""
+    def from_json(cls, value: dict[str, Any]) -> StepRollouts:
+        """From the values of `to_json`."""
         return cls([[Rollout(**one) for one in group] for group in value["groups"]], value["metrics"])
 
 
-class Collector:
-    """Rollouts, step by step. With `off_policy_steps` 1 those of the next step are sampled in a thread beside training.
+class RolloutCollector:
+    """Collects the rollouts of each step. With `off_policy_steps` 1, a thread samples the next step's during training.
 
-    Then the rollouts of step s + 1 are those of the weights before step s's update, whenever they are sampled.
+    The rollouts of step s + 1 then come from the weights before step s's update, whenever they are sampled.
     """
 
     def __init__(
-        self, config: Collecting, player: Player, problems: Sequence[Problem], training: TrainingClient
+        self, config: CollectorSettings, runner: RolloutRunner, problems: Sequence[Problem], training: TrainingClient
     ) -> None:
         self.config = config
-        self.player = player
+        self.runner = runner
         self.problems = problems
         self.training = training
         self.batches = Batches(len(problems), config.problems_per_step, config.seed)
-        self._ahead: Future[Collected] | None = None
+        self._ahead: Future[StepRollouts] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
 
-    def __enter__(self) -> Collector:
+    def __enter__(self) -> RolloutCollector:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def get(self, step: int, *, is_last: bool) -> Collected:
-        """The rollouts of a step; off policy, the next one's are begun too, unless this is the last."""
+    def get(self, step: int, *, is_last: bool) -> StepRollouts:
+        """The rollouts of a step; off policy, sampling for the next step begins too, unless this is the last."""
         if self._ahead is None and not self.config.off_policy_steps:
             return self.collect(self.training.save_weights_and_get_sampling_client(), step)
         sampler = self.training.save_weights_and_get_sampling_client()
         ahead, self._ahead = self._ahead, None
-        found = self.collect(sampler, step) if ahead is None else ahead.result()
+        rollouts = self.collect(sampler, step) if ahead is None else ahead.result()
         if not is_last:
             self._ahead = self._thread.submit(self.collect, sampler, step + 1)
-        return found
+        return rollouts
 
     def keep(self) -> Any:
-        """What has been sampled ahead, as JSON values, to be kept with a checkpoint; waits for it. None on policy."""
+        """The rollouts sampled ahead, as JSON values for a checkpoint, once they are complete; None on policy."""
         return None if self._ahead is None else self._ahead.result().to_json()
 
     def restore(self, kept: Any) -> None:
-        """Go on from what `keep` returned."""
+        """Continue from what `keep` returned."""
         if kept is not None:
             self._ahead = Future()
-            self._ahead.set_result(Collected.from_json(kept))
+            self._ahead.set_result(StepRollouts.from_json(kept))
 
-    def collect(self, sampler: SamplingClient, step: int) -> Collected:
-        """Sample a step's groups; those of equal rewards are replaced by other problems', `dynamic_sampling` times at most."""
+    def collect(self, sampler: SamplingClient, step: int) -> StepRollouts:
+        """Sample a step's groups, and up to `dynamic_sampling` times replace those of equal rewards by other problems'."""
         started = time.perf_counter()
-        groups = self._play(sampler, self.batches.at(step), (step, 0))
+        groups = self._run(sampler, self.batches.at(step), (step, 0))
         first = [rollout for group in groups for rollout in group]
         resampled = 0
         for attempt in range(1, self.config.dynamic_sampling + 1):
@@ -135,50 +135,50 @@ class Collector:
             drawn = np.random.default_rng((self.config.seed, step, attempt)).integers(
                 len(self.problems), size=len(level)
             )
-            for at, group in zip(level, self._play(sampler, drawn.tolist(), (step, attempt)), strict=True):
+            for at, group in zip(level, self._run(sampler, drawn.tolist(), (step, attempt)), strict=True):
                 groups[at] = group
             resampled += len(level)
         metrics = {
             "reward": float(np.mean([rollout.reward for rollout in first])),
             "resampled_groups": float(resampled),
             "zero_advantage_groups": float(np.mean([self._is_level(group) for group in groups])),
-            **_shape_of(first),
+            **_length_metrics(first),
         }
-        return Collected(groups, {**metrics, "sampling_seconds": time.perf_counter() - started})
+        return StepRollouts(groups, {**metrics, "sampling_seconds": time.perf_counter() - started})
 
     def shaped_rewards(self, group: Sequence[Rollout]) -> list[float]:
-        """The rewards that advantages are made of: those of the environment, less what an overlong answer costs."""
+        """The rewards for the advantages: the environment's, less the penalty of overlong answers."""
         if self.config.overlong != "soft":
             return [rollout.reward for rollout in group]
         limit = self.config.max_tokens
         buffer = self.config.overlong_buffer or max(limit // 4, 1)
         return [rollout.reward + overlong_penalty(rollout.longest_answer, limit, buffer) for rollout in group]
 
-    def _play(self, sampler: SamplingClient, indices: Sequence[int], key: tuple[int, int]) -> Groups:
+    def _run(self, sampler: SamplingClient, indices: Sequence[int], key: tuple[int, int]) -> Groups:
         problems = [self.problems[i] for i in indices]
-        return self.player.play(sampler, problems, self.config.group_size, (self.config.seed, *key))
+        return self.runner.run(sampler, problems, self.config.group_size, (self.config.seed, *key))
 
     def _is_level(self, group: Sequence[Rollout]) -> bool:
-        """Whether a group's rewards are equal but for rounding, so that it teaches nothing."""
+        """Whether a group's rewards are equal up to rounding, so that all advantages are 0."""
         rewards = self.shaped_rewards(group)
         return max(rewards) - min(rewards) <= advantage_functions.FLOOR * max(map(abs, rewards))
 
 
 def overlong_penalty(length: int, limit: int, buffer: int) -> float:
-    """0 up to limit - buffer tokens, then down in a line to -1 at the limit. DAPO, arXiv:2503.14476 eq. 13."""
+    """0 up to limit - buffer tokens, then linearly down to -1 at the limit. DAPO, arXiv:2503.14476 eq. 13."""
     return -min(max(length - (limit - buffer), 0) / buffer, 1.0)
 
 
-def datums_of(collector: Collector, groups: Groups, advantages: str, *, allow_biased: bool) -> list[Datum]:
-    """One datum a rollout, with its advantage; under overlong="mask" none for truncated ones, which still count in means.
+def datums_of(collector: RolloutCollector, groups: Groups, advantages: str, *, allow_biased: bool) -> list[Datum]:
+    """One datum per rollout, with its advantage; with overlong="mask" truncated ones only count in their group's mean.
 
-    Raises EmptyLossError when nothing is left.
+    Raises EmptyLossError when no datum is left.
     """
     rewards = [reward for group in groups for reward in collector.shaped_rewards(group)]
     ids = [at for at, group in enumerate(groups) for _ in group]
     rollouts = [rollout for group in groups for rollout in group]
     lengths = [rollout.sampled_tokens for rollout in rollouts]
-    found = ADVANTAGES[advantages](rewards, ids, lengths).tolist()
+    values = ADVANTAGES[advantages](rewards, ids, lengths).tolist()
     is_masked = collector.config.overlong == "mask"
     trajectories = [
         Trajectory(
@@ -187,20 +187,20 @@ def datums_of(collector: Collector, groups: Groups, advantages: str, *, allow_bi
             sampling_logprobs=rollout.sampling_logprobs,
             advantages=advantage,
             weights=rollout.weights,
-            temperature=collector.player.temperature,
+            temperature=collector.runner.temperature,
         )
-        for rollout, advantage in zip(rollouts, found, strict=True)
+        for rollout, advantage in zip(rollouts, values, strict=True)
         if not (is_masked and rollout.is_truncated)
     ]
     if not trajectories:
         raise EmptyLossError(
-            f"all {len(rollouts)} answers were truncated at {collector.player.max_tokens} tokens, and overlong='mask' trains on "
+            f"all {len(rollouts)} answers were truncated at {collector.runner.max_tokens} tokens, and overlong='mask' trains on "
             "none of them: raise --max-tokens, or choose --overlong keep or soft"
         )
     return datums_from_trajectories(trajectories, allow_biased=allow_biased)
 
 
-def _shape_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     logprobs = np.concatenate([np.array(one.sampling_logprobs)[np.array(one.weights) > 0] for one in rollouts])
     return {
         "response_length": float(np.mean([one.sampled_tokens for one in rollouts])),

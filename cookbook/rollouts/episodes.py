@@ -1,6 +1,6 @@
-"""Episodes of a policy in environments, token by token: what was sampled is what is trained on, never text tokenised again.
+"""Episodes of a policy in environments, as tokens: training uses the sampled tokens, never text tokenized again.
 
-All episodes of a step take their turns together, so that the sampler decodes them together. What is sampled depends on
+All episodes of a step take their turns together, so that the sampler decodes them as one batch. The samples depend on
 the weights and on (seed, step, attempt, problem, sample, turn) alone.
 """
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from ...trainer import SamplingClient
     from ...trainer.responses import SampledSequence
 
-#: Stands for an answer while what follows it is rendered.
+#: Stands for an answer while the text after it is rendered.
 _PLACEHOLDER = "PLACEHOLDER-OF-AN-ANSWER"
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One episode that has ended.
+    """A finished episode.
 
-    problem            what it was about
+    problem            the problem's text
     prompt_tokens      [P] ids of the first messages
-    response_tokens    [R] ids of all that followed: answers as sampled, and the environment's messages between them
-    sampling_logprobs  [R] nats, the sampler's; 0 where the environment wrote
-    weights            [R] 1 where the policy wrote, 0 where the environment did
+    response_tokens    [R] ids of the rest: the sampled answers, and the environment's messages between them
+    sampling_logprobs  [R] nats, the sampler's; 0 on the environment's tokens
+    weights            [R] 1 on the policy's tokens, 0 on the environment's
     reward             sum over the answers, unitless
-    is_truncated       whether its last answer met max_tokens, or it met max_length
-    longest_answer     tokens
-    answers            their texts
+    is_truncated       whether the last answer reached max_tokens, or the episode max_length
+    longest_answer     in tokens
+    answers            the answers' texts
     """
 
     problem: str
@@ -54,17 +54,17 @@ class Rollout:
 
     @property
     def sampled_tokens(self) -> int:
-        """How many tokens the policy wrote."""
+        """The number of the policy's tokens."""
         return int(sum(self.weights))
 
 
 @dataclass(frozen=True)
-class Player:
-    """Plays episodes with a sampler.
+class RolloutRunner:
+    """Runs episodes with a sampler.
 
-    max_tokens   tokens an answer may have
-    max_length   an episode of so many tokens gets no further turn; None for no limit
-    temperature  of sampling; 0 takes the likeliest tokens
+    max_tokens   most tokens in an answer
+    max_length   an episode of this many tokens gets no further turn; None: no limit
+    temperature  of sampling; 0: greedy
     """
 
     tokenizer: Any
@@ -72,12 +72,12 @@ class Player:
     max_length: int | None = None
     temperature: float = 1.0
 
-    def play(
+    def run(
         self, sampler: SamplingClient, problems: Sequence[Problem], group_size: int, key: Sequence[int]
     ) -> list[list[Rollout]]:
-        """`group_size` episodes of each problem. Equal weights, problems and `key` (integers >= 0) give equal ones.
+        """Run `group_size` episodes of each problem. Equal weights, problems and `key` (integers >= 0) give equal ones.
 
-        Raises RewardError for what an environment or a reward function did wrong, naming question and answer.
+        Raises RewardError for a mistake of an environment or a reward function, with question and answer.
         """
         template = ChatTemplate(self.tokenizer)
         groups = [[_Episode(problem, template) for _ in range(group_size)] for problem in problems]
@@ -101,7 +101,7 @@ class Player:
 
 @dataclass
 class _Episode:
-    """An episode while it goes on; `tokens` are its prompt and all that followed."""
+    """An unfinished episode; `tokens` are its prompt and all that followed."""
 
     problem: Problem
     template: ChatTemplate
@@ -128,7 +128,7 @@ class _Episode:
         self.tokens = template.tokens(messages, add_generation_prompt=True)
 
     def take(self, sequence: SampledSequence, max_length: int | None) -> None:
-        """One more answer, and what the environment says to it."""
+        """Append an answer and the environment's reply."""
         has_stopped = sequence.stop_reason == "stop"
         text_tokens = sequence.tokens[:-1] if has_stopped else sequence.tokens
         answer = self.template.tokenizer.decode(text_tokens, skip_special_tokens=True)
@@ -144,12 +144,10 @@ class _Episode:
         self.is_over = step.done or self.is_truncated
 
     def rollout(self) -> Rollout:
-        """What it came to."""
+        """The finished episode."""
         start = len(self.tokens) - len(self.weights)
         length = len(self.weights)
-        while not self.weights[
-            length - 1
-        ]:  # what the environment said last, when no answer could follow, teaches nothing
+        while not self.weights[length - 1]:  # drop the environment's last words where no answer followed
             length -= 1
         return Rollout(
             problem=self.problem.text,
@@ -182,35 +180,35 @@ class _Episode:
     def _written(self, messages: Sequence[Message], last_token: int) -> list[int]:
         """The tokens from the end of an answer to where the next one begins.
 
-        They are rendered after a placeholder, so that the answer's own tokens stay as they were sampled; the token that
-        ends a turn is left out where the policy wrote it itself.
+        They are rendered after a placeholder, so that the answer's sampled tokens are not tokenized again; the
+        end-of-turn token is left out where the policy sampled it itself.
         """
         if not messages:
             raise RewardError(
-                f"the environment of {shortened(self.problem.text)} is not done but says nothing: give messages"
+                f"the environment of {shortened(self.problem.text)} is not done, but its Step has no messages"
             )
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
         template, guarded = self.template.guarded([*before, *messages])
-        _, found, rest = template.render(guarded, add_generation_prompt=True).rpartition(_PLACEHOLDER)
-        if not found:
+        _, placeholder, rest = template.render(guarded, add_generation_prompt=True).rpartition(_PLACEHOLDER)
+        if not placeholder:
             raise TemplateError(
-                "the chat template leaves out earlier answers, so that no episode of many turns can be told"
+                "the chat template leaves out earlier answers, so it cannot render episodes of several turns"
             )
         tokens = template.encode(rest)
         return tokens[1:] if tokens[:1] == [last_token] else tokens
 
 
 def _common_prompt(group: Sequence[_Episode]) -> list[int]:
-    """The tokens that all episodes of a problem begin with. Raises RewardError where they differ."""
+    """The prompt that all episodes of a problem share. Raises RewardError where prompts differ."""
     first = group[0].tokens
     if any(episode.tokens != first for episode in group):
         raise RewardError(
-            f"episodes of {shortened(group[0].problem.text)} begin differently, so their rewards cannot be compared: an "
-            "environment must draw all that is random from its seed"
+            f"episodes of {shortened(group[0].problem.text)} have different prompts, so their rewards cannot be compared: "
+            "an environment must draw everything random from its seed"
         )
     return first
 
 
 def _seed(*key: int) -> int:
-    """A seed of its own for each key."""
+    """A different seed for each key."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""The loss of reinforcement learning as configured: any policy loss, a KL term to a reference, a rollout correction."""
+"""The configured loss of reinforcement learning: any policy loss, with a KL to a reference and a rollout correction."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from ...trainer.clients.reference import ReferenceClient
     from ...trainer.responses import ForwardBackwardOutput
 
-#: What rollouts have for a loss to read, beside the model's outputs.
+#: The inputs that rollouts have for a loss.
 INPUTS = ("target_tokens", "weights", "sampling_logprobs", "advantages", "ref_logprobs", "rollout_logprobs")
 CORRECTIONS = tuple(f"{level}_{rule}{end}" for level in LEVELS for rule in RULES for end in ("", "_normalized"))
 
 
 class PolicySettings(Protocol):
-    """The settings that say which loss it is."""
+    """The settings that choose the loss."""
 
     @property
     def loss(self) -> str: ...
@@ -37,9 +37,9 @@ class PolicySettings(Protocol):
 
 
 def policy_loss(config: PolicySettings) -> Loss | Mixture:
-    """The configured loss. One a token that is a sum by default is averaged over the batch's tokens instead.
+    """The configured loss; a loss per token is averaged over the batch's tokens, unless `loss_config` has a reduction.
 
-    kl_coefficient goes into the loss where it has a setting of that name, else `reference_kl` is added. Raises
+    kl_coefficient sets the loss's setting of that name where it has one; otherwise `reference_kl` is added. Raises
     UnknownLossError and LossConfigError with the likeliest name, LossContractError and MissingInput for losses that
     rollouts cannot serve.
     """
@@ -48,7 +48,7 @@ def policy_loss(config: PolicySettings) -> Loss | Mixture:
         if config.rollout_correction not in CORRECTIONS:
             hint = did_you_mean(config.rollout_correction, CORRECTIONS)
             raise LossConfigError(
-                f"no rollout correction is called {config.rollout_correction!r}.{hint} They are a level and a rule: "
+                f"no rollout correction is called {config.rollout_correction!r}.{hint} There are, as level_rule: "
                 f"{', '.join(CORRECTIONS[::2])}; each also with _normalized"
             )
         name = f"{name}+{config.rollout_correction}"
@@ -62,7 +62,7 @@ def policy_loss(config: PolicySettings) -> Loss | Mixture:
 
 
 def reads(loss: Loss | Mixture, name: str) -> bool:
-    """Whether a loss as configured reads an input: one that it needs, or could not do without at its settings."""
+    """Whether a configured loss reads an input: a required one, or one that its settings require."""
     for _, part in loss.parts:
         for wanted in part.spec.inputs:
             setting = part.spec.required_if.get(name)
@@ -72,32 +72,32 @@ def reads(loss: Loss | Mixture, name: str) -> bool:
 
 
 def with_trainer_logprobs(data: Sequence[Datum], training: TrainingClient) -> list[Datum]:
-    """Datums whose `sampling_logprobs` are the trainer's own at its weights now; the sampler's are `rollout_logprobs`."""
-    found = _logprobs(training, data)
+    """Datums with the trainer's current logprobs as `sampling_logprobs`, and the sampler's as `rollout_logprobs`."""
+    current = _logprobs(training, data)
     return [
         _with(datum, rollout_logprobs=datum.loss_fn_inputs["sampling_logprobs"], sampling_logprobs=logprobs)
-        for datum, logprobs in zip(data, found, strict=True)
+        for datum, logprobs in zip(data, current, strict=True)
     ]
 
 
 def with_reference(data: Sequence[Datum], reference: ReferenceClient) -> list[Datum]:
     """Datums with `ref_logprobs`."""
-    found = _logprobs(reference, data)
-    return [_with(datum, ref_logprobs=logprobs) for datum, logprobs in zip(data, found, strict=True)]
+    outputs = _logprobs(reference, data)
+    return [_with(datum, ref_logprobs=logprobs) for datum, logprobs in zip(data, outputs, strict=True)]
 
 
 def mismatch(data: Sequence[Datum], output: ForwardBackwardOutput) -> dict[str, float]:
-    """How far the sampler is from the trainer: two estimates of KL(sampler || trainer), nats a token.
+    """The mismatch of sampler and trainer: two estimates of KL(sampler || trainer), nats per token.
 
-    output: of these datums under the weights that their step began with. On policy both are 0 but for rounding; with
-    rollouts sampled ahead they hold the update between, too.
+    output: of these datums, under the weights at the beginning of the step. On policy both are 0 up to rounding; with
+    rollouts sampled ahead they include the update in between.
     """
     differences = []
-    for datum, found in zip(data, output.loss_fn_outputs, strict=True):
+    for datum, outputs in zip(data, output.loss_fn_outputs, strict=True):
         inputs = datum.loss_fn_inputs
         sampled = inputs.get("rollout_logprobs", inputs["sampling_logprobs"]).to_numpy()
         written = inputs["weights"].to_numpy() != 0
-        differences.append((found["logprobs"].to_numpy() - sampled)[written].astype(np.float64))
+        differences.append((outputs["logprobs"].to_numpy() - sampled)[written].astype(np.float64))
     difference = np.concatenate(differences)
     k3 = np.expm1(difference) - difference
     return {"mismatch_k1": float(-difference.mean()), "mismatch_k3": float(k3.mean())}

@@ -101,7 +101,7 @@ class DataConfig(RecipeConfig):
         if (self.data is None) == (self.task is None):
             raise ValueError("choose one of --data FILE and --task NAME")
         if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
-            raise ValueError("task_config belongs to --task, eval_data to --data")
+            raise ValueError("task_config is for --task only, and eval_data for --data only")
         return self
 
 

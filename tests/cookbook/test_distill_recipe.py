@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import lossbook as lb
 from lossbook.cookbook import distill, sft
 from lossbook.cookbook.distill import DistillConfig
-from lossbook.cookbook.distillation.examples import Lesson, build_lessons, prompt_of, sample_answers
+from lossbook.cookbook.distillation.examples import DistillationExample, build_examples, prompt_of, sample_answers
 from lossbook.cookbook.distillation.teachers import (
     all_tokens,
     answer_positions,
@@ -95,10 +95,10 @@ def numbers(config: DistillConfig) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
 
 
-def lessons_of(path: Path, **options: Any) -> list[Lesson]:
-    """The lessons of a file."""
+def examples_of(path: Path, **options: Any) -> list[DistillationExample]:
+    """The examples of a file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return build_lessons(rows, build_tiny_tokenizer(), **options)[0]
+    return build_examples(rows, build_tiny_tokenizer(), **options)[0]
 
 
 MODES = {
@@ -133,8 +133,8 @@ def test_a_student_that_is_its_teacher_has_no_divergence_and_no_gradient(make: A
 
 def test_all_of_the_vocabulary_as_candidates_is_the_exact_divergence(data: Path, teacher: Path) -> None:
     student = lb.ServiceClient().create_training_client("tiny")
-    lessons = lessons_of(data)
-    students = [lesson.student for lesson in lessons]
+    examples = examples_of(data)
+    students = [example.student for example in examples]
     compared = with_candidates(open_teacher(str(teacher), student), students, students, VOCABULARY)
     found = student.forward(compared, "topk_forward_kl").result().metrics["loss:sum"]
 
@@ -233,13 +233,13 @@ def test_answers_that_differ_are_refused() -> None:
 
 def test_only_the_teacher_reads_the_hint_and_both_answer_with_the_same_tokens(data: Path) -> None:
     tokenizer = build_tiny_tokenizer()
-    for lesson, answer in zip(lessons_of(data, teacher_system="Say {answer}."), ANSWERS.values(), strict=True):
-        own, other = (tokenizer.decode(all_tokens(datum)) for datum in (lesson.student, lesson.teacher))
+    for example, answer in zip(examples_of(data, teacher_system="Say {answer}."), ANSWERS.values(), strict=True):
+        own, other = (tokenizer.decode(all_tokens(datum)) for datum in (example.student, example.teacher))
         assert other == f"<|im_start|>system\nSay {answer}.<|im_end|>\n{own}"
-        assert not lesson.is_alike
+        assert not example.is_alike
         texts = [
             tokenizer.decode(datum.loss_fn_inputs["target_tokens"].to_numpy()[answer_positions(datum)])
-            for datum in (lesson.student, lesson.teacher)
+            for datum in (example.student, example.teacher)
         ]
         assert texts == [f"{answer}<|im_end|>"] * 2
 
@@ -250,10 +250,10 @@ def test_a_row_may_have_a_prompt_of_the_teachers_own_and_messages_may_be_had_too
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     ]
     tokenizer = build_tiny_tokenizer()
-    first, second = build_lessons(rows, tokenizer)[0]
+    first, second = build_examples(rows, tokenizer)[0]
     assert [tokenizer.decode(prompt) for prompt in first.prompts] == ["2+2=", "It is 4. 2+2="]
     assert second.is_alike
-    hinted = build_lessons(rows[1:], tokenizer, teacher_system="{answer}{answer}")[0][0]
+    hinted = build_examples(rows[1:], tokenizer, teacher_system="{answer}{answer}")[0][0]
     assert tokenizer.decode(hinted.prompts[1]).startswith("<|im_start|>system\nbb<|im_end|>\n")
 
 
@@ -261,25 +261,25 @@ def test_a_system_turn_that_is_there_stays_behind_the_hint() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
     row = {"prompt": turns, "completion": [{"role": "assistant", "content": "b"}]}
     tokenizer = build_tiny_tokenizer()
-    (lesson,) = build_lessons([row], tokenizer, teacher_system="Hint.")[0]
-    assert tokenizer.decode(lesson.prompts[1]).startswith("<|im_start|>system\nHint.\n\nBe brief.<|im_end|>\n")
+    (example,) = build_examples([row], tokenizer, teacher_system="Hint.")[0]
+    assert tokenizer.decode(example.prompts[1]).startswith("<|im_start|>system\nHint.\n\nBe brief.<|im_end|>\n")
 
 
 def test_sampled_answers_carry_the_logprobs_they_were_sampled_with(data: Path) -> None:
     training = lb.ServiceClient().create_training_client("tiny")
-    lessons = lessons_of(data, teacher_system="{answer}")
+    examples = examples_of(data, teacher_system="{answer}")
     sampler = training.save_weights_and_get_sampling_client()
-    students, teachers = sample_answers(sampler, lessons, samples=2, max_tokens=5, seed=3)
-    assert len(students) == len(teachers) == 2 * len(lessons)
+    students, teachers = sample_answers(sampler, examples, samples=2, max_tokens=5, seed=3)
+    assert len(students) == len(teachers) == 2 * len(examples)
     outputs = training.forward(students, "cross_entropy").result().loss_fn_outputs
     for i, (student, teacher, output) in enumerate(zip(students, teachers, outputs, strict=True)):
-        assert prompt_of(student) == lessons[i // 2].prompts[0]
-        assert prompt_of(teacher) == lessons[i // 2].prompts[1]
+        assert prompt_of(student) == examples[i // 2].prompts[0]
+        assert prompt_of(teacher) == examples[i // 2].prompts[1]
         rows = answer_positions(student)
         sampled = student.loss_fn_inputs["sampling_logprobs"].to_numpy()
         np.testing.assert_allclose(sampled[rows], output["logprobs"].to_numpy()[rows], atol=1e-5)
         assert all_tokens(student)[len(prompt_of(student)) :] == all_tokens(teacher)[len(prompt_of(teacher)) :]
-    again, _ = sample_answers(sampler, lessons, samples=2, max_tokens=5, seed=3)
+    again, _ = sample_answers(sampler, examples, samples=2, max_tokens=5, seed=3)
     assert [all_tokens(datum) for datum in again] == [all_tokens(datum) for datum in students]
 
 
@@ -364,7 +364,7 @@ def test_a_loss_that_cannot_be_used_ends_the_run_before_anything_is_made(
 
 
 def test_a_model_that_would_teach_itself_what_it_says_is_refused(make: Any) -> None:
-    with pytest.raises(ConfigError, match="nothing to learn: give it a hint with --teacher-system"):
+    with pytest.raises(ConfigError, match="nothing to learn: give the teacher a hint"):
         distill.main(make(teacher="self"))
 
 
@@ -405,12 +405,14 @@ def test_a_teacher_with_another_tokenizer_is_refused_naming_the_first_token_that
         pytest.param(
             {"prompt": "a", "completion": "b", "teacher_prompt": []}, None, "of the same form", id="two forms"
         ),
-        pytest.param({"prompt": [{"role": "user", "content": "a"}]}, "{answer}", "the row has none", id="no answer"),
+        pytest.param(
+            {"prompt": [{"role": "user", "content": "a"}]}, "{answer}", "the row has no answer", id="no answer"
+        ),
     ],
 )
 def test_a_hint_that_cannot_be_given_names_the_row(row: dict[str, Any], system: str | None, message: str) -> None:
     with pytest.raises(DataFileError, match=f"row 0: .*{message}"):
-        build_lessons([row], build_tiny_tokenizer(), teacher_system=system, answers_needed=False)
+        build_examples([row], build_tiny_tokenizer(), teacher_system=system, answers_needed=False)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from lossbook.cookbook import dpo
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.dpo import DPOConfig
 from lossbook.cookbook.preferences.evaluation import accuracy_and_margin, coarse_kl, sides
-from lossbook.cookbook.preferences.examples import Needs, build_units, flat, needs_of, with_mismatched
+from lossbook.cookbook.preferences.examples import Needs, build_examples, flat, needs_of, with_mismatched
 from lossbook.cookbook.preferences.tasks import preference_rows
 from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.tasks.reasoning_gym_tasks import Task
@@ -127,11 +127,11 @@ def test_changes_and_margin_are_those_of_the_answers_logprobs(make: Any) -> None
     service = ServiceClient()
     now = service.create_training_client_from_state(str(config.out / "checkpoints" / "step-000008"))
     start = service.create_lora_training_client("tiny", rank=4, seed=0)
-    units, _ = build_units(map(pair_row, THINGS[6:]), Needs("dpo"), now.get_tokenizer())
+    examples, _ = build_examples(map(pair_row, THINGS[6:]), Needs("dpo"), now.get_tokenizer())
     sums = []
     for client in (start, now):
-        outputs = client.forward(flat(units)).result().loss_fn_outputs
-        weights = [datum.loss_fn_inputs["weights"].to_torch() for datum in flat(units)]
+        outputs = client.forward(flat(examples)).result().loss_fn_outputs
+        weights = [datum.loss_fn_inputs["weights"].to_torch() for datum in flat(examples)]
         sums.append([float((w * o["logprobs"].to_torch()).sum()) for w, o in zip(weights, outputs, strict=True)])
     gains = np.subtract(sums[1], sums[0])
     assert last["held_out_chosen_change"] == pytest.approx(gains[0::2].mean(), abs=1e-3)
@@ -145,7 +145,7 @@ def test_runs_that_differ_in_their_loss_share_the_reference(make: Any, capsys: p
     assert "reference logprobs of 12 datums: computed" in capsys.readouterr().out
     dpo.main(make("second", loss="ipo"))
     said = capsys.readouterr().out
-    assert "reference logprobs of 12 datums: taken from" in said
+    assert "reference logprobs of 12 datums: read from" in said
     assert "computed" not in said
 
 
@@ -212,8 +212,8 @@ def test_kto_learns_from_labelled_answers_without_pairs(make: Any, tmp_path: Pat
 
 def test_held_out_labelled_answers_are_compared_each_good_one_with_each_bad_one(make: Any, tmp_path: Path) -> None:
     rows = [labelled_row(thing, label) for thing, label in zip(THINGS[4:], (True, False, False, True), strict=True)]
-    units, _ = build_units(rows, Needs("kto", labels=True), build_tiny_tokenizer())
-    good, bad = sides(units)
+    examples, _ = build_examples(rows, Needs("kto", labels=True), build_tiny_tokenizer())
+    good, bad = sides(examples)
     assert sorted(zip(good.tolist(), bad.tolist(), strict=True)) == [(0, 1), (0, 2), (3, 1), (3, 2)]
     config = make(loss="kto", eval_data=write(tmp_path / "labels.jsonl", rows), steps=12)
     assert dpo.main(config)["held_out_accuracy"] == 1.0
@@ -221,21 +221,21 @@ def test_held_out_labelled_answers_are_compared_each_good_one_with_each_bad_one(
 
 def test_held_out_answers_of_one_label_are_refused(make: Any, tmp_path: Path) -> None:
     rows = [labelled_row(thing, True) for thing in THINGS[4:]]
-    with pytest.raises(EmptyLossError, match="the 4 held-out answers have one label"):
+    with pytest.raises(EmptyLossError, match="all 4 held-out answers have the same label"):
         dpo.main(make(loss="kto", eval_data=write(tmp_path / "labels.jsonl", rows)))
 
 
 def test_kto_gets_pairs_as_labelled_answers_with_one_to_another_prompt_beside_them() -> None:
     tokenizer = build_tiny_tokenizer()
     needs = needs_of(get_loss("kto"))
-    units, _ = build_units(map(pair_row, THINGS[:3]), needs, tokenizer)
-    units = with_mismatched(units)
-    assert [len(unit) for unit in units] == [3, 3, 3]
-    marks = [[int(d.loss_fn_inputs[key].to_numpy()) for d in units[0]] for key in ("label", "is_mismatched")]
+    examples, _ = build_examples(map(pair_row, THINGS[:3]), needs, tokenizer)
+    examples = with_mismatched(examples)
+    assert [len(example) for example in examples] == [3, 3, 3]
+    marks = [[int(d.loss_fn_inputs[key].to_numpy()) for d in examples[0]] for key in ("label", "is_mismatched")]
     assert marks[0][:2] == [1, 0]
     assert marks[1] == [0, 0, 1]
     for i, side in enumerate(["yes", "no", "yes"]):
-        datum = units[i][2]
+        datum = examples[i][2]
         text = tokenizer.decode([*datum.model_input.to_ints(), datum.loss_fn_inputs["target_tokens"].data[-1]])
         assert f"Is it {THINGS[i]}?" in text
         weights = datum.loss_fn_inputs["weights"].to_numpy()
@@ -244,22 +244,22 @@ def test_kto_gets_pairs_as_labelled_answers_with_one_to_another_prompt_beside_th
     get_loss("kto").prepare(
         [
             Datum(d.model_input, {**d.loss_fn_inputs, "ref_logprobs": np.zeros(d.model_input.length)})
-            for d in flat(units)
+            for d in flat(examples)
         ]
     )
 
 
 def test_where_all_prompts_are_the_same_nothing_is_mismatched() -> None:
     rows = [{**pair_row(thing), "prompt": [{"role": "user", "content": "Well?"}]} for thing in THINGS[:3]]
-    units, _ = build_units(rows, needs_of(get_loss("kto")), build_tiny_tokenizer())
-    assert [len(unit) for unit in with_mismatched(units)] == [2, 2, 2]
+    examples, _ = build_examples(rows, needs_of(get_loss("kto")), build_tiny_tokenizer())
+    assert [len(example) for example in with_mismatched(examples)] == [2, 2, 2]
 
 
 def test_an_answer_that_would_not_fit_behind_another_prompt_is_passed_over() -> None:
     rows = [pair_row("a"), pair_row("a very long answer, of many words"), pair_row("b")]
-    units, _ = build_units(rows, needs_of(get_loss("kto")), build_tiny_tokenizer())
-    limit = units[0][0].model_input.length + 1
-    found = with_mismatched(units, limit)
+    examples, _ = build_examples(rows, needs_of(get_loss("kto")), build_tiny_tokenizer())
+    limit = examples[0][0].model_input.length + 1
+    found = with_mismatched(examples, limit)
     assert len(found[0]) == 3
     assert found[0][2].model_input.length < limit
 
@@ -308,7 +308,7 @@ def test_a_labelled_answer_for_a_loss_over_pairs_is_refused_with_its_row_and_the
 ) -> None:
     rows = [pair_row("rose"), labelled_row("sky", True)]
     with pytest.raises(
-        DataFileError, match=r"mixed\.jsonl, line 2: dpo compares pairs, but .* take a loss over labels: kto"
+        DataFileError, match=r"mixed\.jsonl, line 2: dpo compares pairs, but .* use a loss over labels: kto"
     ):
         dpo.main(make(data=write(tmp_path / "mixed.jsonl", rows)))
 
@@ -327,7 +327,7 @@ def test_a_row_without_a_preference_is_refused_with_what_it_should_hold(
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ("cross_entropy", "looks at one token at a time and reads no 'label'.*train sft"),
+        ("cross_entropy", "reads one token at a time and no 'label'.*train sft"),
         ("reward_bt", "lossbook train reward"),
         ("info_nce", "lossbook train embed"),
     ],
@@ -365,7 +365,7 @@ def test_a_misspelt_setting_in_the_file_is_an_error_and_the_file_runs_with_anoth
     ("settings", "message"),
     [
         pytest.param({}, "choose one of --data FILE and --task NAME", id="nothing to train on"),
-        pytest.param({"task": "a", "eval_data": "b"}, "eval_data to --data", id="a held-out file beside a task"),
+        pytest.param({"task": "a", "eval_data": "b"}, "eval_data for --data only", id="a held-out file beside a task"),
         pytest.param({"data": "a", "wrong_answer": "scrambld"}, "wrong_answer", id="a misspelt choice"),
         pytest.param({"data": "a", "beta": 0.1}, "beta", id="a setting of the loss among those of the recipe"),
     ],

@@ -232,7 +232,7 @@ def test_duplicates_are_kept_apart_where_the_loss_cannot_be_told_of_them() -> No
     assert not takes_duplicates_for_negatives(embedding_loss("triplet", {}))  # each row alone
     with pytest.raises(EmptyLossError, match=r"only 2 of the 5 rows have different .* info_nce"):
         PairBatches([0, 0, 0, 0, 4], 3, 0, keep_apart=True)
-    with pytest.raises(EmptyLossError, match="2 rows are fewer than the 3 of a batch"):
+    with pytest.raises(EmptyLossError, match="2 rows are fewer than a batch of 3"):
         PairBatches([0, 1], 3, 0, keep_apart=False)
 
 
@@ -354,14 +354,27 @@ def test_labelled_pairs_stand_side_by_side_and_a_teachers_scores_at_their_docume
         pytest.param("ntxent", HARD, 1, ConfigError, "ntxent cannot read .* 1 negatives", id="one too many"),
         pytest.param("cosent", HARD, 0, DataFileError, "cosent reads 'label', which row 0", id="no label"),
         pytest.param("margin_mse", HARD, 1, DataFileError, "margin_mse reads 'scores', which row 0", id="no scores"),
-        pytest.param("info_nce", HARD, 3, DataFileError, "row 0 .* has 2 negatives, but 3 are to be used", id="fewer"),
+        pytest.param(
+            "info_nce",
+            HARD,
+            3,
+            DataFileError,
+            "row 0 .* has 2 negatives, fewer than 3: set --hard-negatives 2",
+            id="fewer",
+        ),
         pytest.param(
             *("info_nce", [*HARD, {"query": "q", "positive": "p"}], None, DataFileError),
-            "row 3 .* has 0 negatives, but 2 are to be used, as many as another row has: choose --hard-negatives 0",
+            "row 3 .* has 0 negatives, fewer than the 2 of another row: set --hard-negatives 0",
             id="ragged",
         ),
         pytest.param(
-            *("cosent", [{**row, "label": 1} for row in HARD], None, ConfigError, "make each a row of its own"),
+            *(
+                "cosent",
+                [{**row, "label": 1} for row in HARD],
+                None,
+                ConfigError,
+                "give each negative a row with a label",
+            ),
             id="labels and negatives",
         ),
     ],
@@ -404,7 +417,9 @@ def test_texts_are_cut_to_their_tokens_and_counted_and_prefixes_belong_to_their_
         pytest.param({"1_Pooling/config.json": {"pooling_mode_cls_token": True}}, "cls", id="flags"),
         pytest.param({"1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "last", id="a name"),
         pytest.param(
-            {"1_Pooling/config.json": {"pooling_mode": "max"}}, "pools by max, which the trainer cannot", id="max"
+            {"1_Pooling/config.json": {"pooling_mode": "max"}},
+            "pools by max, which the trainer does not support",
+            id="max",
         ),
         pytest.param({"modules.json": [{"type": "x.Dense", "path": ""}]}, "has a Dense layer", id="a layer"),
         pytest.param({"modules.json": None}, None, id="no sentence encoder"),
@@ -486,7 +501,7 @@ def test_keys_that_are_null_are_not_there() -> None:
         pytest.param(
             {"loss_config": {"num_extra_negatives": 4}},
             ConfigError,
-            "leave it out, and choose --hard-negatives",
+            "leave it out, and set --hard-negatives",
             id="count",
         ),
         pytest.param({"loss": f"{Path(__file__).stem}:apart"}, LossContractError, 'per="datum"', id="not registered"),

@@ -251,7 +251,7 @@ def test_a_loss_that_turns_nan_ends_the_run_with_its_name_the_step_the_datum_and
     assert error.startswith(f"NonFiniteLossError: step {step}: loss: ")
     assert "position" in error
     assert "of datum" in error
-    assert error.endswith(f"(The last checkpoint is {saved}; --resume goes on from there.)")
+    assert error.endswith(f"(The last checkpoint is {saved}; --resume continues from it.)")
     assert (saved / "MANIFEST.json").exists()
     assert not Path("run/adapter").exists()
     assert leftovers("run") == []

@@ -224,12 +224,12 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
             raise RewardError("as if it had been killed in its fourth step")
         return get(self, step, *arguments, **more)
 
-    get, rl.Collector.get = rl.Collector.get, stop  # type: ignore[method-assign]
+    get, rl.RolloutCollector.get = rl.RolloutCollector.get, stop  # type: ignore[method-assign]
     try:
         with pytest.raises(RewardError, match="step 4: as if it had been killed"):
             rl.main(stopped)
     finally:
-        rl.Collector.get = get  # type: ignore[method-assign]
+        rl.RolloutCollector.get = get  # type: ignore[method-assign]
     assert seen == 4
     rl.main(stopped.model_copy(update={"resume": True}))
     assert numbers(stopped.out) == numbers(whole.out)
@@ -261,7 +261,7 @@ def test_a_misspelt_or_unfit_setting_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": 0.7}, "temperature other than 1 makes the logprobs biased; take that with --allow-biased"),
+        ({"temperature": 0.7}, "a temperature other than 1 biases the logprobs; allow that with --allow-biased"),
         ({"minibatches": 17}, "17 minibatches are more than the rollouts of a step"),
     ],
 )

@@ -276,8 +276,10 @@ def test_a_task_is_scored_on_questions_held_out(tmp_path: Path) -> None:
     [
         pytest.param({}, "choose one of --data FILE and --task NAME", id="nothing to train on"),
         pytest.param({"data": "a", "task": "b"}, "choose one", id="two things to train on"),
-        pytest.param({"data": "a", "task_config": {"b": 1}}, "task_config belongs to --task", id="task settings alone"),
-        pytest.param({"task": "a", "eval_data": "b"}, "eval_data to --data", id="a held-out file beside a task"),
+        pytest.param(
+            {"data": "a", "task_config": {"b": 1}}, "task_config is for --task only", id="task settings alone"
+        ),
+        pytest.param({"task": "a", "eval_data": "b"}, "eval_data for --data only", id="a held-out file beside a task"),
         pytest.param({"data": "a", "learning_rat": 1.0}, "learning_rat", id="a misspelt key"),
         pytest.param({"data": "a", "learning_rate": float("nan")}, "learning_rate", id="NaN"),
         pytest.param({"data": "a", "rank": 0}, "rank", id="rank 0"),

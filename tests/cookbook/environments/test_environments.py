@@ -79,7 +79,7 @@ def test_the_last_rows_of_a_file_are_held_out_and_a_file_of_its_own_in_their_pla
     assert ([p.text for p in held_out], len(problems)) == (["What is 5 / 4?"], 3)
     problems, held_out = load_problems(ProblemSettings(data=str(rows), eval_data=str(rows)), 0)
     assert (len(problems), len(held_out)) == (4, 4)
-    with pytest.raises(DataFileError, match="has 4 rows, which leaves none to train on beside the last 9"):
+    with pytest.raises(DataFileError, match="has 4 rows, and holding out 9 leaves none to train on"):
         load_problems(ProblemSettings(data=str(rows), held_out=9), 0)
 
 
@@ -189,7 +189,7 @@ def test_a_misspelt_task_environment_or_setting_is_refused_at_once(settings: dic
         ({}, "choose one of --task"),
         ({"task": "gcd", "data": "x"}, "choose one of --task"),
         ({"environment": "guess_number", "reward": "math_verify"}, "an environment gives its own rewards"),
-        ({"data": "x", "task_config": {"a": 1}}, "task_config belongs to --task"),
+        ({"data": "x", "task_config": {"a": 1}}, "task_config is for --task only"),
     ],
 )
 def test_settings_that_would_not_be_read_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -64,7 +64,7 @@ def test_the_logprobs_are_those_of_a_forward_and_are_computed_once_for_several_r
     assert same(again, first)
     assert calls == [3]
     assert "computed, kept in" in notices[0]
-    assert "taken from" in notices[1]
+    assert "read from" in notices[1]
 
 
 def test_they_are_of_the_weights_at_the_start_whatever_training_does_afterwards(
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_noticed_and_computed_again(
     if (damage, file) != ("missing", "MANIFEST.json"):  # a folder without one is nobody's to replace
         assert same(References(make_client(), tmp_path, notices.append).logprobs(datums), expected)
         assert calls == [3, 3]
-        assert "taken from" in notices[-1]
+        assert "read from" in notices[-1]
 
 
 def test_sound_files_of_something_else_under_the_same_name_are_not_taken(

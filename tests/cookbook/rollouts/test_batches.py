@@ -11,8 +11,8 @@ import pytest
 from lossbook.cookbook.environments import Problem
 from lossbook.cookbook.environments.protocol import SingleTurn
 from lossbook.cookbook.rl import RLConfig
-from lossbook.cookbook.rollouts.batches import ADVANTAGES, Collected, Collector, datums_of, overlong_penalty
-from lossbook.cookbook.rollouts.episodes import Player, Rollout
+from lossbook.cookbook.rollouts.batches import ADVANTAGES, RolloutCollector, StepRollouts, datums_of, overlong_penalty
+from lossbook.cookbook.rollouts.episodes import Rollout, RolloutRunner
 from lossbook.datums.errors import EmptyLossError
 
 PROBLEMS = [Problem(str(i), lambda: SingleTurn([], lambda answer: 0.0)) for i in range(6)]
@@ -23,25 +23,25 @@ def rollout(reward: float, length: int = 2, *, truncated: bool = False) -> Rollo
     return Rollout("p", [1], [2] * length, [-0.5] * length, [1.0] * length, reward, truncated, length, ["x"])
 
 
-class Dealt(Player):
+class Dealt(RolloutRunner):
     """Gives out groups of the rewards it was dealt, one a problem, and notes what it was asked."""
 
     deals: list[list[float]]
     asked: list[tuple[list[str], tuple[int, ...]]]
 
-    def play(self, sampler: Any, problems: Sequence[Problem], group_size: int, key: Sequence[int]) -> Any:
+    def run(self, sampler: Any, problems: Sequence[Problem], group_size: int, key: Sequence[int]) -> Any:
         self.asked.append(([problem.text for problem in problems], tuple(key)))
         return [[rollout(reward) for reward in self.deals.pop(0)] for _ in problems]
 
 
-def collector(*deals: list[float], **changes: Any) -> Collector:
-    player = Dealt(None, 8)
-    object.__setattr__(player, "deals", list(deals))
-    object.__setattr__(player, "asked", [])
+def collector(*deals: list[float], **changes: Any) -> RolloutCollector:
+    runner = Dealt(None, 8)
+    object.__setattr__(runner, "deals", list(deals))
+    object.__setattr__(runner, "asked", [])
     config = RLConfig.model_validate(
         {"task": "gcd", "problems_per_step": 2, "group_size": 2, "max_tokens": 8, **changes}
     )
-    return Collector(config, player, PROBLEMS, None)  # type: ignore[arg-type]
+    return RolloutCollector(config, runner, PROBLEMS, None)  # type: ignore[arg-type]
 
 
 def advantages(found: list[Any]) -> list[float]:
@@ -80,9 +80,9 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_up_to_the_limit(
     assert [[one.reward for one in group] for group in found.groups] == [[1.0, 0.0], [0.0, 1.0]]
     assert (found.metrics["resampled_groups"], found.metrics["zero_advantage_groups"]) == (2, 0)
     assert found.metrics["reward"] == 0.75  # of what was sampled first: what is kept of it says less of the policy
-    (first, _), (second, _), (third, _) = dealt.player.asked  # type: ignore[attr-defined]
+    (first, _), (second, _), (third, _) = dealt.runner.asked  # type: ignore[attr-defined]
     assert (len(first), len(second), len(third)) == (2, 1, 1)
-    assert [key for _, key in dealt.player.asked] == [(0, 1, 0), (0, 1, 1), (0, 1, 2)]  # type: ignore[attr-defined]
+    assert [key for _, key in dealt.runner.asked] == [(0, 1, 0), (0, 1, 1), (0, 1, 2)]  # type: ignore[attr-defined]
 
 
 def test_beyond_the_limit_groups_of_equal_rewards_stay_and_are_counted() -> None:
@@ -131,5 +131,5 @@ def test_where_every_answer_was_truncated_and_masked_the_error_says_what_to_chan
 
 
 def test_what_is_kept_with_a_checkpoint_comes_back_bit_for_bit() -> None:
-    found = Collected([[rollout(1 / 3), rollout(0.1)]], {"reward": 1 / 7})
-    assert Collected.from_json(json.loads(json.dumps(found.to_json()))) == found
+    found = StepRollouts([[rollout(1 / 3), rollout(0.1)]], {"reward": 1 / 7})
+    assert StepRollouts.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -11,7 +11,7 @@ import pytest
 import lossbook as lb
 from lossbook.cookbook.environments import Message, Problem, Step
 from lossbook.cookbook.environments.guess_number import GuessNumber
-from lossbook.cookbook.rollouts.episodes import Player, Rollout
+from lossbook.cookbook.rollouts.episodes import Rollout, RolloutRunner
 from lossbook.datums.errors import LossbookError, RewardError
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 from lossbook.trainer.responses import SampledSequence, SampleResponse
@@ -51,14 +51,14 @@ class Talks:
         return Step(reward=1.0)
 
 
-def play(sampler: Any, environment: Any, group_size: int = 1, **settings: Any) -> list[Rollout]:
-    player = Player(TOKENIZER, max_tokens=16, **settings)
-    [group] = player.play(sampler, [Problem("a problem", environment)], group_size, (0,))
+def run(sampler: Any, environment: Any, group_size: int = 1, **settings: Any) -> list[Rollout]:
+    runner = RolloutRunner(TOKENIZER, max_tokens=16, **settings)
+    [group] = runner.run(sampler, [Problem("a problem", environment)], group_size, (0,))
     return group
 
 
 def test_a_conversation_of_two_turns_is_the_templates_own_with_weight_0_where_the_environment_wrote() -> None:
-    [rollout] = play(Scripted(["again"], ["done"]), Talks)
+    [rollout] = run(Scripted(["again"], ["done"]), Talks)
     text = TOKENIZER.decode(rollout.prompt_tokens + rollout.response_tokens)
     assert text == (
         "<|im_start|>system\nrules<|im_end|>\n<|im_start|>user\nfirst<|im_end|>\n<|im_start|>assistant\nagain<|im_end|>\n"
@@ -75,7 +75,7 @@ def test_a_conversation_of_two_turns_is_the_templates_own_with_weight_0_where_th
 
 def test_control_tokens_that_an_environment_says_are_text() -> None:
     """Else an observation could end the environment's turn and speak for the assistant."""
-    [rollout] = play(Scripted(["again"], ["done"]), Talks)
+    [rollout] = run(Scripted(["again"], ["done"]), Talks)
     written = [token for token, weight in zip(rollout.response_tokens, rollout.weights, strict=True) if not weight]
     assert written.count(END) == 1  # the template's own
 
@@ -83,25 +83,25 @@ def test_control_tokens_that_an_environment_says_are_text() -> None:
 def test_tokens_are_those_sampled_also_where_the_text_would_be_tokenised_otherwise() -> None:
     """Bytes that are no UTF-8 decode to a replacement character, which encodes as three other bytes."""
     broken = [0xC3, 0x28, END]
-    [rollout] = play(Scripted([broken]), Talks)
+    [rollout] = run(Scripted([broken]), Talks)
     assert TOKENIZER.encode(rollout.answers[0]) != broken[:-1]
     assert rollout.response_tokens == broken
 
 
 def test_an_answer_that_met_max_tokens_is_truncated_scored_and_ends_the_episode() -> None:
-    [rollout] = play(Scripted([TOKENIZER.encode("again and again")]), Talks)
+    [rollout] = run(Scripted([TOKENIZER.encode("again and again")]), Talks)
     assert (rollout.is_truncated, rollout.reward, rollout.longest_answer) == (True, 0.25, 15)
     assert rollout.weights == [1.0] * 15
 
 
 def test_an_episode_that_reached_max_length_gets_no_turn_more_and_ends_with_what_the_policy_wrote() -> None:
-    [rollout] = play(Scripted(["again"]), Talks, max_length=80)
+    [rollout] = run(Scripted(["again"]), Talks, max_length=80)
     assert (rollout.is_truncated, rollout.weights) == (True, [1.0] * 6)
 
 
 def test_only_episodes_that_go_on_are_asked_again_and_each_with_a_seed_of_its_own() -> None:
     sampler = Scripted(["again", "done", "again"], ["done", "done"])
-    rollouts = play(sampler, Talks, group_size=3)
+    rollouts = run(sampler, Talks, group_size=3)
     assert [rollout.reward for rollout in rollouts] == [1.25, 1.0, 1.25]
     (first, seeds), (second, later) = sampler.seen
     assert (len(first), len(seeds)) == (1, 1)
@@ -154,13 +154,13 @@ class RewardsInfinitely(Breaks):
         (Breaks, "Breaks failed on the question 'a problem' with the answer 'yes': IndexError"),
         (CannotBegin, "an episode of 'a problem' cannot begin: OSError: no such server"),
         (SpeaksAsNobody, "the beginning of 'a problem': message 0 has the unknown role 'usr'"),
-        (SaysNothing, "environment of 'a problem' is not done but says nothing"),
+        (SaysNothing, "environment of 'a problem' is not done, but its Step has no messages"),
         (RewardsInfinitely, "environment of 'a problem' returned inf as a reward"),
     ],
 )
 def test_a_mistake_in_an_environment_names_the_question_and_the_answer(environment: Any, message: str) -> None:
     with pytest.raises(LossbookError, match=message):
-        play(Scripted(["yes"]), environment)
+        run(Scripted(["yes"]), environment)
 
 
 def test_episodes_of_one_problem_that_begin_differently_are_refused() -> None:
@@ -171,16 +171,16 @@ def test_episodes_of_one_problem_that_begin_differently_are_refused() -> None:
             Random.count += 1
             return [{"role": "user", "content": str(Random.count)}]
 
-    with pytest.raises(RewardError, match="begin differently"):
-        play(Scripted(["a", "b"]), Random, group_size=2)
+    with pytest.raises(RewardError, match="have different prompts"):
+        run(Scripted(["a", "b"]), Random, group_size=2)
 
 
 def test_a_real_sampler_gives_equal_episodes_for_equal_keys_and_others_for_others() -> None:
     training = lb.ServiceClient(device="cpu").create_training_client("tiny")
     sampler = training.save_weights_and_get_sampling_client()
-    player = Player(training.get_tokenizer(), max_tokens=6)
+    runner = RolloutRunner(training.get_tokenizer(), max_tokens=6)
     problems = [Problem("1", lambda: GuessNumber(1)), Problem("2", lambda: GuessNumber(2))]
-    one, again, other = (player.play(sampler, problems, 3, key) for key in ((0, 1), (0, 1), (0, 2)))
+    one, again, other = (runner.run(sampler, problems, 3, key) for key in ((0, 1), (0, 1), (0, 2)))
     assert one == again
     tokens = [rollout.response_tokens for groups in (one, other) for group in groups for rollout in group]
     assert len({tuple(t) for t in tokens}) == 12  # also of the two problems, whose prompts are the same
