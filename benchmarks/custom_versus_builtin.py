@@ -1,4 +1,4 @@
-"""What a custom loss costs beside a built-in one, and beside a custom loss in two passes, as hosted services compute it.
+"""The cost of a custom loss, compared with a built-in loss and with a custom loss in two passes, as hosted services do it.
 
     python benchmarks/custom_versus_builtin.py                      # the tiny model and a random Llama of 38M parameters
     python benchmarks/custom_versus_builtin.py --model smollm2      # or a directory, .gguf file or hub id
@@ -11,9 +11,9 @@ For `cross_entropy` and `grpo`, one call is timed three ways on the same datums 
 * two passes: a forward without gradients for all logprobs, `fn` on them as leaves, and a second forward with a backward whose
   loss is linear in the logprobs, with d loss / d logprob as its weights
 
-All three must give the same gradient norm before anything is timed. The three ways alternate within each round, in an order
-that rotates, so that a slow spell of the machine falls on all; a ratio is taken within a round, and the median over rounds is
-reported with its quartiles. The aims: a median of custom / built-in of at most 1.03 and of two passes / custom of at least 1.3
+Before timing, all three must give the same gradient norm. The ways alternate within each round, in an order that rotates, so
+that a slow spell of the machine affects all of them. Ratios are taken within a round; their median over rounds is reported
+with quartiles. The aims: a median of custom / built-in of at most 1.03 and of two passes / custom of at least 1.3
 on SmolLM2-135M.
 """
 
@@ -41,7 +41,7 @@ Way = measuring.Way
 
 
 def joined(data: Sequence[lb.Datum], key: str) -> torch.Tensor:
-    """[T]: an input of all datums, one after the other."""
+    """[T]: an input of all datums, concatenated."""
     return torch.cat([datum.loss_fn_inputs[key].to_torch() for datum in data])
 
 
@@ -67,7 +67,7 @@ LOSSES: dict[str, Callable[..., Any]] = {"cross_entropy": cross_entropy, "grpo":
 
 
 def two_passes(training: lb.TrainingClient, datums: Sequence[lb.Datum], loss_fn: Callable[..., Any]) -> None:
-    """A custom loss without keeping the forward's graph: forward, loss on leaves, forward and backward of a surrogate."""
+    """A custom loss without keeping the graph of the forward: forward, loss on leaves, forward and backward of a surrogate."""
     outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
     leaves = [output["logprobs"].to_torch().requires_grad_() for output in outputs]
     loss, _ = loss_fn(datums, leaves)
@@ -82,7 +82,7 @@ def two_passes(training: lb.TrainingClient, datums: Sequence[lb.Datum], loss_fn:
 
 
 def gradient_of(leaf: torch.Tensor) -> torch.Tensor:
-    """A leaf's gradient; zeros when the loss did not touch it."""
+    """A leaf's gradient; zeros if the loss does not depend on it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
@@ -187,11 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "--model", action="append", help=f"model to load; repeatable. Default: {', '.join(DEFAULT_MODELS)}"
     )
     parser.add_argument("--loss", action="append", choices=sorted(LOSSES), help="repeatable; all by default")
-    parser.add_argument("--device", help="cpu, cuda, ...; the best there is by default")
+    parser.add_argument("--device", help="cpu, cuda, ...; by default the best available")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights; by default the device's")
     parser.add_argument("--lora", type=int, help="train an adapter of this rank instead of all weights")
     parser.add_argument("--datums", type=int, default=8)
-    parser.add_argument("--length", type=int, default=64, help="tokens a datum, on average")
+    parser.add_argument("--length", type=int, default=64, help="average tokens per datum")
     parser.add_argument(
         "--label-fraction", type=float, default=1.0, help="part of each datum with a weight other than 0"
     )

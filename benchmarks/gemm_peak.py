@@ -1,4 +1,4 @@
-"""Which fraction of this machine's measured GEMM peak a supervised fine-tuning step reaches.
+"""The fraction of this machine's measured GEMM peak that a supervised fine-tuning step reaches.
 
     python benchmarks/gemm_peak.py                          # a random Llama, float32 on this CPU
     python benchmarks/gemm_peak.py --model smollm2 --tokens 1024
@@ -6,7 +6,7 @@
 
 The peak is the best of several nearly square matrix products, measured in the same rounds as the steps. A step is one
 `forward_backward` and one `optim_step` over sequences of lognormal length, packed to `--tokens` tokens. Its floating-point
-operations are counted by hand, for work that has to be done and no more: 6 for each weight of a linear layer and token, 12
+operations are counted by hand, for necessary work only: 6 for each weight of a linear layer and token, 12
 times width and mean number of keys for each layer, head and query of attention (4 forward and 8 backward, causal: half the
 length), and 6 for each weight of the head and token with a label. The hand-written loop does the same step with padding; its
 useful operations are the same number. Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) is this
@@ -54,7 +54,7 @@ def operations(model: Any, batch: Sequence[Example]) -> float:
 
 def products(device: str, dtype: torch.dtype, repeats: int) -> dict[str, tuple[float, Any]]:
     """By label: operations of `repeats` products of one shape, and the call that makes them."""
-    found = {}
+    calls = {}
     for rows, columns, inner in PRODUCTS[device]:
         left = torch.randn(rows, inner, device=device, dtype=dtype)
         right = torch.randn(inner, columns, device=device, dtype=dtype)
@@ -64,8 +64,8 @@ def products(device: str, dtype: torch.dtype, repeats: int) -> dict[str, tuple[f
             for _ in range(repeats):
                 torch.mm(left, right, out=target)
 
-        found[f"GEMM {rows} x {inner} x {columns}"] = (2.0 * rows * columns * inner * repeats, way)
-    return found
+        calls[f"GEMM {rows} x {inner} x {columns}"] = (2.0 * rows * columns * inner * repeats, way)
+    return calls
 
 
 def pack(tokens: int, vocabulary: int) -> list[Example]:
@@ -78,7 +78,7 @@ def pack(tokens: int, vocabulary: int) -> list[Example]:
 
 
 def measure(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a product and a row a step."""
+    """One row per product and per step."""
     batch = pack(options.tokens, workloads.vocabulary(folder))
     loop = HandWritten(folder, batch, options)
     steps = {"ours": ours(folder, batch, options), "hand-written": loop}
@@ -107,18 +107,18 @@ def measure(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print the table, write it; returns its rows."""
-    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--model", help=f"of {', '.join(workloads.MODELS)}, or a folder")
-    found.add_argument("--tokens", type=int, help="tokens a step; by default 2048, and 8192 on a GPU")
-    found.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default float32, and bfloat16 on a GPU")
-    found.add_argument("--peak-tflops", type=float, help="of the data sheet: 989 for bfloat16 on an H100 SXM")
-    found.add_argument("--rounds", type=int, default=3)
-    found.add_argument("--repeats", type=int, default=5, help="products timed together")
-    found.add_argument("--quick", action="store_true", help="the tiny model, one round")
-    found.add_argument("--out", type=Path, help="folder for the results")
-    found.add_argument("--name", default="gemm_peak", help="of the result files")
-    options = found.parse_args(arguments)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help=f"of {', '.join(workloads.MODELS)}, or a folder")
+    parser.add_argument("--tokens", type=int, help="tokens per step; by default 2048, and 8192 on a GPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default float32, and bfloat16 on a GPU")
+    parser.add_argument("--peak-tflops", type=float, help="peak from the data sheet: 989 for bfloat16 on an H100 SXM")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5, help="products timed together")
+    parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--name", default="gemm_peak", help="of the result files")
+    options = parser.parse_args(arguments)
     options.model = options.model or ("tiny" if options.quick else DEFAULT_MODEL[options.device])
     options.tokens = options.tokens or (256 if options.quick else {"cpu": 2048, "cuda": 8192}[options.device])
     options.dtype = getattr(torch, options.dtype or {"cpu": "float32", "cuda": "bfloat16"}[options.device])

@@ -4,11 +4,11 @@
     python benchmarks/growth.py --only tokens --largest 65536 --rounds 1
     python benchmarks/growth.py --device cuda --dtype bfloat16
 
-One thing grows, all else stays: tokens a call in sequences of 128; the vocabulary; the number of datums among which 4,096
-tokens are divided; the length of sequences at 8,192 tokens; targets K a position. Every call is timed alone, in rounds that
-go through all sizes, and the slope of log time (and log memory) over log size is fitted: 1 means proportional, 0 free of it.
+One quantity grows while the others are fixed: tokens per call in sequences of 128; the vocabulary; the number of datums that
+share 4,096 tokens; the sequence length at 8,192 tokens; targets K per position. Calls are timed one by one, in rounds over all
+sizes. The slope of log time (and log memory) over log size is fitted: 1 means proportional, 0 independent.
 
-The aim: cost linear in tokens from 1k to 64k tokens a call, so a slope of time near 1 there and memory that stops growing
+The aim: cost linear in tokens from 1k to 64k tokens per call, so a slope of time near 1 there and memory that stops growing
 at the size of a micro-batch.
 """
 
@@ -38,7 +38,7 @@ Call = Callable[[], Any]
 def datums(count: int, length: int, vocabulary: int, targets: int = 1) -> list[lb.Datum]:
     """`count` sequences of `length` random tokens, every position with weight 1 and `targets` targets."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    datums = []
     for _ in range(count):
         tokens = torch.randint(0, vocabulary, (length + 1,), generator=generator)
         target, weights = tokens[1:], torch.ones(length)
@@ -46,8 +46,8 @@ def datums(count: int, length: int, vocabulary: int, targets: int = 1) -> list[l
             target = torch.randint(0, vocabulary, (length, targets), generator=generator)
             weights = torch.full((length, targets), 1 / targets)
         inputs = {"target_tokens": target, "weights": weights}
-        found.append(lb.Datum(lb.ModelInput.from_ints(tokens[:-1].tolist()), inputs))
-    return found
+        datums.append(lb.Datum(lb.ModelInput.from_ints(tokens[:-1].tolist()), inputs))
+    return datums
 
 
 def doubling(start: int, end: int, factor: int = 2) -> list[int]:
@@ -56,7 +56,7 @@ def doubling(start: int, end: int, factor: int = 2) -> list[int]:
 
 
 class Growth:
-    """What grows, and the call for each of its sizes. Models are loaded where they are first needed."""
+    """The calls for each quantity that grows and each of its sizes. Models are loaded on first use."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -65,7 +65,7 @@ class Growth:
         self._clients: dict[int, lb.TrainingClient] = {}
 
     def calls(self, grown: str) -> dict[int, Call]:
-        """By size."""
+        """The calls for a quantity, by size."""
         vocabulary, unit, length = self.shape.vocabulary, self.unit, min(128, self.unit // 4)
         largest = self.options.largest or 16 * unit
         if grown == "tokens":
@@ -80,7 +80,7 @@ class Growth:
         return {n: self.call(unit // 4 // length, length, targets=n) for n in doubling(1, 64, 4)}
 
     def call(self, count: int, length: int, *, vocabulary: int | None = None, targets: int = 1) -> Call:
-        """One forward and backward whose gradients are thrown away."""
+        """One forward and backward."""
         vocabulary = vocabulary or self.shape.vocabulary
         training, batch = self.client(vocabulary), datums(count, length, vocabulary, targets)
         return lambda: training.forward_backward(batch, "cross_entropy").result()
@@ -94,7 +94,7 @@ class Growth:
         return self._clients[vocabulary]
 
     def forget(self) -> None:
-        """Throw all gradients away."""
+        """Discard all gradients."""
         for training in self._clients.values():
             training.discard_gradients().result()
 
@@ -150,16 +150,16 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print the table and the slopes, write and plot them; returns the rows."""
-    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="what grows")
-    found.add_argument("--largest", type=int, help="tokens of the largest call where tokens grow")
-    found.add_argument("--rounds", type=int, default=3)
-    found.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    found.add_argument("--quick", action="store_true", help="a smaller model and smaller sizes, one round")
-    found.add_argument("--out", type=Path, help="folder for the results")
-    found.add_argument("--name", default="growth", help="of the result files")
-    options = found.parse_args(arguments)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="what grows")
+    parser.add_argument("--largest", type=int, help="tokens of the largest call when tokens grow")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    parser.add_argument("--quick", action="store_true", help="a smaller model and smaller sizes, one round")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--name", default="growth", help="of the result files")
+    options = parser.parse_args(arguments)
     options.dtype = getattr(torch, options.dtype)
     transformers.utils.logging.disable_progress_bar()
     growth = Growth(options)

@@ -1,7 +1,7 @@
 """How much longer `import lossbook` takes than `import torch`: `python benchmarks/import_time.py [--rounds 9]`.
 
 Each run is a fresh interpreter that times its own imports; the two kinds alternate, so that a slow spell of the machine
-falls on both. The aim is a difference of less than 0.3 s.
+affects both. The aim is a difference of less than 0.3 s.
 """
 
 from __future__ import annotations

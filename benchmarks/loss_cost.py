@@ -1,9 +1,9 @@
-"""What everything around the model costs: `python benchmarks/loss_cost.py`.
+"""The cost of everything around the model: `python benchmarks/loss_cost.py`.
 
-Per datum of about 50 tokens, in microseconds: packing (with all checks), the loss's function over packed tensors (forward
-and backward), and the same loss as a Python loop over a list of datums, as the hosted APIs' custom losses are written.
-Beside it, the time that the engine plans a call before its first forward. The aims: packed below 10 us a datum, linear in
-datums, and 10,000 datums planned in less than 1 s. All ways are first shown to give one loss and one gradient.
+Microseconds per datum of about 50 tokens: packing with all checks, the loss's function over packed tensors (forward and
+backward), and the same loss as a Python loop over a list of datums, as custom losses for hosted APIs are written. Also the
+time that the engine plans a call before its first forward. The aims: packed below 10 us per datum, linear in datums, and
+10,000 datums planned in less than 1 s. Before timing, all ways must give the same loss and gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import measuring
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import lossbook as lb
 from lossbook.losses import Outputs, safe_ratio
@@ -122,24 +123,22 @@ def ways(name: str, datums: Sequence[lb.Datum]) -> dict[str, Callable[[], Any]]:
     }
 
 
-def check_same(found: dict[str, Callable[[], Any]]) -> None:
+def check_same(calls: dict[str, Callable[[], Any]]) -> None:
     """Raise AssertionError unless the packed loss and the loop give one value and one gradient."""
-    packed, looped = found["both"](), found["loop"]()
+    packed, looped = calls["both"](), calls["loop"]()
     for a, b in zip(packed, looped, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 class _FirstForward(Exception):
-    """Raised where the model would run for the first time."""
+    """Raised before the model runs for the first time."""
 
 
 def planning_seconds(datums: Sequence[lb.Datum], name: str, rounds: int) -> float:
     """Median seconds from the call of `forward_backward` to the first forward."""
-    import lossbook.trainer.engine.micro_batch_run as passes
-
     training = lb.ServiceClient(device="cpu").create_training_client("tiny")
 
-    def stop(*arguments: Any, **named: Any) -> Any:
+    def stop(*arguments: Any) -> Any:
         raise _FirstForward
 
     def plan() -> None:
@@ -149,19 +148,16 @@ def planning_seconds(datums: Sequence[lb.Datum], name: str, rounds: int) -> floa
             return
         raise AssertionError("the engine never ran its model")
 
-    real, passes.model_outputs = passes.model_outputs, stop
-    try:
+    with register_module_forward_pre_hook(stop):
         return statistics.median(measuring.interleaved({"plan": plan}, rounds)["plan"])
-    finally:
-        passes.model_outputs = real
 
 
 def row(name: str, count: int, rounds: int) -> dict[str, Any]:
     """One line of the table."""
     datums = make_datums(count)
-    found = ways(name, datums)
-    check_same(found)
-    times = measuring.interleaved(found, rounds)
+    calls = ways(name, datums)
+    check_same(calls)
+    times = measuring.interleaved(calls, rounds)
     each = {f"{label}, us a datum": 1e6 * statistics.median(values) / count for label, values in times.items()}
     return {
         "loss": name,

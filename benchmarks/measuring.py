@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, peak memory, ratios within rounds, and tables of the results."""
+"""Shared by the benchmarks: interleaved timing, peak memory, ratios within rounds, and tables of results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def interleaved(
 
 
 def seconds(way: Way) -> float:
-    """Wall time of one call, the GPU's work included."""
+    """Wall time of one call, including GPU work."""
     _synchronize()
     start = time.perf_counter()
     way()
@@ -67,7 +67,7 @@ def ratio(times: Mapping[str, Sequence[float]], label: str, to: str) -> Ratio:
 
 
 def quartiles(values: Sequence[float]) -> Ratio:
-    """Median and quartiles of some numbers."""
+    """Median and quartiles."""
     if len(values) < 2:
         return Ratio(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -75,10 +75,10 @@ def quartiles(values: Sequence[float]) -> Ratio:
 
 
 def peak_memory(way: Way) -> int:
-    """Bytes that a call holds at its peak beyond what was held before it.
+    """The peak memory of a call in bytes, beyond the memory in use before it.
 
-    On a GPU as the allocator counts them; on a CPU of resident memory, whose high-water mark Linux lets a process reset.
-    What the call returns is let go only afterwards, so results and gradients count.
+    On a GPU the allocator's count; on a CPU resident memory, whose high-water mark Linux lets a process reset. The result of
+    the call is freed only afterwards, so results and gradients count.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -89,7 +89,7 @@ def peak_memory(way: Way) -> int:
         torch.cuda.synchronize()
         del kept
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator still holds of earlier calls would hide this one's
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator kept from earlier calls would hide this one's
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _kilobytes("VmRSS")
     kept = way()
@@ -110,7 +110,7 @@ def _synchronize() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The device, thread count and versions that the numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     def installed(name: str) -> str | None:
@@ -125,7 +125,7 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: found for name in libraries if (found := installed(name)) is not None},
+        **{name: release for name in libraries if (release := installed(name)) is not None},
     }
 
 
@@ -155,12 +155,12 @@ def _cell(value: Any) -> str:
 
 
 def folder_for(out: Path | None, *, quick: bool) -> Path:
-    """Where results go: `out` if given, else results/, and results/quick/ for numbers that nobody should quote."""
+    """The folder for results: `out` if given, else results/, or results/quick/ for numbers that are not to be quoted."""
     return out or (RESULTS / "quick" if quick else RESULTS)
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> None:
-    """`<name>.json` with the environment and `<name>.csv`, a line a row; a Ratio becomes three columns in the CSV."""
+    """Write `<name>.json` with the environment, and `<name>.csv`; a Ratio becomes three columns."""
     folder.mkdir(parents=True, exist_ok=True)
     flat = [_flat(row) for row in rows]
     record = {"environment": environment(), "results": flat}
@@ -173,10 +173,10 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) 
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Ratio):
-            found |= {key: value.median, f"{key} (lower quartile)": value.low, f"{key} (upper quartile)": value.high}
+            columns |= {key: value.median, f"{key} (lower quartile)": value.low, f"{key} (upper quartile)": value.high}
         else:
-            found[key] = value
-    return found
+            columns[key] = value
+    return columns

@@ -1,12 +1,12 @@
-"""All benchmarks, one after the other, each in a process of its own, and then one page of the results.
+"""Run all benchmarks, each in its own process, and write one page of results.
 
     python benchmarks/run.py                     # about 40 minutes on two cores
-    python benchmarks/run.py --quick             # a few minutes: that everything works, no numbers to quote
+    python benchmarks/run.py --quick             # a few minutes: a check that everything works, not for quoting
     python benchmarks/run.py --only a c          # parts, by letter
     python benchmarks/run.py --device cuda
 
 a custom losses, b the head and the losses' own cost, c whole steps beside TRL, d prompt-heavy data, e growth, f sampling,
-g GEMM peak or MFU, i the time of `import lossbook`. A benchmark that fails is reported at the end and stops no other.
+g GEMM peak or MFU, i the time of `import lossbook`. A benchmark that fails is reported at the end; the others still run.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Benchmark:
 
 
 def arguments(text: str, *ways: str, name: str = "") -> tuple[str, ...]:
-    """Words of a command line, with --ways and --name where given."""
+    """The words of a command line, with --ways and --name if given."""
     return (*text.split(), *(("--ways", *ways) if ways else ()), *(("--name", name) if name else ()))
 
 
-#: A real model is slow on a CPU, so it meets fewer ways in fewer rounds than the random one.
+#: The real model is slow on a CPU, so it is compared with fewer ways and in fewer rounds than the random one.
 LLAMA, SMOLLM2 = "--model random-llama-67m", "--model smollm2"
 HAND, FREE, SORTED, CACHE = (
     "hand-written",
@@ -105,19 +105,19 @@ BENCHMARKS = (
 
 
 def command(benchmark: Benchmark, options: argparse.Namespace) -> list[str]:
-    """What runs a benchmark in a process of its own."""
-    found = [sys.executable, str(HERE / benchmark.script), "--out", str(options.out)]
-    found += ["--quick"] if options.quick else benchmark.arguments
-    return [*found, "--device", options.device] if options.device and benchmark.takes_device else found
+    """The command line that runs a benchmark."""
+    words = [sys.executable, str(HERE / benchmark.script), "--out", str(options.out)]
+    words += ["--quick"] if options.quick else benchmark.arguments
+    return [*words, "--device", options.device] if options.device and benchmark.takes_device else words
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run what was asked for and write the summary; returns the number of benchmarks that failed."""
+    """Run the chosen benchmarks and write the summary; returns the number of benchmarks that failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted({b.part for b in BENCHMARKS}), help="parts, by letter")
     parser.add_argument("--quick", action="store_true", help="small models and few rounds")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="the best there is by default")
-    parser.add_argument("--out", type=Path, help="folder for the results; a quick run has one of its own by default")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the best available")
+    parser.add_argument("--out", type=Path, help="folder for the results; a quick run has its own by default")
     options = parser.parse_args(given)
     options.out = measuring.folder_for(options.out, quick=options.quick)
     failed = []

@@ -1,11 +1,11 @@
-"""Sampling beside transformers' `generate`: tokens a second, several samples for each of several prompts.
+"""Sampling compared with transformers' `generate`: tokens per second, several samples for each of several prompts.
 
-Aim: at least twice the tokens a second of `generate` in its fastest setting, with all weights and with LoRA adapters.
+Aim: at least twice the tokens per second of `generate` in its fastest setting, with all weights and with LoRA adapters.
 
 Both sample at temperature 1 from the whole vocabulary in the model's dtype, and stop at nothing but the number of
 tokens, so both do the same work. `generate` gets every prompt repeated for its samples, as trainers call it, with its
-default cache or (`--static`) a static one. Its adapters stay unmerged, as in a trainer; merged they would cost it what
-all weights cost. Before anything is timed, greedy tokens of both must be equal; where they part, the two tokens must
+default cache or (`--static`) a static one. Its adapters stay unmerged, as in a trainer; merged they would cost the same
+as all weights. Before anything is timed, greedy tokens of both must be equal; where they part, the two tokens must
 be within rounding of each other in the model's own logits.
 """
 
@@ -59,7 +59,7 @@ def sample_ours(
     """Continuations in the prompts' order, a prompt's samples beside each other."""
     params = SamplingParams(max_tokens=tokens, temperature=0.0 if greedy else 1.0, seed=0, stop=[])
     groups = generate_batch(model, prompts, num_samples=samples, params=params)
-    return [found.tokens for group in groups for found in group]
+    return [sequence.tokens for group in groups for sequence in group]
 
 
 def sample_peer(
@@ -71,14 +71,14 @@ def sample_peer(
     options |= {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     module: Any = model.module
     with torch.no_grad():
-        found = module.generate(
+        sampled = module.generate(
             repeated,
             attention_mask=torch.ones_like(repeated),
             max_new_tokens=tokens,
             pad_token_id=0,
             **options,
         )
-    return found[:, len(prompts[0]) :].tolist()
+    return sampled[:, len(prompts[0]) :].tolist()
 
 
 def check_same_tokens(model: LoadedModel, prompts: list[list[int]], samples: int, tokens: int, static: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole optimizer steps share: the optimizer's settings, lossbook's side, checking and timing."""
+"""Shared by the benchmarks of whole optimizer steps: optimizer settings, lossbook's step, checks and timing."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from workloads import MODELS
 
 import lossbook as lb
 
-#: AdamW's settings in every step that is compared, as torch spells them; gradients are clipped to norm CLIP.
+#: AdamW settings of every step, in torch's names; gradients are clipped to norm CLIP.
 ADAM: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 CLIP = 1.0
-#: How far losses may lie apart before anything is timed; bfloat16 has three decimal digits.
+#: The largest relative difference between losses before timing; bfloat16 has three decimal digits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 Step = Callable[[], float]
 
 
 @runtime_checkable
 class Closable(Protocol):
-    """A step that holds something until it is closed."""
+    """A step that holds resources until it is closed."""
 
     def close(self) -> None: ...
 
@@ -55,21 +55,27 @@ def train(training: lb.TrainingClient, datums: Sequence[lb.Datum], loss: str, se
 
 def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     """The options that every benchmark of steps takes."""
-    found = argparse.ArgumentParser(description=description)
-    found.add_argument("--model", action="append", help=f"of {', '.join(MODELS)}, or a folder. Default: {models}")
-    found.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    found.add_argument("--rounds", type=int, default=3, help="timed rounds")
-    found.add_argument("--ways", nargs="+", help="only these of the ways to compute the step; ours is always there")
-    found.add_argument("--quick", action="store_true", help="the tiny model, one round")
-    found.add_argument("--out", type=Path, help="folder for the results")
-    found.add_argument("--name", help="of the result files")
-    return found
+    command_line = argparse.ArgumentParser(description=description)
+    command_line.add_argument(
+        "--model", action="append", help=f"of {', '.join(MODELS)}, or a folder. Default: {models}"
+    )
+    command_line.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    command_line.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    command_line.add_argument("--rounds", type=int, default=3, help="timed rounds")
+    command_line.add_argument("--ways", nargs="+", help="only these ways to compute the step; ours is always included")
+    command_line.add_argument("--quick", action="store_true", help="the tiny model, one round")
+    command_line.add_argument("--out", type=Path, help="folder for the results")
+    command_line.add_argument("--name", help="of the result files")
+    return command_line
 
 
-def parse(found: argparse.ArgumentParser, arguments: Sequence[str] | None, models: Sequence[str]) -> argparse.Namespace:
-    """The options, with `--quick` worked out."""
-    options = found.parse_args(arguments)
+def parse(
+    command_line: argparse.ArgumentParser, arguments: Sequence[str] | None, models: Sequence[str]
+) -> argparse.Namespace:
+    """The options, with the effects of `--quick`."""
+    options = command_line.parse_args(arguments)
     options.model = options.model or (["tiny"] if options.quick else list(models))
     if options.quick:
         options.rounds = 1
@@ -95,7 +101,7 @@ def compare(
     tolerance: float,
     looser: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row a way: median seconds, tokens/s, how many times as long as ours, peak memory beyond weights and moments.
+    """One row per way: median seconds, tokens/s, how many times as long as ours, peak memory beyond weights and moments.
 
     First two steps of each, untimed, whose losses have to agree (see `check_same_losses`).
     """

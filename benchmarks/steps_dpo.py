@@ -70,8 +70,8 @@ def ours(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> Ste
     training = service.create_training_client(folder)
     columns = [[getattr(pair, side) for pair in pairs] for side in ("prompt", "chosen", "rejected")]
     outputs = training.forward(lb.datums_from_pairs(*columns), "cross_entropy").result().loss_fn_outputs
-    found = [output["logprobs"].to_torch() for output in outputs]
-    references = list(zip(found[0::2], found[1::2], strict=True))
+    logprobs = [output["logprobs"].to_torch() for output in outputs]
+    references = list(zip(logprobs[0::2], logprobs[1::2], strict=True))
 
     def step() -> float:
         datums = lb.datums_from_pairs(*columns, ref_logprobs=references)
@@ -81,7 +81,7 @@ def ours(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> Ste
 
 
 class HandWritten:
-    """The loop that one writes first: chosen and rejected answers in one padded batch."""
+    """A straightforward hand-written loop: chosen and rejected answers in one padded batch."""
 
     def __init__(self, folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> None:
         self.model = workloads.load_module(folder, options.device, options.dtype).train()
@@ -104,8 +104,8 @@ class HandWritten:
             answered[row, len(prompt) : end] = 1
         tokens, mask, answered = (tensor.to(self.device) for tensor in (tokens, mask, answered))
         logits = self.model(input_ids=tokens, attention_mask=mask).logits[:, :-1]
-        found = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
-        return (found * answered[:, 1:]).sum(1)
+        logprobs = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+        return (logprobs * answered[:, 1:]).sum(1)
 
     def __call__(self) -> float:
         chosen, rejected = (self.logprobs() - self.reference).chunk(2)
@@ -118,7 +118,7 @@ class HandWritten:
 
 
 def trl(folder: str, pairs: Sequence[Pair], options: argparse.Namespace, **settings: Any) -> Step:
-    """DPOTrainer on the same pairs. Its constructor tokenises text, so the tokens are put in its place afterwards."""
+    """DPOTrainer on the same pairs. Its constructor tokenises text, so the tokens are set afterwards."""
     import datasets
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -171,9 +171,9 @@ def ways(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> dic
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
-    found = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
-    found.add_argument("--pairs", type=int, default=8, help="pairs a step, a multiple of 4")
-    options = parse(found, arguments, DEFAULT_MODELS)
+    command_line = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
+    command_line.add_argument("--pairs", type=int, default=8, help="pairs per step, a multiple of 4")
+    options = parse(command_line, arguments, DEFAULT_MODELS)
     options.pairs = 4 if options.quick else options.pairs
     rows: list[dict[str, Any]] = []
     for model in options.model:

@@ -36,12 +36,12 @@ from lossbook.losses import advantages
 DEFAULT_MODELS = ("random-llama-67m",)
 DEFAULTS = "TRL defaults"
 SAMPLES = 8
-#: The end-of-sequence token of every way: no model ever says it, so that all answers have the same length.
+#: An end-of-sequence token that no model ever samples, so that all answers have the same length.
 NEVER = 2**31 - 1
 
 
 def reward(tokens: Sequence[int]) -> float:
-    """How many of the answer's tokens are even."""
+    """The number of even tokens in the answer."""
     return float(sum(token % 2 == 0 for token in tokens))
 
 
@@ -69,7 +69,7 @@ class Ours:
         answers = [r.sequences for r in sampler.sample_batch(self.prompts, self.sampling, num_samples=SAMPLES).result()]
         rewards = [reward(sequence.tokens) for group in answers for sequence in group]
         groups = [number for number, group in enumerate(answers) for _ in group]
-        found = advantages.group_advantages(rewards, groups, epsilon=1e-4).tolist()
+        advantage_list = advantages.group_advantages(rewards, groups, epsilon=1e-4).tolist()
         trajectories = [
             lb.Trajectory(
                 prompt_tokens=self.prompts[number],
@@ -77,7 +77,7 @@ class Ours:
                 sampling_logprobs=sequence.logprobs,
                 advantages=advantage,
             )
-            for number, advantage, sequence in zip(groups, found, (s for g in answers for s in g), strict=True)
+            for number, advantage, sequence in zip(groups, advantage_list, (s for g in answers for s in g), strict=True)
         ]
         datums = lb.datums_from_trajectories(trajectories)
         output = self.training.forward_backward(datums, "grpo", {"kl_coefficient": 0.0})
@@ -105,7 +105,7 @@ class Ours:
 
 
 class HandWritten:
-    """The loop that one writes first."""
+    """A straightforward hand-written loop."""
 
     def __init__(self, folder: str, prompts: Sequence[str], options: argparse.Namespace) -> None:
         self.model = workloads.load_module(folder, options.device, options.dtype).train()
@@ -252,21 +252,21 @@ def check_same_loss(steps: dict[str, Any], options: argparse.Namespace, vocabula
     level = -float(torch.tensor(vocabulary).log())
     sampling = level + 0.3 * torch.randn(answers.shape, generator=generator)
     tensors = [tensor.to(options.device) for tensor in (answers, sampling, given)]
-    found = {label: step.loss_and_norm(*tensors) for label, step in steps.items()}
-    for label, values in found.items():
-        for ours, other in zip(found["ours"], values, strict=True):
+    results = {label: step.loss_and_norm(*tensors) for label, step in steps.items()}
+    for label, values in results.items():
+        for ours, other in zip(results["ours"], values, strict=True):
             bound = TOLERANCE[torch.bfloat16 if label == DEFAULTS else options.dtype]
             if not abs(ours - other) <= bound * max(1.0, abs(ours)):
-                raise AssertionError(f"{label} does not compute the loss and gradient norm of lossbook: {found}")
+                raise AssertionError(f"{label} does not compute the loss and gradient norm of lossbook: {results}")
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
-    found = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
-    found.add_argument("--prompts", type=int, default=2, help=f"prompts a step, of {SAMPLES} answers each")
-    found.add_argument("--prompt-lengths", type=int, nargs="+", default=[64, 256], help="tokens")
-    found.add_argument("--new-tokens", type=int, default=64, help="tokens an answer")
-    options = parse(found, arguments, DEFAULT_MODELS)
+    command_line = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
+    command_line.add_argument("--prompts", type=int, default=2, help=f"prompts per step, of {SAMPLES} answers each")
+    command_line.add_argument("--prompt-lengths", type=int, nargs="+", default=[64, 256], help="tokens")
+    command_line.add_argument("--new-tokens", type=int, default=64, help="tokens per answer")
+    options = parse(command_line, arguments, DEFAULT_MODELS)
     if options.quick:
         options.prompts, options.prompt_lengths, options.new_tokens = 1, [16], 4
     rows: list[dict[str, Any]] = []

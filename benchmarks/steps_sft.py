@@ -4,9 +4,9 @@
     python benchmarks/steps_sft.py --model smollm2 --ways "TRL tuned, padded" --rounds 2
     python benchmarks/steps_sft.py --device cuda --dtype bfloat16 --sequences 128
 
-One step is one AdamW update from the same sequences of variable length (lognormal, median 80 tokens), data preparation of
-the step included, tokenisation not. Twice: every token is trained on, and only the last quarter of each sequence, as with
-long prompts. All start from the same weights; before anything is timed, two steps of each must give the same losses.
+One step is one AdamW update from the same sequences of variable length (lognormal, median 80 tokens). It includes the step's
+data preparation but not tokenisation. There are two cases: every token is trained on, or only the last quarter of each
+sequence, as with long prompts. All start from the same weights; before anything is timed, two steps of each must give the same losses.
 
 * ours: `forward_backward(datums, "cross_entropy")` and `optim_step`
 * hand-written: right padding to the longest, labels -100, `model(..., labels=labels).loss`, torch's AdamW
@@ -38,7 +38,7 @@ PADDED, PADDING_FREE, SORTED = "TRL tuned, padded", "TRL tuned, padding-free", "
 
 
 class HandWritten:
-    """The loop that one writes first."""
+    """A straightforward hand-written loop."""
 
     def __init__(self, folder: str, batch: Sequence[Example], options: argparse.Namespace) -> None:
         self.model = workloads.load_module(folder, options.device, options.dtype).train()
@@ -115,12 +115,12 @@ def ways(folder: str, batch: Sequence[Example], options: argparse.Namespace) -> 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Check, measure, print the table, write it; returns its rows."""
-    found = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
-    found.add_argument("--sequences", type=int, default=16, help="sequences a step, a multiple of 8")
-    found.add_argument(
+    command_line = parser((__doc__ or "").splitlines()[0], DEFAULT_MODELS)
+    command_line.add_argument("--sequences", type=int, default=16, help="sequences per step, a multiple of 8")
+    command_line.add_argument(
         "--label-fractions", type=float, nargs="+", default=[1.0, 0.25], help="of each sequence's tokens"
     )
-    options = parse(found, arguments, DEFAULT_MODELS)
+    options = parse(command_line, arguments, DEFAULT_MODELS)
     if options.quick:
         options.sequences, options.label_fractions = 8, [0.25]
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""One page of all results: the aims and what was measured, a table for each benchmark, and plots.
+"""One page of all results: the aims and the measured values, a table for each benchmark, and plots.
 
 python benchmarks/summary.py                 # results/README.md from the JSON files in results/
 """
@@ -19,7 +19,7 @@ LOWER, UPPER = " (lower quartile)", " (upper quartile)"
 
 @dataclass(frozen=True)
 class Aim:
-    """What should hold, for each of several cases: the measured number by case, and its bounds."""
+    """A bound that should hold in each of several cases: the measured number by case, and its bounds."""
 
     text: str
     measured: Callable[[Sequence[Row]], dict[str, float]]
@@ -27,7 +27,7 @@ class Aim:
     at_most: float = float("inf")
 
     def rows(self, results: Sequence[Row]) -> list[dict[str, str]]:
-        """A row a case; none where nothing was measured."""
+        """One row per case; none if nothing was measured."""
         return [
             {"aim": self.text, "where": case, "measured": f"{value:.3g}", "holds": self.verdict(value)}
             for case, value in self.measured(results).items()
@@ -48,14 +48,14 @@ class Section:
 
 
 def worst(column: str, case: Sequence[str], pick: Callable[[Iterable[float]], float], **wanted: Any) -> Any:
-    """By case (the values of some columns): the least favourable number of a column, over rows with wanted values."""
+    """The least favourable number of a column, by case (the values of some columns), over rows with the wanted values."""
 
     def measured(rows: Sequence[Row]) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
+        values_by_case: dict[str, list[float]] = {}
         for row in rows:
             if column in row and all(accepts(row.get(key, "")) for key, accepts in wanted.items()):
-                found.setdefault(describe(row, case), []).append(float(row[column]))
-        return {name: pick(values) for name, values in found.items()}
+                values_by_case.setdefault(describe(row, case), []).append(float(row[column]))
+        return {name: pick(values) for name, values in values_by_case.items()}
 
     return measured
 
@@ -66,7 +66,7 @@ def describe(row: Row, columns: Sequence[str]) -> str:
 
 
 def is_tuned(way: str) -> bool:
-    """Whether a way of making a step is one of TRL's that were sped up."""
+    """Whether a way is one of the tuned TRL configurations."""
     return way.startswith("TRL tuned")
 
 
@@ -163,7 +163,7 @@ SECTIONS = (
 
 
 def cell(value: Any) -> str:
-    """As measuring prints it."""
+    """A value as `measuring` prints it."""
     return measuring.markdown([{"x": value}]).splitlines()[-1][2:-2]
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from steps import ADAM, CLIP
 
-#: What a trainer is told for the same step as everyone else: these settings change no speed.
+#: Settings that make a trainer's step the same as all others; they do not change its speed.
 SAME_STEP = {
     "learning_rate": ADAM["lr"],
     "adam_beta1": ADAM["betas"][0],
@@ -25,8 +25,8 @@ SAME_STEP = {
     "disable_tqdm": True,
     "save_strategy": "no",
 }
-#: What makes a trainer fast at equal precision: float32 or bfloat16 throughout as the model is loaded, nothing computed
-#: twice, the fused optimizer, no logs.
+#: Settings that make a trainer fast at equal precision: the dtype of the loaded model throughout, nothing computed twice, the
+#: fused optimizer, no logs.
 TUNED = {
     "bf16": False,
     "gradient_checkpointing": False,
@@ -38,14 +38,14 @@ TUNED = {
 
 
 class _Closed(Exception):
-    """Nobody wants another step."""
+    """No further step is wanted."""
 
 
 class PausedTraining:
-    """A trainer's own `train()` in a thread of its own, which goes on by one optimizer step for each call.
+    """A trainer's own `train()` in a separate thread that makes one optimizer step per call.
 
-    A call returns the step's loss. It covers all that the trainer does between two steps: fetching and collating the
-    data, sampling where the method samples, forward, backward, clipping, the optimizer.
+    A call returns the step's loss. It covers everything that the trainer does between two steps: fetching and collating data,
+    sampling if the method samples, forward, backward, clipping, the optimizer.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -70,7 +70,7 @@ class PausedTraining:
         return float(sum(loss.item() for loss in self._losses))
 
     def close(self) -> None:
-        """End the training where it stands, and let go of the trainer."""
+        """End the training and release the trainer."""
         self._closing = True
         self._may_go.release()
         self._thread.join()
@@ -117,7 +117,7 @@ class PausedTraining:
 
 
 def repeated(rows: Sequence[dict[str, Any]], steps: int) -> Any:
-    """A dataset whose every `len(rows)` rows are the same, so that each step sees the same batch in the same order."""
+    """A dataset that repeats `rows`, so that each step sees the same batch in the same order."""
     import datasets
 
     return datasets.Dataset.from_list(list(rows) * steps)

