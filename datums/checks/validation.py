@@ -31,18 +31,18 @@ def check_datums(datums: Iterable[Any], *, vocab_size: int | None = None, masked
     datums: lossbook's, another SDK's, or mappings; see `as_datum`. An error names the datum by its index from 0.
     Raises EmptyLossError when there are none.
     """
-    given = list(datums)
-    if not given:
+    values = list(datums)
+    if not values:
         raise EmptyLossError("there are no datums: the list is empty")
     checked: list[Datum] = []
-    for index, value in enumerate(given):
+    for index, value in enumerate(values):
         try:
             datum = as_datum(value)
         except LossbookError as error:
-            raise located(error, _name(index, len(given))) from None
+            raise located(error, _name(index, len(values))) from None
         checked.append(datum)
     for index in suspects(checked, vocab_size):
-        check_datum(checked[index], index, len(given), vocab_size=vocab_size, masked_targets=masked_targets)
+        check_datum(checked[index], index, len(values), vocab_size=vocab_size, masked_targets=masked_targets)
     return checked
 
 

@@ -21,13 +21,12 @@ from ...datums.errors import (
     UnknownInput,
     did_you_mean,
 )
-from ...datums.types import KEY_DTYPES, Datum
+from ...datums.inputs import KEY_DTYPES, MAX_LOGPROB
+from ...datums.types import Datum
 from ..spec.spec import Input, LossSpec
 
 #: Keys that every datum may carry, whatever the loss reads.
 COMMON_KEYS = ("target_tokens", "weights")
-#: Log-probabilities are at most 0; anything above this is no rounding error.
-MAX_LOGPROB = 1e-4
 
 
 def missing_input(datum: Datum, index: int, total: int, spec: LossSpec, wanted: Input) -> MissingInput:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import InvalidLogprobError, LengthMismatchError, LossContractError, NonFiniteLossInput, ShapeError
-from ...datums.key_kinds import key_kind
+from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
-from .checks import MAX_LOGPROB, locate
+from .checks import locate
 from .pack import positions_of, width_of
 from .packed import Packed
 from .positions import weighted_positions

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from ...datums.errors import LossContractError
-from ...datums.key_kinds import KeyKind, key_kind
+from ...datums.inputs import KeyKind, key_kind
 from ..reductions import COUPLINGS, REDUCTIONS, coarsest
 from .axes import Axes
 from .settings import LossConfig, config_maker
