@@ -1,5 +1,8 @@
 """A datum is one sequence of tokens with the inputs of a loss. Here datums are built, checked, counted and shown."""
 
+if "." not in __name__:
+    raise ImportError("datums/ is a part of the lossbook package: write `import lossbook.datums`")
+
 if __name__ == "datums":  # from the repository's root; its classes would not be lossbook's
     raise ImportError("datums is a part of the package lossbook: import lossbook.datums")
 

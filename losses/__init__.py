@@ -1,5 +1,8 @@
 """Losses: the registry, the protocol, reductions, and the loss functions themselves."""
 
+if "." not in __name__:
+    raise ImportError("losses/ is a part of the lossbook package: write `import lossbook.losses`")
+
 from . import advantages, distillation, embedding, policy, preference, returns, stats, supervised, value
 from .batch.outputs import Outputs
 from .batch.seqs import Seqs

@@ -236,6 +236,15 @@ def is_registered(function: Any) -> bool:
     return any(spec.function is function for spec in _specs.values())
 
 
+def functions_in(package: str) -> list[Callable[..., Any]]:
+    """The registered functions of a package's modules."""
+    return [
+        spec.function
+        for spec in _specs.values()
+        if (getattr(spec.function, "__module__", None) or "").startswith(f"{package}.")
+    ]
+
+
 def list_losses() -> list[str]:
     """All registered ids, plug-ins included, sorted."""
     _load_plugins()

@@ -1,5 +1,8 @@
 """The trainer: clients and futures, the engine, models, sampling and checkpoints."""
 
+if "." not in __name__:
+    raise ImportError("trainer/ is a part of the lossbook package: write `import lossbook.trainer`")
+
 from .clients.futures import Future
 from .clients.reference import ReferenceClient
 from .clients.sampling import SamplingClient

@@ -1,6 +1,12 @@
 """Distillation losses: make a student's distribution that of a teacher."""
 
-from .candidates import gkd, sdft, topk_forward_kl, topk_jsd, topk_reverse_kl
-from .on_policy import ref_kl, sampled_reverse_kl
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["gkd", "ref_kl", "sampled_reverse_kl", "sdft", "topk_forward_kl", "topk_jsd", "topk_reverse_kl"]
+from ..family import share_losses
+
+share_losses(globals())
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Every loss that a file of this folder registers."""

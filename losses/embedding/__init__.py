@@ -1,21 +1,13 @@
-"""Embedding losses: one pooled vector a datum."""
+"""Embedding losses: one pooled vector per datum."""
 
-from .in_batch import info_nce, multiple_negatives_ranking, ntxent, siglip
-from .matryoshka import matryoshka
-from .pairs import contrastive_pairs, cosine_similarity
-from .ranking import angle, cosent
-from .triplets import margin_mse, triplet
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "angle",
-    "contrastive_pairs",
-    "cosent",
-    "cosine_similarity",
-    "info_nce",
-    "margin_mse",
-    "matryoshka",
-    "multiple_negatives_ranking",
-    "ntxent",
-    "siglip",
-    "triplet",
-]
+from ..family import share_losses
+from .matryoshka import matryoshka as matryoshka
+
+share_losses(globals(), "matryoshka")
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Every loss that a file of this folder registers."""

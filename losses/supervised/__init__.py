@@ -1,7 +1,12 @@
 """Supervised losses: make given tokens likelier."""
 
-from .likelihood import cross_entropy, unlikelihood
-from .regularizers import label_smoothing, z_loss
-from .reweighted import dft, focal
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["cross_entropy", "dft", "focal", "label_smoothing", "unlikelihood", "z_loss"]
+from ..family import share_losses
+
+share_losses(globals())
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Every loss that a file of this folder registers."""

@@ -1,14 +1,12 @@
 """Losses beside the policy's: value functions, entropy, and other terms that are added to a loss."""
 
-from .auxiliary import entropy_bonus, reference_kl, sampled_entropy_bonus, sampler_kl
-from .critic import value_clip, value_huber, value_mse
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "entropy_bonus",
-    "reference_kl",
-    "sampled_entropy_bonus",
-    "sampler_kl",
-    "value_clip",
-    "value_huber",
-    "value_mse",
-]
+from ..family import share_losses
+
+share_losses(globals())
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Every loss that a file of this folder registers."""
