@@ -1,9 +1,7 @@
-"""lossbook: the place where the loss functions of language-model training live.
+"""lossbook: the loss functions of language-model training, and a local training API around them.
 
-An open, local training API around a registry in which a loss is one plain decorated function. README.md shows it at work;
-`ServiceClient`, `register_loss` and `get_loss` are where to begin.
-
-The trainer, which needs transformers, is imported when first used.
+A loss is one decorated function in a registry. Begin with `ServiceClient`, `register_loss` and `get_loss`; README.md has
+examples. The trainer is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -42,19 +40,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Names that bring transformers with them, and where they live.
-_LAZY = {
-    "ForwardBackwardOutput": ".trainer.responses",
-    "OptimStepResponse": ".trainer.responses",
-    "ReferenceClient": ".trainer",
-    "SampleResponse": ".trainer.responses",
-    "SampledSequence": ".trainer.responses",
-    "SamplingClient": ".trainer",
-    "ServiceClient": ".trainer",
-    "TrainingClient": ".trainer",
-    "check_template": ".datums.chat.masks",
-    "datum_from_messages": ".datums.chat.masks",
-}
+#: Where the names above are looked up at their first use, since these modules take long to import.
+_LAZY_MODULES = (".datums.chat.masks", ".trainer", ".trainer.responses")
 
 __all__ = [
     "AdamParams",
@@ -105,11 +92,11 @@ sys.modules[f"{__name__}.errors"] = errors
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name], __name__), name)
-    globals()[name] = value
-    return value
+    if name in __all__:
+        for module in _LAZY_MODULES:
+            if hasattr(source := importlib.import_module(module, __name__), name):
+                return globals().setdefault(name, getattr(source, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
