@@ -3,9 +3,6 @@
 if "." not in __name__:
     raise ImportError("datums/ is a part of the lossbook package: write `import lossbook.datums`")
 
-if __name__ == "datums":  # from the repository's root; its classes would not be lossbook's
-    raise ImportError("datums is a part of the package lossbook: import lossbook.datums")
-
 from .builders.pairs import datums_from_pairs
 from .builders.tokens import datum_from_model_input_weights, datum_from_tokens_weights
 from .builders.topk import datum_from_teacher_topk, datum_from_topk

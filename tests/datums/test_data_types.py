@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,12 +118,6 @@ def test_images_are_refused() -> None:
 def test_a_mapping_with_a_list_of_tokens_is_a_datum() -> None:
     datum = as_datum({"model_input": [1, 2], "loss_fn_inputs": {"weights": [1, 0]}})
     assert datum == Datum(ModelInput.from_ints([1, 2]), {"weights": TensorData([1.0, 0.0])})
-
-
-def test_datums_imported_from_the_repositorys_root_names_the_right_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2])
-    with pytest.raises(ImportError, match=r"import lossbook\.datums"):
-        importlib.import_module("datums")
 
 
 def test_the_module_types_gives_every_data_type() -> None:
