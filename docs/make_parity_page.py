@@ -1,4 +1,4 @@
-"""Write parity.md from the comparisons in tests/peers and from the registry. `make docs` runs it.
+"""Write parity.md from the comparisons in tests/peers and the registry. `make docs` runs this script.
 
     python docs/make_parity_page.py
 
@@ -24,11 +24,11 @@ HEAD = """<!-- Made by docs/make_parity_page.py (`make docs`) from tests/peers: 
 
 # Parity with other libraries
 
-Each row runs a loss and the function that another library ships for it, as installed from its package and on the same
-drawn data, and compares the value and the gradient with respect to what the model says. The figures are the largest absolute
-differences, rounded up to a power of ten with a digit to spare, so that they are the same on other machines; `tested to`
-is what `pytest tests/peers` holds them to. Where the peer's defaults make another loss, `settings` and `note` say what was
-set to make both the same. Where a peer works in float32, so do the figures.
+Each row runs a loss and the function that another library's package ships for it on the same random data, and compares the
+values and their gradients with respect to the model's outputs. The figures are the largest absolute differences, rounded up to a
+power of ten with a digit to spare, so that they are the same on other machines. `tested to` is the limit in `pytest tests/peers`.
+If the peer's defaults give another loss, `settings` and `note` say which settings make both equal. If a peer works in float32, so
+do the figures.
 
 | loss | settings | peer | package | version | value | gradient | tested to | note |
 |---|---|---|---|---|---|---|---|---|
@@ -36,17 +36,17 @@ set to make both the same. Where a peer works in float32, so do the figures.
 TINKER = """
 ## The tinker service
 
-`get_loss(...)` can be handed to `forward_backward_custom` of the tinker SDK as it is, if it reads logprobs only. Where it also
-looks at one datum at a time, `get_loss(..., reduction="sum").trace()` gives the function, its ranks and its torch.fx graph
-for `create_custom_loss`, which runs in one pass on the service. The tests in tests/peers run the SDK's own code on both,
-without a network; the service itself has not been tried.
+A loss that reads logprobs only can be passed to `forward_backward_custom` of the tinker SDK: `get_loss(...)`. If it also
+treats each datum separately, `get_loss(..., reduction="sum").trace()` gives the function, its ranks and its torch.fx graph for
+`create_custom_loss`, which runs in one pass on the service. The tests in tests/peers run the SDK's own code on both, without a
+network; the service itself has not been tested.
 
 """
 NEVER_SMALLER = 1e-12
 
 
 def main() -> None:
-    """Run every comparison and write the page."""
+    """Run all comparisons and write the page."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -63,20 +63,20 @@ def peers(module: str) -> Any:
 
 
 def row_of(case: Any) -> str:
-    """One row of the table, its comparison run."""
+    """Run a comparison and return its row of the table."""
     value, gradient = case.differences()
     figures = (bound(value, case.tolerance), bound(gradient, case.tolerance), f"{case.tolerance:g}")
     return "| " + " | ".join((*case.row, *figures, case.note.replace("|", "\\|"))) + " |\n"
 
 
 def bound(difference: float, tolerance: float) -> str:
-    """`< 1e-12`: a power of ten at least ten times as large, but no larger than what the test holds it to."""
+    """`< 1e-12`: a power of ten at least ten times as large, but at most the limit of the test."""
     power = 10.0 ** (math.ceil(math.log10(difference)) + 1) if difference > 0 else 0.0
     return f"< {min(max(power, NEVER_SMALLER), tolerance):.0e}"
 
 
 def tinker_lines() -> Sequence[str]:
-    """Which losses can go to the tinker service, and how."""
+    """The losses that can run on the tinker service, by how."""
     losses = peers("portability").by_portability()
     return [
         f"- {title} ({len(names)}): {', '.join(f'`{name}`' for name in names)}\n" for title, names in losses.items()

@@ -1,4 +1,4 @@
-"""The pages of docs/losses are those that the registry gives now."""
+"""The pages of docs/losses are up to date with the registry."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ def test_tinkers_own_ids_are_counted() -> None:
 
 
 def test_the_loss_types_of_trls_trainers_are_counted() -> None:
-    found = importlib.util.find_spec("trl")  # read, not imported: it takes seconds
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("trl")  # read, not imported: importing takes seconds
+    if spec is None or not spec.submodule_search_locations:
         pytest.skip("trl is not installed")
     counted = tomllib.loads((ROOT / "docs" / "elsewhere.toml").read_text(encoding="utf-8"))["TRL"]
-    folder = Path(found.submodule_search_locations[0])
+    folder = Path(spec.submodule_search_locations[0])
     dpo = set(re.findall(r'loss_type == "(\w+)"', (folder / "trainer" / "dpo_trainer.py").read_text(encoding="utf-8")))
     assert {one.removeprefix("dpo: ") for one in counted["preference"] if one.startswith("dpo: ")} == dpo
     grpo = (folder / "trainer" / "grpo_trainer.py").read_text(encoding="utf-8")

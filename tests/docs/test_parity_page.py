@@ -1,4 +1,4 @@
-"""How docs/make_parity_page.py writes a comparison; tests/peers/test_parity.py holds the page to the comparisons."""
+"""How docs/make_parity_page.py writes a comparison; tests/peers/test_parity.py checks the page against the comparisons."""
 
 from __future__ import annotations
 

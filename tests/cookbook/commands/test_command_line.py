@@ -260,7 +260,18 @@ def test_the_cards_of_all_losses_are_json(capsys: pytest.CaptureFixture[str]) ->
     assert {card["family"] for card in cards} >= {"policy", "preference"}
 
 
-def test_a_broken_plug_in_is_listed_and_does_no_harm(tmp_path: Path) -> None:
+def test_plug_ins_that_failed_to_load_are_listed_after_the_losses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lossbook.cookbook.commands.losses.plugin_errors", lambda: {"mine": "ImportError: no yours"})
+    assert main(["losses", "list"]) == 0
+    shown = capsys.readouterr()
+    assert "cross_entropy" in shown.out
+    assert shown.err == "plug-in 'mine' failed to load: ImportError: no yours\n"
+
+
+@pytest.mark.slow
+def test_an_installed_plug_in_that_is_broken_does_no_harm(tmp_path: Path) -> None:
     installed = tmp_path / "broken_plug_in-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plug-in\nVersion: 1.0\n")
