@@ -77,7 +77,7 @@ def ours(strategy: Any) -> Loss:
         # The mean's gradient is known before the forward.
         known = torch.full(targets.shape, -1 / len(targets), device=hidden.device)
         given = {"known_gradient": known} if strategy == "known-gradient" else {}
-        logprobs = linear_logprobs(hidden, Head(weight), targets, strategy=strategy, **given).logprobs
+        logprobs = linear_logprobs(hidden, Head(weight), targets, head_strategy=strategy, **given).logprobs
         return (logprobs * known).sum()
 
     return loss

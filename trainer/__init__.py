@@ -8,6 +8,6 @@ from .clients.reference import ReferenceClient
 from .clients.sampling import SamplingClient
 from .clients.service import ServiceClient
 from .clients.training import TrainingClient
-from .engine.engine import EngineSettings
+from .engine.settings import EngineSettings
 
 __all__ = ["EngineSettings", "Future", "ReferenceClient", "SamplingClient", "ServiceClient", "TrainingClient"]

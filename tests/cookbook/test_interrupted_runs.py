@@ -46,8 +46,8 @@ def loss(logprobs):
 FAILPOINT = """
 import os, signal, sys
 from lossbook.cookbook import cli
-from lossbook.cookbook.running import runs
-from lossbook.trainer import checkpoint_files, checkpoints
+from lossbook.cookbook.run import runs
+from lossbook.trainer.checkpoint import files as checkpoint_files, folder as checkpoints
 
 def killing(call, at, before=None):
     calls = []
@@ -79,7 +79,7 @@ elif point == "it is in its place but the old one is not gone":
 elif point == "half of a line of metrics is written":
     runs.Run.append = killing(runs.Run.append, 9, half_a_line)
 elif point == "the adapter is being written":
-    from lossbook.cookbook.exporting import export
+    from lossbook.cookbook.export import export
     export._write_card = killing(export._write_card, 1)
 else:
     raise SystemExit(f"no such point: {point}")

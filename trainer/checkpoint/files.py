@@ -1,7 +1,7 @@
-"""The files of one checkpoint folder: how they are named, written, listed in MANIFEST.json and verified.
+"""The files of one checkpoint folder: their names, how they are written, listed in MANIFEST.json and verified.
 
-`MANIFEST.json` is written last and holds every file's size and sha256, and a hash of itself, so that a file that was
-cut off or changed anywhere is found before anything parses it. Tensors are in safetensors; nothing is ever unpickled.
+`MANIFEST.json` is written last. It holds every file's size and sha256, and a hash of itself, so that a truncated or changed
+file is noticed before it is parsed. Tensors are stored as safetensors; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class File(BaseModel):
 
 
 class Record(BaseModel):
-    """What MANIFEST.json holds; `manifest` is the caller's part of it."""
+    """The contents of MANIFEST.json; `manifest` is the caller's part."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     format: str
@@ -55,18 +55,18 @@ class Record(BaseModel):
     tensors: list[str]
     files: dict[str, File]
     manifest: dict[str, JsonValue]
-    sha256: str  # of all the rest
+    sha256: str  # of all other fields
 
     def order(self) -> tuple[float, float]:
-        """Later checkpoints compare greater: by the manifest's step where it has one, then by time."""
+        """Sort key: the manifest's step where it has one, then the time of writing."""
         step = self.manifest.get("step")
         return (step if isinstance(step, int | float) and not isinstance(step, bool) else -1, self.written_at)
 
 
 def is_name(name: str) -> bool:
-    """Whether a string is one plain path segment on every system, and no hidden one."""
-    whole = isinstance(name, str) and _NAME.fullmatch(name) is not None and not name.endswith(".")
-    return whole and name.split(".")[0].lower() not in _RESERVED
+    """Whether a string is one plain path segment on every system, and not hidden."""
+    is_plain = isinstance(name, str) and _NAME.fullmatch(name) is not None and not name.endswith(".")
+    return is_plain and name.split(".")[0].lower() not in _RESERVED
 
 
 def check_name(name: str) -> str:
@@ -139,40 +139,40 @@ def fill_folder(
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """The bytes of MANIFEST.json: the record and a hash of all of it, so that no bit can change unseen."""
+    """The bytes of MANIFEST.json: the record and a hash of it, so that any changed bit is noticed."""
     plain = {key: value for key, value in record.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(plain, allow_nan=False).encode()).hexdigest()
     return json.dumps({**plain, "sha256": digest}, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def read_record(folder: Path) -> Record:
-    """The manifest of a checkpoint. Raises CheckpointError if there is none, or one that cannot be trusted."""
+    """The manifest of a checkpoint. Raises CheckpointError where it is missing, damaged or of another format."""
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
         raise CheckpointError(_why_no_manifest(folder))
     with reading(path):
         raw = _plain_file(path, _LARGEST_MANIFEST).read_bytes()
     try:
-        found = json.loads(raw)
+        fields = json.loads(raw)
     except (ValueError, RecursionError):
         raise _damaged(path, "is not JSON") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise _damaged(path, f"does not begin with the format {FORMAT!r}")
-    if found.get("format_version") != FORMAT_VERSION:
+    if fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {found.get('format_version')!r}; this lossbook reads {FORMAT_VERSION}. Read it "
-            f"with the version that wrote it: {found.get('versions')}"
+            f"{path} has format version {fields.get('format_version')!r}; this lossbook reads {FORMAT_VERSION}. Read it "
+            f"with the version that wrote it: {fields.get('versions')}"
         )
     try:
-        if raw != sealed(found):
+        if raw != sealed(fields):
             raise _damaged(path, "does not match the hash it carries")
-        return Record.model_validate(found)
+        return Record.model_validate(fields)
     except ValueError as error:  # pydantic's ValidationError is one
         raise _damaged(path, f"is not a manifest as lossbook writes it ({error})") from None
 
 
 def verified(folder: Path, name: str, files: Mapping[str, File]) -> Path:
-    """The path of a listed file, whose size and hash are as the manifest says. Raises CheckpointError."""
+    """The path of a listed file, after checking size and hash against the manifest. Raises CheckpointError."""
     if name not in files:
         raise CheckpointError(f"checkpoint {folder.name!r} has no file {name!r}; it has {', '.join(files) or 'none'}")
     path, file = folder / check_name(name), files[name]
@@ -197,7 +197,7 @@ def load_tensors(folder: Path, key: str, files: Mapping[str, File]) -> dict[str,
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Flush the names in a folder to the disk."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -211,7 +211,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def refuse_file(path: Path) -> CheckpointError:
-    """Why a single file is not read as a checkpoint."""
+    """The error for a single file given as a checkpoint."""
     if path.suffix.lower() in _PICKLES:
         return CheckpointError(
             f"{path} looks like a pickle, and reading a pickle runs whatever code is in it, so lossbook never does. "
@@ -242,7 +242,7 @@ def _damaged(path: Path, how: str) -> CheckpointError:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what the system has to say about a path into a CheckpointError."""
+    """Turn the system's errors about a path into a CheckpointError."""
     try:
         yield
     except OSError as error:
@@ -277,7 +277,7 @@ def _write_tensors(path: Path, group: Mapping[str, torch.Tensor]) -> None:
         save_file(stored, path, metadata={"format": "pt"})
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path.name} cannot be stored: {error}. Tensors must be dense and hold data") from error
-    # safetensors makes files that only their owner can read: give them the access that the folder has
+    # safetensors makes files that only their owner can read; give them the folder's permissions
     os.chmod(path, stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
@@ -291,7 +291,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed package; None where only its files are there."""
+    """The version of an installed package; None for one that runs from its source files."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

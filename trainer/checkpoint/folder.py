@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoint folders, written so that each is complete or does not exist.
 
-A checkpoint `step-10` is a folder. It is written as `.step-10.tmp-<id>` beside its place, flushed to the disk, and
-renamed. To replace one, the old folder is renamed to `.step-10.old-<id>`, the new one into its place, and the old one
-deleted; when a program dies between the two renames, the next reader moves the old one back. Names that begin with a
-dot are never read as checkpoints, and the next writer removes what dead writers left. Nothing is locked for this: of
-two writers of one name one comes first, and the other is refused or, with `overwrite`, replaces it.
+A checkpoint `step-10` is a folder. It is written as `.step-10.tmp-<id>`, flushed to the disk, and renamed. To replace one,
+the old folder is renamed to `.step-10.old-<id>`, the new one takes its name, and the old one is deleted; if a program dies
+between the two renames, the next reader moves the old one back. Names that begin with a dot are never read as checkpoints,
+and the next writer removes what dead writers left. No name is locked: of two writers of one name the first succeeds, and
+the other is refused or, with `overwrite`, replaces it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from safetensors import SafetensorError
 from ...datums.errors import CheckpointError
 from .files import (
     MANIFEST_NAME,
-    File,
     check_contents,
     check_name,
     fill_folder,
@@ -44,7 +43,7 @@ from .files import (
 
 try:
     import fcntl
-except ImportError:  # Windows: leftovers of dead writers cannot be told from the work of living ones, and stay
+except ImportError:  # Windows: leftovers of dead writers cannot be told from work in progress, and stay
     fcntl = None
 
 __all__ = ["Checkpoint", "check_name", "latest_checkpoint", "read_checkpoint", "write_checkpoint"]
@@ -56,17 +55,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read: `tensors[key][name]`, its manifest, and the versions of the libraries that wrote it."""
+    """A checkpoint as read: its `tensors[key][name]`, its manifest, and the versions of the libraries that wrote it."""
 
     path: Path
     manifest: dict[str, Any]
     tensors: dict[str, dict[str, torch.Tensor]]
     versions: dict[str, str | None] = field(default_factory=dict)
-    files: dict[str, File] = field(default_factory=dict, repr=False)
-
-    def read_file(self, name: str) -> bytes:
-        """One of `extra_files`. Raises CheckpointError if there is none such, or not as it was written."""
-        return verified(self.path, name, self.files).read_bytes()
 
 
 def write_checkpoint(
@@ -80,9 +74,9 @@ def write_checkpoint(
 ) -> Path:
     """Write `root/name` with `<key>.safetensors` for each entry of `tensors`, and return its path.
 
-    `manifest` must be JSON (string keys, lists, no NaN), and comes back as it was; a number `step` in it orders
+    `manifest` must be JSON (string keys, lists, no NaN), and is read back unchanged; a number `step` in it orders
     checkpoints. Raises CheckpointError for a bad name, a name that exists (unless `overwrite`), values that cannot be
-    stored, and when the disk is full or refuses; then whatever `root` held before is still there.
+    stored, and when the disk is full or cannot be written; then `root` holds what it held before.
     """
     root = Path(root)
     final = root / check_name(name)
@@ -106,14 +100,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
-    """Read the tensors of the keys in `names`; each file that is read is verified before it is parsed.
+    """Read the tensors of the keys in `names`; each file is verified before it is parsed.
 
-    By default all tensors are read, and all other files of the checkpoint verified too. Raises CheckpointError, naming
-    the file and what to do, if anything is missing, damaged, unsafe or of another format.
+    By default all tensors are read, and all other files of the checkpoint are verified too. Raises CheckpointError, with
+    the file and the remedy, where anything is missing, damaged, unsafe or of another format.
     """
     path = Path(path)
     patience = 20
-    while True:  # more than once only where a writer replaces the checkpoint while it is read
+    while True:  # repeated only where a writer replaces the checkpoint meanwhile
         folder = _locate(path)
         before = _identity(folder)
         try:
@@ -127,21 +121,21 @@ def read_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkp
 
 
 def latest_checkpoint(root: Path, *, prefix: str = "") -> Path | None:
-    """The checkpoint in `root` with the greatest manifest step, then the latest; None if there is none.
+    """The checkpoint in `root` with the greatest step in its manifest, of equals the latest; None if there is none.
 
-    Every file of it has been verified. Damaged ones are skipped, with a warning that names them.
+    All its files are verified. Damaged checkpoints are skipped, with a warning that names them.
     """
-    root, damaged, found = Path(root), [], []
+    root, damaged, readable = Path(root), [], []
     for name in _names(root):
         if not name.startswith(prefix):
             continue
         try:
             folder = _locate(root / name)
-            found.append((read_record(folder), folder))
+            readable.append((read_record(folder), folder))
         except CheckpointError as error:
             damaged.append(str(error))
     chosen = None
-    for record, folder in sorted(found, key=lambda pair: pair[0].order(), reverse=True):
+    for record, folder in sorted(readable, key=lambda pair: pair[0].order(), reverse=True):
         try:
             for file in record.files:
                 verified(folder, file, record.files)
@@ -169,11 +163,11 @@ def _read(folder: Path, names: Sequence[str] | None) -> Checkpoint:
     if names is None:
         for file in record.files.keys() - {f"{key}.safetensors" for key in keys}:
             verified(folder, file, record.files)
-    return Checkpoint(folder, dict(record.manifest), tensors, record.versions, record.files)
+    return Checkpoint(folder, dict(record.manifest), tensors, record.versions)
 
 
 def _locate(path: Path) -> Path:
-    """The folder to read for `path`: itself, after moving a copy back that a dead writer had set aside."""
+    """The folder to read for `path`: `path` itself, after moving back a copy that a dead writer had set aside."""
     if os.path.isfile(path):
         raise refuse_file(path)
     check_name(path.name)
@@ -198,25 +192,25 @@ def _locate(path: Path) -> Path:
 
 
 def _leftovers(root: Path) -> list[tuple[str, str, Path]]:
-    """Name, kind ("tmp" or "old") and place of what writers at work, or dead ones, have in a root."""
+    """Name, kind ("tmp" or "old") and path of each unfinished or replaced folder of living or dead writers."""
     with reading(root):
         entries = sorted(root.iterdir()) if os.path.isdir(root) else []
-    found = [(_LEFTOVER.fullmatch(entry.name), entry) for entry in entries]
-    return [(match["name"], match["kind"], entry) for match, entry in found if match and not entry.is_symlink()]
+    matches = [(_LEFTOVER.fullmatch(entry.name), entry) for entry in entries]
+    return [(match["name"], match["kind"], entry) for match, entry in matches if match and not entry.is_symlink()]
 
 
 def _set_aside(path: Path) -> list[Path]:
-    """Whole copies of a checkpoint that a writer had set aside to replace it, the latest last."""
-    found = []
+    """Complete copies of a checkpoint that writers had set aside to replace it, the latest last."""
+    copies = []
     for name, kind, entry in _leftovers(path.parent):
         if name == path.name and kind == "old":
             with contextlib.suppress(CheckpointError):
-                found.append((read_record(entry).written_at, entry))
-    return [entry for _, entry in sorted(found)]
+                copies.append((read_record(entry).written_at, entry))
+    return [entry for _, entry in sorted(copies)]
 
 
 def _names(root: Path) -> list[str]:
-    """The names of all that look like checkpoints, those of copies set aside included."""
+    """Names of everything that looks like a checkpoint, copies set aside included."""
     names = {name for name, kind, _ in _leftovers(root) if kind == "old"}
     for entry in root.iterdir() if os.path.isdir(root) else ():
         if is_name(entry.name) and (os.path.lexists(entry / MANIFEST_NAME) or any(entry.glob("*.safetensors"))):
@@ -234,20 +228,20 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _among_writers(root: Path) -> Iterator[None]:
-    """Hold the folder's lock together with other writers; whoever is alone first removes what dead ones left."""
+    """Share the folder's lock with other writers. A writer that is alone first removes what dead writers left."""
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # a parent that may not be read
+        with contextlib.suppress(OSError):  # the parent may be unreadable
             sync_folder(root.parent)
     if fcntl is None:
         yield
         return
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # others are at work, or this file system has no locks: remove nothing
+        with contextlib.suppress(OSError):  # other writers are active, or there are no locks here: remove nothing
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name, kind, entry in _leftovers(root):
-                # a copy set aside is all there is until something stands in its place
+                # until the new folder has its name, the copy set aside is the only one
                 if kind == "tmp" or os.path.lexists(root / name):
                     shutil.rmtree(entry, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -258,7 +252,7 @@ def _among_writers(root: Path) -> Iterator[None]:
 
 
 def _check_free(final: Path, overwrite: bool) -> None:
-    while True:  # another writer may put its own there between two looks: then look again
+    while True:  # repeated where another writer finishes in between
         before = _identity(final), os.path.lexists(final)
         foreign = final.is_symlink() or not final.is_dir() or not os.path.lexists(final / MANIFEST_NAME)
         if (_identity(final), os.path.lexists(final)) == before:
@@ -270,14 +264,14 @@ def _check_free(final: Path, overwrite: bool) -> None:
 
 
 def _move_into_place(temporary: Path, final: Path, overwrite: bool) -> list[Path]:
-    """Rename the new folder to `final`; returns where the replaced one lies now (several if writers race)."""
+    """Rename the new folder to `final`; returns the paths of folders it replaced (several if writers race)."""
     replaced: list[Path] = []
     try:
         while True:
             try:
                 os.replace(temporary, final)
                 return replaced
-            except OSError as error:  # something is in the way, or was until just now, or the disk refuses
+            except OSError as error:  # `final` exists, or did until just now, or the disk cannot be written
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not os.path.lexists(final):
                     raise
             if not overwrite:
@@ -293,7 +287,7 @@ def _move_into_place(temporary: Path, final: Path, overwrite: bool) -> list[Path
 
 
 def _settle(final: Path, replaced: list[Path]) -> None:
-    """Make the renames durable, then delete what was replaced."""
+    """Flush the renames to the disk, then delete the replaced folders."""
     try:
         sync_folder(final.parent)
     except OSError as error:

@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...datums.errors import CheckpointError
-from ..model.load import LoadedModel
-from ..model.lora import export_adapter
+from ..model.load import load_model
+from ..model.lora import add_lora, export_adapter
+from ..model.model import LoadedModel
+from ..model.snapshot import Snapshot
+from ..model.value_head import add_value_head
 from ..optim.adamw import AdamW
 from .folder import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -45,10 +48,10 @@ def save_training(
 
 
 def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> dict[str, Any]:
-    """Put a checkpoint's weights into `model`, and all the rest too when there is an `optimizer`.
+    """Load a checkpoint's weights into `model`; with an `optimizer`, also its state, gradients and random state.
 
-    Returns what had accumulated. Everything is read and checked first: on an error nothing has changed. Where the weights
-    alone are asked for, a value head that the checkpoint was saved without stays as it is.
+    Returns what had accumulated. Everything is read and checked first: on an error nothing has changed. Without an
+    optimizer, a value head that the checkpoint lacks keeps its weights.
     """
     checkpoint = read_checkpoint(path)
     keeps_head = optimizer is None and not checkpoint.manifest.get("value_head")
@@ -73,7 +76,7 @@ def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> di
 
 
 def save_weights(root: Path, name: str, model: LoadedModel, *, overwrite: bool) -> Path:
-    """Write the trained weights alone; of a LoRA model also as an adapter that peft loads from the same folder."""
+    """Write the trained weights alone; for a LoRA model also as an adapter that peft loads from the same folder."""
     adapter: dict[str, bytes] = {}
     if model.lora is not None:
         folder = Path(tempfile.mkdtemp(prefix="lossbook-adapter-"))
@@ -92,10 +95,32 @@ def save_weights(root: Path, name: str, model: LoadedModel, *, overwrite: bool) 
     )
 
 
-def check_matches(checkpoint: Checkpoint, model: LoadedModel, *, keeps_head: bool = False) -> None:
-    """Raise CheckpointError naming the first difference between a checkpoint and the model it is to be loaded into.
+def load_snapshot(
+    path: str, *, device: str | None, dtype: torch.dtype | None, base_model: str | None = None
+) -> Snapshot:
+    """A checkpoint's weights, in a model loaded for them.
 
-    keeps_head: whether the model's value head is not among what is loaded.
+    Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
+    """
+    checkpoint = read_checkpoint(Path(path), names=["weights"])
+    saved = checkpoint.manifest["base_model"]
+    if base_model is not None and base_model != saved:
+        raise CheckpointError(f"{path} was saved from {saved!r}, not from {base_model!r}")
+    model = load_model(saved, device=device, dtype=dtype)
+    if (lora := checkpoint.manifest.get("lora")) is not None:
+        add_lora(model, **lora)
+    else:
+        model.train_all_weights()
+    if checkpoint.manifest.get("value_head"):
+        add_value_head(model)
+    check_matches(checkpoint, model)
+    return Snapshot(model, {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()})
+
+
+def check_matches(checkpoint: Checkpoint, model: LoadedModel, *, keeps_head: bool = False) -> None:
+    """Raise CheckpointError with the first difference between a checkpoint and the model that loads it.
+
+    keeps_head: whether the model keeps its own value head.
     """
     own, saved = _identity(model), checkpoint.manifest
     if keeps_head:
@@ -117,7 +142,7 @@ def check_matches(checkpoint: Checkpoint, model: LoadedModel, *, keeps_head: boo
 
 
 def _loaded(model: LoadedModel, keeps_head: bool) -> dict[str, Parameter]:
-    """The parameters that a checkpoint fills."""
+    """The parameters that are loaded from a checkpoint."""
     return {k: p for k, p in model.trainable().items() if not (keeps_head and k.startswith("value_head."))}
 
 

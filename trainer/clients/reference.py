@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...datums.types import as_datum
-from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
+from ..engine.checks import Pooling, check_pooling
 from ..engine.engine import Engine
-from ..engine.forward import Pooling, check_pooling
 from ..model.fingerprint import weights_fingerprint
 from ..model.snapshot import Snapshot
 from ..responses import ForwardBackwardOutput, TopLogprobs
+from .context import ClientContext, LossFunction
 from .futures import Calls, Future
-
-if TYPE_CHECKING:
-    from .service import ServiceClient
-
-LossFunction = str | Loss | Mixture | Callable[..., Any]
 
 
 class ReferenceClient:
     """Frozen weights for `forward` only: reference logprobs for DPO, KL terms and distillation."""
 
-    def __init__(self, service: ServiceClient, snapshot: Snapshot, name: str) -> None:
-        self._engine = Engine(snapshot.model, service.settings)
+    def __init__(self, context: ClientContext, snapshot: Snapshot, name: str) -> None:
+        self._engine = Engine(snapshot.model, context.settings)
         self._snapshot = snapshot
-        self._calls = Calls(name, service.worker)
+        self._calls = Calls(name, context.worker)
 
     def forward(
         self,
@@ -48,7 +43,7 @@ class ReferenceClient:
         return self._calls.submit("forward", run)
 
     def top_logprobs(self, data: Sequence[Any], k: int) -> Future[list[TopLogprobs]]:
-        """The k likeliest next tokens and their logprobs at every position whose weight is not 0: a teacher's answer.
+        """A teacher's k likeliest next tokens and their logprobs at every position whose weight is not 0.
 
         k up to the size of the vocabulary, which gives the whole distribution. Raises ShapeError for another k.
         """
@@ -61,7 +56,7 @@ class ReferenceClient:
         return self._calls.submit("top_logprobs", run)
 
     def fingerprint(self) -> Future[str]:
-        """The frozen weights as a short text: equal for equal models, whatever they are called; see `fingerprint.py`."""
+        """A short text that is equal for equal weights, whatever the model is called; see `weights_fingerprint`."""
 
         def run() -> str:
             with self._snapshot.applied():

@@ -9,12 +9,12 @@ import torch
 
 from ...datums.errors import TokenRangeError
 from ...datums.types import ModelInput, SamplingParams, as_model_input
-from ..engine.forward import hidden_states
 from ..head.logprobs import linear_logprobs
 from ..model.snapshot import Snapshot
+from ..packing.attention import hidden_states
 from ..responses import SampledSequence, SampleResponse
 from ..sampling.decode import Progress
-from ..sampling.generate import generate, generate_batch
+from ..sampling.generate import Generated, generate, generate_batch
 from .futures import Calls, Future, Worker
 
 
@@ -36,20 +36,18 @@ class SamplingClient:
     ) -> Future[SampleResponse]:
         """`num_samples` continuations of one prompt, with each token's logprob under the model itself (nats).
 
-        on_progress is called after every token, on the thread that samples: it must not wait for this client. An error
-        it raises ends the call.
+        on_progress is called after every token, on the sampling thread: it must not wait for this client. An error that it
+        raises ends the call.
         """
         tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)
 
         def run() -> SampleResponse:
             with self._snapshot.applied():
-                found = generate(
+                samples = generate(
                     self._snapshot.model, tokens, num_samples=num_samples, params=params, on_progress=on_progress
                 )
                 prompt_logprobs = self._logprobs(tokens) if include_prompt_logprobs else None
-            return SampleResponse(
-                [SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in found], prompt_logprobs
-            )
+            return SampleResponse(_sequences(samples), prompt_logprobs)
 
         return self._calls.submit("sample", run)
 
@@ -62,16 +60,16 @@ class SamplingClient:
         seeds: Sequence[int] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Future[list[SampleResponse]]:
-        """`num_samples` continuations of each prompt, decoded together: what evaluation and RL want.
+        """`num_samples` continuations of each prompt, decoded together, as evaluation and RL need them.
 
-        One response a prompt, in order. Each prompt is read once for all its samples. seeds: one a prompt, in place of the
-        parameters' own, under which equal prompts have equal samples. `on_progress` as in `sample`.
+        One response per prompt, in order. Each prompt is read once for all its samples. seeds: one per prompt, replacing
+        the parameters' seed, with which equal prompts get equal samples. `on_progress` as in `sample`.
         """
         lists, params = [as_model_input(p).to_ints() for p in prompts], _params(sampling_params)
 
         def run() -> list[SampleResponse]:
             with self._snapshot.applied():
-                found = generate_batch(
+                samples = generate_batch(
                     self._snapshot.model,
                     lists,
                     num_samples=num_samples,
@@ -79,9 +77,7 @@ class SamplingClient:
                     seeds=seeds,
                     on_progress=on_progress,
                 )
-            return [
-                SampleResponse([SampledSequence(g.tokens, g.logprobs, g.stop_reason) for g in group]) for group in found
-            ]
+            return [SampleResponse(_sequences(of_prompt)) for of_prompt in samples]
 
         return self._calls.submit("sample_batch", run)
 
@@ -104,11 +100,15 @@ class SamplingClient:
         if not tokens or any(not 0 <= t < model.vocab_size for t in tokens):
             raise TokenRangeError(f"the prompt needs at least one token, all within 0 to {model.vocab_size - 1}")
         with torch.no_grad():
-            hidden = hidden_states(model, [tokens[:-1]], "padded") if len(tokens) > 1 else None
-            if hidden is None:
+            if len(tokens) == 1:
                 return [None]
-            found = linear_logprobs(hidden, model.head(), torch.tensor(tokens[1:], device=hidden.device))
-        return [None, *found.logprobs.tolist()]
+            hidden = hidden_states(model, [tokens[:-1]], "padded")
+            targets = torch.tensor(tokens[1:], device=hidden.device)
+            return [None, *linear_logprobs(hidden, model.head(), targets).logprobs.tolist()]
+
+
+def _sequences(samples: Sequence[Generated]) -> list[SampledSequence]:
+    return [SampledSequence(one.tokens, one.logprobs, one.stop_reason) for one in samples]
 
 
 def _params(params: SamplingParams | Any) -> SamplingParams:

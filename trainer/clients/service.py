@@ -1,4 +1,4 @@
-"""`ServiceClient`: where models come from. In this process, on the best device there is."""
+"""`ServiceClient`: makes clients for models that run in this process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from ...datums.errors import CheckpointError, ModelError
+from ...datums.errors import ModelError
 from ..checkpoint.folder import read_checkpoint
-from ..checkpoint.state import check_matches
-from ..engine.forward import Batching
+from ..checkpoint.state import load_snapshot
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
 from ..model.load import load_model
 from ..model.lora import add_lora
+from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
+from ..packing.attention import Batching
+from .context import ClientContext
 from .futures import Worker
 from .reference import ReferenceClient
 from .sampling import SamplingClient
@@ -28,10 +30,12 @@ from .training import TrainingClient
 class ServiceClient:
     """Makes training and sampling clients. All calls of all its clients run one after the other, in submission order.
 
-    device: "cpu", "cuda", ...; the best there is by default. dtype: of the model's weights; float32 on the CPU, bfloat16
-    on a GPU by default. Where all weights are trained they are float32, and dtype is that of products: bfloat16 products
-    with float32 weights and logprobs. checkpoint_dir: where `save_state` writes. The others are `EngineSettings`; none
-    of them changes a loss or a gradient beyond rounding.
+    device          "cpu", "cuda", ...; by default the first GPU, else the CPU
+    dtype           of the model's weights; by default float32 on the CPU and bfloat16 on a GPU. Where all weights are
+                    trained they are float32 and dtype is that of products: bfloat16 products, float32 weights and logprobs
+    checkpoint_dir  where `save_state` writes
+
+    The others are those of `EngineSettings`; none but dropout changes a loss or a gradient beyond rounding.
     """
 
     def __init__(
@@ -51,10 +55,7 @@ class ServiceClient:
         head_memory: int | None = None,
         head_backend: Backend = "auto",
     ) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.checkpoint_dir = Path(checkpoint_dir)
-        self.settings = EngineSettings(
+        settings = EngineSettings(
             tokens_per_micro_batch=tokens_per_micro_batch,
             batching=batching,
             kept_graph_tokens=kept_graph_tokens,
@@ -66,8 +67,18 @@ class ServiceClient:
             head_memory=head_memory,
             head_backend=head_backend,
         )
-        self.worker = Worker()
+        self.context = ClientContext(Worker(), settings, Path(checkpoint_dir), device, dtype)
         self._numbers = itertools.count()
+
+    @property
+    def settings(self) -> EngineSettings:
+        """How its models run."""
+        return self.context.settings
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where `save_state` writes."""
+        return self.context.checkpoint_dir
 
     def create_lora_training_client(
         self,
@@ -81,13 +92,14 @@ class ServiceClient:
         alpha: float | None = None,
         value_head: bool = False,
     ) -> TrainingClient:
-        """Train low-rank adapters on frozen weights. `seed` fixes their initial values.
+        """Train low-rank adapters on frozen weights.
 
-        base_model: a hub id, a local directory, a .gguf file, "tiny" (a small decoder built in code) or "tiny-encoder".
-        train_unembed adds an adapter to the output head too, which costs a gradient of the whole vocabulary. value_head
-        puts a scalar head beside the model, trained in full, for losses that read `values`.
+        base_model     a hub id, a local directory, a .gguf file, "tiny" (a small decoder built in code) or "tiny-encoder"
+        seed           of the adapters' initial values
+        train_unembed  adapt the output head too, which costs a gradient of the whole vocabulary
+        value_head     add a value head, trained in full, for losses that read `values`
         """
-        model = load_model(base_model, device=self.device, dtype=self.dtype)
+        model = self._load(base_model)
         add_lora(
             model,
             rank=rank,
@@ -99,25 +111,25 @@ class ServiceClient:
         )
         if value_head:
             add_value_head(model)
-        return TrainingClient(self, model, self._name())
+        return TrainingClient(self.context, model, self._name())
 
     def create_training_client(
         self, base_model: str, lora_rank: int = 0, *, value_head: bool = False
     ) -> TrainingClient:
         """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank.
 
-        value_head: put a scalar head beside the model, for losses that read `values`; it starts at zero.
+        value_head: add a value head for losses that read `values`; it starts at zero.
         """
         if lora_rank:
             return self.create_lora_training_client(base_model, rank=lora_rank, value_head=value_head)
-        model = load_model(base_model, device=self.device, dtype=self.dtype)
+        model = self._load(base_model)
         model.train_all_weights()
         if value_head:
             add_value_head(model)
-        return TrainingClient(self, model, self._name())
+        return TrainingClient(self.context, model, self._name())
 
     def create_training_client_from_state(self, path: str, *, optimizer: bool = False) -> TrainingClient:
-        """A new client with the weights of a checkpoint; optimizer=True resumes it whole."""
+        """A new client with a checkpoint's weights; optimizer=True takes its optimizer and all other state too."""
         manifest = read_checkpoint(Path(path), names=[]).manifest
         lora, value_head = manifest.get("lora"), bool(manifest.get("value_head"))
         if lora is None:
@@ -132,41 +144,33 @@ class ServiceClient:
         return self.create_training_client_from_state(path, optimizer=True)
 
     def create_sampling_client(self, *, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
-        """Sample from saved weights (`model_path`), or from a base model as it is."""
+        """Sample from saved weights (`model_path`), or from a base model."""
         snapshot, name = self._snapshot("create_sampling_client", model_path, base_model)
-        return SamplingClient(self.worker, snapshot, f"{name}/sampler")
+        return SamplingClient(self.context.worker, snapshot, f"{name}/sampler")
 
     def create_reference_client(
         self, *, model_path: str | None = None, base_model: str | None = None
     ) -> ReferenceClient:
-        """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's as it is."""
+        """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's."""
         snapshot, name = self._snapshot("create_reference_client", model_path, base_model)
-        return ReferenceClient(self, snapshot, f"{name}/reference")
+        return ReferenceClient(self.context, snapshot, f"{name}/reference")
 
     def get_server_capabilities(self) -> dict[str, Any]:
-        """What can be named as base_model without a download, and the device."""
-        return {"supported_models": ["tiny", "tiny-encoder"], "device": self.device or "best available"}
+        """The base models that need no download, and the device."""
+        return {"supported_models": ["tiny", "tiny-encoder"], "device": self.context.device or "best available"}
+
+    def _load(self, base_model: str) -> LoadedModel:
+        return load_model(base_model, device=self.context.device, dtype=self.context.dtype)
 
     def _snapshot(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Snapshot, str]:
-        """Saved weights, or a base model's, in a model of their own; and what to call them."""
-        if model_path is None:
-            if base_model is None:
-                raise ModelError(f"{caller} needs model_path or base_model")
-            return Snapshot(load_model(base_model, device=self.device, dtype=self.dtype), {}), base_model
-        checkpoint = read_checkpoint(Path(model_path), names=["weights"])
-        saved = checkpoint.manifest["base_model"]
-        if base_model is not None and base_model != saved:
-            raise CheckpointError(f"{model_path} was saved from {saved!r}, not from {base_model!r}")
-        model = load_model(saved, device=self.device, dtype=self.dtype)
-        if (lora := checkpoint.manifest.get("lora")) is not None:
-            add_lora(model, **lora)
-        else:
-            model.train_all_weights()
-        if checkpoint.manifest.get("value_head"):
-            add_value_head(model)
-        check_matches(checkpoint, model)
-        weights = {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()}
-        return Snapshot(model, weights), model_path
+        """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
+        if model_path is not None:
+            context = self.context
+            snapshot = load_snapshot(model_path, device=context.device, dtype=context.dtype, base_model=base_model)
+            return snapshot, model_path
+        if base_model is None:
+            raise ModelError(f"{caller} needs model_path or base_model")
+        return Snapshot(self._load(base_model), {}), base_model
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,28 +13,26 @@ from ...datums.errors import LossContractError, OptimizerError
 from ...datums.types import AdamParams, Datum, as_datum
 from ...losses.loss.loss import Loss, LossLike
 from ...losses.registry import get_loss, is_registered, spec_of_function
-from ..checkpoint.state import load_training, save_training, save_weights
+from ..checkpoint.state import load_snapshot, load_training, save_training, save_weights
+from ..engine.checks import Pooling, check_pooling
 from ..engine.engine import Engine
-from ..engine.forward import Pooling, check_pooling
 from ..model.export import export_model, export_value_head
-from ..model.load import LoadedModel
 from ..model.lora import export_adapter
+from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
 from ..responses import ForwardBackwardOutput, ModelData, ModelInfo, OptimStepResponse, SaveStateResponse
+from .context import ClientContext, LossFunction
 from .futures import Calls, Future
-from .reference import LossFunction, ReferenceClient
+from .reference import ReferenceClient
 from .sampling import SamplingClient
-
-if TYPE_CHECKING:
-    from .service import ServiceClient
 
 Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
 
 
 @dataclass
 class Accumulated:
-    """What has been added to the gradients since the last step. means: losses that were divided by a count already."""
+    """What was added to the gradients since the last step. means: losses that were divided by a count already."""
 
     calls: int = 0
     tokens: int = 0
@@ -49,13 +47,13 @@ class TrainingClient:
     looked at is raised by the next call.
     """
 
-    def __init__(self, service: ServiceClient, model: LoadedModel, model_id: str) -> None:
-        self._service = service
+    def __init__(self, context: ClientContext, model: LoadedModel, model_id: str) -> None:
+        self._context = context
         self._model = model
-        self._engine = Engine(model, service.settings)
+        self._engine = Engine(model, context.settings)
         self._optimizer = AdamW(model.trainable())
         self._accumulated = Accumulated()
-        self._calls = Calls(model_id, service.worker)
+        self._calls = Calls(model_id, context.worker)
         self.model_id = model_id
 
     def forward(
@@ -136,16 +134,16 @@ class TrainingClient:
     def optim_step(
         self, adam_params: AdamParams | Any, *, grad_accumulation_normalization: Normalization | None = None
     ) -> Future[OptimStepResponse]:
-        """One AdamW step on what has accumulated, then forget it.
+        """One AdamW step on the accumulated gradient, which is then cleared.
 
-        grad_accumulation_normalization: divide the accumulated gradient, before clipping, by the number of positions with
-        a non-zero weight ("num_loss_tokens") or of datums that have one ("num_sequences"). Refused when an accumulated
-        loss was a mean already. Raises OptimizerError or NonFiniteGradientError; then nothing has changed.
+        grad_accumulation_normalization: divide the gradient, before clipping, by the number of positions with a non-zero
+        weight ("num_loss_tokens") or of datums that have one ("num_sequences"). Refused where an accumulated loss was a
+        mean already. Raises OptimizerError or NonFiniteGradientError; then nothing has changed.
         """
         return self._calls.submit("optim_step", lambda: self._optim_step(adam_params, grad_accumulation_normalization))
 
     def discard_gradients(self) -> Future[None]:
-        """Forget what has accumulated since the last step."""
+        """Clear the gradient that has accumulated since the last step."""
         return self._calls.submit("discard_gradients", self._discard)
 
     def save_state(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
@@ -164,24 +162,25 @@ class TrainingClient:
         return self.load_state(path)
 
     def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
-        """Save the weights alone; of a LoRA client also as an adapter folder that peft loads."""
+        """Save the weights alone; for a LoRA client also as an adapter folder that peft loads."""
         return self._calls.submit("save_weights_for_sampler", lambda: self._save_weights(name, overwrite))
 
     def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
-        """A sampler of the weights as they are now, kept in memory; later training does not change it."""
+        """A sampler of the current weights, copied in memory; later training does not change it."""
         if name is not None:
             self.save_weights_for_sampler(name).result()
         snapshot = self._calls.submit("snapshot", lambda: Snapshot.take(self._model)).result()
-        return SamplingClient(self._service.worker, snapshot, f"{self.model_id}/sampler")
+        return SamplingClient(self._context.worker, snapshot, f"{self.model_id}/sampler")
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""
-        return self._service.create_sampling_client(model_path=model_path)
+        snapshot = load_snapshot(model_path, device=self._context.device, dtype=self._context.dtype)
+        return SamplingClient(self._context.worker, snapshot, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:
-        """A frozen copy of the weights as they are now, for `forward` only."""
+        """A frozen copy of the current weights, for `forward` only."""
         snapshot = self._calls.submit("snapshot", lambda: Snapshot.take(self._model)).result()
-        return ReferenceClient(self._service, snapshot, f"{self.model_id}/reference")
+        return ReferenceClient(self._context, snapshot, f"{self.model_id}/reference")
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
@@ -198,7 +197,7 @@ class TrainingClient:
             model_data=ModelData(self._model.name, str(self._model.config.model_type)),
             trainable_parameters=sum(p.numel() for p in self._model.trainable().values()),
             device=str(self._model.device),
-            batching=self._engine.options.batching,
+            batching=self._engine.settings.batching or "padded",
             head=self._model.head_choice,
             kind=self._model.kind,
             dtype=str(self._model.product_dtype).removeprefix("torch."),
@@ -207,7 +206,7 @@ class TrainingClient:
         )
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
-        """Write the LoRA adapter as a folder that `peft.PeftModel.from_pretrained` loads; a value head beside it."""
+        """Write the LoRA adapter, and a value head, into a folder that `peft.PeftModel.from_pretrained` loads."""
 
         def export() -> SaveStateResponse:
             export_adapter(self._model, Path(directory))
@@ -263,14 +262,8 @@ class TrainingClient:
         self._accumulated = Accumulated()
 
     def _save_state(self, name: str, overwrite: bool) -> SaveStateResponse:
-        path = save_training(
-            self._service.checkpoint_dir,
-            name,
-            self._model,
-            self._optimizer,
-            asdict(self._accumulated),
-            overwrite=overwrite,
-        )
+        root, accumulated = self._context.checkpoint_dir, asdict(self._accumulated)
+        path = save_training(root, name, self._model, self._optimizer, accumulated, overwrite=overwrite)
         return SaveStateResponse(str(path))
 
     def _load_state(self, path: str, with_optimizer: bool) -> SaveStateResponse:
@@ -281,7 +274,7 @@ class TrainingClient:
         return SaveStateResponse(str(path))
 
     def _save_weights(self, name: str, overwrite: bool) -> SaveStateResponse:
-        path = save_weights(self._service.checkpoint_dir, name, self._model, overwrite=overwrite)
+        path = save_weights(self._context.checkpoint_dir, name, self._model, overwrite=overwrite)
         return SaveStateResponse(str(path))
 
 

@@ -1,7 +1,7 @@
-"""What may be done to a model's layers while they run: compiled, computed again in the backward, their memory offloaded.
+"""How a model's layers run in training: checkpointed, compiled, or with their activations in the host's memory.
 
-None of it changes a number beyond rounding. All of it is taken off again after each forward, so that sampling and
-checkpoints see the plain model.
+None of it changes a number beyond rounding. All of it is undone after each forward, so that sampling and checkpoints see
+the plain model.
 """
 
 from __future__ import annotations
@@ -9,68 +9,40 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...datums.errors import ModelError
+from ..model.model import LoadedModel
 from ..packing.attention import attending
-
-if TYPE_CHECKING:
-    from ..model.load import LoadedModel
+from .settings import EngineSettings
 
 
-@dataclass
-class LayerOptions:
-    """How a model's repeated layers run in training.
+@contextmanager
+def layers_as_set(model: LoadedModel, settings: EngineSettings) -> Iterator[None]:
+    """Inside, a forward runs the model's layers as `settings` say; its backward may come later.
 
-    checkpoint  keep a layer's input only, and compute the layer again in the backward: about 4/3 of the FLOPs, and memory
-                of one layer instead of all (Chen et al. 2016, arXiv:1604.06174)
-    offload     keep what the backward needs in the host's memory
-    compile     run each layer through torch.compile; needs a compiler, and minutes at the first call
+    Raises ModelError where layers are to be checkpointed or compiled and transformers marks none as repeated.
     """
-
-    checkpoint: bool = False
-    offload: bool = False
-    compile: bool = False
-    _compiled: dict[type, Callable[..., Any]] = field(default_factory=dict, repr=False)
-
-    @contextmanager
-    def applied(self, model: LoadedModel) -> Iterator[None]:
-        """The options hold inside, for a forward; its backward may come later. Raises ModelError for a model without
-        layers that transformers marks as repeated."""
-        layers = repeated_layers(model) if self.checkpoint or self.compile else []
-        keep = (
-            torch.autograd.graph.save_on_cpu(pin_memory=model.device.type == "cuda") if self.offload else nullcontext()
-        )
-        try:
-            for layer in layers:
-                layer.forward = self._wrapped(model, layer)
-            with keep:
-                yield
-        finally:
-            for layer in layers:
-                layer.__dict__.pop("forward", None)
-
-    def _wrapped(self, model: LoadedModel, layer: nn.Module) -> Callable[..., Any]:
-        forward = layer.forward
-        if self.compile:
-            # The class's function, so that all layers of a kind share what was compiled.
-            kind = type(layer)
-            if kind not in self._compiled:
-                self._compiled[kind] = torch.compile(kind.forward, dynamic=True)
-            forward = functools.partial(self._compiled[kind], layer)
-        if self.checkpoint and torch.is_grad_enabled():
-            contexts = functools.partial(_same_attention_again, model.module)
-            forward = functools.partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
-        return forward
+    layers = repeated_layers(model) if settings.checkpoint_layers or settings.compile_layers else []
+    activations: AbstractContextManager[Any] = nullcontext()
+    if settings.offload_activations:
+        activations = torch.autograd.graph.save_on_cpu(pin_memory=model.device.type == "cuda")
+    try:
+        for layer in layers:
+            layer.forward = _forward_of(layer, model, settings)
+        with activations:
+            yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def repeated_layers(model: LoadedModel) -> Sequence[nn.Module]:
-    """The model's transformer layers. Raises ModelError where transformers names none."""
+    """The model's transformer layers. Raises ModelError where transformers marks none."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -82,6 +54,22 @@ def repeated_layers(model: LoadedModel) -> Sequence[nn.Module]:
     return layers
 
 
+def _forward_of(layer: nn.Module, model: LoadedModel, settings: EngineSettings) -> Callable[..., Any]:
+    forward = layer.forward
+    if settings.compile_layers:
+        forward = functools.partial(_compiled(type(layer)), layer)
+    if settings.checkpoint_layers and torch.is_grad_enabled():
+        contexts = functools.partial(_same_attention_again, model.module)
+        forward = functools.partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
+    return forward
+
+
+@functools.cache
+def _compiled(kind: type[nn.Module]) -> Callable[..., Any]:
+    """The class's forward compiled: one compilation serves all layers of a class."""
+    return torch.compile(kind.forward, dynamic=True)
+
+
 def _same_attention_again(module: Any) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of a layer's first and second run: by then the model may attend in another way."""
+    """Contexts for a layer's two runs: by the second the model's attention function may have been exchanged."""
     return nullcontext(), attending(module, module.config._attn_implementation)

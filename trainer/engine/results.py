@@ -1,4 +1,4 @@
-"""Collecting what a call returns while its micro-batches run."""
+"""Results of a call: each datum's outputs and the metrics, collected while its micro-batches run."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
 from ...losses.stats import Kind, Stat
 from ..responses import ForwardBackwardOutput
-from .forward import TOKEN_OUTPUTS
+from .checks import TOKEN_OUTPUTS
 
 
 @dataclass
 class Collected:
-    """Values of the loss, metrics and outputs of the micro-batches so far."""
+    """Loss, metrics and outputs of the micro-batches so far."""
 
     loss: float = 0.0
     datums_without_grad: int = 0
-    found: dict[str, Stat] = field(default_factory=dict)
+    metrics: dict[str, Stat] = field(default_factory=dict)
     outputs: dict[int, dict[str, TensorData]] = field(default_factory=dict)
 
     def add(
         self,
         order: Sequence[int],
-        prepared: BoundLoss,
+        bound: BoundLoss,
         outputs: Outputs,
         value: Tensor,
-        found: dict[str, Stat],
+        metrics: dict[str, Stat],
         gradients: dict[str, Tensor],
     ) -> None:
-        """Add what one loss call gave for the datums of `prepared` whose indices are `order`."""
-        datums, lengths = prepared.chosen(order), prepared.lengths[order]
+        """Add the loss, its metrics and its gradients for the datums of `bound` whose indices are `order`."""
+        datums, lengths = [bound.datums[i] for i in order], bound.lengths[order]
         self.loss += float(value.detach())
-        self.found = stats.merge([self.found, with_nll(found, datums, outputs)])
+        self.metrics = stats.merge([self.metrics, with_nll(metrics, datums, outputs)])
         self.datums_without_grad += _datums_without_grad(lengths, outputs, gradients)
         self.outputs.update(zip(order, per_datum(datums, lengths, outputs), strict=True))
 
     def in_order(self) -> list[dict[str, TensorData]]:
-        """One dict a datum, in the call's order."""
+        """One dict per datum, in the call's order."""
         return [self.outputs[i] for i in range(len(self.outputs))]
 
 
 def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) -> list[dict[str, TensorData]]:
-    """Each datum's outputs in its own shape; 0.0 where a position was not computed. Views of one array an output.
+    """Each datum's outputs in its own shape; 0.0 where a position was not computed. Views of one array per output.
 
     lengths: [N] positions of each datum.
     """
@@ -76,12 +76,12 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
     return results
 
 
-def _as_targets(piece: np.ndarray, datum: Datum) -> np.ndarray:
-    """[N, K] without the columns that filled the rows of narrower targets up."""
-    targets = None if piece.ndim == 1 else datum.loss_fn_inputs.get("target_tokens")
+def _as_targets(rows: np.ndarray, datum: Datum) -> np.ndarray:
+    """Rows [N] or [N, K] in the shape of the datum's targets: padding columns dropped."""
+    targets = None if rows.ndim == 1 else datum.loss_fn_inputs.get("target_tokens")
     if targets is None:
-        return piece
-    return piece[:, : targets.shape[1]] if len(targets.shape) == 2 else piece[:, 0]
+        return rows
+    return rows[:, : targets.shape[1]] if len(targets.shape) == 2 else rows[:, 0]
 
 
 def stat_of(kind: Kind, value: float, count: float = 1.0) -> Stat:
@@ -100,7 +100,7 @@ def loss_stat(loss: float, count: Count) -> Stat:
 
 
 def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, Stat]:
-    """What was counted from data alone: datums, response tokens, sequences with any, and what the loss was divided by."""
+    """Metrics that depend on data alone: counts of datums, response tokens and response sequences, and the denominator."""
     tokens, sequences = response_tokens(datums)
     metrics = {"datums": len(datums), "response_tokens": tokens, "response_sequences": sequences}
     names = [f"denominator_{i}" for i in range(len(count.values))] if len(count.values) > 1 else ["denominator"]
@@ -122,31 +122,31 @@ def output_of(
 
 
 def with_loss_metrics(own: Mapping[str, Stat], reported: Mapping[str, Stat], name: str) -> dict[str, Stat]:
-    """The trainer's metrics and the loss's; one of the loss that has the name of the trainer's goes to `<loss>/<name>`."""
+    """The trainer's metrics and the loss's. One of the loss that has the name of a trainer's becomes `<loss>/<name>`."""
     return {**own, **{f"{name}/{key}" if key in own else key: value for key, value in reported.items()}}
 
 
-def with_nll(found: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
-    """`found`, with `nll` added where a loss over logprobs does not report it: mean -logprob in nats of weighted targets.
+def with_nll(metrics: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
+    """The metrics with `nll`, the mean -logprob in nats of weighted targets, where a loss over logprobs has none of its own.
 
-    Not where K targets share one weight: they are candidates to be compared, and none of them is the one to be likely.
+    Not where K targets share one weight: these are candidates to compare, and no single one is meant to be likely.
     """
-    if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in found):
-        return found
+    if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in metrics):
+        return metrics
     arrays = []
     for datum in datums:
         targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
         if weights is not None and weights.shape != targets.shape and weights.shape == targets.shape[:1]:
-            return found
+            return metrics
         arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
     weighted = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
     if outputs.active is not None:
         weighted = weighted[outputs.active.cpu()]
-    return {"nll": stats.mean(-outputs.logprobs[weighted.to(outputs.logprobs.device)]), **found}
+    return {"nll": stats.mean(-outputs.logprobs[weighted.to(outputs.logprobs.device)]), **metrics}
 
 
 def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
-    """(positions with a non-zero weight, datums that have one); without weights every target position counts."""
+    """Positions with a non-zero weight, and datums that have any; without weights every target position counts."""
     counts = np.array([_active_positions(datum) for datum in datums], dtype=np.int64)
     return int(counts.sum()), int((counts > 0).sum())
 

@@ -1,4 +1,4 @@
-"""What a service is told about running its models, checked when it is told."""
+"""`EngineSettings`: how models run, checked when the service is made and handed down whole to where each choice is used."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from typing import Any, get_args
 from ...datums.errors import ModelError, did_you_mean
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
-from .forward import Batching
+from ..packing.attention import Batching
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How the engine cuts and runs batches; no choice here changes a loss or a gradient beyond rounding.
+    """How the engine cuts and runs batches; no setting but dropout changes a loss or a gradient beyond rounding.
 
-    Raises ModelError for a choice that does not exist or a number that cannot be meant.
-
-    tokens_per_micro_batch  None for a device default
-    batching                "packed" (one row without padding) or "padded"; None for packed wherever the model allows it,
-                            which measured faster on the CPU too
-    kept_graph_tokens       how many tokens' graphs a loss over the whole batch may keep before it takes a second forward;
-                            None for half of the free memory, by estimate
+    tokens_per_micro_batch  None for 16,384 on a GPU, 4,096 on a CPU
+    batching                "packed" (one row without padding) or "padded"; None for packed on a GPU and wherever the model
+                            supports it, which measured faster on the CPU too
+    kept_graph_tokens       for how many tokens a loss over the whole batch may keep graphs before it takes a second
+                            forward; None for as many as fill half of the free memory, by estimate
     dropout                 train with the model's dropout; off by default, so that the same data gives the same numbers
                             however it is cut
-    checkpoint_layers, offload_activations, compile_layers
-                            memory or time of the layers: see `LayerOptions`
-    head_strategy, head_memory, head_backend
-                            memory or time of the head: see `linear_logprobs`; head_memory in bytes
+    checkpoint_layers       keep only each layer's input and compute the layer again in the backward: about 4/3 of the
+                            FLOPs, and activation memory of one layer (Chen et al. 2016, arXiv:1604.06174)
+    offload_activations     keep what the backward needs in the host's memory
+    compile_layers          run each layer through torch.compile; needs a compiler, and minutes at the first call
+    head_strategy           how the head's gradient is computed: see `linear_logprobs`
+    head_memory             bytes of logits that the head may hold for the backward; None for a device default
+    head_backend            whose code computes the head: see `head.backends`
+
+    Raises ModelError for an unknown choice or a number out of bounds.
     """
 
     tokens_per_micro_batch: int | None = None

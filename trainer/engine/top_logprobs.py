@@ -1,4 +1,4 @@
-"""A model's likeliest next tokens at each position, with their logprobs: what a student is distilled from."""
+"""A model's likeliest next tokens at each position, with their logprobs: a teacher's side of distillation."""
 
 from __future__ import annotations
 
@@ -10,61 +10,72 @@ import torch
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ..head.logprobs import Head, linear_logprobs
-from ..model.load import LoadedModel
-from ..packing.micro_batches import plan_micro_batches
+from ..model.model import LoadedModel
+from ..packing.attention import hidden_states
+from ..packing.micro_batches import plan_micro_batches, trim_to_last_read
 from ..responses import TopLogprobs
-from .forward import Batching, as_far_as_read, check_fits, hidden_states, in_autocast_precision, tokens_of
+from .checks import checked_tokens
+from .forward import in_autocast_precision
+from .settings import EngineSettings
 
 
 @torch.no_grad()
-def top_logprobs(
-    model: LoadedModel, datums: Sequence[Datum], k: int, *, batching: Batching, tokens: int
-) -> list[TopLogprobs]:
-    """The k likeliest next tokens at every position whose weight is not 0, one result a datum.
+def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: EngineSettings) -> list[TopLogprobs]:
+    """The k likeliest next tokens at every position whose weight is not 0, one result per datum.
 
-    k: 1 to the size of the vocabulary, where all of the distribution is returned. tokens: how many run together.
-    Raises ShapeError for another k, ModelError for an encoder or a datum that is too long, TokenRangeError.
+    k: 1 to the size of the vocabulary, which gives the whole distribution. Raises ShapeError for another k, ModelError for
+    an encoder or a datum that is too long, TokenRangeError.
     """
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.vocab_size:
         raise ShapeError(f"k must be 1 to {model.vocab_size}, the size of {model.name}'s vocabulary, not {k!r}")
     head = model.head()
-    check_fits(model, datums, ())
-    lengths = [datum.model_input.length for datum in datums]
+    sequences = checked_tokens(model, datums, ())
+    active = [_active(datum) for datum in datums]
+    cuts = plan_micro_batches(
+        [len(sequence) for sequence in sequences],
+        tokens=settings.tokens_per_micro_batch,
+        pairs=False,
+        padded=settings.batching != "packed",
+    )
     results: dict[int, TopLogprobs] = {}
     was_training = model.module.training
     model.module.eval()
     try:
-        for cut in plan_micro_batches(lengths, tokens=tokens, pairs=False, padded=batching == "padded"):
-            results |= zip(cut, _of_micro_batch(model, head, [datums[i] for i in cut], k, batching), strict=True)
+        for cut in cuts:
+            chosen = [sequences[i] for i in cut], [active[i] for i in cut]
+            results |= zip(cut, _of_micro_batch(model, head, *chosen, k, settings), strict=True)
     finally:
         model.module.train(was_training)
     return [results[i] for i in range(len(datums))]
 
 
 def _of_micro_batch(
-    model: LoadedModel, head: Head, datums: Sequence[Datum], k: int, batching: Batching
+    model: LoadedModel,
+    head: Head,
+    sequences: Sequence[np.ndarray],
+    active: Sequence[np.ndarray],
+    k: int,
+    settings: EngineSettings,
 ) -> list[TopLogprobs]:
-    each = [_active(datum) for datum in datums]
-    active = np.concatenate(each)
-    best, logprobs = np.zeros((len(active), k), np.int64), np.full((len(active), k), -np.inf, np.float32)
-    if active.any():
-        read, rows = as_far_as_read([tokens_of(datum) for datum in datums], torch.from_numpy(active))
+    positions = np.concatenate(active)
+    tokens, logprobs = np.zeros((len(positions), k), np.int64), np.full((len(positions), k), -np.inf, np.float32)
+    if positions.any():
+        read, rows = trim_to_last_read(sequences, active)
         with model.precision():
-            hidden, narrow = in_autocast_precision(hidden_states(model, read, batching, rows), head)
-        found = linear_logprobs(
-            hidden, narrow, torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device), topk=k
-        )
-        assert found.topk_tokens is not None
-        assert found.topk_logprobs is not None
-        best[active] = found.topk_tokens.cpu().numpy()
-        logprobs[active] = found.topk_logprobs.float().cpu().numpy()
-    ends = np.cumsum([len(one) for one in each])[:-1]
-    pieces = zip(np.split(best, ends), np.split(logprobs, ends), strict=True)
-    return [TopLogprobs(ids, numbers) for ids, numbers in pieces]
+            hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows))
+            hidden, narrow = in_autocast_precision(hidden, head)
+        any_target = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        outputs = linear_logprobs(hidden, narrow, any_target, topk=k)
+        assert outputs.topk_tokens is not None
+        assert outputs.topk_logprobs is not None
+        tokens[positions] = outputs.topk_tokens.cpu().numpy()
+        logprobs[positions] = outputs.topk_logprobs.float().cpu().numpy()
+    ends = np.cumsum([len(mask) for mask in active])[:-1]
+    return [TopLogprobs(*each) for each in zip(np.split(tokens, ends), np.split(logprobs, ends), strict=True)]
 
 
 def _active(datum: Datum) -> np.ndarray:
-    """[N] bool: positions whose weight is not 0 (of [N, K] weights: any); all where there are none."""
+    """[N] bool: positions with a non-zero weight (of [N, K] weights: any of the K); all where there are no weights."""
     weights = datum.loss_fn_inputs.get("weights")
     if weights is None:
         return np.ones(datum.model_input.length, dtype=bool)

@@ -1,4 +1,4 @@
-"""The head's autograd function: a sweep over the vocabulary forward, another backward."""
+"""The head's autograd function: one pass over the vocabulary forward, another backward."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .backward import Gradients, kept_blocks, recomputed_blocks
 from .saved import KeptProduct
 from .tiles import RunningSoftmax, Softmax, Transform, Upstream, logits_of, product_dtype, slices, statistics_dtype
 
-#: The strategies, and none where no gradient is wanted.
+#: The strategies that a call can end up with; "forward-only" where no gradient is wanted.
 ChosenStrategy = Literal["keep", "recompute", "known-gradient", "forward-only"]
 
 
 class Plan(NamedTuple):
-    """How the sweeps go, and which of the costlier outputs are asked for."""
+    """How the passes over the vocabulary run, and which of the costlier outputs are asked for."""
 
     strategy: ChosenStrategy
     transform: Transform
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the function returns, [0] or [M, 0] for what was not asked for."""
+    """The function's outputs; [0] or [M, 0] for those not asked for."""
 
     logprobs: Tensor  # [M, K]
     logsumexp: Tensor  # [M]
@@ -42,7 +42,7 @@ class Outputs(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the backward reads, beside what was kept of the product."""
+    """Tensors saved for the backward, besides the kept products."""
 
     hidden: Tensor
     weight: Tensor
@@ -52,13 +52,13 @@ class _Saved(NamedTuple):
     logsumexp: Tensor
     entropy: Tensor
     topk_tokens: Tensor
-    formed_hidden: Tensor | None
-    formed_weight: Tensor | None
-    formed_bias: Tensor | None
+    hidden_gradient: Tensor | None  # precomputed, like the two below
+    weight_gradient: Tensor | None
+    bias_gradient: Tensor | None
 
 
 class LinearLogprobs(torch.autograd.Function):
-    """[M, d], [V, d], [V] or None, [M, K], and the known gradient of the logprobs or None, to `Outputs`."""
+    """hidden [M, d], weight [V, d], bias [V] or None, targets [M, K], known gradient [M, K] or None -> `Outputs`."""
 
     @staticmethod
     def forward(
@@ -68,15 +68,15 @@ class LinearLogprobs(torch.autograd.Function):
         ctx.plan = plan
         outputs = _empty_outputs(hidden, weight, targets, plan)
         known = None if known is None else known.to(outputs.logprobs.dtype).reshape(targets.shape)
-        formed: tuple[Tensor | None, ...] = (None, None, None)
+        precomputed: tuple[Tensor | None, ...] = (None, None, None)
         kept: list[KeptProduct] = []
         if plan.strategy == "known-gradient" and known is not None:
-            formed = _form(outputs, hidden, weight, bias, targets, known, plan, ctx.needs_input_grad[:3])
+            precomputed = _precompute(outputs, hidden, weight, bias, targets, known, plan, ctx.needs_input_grad[:3])
         else:
             for part in slices(len(hidden), plan.tile_rows):
-                store = _sweep(outputs, part, hidden, weight, bias, targets, plan)
+                store = _forward(outputs, part, hidden, weight, bias, targets, plan)
                 kept += [] if store is None else [store]
-        saved = _Saved(hidden, weight, bias, targets, known, *outputs[1:3], outputs.topk_tokens, *formed)
+        saved = _Saved(hidden, weight, bias, targets, known, *outputs[1:3], outputs.topk_tokens, *precomputed)
         ctx.save_for_backward(*saved, *(tensor for store in kept for tensor in (store.flat, store.offsets)))
         optional = ((outputs.entropy, plan.entropy), (outputs.mean, plan.mean), (outputs.topk_logprobs, plan.topk))
         ctx.mark_non_differentiable(outputs.topk_tokens, *(output for output, is_asked in optional if not is_asked))
@@ -91,20 +91,20 @@ class LinearLogprobs(torch.autograd.Function):
         logprobs, logsumexp, entropy, mean, topk_logprobs, _ = gradients
         others = (logsumexp, entropy if plan.entropy else None, mean if plan.mean else None)
         best = topk_logprobs if plan.topk else None
-        if all(gradient is None for gradient in (logprobs, *others, best)):
-            return None, None, None, None, None, None
         is_only = all(gradient is None for gradient in (*others, best))
+        if logprobs is None and is_only:
+            return None, None, None, None, None, None
         if saved.known is not None and logprobs is not None and is_only and torch.equal(logprobs, saved.known):
-            return saved.formed_hidden, saved.formed_weight, saved.formed_bias, None, None, None
+            return saved.hidden_gradient, saved.weight_gradient, saved.bias_gradient, None, None, None
         targets = saved.targets
-        if best is not None:  # the tokens found are further targets
+        if best is not None:  # the likeliest tokens are further targets
             targets = torch.cat([targets, saved.topk_tokens], dim=1)
-            named = torch.zeros_like(saved.targets, dtype=best.dtype) if logprobs is None else logprobs
-            logprobs = torch.cat([named, best], dim=1)
+            logprobs = torch.zeros_like(saved.targets, dtype=best.dtype) if logprobs is None else logprobs
+            logprobs = torch.cat([logprobs, best], dim=1)
         softmax = Softmax(saved.logsumexp, saved.entropy, targets)
         with torch.autocast(saved.hidden.device.type, enabled=False):
-            found = _backward(saved, kept, softmax, Upstream(logprobs, *others), plan, ctx.needs_input_grad[:3])
-        return *found, None, None, None
+            computed = _backward(saved, kept, softmax, Upstream(logprobs, *others), plan, ctx.needs_input_grad[:3])
+        return *computed, None, None, None
 
 
 def _empty_outputs(hidden: Tensor, weight: Tensor, targets: Tensor, plan: Plan) -> Outputs:
@@ -118,10 +118,10 @@ def _empty_outputs(hidden: Tensor, weight: Tensor, targets: Tensor, plan: Plan) 
     return Outputs(empty(*targets.shape), empty(rows), entropy, mean, empty(rows, plan.topk), tokens)
 
 
-def _sweep(
+def _forward(
     outputs: Outputs, part: slice, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: Plan
 ) -> KeptProduct | None:
-    """Fills in the outputs of some positions, tile by tile over the vocabulary; returns what is kept of the product."""
+    """Fill in the outputs of some positions, tile by tile over the vocabulary; returns their kept product, if any."""
     dtype = product_dtype(hidden, weight)
     rows = hidden[part].to(dtype)
     keeps = plan.strategy in ("keep", "known-gradient")
@@ -133,13 +133,13 @@ def _sweep(
     scratch = torch.empty(len(rows) * plan.tile_columns, dtype=dtype, device=hidden.device)
     for tile in slices(len(weight), plan.tile_columns):
         width = tile.stop - tile.start
-        room = scratch[: len(rows) * width].view(len(rows), width)
+        buffer = scratch[: len(rows) * width].view(len(rows), width)
         columns = weight[tile].to(dtype)
-        product = torch.mm(rows, columns.t(), out=kept.tile(tile) if kept is not None and is_in_place else room)
+        product = torch.mm(rows, columns.t(), out=kept.tile(tile) if kept is not None and is_in_place else buffer)
         if kept is not None and not is_in_place:
             kept.put(product, tile)
         logits = logits_of(product, None if bias is None else bias[tile], plan.transform)
-        running.add(logits, tile, room if logits is product else logits)
+        running.add(logits, tile, buffer if logits is product else logits)
     _write(outputs, part, running, plan, len(weight))
     return kept
 
@@ -156,7 +156,7 @@ def _write(outputs: Outputs, part: slice, running: RunningSoftmax, plan: Plan, v
         outputs.topk_tokens[part] = running.best_tokens
 
 
-def _form(
+def _precompute(
     outputs: Outputs,
     hidden: Tensor,
     weight: Tensor,
@@ -166,12 +166,12 @@ def _form(
     plan: Plan,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Fills in the outputs and returns the gradients, part by part: each part's product is held from its one sweep to
-    its backward."""
+    """Fill in the outputs and return the gradients, part by part: each part's product is held until its gradients are
+    computed."""
     gradients = Gradients(hidden, weight, bias, needs, is_one_call=len(hidden) <= plan.tile_rows)
     upstream = Upstream(known, None, None, None)
     for part in slices(len(hidden), plan.tile_rows):
-        kept = _sweep(outputs, part, hidden, weight, bias, targets, plan)
+        kept = _forward(outputs, part, hidden, weight, bias, targets, plan)
         assert kept is not None
         softmax = Softmax(outputs.logsumexp, outputs.entropy, targets)
         blocks = kept_blocks(hidden, product_dtype(hidden, weight), softmax, upstream, [(part, kept)])

@@ -1,16 +1,14 @@
-"""Which code computes the head: our own tiles, or cut-cross-entropy where it serves what is asked for.
+"""Which code computes the head: our own tiles, or cut-cross-entropy where that is asked for by name.
 
-cut-cross-entropy (Wijmans et al. 2024, arXiv:2411.09009; PyPI 25.1.1) gives minus the logprob of one token a position
-with a gradient of its own for each, through Triton on CUDA and through `torch.compile` on a CPU. What it does not have:
-entropy, mean logprobs, top k, several targets a position, a bias. Its filter, which drops small entries of the
-gradient, is switched off here. On CUDA it adds up gradients in the dtype of the hidden states, block after block, where
-our tiles add up in float32; and of bfloat16 it computes a target's logit otherwise than the sum over the vocabulary, so that
-a likely token's logprob came out at +0.0016 on an H200, and differs from the one that our tiles give in training. So it is
-taken only where it is asked for by name; "auto" is our own tiles.
+cut-cross-entropy (Wijmans et al. 2024, arXiv:2411.09009; PyPI 25.1.1) gives minus the logprob of one token per position,
+each with a gradient of its own, through Triton on CUDA and `torch.compile` on a CPU. It has no entropy, mean logprobs, top
+k, several targets per position, or bias. Its filter, which drops small entries of the gradient, is switched off here. On
+CUDA it sums gradients block by block in the dtype of the hidden states, where our tiles sum in float32. In bfloat16 it
+computes a target's logit differently from the sum over the vocabulary: a likely token's logprob came out at +0.0016 on an
+H200, and differs from the one that our tiles give in training. So "auto" is our own tiles.
 
-liger-kernel 0.8.5 is not among the backends: its fused linear cross-entropy has a loss a token
-(`reduction="none"`) that recomputes the logits as our `recompute` does, but neither entropy, top k nor several targets,
-and it runs on a GPU only.
+liger-kernel 0.8.5 is not a backend: its fused linear cross-entropy gives a loss per token (`reduction="none"`) and
+recomputes the logits as our `recompute` does, but it has neither entropy, top k nor several targets, and needs a GPU.
 """
 
 from __future__ import annotations
@@ -29,24 +27,24 @@ ChosenBackend = Literal["chunked", "cut-cross-entropy"]
 
 
 def choose_backend(
-    backend: Backend,
+    head_backend: Backend,
     hidden: Tensor,
     weight: Tensor,
     *,
     lacking: list[str],
     wants_gradient: bool,
 ) -> ChosenBackend:
-    """The backend that will compute this.
+    """The backend for one call.
 
-    lacking         what is asked for and cut-cross-entropy does not have, in words
+    lacking         outputs asked for that cut-cross-entropy does not have, in words
     wants_gradient  whether a backward may follow
 
-    Raises ModelError if cut-cross-entropy was asked for by name and cannot serve it, MissingExtraError if it is not
+    Raises ModelError where cut-cross-entropy is asked for and cannot serve the call, MissingExtraError where it is not
     installed.
     """
-    if backend not in get_args(Backend):
-        raise ModelError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
-    if backend in ("auto", "chunked"):
+    if head_backend not in get_args(Backend):
+        raise ModelError(f"head_backend must be one of {', '.join(get_args(Backend))}, not {head_backend!r}")
+    if head_backend in ("auto", "chunked"):
         return "chunked"
     if lacking:
         raise ModelError(f"backend 'cut-cross-entropy' has no {', no '.join(lacking)}; take 'chunked' or 'auto'")
@@ -62,10 +60,10 @@ def choose_backend(
 def cut_cross_entropy_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Logprobs and logsumexp [M] float32 of M >= 1 positions' one target each, differentiable.
+    """Logprobs and logsumexp [M] float32 at M >= 1 positions with one target each, differentiable.
 
-    A scale other than a power of two is rounded into the hidden states' dtype. The library has no logsumexp; it is the
-    target's logit less its logprob. Logprobs that rounding put above 0 are 0, without a gradient.
+    A scale that is no power of two is rounded to the hidden states' dtype. The library gives no logsumexp; it is computed
+    as the target's logit minus its logprob. Logprobs that rounding puts above 0 become 0, without a gradient.
     """
     from cut_cross_entropy import linear_cross_entropy
 

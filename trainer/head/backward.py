@@ -1,4 +1,4 @@
-"""The head's backward: blocks of positions, and the gradients of hidden states, weight and bias that they add up to."""
+"""The head's backward: gradients of hidden states, weight and bias, summed over blocks of positions."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Rows = slice | Tensor
 class Block(NamedTuple):
     """Some positions that go through the backward together."""
 
-    rows: Rows  # where they are among all
+    rows: Rows  # their indices among all positions
     hidden: Tensor  # [C, d] in the product's dtype
     softmax: Softmax
     upstream: Upstream
-    kept: KeptProduct | None  # of a whole part, in which they are `places`
-    places: Tensor | None
+    kept: KeptProduct | None  # of a whole part of the positions
+    positions: Tensor | None  # their indices in that part; None for all of it
 
 
 def rows_with_gradient(upstream: Upstream) -> Tensor | None:
-    """Positions through which anything flows back; None when that is all of them.
+    """Positions with a non-zero gradient; None where all have one.
 
-    A custom loss reads every position and weighs most prompts with zero, and a clipped token has no gradient either.
+    A custom loss reads every position but often gives prompts weight 0, and a clipped token has no gradient either.
     """
-    flows = [grad != 0 if grad.ndim == 1 else (grad != 0).any(dim=1) for grad in upstream if grad is not None]
-    anything = torch.stack(flows).any(dim=0)
-    return None if bool(anything.all()) else anything.nonzero().squeeze(1)
+    nonzero = [grad != 0 if grad.ndim == 1 else (grad != 0).any(dim=1) for grad in upstream if grad is not None]
+    any_nonzero = torch.stack(nonzero).any(dim=0)
+    return None if bool(any_nonzero.all()) else any_nonzero.nonzero().squeeze(1)
 
 
 def recomputed_blocks(
@@ -81,19 +81,19 @@ def _block(
     softmax: Softmax,
     upstream: Upstream,
     kept: KeptProduct | None,
-    places: Tensor | None,
+    positions: Tensor | None,
 ) -> Block:
     entropy = softmax.entropy[rows] if len(softmax.entropy) else softmax.entropy
     some = Softmax(softmax.denominator[rows], entropy, softmax.targets[rows])
     gradients = Upstream(*(None if gradient is None else gradient[rows] for gradient in upstream))
-    return Block(rows, hidden[rows].to(dtype), some, gradients, kept, places)
+    return Block(rows, hidden[rows].to(dtype), some, gradients, kept, positions)
 
 
 class Gradients:
-    """d loss / d hidden, weight and bias, added up block by block; None for what needs none.
+    """d loss / d hidden, weight and bias, summed block by block; None for those that need none.
 
-    Summed in float32 whatever the parameter's dtype: in bfloat16 a small tile would be lost against the running sum.
-    With one call of `add` the weight's sum needs no float32 buffer beyond a tile.
+    Sums are float32 whatever the parameter's dtype: in bfloat16 a small tile would be rounded away in the running sum.
+    With a single call of `add` the weight's sum needs a float32 buffer of one tile only.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Gradients:
     def add(
         self, blocks: Sequence[Block], weight: Tensor, bias: Tensor | None, transform: Transform, tile_columns: int
     ) -> None:
-        """Tile by tile: the logits, their gradient, then the products with weight and hidden.
+        """Tile by tile: the logits, their gradient, then its products with weight and hidden.
 
-        A tile's rows of the weight's gradient are finished before the next tile, so they are written once.
+        A tile's rows of the weight's gradient are complete before the next tile starts, so they are written once.
         """
         if not blocks:
             return
@@ -147,11 +147,11 @@ class Gradients:
         """The gradients in the dtypes of hidden, weight and bias."""
         if self._is_fresh and self._weight is not None:
             self._weight.zero_()
-        found = (self._hidden, self._weight, self._bias)
-        return tuple(None if one is None else one.to(dtype) for one, dtype in zip(found, self._dtypes, strict=True))  # type: ignore[return-value]
+        sums = (self._hidden, self._weight, self._bias)
+        return tuple(None if one is None else one.to(dtype) for one, dtype in zip(sums, self._dtypes, strict=True))  # type: ignore[return-value]
 
     def _weight_sum(self, tile: slice) -> Tensor | None:
-        """Where a tile's rows of the weight's gradient are summed: in place, or apart if that would round."""
+        """Where a tile's rows of the weight's gradient are summed: in place, or in a buffer where that would round."""
         if self._weight is None:
             return None
         rows = self._weight[tile]
@@ -159,10 +159,10 @@ class Gradients:
 
 
 def _product(block: Block, columns: Tensor, tile: slice, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's product of one tile, and where to put its gradient: over the product unless that is kept."""
+    """A block's product for one tile, and where to write its gradient: over the product unless that is kept."""
     rows, width = len(block.hidden), len(columns)
-    room = scratch[: rows * width].view(rows, width)
+    buffer = scratch[: rows * width].view(rows, width)
     if block.kept is None:
-        return torch.mm(block.hidden, columns.t(), out=room), room
-    product = block.kept.product(tile, block.places)
-    return product, room if block.kept.is_exact and block.places is None else product
+        return torch.mm(block.hidden, columns.t(), out=buffer), buffer
+    product = block.kept.product(tile, block.positions)
+    return product, buffer if block.kept.is_exact and block.positions is None else product

@@ -1,4 +1,4 @@
-"""What the head keeps of its product between forward and backward."""
+"""`KeptProduct`: the product of hidden states and weight, kept from forward to backward."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class KeptProduct:
-    """The product h Wᵀ [C, V] of C positions, each tile of columns in one piece.
+    """The product h Wᵀ [C, V] of C positions, stored tile by tile of columns.
 
     flat     [C · V]     in the product's own dtype, or a narrower one
-    offsets  [tiles, C]  only with a narrower dtype: each row's highest product up to that tile, which was taken off
-                         before rounding, so that what is rounded least are the likeliest tokens; else [0, C]
+    offsets  [tiles, C]  with a narrower dtype: each row's highest product up to that tile, subtracted before rounding, so
+                         that the likeliest tokens are rounded least; else [0, C]
     """
 
     flat: Tensor
@@ -23,7 +23,7 @@ class KeptProduct:
 
     @classmethod
     def empty(cls, rows: Tensor, vocabulary: int, tile_columns: int, kept_dtype: torch.dtype | None) -> KeptProduct:
-        """Room for the product of rows [C, d]."""
+        """Memory for the product of rows [C, d]."""
         dtype = kept_dtype or rows.dtype
         tiles = -(-vocabulary // tile_columns) if dtype != rows.dtype else 0
         flat = torch.empty(len(rows) * vocabulary, dtype=dtype, device=rows.device)
@@ -31,16 +31,16 @@ class KeptProduct:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it holds what the product gave, unrounded."""
+        """Whether the product is stored unrounded."""
         return not len(self.offsets)
 
     def tile(self, tile: slice) -> Tensor:
-        """[C, columns] as kept, a view."""
+        """[C, columns] as stored, a view."""
         rows = self.offsets.shape[1]
         return self.flat[rows * tile.start : rows * tile.stop].view(rows, tile.stop - tile.start)
 
     def put(self, product: Tensor, tile: slice) -> None:
-        """Keeps a tile's product, rounded."""
+        """Store a tile's product, rounded."""
         before = self.offsets[tile.start // self.tile_columns - 1] if tile.start else None
         offset = product.amax(dim=1) if before is None else torch.maximum(before, product.amax(dim=1))
         self.offsets[tile.start // self.tile_columns] = offset
@@ -48,7 +48,7 @@ class KeptProduct:
         self.tile(tile).copy_((product - offset[:, None]).clamp_(min=least))
 
     def product(self, tile: slice, rows: Tensor | None) -> Tensor:
-        """[C, columns], or of some rows: a copy unless it is all of them and exact."""
+        """[C, columns], or some of its rows: a copy, except for all rows of an exact product."""
         kept = self.tile(tile) if rows is None else self.tile(tile)[rows]
         if self.is_exact:
             return kept

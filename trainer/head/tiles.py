@@ -1,4 +1,4 @@
-"""One tile of the head: its product, its logits, the softmax's running statistics, and the gradient of its logits."""
+"""One tile of the head: product, logits, running statistics of the softmax, and the gradient of the logits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Transform(NamedTuple):
-    """What follows the product: `softcap · tanh(z / softcap)` of `z = scale · (product + bias)`."""
+    """From product to logits: `softcap · tanh(z / softcap)` of `z = scale · (product + bias)`."""
 
     softcap: float | None
     scale: float
 
 
 class Upstream(NamedTuple):
-    """The gradients of the outputs for some positions: [C, K], then [C] each; None where nothing asks."""
+    """Gradients of the outputs at some positions: [C, K], then [C] each; None for outputs without one."""
 
     logprobs: Tensor | None
     logsumexp: Tensor | None
@@ -36,14 +36,14 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def statistics_dtype(product: torch.dtype) -> torch.dtype:
-    """Everything but the products is in float32, or in float64 where they are."""
+    """The dtype of everything but the products: float32, or float64 where the products are."""
     return torch.float64 if product == torch.float64 else torch.float32
 
 
 def logits_of(product: Tensor, bias: Tensor | None, transform: Transform) -> Tensor:
-    """Logits [C, columns] in float32 (float64 for float64) of a product, which stays as it is.
+    """Logits [C, columns] in float32 (float64 for float64) of a product, which is not changed.
 
-    They may be the product itself, where nothing is to be done.
+    Where there is nothing to compute, the product itself is returned.
     """
     logits = product.to(statistics_dtype(product.dtype))
     if bias is not None:
@@ -56,10 +56,10 @@ def logits_of(product: Tensor, bias: Tensor | None, transform: Transform) -> Ten
 
 
 class RunningSoftmax:
-    """Statistics of C positions' softmax, brought up to date tile by tile (the online softmax of arXiv:1805.02867).
+    """Statistics of C positions' softmax, updated tile by tile (the online softmax of arXiv:1805.02867).
 
-    `total` is Σ exp(z - highest) and `weighted` is Σ exp(z - highest)·(z - highest) over the columns seen so far. Both
-    shrink whenever a tile holds a higher logit.
+    Over the columns so far, `total` is Σ exp(z - highest), `weighted` is Σ exp(z - highest)·(z - highest), and `summed` is
+    Σ z. The first two are rescaled whenever a tile holds a higher logit.
     """
 
     def __init__(self, targets: Tensor, dtype: torch.dtype, *, entropy: bool, mean: bool, topk: int) -> None:
@@ -68,19 +68,19 @@ class RunningSoftmax:
         self.highest = torch.full((rows,), -1e30, dtype=dtype, device=device)  # finite: 0 · inf would be NaN
         self.total = torch.zeros_like(self.highest)
         self.weighted = torch.zeros_like(self.highest) if entropy else None
-        self.plain = torch.zeros_like(self.highest) if mean else None
+        self.summed = torch.zeros_like(self.highest) if mean else None
         self.picked = torch.zeros(targets.shape, dtype=dtype, device=device)
         self.best = torch.empty((rows, 0), dtype=dtype, device=device)
         self.best_tokens = torch.empty((rows, 0), dtype=torch.int64, device=device)
 
     def add(self, logits: Tensor, tile: slice, scratch: Tensor) -> None:
-        """Takes in a tile's logits. `scratch`, of their shape, is overwritten; it may be the logits themselves."""
+        """Add a tile's logits. `scratch`, of the same shape, is overwritten; it may be the logits themselves."""
         here, column = columns_of(self.targets, tile)
         self.picked = torch.where(here, logits.gather(1, column), self.picked)
         if self.topk:
             self._add_best(logits, tile)
-        if self.plain is not None:
-            self.plain += logits.sum(dim=1)
+        if self.summed is not None:
+            self.summed += logits.sum(dim=1)
         higher = torch.maximum(self.highest, logits.amax(dim=1))
         drop = self.highest - higher
         shrink = drop.exp()
@@ -103,7 +103,7 @@ class RunningSoftmax:
         return self.highest + self.total.log()
 
     def logprobs(self, logits: Tensor) -> Tensor:
-        """[C, K] of logits [C, K]; what is close to 0 is not lost against a large logsumexp."""
+        """[C, K] of logits [C, K]; subtracted in two steps, so that logprobs near 0 keep their digits at a large logsumexp."""
         return logits - self.highest[:, None] - self.total.log()[:, None]
 
     def entropy(self) -> Tensor:
@@ -113,12 +113,12 @@ class RunningSoftmax:
 
     def mean_logprobs(self, vocabulary: int) -> Tensor:
         """[C]"""
-        assert self.plain is not None
-        return self.plain / vocabulary - self.highest - self.total.log()
+        assert self.summed is not None
+        return self.summed / vocabulary - self.highest - self.total.log()
 
 
 class Softmax(NamedTuple):
-    """What the backward needs to know of C positions: logsumexp and entropy [C] (or [0]) and the tokens [C, K]."""
+    """Statistics of C positions for the backward: logsumexp and entropy [C] (or [0]), and the target tokens [C, K]."""
 
     denominator: Tensor
     entropy: Tensor
@@ -145,8 +145,8 @@ def tile_gradient(
     gradient = torch.sub(logits, softmax.denominator[:, None], out=out)  # log p
     g, s, e, m = upstream
     share = torch.zeros_like(softmax.denominator)
-    for sign, found in ((-1, None if g is None else g.sum(dim=1)), (1, s), (-1, m)):
-        share = share if found is None else share.add(found, alpha=sign)
+    for sign, term in ((-1, None if g is None else g.sum(dim=1)), (1, s), (-1, m)):
+        share = share if term is None else share.add(term, alpha=sign)
     if e is None:
         gradient.exp_().mul_(share[:, None])
     else:
@@ -164,18 +164,18 @@ def tile_gradient(
 
 
 def columns_of(targets: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
-    """Which targets [C, K] lie in the tile, and their column there (some column where they do not)."""
+    """Which targets [C, K] lie in the tile, and their column there (any column for the others)."""
     column = targets - tile.start
     width = tile.stop - tile.start
     return (column >= 0) & (column < width), column.clamp_(0, width - 1)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool = False) -> None:
-    """total += left @ right, or total = left @ right, rounded to no less than total's dtype."""
-    beta = 0 if is_first else 1  # at 0 what the fresh memory holds is never read
+    """total += left @ right, or total = left @ right where `is_first`; nothing is rounded to less than total's dtype."""
+    beta = 0 if is_first else 1  # with 0 the uninitialised memory is not read
     if total.dtype == left.dtype:
         total.addmm_(left, right, beta=beta)
     elif total.device.type == "cuda":
         torch.addmm(total, left, right, beta=beta, out_dtype=total.dtype, out=total)
-    else:  # a product rounded to bfloat16 before it is summed would cost precision, and on a CPU time as well
+    else:  # rounding the product to bfloat16 before the sum would cost precision, and on a CPU time too
         total.addmm_(left.to(total.dtype), right.to(total.dtype), beta=beta)

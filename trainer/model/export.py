@@ -1,4 +1,4 @@
-"""Writing a model as transformers reads it: a folder of config, safetensors and tokenizer, adapters merged."""
+"""Writing a model as transformers reads it: a folder with config, safetensors and tokenizer, adapters merged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .load import LoadedModel
+from .model import LoadedModel
 
-#: A value head has no place in a transformers model of this kind; its weight [1, d] and bias [1] are written beside it.
+#: transformers' classes for these models have no value head; its weight [1, d] and bias [1] go into a file of their own.
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 
@@ -20,9 +20,9 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 def export_model(model: LoadedModel, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write the whole model with its tokenizer, as `AutoModel.from_pretrained` (or ...ForCausalLM) loads it.
 
-    An adapter is added to the weights it lies on, in their own dtype; an output head that is the embedding too gets a
-    weight of its own where it has one. dtype: of the weights written, by default their own. The model itself stays as it
-    is. A value head is written beside it.
+    Adapters are merged into the weights, in the weights' dtype. A tied output head with an adapter is written as a weight
+    of its own. dtype: of the written weights, by default their own. The model itself does not change. A value head is
+    written into a file of its own.
     """
     module: Any = model.module
     state = merged_state(model)
@@ -48,7 +48,7 @@ def export_value_head(model: LoadedModel, directory: str | Path) -> None:
 
 
 def merged_state(model: LoadedModel) -> dict[str, Tensor]:
-    """The weights by the names they have without adapters, adapters' products added. Those without one are not copied."""
+    """The weights with adapters merged, by the names they have without adapters. Weights without one are not copied."""
     layers = {name: layer for name, layer in model.module.named_modules() if hasattr(layer, "lora_A")}
     state: dict[str, Tensor] = {}
     for name, tensor in model.module.state_dict().items():
@@ -69,16 +69,16 @@ def _with_adapters(layer: Any, weight: Tensor) -> Tensor:
 
 def _converted(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The floating-point tensors in another dtype; those that share memory still do."""
-    made: dict[tuple[int, torch.Size], Tensor] = {}
-    found: dict[str, Tensor] = {}
+    by_memory: dict[tuple[int, torch.Size], Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape)
-        found[name] = made.setdefault(key, tensor.to(dtype)) if tensor.is_floating_point() else tensor
-    return found
+        converted[name] = by_memory.setdefault(key, tensor.to(dtype)) if tensor.is_floating_point() else tensor
+    return converted
 
 
 def _name_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Write what the weights were converted to into config.json, where save_pretrained puts the module's own dtype."""
+    """Write the converted dtype into config.json; save_pretrained writes the module's own."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

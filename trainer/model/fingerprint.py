@@ -1,4 +1,4 @@
-"""A model's weights as one short text, so that what was computed under them can be told from what was not."""
+"""A model's weights as one short text, so that cached results can be matched to the weights that gave them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .load import LoadedModel
+    from .model import LoadedModel
 
-#: What a transformers config holds that says nothing about what the model computes.
+#: Keys of a transformers config that do not affect what the model computes.
 _NAMES_ONLY = ("_name_or_path", "transformers_version")
 
 
 def weights_fingerprint(model: LoadedModel) -> str:
     """sha256, in hex, of the config and of every weight that the logprobs depend on: name, dtype, shape and content.
 
-    An adapter whose B is zero changes nothing and is left out, so a fresh adapter's seed and rank do not matter; nor does
-    a value head. It reads all weights: about a second for each gigabyte.
+    An adapter whose B is zero changes nothing and is left out, so a fresh adapter's seed and rank do not matter. A value
+    head is left out too. Reads all weights: about one second per gigabyte.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NAMES_ONLY}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

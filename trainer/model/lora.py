@@ -6,19 +6,18 @@ import math
 import secrets
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ...datums.errors import CheckpointError, ModelError
+from .linear import LoraSettings
+from .model import LoadedModel
 from .tiny import seeded
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-    from .load import LoadedModel
 
 #: Fixed rather than tied to the rank: with the product scaled by alpha / rank, the best learning rate then hardly
 #: depends on the rank (https://thinkingmachines.ai/blog/lora/).
@@ -33,18 +32,6 @@ MLP_PARTS = frozenset(
     {"mlp", "ffn", "feed_forward", "feedforward", "intermediate", "output", "mlp_block", "fc1", "fc2", "shared_mlp"}
     | {"block_sparse_moe", "shared_expert", "dense_h_to_4h", "dense_4h_to_h"}
 )
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """How an adapter was made. `seed` is None for one that was read from a file."""
-
-    rank: int
-    alpha: float
-    train_mlp: bool
-    train_attn: bool
-    train_unembed: bool
-    seed: int | None
 
 
 def add_lora(
@@ -120,18 +107,6 @@ def load_adapter_into(model: LoadedModel, directory: str | Path) -> LoadedModel:
     if fresh:
         model.lora = _settings_from(model, config)
     return model
-
-
-def effective_weight(layer: Any) -> Tensor:
-    """A linear layer's weight [out, in], with its adapter's product added under autograd where peft has wrapped it."""
-    base = getattr(layer, "base_layer", layer)
-    weight = base.weight
-    if base is layer:
-        return weight
-    for name in layer.active_adapters:
-        if name in layer.lora_A:
-            weight = weight + layer.scaling[name] * (layer.lora_B[name].weight @ layer.lora_A[name].weight)
-    return weight
 
 
 # --- which layers -----------------------------------------------------------------------------------------------------
@@ -221,9 +196,8 @@ def _attach(model: LoadedModel, config: LoraConfig, settings: LoraSettings) -> N
     with warnings.catch_warnings(), seeded(settings.seed or 0):
         # The head's adapter is meant to change the head alone, also where its weight is tied to the embedding's.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft 0.21 asks for it
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")  # GPT-2's head is a plain linear
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's own use of it
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft reads it itself
         model.adapter = get_peft_model(model.module, config)  # type: ignore[arg-type]
     model.adapter.peft_config["default"].base_model_name_or_path = model.name
     model.lora = settings

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .load import LoadedModel
+from .model import LoadedModel
 
 
 @dataclass
 class Snapshot:
-    """A copy of a model's trained parameters; all others are shared, since training never changes them."""
+    """A copy of a model's trained parameters. All others are shared: training never changes them."""
 
     model: LoadedModel
     weights: Mapping[str, Tensor]
@@ -25,7 +25,7 @@ class Snapshot:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with these weights; the current ones come back at the end, whatever happens."""
+        """Inside, the model has these weights; at the end it gets its current ones back, also after an error."""
         parameters = self.model.trainable()
         current = {name: p.data for name, p in parameters.items()}
         try:

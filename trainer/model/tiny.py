@@ -1,7 +1,7 @@
-"""Models small enough for a test and built in code: nothing is downloaded, and they learn in seconds.
+"""Tiny models built in code, for tests and first steps: no download, and they learn in seconds.
 
-A Llama-like decoder and a BERT-like encoder of two layers share one byte tokenizer, so `"tiny"` and
-`"tiny-encoder"` go through the very code paths (transformers modules, chat templates, peft) that real models do.
+`"tiny"` is a two-layer Llama, `"tiny-encoder"` a two-layer BERT, with one byte tokenizer for both. They take the same
+code paths as real models: transformers modules, chat templates, peft.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """`seed` as the CPU's random state inside, the old state afterwards; `torch.manual_seed` would reseed GPUs too."""
+    """Seed the CPU's random state inside and restore it afterwards; `torch.manual_seed` would reseed GPUs too."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""A scalar head beside a model: one number a position, what a critic thinks the rest of the sequence is worth."""
+"""A value head: one number per position, a critic's estimate of the return from there on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ...datums.errors import ModelError
 
 if TYPE_CHECKING:
-    from .load import LoadedModel
+    from .model import LoadedModel
 
 
 def add_value_head(model: LoadedModel) -> LoadedModel:
-    """Put a trainable linear map from hidden states to one number beside the model, in place; returns the same model.
+    """Give the model a trainable linear map from hidden states to one number, in place; returns the same model.
 
-    Float32 at least. It starts at zero, so every value is 0 at first, and the weights below get their first gradient from a
-    loss over values after the head has taken its first step. Raises ModelError where there is a head already.
+    Float32 at least. It starts at zero: every value is 0 at first, and a loss over values sends no gradient into the model
+    before the head's first step. Raises ModelError where there is a value head already.
     """
     if model.value_head is not None:
         raise ModelError(f"{model.name} has a value head already; load the model anew")
@@ -31,7 +31,7 @@ def add_value_head(model: LoadedModel) -> LoadedModel:
 
 
 def values_of(model: LoadedModel, hidden: Tensor) -> Tensor:
-    """[M, d] hidden states to [M] values. The one at position t has seen tokens 0 to t, as the logits of target t have.
+    """[M, d] hidden states to [M] values. The value at position t depends on tokens 0 to t, as target t's logits do.
 
     Raises ModelError when the model has no value head.
     """
@@ -43,7 +43,7 @@ def values_of(model: LoadedModel, hidden: Tensor) -> Tensor:
 
 
 def no_value_head(model: LoadedModel) -> ModelError:
-    """The error of a loss that reads values of a model that has none."""
+    """The error for a loss that reads values where the model has no value head."""
     return ModelError(
         f"{model.name} has no value head, so it gives no values. Make the client with value_head=True, as in "
         f"create_training_client({model.name!r}, value_head=True), or use a loss over another output, such as logprobs"

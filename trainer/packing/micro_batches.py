@@ -1,59 +1,92 @@
-"""Cutting a call's datums into micro-batches by a budget of tokens, never between what a loss must see together."""
+"""Cutting a call's datums into micro-batches by a budget of tokens, never between datums that a loss must see together."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from .rows import Family
+import numpy as np
+
+from .rows import PrefixGroup
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], *, tokens: int, pairs: bool, padded: bool, families: Sequence[Family] = ()
+    lengths: Sequence[int],
+    *,
+    tokens: int | None,
+    pairs: bool,
+    padded: bool,
+    prefix_groups: Sequence[PrefixGroup] = (),
 ) -> list[list[int]]:
-    """Datum indices of each micro-batch: similar lengths together, at most `tokens` tokens each.
+    """Datum indices of each micro-batch: similar lengths together, at most `tokens` tokens each (None for no limit).
 
-    lengths: tokens of each datum. pairs: keep datums 2i and 2i+1 together, in this order. padded: count what padding to
-    the longest of the micro-batch costs, not only the tokens themselves. families: datums that share a prefix, which a
-    packed row holds once; each datum in one of them. They stay together unless they exceed the budget.
+    lengths        tokens of each datum
+    pairs          keep datums 2i and 2i+1 together, in this order
+    padded         count the padding to the longest of the micro-batch too
+    prefix_groups  datums that share a prefix, which a packed row holds once; each datum is in one group. A group stays
+                   together unless it exceeds the budget
 
-    Longest first, so that the largest micro-batch comes first and memory that suffices for it suffices for all. A
-    single unit longer than the budget gets a micro-batch of its own. Takes O(n log n) in datums.
+    Longest first: the largest micro-batch runs first, so if memory suffices for it, it suffices for all. A pair or datum
+    longer than the budget gets a micro-batch of its own. O(n log n) in datums.
     """
+    budget = math.inf if tokens is None else tokens
     width = 2 if pairs else 1
-    units = [list(range(i, min(i + width, len(lengths)))) for i in range(0, len(lengths), width)]
-    if padded or not families:
-        costs = [sum(lengths[i] for i in unit) for unit in units]
+    groups = [list(range(i, min(i + width, len(lengths)))) for i in range(0, len(lengths), width)]
+    if padded or not prefix_groups:
+        costs = [sum(lengths[i] for i in group) for group in groups]
     else:
-        units = [unit for family in families for unit in _within(family, lengths, tokens, width)]
-        prefixes = {i: family.prefix for family in families for i in family.members}
-        costs = [Family(tuple(unit), prefixes[unit[0]]).tokens(lengths) for unit in units]
-    longest = [max((lengths[i] for i in unit), default=0) for unit in units]
-    order = sorted(range(len(units)), key=lambda u: -(longest[u] if padded or not families else costs[u]))
+        groups = [part for group in prefix_groups for part in _within_budget(group, lengths, budget, width)]
+        prefixes = {i: group.prefix for group in prefix_groups for i in group.members}
+        costs = [PrefixGroup(tuple(group), prefixes[group[0]]).tokens(lengths) for group in groups]
+    longest = [max((lengths[i] for i in group), default=0) for group in groups]
+    order = sorted(range(len(groups)), key=lambda g: -(longest[g] if padded or not prefix_groups else costs[g]))
     batches: list[list[int]] = []
     used = row_length = 0
-    for u in order:
-        unit = units[u]
-        cost = len(unit) * row_length if padded and batches else costs[u]
-        if not batches or used + cost > tokens:
+    for g in order:
+        group = groups[g]
+        cost = len(group) * row_length if padded and batches else costs[g]
+        if not batches or used + cost > budget:
             batches.append([])
-            row_length = longest[u]
+            row_length = longest[g]
             used = 0
-            cost = len(unit) * row_length if padded else costs[u]
-        batches[-1].extend(unit)
+            cost = len(group) * row_length if padded else costs[g]
+        batches[-1].extend(group)
         used += cost
     return batches
 
 
-def _within(family: Family, lengths: Sequence[int], tokens: int, width: int) -> list[list[int]]:
-    """A family's datums in parts that keep within the budget, each with the prefix once; `width` datums stay together."""
+def lengths_read(lengths: Sequence[int] | np.ndarray, active: np.ndarray) -> np.ndarray:
+    """For each sequence, how many of its tokens the outputs at `active` positions depend on; at least 1.
+
+    lengths: of N sequences. active: [positions of all sequences] bool. No token of a decoder looks ahead, so tokens after
+    the last active position need not be computed.
+    """
+    starts = np.cumsum(lengths, dtype=np.int64) - np.asarray(lengths, dtype=np.int64)
+    after = np.where(active, np.arange(1, len(active) + 1), 0)
+    last = np.maximum.reduceat(after, starts) if len(active) else np.zeros(0, dtype=np.int64)
+    return np.maximum(last - starts, 1)
+
+
+def trim_to_last_read(
+    sequences: Sequence[np.ndarray], active: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sequences cut after the last position at which their masks ([length] bool each) are true, and where, among the
+    tokens that are left, the masks are true."""
+    read = lengths_read([len(sequence) for sequence in sequences], np.concatenate(active)).tolist()
+    trimmed = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
+    return trimmed, np.flatnonzero(np.concatenate([mask[:n] for mask, n in zip(active, read, strict=True)]))
+
+
+def _within_budget(group: PrefixGroup, lengths: Sequence[int], budget: float, width: int) -> list[list[int]]:
+    """A group's datums in parts within the budget, each with the prefix once; `width` datums stay together."""
     parts: list[list[int]] = []
     used = 0
-    for k in range(0, len(family.members), width):
-        members = family.members[k : k + width]
-        cost = sum(lengths[i] - family.prefix for i in members)
-        if not parts or used + cost > tokens:
+    for k in range(0, len(group.members), width):
+        members = group.members[k : k + width]
+        cost = sum(lengths[i] - group.prefix for i in members)
+        if not parts or used + cost > budget:
             parts.append([])
-            used = family.prefix
+            used = group.prefix
         parts[-1].extend(members)
         used += cost
     return parts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...datums.errors import ModelError
-from ..model.load import LoadedModel
+from ..model.model import LoadedModel
 
 
 class Continuations:

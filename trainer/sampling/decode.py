@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import ModelError
-from ..model.load import LoadedModel
+from ..model.model import LoadedModel
 from .choice import choose
 from .continuations import Continuations
 from .params import Rules

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...datums.errors import ModelError
 from ...datums.types import SamplingParams
-from ..model.load import LoadedModel
+from ..model.model import LoadedModel
 from .continuations import can_share_prompts
 from .decode import Batch, Meter, Progress, limit
 from .params import check_params, check_prompt

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...datums.errors import ModelError, TokenRangeError, TruncationError
 from ...datums.types import SamplingParams, token_list
-from ..model.load import LoadedModel
+from ..model.model import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..head.logprobs import Head
-from ..model.load import LoadedModel
+from ..model.model import LoadedModel
 
 Product = Callable[[Tensor], Tensor]
 #: Tokens to come from which it pays to prepare the weights.

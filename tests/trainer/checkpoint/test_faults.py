@@ -48,7 +48,7 @@ def step_of(path: Path) -> int:
     """The step of the checkpoint at `path`, all parts of which are of this step."""
     checkpoint = read_checkpoint(path)
     step = whole_step(checkpoint)
-    assert checkpoint.read_file("tokenizer.json") == b"%d" % step
+    assert (checkpoint.path / "tokenizer.json").read_bytes() == b"%d" % step
     return step
 
 
@@ -346,7 +346,7 @@ def python(source: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None
     from lossbook.datums.errors import CheckpointError
-    from lossbook.trainer.checkpoints import read_checkpoint, write_checkpoint
+    from lossbook.trainer.checkpoint.folder import read_checkpoint, write_checkpoint
     """
     parts = [textwrap.dedent(header), inspect.getsource(save), textwrap.dedent(source)]
     return subprocess.run(
@@ -354,6 +354,7 @@ def python(source: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

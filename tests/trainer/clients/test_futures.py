@@ -407,7 +407,7 @@ def script(source: str) -> subprocess.CompletedProcess[str]:
     """Run source in a fresh interpreter that shows no warnings."""
     header = """
 import os, signal, sys, threading
-from lossbook.trainer.futures import Calls, Worker
+from lossbook.trainer.clients.futures import Calls, Worker
 PATIENCE = 60
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with Ctrl-C ignored
 """
@@ -415,8 +415,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its b
         [sys.executable, "-c", header + textwrap.dedent(source)],
         capture_output=True,
         text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        timeout=300,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
     )
 
 

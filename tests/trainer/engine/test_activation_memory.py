@@ -13,10 +13,13 @@ import lossbook as lb
 from lossbook.datums.errors import ModelError
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.engine import forward
-from lossbook.trainer.engine.activation_memory import LayerOptions, repeated_layers
-from lossbook.trainer.head import autograd as head_sweeps
+from lossbook.trainer.engine.activation_memory import layers_as_set, repeated_layers
+from lossbook.trainer.engine.settings import EngineSettings
+from lossbook.trainer.head import autograd
 from lossbook.trainer.head.logprobs import HeadOutputs
-from lossbook.trainer.model.load import LoadedModel, load_model
+from lossbook.trainer.model.load import load_model
+from lossbook.trainer.model.model import LoadedModel
+from lossbook.trainer.packing.attention import hidden_states, supports_packing
 
 VOCABULARY = 260
 MakeDatums = Callable[..., list[lb.Datum]]
@@ -40,8 +43,8 @@ def assert_same(
     datums = make_datums()
     plain, other = client(dtype=torch.float64), client(dtype=torch.float64, **options)
     expected = plain.forward_backward(datums, loss, settings).result()
-    found = other.forward_backward(datums, loss, settings).result()
-    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=precision)
+    output = other.forward_backward(datums, loss, settings).result()
+    assert output.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=precision)
     ours = gradients_of(other)
     for name, gradient in gradients_of(plain).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e3 * precision, atol=precision)
@@ -78,35 +81,35 @@ def test_layers_are_compiled_once_for_all_of_them_and_all_layouts(make_datums: M
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
-def kept_bytes(model: LoadedModel, options: LayerOptions) -> int:
-    """What a forward keeps for its backward."""
+def kept_bytes(model: LoadedModel, settings: EngineSettings) -> int:
+    """Bytes that a forward keeps for its backward."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), options.applied(model):
-        hidden = forward.hidden_states(model, [range(50), range(60)], "packed")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), layers_as_set(model, settings):
+        hidden = hidden_states(model, [range(50), range(60)], "packed")
     hidden.sum().backward()
     return sum(kept.values())
 
 
 def test_checkpointed_layers_keep_less_for_the_backward() -> None:
     model = load_model("tiny", device="cpu").train_all_weights()
-    assert forward.fits_in_blocks(model)
+    assert supports_packing(model)
     weights = sum(p.nbytes for p in model.module.parameters())
-    plain, checkpointed = (kept_bytes(model, LayerOptions(checkpoint=on)) for on in (False, True))
+    plain, checkpointed = (kept_bytes(model, EngineSettings(checkpoint_layers=on)) for on in (False, True))
     assert checkpointed < weights + (plain - weights) / 3
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [LayerOptions(checkpoint=True), LayerOptions(compile=True)])
-def test_the_layers_are_plain_again_after_a_forward_and_after_one_that_fails(options: LayerOptions) -> None:
+@pytest.mark.parametrize("option", ["checkpoint_layers", "compile_layers"])
+def test_the_layers_are_plain_again_after_a_forward_and_after_one_that_fails(option: str) -> None:
     model = load_model("tiny", device="cpu").train_all_weights()
 
     def fail() -> None:
-        with options.applied(model):
+        with layers_as_set(model, EngineSettings(**{option: True})):
             assert all("forward" in layer.__dict__ for layer in repeated_layers(model))
             raise RuntimeError("stop here")
 
@@ -129,9 +132,9 @@ def strategies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = forward.linear_logprobs
 
     def noting(*given: Any, **options: Any) -> HeadOutputs:
-        found = real(*given, **options)
-        taken.append(found.strategy)
-        return found
+        outputs = real(*given, **options)
+        taken.append(outputs.strategy)
+        return outputs
 
     monkeypatch.setattr(forward, "linear_logprobs", noting)
     return taken
@@ -181,16 +184,16 @@ def test_the_backward_of_a_linear_loss_computes_no_logits(
     reduction: str, make_datums: MakeDatums, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def computed(*given: Any) -> None:
-        raise AssertionError("the gradient found differs in some bit from the one known, so it was computed again")
+        raise AssertionError("the gradient differs in some bit from the known one, so it was computed again")
 
-    monkeypatch.setattr(head_sweeps, "_backward", computed)
+    monkeypatch.setattr(autograd, "recomputed_blocks", computed)
     training = client(tokens_per_micro_batch=20)
     training.forward_backward(make_datums(), "cross_entropy", {"reduction": reduction}).result()
     training.forward_backward(make_datums(), "reinforce", {"reduction": reduction}).result()
 
 
 @pytest.mark.parametrize("reduction", ["sum", "token-mean", "seq-mean-token-mean"])
-def test_a_gradient_known_before_the_forward_is_the_one_found_after_it(
+def test_a_gradient_known_before_the_forward_is_the_one_computed_after_it(
     reduction: str, make_datums: MakeDatums, gradients_of: GradientsOf
 ) -> None:
     assert_same({"head_strategy": "recompute"}, "cross_entropy", make_datums, gradients_of, reduction=reduction)
@@ -220,10 +223,10 @@ def test_in_bfloat16_weights_gradients_and_logprobs_are_float32_and_products_are
     products: list[torch.dtype] = []
     layer: nn.Module = low._model.module.base_model.layers[0].mlp.up_proj  # type: ignore[union-attr]
     layer.register_forward_hook(lambda module, given, result: products.append(result.dtype))
-    found, expected = (each.forward_backward(datums, "cross_entropy").result() for each in (low, full))
+    output, expected = (each.forward_backward(datums, "cross_entropy").result() for each in (low, full))
     assert set(products) == {torch.bfloat16}
     assert {p.dtype for p in low._model.trainable().values()} == {torch.float32}
     assert {p.grad.dtype for p in low._model.trainable().values() if p.grad is not None} == {torch.float32}
-    assert found.loss_fn_outputs[0]["logprobs"].to_torch().dtype == torch.float32
-    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=0.02)
-    assert found.metrics["loss:sum"] != expected.metrics["loss:sum"]
+    assert output.loss_fn_outputs[0]["logprobs"].to_torch().dtype == torch.float32
+    assert output.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=0.02)
+    assert output.metrics["loss:sum"] != expected.metrics["loss:sum"]

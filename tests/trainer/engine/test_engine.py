@@ -21,7 +21,6 @@ from lossbook.datums.errors import (
 )
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.engine import forward
-from lossbook.trainer.engine import micro_batch_run as passes
 from lossbook.trainer.engine.engine import Engine
 from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
@@ -38,18 +37,17 @@ def small_client(base_model: str = "tiny", **settings: Any) -> TrainingClient:
     return lb.ServiceClient(device="cpu", tokens_per_micro_batch=SMALL, **settings).create_training_client(base_model)
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, k: int, error: BaseException, times: int = 1) -> list[int]:
-    """Let the forward of micro-batch k (from 0) raise; returns the numbers of datums of each forward that ran."""
-    real, ran, left = passes.model_outputs, [], [times]
+def fail_at(client: TrainingClient, k: int, error: BaseException, times: int = 1) -> list[int]:
+    """Let the forward of micro-batch k (from 0) raise, `times` times; returns a list with an entry for each that ran."""
+    ran, left = [], [times]
 
-    def failing(model: Any, datums: Any, **options: Any) -> Any:
+    def failing(*_: Any) -> None:
         if len(ran) >= k and left[0]:
             left[0] -= 1
             raise error
-        ran.append(len(datums))
-        return real(model, datums, **options)
+        ran.append(len(ran))
 
-    monkeypatch.setattr(passes, "model_outputs", failing)
+    client._model.backbone.register_forward_pre_hook(failing)
     return ran
 
 
@@ -112,12 +110,12 @@ def test_a_failed_call_leaves_all_as_it_was_and_the_client_usable(
 @pytest.mark.parametrize("k", [0, 1, 2])
 @pytest.mark.parametrize("loss", ["cross_entropy", "info_nce", total], ids=["streamed", "coupled", "custom"])
 def test_a_model_that_fails_halfway_leaves_no_half_gradient(
-    loss: Any, k: int, make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
+    loss: Any, k: int, make_datums: MakeDatums, state_of: StateOf
 ) -> None:
     client, datums = small_client(), make_datums(8)
     client.forward_backward(datums, "cross_entropy").result()
     before = state_of(client)
-    ran = fail_at(monkeypatch, k, RuntimeError("the device fell over"))
+    ran = fail_at(client, k, RuntimeError("the device fell over"))
     with pytest.raises(RuntimeError, match="the device fell over"):
         client.forward_backward(datums, loss).result()
     assert len(ran) == k
@@ -125,44 +123,40 @@ def test_a_model_that_fails_halfway_leaves_no_half_gradient(
     client.forward_backward(datums, loss).result()
 
 
-def test_a_backward_that_fails_halfway_leaves_no_half_gradient(
-    make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backward_that_fails_halfway_leaves_no_half_gradient(make_datums: MakeDatums, state_of: StateOf) -> None:
     client, datums = small_client(), make_datums(8)
-    real, calls = passes.Pass.send_back, []
+    calls = []
 
-    def failing(self: Any, *args: Any) -> None:
-        real(self, *args)
+    def failing(*_: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
-            raise RuntimeError("after the second backward")
+            raise RuntimeError("at the end of the second backward")
 
-    monkeypatch.setattr(passes.Pass, "send_back", failing)
+    embedding = client._model.module.get_input_embeddings().weight  # type: ignore[operator]
+    embedding.register_post_accumulate_grad_hook(failing)
     before = state_of(client)
-    with pytest.raises(RuntimeError, match="after the second backward"):
+    with pytest.raises(RuntimeError, match="at the end of the second backward"):
         client.forward_backward(datums, "cross_entropy").result()
     assert state_of(client) == before
 
 
-def test_an_interrupt_leaves_no_half_gradient(
-    make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_no_half_gradient(make_datums: MakeDatums, state_of: StateOf) -> None:
     client, datums = small_client(), make_datums(8)
     before = state_of(client)
-    fail_at(monkeypatch, 1, KeyboardInterrupt())
+    fail_at(client, 1, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         client.forward_backward(datums, "cross_entropy").result()
     assert state_of(client) == before
 
 
 def test_out_of_memory_in_a_micro_batch_is_retried_with_finer_ones_to_the_same_gradient(
-    make_datums: MakeDatums, gradients_of: GradientsOf, monkeypatch: pytest.MonkeyPatch
+    make_datums: MakeDatums, gradients_of: GradientsOf
 ) -> None:
     datums = make_datums(8)
     expected = small_client(dtype=torch.float64)
     expected.forward_backward(datums, "cross_entropy").result()
     client = small_client(dtype=torch.float64)
-    ran = fail_at(monkeypatch, 2, torch.OutOfMemoryError("simulated"))
+    ran = fail_at(client, 2, torch.OutOfMemoryError("simulated"))
     with pytest.warns(RuntimeWarning, match="out of memory: micro-batches now hold 12 tokens"):
         output = client.forward_backward(datums, "cross_entropy").result()
     assert output.metrics["micro_batches"] == len(ran) - 2
@@ -171,34 +165,34 @@ def test_out_of_memory_in_a_micro_batch_is_retried_with_finer_ones_to_the_same_g
 
 
 def test_out_of_memory_that_no_finer_cut_can_mend_fails_and_leaves_all_as_it_was(
-    make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
+    make_datums: MakeDatums, state_of: StateOf
 ) -> None:
     client, datums = small_client(), make_datums(8)
     client.forward_backward(datums, "cross_entropy").result()
     before = state_of(client)
-    fail_at(monkeypatch, 0, torch.OutOfMemoryError("simulated"), times=100)
+    fail_at(client, 0, torch.OutOfMemoryError("simulated"), times=100)
     with pytest.warns(RuntimeWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
         client.forward_backward(datums, "cross_entropy").result()
     assert state_of(client) == before
 
 
 def test_out_of_memory_of_a_loss_over_the_whole_batch_is_not_cut_finer(
-    make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
+    make_datums: MakeDatums, state_of: StateOf
 ) -> None:
     client, datums = small_client(), make_datums(8)
     before = state_of(client)
-    fail_at(monkeypatch, 1, torch.OutOfMemoryError("simulated"))
+    fail_at(client, 1, torch.OutOfMemoryError("simulated"))
     with pytest.raises(torch.OutOfMemoryError):
         client.forward_backward(datums, "info_nce").result()
     assert state_of(client) == before
 
 
 def test_a_failed_call_gives_back_the_random_numbers_it_drew(
-    model_with_dropout: str, make_datums: MakeDatums, state_of: StateOf, monkeypatch: pytest.MonkeyPatch
+    model_with_dropout: str, make_datums: MakeDatums, state_of: StateOf
 ) -> None:
     client, datums = small_client(model_with_dropout, dropout=True), make_datums(8)
     before = state_of(client)
-    fail_at(monkeypatch, 2, RuntimeError("the device fell over"))
+    fail_at(client, 2, RuntimeError("the device fell over"))
     with pytest.raises(RuntimeError, match="the device fell over"):
         client.forward_backward(datums, "cross_entropy").result()
     assert state_of(client) == before
@@ -254,8 +248,8 @@ def test_positive_logprobs_from_the_model_are_refused(monkeypatch: pytest.Monkey
     real = forward.linear_logprobs
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
-        found = real(*args, **kwargs)
-        return replace(found, logprobs=found.logprobs + 100.0)
+        outputs = real(*args, **kwargs)
+        return replace(outputs, logprobs=outputs.logprobs + 100.0)
 
     monkeypatch.setattr(forward, "linear_logprobs", shifted)
     with pytest.raises((InvalidLogprobError, NonFiniteLossInput), match="datum 0"):
@@ -291,8 +285,8 @@ def test_positions_of_weight_zero_never_reach_the_head_and_read_zero(
     output = client.forward_backward(datums, "cross_entropy").result()
     weights = [torch.tensor(d.loss_fn_inputs["weights"].data) for d in datums]
     assert sum(rows) == sum(int((w != 0).sum()) for w in weights) == output.metrics["response_tokens"]
-    for found, w in zip(output.loss_fn_outputs, weights, strict=True):
-        assert torch.equal(found["logprobs"].to_torch() == 0.0, w == 0)
+    for fields, w in zip(output.loss_fn_outputs, weights, strict=True):
+        assert torch.equal(fields["logprobs"].to_torch() == 0.0, w == 0)
 
     rows.clear()
     everywhere = client.forward(datums, "cross_entropy").result()
@@ -330,8 +324,9 @@ def test_a_loss_over_logprobs_needs_targets_and_says_so(loss: Any) -> None:
 
 def test_datums_of_weight_zero_alone_in_a_micro_batch_are_no_trouble(gradients_of: GradientsOf) -> None:
     silent = lb.datum_from_tokens_weights(list(range(20)), [0.0] * 20)
-    one, both = (small_client(dtype=torch.float64) for _ in range(2))
-    both._engine.tokens = 2  # one datum a micro-batch
+    one = small_client(dtype=torch.float64)
+    service = lb.ServiceClient(device="cpu", dtype=torch.float64, tokens_per_micro_batch=2)  # one datum per micro-batch
+    both = service.create_training_client("tiny")
     one.forward_backward([plain([1, 2, 3])], "cross_entropy").result()
     output = both.forward_backward([silent, plain([1, 2, 3])], "cross_entropy").result()
     assert output.metrics["micro_batches"] == 2
@@ -346,8 +341,8 @@ def test_outputs_come_back_in_the_order_of_the_datums(make_datums: MakeDatums) -
     whole = lb.ServiceClient(device="cpu").create_training_client("tiny")
     for call in ("forward", "forward_backward"):
         expected = getattr(whole, call)(datums, "cross_entropy").result().loss_fn_outputs
-        found = getattr(small_client(), call)(datums, "cross_entropy").result().loss_fn_outputs
-        for one, other in zip(found, expected, strict=True):
+        cut = getattr(small_client(), call)(datums, "cross_entropy").result().loss_fn_outputs
+        for one, other in zip(cut, expected, strict=True):
             assert one["logprobs"].data == pytest.approx(other["logprobs"].data, abs=1e-5)
 
 

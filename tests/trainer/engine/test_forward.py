@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,10 +13,16 @@ from torch import Tensor
 import lossbook as lb
 from lossbook.datums.errors import MissingInput, ModelError, TokenRangeError
 from lossbook.trainer.engine import forward
-from lossbook.trainer.engine.forward import check_fits, hidden_states, model_outputs, pool, target_tokens
-from lossbook.trainer.model.load import LoadedModel, load_model
+from lossbook.trainer.engine.checks import checked_tokens
+from lossbook.trainer.engine.forward import model_outputs, pool, target_tokens
+from lossbook.trainer.engine.settings import EngineSettings
+from lossbook.trainer.model.load import load_model
+from lossbook.trainer.model.model import LoadedModel
+from lossbook.trainer.packing.attention import hidden_states
+from lossbook.trainer.packing.micro_batches import trim_to_last_read
 
 MakeDatums = Callable[..., list[lb.Datum]]
+PADDED = EngineSettings(batching="padded")
 SEQUENCES = [[5, 6, 7, 8, 9, 10], [5], [250, 3, 3, 250], [1, 2], [9]]
 
 
@@ -65,10 +72,9 @@ def test_pooling_adds_up_in_full_precision(dtype: torch.dtype, expected: torch.d
 def test_logprobs_are_those_of_a_softmax_over_the_models_own_logits(
     decoder: LoadedModel, make_datums: MakeDatums
 ) -> None:
-    datums = make_datums(3)
-    found = model_outputs(
-        decoder, datums, names=("logprobs", "entropy"), active=None, batching="padded", pooling="mean"
-    )
+    datums, names = make_datums(3), ("logprobs", "entropy")
+    tokens = checked_tokens(decoder, datums, names)
+    outputs = model_outputs(decoder, datums, tokens, names=names, rows=None, pooling="mean", settings=PADDED)
     expected, entropy = [], []
     for datum in datums:
         logits = decoder.module(torch.tensor([datum.model_input.to_ints()])).logits[0]
@@ -76,11 +82,11 @@ def test_logprobs_are_those_of_a_softmax_over_the_models_own_logits(
         targets = datum.loss_fn_inputs["target_tokens"].to_torch()
         expected.append(log_softmax.gather(1, targets[:, None])[:, 0])
         entropy.append(-(log_softmax.exp() * log_softmax).sum(-1))
-    torch.testing.assert_close(found.logprobs, torch.cat(expected), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found.entropy, torch.cat(entropy), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(outputs.logprobs, torch.cat(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(outputs.entropy, torch.cat(entropy), rtol=1e-9, atol=1e-12)
 
 
-def test_only_covered_positions_reach_the_head(
+def test_only_active_positions_reach_the_head(
     decoder: LoadedModel, make_datums: MakeDatums, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datums, rows = make_datums(4), []
@@ -91,29 +97,34 @@ def test_only_covered_positions_reach_the_head(
         return real(hidden, *args, **kwargs)
 
     monkeypatch.setattr(forward, "linear_logprobs", counting)
-    active = torch.cat([torch.tensor(d.loss_fn_inputs["weights"].data) != 0 for d in datums])
-    everything = model_outputs(decoder, datums, names=("logprobs",), active=None, batching="padded", pooling="mean")
-    part = model_outputs(decoder, datums, names=("logprobs",), active=active, batching="padded", pooling="mean")
-    assert rows == [len(active), int(active.sum())]
-    torch.testing.assert_close(part.logprobs, everything.logprobs[active], rtol=1e-12, atol=1e-12)
+    tokens = checked_tokens(decoder, datums, ("logprobs",))
+    active = [d.loss_fn_inputs["weights"].to_numpy() != 0 for d in datums]
+    trimmed, places = trim_to_last_read(tokens, active)
+    how: Any = {"names": ("logprobs",), "pooling": "mean", "settings": PADDED}
+    everything = model_outputs(decoder, datums, tokens, rows=None, **how)
+    part = model_outputs(decoder, datums, trimmed, rows=torch.from_numpy(places), **how)
+    everywhere = torch.from_numpy(np.concatenate(active))
+    assert rows == [len(everywhere), int(everywhere.sum())]
+    torch.testing.assert_close(part.logprobs, everything.logprobs[everywhere], rtol=1e-12, atol=1e-12)
 
 
-def test_narrow_targets_are_filled_up_beside_wide_ones() -> None:
+def test_narrow_targets_are_padded_beside_wide_ones() -> None:
     wide = lb.Datum(lb.ModelInput.from_ints([1, 2]), {"target_tokens": [[3, 4, 5], [6, 7, 8]]})
     narrow = lb.Datum(lb.ModelInput.from_ints([1]), {"target_tokens": [9]})
-    assert target_tokens([wide, narrow]).tolist() == [[3, 4, 5], [6, 7, 8], [9, 0, 0]]
-    assert target_tokens([narrow]).tolist() == [9]
+    assert target_tokens([wide, narrow], [2, 1]).tolist() == [[3, 4, 5], [6, 7, 8], [9, 0, 0]]
+    assert target_tokens([wide, narrow], [1, 1]).tolist() == [[3, 4, 5], [9, 0, 0]]
+    assert target_tokens([narrow], [1]).tolist() == [9]
 
 
 def test_an_encoder_has_no_logprobs_and_says_so(encoder: LoadedModel, make_datums: MakeDatums) -> None:
     with pytest.raises(ModelError, match="tiny-encoder is an encoder: it has embeddings, but no logprobs"):
-        check_fits(encoder, make_datums(1), ["logprobs"])
-    check_fits(encoder, make_datums(1), ["embeddings"])
+        checked_tokens(encoder, make_datums(1), ["logprobs"])
+    checked_tokens(encoder, make_datums(1), ["embeddings"])
 
 
 def test_values_need_a_value_head_and_say_so_before_any_forward(decoder: LoadedModel, make_datums: MakeDatums) -> None:
     with pytest.raises(ModelError, match=r"tiny has no value head.*create_training_client\('tiny', value_head=True\)"):
-        check_fits(decoder, make_datums(1), ["logprobs", "values"])
+        checked_tokens(decoder, make_datums(1), ["logprobs", "values"])
 
 
 @pytest.mark.parametrize("name", ["logsumexp", "mean_logprobs", "entropy"])
@@ -121,23 +132,23 @@ def test_what_an_encoder_cannot_give_is_refused_whatever_its_name(
     encoder: LoadedModel, make_datums: MakeDatums, name: str
 ) -> None:
     with pytest.raises(ModelError, match="tiny-encoder is an encoder"):
-        check_fits(encoder, make_datums(1), [name])
+        checked_tokens(encoder, make_datums(1), [name])
 
 
 def test_logprobs_need_target_tokens_and_embeddings_do_not(decoder: LoadedModel, make_datums: MakeDatums) -> None:
     datums = [*make_datums(1), lb.Datum(lb.ModelInput.from_ints([1, 2]), {"weights": [1.0, 1.0]})]
     with pytest.raises(MissingInput, match=r"datum 1 of 2 carries no target_tokens.*It carries: weights"):
-        check_fits(decoder, datums, ["logprobs"])
-    check_fits(decoder, datums, ["embeddings"])
+        checked_tokens(decoder, datums, ["logprobs"])
+    checked_tokens(decoder, datums, ["embeddings"])
 
 
 def test_a_token_that_the_model_does_not_know_is_named_before_the_forward(decoder: LoadedModel) -> None:
     datums = [lb.Datum(lb.ModelInput.from_ints([1, 2])), lb.Datum(lb.ModelInput.from_ints([1, 2, 260]))]
     with pytest.raises(TokenRangeError, match=r"datum 1 of 2: model_input has token 260 at position 2.*0 to 259"):
-        check_fits(decoder, datums, ["embeddings"])
+        checked_tokens(decoder, datums, ["embeddings"])
 
 
 def test_a_sequence_that_is_too_long_for_the_model_is_named(encoder: LoadedModel) -> None:
     datum = lb.Datum(lb.ModelInput.from_ints([1] * 513))
     with pytest.raises(ModelError, match="datum 0 of 1 has 513 tokens, but tiny-encoder reads at most 512"):
-        check_fits(encoder, [datum], ["embeddings"])
+        checked_tokens(encoder, [datum], ["embeddings"])

@@ -31,5 +31,5 @@ def test_an_option_that_cannot_be_is_refused_when_the_service_is_made(option: di
 
 def test_a_backend_that_there_is_not_is_refused_by_the_head_too() -> None:
     unknown: Any = "liger"
-    with pytest.raises(ModelError, match="backend must be one of auto, chunked, cut-cross-entropy, not 'liger'"):
-        linear_logprobs(torch.zeros(2, 3), Head(torch.zeros(5, 3)), torch.tensor([0, 1]), backend=unknown)
+    with pytest.raises(ModelError, match="head_backend must be one of auto, chunked, cut-cross-entropy, not 'liger'"):
+        linear_logprobs(torch.zeros(2, 3), Head(torch.zeros(5, 3)), torch.tensor([0, 1]), head_backend=unknown)

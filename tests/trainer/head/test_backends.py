@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 from lossbook.datums.errors import MissingExtraError, ModelError
-from lossbook.trainer.head import backends as head_backends
 from lossbook.trainer.head.logprobs import Head, linear_logprobs
 
 WIDTH, VOCABULARY = 16, 60
@@ -45,15 +45,15 @@ def test_cut_cross_entropy_gives_the_numbers_and_gradients_of_our_tiles(compiled
         trained = [hidden] if frozen else [hidden, weight]
         factors = torch.linspace(-1, 2, 12)
         factors[:3] = 0.0
-        found = {}
+        gradients = {}
         for backend in ("cut-cross-entropy", "chunked"):
-            outputs = linear_logprobs(hidden, Head(weight, None, softcap, scale), targets, backend=backend)
+            outputs = linear_logprobs(hidden, Head(weight, None, softcap, scale), targets, head_backend=backend)
             assert outputs.backend == backend
             assert outputs.logprobs.dtype == torch.float32
             total = (outputs.logprobs * factors).sum() + (outputs.logsumexp * factors.flip(0)).sum()
-            found[backend] = [outputs.logprobs, outputs.logsumexp, *torch.autograd.grad(total, trained)]
+            gradients[backend] = [outputs.logprobs, outputs.logsumexp, *torch.autograd.grad(total, trained)]
         tolerance = 1e-5 if dtype == torch.float32 else 0.05
-        for theirs, ours in zip(found["cut-cross-entropy"], found["chunked"], strict=True):
+        for theirs, ours in zip(gradients["cut-cross-entropy"], gradients["chunked"], strict=True):
             assert theirs.dtype == ours.dtype
             torch.testing.assert_close(theirs, ours, rtol=tolerance, atol=tolerance)
 
@@ -77,14 +77,14 @@ def test_what_cut_cross_entropy_cannot_serve_is_refused_by_name(change: dict[str
     hidden, weight, targets = leaves(3)
     arguments: dict[str, Any] = {"hidden": hidden, "head": Head(weight), "targets": targets, **change}
     with pytest.raises(ModelError, match=message):
-        linear_logprobs(**arguments, backend="cut-cross-entropy")
+        linear_logprobs(**arguments, head_backend="cut-cross-entropy")
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(head_backends, "_is_installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", None)
     hidden, weight, targets = leaves(3)
     with pytest.raises(MissingExtraError, match=r"pip install 'lossbook\[cuda\]'"):
-        linear_logprobs(hidden, Head(weight), targets, backend="cut-cross-entropy")
+        linear_logprobs(hidden, Head(weight), targets, head_backend="cut-cross-entropy")
     assert linear_logprobs(hidden, Head(weight), targets).backend == "chunked"
 
 
@@ -102,7 +102,7 @@ def test_cut_cross_entropy_gives_no_logprob_above_zero():
     certain = torch.zeros(VOCABULARY, WIDTH)
     certain[7] = 100.0
     outputs = linear_logprobs(
-        torch.full((5, WIDTH), 1.7), Head(certain), torch.full((5,), 7), backend="cut-cross-entropy"
+        torch.full((5, WIDTH), 1.7), Head(certain), torch.full((5,), 7), head_backend="cut-cross-entropy"
     )
     assert bool((outputs.logprobs <= 0).all())
     assert bool((outputs.logprobs > -1e-3).all())

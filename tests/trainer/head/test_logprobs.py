@@ -16,7 +16,7 @@ from lossbook.datums.errors import DtypeError, ShapeError, TokenRangeError
 from lossbook.trainer.head import backward as head_gradients
 from lossbook.trainer.head import logprobs as head_module
 from lossbook.trainer.head.logprobs import Head, HeadOutputs, linear_logprobs
-from lossbook.trainer.model.load import LoadedModel
+from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 POSITIONS, WIDTH, VOCABULARY = 7, 5, 23
@@ -94,12 +94,12 @@ def test_values_and_gradients_are_those_of_log_softmax_and_gather(kind: dict, ti
     monkeypatch.setitem(head_module.TILE_BYTES, "cpu", 4 * rows * columns)
     hidden, head, targets = problem(**kind)
     expected = plainly(hidden, head, targets)
-    found = all_of(hidden, head, targets, chunk_tokens=rows, strategy=strategy)
+    outputs = all_of(hidden, head, targets, chunk_tokens=rows, head_strategy=strategy)
     for name in OUTPUTS:
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-12)
+        torch.testing.assert_close(getattr(outputs, name), getattr(expected, name), rtol=0, atol=1e-12)
     for names in (OUTPUTS, *([name] for name in OUTPUTS)):
         wanted = gradients(pulled(expected, *names), hidden, head)
-        for one, other in zip(gradients(pulled(found, *names), hidden, head), wanted, strict=True):
+        for one, other in zip(gradients(pulled(outputs, *names), hidden, head), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
@@ -113,9 +113,9 @@ def test_the_backward_passes_gradcheck(kind: dict, entropy: bool, mean_logprobs:
 
     def outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         own = Head(weight, bias, head.softcap, head.scale)
-        found = linear_logprobs(hidden, own, targets, chunk_tokens=3, strategy=strategy, **asked)
-        assert [getattr(found, name) is not None for name in asked] == list(asked.values())
-        return tuple(value for name in OUTPUTS if (value := getattr(found, name)) is not None)
+        outputs = linear_logprobs(hidden, own, targets, chunk_tokens=3, head_strategy=strategy, **asked)
+        assert [getattr(outputs, name) is not None for name in asked] == list(asked.values())
+        return tuple(value for name in OUTPUTS if (value := getattr(outputs, name)) is not None)
 
     assert torch.autograd.gradcheck(outputs, (hidden, head.weight, head.bias))
 
@@ -131,7 +131,7 @@ def test_how_the_work_is_cut_changes_nothing(rows: int, tile: int, seed: int, st
     whole = all_of(hidden, head, targets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(head_module.TILE_BYTES, "cpu", 4 * rows * tile)
-        cut = all_of(hidden, head, targets, chunk_tokens=rows, strategy=strategy)
+        cut = all_of(hidden, head, targets, chunk_tokens=rows, head_strategy=strategy)
         wanted = gradients(pulled(whole, *OUTPUTS), hidden, head)
         got = gradients(pulled(cut, *OUTPUTS), hidden, head)
     for name in OUTPUTS:
@@ -152,20 +152,20 @@ def test_a_token_named_twice_in_a_row_gets_both_gradients():
 
 def test_of_equal_logits_entropy_and_mean_logprob_are_the_logarithm_of_the_vocabulary():
     head = Head(torch.zeros(VOCABULARY, WIDTH), torch.full((VOCABULARY,), 2.0))
-    found = all_of(torch.ones(2, WIDTH), head, torch.tensor([0, 1]))
+    outputs = all_of(torch.ones(2, WIDTH), head, torch.tensor([0, 1]))
     logarithm = torch.full((2,), float(VOCABULARY)).log()
-    torch.testing.assert_close(found.entropy, logarithm)
-    torch.testing.assert_close(found.mean_logprobs, -logarithm)
-    torch.testing.assert_close(found.logsumexp, 2 + logarithm)
+    torch.testing.assert_close(outputs.entropy, logarithm)
+    torch.testing.assert_close(outputs.mean_logprobs, -logarithm)
+    torch.testing.assert_close(outputs.logsumexp, 2 + logarithm)
 
 
 def test_no_positions_give_no_logprobs_but_a_graph():
     _, head, _ = problem(bias=True)
     hidden = torch.zeros(0, WIDTH, dtype=torch.float64, requires_grad=True)
-    found = all_of(hidden, head, torch.zeros(0, dtype=torch.int64))
+    outputs = all_of(hidden, head, torch.zeros(0, dtype=torch.int64))
     for name in OUTPUTS:
-        assert getattr(found, name).shape == (0,)
-        for gradient in gradients(getattr(found, name).sum(), hidden, head):
+        assert getattr(outputs, name).shape == (0,)
+        for gradient in gradients(getattr(outputs, name).sum(), hidden, head):
             assert not gradient.any()
 
 
@@ -173,43 +173,43 @@ def test_bfloat16_hidden_states_give_float32_logprobs_and_bfloat16_gradients():
     hidden, head, targets = problem()
     narrow = Head(head.weight.detach().bfloat16().requires_grad_())
     states = hidden.detach().bfloat16().requires_grad_()
-    found = linear_logprobs(states, narrow, targets)
-    assert found.logprobs.dtype == torch.float32
+    outputs = linear_logprobs(states, narrow, targets)
+    assert outputs.logprobs.dtype == torch.float32
     expected = plainly(states.double(), Head(narrow.weight.double()), targets)
-    torch.testing.assert_close(found.logprobs.double(), expected.logprobs, rtol=0.02, atol=0.02)
-    got = gradients(found.logprobs.sum(), states, narrow)
+    torch.testing.assert_close(outputs.logprobs.double(), expected.logprobs, rtol=0.02, atol=0.02)
+    got = gradients(outputs.logprobs.sum(), states, narrow)
     assert [gradient.dtype for gradient in got] == [torch.bfloat16, torch.bfloat16]
 
 
 def test_a_float32_weight_is_not_rounded_to_the_hidden_states_bfloat16():
     states = torch.ones(1, 2, dtype=torch.bfloat16)
     weight = torch.tensor([[1.0 + 2**-12, 0.0], [1.0, 0.0]])  # bfloat16 would round the difference away
-    found = linear_logprobs(states, Head(weight), torch.tensor([0]))
-    assert found.logprobs.item() == pytest.approx(-0.6930251, abs=1e-6)  # ln 2 less half of 2^-12
+    outputs = linear_logprobs(states, Head(weight), torch.tensor([0]))
+    assert outputs.logprobs.item() == pytest.approx(-0.6930251, abs=1e-6)  # ln 2 less half of 2^-12
 
 
 def test_autocast_does_not_lower_the_precision():
     hidden, head, targets = problem()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = linear_logprobs(hidden.float(), Head(head.weight.float()), targets)
-        found.logprobs.sum().backward()
+        outputs = linear_logprobs(hidden.float(), Head(head.weight.float()), targets)
+        outputs.logprobs.sum().backward()
     expected = plainly(hidden, head, targets)
-    torch.testing.assert_close(found.logprobs.double(), expected.logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs.logprobs.double(), expected.logprobs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_extreme_logits_give_finite_values_and_gradients(size: float):
     hidden = torch.full((3, 1), size, requires_grad=True)
     weight = torch.linspace(-1, 1, 11)[:, None].requires_grad_()
-    found = all_of(hidden, Head(weight), torch.tensor([0, 5, 10]), chunk_tokens=2)
-    sum(getattr(found, name).sum() for name in OUTPUTS).backward()
+    outputs = all_of(hidden, Head(weight), torch.tensor([0, 5, 10]), chunk_tokens=2)
+    sum(getattr(outputs, name).sum() for name in OUTPUTS).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
-    for tensor in (*(getattr(found, name) for name in OUTPUTS), hidden.grad, weight.grad):
+    for tensor in (*(getattr(outputs, name) for name in OUTPUTS), hidden.grad, weight.grad):
         assert torch.isfinite(tensor).all()
-    assert found.logsumexp.tolist() == pytest.approx([1e4] * 3)
-    assert found.mean_logprobs.tolist() == pytest.approx([-1e4] * 3)  # type: ignore[union-attr]
-    assert sorted(found.logprobs.tolist()) == pytest.approx([-2e4, -1e4, 0.0])
+    assert outputs.logsumexp.tolist() == pytest.approx([1e4] * 3)
+    assert outputs.mean_logprobs.tolist() == pytest.approx([-1e4] * 3)  # type: ignore[union-attr]
+    assert sorted(outputs.logprobs.tolist()) == pytest.approx([-2e4, -1e4, 0.0])
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -241,8 +241,8 @@ def test_nothing_as_large_as_tokens_times_vocabulary_is_kept_or_made(monkeypatch
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
         LargestTensor() as seen,
     ):
-        found = all_of(hidden, head, torch.randint(vocabulary, (tokens,)), chunk_tokens=64, strategy="recompute")
-        sum(getattr(found, name).sum() for name in OUTPUTS).backward()
+        outputs = all_of(hidden, head, torch.randint(vocabulary, (tokens,)), chunk_tokens=64, head_strategy="recompute")
+        sum(getattr(outputs, name).sum() for name in OUTPUTS).backward()
     assert max(kept) == vocabulary * width  # the weight itself
     assert seen.elements == 64 * 1024  # one tile
 
@@ -253,10 +253,10 @@ def test_positions_without_a_gradient_take_no_part_in_the_backward(names: Sequen
     hidden, head, targets = problem(columns=2)
     counted = torch.arange(POSITIONS) % 3 == 0
 
-    def of_counted(found: HeadOutputs) -> Tensor:
-        return torch.stack([getattr(found, name)[counted].sum() for name in names]).sum()
+    def of_counted(outputs: HeadOutputs) -> Tensor:
+        return torch.stack([getattr(outputs, name)[counted].sum() for name in names]).sum()
 
-    value = of_counted(all_of(hidden, head, targets, strategy=strategy))
+    value = of_counted(all_of(hidden, head, targets, head_strategy=strategy))
     real, rows = head_gradients.tile_gradient, []
 
     def noting(logits, *rest):
@@ -275,9 +275,9 @@ def test_positions_without_a_gradient_take_no_part_in_the_backward(names: Sequen
 def test_a_frozen_weight_costs_no_gradient_buffer(strategy: Any):
     hidden = torch.randn(16, 64, requires_grad=True)
     head = Head(torch.randn(1000, 64))
-    found = linear_logprobs(hidden, head, torch.randint(1000, (16,)), strategy=strategy)
+    outputs = linear_logprobs(hidden, head, torch.randint(1000, (16,)), head_strategy=strategy)
     with LargestTensor(head.weight) as seen:
-        found.logprobs.sum().backward()
+        outputs.logprobs.sum().backward()
     assert seen.elements == 16 * 1000  # the one tile of logits; the weight's gradient would hold 64,000
     assert seen.elements < head.weight.numel()
     assert head.weight.grad is None
@@ -345,8 +345,8 @@ def test_logprobs_are_those_of_the_models_own_logits(build: Callable):
     tokens = torch.randint(3, 40, (1, 12))
     expected = module(tokens).logits.log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[:, 0]
     hidden = model.backbone(tokens).last_hidden_state[0, :-1]
-    found = linear_logprobs(hidden, model.head(), tokens[0, 1:])
-    torch.testing.assert_close(found.logprobs, expected, rtol=0, atol=1e-12)
+    outputs = linear_logprobs(hidden, model.head(), tokens[0, 1:])
+    torch.testing.assert_close(outputs.logprobs, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(model.head().logits(hidden), module(tokens).logits[0, :-1], rtol=0, atol=1e-12)
 
 

@@ -53,8 +53,8 @@ def peak(positions: int, strategy: Any, *, trains_head: bool = True, **options: 
     if strategy == "known-gradient":
         options["known_gradient"] = known
     with LiveBytes(hidden, head.weight, targets, known) as live:
-        found = linear_logprobs(hidden, head, targets, strategy=strategy, **options)
-        (found.logprobs * known).sum().backward()
+        outputs = linear_logprobs(hidden, head, targets, head_strategy=strategy, **options)
+        (outputs.logprobs * known).sum().backward()
     return live.peak
 
 
@@ -64,7 +64,7 @@ def per_position(small: int, large: int, rows: int) -> float:
 
 
 @pytest.mark.parametrize("trains_head", [True, False], ids=["trained head", "frozen head"])
-def test_recompute_holds_a_few_tiles_and_a_few_numbers_a_position(trains_head: bool):
+def test_recompute_holds_a_few_tiles_and_a_few_numbers_per_position(trains_head: bool):
     small, large = (peak(positions, "recompute", trains_head=trains_head) for positions in (64, 640))
     # the hidden states' gradient and its sum, then outputs, their gradients and marks of which rows have one
     assert per_position(small, large, 576) < 2 * 4 * WIDTH + 120
@@ -82,13 +82,13 @@ def test_keep_holds_the_product_once():
 
 def test_keep_in_half_precision_holds_half():
     small, large = (peak(positions, "keep", kept_dtype=torch.float16) for positions in (64, 640))
-    offsets = 4 * VOCABULARY * 4 * 32 / TILE  # one number a row and tile
+    offsets = 4 * VOCABULARY * 4 * 32 / TILE  # one number per row and tile
     assert per_position(small, large, 576) < 2 * VOCABULARY + offsets + 2 * 4 * WIDTH + 120
 
 
 def test_known_gradient_holds_no_more_of_the_product_than_the_budget_whatever_the_number_of_positions():
     budget = 16 * 4 * VOCABULARY
-    small, large = (peak(positions, "known-gradient", memory_budget=budget) for positions in (64, 640))
+    small, large = (peak(positions, "known-gradient", head_memory=budget) for positions in (64, 640))
     assert per_position(small, large, 576) < 2 * 4 * WIDTH + 120
     assert small < budget + HEAD_GRADIENT + 64 * (2 * 4 * WIDTH + 120) + 8 * TILE
 
@@ -98,5 +98,5 @@ def test_a_bfloat16_heads_gradient_is_summed_without_a_float32_copy_of_it():
     head = Head(torch.randn(VOCABULARY, WIDTH, dtype=torch.bfloat16).requires_grad_())
     targets = torch.randint(VOCABULARY, (64,))
     with LiveBytes(hidden, head.weight, targets) as live:
-        linear_logprobs(hidden, head, targets, strategy="recompute").logprobs.sum().backward()
+        linear_logprobs(hidden, head, targets, head_strategy="recompute").logprobs.sum().backward()
     assert live.peak < HEAD_GRADIENT / 2 + 64 * (2 * 4 * WIDTH + 120) + 8 * TILE

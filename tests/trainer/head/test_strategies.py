@@ -1,4 +1,4 @@
-"""Every strategy of the head computes the same numbers, keeps its promise about memory, and says which it is."""
+"""Every strategy of the head computes the same numbers, and the outputs name the strategy taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossbook.datums.errors import ModelError, ShapeError
-from lossbook.trainer.head import autograd as head_sweeps
+from lossbook.trainer.head import autograd
 from lossbook.trainer.head import logprobs as head_module
 from lossbook.trainer.head.logprobs import Head, linear_logprobs
 
@@ -65,11 +65,11 @@ class Problem:
     def ours(self, strategy: str, **options: Any) -> tuple[Tensor, list[Tensor]]:
         """Logprobs and gradients of the linear loss."""
         known = {"known_gradient": self.gradient} if strategy == "known-gradient" else {}
-        found = linear_logprobs(
-            self.hidden, self.head, self.targets, strategy=strategy, chunk_tokens=4, **known, **options
+        outputs = linear_logprobs(
+            self.hidden, self.head, self.targets, head_strategy=strategy, chunk_tokens=4, **known, **options
         )
-        assert found.strategy == strategy
-        return found.logprobs, self.pulled(found.logprobs)
+        assert outputs.strategy == strategy
+        return outputs.logprobs, self.pulled(outputs.logprobs)
 
     def plainly(self) -> tuple[Tensor, list[Tensor]]:
         """The definition: all logits, log_softmax, gather."""
@@ -88,14 +88,14 @@ def plain_logits(hidden: Tensor, head: Head) -> Tensor:
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def assert_same(found: tuple[Tensor, list[Tensor]], wanted: tuple[Tensor, list[Tensor]], tolerance: float) -> None:
-    for one, other in zip([found[0], *found[1]], [wanted[0], *wanted[1]], strict=True):
+def assert_same(ours: tuple[Tensor, list[Tensor]], wanted: tuple[Tensor, list[Tensor]], tolerance: float) -> None:
+    for one, other in zip([ours[0], *ours[1]], [wanted[0], *wanted[1]], strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
 
 
 PROBLEMS = [
-    pytest.param({}, id="one target a position"),
-    pytest.param({"columns": 3}, id="three targets a position"),
+    pytest.param({}, id="one target per position"),
+    pytest.param({"columns": 3}, id="three targets per position"),
     pytest.param({"columns": 3, "repeated": True}, id="a token named twice"),
     pytest.param({"bias": True}, id="with a bias"),
     pytest.param({"softcap": 3.0}, id="soft-capped"),
@@ -148,11 +148,11 @@ def test_what_is_kept_may_be_narrower_and_costs_its_rounding(kind: dict, kept_dt
 def test_a_logit_too_far_down_for_the_kept_dtype_leaves_finite_gradients():
     hidden = torch.tensor([[3e5]], requires_grad=True)
     weight = torch.linspace(-1, 1, VOCABULARY)[:, None].requires_grad_()
-    found = linear_logprobs(
-        hidden, Head(weight), torch.tensor([0]), entropy=True, strategy="keep", kept_dtype=torch.float16
+    outputs = linear_logprobs(
+        hidden, Head(weight), torch.tensor([0]), entropy=True, head_strategy="keep", kept_dtype=torch.float16
     )
-    assert found.entropy is not None
-    (found.logprobs.sum() + found.entropy.sum()).backward()
+    assert outputs.entropy is not None
+    (outputs.logprobs.sum() + outputs.entropy.sum()).backward()
     for leaf in (hidden, weight):
         assert leaf.grad is not None
         assert torch.isfinite(leaf.grad).all()
@@ -165,71 +165,77 @@ def test_a_logit_too_far_down_for_the_kept_dtype_leaves_finite_gradients():
 @pytest.mark.parametrize("k", [1, 3, 12, VOCABULARY])
 def test_the_likeliest_tokens_and_their_gradients_are_those_of_a_sort(strategy: Any, k: int):
     problem = Problem(columns=2, bias=True, softcap=2.0, scale=1.5)
-    found = linear_logprobs(problem.hidden, problem.head, problem.targets, topk=k, strategy=strategy, chunk_tokens=4)
+    outputs = linear_logprobs(
+        problem.hidden, problem.head, problem.targets, topk=k, head_strategy=strategy, chunk_tokens=4
+    )
     everything = plain_logits(problem.hidden, problem.head).log_softmax(-1)
     wanted, tokens = everything.topk(k, dim=1)
-    assert found.topk_logprobs is not None
-    assert found.topk_tokens is not None
-    assert found.topk_tokens.tolist() == tokens.tolist()
+    assert outputs.topk_logprobs is not None
+    assert outputs.topk_tokens is not None
+    assert outputs.topk_tokens.tolist() == tokens.tolist()
     factors = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64).view(wanted.shape)
     named = everything.gather(1, problem.targets)
     for others in (0.0, 1.0):
-        ours = (found.topk_logprobs * factors).sum() + others * (found.logprobs * problem.gradient).sum()
+        ours = (outputs.topk_logprobs * factors).sum() + others * (outputs.logprobs * problem.gradient).sum()
         plain = (wanted * factors).sum() + others * (named * problem.gradient).sum()
-        found_gradients = torch.autograd.grad(ours, problem.leaves(), retain_graph=True)
+        our_gradients = torch.autograd.grad(ours, problem.leaves(), retain_graph=True)
         plain_gradients = torch.autograd.grad(plain, problem.leaves(), retain_graph=True)
-        assert_same((found.topk_logprobs, list(found_gradients)), (wanted, list(plain_gradients)), 1e-12)
+        assert_same((outputs.topk_logprobs, list(our_gradients)), (wanted, list(plain_gradients)), 1e-12)
 
 
 def test_nothing_is_searched_for_unless_asked():
     problem = Problem()
-    found = linear_logprobs(problem.hidden, problem.head, problem.targets)
-    assert (found.topk_logprobs, found.topk_tokens, found.entropy, found.mean_logprobs) == (None,) * 4
+    outputs = linear_logprobs(problem.hidden, problem.head, problem.targets)
+    assert (outputs.topk_logprobs, outputs.topk_tokens, outputs.entropy, outputs.mean_logprobs) == (None,) * 4
 
 
 # --- a known gradient ---------------------------------------------------------------------------------------------------
 
 
-def second_sweeps(monkeypatch) -> list[int]:
+def second_passes(monkeypatch) -> list[int]:
     """Filled with one entry each time the backward goes over the vocabulary again."""
-    real, seen = head_sweeps._backward, []
+    real, seen = autograd.recomputed_blocks, []
 
     def noting(*arguments):
         seen.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(head_sweeps, "_backward", noting)
+    monkeypatch.setattr(autograd, "recomputed_blocks", noting)
     return seen
 
 
-def test_a_promise_kept_needs_no_second_sweep(monkeypatch):
-    seen = second_sweeps(monkeypatch)
+def test_a_known_gradient_that_holds_needs_no_second_pass(monkeypatch):
+    seen = second_passes(monkeypatch)
     Problem(bias=True).ours("known-gradient")
     assert not seen
 
 
 BROKEN: list[Any] = [
-    pytest.param(lambda found, known: 2 * (found.logprobs * known).sum(), id="another gradient"),
-    pytest.param(lambda found, known: (found.logprobs * known).sum() + found.entropy.sum(), id="entropy as well"),
-    pytest.param(lambda found, known: (found.logprobs * known).sum() + found.logsumexp.sum(), id="logsumexp as well"),
-    pytest.param(lambda found, known: found.topk_logprobs.sum() + (found.logprobs * known).sum(), id="top k as well"),
-    pytest.param(lambda found, known: found.mean_logprobs.sum(), id="logprobs not at all"),
+    pytest.param(lambda outputs, known: 2 * (outputs.logprobs * known).sum(), id="another gradient"),
+    pytest.param(lambda outputs, known: (outputs.logprobs * known).sum() + outputs.entropy.sum(), id="entropy as well"),
+    pytest.param(
+        lambda outputs, known: (outputs.logprobs * known).sum() + outputs.logsumexp.sum(), id="logsumexp as well"
+    ),
+    pytest.param(
+        lambda outputs, known: outputs.topk_logprobs.sum() + (outputs.logprobs * known).sum(), id="top k as well"
+    ),
+    pytest.param(lambda outputs, known: outputs.mean_logprobs.sum(), id="logprobs not at all"),
 ]
 
 
 @pytest.mark.parametrize("loss", BROKEN)
-def test_a_promise_broken_still_gives_the_right_gradient(loss: Callable, monkeypatch):
-    seen = second_sweeps(monkeypatch)
+def test_a_known_gradient_that_does_not_hold_still_gives_the_right_one(loss: Callable, monkeypatch):
+    seen = second_passes(monkeypatch)
     problem = Problem(bias=True)
     gradients = []
     for strategy in ("known-gradient", "recompute"):
         known = problem.gradient if strategy == "known-gradient" else None
-        found = linear_logprobs(
+        outputs = linear_logprobs(
             problem.hidden, problem.head, problem.targets, entropy=True, mean_logprobs=True, topk=2,
-            strategy=strategy, known_gradient=known, chunk_tokens=4,
+            head_strategy=strategy, known_gradient=known, chunk_tokens=4,
         )  # fmt: skip
-        assert found.strategy == strategy
-        gradients.append(torch.autograd.grad(loss(found, problem.gradient), problem.leaves()))
+        assert outputs.strategy == strategy
+        gradients.append(torch.autograd.grad(loss(outputs, problem.gradient), problem.leaves()))
     assert len(seen) == 2
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -239,8 +245,10 @@ def test_a_promise_broken_still_gives_the_right_gradient(loss: Callable, monkeyp
 def test_a_second_backward_of_a_retained_graph_gives_the_same(strategy: Any):
     problem = Problem(bias=True)
     known = problem.gradient if strategy == "known-gradient" else None
-    found = linear_logprobs(problem.hidden, problem.head, problem.targets, strategy=strategy, known_gradient=known)
-    total = (found.logprobs * problem.gradient).sum()
+    outputs = linear_logprobs(
+        problem.hidden, problem.head, problem.targets, head_strategy=strategy, known_gradient=known
+    )
+    total = (outputs.logprobs * problem.gradient).sum()
     total.backward(retain_graph=True)
     once = [leaf.grad.clone() for leaf in problem.leaves() if leaf.grad is not None]
     total.backward()
@@ -248,14 +256,18 @@ def test_a_second_backward_of_a_retained_graph_gives_the_same(strategy: Any):
         torch.testing.assert_close(leaf.grad, 2 * first)
 
 
-def test_nothing_is_formed_where_no_gradient_is_wanted(monkeypatch):
-    monkeypatch.setattr(head_sweeps, "_form", None)  # would fail if called
+def test_nothing_is_precomputed_where_no_gradient_is_wanted(monkeypatch):
+    monkeypatch.setattr(autograd, "Gradients", None)  # would fail if called
     problem = Problem()
     with torch.no_grad():
-        found = linear_logprobs(
-            problem.hidden, problem.head, problem.targets, strategy="known-gradient", known_gradient=problem.gradient
+        outputs = linear_logprobs(
+            problem.hidden,
+            problem.head,
+            problem.targets,
+            head_strategy="known-gradient",
+            known_gradient=problem.gradient,
         )
-    assert found.strategy == "forward-only"
+    assert outputs.strategy == "forward-only"
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -267,15 +279,15 @@ ROW = VOCABULARY * 8  # bytes of one position's float64 products
     ("options", "chosen"),
     [
         pytest.param({}, "keep", id="little of it: kept"),
-        pytest.param({"memory_budget": POSITIONS * ROW}, "keep", id="a budget that just suffices"),
-        pytest.param({"memory_budget": POSITIONS * ROW - 1}, "recompute", id="a budget that just does not"),
-        pytest.param({"memory_budget": POSITIONS * ROW // 4, "kept_dtype": torch.float16}, "keep", id="kept narrower"),
-        pytest.param({"memory_budget": 0}, "recompute", id="no budget"),
+        pytest.param({"head_memory": POSITIONS * ROW}, "keep", id="a budget that just suffices"),
+        pytest.param({"head_memory": POSITIONS * ROW - 1}, "recompute", id="a budget that just does not"),
+        pytest.param({"head_memory": POSITIONS * ROW // 4, "kept_dtype": torch.float16}, "keep", id="kept narrower"),
+        pytest.param({"head_memory": 0}, "recompute", id="no budget"),
         pytest.param({"known_gradient": torch.ones(POSITIONS)}, "known-gradient", id="a known gradient"),
         pytest.param(
-            {"known_gradient": torch.ones(POSITIONS), "memory_budget": ROW}, "recompute", id="known, but no room for it"
+            {"known_gradient": torch.ones(POSITIONS), "head_memory": ROW}, "recompute", id="known, but no room for it"
         ),
-        pytest.param({"memory_budget": 0, "strategy": "keep"}, "keep", id="a strategy by name overrides the budget"),
+        pytest.param({"head_memory": 0, "head_strategy": "keep"}, "keep", id="a strategy by name overrides the budget"),
     ],
 )
 def test_the_strategy_follows_from_the_budget_and_is_reported(options: dict, chosen: str):
@@ -292,9 +304,9 @@ def test_what_requires_no_gradient_is_computed_forward_only():
     ("change", "error", "message"),
     [
         pytest.param(
-            {"strategy": "fast"}, ModelError, "one of auto, keep, recompute, known-gradient, not 'fast'", id="name"
+            {"head_strategy": "fast"}, ModelError, "one of auto, keep, recompute, known-gradient, not 'fast'", id="name"
         ),
-        pytest.param({"strategy": "known-gradient"}, ModelError, "needs known_gradient", id="known to nobody"),
+        pytest.param({"head_strategy": "known-gradient"}, ModelError, "needs known_gradient", id="known to nobody"),
         pytest.param({"known_gradient": torch.ones(3)}, ShapeError, r"known_gradient .* \[9\], not \[3\]", id="shape"),
         pytest.param({"topk": VOCABULARY + 1}, ShapeError, "topk must be 0 to 31.* not 32", id="more than there are"),
         pytest.param({"topk": -1}, ShapeError, "topk must be 0 to 31.* not -1", id="less than none"),

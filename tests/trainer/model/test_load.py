@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lossbook.datums.errors import CheckpointError, ModelError
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.head.logprobs import linear_logprobs
-from lossbook.trainer.model import load as models
-from lossbook.trainer.model.load import LoadedModel, load_model
+from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora import LoraSettings, add_lora, export_adapter, load_adapter_into
+from lossbook.trainer.model.model import Kind, LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 from lossbook.trainer.sampling.generate import generate
 
@@ -37,7 +37,7 @@ def own_logprobs(module: nn.Module) -> Tensor:
     return module(TOKENS).logits.log_softmax(-1)[0, :-1].gather(1, TOKENS[0, 1:, None])[:, 0]
 
 
-def wrapped(module: nn.Module, kind: models.Kind = "decoder") -> LoadedModel:
+def wrapped(module: nn.Module, kind: Kind = "decoder") -> LoadedModel:
     """A module built in the test, as `load_model` would hand it out."""
     module.eval().requires_grad_(False)
     return LoadedModel("built", module, build_tiny_tokenizer(), kind, torch.device("cpu"))
@@ -126,15 +126,15 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path):
         load_model(str(tmp_path))
 
 
-def test_an_architecture_whose_logits_are_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from transformers import GraniteConfig, GraniteForCausalLM
+def test_an_architecture_whose_logits_are_not_known_is_refused(tmp_path: Path):
+    from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    config = GraniteConfig(**SMALL, intermediate_size=32, num_key_value_heads=2, logits_scaling=3.0)
-    save(tmp_path, GraniteForCausalLM(config))
-    assert load_model(str(tmp_path)).head().scale == pytest.approx(1 / 3)
-    monkeypatch.setattr(models, "_cap_and_scale", lambda config: (None, 1.0))
+    sizes = {**SMALL, "intermediate_size": 32, "num_key_value_heads": 2, "logits_scaling": 3.0}
+    granite = save(tmp_path / "granite", GraniteForCausalLM(GraniteConfig(**sizes)))
+    assert load_model(str(granite)).head().scale == pytest.approx(1 / 3)
+    llama = save(tmp_path / "llama", LlamaForCausalLM(LlamaConfig(**sizes)))  # which does not read logits_scaling
     with pytest.raises(ModelError, match="computes its logits in a way that lossbook does not know"):
-        load_model(str(tmp_path))
+        load_model(str(llama))
 
 
 def test_weights_that_lack_a_parameter_are_refused(tmp_path: Path):

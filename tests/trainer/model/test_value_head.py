@@ -174,13 +174,10 @@ def test_without_a_head_a_loss_over_values_is_refused_before_any_forward(
     service: lb.ServiceClient,
     datums: list[lb.Datum],
     state_of: StateOf,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = create(service)
     before = state_of(client)
-    monkeypatch.setattr(
-        "lossbook.trainer.engine.micro_batch_run.model_outputs", lambda *_, **__: pytest.fail("a forward ran")
-    )
+    client._model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
     for call in (client.forward_backward, client.forward):
         with pytest.raises(ModelError, match=r"tiny has no value head.*value_head=True"):
             call(datums, "value_clip").result()

@@ -12,14 +12,14 @@ import transformers
 from torch import Tensor, nn
 
 import lossbook as lb
-from lossbook.trainer.engine import forward
 from lossbook.trainer.engine.engine import Engine
-from lossbook.trainer.engine.forward import hidden_states
 from lossbook.trainer.engine.settings import EngineSettings
-from lossbook.trainer.model.load import LoadedModel, load_model
+from lossbook.trainer.model.load import load_model
+from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
-from lossbook.trainer.packing import attention as block_attention
-from lossbook.trainer.packing.attention import fits_in_blocks
+from lossbook.trainer.packing import attention
+from lossbook.trainer.packing.attention import hidden_states, supports_packing
+from lossbook.trainer.packing.micro_batches import lengths_read
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -47,7 +47,7 @@ def decoder(config: Any) -> LoadedModel:
     return LoadedModel("random", module, build_tiny_tokenizer(), "decoder", torch.device("cpu")).train_all_weights()
 
 
-FITTING = {
+PACKED = {
     "grouped queries": transformers.LlamaConfig(**SIZES),
     "learned positions": transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "a window shorter than the sequences": transformers.MistralConfig(**SIZES, sliding_window=5),
@@ -56,7 +56,7 @@ FITTING = {
     ),
     "normed queries and keys": transformers.Qwen3Config(**SIZES),
 }
-NOT_FITTING = {
+NOT_PACKED = {
     "soft-capped scores": transformers.Gemma2Config(**SIZES),
     "a state along the row": transformers.MambaConfig(
         vocab_size=96, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=None
@@ -73,14 +73,14 @@ def gradients(model: LoadedModel, hidden: Tensor) -> dict[str, Tensor]:
     """Of a sum in which each number has a factor of its own."""
     factors = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view(hidden.shape)
     names, parameters = zip(*model.backbone.named_parameters(), strict=True)
-    found = torch.autograd.grad((hidden * factors).sum(), parameters, allow_unused=True)
-    return {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+    computed = torch.autograd.grad((hidden * factors).sum(), parameters, allow_unused=True)
+    return {name: gradient for name, gradient in zip(names, computed, strict=True) if gradient is not None}
 
 
-@pytest.mark.parametrize("config", FITTING.values(), ids=FITTING.keys())
+@pytest.mark.parametrize("config", PACKED.values(), ids=PACKED.keys())
 def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(config: Any) -> None:
     model = decoder(config)
-    assert fits_in_blocks(model)
+    assert supports_packing(model)
     packed, expected = hidden_states(model, SEQUENCES, "packed"), alone(model)
     torch.testing.assert_close(packed, expected, rtol=1e-6, atol=1e-6)  # transformers' norms compute in float32
     ours, theirs = gradients(model, packed), gradients(model, expected)
@@ -89,36 +89,34 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(config: An
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()) + 1e-9)
 
 
-@pytest.mark.parametrize("config", NOT_FITTING.values(), ids=NOT_FITTING.keys())
-def test_architectures_whose_attention_is_more_than_that_are_found_out(config: Any) -> None:
+@pytest.mark.parametrize("config", NOT_PACKED.values(), ids=NOT_PACKED.keys())
+def test_architectures_whose_attention_is_more_than_that_are_padded(config: Any) -> None:
     model = decoder(config)
-    assert not fits_in_blocks(model)
-    assert Engine(model, EngineSettings()).options.batching == "padded"
+    assert not supports_packing(model)
+    assert Engine(model, EngineSettings()).settings.batching == "padded"
 
 
-def test_a_window_that_the_attention_function_is_not_told_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = decoder(FITTING["a window shorter than the sequences"])
+def test_a_window_that_is_not_passed_to_the_attention_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder(PACKED["a window shorter than the sequences"])
     monkeypatch.setattr(
-        block_attention,
+        attention,
         "block_attention",
-        lambda *given, sliding_window=None, _real=block_attention.block_attention, **options: _real(*given, **options),
+        lambda *given, sliding_window=None, _real=attention.block_attention, **options: _real(*given, **options),
     )
-    monkeypatch.setattr(block_attention, "NAME", "lossbook_blocks_without_window")
-    assert not fits_in_blocks(model)
+    monkeypatch.setattr(attention, "NAME", "lossbook_blocks_without_window")
+    assert not supports_packing(model)
 
 
 @pytest.mark.parametrize("rows", [[0], [22, 23, 24, 40], []])
 def test_only_the_rows_asked_for_come_back(rows: list[int]) -> None:
-    model = decoder(FITTING["grouped queries"])
+    model = decoder(PACKED["grouped queries"])
     wanted = torch.tensor(rows, dtype=torch.int64)
-    found = hidden_states(model, SEQUENCES, "packed", wanted)
-    torch.testing.assert_close(found, hidden_states(model, SEQUENCES, "packed")[wanted])
+    chosen = hidden_states(model, SEQUENCES, "packed", wanted)
+    torch.testing.assert_close(chosen, hidden_states(model, SEQUENCES, "packed")[wanted])
 
 
-def test_the_model_attends_as_before_after_a_packed_pass_and_after_one_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = decoder(FITTING["grouped queries"])
+def test_the_model_attends_as_before_after_a_packed_forward_and_after_one_that_fails() -> None:
+    model = decoder(PACKED["grouped queries"])
     before = model.config._attn_implementation
     hidden_states(model, SEQUENCES, "packed")
     assert model.config._attn_implementation == before
@@ -126,7 +124,7 @@ def test_the_model_attends_as_before_after_a_packed_pass_and_after_one_that_fail
     def failing(*given: Any, **options: Any) -> Any:
         raise RuntimeError("no attention today")
 
-    monkeypatch.setattr(block_attention, "_attend", failing)
+    model.module.base_model.layers[1].register_forward_pre_hook(failing)  # type: ignore[index, union-attr]
     with pytest.raises(RuntimeError, match="no attention today"):
         hidden_states(model, SEQUENCES, "packed")
     assert model.config._attn_implementation == before
@@ -157,19 +155,19 @@ def test_a_prompt_that_datums_share_is_computed_once_and_changes_no_number(loss:
         batching: lb.ServiceClient(device="cpu", dtype=torch.float64, batching=batching).create_training_client("tiny")
         for batching in ("padded", "packed")
     }
-    assert fits_in_blocks(clients["packed"]._model)
+    assert supports_packing(clients["packed"]._model)
     seen = tokens_seen(clients["packed"]._model)
-    found = {name: client.forward_backward(datums, loss).result() for name, client in clients.items()}
+    outputs = {name: client.forward_backward(datums, loss).result() for name, client in clients.items()}
     shared = len(PROMPT) - 1  # each datum keeps a token of its own, and the shortest ends with the prompt
     assert seen() == shared + sum(datum.model_input.length - shared for datum in datums)
-    for name, value in found["padded"].metrics.items():
-        assert found["packed"].metrics[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+    for name, value in outputs["padded"].metrics.items():
+        assert outputs["packed"].metrics[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
     ours = gradients_of(clients["packed"])
     for name, gradient in gradients_of(clients["padded"]).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-7)  # norms are in float32
 
 
-def test_what_stands_behind_the_last_position_that_is_read_is_not_computed() -> None:
+def test_tokens_after_the_last_position_that_is_read_are_not_computed() -> None:
     client = lb.ServiceClient(device="cpu").create_training_client("tiny")
     seen = tokens_seen(client._model)
     datum = lb.datum_from_tokens_weights(list(range(40)), [1.0] * 10 + [0.0] * 30)
@@ -177,12 +175,12 @@ def test_what_stands_behind_the_last_position_that_is_read_is_not_computed() -> 
     assert seen() == 9
 
 
-def test_lengths_read_reach_to_the_last_covered_position_and_are_at_least_one() -> None:
+def test_lengths_read_reach_to_the_last_active_position_and_are_at_least_one() -> None:
     active = np.array([0, 1, 0, 0, 0, 0, 1, 1], dtype=bool)
-    assert forward.lengths_read([3, 2, 3], active).tolist() == [2, 1, 3]
+    assert lengths_read([3, 2, 3], active).tolist() == [2, 1, 3]
 
 
-def test_nothing_is_shared_where_units_are_dropped(model_with_dropout: str) -> None:
+def test_no_prefix_is_shared_under_dropout(model_with_dropout: str) -> None:
     model = load_model(model_with_dropout, device="cpu")
     model.train_all_weights()
     seen = tokens_seen(model)

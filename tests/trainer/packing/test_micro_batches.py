@@ -26,7 +26,7 @@ def test_every_datum_is_in_exactly_one_micro_batch(lengths: list[int], tokens: i
 
 
 @given(lengths=LENGTHS, tokens=BUDGETS, pairs=st.booleans(), padded=st.booleans())
-def test_a_micro_batch_keeps_within_the_budget_unless_it_is_a_single_unit(
+def test_a_micro_batch_keeps_within_the_budget_unless_it_is_a_single_datum_or_pair(
     lengths: list[int], tokens: int, pairs: bool, padded: bool
 ) -> None:
     for batch in plan_micro_batches(lengths, tokens=tokens, pairs=pairs, padded=padded):
@@ -61,3 +61,8 @@ def test_padding_counts_only_where_there_is_padding(padded: bool, expected: list
 
 def test_equal_lengths_keep_their_order_so_that_a_run_can_be_repeated() -> None:
     assert plan_micro_batches([5] * 6, tokens=10, pairs=False, padded=True) == [[0, 1], [2, 3], [4, 5]]
+
+
+@given(lengths=LENGTHS, pairs=st.booleans(), padded=st.booleans())
+def test_without_a_budget_all_datums_run_together(lengths: list[int], pairs: bool, padded: bool) -> None:
+    assert len(plan_micro_batches(lengths, tokens=None, pairs=pairs, padded=padded)) == min(1, len(lengths))

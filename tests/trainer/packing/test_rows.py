@@ -12,10 +12,10 @@ from lossbook.trainer.packing.micro_batches import plan_micro_batches
 from lossbook.trainer.packing.rows import (
     PADDING_IN_ATTENTION,
     SHORTEST_PREFIX,
-    Family,
-    find_families,
+    PrefixGroup,
+    find_prefix_groups,
     pack_row,
-    pair_families,
+    pair_prefix_groups,
 )
 
 
@@ -28,13 +28,15 @@ def batches(draw: st.DrawFn) -> list[np.ndarray]:
 
 
 @given(sequences=batches(), share=st.booleans())
-def test_each_sequence_is_found_at_its_places_with_its_own_positions(sequences: list[np.ndarray], share: bool) -> None:
+def test_each_sequence_lies_at_its_positions_with_its_own_position_ids(
+    sequences: list[np.ndarray], share: bool
+) -> None:
     if not sequences:
         return
     row = pack_row(sequences, share=share)
-    for sequence, places in zip(sequences, row.places, strict=True):
-        assert row.tokens[places].tolist() == sequence.tolist()
-        assert row.positions[places].tolist() == list(range(len(sequence)))
+    for sequence, positions in zip(sequences, row.positions, strict=True):
+        assert row.tokens[positions].tolist() == sequence.tolist()
+        assert row.position_ids[positions].tolist() == list(range(len(sequence)))
 
 
 @given(sequences=batches())
@@ -42,7 +44,7 @@ def test_every_token_of_the_row_belongs_to_a_sequence_and_to_one_block(sequences
     if not sequences:
         return
     row = pack_row(sequences)
-    assert set(np.concatenate(row.places).tolist()) == set(range(len(row.tokens)))
+    assert set(np.concatenate(row.positions).tolist()) == set(range(len(row.tokens)))
     stop = 0
     for block in row.blocks:
         assert block.start == stop
@@ -66,21 +68,21 @@ def test_padding_a_block_and_back_changes_nothing(sequences: list[np.ndarray]) -
 
 
 @given(sequences=batches())
-def test_families_hold_each_sequence_once_and_share_what_they_say(sequences: list[np.ndarray]) -> None:
-    families = find_families(sequences)
-    assert sorted(i for family in families for i in family.members) == list(range(len(sequences)))
-    for family in families:
-        assert family.prefix == 0 if len(family.members) == 1 else family.prefix >= SHORTEST_PREFIX
-        shared = {tuple(sequences[i][: family.prefix].tolist()) for i in family.members}
+def test_prefix_groups_hold_each_sequence_once_and_share_their_prefix(sequences: list[np.ndarray]) -> None:
+    groups = find_prefix_groups(sequences)
+    assert sorted(i for group in groups for i in group.members) == list(range(len(sequences)))
+    for group in groups:
+        assert group.prefix == 0 if len(group.members) == 1 else group.prefix >= SHORTEST_PREFIX
+        shared = {tuple(sequences[i][: group.prefix].tolist()) for i in group.members}
         assert len(shared) == 1
-        assert all(len(sequences[i]) > family.prefix for i in family.members), "each has a token of its own"
+        assert all(len(sequences[i]) > group.prefix for i in group.members), "each has a token of its own"
 
 
-def test_a_common_system_prompt_does_not_tear_apart_groups_that_share_more() -> None:
+def test_a_common_system_prompt_does_not_break_up_groups_that_share_more() -> None:
     system = list(range(20))
     first, second = [*system, *[50] * 40], [*system, *[60] * 40]
     sequences = [np.array([*prompt, 70 + k]) for k in range(4) for prompt in (first, second)]
-    assert sorted((family.members, family.prefix) for family in find_families(sequences)) == [
+    assert sorted((group.members, group.prefix) for group in find_prefix_groups(sequences)) == [
         ((0, 2, 4, 6), 60),
         ((1, 3, 5, 7), 60),
     ]
@@ -88,25 +90,25 @@ def test_a_common_system_prompt_does_not_tear_apart_groups_that_share_more() -> 
 
 def test_a_short_beginning_is_not_worth_sharing() -> None:
     sequences = [np.array([*range(SHORTEST_PREFIX - 1), 50 + k]) for k in range(2)]
-    assert [family.prefix for family in find_families(sequences)] == [0, 0]
-    assert pair_families(sequences) == [Family((0, 1), 0)]
+    assert [group.prefix for group in find_prefix_groups(sequences)] == [0, 0]
+    assert pair_prefix_groups(sequences) == [PrefixGroup((0, 1), 0)]
 
 
 def test_a_pair_shares_its_prompt() -> None:
     prompt = list(range(20))
     sequences = [np.array([*prompt, *answer]) for answer in ([31, 32], [41], [31], [51, 52, 53])]
-    assert pair_families(sequences) == [Family((0, 1), 20), Family((2, 3), 20)]
+    assert pair_prefix_groups(sequences) == [PrefixGroup((0, 1), 20), PrefixGroup((2, 3), 20)]
 
 
 @given(sequences=batches(), tokens=st.integers(1, 120), pairs=st.booleans())
-def test_micro_batches_of_families_keep_the_budget_that_counts_a_prefix_once(
+def test_micro_batches_of_prefix_groups_keep_the_budget_that_counts_a_prefix_once(
     sequences: list[np.ndarray], tokens: int, pairs: bool
 ) -> None:
     if pairs and len(sequences) % 2:
         sequences = sequences[:-1]
-    families = pair_families(sequences) if pairs else find_families(sequences)
+    groups = pair_prefix_groups(sequences) if pairs else find_prefix_groups(sequences)
     lengths = [len(sequence) for sequence in sequences]
-    cuts = plan_micro_batches(lengths, tokens=tokens, pairs=pairs, padded=False, families=families)
+    cuts = plan_micro_batches(lengths, tokens=tokens, pairs=pairs, padded=False, prefix_groups=groups)
     assert sorted(i for cut in cuts for i in cut) == list(range(len(sequences)))
     for cut in cuts:
         row = pack_row([sequences[i] for i in cut])
@@ -115,9 +117,9 @@ def test_micro_batches_of_families_keep_the_budget_that_counts_a_prefix_once(
             assert all(cut[k + 1] == cut[k] + 1 and cut[k] % 2 == 0 for k in range(0, len(cut), 2))
 
 
-def test_a_family_beyond_the_budget_is_cut_and_each_part_holds_the_prefix() -> None:
-    family = Family((0, 1, 2, 3), 50)
-    cuts = plan_micro_batches([60] * 4, tokens=70, pairs=False, padded=False, families=[family])
+def test_a_prefix_group_beyond_the_budget_is_cut_and_each_part_holds_the_prefix() -> None:
+    group = PrefixGroup((0, 1, 2, 3), 50)
+    cuts = plan_micro_batches([60] * 4, tokens=70, pairs=False, padded=False, prefix_groups=[group])
     assert sorted(map(sorted, cuts)) == [[0, 1], [2, 3]]
 
 
@@ -125,4 +127,4 @@ def test_a_family_beyond_the_budget_is_cut_and_each_part_holds_the_prefix() -> N
 def test_sequences_of_one_token_pack(count: int) -> None:
     row = pack_row([np.array([5])] * count)
     assert row.tokens.tolist() == [5] * count
-    assert row.positions.tolist() == [0] * count
+    assert row.position_ids.tolist() == [0] * count

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lossbook.datums.errors import ModelError
 from lossbook.datums.types import SamplingParams
-from lossbook.trainer.model.load import LoadedModel, load_model
+from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora import add_lora
+from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer, seeded
 from lossbook.trainer.sampling import generate as generate_module
 from lossbook.trainer.sampling import prepacked as merged_weights_module

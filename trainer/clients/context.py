@@ -1,0 +1,34 @@
+"""What the clients of a service share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...losses.loss.loss import LossLike
+from ..engine.settings import EngineSettings
+from .futures import Worker
+
+#: What a call takes as its loss: an id, "module:function", a loss, or a function.
+LossFunction = str | LossLike | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What the clients of a service share.
+
+    worker          runs all their calls, one after the other
+    settings        how their models run
+    checkpoint_dir  where `save_state` writes
+    device, dtype   of models loaded later; None for defaults
+    """
+
+    worker: Worker
+    settings: EngineSettings
+    checkpoint_dir: Path
+    device: str | None = None
+    dtype: torch.dtype | None = None

@@ -1,0 +1,73 @@
+"""What a call asks of the model, checked before the first forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from ...datums.errors import MissingInput, ModelError, TokenRangeError, did_you_mean
+from ...datums.types import Datum
+from ...losses.batch.checks import locate
+from ..model.model import LoadedModel
+from ..model.value_head import no_value_head
+
+Pooling = Literal["mean", "last", "cls"]
+
+#: Outputs that come from the head's logits.
+HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
+#: Outputs with one row per active position; embeddings have one per datum.
+TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values")
+
+
+def check_pooling(pooling: str) -> None:
+    """Raise ModelError for an unknown pooling, with the likeliest right one."""
+    if pooling not in get_args(Pooling):
+        known = ", ".join(map(repr, get_args(Pooling)))
+        raise ModelError(f"pooling is one of {known}, not {pooling!r}.{did_you_mean(str(pooling), get_args(Pooling))}")
+
+
+def checked_tokens(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> list[np.ndarray]:
+    """Each datum's input tokens [length] int64, once it is clear that the model can read them and has the outputs `names`.
+
+    Raises ModelError for values without a value head, logprobs of an encoder and a datum that is too long; MissingInput for
+    logprobs of a datum without targets; TokenRangeError for an input token outside the vocabulary.
+    """
+    _check_outputs(model, datums, names)
+    longest, vocabulary = model.max_length, model.vocab_size  # read once: these properties are slow
+    sequences = [np.asarray(datum.model_input.to_ints(), dtype=np.int64) for datum in datums]
+    for i, sequence in enumerate(sequences):
+        if longest is not None and len(sequence) > longest:
+            raise ModelError(
+                f"datum {i} of {len(datums)} has {len(sequence)} tokens, but {model.name} reads at most {longest}. "
+                "Give the datum builder a max_length and a truncation policy"
+            )
+    tokens = np.concatenate([np.zeros(0, np.int64), *sequences])
+    wrong = (tokens < 0) | (tokens >= vocabulary)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        i, position = locate(row, np.ones(len(tokens), dtype=bool), [len(sequence) for sequence in sequences])
+        raise TokenRangeError(
+            f"datum {i} of {len(datums)}: model_input has token {int(tokens[row])} at position {position}, but "
+            f"{model.name} knows tokens 0 to {vocabulary - 1}. Was it made with another model's tokenizer?"
+        )
+    return sequences
+
+
+def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
+    if "values" in names and model.value_head is None:
+        raise no_value_head(model)
+    if not any(name in HEAD_OUTPUTS for name in names):
+        return
+    if model.kind != "decoder":
+        raise ModelError(
+            f"{model.name} is an encoder: it has embeddings, but no logprobs of next tokens. Use a loss over embeddings, "
+            'such as "info_nce", or a decoder'
+        )
+    for i, datum in enumerate(datums):
+        if "target_tokens" not in datum.loss_fn_inputs:
+            raise MissingInput(
+                f"datum {i} of {len(datums)} carries no target_tokens, and logprobs are those of target tokens. It "
+                f"carries: {', '.join(datum.loss_fn_inputs) or 'nothing'}. datum_from_tokens_weights makes them"
+            )

@@ -1,0 +1,132 @@
+"""`LoadedModel`: a transformers module with its tokenizer, and what the trainer asks of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ...datums.errors import ModelError
+from ..head.logprobs import Head
+from .linear import LoraSettings, effective_weight
+
+Kind = Literal["decoder", "encoder"]
+
+WAYS_TO_NAME = (
+    "A model is named as 'tiny' or 'tiny-encoder' (built in code), a directory with config.json and safetensors "
+    "weights, a .gguf file, or a hub id such as 'HuggingFaceTB/SmolLM2-135M'"
+)
+
+
+@dataclass
+class LoadedModel:
+    """A transformers module with its tokenizer, and where they are.
+
+    module            the causal language model or encoder itself; `add_lora` puts its layers inside it
+    lora              how the adapter was made, or None when there is none
+    adapter           peft's wrapper around the same module, for reading and writing adapter files
+    value_head        from hidden states to one number per position, or None; it is not part of the module
+    compute_dtype     of products, where that is narrower than the weights; None for their own
+    head_choice       strategy and backend of the last call of the head; None before the first
+    supports_packing  whether it gives the same hidden states for a packed row; None until that was tried
+
+    Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
+    """
+
+    name: str
+    module: nn.Module
+    tokenizer: Any
+    kind: Kind
+    device: torch.device
+    lora: LoraSettings | None = None
+    adapter: Any = field(default=None, repr=False)
+    value_head: nn.Linear | None = None
+    compute_dtype: torch.dtype | None = None
+    head_choice: str | None = None
+    supports_packing: bool | None = None
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that require a gradient, sorted by name; a tied parameter appears once."""
+        parameters = dict(self.module.named_parameters())
+        if self.value_head is not None:
+            parameters |= {f"value_head.{name}": value for name, value in self.value_head.named_parameters()}
+        return {name: value for name, value in sorted(parameters.items()) if value.requires_grad}
+
+    def train_all_weights(self) -> LoadedModel:
+        """Make every parameter require a gradient, in float32 at least; returns this model.
+
+        A bfloat16 weight has 8 bits of mantissa: an optimizer step smaller than 1/512 of it would be rounded away. A model
+        that was loaded in bfloat16 still computes its products in it.
+        """
+        loaded = next(self.module.parameters()).dtype
+        if torch.promote_types(loaded, torch.float32) != loaded:
+            self.compute_dtype = loaded
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+            parameter.requires_grad_(True)
+        return self
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype of products: the weights' own, unless `compute_dtype` is narrower."""
+        return self.compute_dtype or next(self.module.parameters()).dtype
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """A context for forward passes: autocast to `compute_dtype`, where there is one."""
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self._transformer.config
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The transformer below the head: its forward returns `last_hidden_state` [batch, length, d]. LoRA included."""
+        return self.module if self.kind == "encoder" else self._transformer.base_model
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model can read."""
+        return self._transformer.get_input_embeddings().weight.shape[0]
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence in tokens, None when the architecture sets no limit."""
+        limit = getattr(self._transformer.config.get_text_config(), "max_position_embeddings", None)
+        if self.kind == "encoder" and limit is not None:  # RoBERTa's positions begin at 2; its tokenizer knows
+            limit = min(limit, int(getattr(self.tokenizer, "model_max_length", limit)))
+        return limit
+
+    def head(self) -> Head:
+        """The map from hidden states to logits.
+
+        With LoRA on the head, the weight is a new tensor W + scaling·B A with a graph to A and B: ask for a head
+        once for each backward. Raises ModelError for an encoder.
+        """
+        layer = None if self.kind == "encoder" else self._transformer.get_output_embeddings()
+        if layer is None:
+            raise ModelError(f"{self.name} is an encoder: it gives embeddings, and has no head to give logprobs with")
+        softcap, scale = _cap_and_scale(self._transformer.config)
+        base = getattr(layer, "base_layer", layer)
+        return Head(effective_weight(layer), getattr(base, "bias", None), softcap, scale)
+
+    @property
+    def _transformer(self) -> Any:  # a PreTrainedModel, which type checkers see as plain nn.Module
+        return self.module
+
+
+def _cap_and_scale(config: Any) -> tuple[float | None, float]:
+    """The soft cap and the scale that an architecture applies to its logits, from its config."""
+    text = config.get_text_config()
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "output_logit_soft_cap", None)
+    if text.model_type == "recurrent_gemma":
+        softcap = text.logits_soft_cap
+    scale = float(getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0)
+    divisor = float(getattr(text, "logits_scaling", None) or 1.0)
+    return softcap, scale * divisor if text.model_type == "hyperclovax" else scale / divisor
