@@ -8,7 +8,7 @@ TensorDtype = Literal["int64", "float32"]
 #: Log-probabilities (at most 0), probabilities, 0 or 1, or any number.
 KeyKind = Literal["logprob", "prob", "flag", "number"]
 
-#: Keys whose dtype is part of the protocol; any other key takes the dtype of what it is given.
+#: Keys whose dtype is part of the protocol. Any other key takes the dtype of its value.
 KEY_DTYPES: dict[str, TensorDtype] = {
     "target_tokens": "int64",
     "weights": "float32",

@@ -146,26 +146,26 @@ class Beyond64Bits(DtypeError):
     """An integer that int64 cannot hold. For token ids it is raised again as a TokenRangeError."""
 
 
-def as_array(data: Any, dtype: TensorDtype | None, what: str = "data") -> np.ndarray:
+def as_array(data: Any, dtype: TensorDtype | None, name: str = "data") -> np.ndarray:
     if isinstance(data, torch.Tensor):
         data = data.detach().cpu()
         data = (data.float() if data.is_floating_point() else data.long()).numpy()
     try:
         array = np.array(data)
     except ValueError:
-        raise ShapeError(f"{what} is a ragged nested list; every row must have the same length") from None
+        raise ShapeError(f"{name} is a ragged nested list; every row must have the same length") from None
     if array.size == 0 and dtype is not None:
         return array.astype(np.int64 if dtype == "int64" else np.float32)
     # numpy turns such integers into objects, uint64 or, beside negative ones, into floats
     if array.dtype in (object, np.uint64) or (dtype == "int64" and array.dtype.kind == "f"):
         integers = (n for n in np.array(data, dtype=object).reshape(-1) if isinstance(n, int))
         if any(not -(2**63) <= n < 2**63 for n in integers):
-            raise Beyond64Bits(f"{what} holds an integer beyond 64 bits")
+            raise Beyond64Bits(f"{name} holds an integer beyond 64 bits")
     if array.dtype.kind not in "biuf":
-        raise DtypeError(f"{what} must be numbers, got {_culprit(data, array)}")
+        raise DtypeError(f"{name} must be numbers, got {_culprit(data, array)}")
     if dtype == "int64" and array.dtype.kind == "f":
         raise DtypeError(
-            f"{what} must be integers, got floats such as {float(array.reshape(-1)[0])}; they are not cast, "
+            f"{name} must be integers, got floats such as {float(array.reshape(-1)[0])}; they are not cast, "
             "because 2.7 would silently become token 2"
         )
     if dtype == "int64" or (dtype is None and array.dtype.kind in "iu"):

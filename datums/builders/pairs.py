@@ -90,7 +90,7 @@ def _sides_of_pairs(
             raise LengthMismatchError("max_length is for token lists; these datums are already built")
         return list(pairs)
     if chosen is None or rejected is None:
-        raise LengthMismatchError("give prompts, chosen and rejected, or pairs of datums alone")
+        raise LengthMismatchError("give prompts, chosen and rejected, or only pairs of datums")
     if not len(pairs) == len(chosen) == len(rejected):
         counts = f"{len(pairs)} prompts, {len(chosen)} chosen and {len(rejected)} rejected answers"
         raise LengthMismatchError(f"{counts}: each pair needs one of each")

@@ -84,7 +84,7 @@ class TestPairs:
         ("arguments", "error", "message"),
         [
             (([],), EmptyLossError, "there are no pairs"),
-            (([[1]], [[2]]), LengthMismatchError, "give prompts, chosen and rejected, or pairs of datums alone"),
+            (([[1]], [[2]]), LengthMismatchError, "give prompts, chosen and rejected, or only pairs of datums"),
             (([[1]], [[2]], []), LengthMismatchError, "1 prompts, 1 chosen and 0 rejected answers"),
             (([[1], [1]], [[2], [2]], [[3], []]), EmptyLossError, "pair 1: rejected: the answer has no tokens"),
             (([[]], [[2]], [[3]]), EmptyLossError, "pair 0: chosen: the prompt has no tokens"),
