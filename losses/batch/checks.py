@@ -1,4 +1,4 @@
-"""What may be wrong with a loss's inputs, and the sentences that say so: who, which key, which datum, which position."""
+"""Checks of a loss's inputs. Each error names the loss, the key, the datum and the position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMON_KEYS = ("target_tokens", "weights")
 
 
 def missing_input(datum: Datum, index: int, total: int, spec: LossSpec, wanted: Input) -> MissingInput:
-    """The error of a required input that a datum does not carry."""
+    """The error for a required input that a datum does not carry."""
     aliases = "".join(f" (or {key!r})" for key in wanted.keys[1:])
     return MissingInput(
         f"{spec.name} reads {wanted.name!r}{aliases}, which datum {index} of {total} does not carry. "
@@ -39,7 +39,7 @@ def missing_input(datum: Datum, index: int, total: int, spec: LossSpec, wanted: 
 
 
 def missing_weights(datum: Datum, index: int, total: int, spec: LossSpec, reduction: str) -> MissingInput:
-    """The error of absent weights under a reduction that divides by them."""
+    """The error for absent weights under a reduction that divides by them."""
     return MissingInput(
         f"{spec.name} with reduction {reduction!r} reads 'weights', which datum {index} of {total} does not carry. "
         f"It carries: {_keys(datum)}.{_hint('weights', datum)} Only under reduction 'sum' do missing weights mean ones; "
@@ -113,16 +113,16 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
     """A datum of a loss over candidates has [N, K] targets, and a number for each of them."""
     targets, marks = (datum.loss_fn_inputs.get(key) for key in ("target_tokens", spec.candidates or ""))
     if targets is None or len(targets.shape) != 2:
-        found = "none" if targets is None else list(targets.shape)
+        shape = "none" if targets is None else list(targets.shape)
         raise ShapeError(
-            f"{spec.name} compares K candidate tokens a position, so it reads target_tokens [N, K], but those of datum "
-            f"{index} of {total} are {found}. datum_from_teacher_topk makes them from a teacher's top K"
+            f"{spec.name} compares K candidate tokens per position, so it reads target_tokens [N, K], but those of datum "
+            f"{index} of {total} are {shape}. datum_from_teacher_topk makes them from a teacher's top K"
         )
     weights = datum.loss_fn_inputs.get("weights")
     if weights is not None and targets.shape[1] > 1 and np.prod(weights.shape) == np.prod(targets.shape):
         raise LengthMismatchError(
             f"datum {index} of {total}: weights is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
-            f"{spec.name} takes one a position, {targets.shape[0]}: how the candidates compare is what {spec.candidates} says"
+            f"{spec.name} takes one per position, {targets.shape[0]}: {spec.candidates} says how the candidates compare"
         )
     if marks is not None and list(marks.shape) != list(targets.shape):
         raise ShapeError(
@@ -132,7 +132,7 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
 
 
 def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
-    """No position of non-zero weight lacks all its candidates: there would be nothing to compare."""
+    """Every position of non-zero weight has a candidate to compare with."""
     if not bool((nothing := absent.all(1)).any()):
         return
     datum, position = locate(int(nothing.nonzero()[0]), active, lengths)
@@ -143,11 +143,11 @@ def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengt
 
 
 def check_one_target(has_columns: bool, spec: LossSpec) -> None:
-    """A loss of advantages that couples tokens has one sampled token a position: [N] targets, not [N, K]."""
+    """A loss of advantages that couples tokens has one sampled token per position: targets [N], not [N, K]."""
     if has_columns and spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs):
         raise ShapeError(
-            f"{spec.name} couples the tokens of a {spec.couples}, so it reads one sampled token a position, but "
-            "target_tokens is [N, K]. Give target_tokens, and what goes with them, one number a position"
+            f"{spec.name} couples the tokens of a {spec.couples}, so it reads one sampled token per position, but "
+            "target_tokens is [N, K]. Give target_tokens, and what goes with them, one number per position"
         )
 
 
@@ -164,10 +164,10 @@ def check_finite(array: np.ndarray, key: str, datum: int, total: int, spec: Loss
 
 
 def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: Input) -> None:
-    """An input of one number a datum holds one: finite, and 0 or 1 where it is a flag."""
+    """An input of one number per datum holds one, finite, and 0 or 1 where it is a flag."""
     if array.size != 1:
         raise ShapeError(
-            f"{spec.name} reads one {wanted.name!r} a datum, but datum {datum} carries {array.size} numbers"
+            f"{spec.name} reads one {wanted.name!r} per datum, but datum {datum} carries {array.size} numbers"
         )
     if not np.isfinite(array).all():
         raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0])}")
@@ -178,13 +178,13 @@ def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: I
 
 
 def check_pairs(active_per_datum: np.ndarray, total: int) -> None:
-    """Datums come in pairs, and of no pair is one side alone without a position of non-zero weight."""
+    """Datums come in pairs, and both sides of a pair have a position of non-zero weight, or neither."""
     if total % 2:
         raise ShapeError(f"pairs are datums 2i (chosen) and 2i+1 (rejected), but there are {total} datums")
-    alive = (active_per_datum > 0).reshape(-1, 2)
-    lone = np.flatnonzero(alive[:, 0] != alive[:, 1])
+    active = (active_per_datum > 0).reshape(-1, 2)
+    lone = np.flatnonzero(active[:, 0] != active[:, 1])
     if len(lone):
-        i = int(lone[0]) * 2 + int(alive[lone[0], 0])
+        i = int(lone[0]) * 2 + int(active[lone[0], 0])
         raise AlignmentError(
             f"datum {i} of {total} has no position of non-zero weight while its partner {i ^ 1} has: the pair cannot be "
             "compared. Was its response truncated away?"
@@ -193,20 +193,20 @@ def check_pairs(active_per_datum: np.ndarray, total: int) -> None:
 
 def check_values(
     values: Tensor,
-    alive: Tensor,
+    checked: Tensor,
     wanted: Input,
     spec: LossSpec,
     active: np.ndarray,
     lengths: Sequence[int] | np.ndarray,
 ) -> None:
-    """Packed values [T] or [T, K] are finite where `alive`, and at most 0 when named as log-probabilities."""
+    """Packed values [T] or [T, K] are finite where `checked`, and at most 0 for log-probabilities."""
     if not values.is_floating_point():
         return
     is_logprob = wanted.kind == "logprob"
     wrong = ~torch.isfinite(values)
     if is_logprob:
         wrong |= values > MAX_LOGPROB
-    wrong &= alive
+    wrong &= checked
     if not bool(wrong.any()):
         return
     where = wrong.nonzero()[0].tolist()
@@ -216,12 +216,12 @@ def check_values(
 
 
 def wrong_value(what: str, value: float) -> LossbookError:
-    """The error of a value that is not finite, or of a log-probability above 0; `what` says whose and where."""
+    """The error for a value that is not finite, or a log-probability above 0; `what` names the key and the place."""
     if np.isfinite(value):
         return InvalidLogprobError(
             f"{what}: a log-probability is at most 0. Are these probabilities, or negated log-probabilities?"
         )
-    return NonFiniteLossInput(f"{what}, where the weight is not 0. Give the position weight 0, or mend the value")
+    return NonFiniteLossInput(f"{what}, where the weight is not 0. Give the position weight 0, or correct the value")
 
 
 def locate(row: int, active: np.ndarray, lengths: Sequence[int] | np.ndarray) -> tuple[int, int]:

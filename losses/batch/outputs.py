@@ -1,4 +1,4 @@
-"""What a model says about some datums, as a loss receives it."""
+"""The model's outputs for some datums, as a loss receives them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .positions import weighted_positions
 class Outputs:
     """Packed model outputs. S counts the positions that were computed, datum after datum.
 
-    logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S]
-    (of the logits), mean_logprobs [S] nats (the plain mean over all tokens). values: [S], what a scalar head says.
-    embeddings: [N, D], one row a datum.
-    active: [all positions] bool, which positions the S rows are; None when they are all.
-    numbers: what to call each datum in messages, where that is not its place among these datums.
+    logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S] of
+    the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head.
+    embeddings: [N, D], one row per datum.
+    active: [positions of all datums] bool, which of them the S rows are; None for all.
+    numbers: each datum's index in the caller's batch, for error messages; None where it is its index here.
     """
 
     logprobs: Tensor | None = None
@@ -39,11 +39,11 @@ class Outputs:
     numbers: Sequence[int] | None = None
 
     def number(self, datum: int) -> int:
-        """What to call a datum in messages."""
+        """A datum's index in the caller's batch."""
         return datum if self.numbers is None else self.numbers[datum]
 
     def rows(self, name: str, packed: Packed) -> Tensor:
-        """Output `name` at the positions (or datums) that `packed` keeps."""
+        """Output `name` at the active positions (or datums) of `packed`."""
         values = getattr(self, name)
         if values is None:
             raise LossContractError(f"the loss reads {name!r}, which these outputs do not hold")
@@ -62,7 +62,7 @@ class Outputs:
         return values if bool(wanted.all()) else values[wanted]
 
 
-#: Outputs that the hosted APIs hand to a custom loss, so that a bare list of tensors may be one of them.
+#: Outputs that the hosted APIs pass to a custom loss: a bare list of tensors is one of these.
 LISTED = ("logprobs", "embeddings")
 
 
@@ -79,13 +79,13 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
         }
         return Outputs(**joined)
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
-        raise LossContractError(f"expected a list with one tensor of {kind} a datum, got {type(value).__name__}")
+        raise LossContractError(f"expected a list with one tensor of {kind} per datum, got {type(value).__name__}")
     if len(value) != len(data):
         raise LengthMismatchError(f"{len(value)} tensors of {kind} for {len(data)} datums")
     if not is_named and kind not in LISTED:
         raise LossContractError(
-            f"the loss reads {kind}, and a bare list is taken for {' or '.join(LISTED)}: hand it over by name, "
-            f'{{"{kind}": [...]}}. A service that hands out nothing but logprobs cannot run this loss'
+            f"the loss reads {kind}, and a bare list is taken for {' or '.join(LISTED)}: pass it by name, "
+            f'{{"{kind}": [...]}}. A service that returns only logprobs cannot run this loss'
         )
     tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in value]
     if kind == "embeddings":
@@ -133,7 +133,7 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
 
 
 def _check_output_shape(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> None:
-    """One output a position; logprobs in their targets' own shape."""
+    """One output per position; logprobs in the shape of their targets."""
     positions = positions_of(datum)
     if tensor.ndim == 0 or len(tensor) != positions:
         given = "a single number of" if tensor.ndim == 0 else len(tensor)

@@ -44,7 +44,7 @@ def test_a_number_that_is_not_finite_is_named_by_datum_and_position(
         get_loss("grpo").check(data)
     assert str(caught.value) == (
         f"grpo: {key} of datum {which} is {value} at position {position}, where the weight is not 0. Give the position "
-        "weight 0, or mend the value"
+        "weight 0, or correct the value"
     )
 
 

@@ -39,39 +39,31 @@ COMPARISON |= {"NotEq": {"Eq"}, "Is": {"IsNot"}, "IsNot": {"Is"}, "In": {"NotIn"
 TIMEOUT = 300
 KILLED, SURVIVED = "killed", "survived"
 IDENTITY = ("module", "operator", "before", "after")
-#: Modules that show losses to people.
-PRESENTATION = {
-    "cards.py",
-    "comparison.py",
-    "curves.py",
-    "docstrings.py",
-    "drawing.py",
-    "example_data.py",
-    "minimal.py",
-}
-PRESENTATION |= {"text.py", "__init__.py"}
 #: Modules whose functions run while lossbook is imported.
-IMPORT_TIME = {"signature.py", "config.py", "registry.py"}
+IMPORT_TIME = {"spec.py", "settings.py", "registry.py", "family.py"}
 #: Tests that are parametrized over all losses, and the losses that speak for all in them when the core is changed.
 SHARED = ("test_conformance", "test_numpy_twins", "test_reference")
 SPOKESMEN = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
 #: Tests of what all losses go through.
-CORE = ("protocol", "packing", "reductions", "batch_style", "mixture", "loss_config", "loss_numbers", "signature")
-CORE += ("registry", "stats", "seqs", "ratios")
+CORE = ("loss", "bound", "hosted", "mixture", "pack", "seqs", "reductions", "settings", "spec", "registry", "stats", "ratios")
+#: Folders of loss functions; their tests lie in folders of the same names.
+FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "value")
 #: The filter: in the nursery hypothesis is imported before pytest could rewrite its assertions.
 QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 #: Modules that no loss goes through, and the tests that are about them beside their own.
 BESIDE = {
-    "advantages": (),
-    "returns": ("advantages",),
-    "correction": (),
+    "from_rewards": (),
+    "from_values": (),
+    "rollout_correction": (),
+    "off_policy_mask": ("rollout_correction",),
+    "wrapper": ("rollout_correction",),
     "presets": (),
     "divergences": ("distillation",),
 }
 BESIDE |= {"logarithms": ("supervised", "preference"), "axes": ("cards",)}
-BESIDE |= {name: ("tinker_trace", "trace") for name in ("trace", "one_datum", "graphs")}
+BESIDE |= {name: ("tinker_trace", "trace") for name in ("trace", "single_datum", "recorder")}
 #: Families that try a core module's refusals.
-ALSO = {"input_checks": ("distillation", "preference_unpaired"), "config": ("distillation",)}
+ALSO = {"checks": ("distillation", "unpaired"), "settings": ("distillation",)}
 TESTS = ("tests/losses", "tests/peers/test_tinker_trace.py")
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *QUIET)
 
@@ -186,7 +178,7 @@ class MutationLoop:
 
 def relevant(module: str, items: Sequence[Any]) -> list[Any]:
     """The tests that may notice a change of a module: its own, and of those over all losses the ones that are about it."""
-    name, is_family = Path(module).stem, len(Path(module).parts) == 3
+    name, is_family = Path(module).stem, Path(module).parts[1] in FAMILIES
     files = {name, *BESIDE.get(name, ())}
     ids: Sequence[str] = () if name in BESIDE else SPOKESMEN
     if is_family:
@@ -194,7 +186,7 @@ def relevant(module: str, items: Sequence[Any]) -> list[Any]:
         ids = re.findall(r'@register_loss\(\s*"([^"]+)"', (ROOT / module).read_text(encoding="utf-8"))
     elif name not in BESIDE:
         files |= {*CORE, *ALSO.get(name, ()), "golden", "reference"}
-    own = re.compile(rf"/test_({'|'.join(files)})\w*\.py")
+    own = re.compile(rf"/({'|'.join(files)})/test_|/test_({'|'.join(files)})\w*\.py")
     about = re.compile("|".join(rf"(?<![a-z]){re.escape(one)}(?![a-z])" for one in ids) or "(?!)")
     shared = [item for item in items if any(one in item.nodeid for one in SHARED) and about.search(item.nodeid)]
     rest = [item for item in items if own.search(item.nodeid) and not any(one in item.nodeid for one in SHARED)]
@@ -204,7 +196,7 @@ def relevant(module: str, items: Sequence[Any]) -> list[Any]:
 def _slowness(item: Any) -> int:
     """Golden numbers first, then comparisons with NumPy, then the rest, the kit's many examples last."""
     order = ("test_golden", "test_numpy_twins", "test_reference", "")
-    last = ("test_conformance", "test_kit", "test_claims", "test_cards")
+    last = ("test_conformance", "test_kit", "test_laws", "test_card")
     if any(name in item.nodeid for name in last):
         return len(order)
     return next(i for i, name in enumerate(order) if name in item.nodeid)
@@ -338,9 +330,9 @@ def replace_source(path: Path, source: str) -> None:
 
 
 def modules() -> list[Path]:
-    """Every module of losses/ that decides a number: not the conformance kit, nor what draws and words the cards."""
-    found = sorted((ROOT / "losses").rglob("*.py"))
-    return [p for p in found if "testing" not in p.parts and p.name not in PRESENTATION]
+    """Every module of losses/ that decides a number, so neither the conformance kit nor the cards."""
+    files = sorted((ROOT / "losses").rglob("*.py"))
+    return [p for p in files if not {"testing", "cards"}.intersection(p.parts) and p.name != "__init__.py"]
 
 
 def table(mutants: Sequence[Mutant], verdicts: dict[int, bool]) -> str:

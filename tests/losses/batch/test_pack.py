@@ -284,7 +284,7 @@ def test_two_numbers_for_an_input_of_one_a_datum_are_refused() -> None:
     def labelled(logprobs: Tensor, label: PerDatum) -> Tensor:
         return -logprobs
 
-    with pytest.raises(ShapeError, match=r"^labelled reads one 'label' a datum, but datum 1 carries 2 numbers$"):
+    with pytest.raises(ShapeError, match=r"^labelled reads one 'label' per datum, but datum 1 carries 2 numbers$"):
         loss_of(labelled).check([datum(2, label=1.0), datum(2, label=[1.0, 2.0])])
     with pytest.raises(NonFiniteLossInput, match=r"^labelled: label of datum 1 is nan$"):
         loss_of(labelled).check([datum(2, label=1.0), datum(2, label=np.nan)])

@@ -219,7 +219,7 @@ def candidates(**changed: Any) -> Datum:
         pytest.param(
             {"weights": [[1.0, 1.0], [1.0, 1.0]]},
             LengthMismatchError,
-            r"weights is \[2, 2\], one for each of 2 candidates, but topk_forward_kl takes one a position, 2",
+            r"weights is \[2, 2\], one for each of 2 candidates, but topk_forward_kl takes one per position, 2",
             id="a weight a candidate",
         ),
         pytest.param(

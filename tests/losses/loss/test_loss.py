@@ -188,7 +188,7 @@ def test_outputs_may_hold_only_the_positions_that_the_loss_covers() -> None:
         pytest.param(
             torch.zeros(2, 3),
             LossContractError,
-            "expected a list with one tensor of logprobs a datum, got Tensor",
+            "expected a list with one tensor of logprobs per datum, got Tensor",
             id="one tensor for all",
         ),
         pytest.param([torch.zeros(3)], LengthMismatchError, "1 tensors of logprobs for 2 datums", id="too few tensors"),
@@ -324,6 +324,6 @@ def test_a_bare_list_is_not_taken_for_an_output_that_no_service_hands_out() -> N
     with pytest.raises(LossContractError) as caught:
         get_loss("z_loss")([datum(2, weights=[1, 1])], [torch.tensor([-1.0, -2.0])])
     assert str(caught.value) == (
-        "the loss reads logsumexp, and a bare list is taken for logprobs or embeddings: hand it over by name, "
-        '{"logsumexp": [...]}. A service that hands out nothing but logprobs cannot run this loss'
+        "the loss reads logsumexp, and a bare list is taken for logprobs or embeddings: pass it by name, "
+        '{"logsumexp": [...]}. A service that returns only logprobs cannot run this loss'
     )

@@ -180,6 +180,6 @@ def test_several_targets_a_position_are_refused_where_tokens_are_coupled(name: s
         get_loss(name).check([wide])
     coupled = "batch" if name == "clip_cov" else "datum"
     assert str(caught.value) == (
-        f"{name} couples the tokens of a {coupled}, so it reads one sampled token a position, but target_tokens is [N, K]. "
-        "Give target_tokens, and what goes with them, one number a position"
+        f"{name} couples the tokens of a {coupled}, so it reads one sampled token per position, but target_tokens is [N, K]. "
+        "Give target_tokens, and what goes with them, one number per position"
     )
