@@ -258,7 +258,7 @@ def plugin_errors() -> dict[str, str]:
 
 
 def _batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` behind the parameter names that mark the hosted APIs' signature."""
+    """`function` under the parameter names of the hosted APIs' signature."""
     if is_batch_style(function):
         return function
     parameters = inspect.signature(function).parameters.values()

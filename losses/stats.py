@@ -18,23 +18,23 @@ from torch.fx import Proxy
 
 Kind = Literal["mean", "sum", "min", "max"]
 
-#: While a loss over [T, K] targets runs: which of these slots hold a target that counts.
-_counted: ContextVar[Tensor | None] = ContextVar("counted", default=None)
+#: While a loss over [T, K] targets runs: which of these slots hold an active target.
+_active: ContextVar[Tensor | None] = ContextVar("active", default=None)
 
 
 @contextmanager
 def counting(slots: Tensor | None) -> Iterator[None]:
-    """Within, numbers in the shape of `slots` are counted only where it is true."""
-    token = _counted.set(slots)
+    """Within, metrics of tensors in the shape of `slots` read only the elements where it is true."""
+    token = _active.set(slots)
     try:
         yield
     finally:
-        _counted.reset(token)
+        _active.reset(token)
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A number that can be merged with the same number of another part of the data.
+    """A number that merges with the same number of another part of the data.
 
     total: 0-d; the sum of the values (`mean`, `sum`) or their extreme (`min`, `max`). count: 0-d, how many values.
     """
@@ -94,14 +94,14 @@ def values(stats: Mapping[str, Stat]) -> dict[str, float]:
 
 
 def _flat(values: Tensor) -> Tensor:
-    slots = _counted.get()
+    slots = _active.get()
     if slots is not None and values.shape == slots.shape:
         return values.detach()[slots.to(values.device)]
     return values.detach().reshape(-1)
 
 
 def _sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(values, Proxy):  # being traced: trace.py sums them, knowing which positions count
+    if isinstance(values, Proxy):  # traced: single_datum.py sums them over active positions
         return values, values
     flat = _flat(values)
     return flat.sum(dtype=torch.float64), torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device)

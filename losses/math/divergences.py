@@ -1,7 +1,7 @@
-"""Divergences between distributions given as log-probabilities, and what becomes of the tokens that are not given.
+"""Divergences between distributions given as log-probabilities, and the treatment of tokens that are not given.
 
-Functions take [..., V] log-probabilities in nats and return [...] nats. -inf stands for a probability of 0: where both
-have it, it adds nothing to value or gradient. bfloat16 and float16 are computed in float32.
+Functions take [..., V] log-probabilities in nats and return [...] nats. -inf is a probability of 0; where both
+arguments have it, it adds nothing to value or gradient. bfloat16 and float16 are computed in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...datums.errors import LossConfigError
 
-#: What is done about the tokens that are not among the K candidates, for student and teacher alike; see `with_tail`.
+#: How tokens outside the K candidates are treated, for student and teacher alike; see `with_tail`.
 Tail = Literal["bin", "drop", "renormalise"]
 
 #: The logarithm of the candidates' probability is held at or below this: the tail has a probability of 1e-7 at least.
@@ -50,11 +50,11 @@ def jsd(logprobs: Tensor, teacher_logprobs: Tensor, beta: float = 0.5) -> Tensor
 
 
 def with_tail(logprobs: Tensor, present: Tensor, tail: Tail) -> Tensor:
-    """[..., K] log-probabilities of candidates, -inf where not `present`, made ready to be compared.
+    """[..., K] log-probabilities of candidates, -inf where not `present`, prepared for comparison.
 
-    "bin": [..., K+1], the tokens that are no candidates as one more: log(1 - Σ_k p_k), which gradients flow through.
-    "renormalise": divided by Σ_k p_k, so that the candidates are a distribution among themselves.
-    "drop": as they are; what is compared adds up to less than 1.
+    "bin": [..., K+1], with all other tokens as one more candidate: log(1 - Σ_k p_k), which gradients flow through.
+    "renormalise": divided by Σ_k p_k, so that the candidates form a distribution.
+    "drop": unchanged, so that their probabilities add up to less than 1.
     """
     logprobs = torch.where(present, _full(logprobs), -torch.inf)
     if tail == "drop":
@@ -68,11 +68,11 @@ def with_tail(logprobs: Tensor, present: Tensor, tail: Tail) -> Tensor:
 def _kl(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     """Σ_v p_v (log p_v - log q_v) over the v of p_v > 0."""
     here = logprobs > -torch.inf
-    # 0 (-inf) is NaN, also as a gradient: both are put to 0 before, and what comes of it after.
+    # 0 (-inf) is NaN, also as a gradient: set both factors to 0 before, and the product after.
     own, other = torch.where(here, logprobs, 0.0), torch.where(here, other_logprobs, 0.0)
     return torch.where(here, own.exp() * (own - other), 0.0).sum(-1)
 
 
 def _full(logprobs: Tensor) -> Tensor:
-    """float32 at least: beside a float32 vector torch raises narrower types, and looks at no type while it is traced."""
+    """At least float32: torch promotes narrower types beside a float32 vector, also while it is traced."""
     return logprobs + logprobs.new_zeros(1, dtype=torch.float32)

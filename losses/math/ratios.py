@@ -1,4 +1,4 @@
-"""Pieces that policy losses share: importance ratios that cannot overflow, and estimators of a KL divergence."""
+"""Importance ratios that cannot overflow, and estimators of a KL divergence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import stats
 from ..stats import Stat
 
-#: exp(20) is 4.9e8: past it a ratio says nothing but "far too large", and exp(89) is infinite in float32.
+#: exp(20) is 4.9e8: beyond it a ratio only means "far too large", and exp(89) is infinite in float32.
 MAX_LOG_RATIO = 20.0
 
 KLEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+", "k3-corrected"]
@@ -64,16 +64,16 @@ def kl_estimate(
         return k3 * safe_ratio(logprobs, logprobs.detach() if sampling_logprobs is None else sampling_logprobs)
     if estimator == "k3":
         return k3
-    # Straight through: the difference of k2 from itself is 0 in value and k2's in gradient.
+    # Straight through: k2 minus its detached self is 0 in value and has k2's gradient.
     return (difference if estimator == "k1+" else k3).detach() + (square - square.detach())
 
 
 def ratio_stats(logprobs: Tensor, sampling_logprobs: Tensor, cap: float = MAX_LOG_RATIO) -> dict[str, Stat]:
-    """How far the policy has moved from the one that sampled: the diagnostics every ratio loss reports.
+    """How far the policy has moved from the one that sampled, as every ratio loss reports it.
 
     `ratio_mean` (1 on policy), `ratio_max`, `ratio_capped` (tokens whose log-ratio hit the cap), `sampling_kl_k1` and
-    `sampling_kl_k3` (nats a token, KL from sampler to policy as the tokens show it), `entropy_estimate` (mean of
-    -logprobs, nats a token; an estimate of the policy's entropy while it is near the sampler).
+    `sampling_kl_k3` (nats per token, KL from sampler to policy estimated from the tokens), `entropy_estimate` (mean of
+    -logprobs, nats per token; an estimate of the policy's entropy while it is near the sampler).
     """
     difference = (logprobs - sampling_logprobs).detach()
     ratio = difference.clamp(-cap, cap).exp()

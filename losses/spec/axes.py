@@ -10,8 +10,8 @@ from typing import Literal
 class Axes:
     """Where a loss stands on three of the four axes; the fourth, the reduction, is one of its settings.
 
-    ratio: "token" or "sequence" where it weighs by exp(logprobs - other logprobs), else "none". clip: what is held within
-    which bounds, and what that does to the gradient. kl: to which policy, by which estimator, and whether it has a gradient.
+    ratio: "token" or "sequence" if it weighs by exp(logprobs - other logprobs), else "none". clip: the clipped quantity, its
+    bounds, and the effect on the gradient. kl: the other policy, the estimator, and whether the term has a gradient.
     """
 
     ratio: Literal["none", "token", "sequence"] = "none"

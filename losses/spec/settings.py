@@ -1,7 +1,7 @@
 """A loss's configuration: a pydantic model made from its keyword-only parameters.
 
-Strict: unknown keys, wrong types, NaN and infinity are errors that list what there is. The annotated types below carry
-bounds and say what the likeliest confusion is.
+Strict: unknown keys, wrong types, NaN and infinity are errors that list the settings. The annotated types below carry
+bounds, and their errors name the likeliest confusion.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...datums.errors import LossConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a validator holds a setting to, for its card; where Ge, Gt, Le and Lt say it, none is needed."""
+    """The bounds that a validator enforces, for the card. Ge, Gt, Le and Lt need none."""
 
     text: str
 
@@ -56,7 +56,7 @@ def _inside(value: float) -> float:
 LowerBound = Annotated[float, AfterValidator(_lower_bound), Bounds("in [0, 1]")]
 #: Highest ratio that still gets a gradient, such as 1.2 (not the distance 0.2).
 UpperBound = Annotated[float, AfterValidator(_upper_bound), Bounds("at least 1")]
-#: Either bound; use LowerBound or UpperBound where the side is known.
+#: Either bound, where the side is not known.
 RatioBound = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -66,7 +66,7 @@ Smoothing = Annotated[float, Ge(0), Lt(0.5)]
 PositiveSmoothing = Annotated[float, Gt(0), Lt(0.5)]
 #: A share in [0, 1].
 Share = Annotated[float, Ge(0), Le(1)]
-#: A weight of one of two distributions in a mixture that needs both.
+#: The weight of one of two distributions that are mixed.
 BetweenZeroAndOne = Annotated[float, AfterValidator(_inside), Bounds("in (0, 1)")]
 Count = Annotated[int, Ge(0)]
 
@@ -77,7 +77,7 @@ CONFIG_ALIASES = {"clip_low_threshold": "clip_low", "clip_high_threshold": "clip
 class LossConfig(BaseModel):
     """Base of every loss's configuration."""
 
-    # arbitrary types: functools.partial turns whatever it binds into a keyword-only parameter, tensors included.
+    # arbitrary types: functools.partial makes keyword-only parameters of what it binds, tensors included.
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True
     )
@@ -86,7 +86,7 @@ class LossConfig(BaseModel):
 def config_maker(
     function: Callable[..., Any], name: str, hints: Mapping[str, Any], reduction: str, reductions: tuple[str, ...]
 ) -> Callable[[], type[LossConfig]]:
-    """Makes a pydantic model with one field a keyword-only parameter of `function`, plus `reduction` and `norm_length`.
+    """Makes a pydantic model with a field for each keyword-only parameter of `function`, `reduction` and `norm_length`.
 
     Made at the first call, since a model takes a millisecond and most of a hundred losses are never asked for.
     """
@@ -101,7 +101,7 @@ def config_maker(
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         annotation = hints.get(parameter.name, Any if default is ... or default is None else type(default))
         if default is not ... and not isinstance(default, bool | int | float | str | None):
-            # pydantic would copy it; what functools.partial binds must be handed on as it is
+            # pydantic would copy the default; functools.partial must get the very object that it binds
             default = Field(default_factory=_constant(default))
         fields[parameter.name] = (annotation, default)
     fields["reduction"] = (Literal[reductions], reduction)
@@ -130,7 +130,7 @@ def own_names(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> d
 
 
 def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> LossConfig:
-    """Validate a configuration. Raises LossConfigError listing every problem, the keys there are and the likely mend."""
+    """Validate a configuration. Raises LossConfigError with every problem, all keys and the likeliest correction."""
     try:
         config = model.model_validate(own_names(model, name, given))
     except ValidationError as error:

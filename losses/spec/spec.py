@@ -1,4 +1,4 @@
-"""Reading a loss function's signature: what it wants from the model, from the data, and as its configuration."""
+"""Reading a loss function's signature: the model outputs, the inputs and the settings that it takes."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def groups_of(units: Units | None, partners: Partners | None) -> Groups | None:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """Everything that registering a function makes known about it; `register_loss` says what each word means."""
+    """Everything known about a registered function; `register_loss` explains each word."""
 
     name: str
     function: Callable[..., Any]
@@ -147,7 +147,7 @@ class LossSpec:
 
     @property
     def wants_weights(self) -> bool:
-        """Whether it reads `weights` itself, and so sees every position and weighs on its own."""
+        """Whether it reads `weights`, so that it sees every position and applies the weights itself."""
         return "weights" in self.parameters
 
 
@@ -248,8 +248,8 @@ def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Inp
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
     """Resolved annotations of the parameters.
 
-    Settings must resolve, for they become the configuration, and so must `PerDatum`, for it decides how an input is
-    packed. Any other may be a name that is imported for type checkers only.
+    Settings must resolve, since they become the configuration, and so must `PerDatum`, which decides how an input is packed.
+    Any other annotation may be imported for type checkers only.
     """
     target = inspect.unwrap(function)
     while isinstance(target, functools.partial):

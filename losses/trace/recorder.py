@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from ...datums.errors import TraceError
 
-#: What a graph may call: functions of these packages, and methods of a tensor that stay on its device.
+#: A graph may call functions of these packages; HOST_METHODS leave the tensor's device, so it may not call them.
 PACKAGES = ("torch", "math", "operator", "_operator")
 HOST_METHODS = ("item", "tolist", "numpy", "backward")
 SELECTS = "picks elements by a condition, so its shape depends on data"
@@ -22,7 +22,7 @@ _LOSSES = Path(__file__).parents[1]
 #: lossbook's own folders: a line in their files is never the loss's. Families and variants hold the formulas.
 _MACHINERY = {str(_LOSSES), *(str(_LOSSES / room) for room in ("batch", "loss", "math", "spec", "trace"))}
 _TORCH = str(Path(torch.__file__).parent)
-#: What torch.fx or Python say, and what to write instead.
+#: Words of torch.fx's or Python's errors, and what to write instead.
 _ADVICE = (
     ("cannot be iterated", "a tensor cannot be looped over. Write it as one tensor operation"),
     ("control flow", "a tensor's value decides what Python does next. Write torch.where(condition, one, other)"),
@@ -34,7 +34,7 @@ _ADVICE = (
 
 
 class Traced(torch.fx.Proxy):
-    """A tensor that is being recorded. Its rank is known, for ranks are declared; its sizes and values are not."""
+    """A tensor that is being recorded. Its rank is known, since ranks are declared; its sizes and values are not."""
 
     @property
     def ndim(self) -> int:
@@ -50,7 +50,7 @@ class Traced(torch.fx.Proxy):
 
 
 class ExampleTracer(torch.fx.Tracer):
-    """Records what is done to placeholders. Each node's meta holds `example`, its value for harmless inputs, and `line`."""
+    """Records the operations on placeholders. A node's meta holds `example`, its value for harmless inputs, and `line`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class ExampleTracer(torch.fx.Tracer):
         return proxy
 
     def finished(self, returned: Any) -> torch.fx.Graph:
-        """The graph that returns this, without what it does not need."""
+        """The graph that returns this, without unused operations."""
         self.create_node("output", "output", (self.create_arg(returned),), {})
         self.graph.lint()
         self.graph.eliminate_dead_code()
         return self.graph
 
     def proxy(self, node: torch.fx.Node) -> Traced:
-        """The tensor that a node stands for."""
+        """The traced tensor of a node."""
         return Traced(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -108,7 +108,7 @@ class ExampleTracer(torch.fx.Tracer):
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of what a traced tensor (or any other) is for the example."""
+    """The shape of a tensor; of a traced one, its shape for the example."""
     example = value.node.meta["example"] if isinstance(value, torch.fx.Proxy) else value
     if not isinstance(example, Tensor):
         raise TraceError(f"it returns a {type(example).__name__} where a tensor belongs")
@@ -160,7 +160,7 @@ def _selects(node: torch.fx.Node) -> bool:
 
 
 def location(error: Exception) -> str:
-    """` at file:line, in function: code`, the deepest line that is neither torch's nor the tracing's own."""
+    """` at file:line, in function: code`, the deepest line that is neither torch's nor lossbook's machinery."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     if not frames:
         return ""
@@ -169,7 +169,7 @@ def location(error: Exception) -> str:
 
 
 def explained(error: Exception) -> str:
-    """What went wrong and what to write instead."""
+    """What to write instead, or else the error itself."""
     said = str(error)
     advice = next((advice for words, advice in _ADVICE if words in said), None)
     return advice or f"{type(error).__name__}: {said}"

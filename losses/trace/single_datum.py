@@ -43,7 +43,7 @@ class SingleDatum:
             self.logprobs = torch.where(given[spec.candidates] == -torch.inf, 0, self.logprobs)
 
     def arguments(self) -> list[Any]:
-        """The positional arguments of the loss's function, None for optional inputs that are not read."""
+        """The positional arguments of the loss's function; None for an optional input that is not read."""
         seqs = SingleDatumSeqs(self.rows, None if self.spec.per == "token" else self.weights)
         special = {"seqs": seqs, "weights": self.weights, "logprobs": self.logprobs}
         return [special[name] if name in special else self._input(name) for name in self.spec.parameters]
@@ -56,7 +56,7 @@ class SingleDatum:
             return value.reshape(1)
         if value.ndim == 0:  # a scalar holds for the whole datum
             value = value.expand_as(self.rows)
-        if value.ndim < self.active.ndim:  # one number a position as one a target
+        if value.ndim < self.active.ndim:  # one number per position, repeated per target
             value = value.unsqueeze(1).expand_as(self.active)
         return self._neutral(value)
 

@@ -45,7 +45,20 @@ IMPORT_TIME = {"spec.py", "settings.py", "registry.py", "family.py"}
 SHARED = ("test_conformance", "test_numpy_twins", "test_reference")
 SPOKESMEN = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
 #: Tests of what all losses go through.
-CORE = ("loss", "bound", "hosted", "mixture", "pack", "seqs", "reductions", "settings", "spec", "registry", "stats", "ratios")
+CORE = (
+    "loss",
+    "bound",
+    "hosted",
+    "mixture",
+    "pack",
+    "seqs",
+    "reductions",
+    "settings",
+    "spec",
+    "registry",
+    "stats",
+    "ratios",
+)
 #: Folders of loss functions; their tests lie in folders of the same names.
 FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "value")
 #: The filter: in the nursery hypothesis is imported before pytest could rewrite its assertions.
