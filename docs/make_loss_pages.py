@@ -1,8 +1,8 @@
-"""Write the pages of losses/ from the registry: an index, a page a family, a plot a loss. `make docs` runs it.
+"""Write the pages of losses/ from the registry: an index, a page per family, a plot per loss. `make docs` runs it.
 
     python docs/make_loss_pages.py
 
-tests/docs/test_loss_pages.py fails when the pages are not those that this writes.
+tests/docs/test_loss_pages.py fails when the pages are out of date.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PAGES = DOCS / "losses"
 ELSEWHERE = DOCS / "elsewhere.toml"
 FAMILIES = {
     "supervised": "Make given tokens likelier.",
-    "policy": "Tokens that a policy sampled, and an advantage each.",
-    "preference": "Which of two responses is the better one, or whether one response is good.",
+    "policy": "Tokens that a policy sampled, with an advantage for each.",
+    "preference": "Which of two responses is better, or whether a single response is good.",
     "distillation": "Make a student's distribution that of a teacher.",
-    "embedding": "One pooled vector a datum.",
-    "value": "Beside the policy's: value functions, entropy, and other terms that are added to a loss.",
+    "embedding": "One pooled vector per datum.",
+    "value": "Value functions, entropy, and other terms that are added to a policy's loss.",
 }
 MADE = "<!-- Made by docs/make_loss_pages.py (`make docs`) from the registry: change the loss, not this page. -->"
-#: Colours and dashes that can be told apart without colour.
+#: Colours and dashes; the dashes differ for readers without colour.
 LINES = (("#1f5fa8", "-"), ("#c8551b", "--"), ("#3b7d3b", ":"))
 
 
 def main() -> None:
-    """Write every page and plot, and remove those of losses that are no more."""
+    """Write every page and plot, and remove those of losses that no longer exist."""
     wanted = {PAGES / name: text for name, text in pages().items()}
     wanted |= {PAGES / plot_of(card): svg for card in cards() if (svg := plot(card.name)) is not None}
     for path in PAGES.rglob("*.*"):
@@ -51,9 +51,9 @@ def main() -> None:
 
 
 def cards() -> list[LossCard]:
-    """Those of lossbook's own losses, in the order of the pages."""
-    found = [card for name in list_losses() if (card := describe_loss(name)).family in FAMILIES]
-    return sorted(found, key=lambda card: ([*FAMILIES].index(card.family), card.name))
+    """The cards of lossbook's own losses, in the order of the pages."""
+    own = [card for name in list_losses() if (card := describe_loss(name)).family in FAMILIES]
+    return sorted(own, key=lambda card: ([*FAMILIES].index(card.family), card.name))
 
 
 def pages() -> dict[str, str]:
@@ -65,7 +65,7 @@ def pages() -> dict[str, str]:
 
 
 def plot_of(card: LossCard) -> str:
-    """Where a loss's plot is, below losses/."""
+    """The path of a loss's plot below losses/."""
     return f"plots/{re.sub(r'[^A-Za-z0-9_.-]', '_', card.name)}.svg"
 
 
@@ -81,7 +81,8 @@ def _index(families: dict[str, list[LossCard]]) -> str:
         "",
         f"{count} losses in {sum(map(bool, families.values()))} families, each one function in `losses/`. Get one with "
         "`get_loss(id)`; `lossbook losses show ID` prints its card in a terminal, `lossbook losses diff A B` sets two side "
-        f"by side. [Presets](presets.md) are {len(list_presets())} losses of other systems, as settings of these. T counts tokens, N datums, K candidates a position, D the coordinates of an embedding.",
+        f"by side. [Presets](presets.md) are {len(list_presets())} losses of other systems, as settings of these. T counts tokens, "
+        "N datums, K candidates per position, D the coordinates of an embedding.",
         "",
     ]
     for family, members in families.items():
@@ -91,10 +92,10 @@ def _index(families: dict[str, list[LossCard]]) -> str:
 
 
 def _summary(members: Sequence[LossCard]) -> Iterator[str]:
-    """A row a loss; axes that no loss of the family has are left out."""
+    """One row per loss; axes that no loss of the family has are left out."""
     axes = {"ratio": lambda c: c.axes.ratio, "clip": lambda c: c.axes.clip, "KL": lambda c: c.axes.kl}
     shown = {name: get for name, get in axes.items() if any(get(card) != "none" for card in members)}
-    heads = ("loss", "formula", *shown, "one loss a", "reduction", "source")
+    heads = ("loss", "formula", *shown, "one loss per", "reduction", "source")
     rows = [
         (
             f"[`{card.name}`]({card.family}.md#{_anchor(card.name)})",
@@ -203,7 +204,7 @@ def _section(card: LossCard) -> Iterator[str]:
         "*returns*",
         card.returns.shape,
         _text(card.returns.unit),
-        _text(card.returns.meaning or f"one loss a {card.per}"),
+        _text(card.returns.meaning),
         "",
     )
     yield from (*_table(("tensor", "shape", "unit", "meaning", "from"), [*rows, returned]), "")
@@ -216,9 +217,8 @@ def _section(card: LossCard) -> Iterator[str]:
 
 
 def _axes(card: LossCard) -> Iterator[str]:
-    together = "" if card.couples == card.per else f"; a whole {card.couples} must be seen together"
     rows = [
-        ("one loss a", f"{card.per}{together}"),
+        ("one loss per", card.level),
         ("ratio", card.axes.ratio),
         ("clip", _text(card.axes.clip)),
         ("KL", _text(card.axes.kl)),
@@ -236,8 +236,8 @@ def _remarks(card: LossCard) -> Iterator[str]:
     yield f"- **Source** {_linked(_text(card.source, in_table=False))}"
     if card.presets:
         yield f"- **Presets** {', '.join(f'`{preset}`' for preset in card.presets)}"
-    if card.claims:
-        yield f"- **Keeps the laws** {', '.join(f'`{law}`' for law in card.claims)}"
+    if card.laws:
+        yield f"- **Obeys the laws** {', '.join(f'`{law}`' for law in card.laws)}"
     yield f"- **Defined in** `{card.defined_in}`"
     yield ""
 
@@ -250,7 +250,7 @@ def _need(tensor: TensorCard, card: LossCard) -> str:
 
 def _paragraph(paragraph: str) -> Iterable[str]:
     lines = paragraph.splitlines()
-    if any(line.startswith("  ") for line in lines):  # a table or a formula of the docstring's own
+    if any(line.startswith("  ") for line in lines):  # a table or formula inside the docstring
         return ("```", *lines, "```")
     return [_text(" ".join(lines), in_table=False)] if not lines[0].startswith("- ") else lines
 
@@ -265,7 +265,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def _text(text: str, *, in_table: bool = True) -> str:
-    """Prose in which only `code` is markup."""
+    """Text in which only `code` is markup."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
     joined = "`".join(parts)
@@ -303,7 +303,7 @@ def plot(name: str) -> str | None:
 
 
 def a_few_points(name: str) -> list[list[list[float]]]:
-    """[line][point] of x, loss and gradient, few and short: what a plot says of itself, so that a test need not draw it."""
+    """[line][point] of x, loss and gradient, few and rounded: kept in the plot, so that a test need not draw it."""
     curve = curve_of(usable(name), 7)
     lines = () if curve is None else curve.lines
     return [
@@ -322,7 +322,7 @@ def figure_of(curve: Curve) -> Any:
         for line, (colour, dashes) in zip(curve.lines, LINES, strict=False):
             ax.plot(line.x, getattr(line, values), dashes, color=colour, linewidth=1.8, label=line.label or None)
         every = [value for line in curve.lines for value in getattr(line, values)]
-        if max(every) - min(every) < 1e-9:  # a constant: without this, an axis of its rounding errors
+        if max(every) - min(every) < 1e-9:  # a constant, whose axis would otherwise show rounding errors
             ax.set_ylim(min(every) - 0.5, max(every) + 0.5)
         if ax.get_ylim()[0] < 0 < ax.get_ylim()[1]:
             ax.axhline(0, color="#999999", linewidth=0.7, zorder=0)
@@ -339,7 +339,7 @@ def figure_of(curve: Curve) -> Any:
 def _svg(curve: Curve) -> str:
     import matplotlib
 
-    # Text as text: smaller, searchable, and the same with any font on the machine that draws.
+    # Text is kept as text: it is smaller, searchable, and independent of the fonts on this machine.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lossbook", "font.family": "DejaVu Sans"}):
         drawn = io.StringIO()
         figure_of(curve).savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,13 +1,14 @@
-"""Advantages from rewards: plain functions over one reward a sample and the group, usually the prompt, it belongs to.
+"""Advantages from one reward per sample and the group it belongs to, usually that of its prompt.
 
-Rewards are a list, an array or a tensor; groups are any ids, one a sample, and none means that all are one group. Every
-function computes in float64, whatever it is given, and returns a float64 tensor [n] on the CPU; datums round to float32.
+Rewards are a list, an array or a tensor; groups are ids of any type, one per sample, or None for a single group. Every
+function computes in float64 and returns a float64 tensor [n] on the CPU; datums round to float32.
 
-Groups that teach nothing give exactly 0: a group of one, and a group whose rewards differ by no more than `floor` times
-the largest of them (1e-6: the rounding of float32), so that rounding is never divided by itself. A reward of NaN or
-infinity raises and is named; with nonfinite="exclude" it gets advantage 0 and is left out of all statistics.
+Groups without a signal get exactly 0: a group of one, and a group whose rewards differ by at most `floor` times the
+largest of them (1e-6, the rounding of float32), so that rounding errors are never divided by themselves. A reward of NaN
+or infinity raises NonFiniteLossInput; with nonfinite="exclude" it gets advantage 0 and is left out of all statistics.
 
-Over the steps of one sample, as in GAE: `lossbook.losses.advantages.from_values`. The laws are in `lossbook.losses.testing.check_advantages`.
+For advantages over the steps of one sample, as in GAE, see `from_values`. `lossbook.losses.testing.check_advantages` holds
+the laws.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Rewards = Sequence[float] | np.ndarray | Tensor
 Groups = Sequence[Hashable] | np.ndarray | Tensor
 NonFinite = Literal["raise", "exclude"]
 
-#: Rewards that differ by less than this share of the largest of them are equal but for the rounding of float32.
+#: Rewards that differ by less than this share of the largest count as equal: it is the rounding of float32.
 FLOOR = 1e-6
 
 
@@ -42,26 +43,26 @@ def group_advantages(
 ) -> Tensor:
     """(r - baseline) / (deviation + epsilon) [n]: GRPO's by default. Shao et al. 2024, arXiv:2402.03300 section 4.1.2.
 
-    center: the baseline is the group's mean, or that of the others in it. scale: divide by the deviation of the group, of
-    the whole batch, or not at all. ddof: 1 divides squares by n - 1, 0 by n. epsilon: added to the deviation.
+    center: the baseline is the group's mean, or the mean of the other samples in it. scale: divide by the deviation of the
+    group, of the whole batch, or not at all. ddof: 1 divides squares by n - 1, 0 by n. epsilon: added to the deviation.
     Systems differ in epsilon: Fireworks 1e-8, verl and SkyRL 1e-6, TRL 1e-4; Tinker's cookbook and prime-rl do not scale.
     """
     _one_of("center", center, ("mean", "leave-one-out"))
     _one_of("scale", scale, ("none", "group", "batch"))
     _check_numbers(ddof, epsilon, floor)
     values, members = _grouped(rewards, groups, nonfinite)
-    found = np.zeros(len(values))
+    advantages = np.zeros(len(values))
     everywhere = values[np.concatenate(members)] if members else values
     for group in _unequal(values, members, floor):
         own = _centred(values[group])
-        found[group] = own * (len(own) / (len(own) - 1)) if center == "leave-one-out" else own
+        advantages[group] = own * (len(own) / (len(own) - 1)) if center == "leave-one-out" else own
         if scale != "none":
-            found[group] /= _deviation(own if scale == "group" else everywhere, ddof) + epsilon
-    return torch.from_numpy(found)
+            advantages[group] /= _deviation(own if scale == "group" else everywhere, ddof) + epsilon
+    return torch.from_numpy(advantages)
 
 
 def centred(rewards: Rewards, groups: Groups | None = None, *, nonfinite: NonFinite = "raise") -> Tensor:
-    """r - group mean [n]: no deviation, as in Dr. GRPO (arXiv:2503.20783), Tinker's cookbook and prime-rl."""
+    """r - group mean [n], without a deviation, as in Dr. GRPO (arXiv:2503.20783), Tinker's cookbook and prime-rl."""
     return group_advantages(rewards, groups, scale="none", nonfinite=nonfinite)
 
 
@@ -85,15 +86,16 @@ def gdpo(
     epsilon: float = 1e-4,
     nonfinite: NonFinite = "raise",
 ) -> Tensor:
-    """Several reward functions [n, F]: each normalised within its group, weighed, added up, and whitened over the batch [n].
+    """Several reward functions [n, F]: each normalised within its group, weighted, summed, and whitened over the batch [n].
 
-    So a function of small numbers is not drowned by one of large ones. TRL multi_objective_aggregation="normalize_then_sum".
-    With nonfinite="exclude" a sample counts in those functions that gave it a number; one without any gets 0.
+    A function with small values so counts as much as one with large values. TRL's
+    multi_objective_aggregation="normalize_then_sum". With nonfinite="exclude" a sample counts in the functions that gave it
+    a finite reward; one without any gets 0.
     """
     table = _array(rewards, 2)
     if weights is not None and len(weights) != table.shape[1]:
         raise LengthMismatchError(
-            f"gdpo: there are {table.shape[1]} reward functions but {len(weights)} weights; give one weight a function"
+            f"gdpo: there are {table.shape[1]} reward functions but {len(weights)} weights; give one weight per function"
         )
     total = torch.zeros(len(table), dtype=torch.float64)
     for column, weight in enumerate([1.0] * table.shape[1] if weights is None else weights):
@@ -108,7 +110,7 @@ def maxrl(
 ) -> Tensor:
     """(r - group mean) / (group mean + epsilon) [n]: towards maximum likelihood of success. arXiv:2602.02710.
 
-    For rewards >= 0, such as right or wrong; raises LossConfigError on a negative one, whose mean could be 0.
+    For rewards >= 0, such as right or wrong. Raises LossConfigError for a negative reward, because the mean could be 0.
     """
     values, members = _grouped(rewards, groups, nonfinite)
     _check_numbers(0, epsilon, 0)
@@ -117,34 +119,34 @@ def maxrl(
         raise LossConfigError(
             f"maxrl divides by the mean reward and takes rewards >= 0, but reward {at} is {values[at]}"
         )
-    found = np.zeros(len(values))
+    advantages = np.zeros(len(values))
     for group in _unequal(values, members, FLOOR):
-        found[group] = _centred(values[group]) / (values[group].mean() + epsilon)
-    return torch.from_numpy(found)
+        advantages[group] = _centred(values[group]) / (values[group].mean() + epsilon)
+    return torch.from_numpy(advantages)
 
 
 def opo(rewards: Rewards, lengths: Rewards, groups: Groups | None = None, *, nonfinite: NonFinite = "raise") -> Tensor:
     """r - Σ length r / Σ length over the group [n]: the baseline of least variance, on policy. arXiv:2505.23585.
 
-    lengths: tokens of each response, more than 0.
+    lengths: number of tokens of each response, above 0.
     """
     values, members = _grouped(rewards, groups, nonfinite)
     tokens = _array(lengths, 1)
     _same_length("opo", values, tokens, "lengths")
     if not (np.isfinite(tokens) & (tokens > 0)).all():
         at = int(np.flatnonzero(~(np.isfinite(tokens) & (tokens > 0)))[0])
-        raise LossConfigError(f"opo weighs by lengths, which are more than 0, but length {at} is {tokens[at]}")
-    found = np.zeros(len(values))
+        raise LossConfigError(f"opo weights by lengths, which must be above 0, but length {at} is {tokens[at]}")
+    advantages = np.zeros(len(values))
     for group in _unequal(values, members, FLOOR):
         own, weights = _centred(values[group]), tokens[group]
-        found[group] = own - (weights * own).sum() / weights.sum()
-    return torch.from_numpy(found)
+        advantages[group] = own - (weights * own).sum() / weights.sum()
+    return torch.from_numpy(advantages)
 
 
 def remax(rewards: Rewards, greedy_rewards: Rewards) -> Tensor:
     """r - reward of the greedy response to the same prompt [n]. Li et al. 2023, arXiv:2310.10505.
 
-    greedy_rewards: one a sample, the same for all samples of a prompt. Raises on NaN or infinity in either.
+    greedy_rewards: one per sample, the same for all samples of a prompt. Raises NonFiniteLossInput for NaN or infinity.
     """
     values, _ = _grouped(rewards, None, "raise")
     baseline, _ = _grouped(greedy_rewards, None, "raise")
@@ -155,14 +157,14 @@ def remax(rewards: Rewards, greedy_rewards: Rewards) -> Tensor:
 def pass_at_k(rewards: Rewards, groups: Groups | None = None, *, nonfinite: NonFinite = "raise") -> Tensor:
     """Best reward - second best for the group's best sample, 0 for all others [n]. arXiv:2503.19595; verl grpo_passk, unscaled.
 
-    A group whose best two are equal gives 0 throughout: one more right answer does not make a pass likelier.
+    A group whose best two rewards are equal gets only zeros: one more right answer does not make a pass more likely.
     """
     values, members = _grouped(rewards, groups, nonfinite)
-    found = np.zeros(len(values))
+    advantages = np.zeros(len(values))
     for group in _unequal(values, members, FLOOR):
         second, best = np.argsort(values[group], kind="stable")[-2:]
-        found[group[best]] = values[group[best]] - values[group[second]]
-    return torch.from_numpy(found)
+        advantages[group[best]] = values[group[best]] - values[group[second]]
+    return torch.from_numpy(advantages)
 
 
 def reinforce_plus_plus(
@@ -173,10 +175,10 @@ def reinforce_plus_plus(
     epsilon: float = 1e-8,
     nonfinite: NonFinite = "raise",
 ) -> Tensor:
-    """Rewards whitened over the batch's tokens [n]. Hu 2025, arXiv:2501.03262. With groups, their means are taken off first.
+    """Rewards whitened over the batch's tokens [n]. Hu 2025, arXiv:2501.03262. With groups, their means are subtracted first.
 
-    groups: none is REINFORCE++; given, its variant with a baseline. lengths: tokens of each response; without, every sample
-    counts once. Put a KL penalty into the rewards before, or use `returns.kl_penalized_advantages` after.
+    groups: None for REINFORCE++, given for its variant with a baseline. lengths: number of tokens of each response; without
+    it every sample counts once. For a KL penalty, change the rewards before, or use `returns.kl_penalized_advantages` after.
     """
     values, members = _grouped(rewards, groups, nonfinite)
     finite = np.concatenate(members) if members else np.zeros(0, dtype=np.int64)
@@ -184,26 +186,26 @@ def reinforce_plus_plus(
     _same_length("reinforce_plus_plus", values, tokens, "lengths")
     if groups is not None:
         values = centred(rewards, groups, nonfinite=nonfinite).numpy()
-    found = np.zeros(len(values))
+    advantages = np.zeros(len(values))
     own, weights = values[finite], tokens[finite]
     if len(own) and not _is_level(own, FLOOR):
         own = own - own.mean()
         own = own - (weights * own).sum() / weights.sum()
         spread = (weights * own**2).sum() / max(weights.sum() - 1, 1)
-        found[finite] = own / (np.sqrt(spread) + epsilon)
-    return torch.from_numpy(found)
+        advantages[finite] = own / (np.sqrt(spread) + epsilon)
+    return torch.from_numpy(advantages)
 
 
 def _grouped(rewards: Rewards, groups: Groups | None, nonfinite: NonFinite) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Rewards as float64, and the indices of the finite ones group by group, in order of first appearance."""
+    """Rewards as float64, and the indices of the finite ones by group, in order of first appearance."""
     _one_of("nonfinite", nonfinite, ("raise", "exclude"))
     values = _array(rewards, 1)
     finite = np.isfinite(values)
     if nonfinite == "raise" and not finite.all():
         at = int(np.flatnonzero(~finite)[0])
         raise NonFiniteLossInput(
-            f"reward {at} of {len(values)} is {values[at]}. Give such a sample no reward before it comes here, or leave it "
-            'out of all statistics with nonfinite="exclude": its advantage is 0 then'
+            f"reward {at} of {len(values)} is {values[at]}. Drop such a sample, or leave it out of all statistics with "
+            'nonfinite="exclude", which gives it advantage 0'
         )
     ids = group_ids(groups, len(values))
     members: dict[Any, list[int]] = {}
@@ -213,12 +215,12 @@ def _grouped(rewards: Rewards, groups: Groups | None, nonfinite: NonFinite) -> t
 
 
 def group_ids(groups: Groups | None, count: int) -> list[Hashable]:
-    """One id a reward, as plain values; all the same without groups. Raises LengthMismatchError."""
+    """One id per reward; all the same without groups. Raises LengthMismatchError."""
     if groups is None:
         return [0] * count
     ids = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else list(groups)
     if len(ids) != count:
-        raise LengthMismatchError(f"there are {count} rewards but {len(ids)} group ids; give one id a reward")
+        raise LengthMismatchError(f"there are {count} rewards but {len(ids)} group ids; give one id per reward")
     return ids
 
 
@@ -229,23 +231,23 @@ def _array(values: Any, dimensions: int) -> np.ndarray:
     if array.size == 0 and array.ndim < dimensions:
         array = array.reshape((0,) * dimensions)
     if array.ndim != dimensions:
-        shape = "one number a sample" if dimensions == 1 else "one row a sample, one column a reward function"
-        raise ShapeError(f"rewards and lengths are {shape}, got shape {list(array.shape)}")
+        shape = "one number per sample" if dimensions == 1 else "one row per sample and one column per reward function"
+        raise ShapeError(f"rewards and lengths must be {shape}, got shape {list(array.shape)}")
     return array
 
 
 def _unequal(values: np.ndarray, members: Sequence[np.ndarray], floor: float) -> list[np.ndarray]:
-    """The groups that teach something."""
+    """The groups whose rewards differ."""
     return [group for group in members if not _is_level(values[group], floor)]
 
 
 def _is_level(values: np.ndarray, floor: float) -> bool:
-    """Whether values are equal but for rounding."""
+    """Whether values are equal up to rounding."""
     return bool(values.max() - values.min() <= floor * np.abs(values).max())
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
-    """Less their mean; the second pass takes off what rounding left of it."""
+    """Values minus their mean; the second pass removes the rounding error of the first."""
     once = values - values.mean()
     return once - once.mean()
 
@@ -270,4 +272,6 @@ def _check_numbers(ddof: int, epsilon: float, floor: float) -> None:
 
 def _same_length(who: str, values: np.ndarray, others: np.ndarray, name: str) -> None:
     if len(values) != len(others):
-        raise LengthMismatchError(f"{who}: there are {len(values)} rewards but {len(others)} {name}; give one a reward")
+        raise LengthMismatchError(
+            f"{who}: there are {len(values)} rewards but {len(others)} {name}; give one per reward"
+        )

@@ -1,1 +1,1 @@
-"""What is shown about a loss: its card, its curve, and comparisons."""
+"""A loss shown to people: its card, its curve, and comparisons with other losses."""

@@ -1,4 +1,4 @@
-"""Curves in a terminal, in braille: two dots across and four down a character."""
+"""Curves in a terminal, drawn with braille characters of two by four dots."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ WIDTH, HEIGHT = 44, 9
 #: Bits of a braille character by (row, column) of its dots.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BLANK = 0x2800
-#: Dots drawn and left out, over and over, a line: whole, dashed, dotted.
+#: Dots drawn and dots left out, repeated along each line: solid, dashed, dotted.
 _DASHES = ((1, 0), (3, 3), (1, 3))
 _MARKS = ("──", "- -", "· ·")
 
 
 def draw(curve: Curve, width: int = WIDTH, height: int = HEIGHT) -> str:
-    """Loss and gradient side by side: height + 4 lines, two panels of `width` characters each."""
+    """Loss and gradient side by side: height + 4 lines with two panels of `width` characters."""
     panels = [
         _panel([(line.x, line.loss) for line in curve.lines], "loss", width, height),
         _panel([(line.x, line.gradient) for line in curve.lines], "gradient", width, height),
@@ -28,7 +28,7 @@ def draw(curve: Curve, width: int = WIDTH, height: int = HEIGHT) -> str:
 
 
 def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str, width: int, height: int) -> list[str]:
-    """height + 2 lines: a title with the highest value, the drawing, and the ends of both axes below."""
+    """height + 2 lines: the title, the drawing with the ends of the y axis, and the ends of the x axis."""
     left, right = _extent([x for xs, _ in lines for x in xs])
     low, high = _extent([y for _, ys in lines for y in ys])
     cells = [[_BLANK] * width for _ in range(height)]
@@ -48,7 +48,7 @@ def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str,
         for i, point in enumerate(path):
             if i % (drawn + left_out) < drawn:
                 dot(*point)
-    # What is 0 but for rounding, or next to it in this panel, is 0.
+    # A value that is 0 except for rounding, or close to 0 on the scale of this panel, is shown as 0.
     top, bottom = (f"{0 if abs(value) < (high - low) / 1000 else value:.3g}" for value in (high, low))
     label = max(len(top), len(bottom))
     margins = [top, *[""] * (height - 2), bottom]
@@ -61,7 +61,7 @@ def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str,
 
 
 def _joined(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The dots of a line through points, one a step of the longer direction."""
+    """The dots of a line through points: one per step in the longer direction."""
     path = list(points[:1])
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         steps = max(abs(x1 - x0), abs(y1 - y0))

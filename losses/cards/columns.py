@@ -1,4 +1,4 @@
-"""Plain text in columns, as cards and comparisons print it."""
+"""Text in columns, for cards and comparisons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def block(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def wrapped(text: str, start: str, indent: str | None = None) -> str:
-    """Text in lines of WIDTH; a block whose lines are indented, such as a formula, stays as it is."""
+    """Text in lines of WIDTH; a block with indented lines, such as a formula, is not changed."""
     if any(line.startswith("  ") for line in text.splitlines()):
         return text
     return textwrap.fill(
@@ -35,7 +35,7 @@ def wrapped(text: str, start: str, indent: str | None = None) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their heads, to the right as numbers are."""
+    """Right-aligned columns under their heads."""
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows))
     return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""Two losses side by side: the axes along which they differ, and what both give on the same small data."""
+"""Two losses side by side: where their definitions differ, and their values and gradients on the same small data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from .sample_inputs import usable
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_losses` finds. differences: (axis, first, second) where they differ; alike: (axis, value) elsewhere.
+    """The result of `compare_losses`.
 
-    rows: one a token (candidate, datum) with what both read, each one's loss before weights and reduction, and the
-    gradient of its weighted sum. reduced: both values under their own reductions. note: why there are no rows, or "".
+    differences: (axis, first, second) where they differ. alike: (axis, value) where they agree. rows: one per token
+    (candidate, datum), with what both read, each loss before weights and reduction, and the gradient of its weighted sum.
+    reduced: both values under their own reductions. note: why there are no rows, or "".
     """
 
     first: str
@@ -39,7 +40,7 @@ class Comparison:
         unlike = [line for axis, one, other in self.differences for line in _both(axis, one, other)]
         parts = [
             "\n".join(names),
-            block("they differ in", unlike) or "they differ in nothing that is declared",
+            block("they differ in", unlike) or "their declarations do not differ",
             block("they share", list(self.alike)),
             wrapped(self.note, ""),
             *self._numbers(),
@@ -52,7 +53,7 @@ class Comparison:
         rows = [[_cell(value) for value in row.values()] for row in self.rows]
         sums = [(label, f"A {one:.6g}", f"B {other:.6g}") for label, one, other in self.reduced]
         return [
-            "on the same data (a loss before its weight and reduction; the gradient of the weighted sum)\n"
+            "on the same data (losses before weights and reduction; gradients of the weighted sum)\n"
             + table(list(self.rows[0]), rows),
             block("reduced by", sums),
         ]
@@ -61,7 +62,7 @@ class Comparison:
 def compare_losses(first: Any, second: Any) -> Comparison:
     """Compare two losses: ids, aliases, presets, "module:function", functions, or `Loss` objects.
 
-    Raises UnknownLossError where there is no such loss.
+    Raises UnknownLossError when there is no such loss.
     """
     losses = (usable(first, norm_length=4), usable(second, norm_length=4))
     names = [given if isinstance(given, str) else one.name for given, one in zip((first, second), losses, strict=True)]
@@ -81,7 +82,7 @@ def compare_losses(first: Any, second: Any) -> Comparison:
 
 
 def _axes(loss: Loss | Mixture) -> dict[str, str]:
-    """What a loss is, axis by axis, under its settings."""
+    """A loss with its settings, axis by axis."""
     if not isinstance(loss, Loss):
         (factor, first), *rest = loss.parts
         times = {"times": f"{factor:g}"} if factor != 1 else {}
@@ -91,7 +92,7 @@ def _axes(loss: Loss | Mixture) -> dict[str, str]:
     needs = ", ".join(f"{t.name}{'' if t.required is True else ' (optional)'}" for t in card.inputs.values())
     return {
         "formula": card.formula,
-        "one loss a": card.per,
+        "one loss per": card.per,
         "couples": loss.couples,
         "ratio": card.axes.ratio,
         "clip": card.axes.clip,

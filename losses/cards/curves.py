@@ -1,6 +1,6 @@
-"""A loss and its gradient along the one quantity that it is about: a log-ratio, a margin, a logprob, a cosine, an error.
+"""A loss and its gradient as functions of one quantity: a log-ratio, a margin, a logprob, a cosine or an error.
 
-The numbers come from calling the loss, and autograd, on the smallest data it takes.
+The numbers come from calling the loss, and autograd, on the smallest data that it accepts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...datums.errors import LossCheckError
 from ..loss.loss import Loss
-from . import sample_inputs as minimal
+from . import sample_inputs
 from .sample_inputs import OutputLists, evenly
 
 POINTS = 61
@@ -23,7 +23,7 @@ POINTS = 61
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve. x, loss, gradient: as many numbers each; points where any is not finite are left out."""
+    """One line of a curve. x, loss and gradient have the same length; points where one is not finite are left out."""
 
     label: str
     x: tuple[float, ...]
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss, and its derivative by `quantity`, for a few settings of the data. fixed: what else the data holds."""
+    """A loss and its derivative by `quantity`, one line for each variant of the data. fixed: the rest of the data."""
 
     quantity: str
     fixed: str
@@ -42,46 +42,46 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """Which quantity moves, through which numbers; what the model then says; and the inputs of each line by its label."""
+    """The quantity that moves and its values, the model's outputs at each value, and the inputs of each line by label."""
 
     quantity: str
     fixed: str
-    places: Sequence[float]
+    points: Sequence[float]
     outputs: Callable[[Tensor, int], OutputLists]
     lines: Mapping[str, Mapping[str, Any]]
 
 
 def curve_of(loss: Any, points: int = POINTS) -> Curve | None:
-    """The curve of a loss under its settings; None where no single quantity tells, as for fn(data, logprobs_list)."""
+    """The curve of a loss with its settings; None for fn(data, logprobs_list), which names no quantity."""
     if not isinstance(loss, Loss) or loss.spec.is_batch_style:
         return None
     sweep = _sweep(loss, points)
-    return minimal.first_that_works(loss, lambda count: _curve(loss, sweep, count))
+    return sample_inputs.first_that_works(loss, lambda count: _curve(loss, sweep, count))
 
 
 def _curve(loss: Loss, sweep: _Sweep, count: int) -> Curve | None:
     drawn: list[Line] = []
     for label, inputs in sweep.lines.items():
-        data = minimal.datums(loss, count, {key: v(count) if callable(v) else v for key, v in inputs.items()})
-        found: list[tuple[float, float, float]] = []
-        for place in sweep.places:
-            x = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+        data = sample_inputs.datums(loss, count, {key: v(count) if callable(v) else v for key, v in inputs.items()})
+        points: list[tuple[float, float, float]] = []
+        for position in sweep.points:
+            x = torch.tensor(position, dtype=torch.float64, requires_grad=True)
             value, _ = loss(data, sweep.outputs(x, count))
             (slope,) = torch.autograd.grad(value, x, allow_unused=True)
-            point = (place, float(value.detach()), 0.0 if slope is None else float(slope))
+            point = (position, float(value.detach()), 0.0 if slope is None else float(slope))
             if all(map(math.isfinite, point)):
-                found.append(point)
-        if found:
-            drawn.append(Line(label, *zip(*found, strict=True)))
+                points.append(point)
+        if points:
+            drawn.append(Line(label, *zip(*points, strict=True)))
     if loss.spec.couples == "batch" and not any(slope for line in drawn for slope in line.gradient):
-        raise LossCheckError(f"{loss.name} is flat on {count} datums")  # too few to compare: more are tried
+        raise LossCheckError(f"{loss.name} is flat on {count} datums")  # too few to compare: larger batches are tried
     batch = f", in a batch of {count}" if loss.spec.couples == "batch" and count > 1 else ""
     return Curve(sweep.quantity, f"{sweep.fixed}{batch}", tuple(drawn)) if drawn else None
 
 
 def _sweep(loss: Loss, points: int) -> _Sweep:
     spec = loss.spec
-    reads = {one.name for one in minimal.wanted_inputs(loss)}
+    reads = {one.name for one in sample_inputs.wanted_inputs(loss)}
     if "embeddings" in spec.outputs:
         return _cosine(loss, points)
     if spec.candidates is not None:
@@ -95,10 +95,9 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
         return _ratio(loss, points, "sampler" if "sampling_logprobs" in reads else "reference")
     if "ref_logprobs" in reads:
         fixed = "one response of one token"
-        places = evenly(-20, 20, points)
-        return _logprob(loss, "log-ratio to the reference (nats)", places, fixed, anchor=-20.0)
+        return _logprob(loss, "log-ratio to the reference (nats)", evenly(-20, 20, points), fixed, anchor=-20.0)
     if "logsumexp" in spec.outputs:
-        fixed = f"one token of logprob {minimal.USUAL_LOGPROB:g}"
+        fixed = f"one token of logprob {sample_inputs.USUAL_LOGPROB:g}"
         return _output(loss, "logsumexp", "logsumexp of the logits (nats)", evenly(-10, 10, points), fixed)
     if "logprobs" in spec.outputs:
         return _logprob(loss, "logprob (nats)", evenly(-6, -0.02, points), "one token", anchor=0.0)
@@ -107,21 +106,21 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
 
 
 def _label_lines(loss: Loss) -> dict[str, dict[str, Any]]:
-    """One line for each sign of the advantage, or each value of a flag, or two old values."""
-    reads = minimal.wanted_inputs(loss)
+    """One line for each sign of the advantage, each value of a flag, or each of two old values."""
+    reads = sample_inputs.wanted_inputs(loss)
     if any(one.name == "advantages" for one in reads):
         return {"A = +1": {"advantages": 1.0}, "A = -1": {"advantages": -1.0}}
     if any(one.name == "old_values" for one in reads):
         return {"old value = 0": {"old_values": 0.0}, "old value = 1": {"old_values": 1.0}}
-    for name in (one.name for one in reads if minimal.is_flag(one)):
+    for name in (one.name for one in reads if one.kind == "flag"):
         return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
     return {"": {}}
 
 
 def _ratio(loss: Loss, points: int, anchor: str) -> _Sweep:
-    base = minimal.USUAL_LOGPROB
+    base = sample_inputs.USUAL_LOGPROB
     lines = _label_lines(loss)
-    names = [one.name for one in minimal.wanted_inputs(loss)]
+    names = [one.name for one in sample_inputs.wanted_inputs(loss)]
     if lines == {"": {}} and "teacher_logprobs" in names:
         lines = {f"teacher {d:+g} nat": {"teacher_logprobs": base + d} for d in (1.0, -1.0)}
     fixed = f"one token, of logprob {base:g} under the {anchor}"
@@ -131,80 +130,82 @@ def _ratio(loss: Loss, points: int, anchor: str) -> _Sweep:
 def _logprob(
     loss: Loss,
     quantity: str,
-    places: Sequence[float],
+    points: Sequence[float],
     fixed: str,
     anchor: float,
     lines: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> _Sweep:
-    """The first datum's logprob moves from `anchor`, where all other policies, and other datums, stay."""
+    """The first datum's logprob moves from `anchor`; those of other policies and other datums stay there."""
 
     def outputs(x: Tensor, count: int) -> OutputLists:
-        given = minimal.outputs(loss, count)
-        rest = torch.tensor([anchor or minimal.USUAL_LOGPROB], dtype=torch.float64)
+        given = sample_inputs.outputs(loss, count)
+        rest = torch.tensor([anchor or sample_inputs.USUAL_LOGPROB], dtype=torch.float64)
         return {**given, "logprobs": [(x + anchor).reshape(1), *[rest] * (count - 1)]}
 
-    logprob_inputs = {one.name: anchor for one in minimal.wanted_inputs(loss) if one.kind == "logprob"}
+    logprob_inputs = {one.name: anchor for one in sample_inputs.wanted_inputs(loss) if one.kind == "logprob"}
     fixed_inputs = logprob_inputs if anchor else {}
     chosen = _label_lines(loss) if lines is None else lines
-    return _Sweep(quantity, fixed, places, outputs, {label: {**fixed_inputs, **own} for label, own in chosen.items()})
+    return _Sweep(quantity, fixed, points, outputs, {label: {**fixed_inputs, **own} for label, own in chosen.items()})
 
 
 def _margin(loss: Loss, points: int, *, has_reference: bool) -> _Sweep:
-    """The pair's two logprobs (or values) move apart from a common start."""
+    """The two logprobs (or values) of a pair move apart from a common start."""
     reads_values = "values" in loss.outputs
     name = "values" if reads_values else "logprobs"
     reach = 4.0 if reads_values else 20.0 if has_reference else 4.0
     start = 0.0 if reads_values else -reach / 2
-    others = {one.name: start for one in minimal.wanted_inputs(loss) if one.kind == "logprob"}
+    others = {one.name: start for one in sample_inputs.wanted_inputs(loss) if one.kind == "logprob"}
 
     def outputs(x: Tensor, count: int) -> OutputLists:
         pair = [(start + 0.5 * x).reshape(1), (start - 0.5 * x).reshape(1)]
         rest = [torch.tensor([start], dtype=torch.float64)] * (count - 2)
-        return {**minimal.outputs(loss, count), name: [*pair, *rest]}
+        return {**sample_inputs.outputs(loss, count), name: [*pair, *rest]}
 
     quantity = "margin: chosen - rejected" + ("" if reads_values else ", over the reference" if has_reference else "")
     fixed = f"one pair of one token each, around {name[:-1]} {start:g}"
-    # Just inside the ends: at logprob 0 a log(1 - p) is infinite.
-    places = evenly(-reach * 0.99, reach * 0.99, points)
-    return _Sweep(f"{quantity} (nats)" if not reads_values else quantity, fixed, places, outputs, {"": others})
+    # Just inside the ends, because log(1 - p) is infinite at logprob 0.
+    margins = evenly(-reach * 0.99, reach * 0.99, points)
+    return _Sweep(f"{quantity} (nats)" if not reads_values else quantity, fixed, margins, outputs, {"": others})
 
 
 def _candidates(loss: Loss, points: int) -> _Sweep:
     def outputs(x: Tensor, count: int) -> OutputLists:
         student = torch.stack([x.log(), torch.log1p(-x)]).reshape(1, 2)
-        return {**minimal.outputs(loss, count), "logprobs": [student] * count}
+        return {**sample_inputs.outputs(loss, count), "logprobs": [student] * count}
 
-    first, second = minimal.USUAL_CANDIDATES
+    first, second = sample_inputs.USUAL_CANDIDATES
     fixed = f"one position with two candidates, of probability {first:g} and {second:g} under the teacher"
     return _Sweep("student's probability of the first", fixed, evenly(0.02, 0.98, points), outputs, _label_lines(loss))
 
 
-def _output(loss: Loss, name: str, quantity: str, places: Sequence[float], fixed: str) -> _Sweep:
+def _output(loss: Loss, name: str, quantity: str, points: Sequence[float], fixed: str) -> _Sweep:
+    """The first datum's output `name` moves."""
+
     def outputs(x: Tensor, count: int) -> OutputLists:
-        given = minimal.outputs(loss, count)
+        given = sample_inputs.outputs(loss, count)
         return {**given, name: [x.reshape(1), *given[name][1:]]}
 
-    return _Sweep(quantity, fixed, places, outputs, _label_lines(loss))
+    return _Sweep(quantity, fixed, points, outputs, _label_lines(loss))
 
 
 def _cosine(loss: Loss, points: int) -> _Sweep:
-    """The first datum's vector turns towards its partner; all others stand at a right angle to both.
+    """The first datum's vector turns towards its partner's; all others are at a right angle to both.
 
-    A flag is that of the first group; the others have the opposite one, for losses that compare groups.
+    For losses that compare groups, a flag is 1 for the first group and 0 for the others, or the reverse.
     """
 
     def partner(count: int) -> int:
-        return next((i for i in minimal.partners(loss, count)[0] if i != 0), 0)
+        return next((i for i in sample_inputs.groups(loss, count)[0] if i != 0), 0)
 
     def flags(first: float) -> Callable[[int], list[float]]:
-        return lambda count: [first if i in minimal.partners(loss, count)[0] else 1 - first for i in range(count)]
+        return lambda count: [first if i in sample_inputs.groups(loss, count)[0] else 1 - first for i in range(count)]
 
     def outputs(x: Tensor, count: int) -> OutputLists:
-        first, _, third = torch.eye(minimal.EMBEDDING_WIDTH, dtype=torch.float64)
+        first, _, third = torch.eye(sample_inputs.EMBEDDING_WIDTH, dtype=torch.float64)
         vectors = [third] * count
         vectors[partner(count)] = first
         vectors[0] = torch.stack([x, (1 - x * x).sqrt(), torch.zeros_like(x)])
-        return {**minimal.outputs(loss, count), "embeddings": vectors}
+        return {**sample_inputs.outputs(loss, count), "embeddings": vectors}
 
     lines = {label: {key: flags(value) for key, value in own.items()} for label, own in _label_lines(loss).items()}
     fixed = "every other vector at a right angle"

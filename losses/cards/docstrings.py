@@ -1,8 +1,8 @@
-"""Reading a loss's docstring: the formula of its first line, a line a tensor, and the rest.
+"""Read a loss's docstring: the formula in its first paragraph, one line per tensor, and notes.
 
 '''-r A, where r = exp(logprobs - sampling_logprobs).
 
-logprobs, sampling_logprobs   [T]          nats, under the policy in training, and under the one that sampled
+logprobs, sampling_logprobs   [T]          nats
 advantages                    [T]          unitless
 returns                       [T] or [N]   unitless
 '''
@@ -21,15 +21,15 @@ from ..spec.spec import OUTPUT_NAMES
 _NAMES = r"[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*"
 _SHAPE = r"\[[^\]]*\](?:\s+or\s+\[[^\]]*\])*"
 _TENSOR = re.compile(rf"^(?P<names>{_NAMES})\s+(?P<shape>{_SHAPE})(?:\s+(?P<rest>\S.*))?$")
-#: Where a unit ends and the meaning begins. A comma inside brackets, as in "in [0, 1]", ends nothing.
+#: Where the unit ends and the meaning begins: two spaces or punctuation, but not a comma in brackets, as in "[0, 1]".
 _UNIT_END = re.compile(r"\s{2,}|[,;:]\s+(?![^\[(]*[\])])")
-#: A longer first phrase is no unit but the meaning itself.
+#: A longer first phrase is the meaning, not a unit.
 _LONGEST_UNIT = 40
 
 
 @dataclass(frozen=True)
 class TensorLine:
-    """What a docstring says of one tensor: its shape such as "[T]", unit such as "nats", and meaning; "" if unsaid."""
+    """A tensor's shape such as "[T]", unit such as "nats", and meaning; "" where the docstring does not say."""
 
     shape: str
     unit: str
@@ -38,7 +38,7 @@ class TensorLine:
 
 @dataclass(frozen=True)
 class Docstring:
-    """A loss's docstring, taken apart. tensors: by name. returns: what it gives back. notes: whatever else it says."""
+    """The parts of a loss's docstring. tensors: by name. returns: the values that it returns. notes: the rest."""
 
     formula: str
     tensors: dict[str, TensorLine]
@@ -47,7 +47,7 @@ class Docstring:
 
 
 def read_docstring(function: Callable[..., Any]) -> Docstring:
-    """The parts of a function's docstring; all empty where it has none. A tensor line begins with parameters' names."""
+    """The parts of a function's docstring, empty without one. A tensor line begins with names of parameters."""
     parameters = inspect.signature(function).parameters
     known = {*parameters, *OUTPUT_NAMES, "returns"}
     lines = (inspect.getdoc(function) or "").splitlines()
@@ -64,11 +64,11 @@ def read_docstring(function: Callable[..., Any]) -> Docstring:
             notes.append(line)
             continue
         rest = match["rest"] or ""
-        while lines and lines[0].startswith("  ") and lines[0].strip():  # the line goes on, indented
+        while lines and lines[0].startswith("  ") and lines[0].strip():  # a continuation line
             rest = f"{rest} {lines.pop(0).strip()}"
         unit, meaning = _unit_and_meaning(rest)
         said = TensorLine(match["shape"], unit, meaning)
-        # A value function also reads `returns`; the last line of that name is about what it gives back.
+        # A value function also reads `returns`; its last line of that name describes the values it returns.
         if match["names"] == "returns" and ("returns" not in parameters or "returns" in tensors):
             returned = said
         else:
@@ -86,5 +86,5 @@ def _unit_and_meaning(text: str) -> tuple[str, str]:
     if len(parts[0]) > _LONGEST_UNIT:
         return "", text.strip()
     meaning = parts[1].strip() if len(parts) > 1 else ""
-    # The signature says that it is optional.
+    # Whether an input is optional is read from the signature.
     return parts[0].rstrip(",;:. "), re.sub(r"^optional[,;:.]?\s*", "", meaning)

@@ -1,4 +1,4 @@
-"""The small fixed data on which two losses are compared, and what each gives on it, place by place."""
+"""The small fixed data on which two losses are compared, and the values and gradients of each at every position."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from ...datums.types import Datum, ModelInput
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
-from . import sample_inputs as minimal
+from . import sample_inputs
 from .sample_inputs import OutputLists
 
-#: Two sampled sequences of 3 and 4 tokens, the first token of each a prompt's (weight 0). A pair: chosen, rejected.
+#: Two sampled sequences of 3 and 4 tokens; the first token of each is a prompt token (weight 0). As a pair: chosen, rejected.
 TOKENS: dict[str, list[list[float]]] = {
     "weights": [[0, 1, 1], [0, 1, 1, 1]],
     "logprobs": [[-0.5, -1.0, -2.0], [-0.2, -3.0, -0.1, -1.2]],
@@ -34,7 +34,7 @@ TEACHER = [[0.7, 0.2], [0.1, 0.6], [0.5, 0.3]]
 #: Enough vectors for three pairs or two triplets.
 EMBEDDINGS = [[1, 0.2, 0], [0.7, 0.6, 0.2], [0.8, 0.5, 0.1], [0.8, 0.4, 0.2], [0.3, 0.1, 1], [0.6, 0.5, 0.6]]
 
-#: What is read at one place, and both losses and gradients there; None where a loss has no value of its own.
+#: What is read at one position, and both losses and gradients there; None where a loss has no value of its own.
 Row = dict[str, float | str | None]
 #: (reduction, the first loss's value, the second's).
 Reduced = tuple[tuple[str, float, float], ...]
@@ -44,21 +44,21 @@ def example(first: Loss | Mixture, second: Loss | Mixture) -> tuple[list[Row], R
     """(rows, reduced, note) of `Comparison`."""
     kinds = [kind_of(loss) for loss in (first, second)]
     if kinds[0] != kinds[1]:
-        return [], (), f"{first.name} is about {kinds[0]}, {second.name} about {kinds[1]}: no data serves both"
+        return [], (), f"{first.name} reads {kinds[0]}, {second.name} reads {kinds[1]}: there is no data for both"
     for count in (4, 6, 2, 3):
         try:
-            found = [_evaluated(loss, *example_batch(loss, kinds[0], count)) for loss in (first, second)]
-        except Exception as error:  # a loss may refuse data in any way it likes
+            evaluations = [_evaluated(loss, *example_batch(loss, kinds[0], count)) for loss in (first, second)]
+        except Exception as error:  # a loss may raise anything for data it does not accept
             note = f"no numbers: {type(error).__name__}: {error}"
             if kinds[0] == "embeddings":
                 continue
             return [], (), note
-        return _table((first, second), found)
-    return [], (), "no numbers: no batch of 2, 3, 4 or 6 vectors serves both"
+        return _table((first, second), evaluations)
+    return [], (), "no numbers: neither 2, 3, 4 nor 6 vectors are a batch for both"
 
 
 def kind_of(loss: Loss | Mixture) -> str:
-    """What kind of data a loss is about."""
+    """The kind of data that a loss reads."""
     parts = [part for _, part in loss.parts]
     if any(part.spec.candidates is not None for part in parts):
         return "candidate tokens"
@@ -68,11 +68,13 @@ def kind_of(loss: Loss | Mixture) -> str:
 
 
 def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Datum], OutputLists]:
-    """Small data of a kind (`kind_of`) that the loss takes, and model outputs for it; `count` embeddings."""
+    """Small data of a kind (`kind_of`) that the loss accepts, and model outputs for it; `count` embeddings."""
     parts = [part for _, part in loss.parts]
-    wanted = {one.name: one for part in parts for one in minimal.wanted_inputs(part)}
-    # The first of two; of more, the datums of every other group.
-    flagged = {0} if kind != "embeddings" else {i for group in minimal.partners(parts[0], count)[::2] for i in group}
+    wanted = {one.name: one for part in parts for one in sample_inputs.wanted_inputs(part)}
+    # A flag is 1 for the first of two datums; for embeddings, for the datums of every other group.
+    flagged = (
+        {0} if kind != "embeddings" else {i for group in sample_inputs.groups(parts[0], count)[::2] for i in group}
+    )
     data: list[Datum] = []
     given: OutputLists = {name: [] for name in loss.outputs}
     for i in range({"embeddings": count, "candidate tokens": 1}.get(kind, 2)):
@@ -82,13 +84,13 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
             carried["target_tokens"] = [[0, 1]] * 3 if kind == "candidate tokens" else list(range(length))
             carried["weights"] = [1.0] * 3 if kind == "candidate tokens" else TOKENS["weights"][i]
         for name, one in wanted.items():
-            plain = float(i in flagged) if minimal.is_flag(one) else minimal.usual_value(one)
+            value = float(i in flagged) if one.kind == "flag" else sample_inputs.usual_value(one)
             if any(name == part.spec.candidates for part in parts):
                 carried[name] = torch.tensor(TEACHER).log()
             elif one.per == "datum":
-                carried[name] = plain
+                carried[name] = value
             else:
-                carried[name] = TOKENS[name][i][:length] if name in TOKENS else [plain] * length
+                carried[name] = TOKENS[name][i][:length] if name in TOKENS else [value] * length
         data.append(Datum(ModelInput.from_ints(range(length)), carried))
         for name in loss.outputs:
             given[name].append(_output(name, kind, i, length))
@@ -101,7 +103,7 @@ def _output(name: str, kind: str, datum: int, length: int) -> Tensor:
     elif kind == "candidate tokens" and name == "logprobs":
         return torch.tensor(STUDENT, dtype=torch.float64).log().requires_grad_()
     else:
-        values = TOKENS[name][datum] if name in TOKENS else [minimal.USUAL_OUTPUTS[name]] * length
+        values = TOKENS[name][datum] if name in TOKENS else [sample_inputs.USUAL_OUTPUTS[name]] * length
     return torch.tensor(values[:length] if name != "embeddings" else values, dtype=torch.float64, requires_grad=True)
 
 
@@ -118,20 +120,20 @@ class _Evaluated:
 def _evaluated(loss: Loss | Mixture, data: list[Datum], outputs: OutputLists) -> _Evaluated:
     main = loss.outputs[0]
     reduced, _ = loss(data, outputs)
-    if not isinstance(loss, Loss) or loss.spec.is_batch_style:  # they have no sum of their own
+    if not isinstance(loss, Loss) or loss.spec.is_batch_style:  # these have no values before reduction
         values, total = None, reduced
     else:
         length = {"norm_length": None} if "norm_length" in loss.spec.config.model_fields else {}
-        plain = get_loss(loss, reduction="sum", **length)
-        values, (total, _) = plain.values(data, outputs).detach(), plain.terms(data, outputs)
-    found = torch.autograd.grad(total, outputs[main], allow_unused=True)
-    slopes = [torch.zeros_like(x) if g is None else g for g, x in zip(found, outputs[main], strict=True)]
-    return _Evaluated(data, outputs, values, slopes, float(reduced.detach()), float(total.detach()))
+        summed = get_loss(loss, reduction="sum", **length)
+        values, (total, _) = summed.values(data, outputs).detach(), summed.terms(data, outputs)
+    slopes = torch.autograd.grad(total, outputs[main], allow_unused=True)
+    gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(slopes, outputs[main], strict=True)]
+    return _Evaluated(data, outputs, values, gradients, float(reduced.detach()), float(total.detach()))
 
 
-def _table(losses: Sequence[Loss | Mixture], found: Sequence[_Evaluated]) -> tuple[list[Row], Reduced, str]:
+def _table(losses: Sequence[Loss | Mixture], evaluations: Sequence[_Evaluated]) -> tuple[list[Row], Reduced, str]:
     rows: list[Row] = []
-    columns = [_columns(loss, one) for loss, one in zip(losses, found, strict=True)]
+    columns = [_columns(loss, one) for loss, one in zip(losses, evaluations, strict=True)]
     for key in columns[0]:
         row: Row = dict(key)
         for own in columns:
@@ -140,33 +142,33 @@ def _table(losses: Sequence[Loss | Mixture], found: Sequence[_Evaluated]) -> tup
             for side, own in zip("AB", columns, strict=True):
                 row[f"{what} {side}"] = own[key][what]
         rows.append(row)
-    one, other = found
+    one, other = evaluations
     names = [f"{loss.reduction}" if isinstance(loss, Loss) else "each part's own" for loss in losses]
     label = names[0] if names[0] == names[1] else f"their own, {names[0]} and {names[1]}"
     reduced = (("sum", one.summed, other.summed), (label, one.reduced, other.reduced))
     return rows, reduced[1:] if label == "sum" else reduced, ""
 
 
-def _columns(loss: Loss | Mixture, found: _Evaluated) -> dict[tuple[tuple[str, str], ...], Mapping[str, Any]]:
-    """By place: what the loss reads there, its loss and its gradient."""
+def _columns(loss: Loss | Mixture, evaluated: _Evaluated) -> dict[tuple[tuple[str, str], ...], Mapping[str, Any]]:
+    """What the loss reads at each position, its loss and its gradient there."""
     per = loss.spec.per if isinstance(loss, Loss) else "batch"
-    values = iter([] if found.values is None else found.values.reshape(-1).tolist())
+    values = iter([] if evaluated.values is None else evaluated.values.reshape(-1).tolist())
     main = loss.outputs[0]
     columns: dict[tuple[tuple[str, str], ...], Mapping[str, Any]] = {}
-    for i, datum in enumerate(found.data):
-        output = found.outputs[main][i].detach()
+    for i, datum in enumerate(evaluated.data):
+        output = evaluated.outputs[main][i].detach()
         for t in range(1 if main == "embeddings" else len(output)):
             weights = datum.loss_fn_inputs.get("weights")
             if weights is not None and not float(weights.to_numpy()[t]):
                 continue
             first = not any(dict(key)["datum"] == str(i) for key in columns)
             starts = {"token": True, "datum": first, "pair": first and i % 2 == 0}.get(per, not columns)
-            reads = {name: _shown(found.outputs[name][i].detach(), t, name) for name in loss.outputs}
+            reads = {name: _shown(evaluated.outputs[name][i].detach(), t, name) for name in loss.outputs}
             for name, value in datum.loss_fn_inputs.items():
                 if name not in ("target_tokens", "weights"):
                     reads[name] = _shown(value.to_torch(), t, name)
             key = (("datum", str(i)), ("token", "" if main == "embeddings" else str(t)))
-            gradient = _shown(found.gradients[i], t, main)
+            gradient = _shown(evaluated.gradients[i], t, main)
             columns[key] = {"reads": reads, "loss": next(values, None) if starts else None, "gradient": gradient}
     return columns
 

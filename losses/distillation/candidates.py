@@ -1,16 +1,15 @@
 """Distillation from a teacher's probabilities of K candidate tokens at each position.
 
 `logprobs` [T, K] are the student's at the teacher's candidates, over the full vocabulary; `teacher_logprobs` [T, K] are
--inf where a position has fewer candidates. What is done about all other tokens is the setting `tail`, for student and
-teacher alike:
+-inf where a position has fewer candidates. The setting `tail` says how to treat all other tokens, of student and teacher:
 
-    "bin"          they are one more token, of probability 1 - Σ_k p_k. Nothing is lost but what lies within it: 0 only
-                   when student and teacher agree on every candidate, and never below 0. The tail is held at 1e-7 at
-                   least; where that holds, no gradient flows through it.
+    "bin"          they count as one more token, of probability 1 - Σ_k p_k. The loss is at least 0, and 0 only if student
+                   and teacher agree on every candidate. The tail's probability is clamped to at least 1e-7; at the clamp
+                   it has no gradient.
     "renormalise"  both are divided by their Σ_k p_k: the candidates are compared among themselves, and the student's
                    probability elsewhere is free to grow. With one candidate both are 1, so nothing is learned.
-    "drop"         their terms are left out of the sum. What is left may be negative, and its minimum is not where student
-                   and teacher agree: at equality the reverse KL still pushes the student off the candidates.
+    "drop"         their terms are left out of the sum. The loss may be negative, and its minimum is not where student and
+                   teacher agree: there the reverse KL still pushes the student off the candidates.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..spec.axes import Axes
 from ..spec.settings import BetweenZeroAndOne, Positive, Share
 from ..stats import Stat
 
-Found = tuple[Tensor, dict[str, Stat]]
+Returned = tuple[Tensor, dict[str, Stat]]
 
 
 @register_loss(
@@ -41,22 +40,22 @@ Found = tuple[Tensor, dict[str, Stat]]
         "Tinker": "SDFT: the cross-entropy with a renormalised teacher, summed; that is `sdft`",
         "Fireworks": "SDFT: the cross-entropy with a renormalised teacher, summed; that is `sdft`",
     },
-    claims={
+    laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}]},
         "order_of_candidates_changes_nothing": {},
         "one_candidate_is_cross_entropy": {"own": {"tail": "drop"}},
         "all_candidates_is_dense": {"divergence": "forward_kl"},
     },
 )
-def topk_forward_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = "bin") -> Found:
-    """Σ_k t_k (log t_k - log s_k): KL(teacher || student) over K candidates and what `tail` makes of the rest.
+def topk_forward_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = "bin") -> Returned:
+    """Σ_k t_k (log t_k - log s_k): KL(teacher || student) over K candidates and the `tail`.
 
     logprobs           [T, K]  nats, of the teacher's candidates under the policy in training, over the full vocabulary
     teacher_logprobs   [T, K]  nats, under the teacher; -inf: a position has fewer than K candidates
     returns            [T]     nats
 
-    It spreads the student over all that the teacher does. With tail "drop" and one candidate of probability 1 it is
-    cross-entropy. `teacher_mass` is what the candidates hold of the teacher: with less than about 0.9 take a larger K.
+    It makes the student cover all that the teacher does. With tail "drop" and one candidate of probability 1 it is
+    cross-entropy. `teacher_mass` is the teacher's probability of all candidates: below about 0.9, use a larger K.
     """
     student, teacher = _compared(logprobs, teacher_logprobs, tail)
     return forward_kl(student, teacher), candidate_stats(logprobs, teacher_logprobs)
@@ -73,22 +72,22 @@ def topk_forward_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = 
         "TRL": "server distillation with beta 1: one sampled candidate instead of the teacher's K",
         "Tinker": "SDFT with reverse=True: tail 'renormalise', summed, logarithms detached (the same gradient)",
     },
-    claims={
+    laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}]},
         "order_of_candidates_changes_nothing": {},
         "all_candidates_is_dense": {"divergence": "reverse_kl"},
     },
 )
-def topk_reverse_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = "bin") -> Found:
-    """Σ_k s_k (log s_k - log t_k): KL(student || teacher) over K candidates and what `tail` makes of the rest.
+def topk_reverse_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = "bin") -> Returned:
+    """Σ_k s_k (log s_k - log t_k): KL(student || teacher) over K candidates and the `tail`.
 
     logprobs           [T, K]  nats, of the teacher's candidates under the policy in training, over the full vocabulary
     teacher_logprobs   [T, K]  nats, under the teacher; -inf: a position has fewer than K candidates
     returns            [T]     nats
 
-    It draws the student into the teacher's largest modes. A candidate that the student has all but ruled out gets next to
-    no gradient. `student_mass` is what the candidates hold of the student: while it is small, most of what the student
-    does lies in the tail, where only tail "bin" punishes it.
+    It concentrates the student on the teacher's largest modes. A candidate that the student finds very unlikely has hardly a
+    gradient. `student_mass` is the student's probability of all candidates: while it is small, most of the student's
+    probability is in the tail, which only tail "bin" penalises.
     """
     student, teacher = _compared(logprobs, teacher_logprobs, tail)
     return reverse_kl(student, teacher), candidate_stats(logprobs, teacher_logprobs)
@@ -104,22 +103,25 @@ def topk_reverse_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = 
     differs={
         "TRL": "GKD and distillation trainers turn into a KL, which is larger without bound, at beta 0 and 1: see `gkd`",
     },
-    claims={
+    laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}, {"tail": "drop"}]},
         "order_of_candidates_changes_nothing": {},
         "all_candidates_is_dense": {"divergence": "jsd", "own": {"beta": 0.5}},
         "ends_are_kl": {"betas": (1e-7, 1 - 1e-7), "scaled": True},
     },
 )
-def topk_jsd(logprobs: Tensor, teacher_logprobs: Tensor, *, beta: BetweenZeroAndOne = 0.5, tail: Tail = "bin") -> Found:
+def topk_jsd(
+    logprobs: Tensor, teacher_logprobs: Tensor, *, beta: BetweenZeroAndOne = 0.5, tail: Tail = "bin"
+) -> Returned:
     """beta KL(t || m) + (1 - beta) KL(s || m), where m = (1 - beta) s + beta t: over K candidates and a tail.
 
     logprobs           [T, K]  nats, of the teacher's candidates under the policy in training, over the full vocabulary
     teacher_logprobs   [T, K]  nats, under the teacher; -inf: a position has fewer than K candidates
     returns            [T]     nats, at most ln 2
 
-    It leans to the forward KL for small beta and to the reverse for large, but it also shrinks to 0 at both ends, where it
-    is refused: beta is a learning rate as well. Bounded, so a token on which both differ utterly pulls little.
+    It resembles the forward KL for small beta and the reverse KL for large beta, but also shrinks to 0 at both ends (which
+    are not allowed), so beta scales the learning rate too. It is bounded: a token on which both differ entirely has a small
+    gradient.
     """
     student, teacher = _compared(logprobs, teacher_logprobs, tail)
     return jsd(student, teacher, beta), candidate_stats(logprobs, teacher_logprobs)
@@ -135,7 +137,7 @@ def topk_jsd(logprobs: Tensor, teacher_logprobs: Tensor, *, beta: BetweenZeroAnd
     differs={
         "TRL": "over the whole vocabulary; GKD trainer temperature 0.9, distillation trainer beta 1",
     },
-    claims={
+    laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}]},
         "order_of_candidates_changes_nothing": {},
         "all_candidates_is_dense": {"divergence": "jsd", "own": {"beta": 0.5}},
@@ -149,27 +151,27 @@ def gkd(
     beta: Share = 0.5,
     temperature: Positive = 1.0,
     tail: Tail = "bin",
-) -> Found:
-    """KL(t || s) at beta = 0, KL(s || t) at beta = 1, between them the generalised Jensen-Shannon divergence of `topk_jsd`.
+) -> Returned:
+    """KL(t || s) at beta = 0, KL(s || t) at beta = 1, and between them the generalised Jensen-Shannon divergence of `topk_jsd`.
 
     logprobs           [T, K]  nats, of the teacher's candidates under the policy in training, over the full vocabulary
     teacher_logprobs   [T, K]  nats, under the teacher; -inf: a position has fewer than K candidates
     returns            [T]     nats
 
-    beta jumps at its ends: at 0.001 the loss is about a thousandth of the KL that it is at 0, so a sweep over beta sweeps
-    the learning rate too. temperature divides logits; of K candidates that is known only up to a factor, so it needs
-    tail "renormalise" (and is exact there). The loss is not multiplied by temperature².
+    The loss jumps at the ends of beta: at 0.001 it is about a thousandth of the KL that it is at 0, so a sweep over beta
+    also sweeps the learning rate. temperature divides the logits. K log-probabilities determine the result only up to a
+    factor, so it needs tail "renormalise" (where it is exact). The loss is not multiplied by temperature².
     """
     if temperature != 1 and tail != "renormalise":
         raise LossConfigError(
-            f"gkd: temperature={temperature:g} needs tail='renormalise', not {tail!r}: how much the tokens that are no "
-            "candidates hold at another temperature cannot be known from K log-probabilities"
+            f"gkd: temperature={temperature:g} needs tail='renormalise', not {tail!r}: the probability of the other tokens "
+            "at another temperature cannot be computed from K log-probabilities"
         )
     student, teacher = _compared(logprobs / temperature, teacher_logprobs / temperature, tail)
-    found = candidate_stats(logprobs, teacher_logprobs)
+    metrics = candidate_stats(logprobs, teacher_logprobs)
     if beta in (0, 1):
-        return (forward_kl if beta == 0 else reverse_kl)(student, teacher), found
-    return jsd(student, teacher, beta), found
+        return (forward_kl if beta == 0 else reverse_kl)(student, teacher), metrics
+    return jsd(student, teacher, beta), metrics
 
 
 @register_loss(
@@ -184,17 +186,17 @@ def gkd(
         "Fireworks": "K at most 5; weights hold the teacher's renormalised probabilities",
         "TRL": "SDFT trainer: a divergence over the student's own top 100 (alpha 0.5), with a capped importance ratio",
     },
-    claims={"order_of_candidates_changes_nothing": {}, "one_candidate_is_cross_entropy": {}},
+    laws={"order_of_candidates_changes_nothing": {}, "one_candidate_is_cross_entropy": {}},
 )
-def sdft(logprobs: Tensor, teacher_logprobs: Tensor) -> Found:
+def sdft(logprobs: Tensor, teacher_logprobs: Tensor) -> Returned:
     """-Σ_k t_k log s_k, where t is the teacher renormalised over its K candidates and s is the student, not renormalised.
 
     logprobs           [T, K]  nats, of the teacher's candidates under the policy in training, over the full vocabulary
     teacher_logprobs   [T, K]  nats, under the teacher; -inf: a position has fewer than K candidates
     returns            [T]     nats, at least `teacher_entropy`
 
-    Its gradient is that of KL(renormalised teacher || student), so the student learns to leave nothing to other tokens.
-    It equals cross_entropy with [N, K] weights t. It does not go to 0: `teacher_entropy` is what it tends to.
+    Its gradient is that of KL(renormalised teacher || student), so the student learns to give other tokens no probability.
+    It equals cross_entropy with [N, K] weights t. Its minimum is `teacher_entropy`, not 0.
     """
     present = teacher_logprobs > -torch.inf
     teacher = with_tail(teacher_logprobs, present, "renormalise")
@@ -202,10 +204,10 @@ def sdft(logprobs: Tensor, teacher_logprobs: Tensor) -> Found:
 
 
 def candidate_stats(logprobs: Tensor, teacher_logprobs: Tensor) -> dict[str, Stat]:
-    """What every loss over candidates reports.
+    """The metrics of every loss over candidates.
 
-    `teacher_mass`, `student_mass` (what the candidates hold of each, mean; and `teacher_mass_min`), `teacher_entropy` and
-    `teacher_cross_entropy` (nats a token, of the teacher renormalised over its candidates).
+    `teacher_mass`, `student_mass`: mean probability of all candidates; `teacher_mass_min`: the smallest. `teacher_entropy`,
+    `teacher_cross_entropy`: nats per token, of the teacher renormalised over its candidates.
     """
     present = teacher_logprobs > -torch.inf
     student = logprobs.detach()

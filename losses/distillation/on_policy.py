@@ -1,4 +1,4 @@
-"""On-policy distillation: the student samples, the teacher says how likely it finds each token."""
+"""On-policy distillation: the student samples tokens, and the teacher gives their log-probabilities."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ def sampled_reverse_kl(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-r A, where A = scale (teacher_logprobs - sampling_logprobs) and r = exp(logprobs - sampling_logprobs).
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    teacher_logprobs    [T]  nats, of the same tokens under the teacher
-    returns             [T]  unitless
+    returns   [T]  unitless
 
-    On policy its gradient is, in expectation, that of scale KL(student || teacher); its value is not that KL, which is
-    `teacher_kl`. Rewards beside it: add `importance_sampling` in a mixture. The log-ratio is held within ±ratio_log_cap;
-    `ratio_capped` counts how often it was not.
+    On policy its expected gradient is that of scale KL(student || teacher). Its value is not that KL, which is `teacher_kl`.
+    To add rewards, mix in `importance_sampling`. The log-ratio is clamped to ±ratio_log_cap; `ratio_capped` counts the
+    tokens beyond.
     """
     difference = teacher_logprobs - sampling_logprobs
     ratio = safe_ratio(logprobs, sampling_logprobs, ratio_log_cap)
-    found = {"teacher_kl": stats.mean(-difference), "teacher_nll": stats.mean(-teacher_logprobs)}
-    return -ratio * scale * difference, {**found, **ratio_stats(logprobs, sampling_logprobs, ratio_log_cap)}
+    metrics = {
+        "teacher_kl": stats.mean(-difference),
+        "teacher_nll": stats.mean(-teacher_logprobs),
+        **ratio_stats(logprobs, sampling_logprobs, ratio_log_cap),
+    }
+    return -ratio * scale * difference, metrics
 
 
 @register_loss(
@@ -74,17 +75,17 @@ def ref_kl(
     teacher_logprobs    [T]  nats, of the same tokens under the teacher (the reference)
     returns             [T]  unitless
 
-    As `sampled_reverse_kl`, but with the current policy in the advantage, which moves while a batch is reused. A token whose
-    probability has fallen by more than max_drop keeps the second term only; `dropped_fraction` is how many have. The
-    log-ratio is capped at ±20 before exp; `ratio_capped` counts how often.
+    As `sampled_reverse_kl`, but the advantage uses the current policy, so it changes while a batch is reused. A token whose
+    probability has fallen by more than max_drop has only the second term; `dropped_fraction` is the share of such tokens.
+    The log-ratio is capped at ±20 before exp; `ratio_capped` counts the tokens beyond.
     """
     current = logprobs.detach()
-    kept = current.exp() - sampling_logprobs.exp() >= -max_drop
+    is_kept = current.exp() - sampling_logprobs.exp() >= -max_drop
     ratio = safe_ratio(logprobs, sampling_logprobs)
-    surrogate = torch.where(kept, -ratio * (teacher_logprobs - current), 0.0)
-    found = {
+    surrogate = torch.where(is_kept, -ratio * (teacher_logprobs - current), 0.0)
+    metrics = {
         "teacher_kl": stats.mean(current - teacher_logprobs),
-        "dropped_fraction": stats.mean(~kept),
+        "dropped_fraction": stats.mean(~is_kept),
         **ratio_stats(logprobs, sampling_logprobs),
     }
-    return surrogate + trust_coefficient * (logprobs - sampling_logprobs).square(), found
+    return surrogate + trust_coefficient * (logprobs - sampling_logprobs).square(), metrics

@@ -1,4 +1,4 @@
-"""Embeddings whose first coordinates are embeddings too: any embedding loss, at several lengths at once."""
+"""Embeddings whose first coordinates are embeddings too: any embedding loss, summed over several lengths."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..loss.loss import Loss
 from ..registry import get_loss, is_registered
 from ..stats import Stat
 
-#: Laws of a loss that hold of its sum over lengths too; turning the whole space moves what its first coordinates hold.
-KEPT_LAWS = ("scale_invariance", "grad_cache_is_full_batch")
+#: Laws that also hold for the sum over lengths. Rotation invariance does not: it mixes the first coordinates with others.
+LAWS_OF_THE_SUM = ("scale_invariance", "grad_cache_is_full_batch")
 
 
 def matryoshka(
@@ -26,15 +26,15 @@ def matryoshka(
 
         training.forward_backward(datums, matryoshka("info_nce", dims=(768, 256, 64)))
 
-    loss: an id, a function or a `Loss` over `embeddings`; `config` are its settings, which remain settings of the result.
-    A loss over cosines normalises each length anew. dims: how many coordinates, in ascending or descending order. The whole
-    width is only trained where it is among them. weights: one a length, 1 unless given; they need not add up to 1.
+    loss: an id, a function or a `Loss` over `embeddings`. config: its settings, which remain settings of the result. A loss
+    over cosines normalizes at each length. dims: numbers of coordinates, in ascending or descending order; the full width
+    is trained only if it is among them. weights: one per length, 1 unless given; they need not add up to 1.
 
-    Metrics are named `dim_64/<metric>`, beside `dim_64/loss`, each length's own value before its weight. What belongs
-    together, the reduction and the denominator are those of the loss.
+    Metrics are named `dim_64/<metric>`, with `dim_64/loss` for the value at that length before its weight. Groups of
+    datums, reduction and denominator are those of the loss.
 
-    Raises LossContractError for a loss that reads no embeddings, LossConfigError for dims or weights that make no sense,
-    and, at the first forward, ShapeError for more coordinates than the embeddings have.
+    Raises LossContractError for a loss that reads no embeddings, LossConfigError for invalid dims or weights, and at the
+    first forward ShapeError for more coordinates than the embeddings have.
     """
     base = get_loss(loss, **config)
     if not isinstance(base, Loss):
@@ -47,7 +47,7 @@ def matryoshka(
     function = _at_every_length(spec.function, spec.parameters.index("embeddings"), lengths, shares, name)
     if is_registered(spec.function):
         function.made_by = _source(spec.name, lengths, shares)  # type: ignore[attr-defined]
-    laws = {law: spec.laws[law] for law in KEPT_LAWS if law in spec.laws}
+    laws = {law: spec.laws[law] for law in LAWS_OF_THE_SUM if law in spec.laws}
     given = {key: getattr(base.config, key) for key in base.config.model_fields_set}
     return Loss(replace(spec, name=name, function=function, laws=laws, aliases=(), differs={}), given)
 
@@ -55,21 +55,21 @@ def matryoshka(
 def _at_every_length(
     function: Callable[..., Any], place: int, lengths: Sequence[int], shares: Sequence[float], name: str
 ) -> Callable[..., tuple[Tensor, dict[str, Stat]]]:
-    """A loss function that calls another with its argument at `place` cut to each length, and adds up."""
+    """A loss function that sums another over lengths, cutting its argument at index `place` to each length."""
 
     def summed(*arguments: Any, **settings: Any) -> tuple[Tensor, dict[str, Stat]]:
         embeddings = arguments[place]
         _check_width(embeddings, lengths, name)
         total = embeddings.new_zeros(())
-        found: dict[str, Stat] = {}
+        metrics: dict[str, Stat] = {}
         for length, share in zip(lengths, shares, strict=True):
             short = (*arguments[:place], embeddings[:, :length], *arguments[place + 1 :])
             returned = function(*short, **settings)
-            values, metrics = returned if isinstance(returned, tuple) else (returned, {})
+            values, metrics_here = returned if isinstance(returned, tuple) else (returned, {})
             total = total + share * values
-            found[f"dim_{length}/loss"] = stats.mean(values)
-            found |= {f"dim_{length}/{key}": stat for key, stat in metrics.items()}
-        return total, found
+            metrics[f"dim_{length}/loss"] = stats.mean(values)
+            metrics |= {f"dim_{length}/{key}": stat for key, stat in metrics_here.items()}
+        return total, metrics
 
     return summed
 
@@ -77,23 +77,27 @@ def _at_every_length(
 def _checked(dims: Sequence[int], weights: Sequence[float] | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
     lengths = tuple(dims)
     if not lengths or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in lengths):
-        raise LossConfigError(f"matryoshka: dims={dims!r}: they are numbers of coordinates, such as (768, 256, 64)")
+        raise LossConfigError(f"matryoshka: dims={dims!r} must be numbers of coordinates, such as (768, 256, 64)")
     steps = [b - a for a, b in pairwise(lengths)]
     if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         ordered = tuple(sorted(set(lengths), reverse=True))
         raise LossConfigError(
-            f"matryoshka: dims={dims!r} are neither ascending nor descending, or one stands twice. Did you mean {ordered}?"
+            f"matryoshka: dims={dims!r} are neither ascending nor descending, or hold a number twice. Did you mean {ordered}?"
         )
     shares = tuple(1.0 for _ in lengths) if weights is None else tuple(float(w) for w in weights)
     if len(shares) != len(lengths):
-        raise LossConfigError(f"matryoshka: {len(shares)} weights for {len(lengths)} dims: give one weight a dimension")
+        raise LossConfigError(
+            f"matryoshka: {len(shares)} weights for {len(lengths)} dims: give one weight per dimension"
+        )
     if any(not 0 < share < float("inf") for share in shares):
-        raise LossConfigError(f"matryoshka: weights={weights!r}: each is positive; leave out a dimension that has none")
+        raise LossConfigError(
+            f"matryoshka: weights={weights!r}: each must be positive; leave out a dimension without weight"
+        )
     return lengths, shares
 
 
 def _check_width(embeddings: Tensor, lengths: Sequence[int], name: str) -> None:
-    """Of no embeddings at all the width is not known, and does not matter."""
+    """Raise ShapeError for more coordinates than there are; without embeddings the width is unknown."""
     width = embeddings.shape[1]
     if len(embeddings) and max(lengths) > width:
         raise ShapeError(
@@ -103,6 +107,6 @@ def _check_width(embeddings: Tensor, lengths: Sequence[int], name: str) -> None:
 
 
 def _source(name: str, lengths: Sequence[int], shares: Sequence[float]) -> tuple[str, str]:
-    """(import lines, expression) with which a reproducer makes it again."""
+    """(import lines, expression) with which a reproducer recreates the loss."""
     weights = "" if all(share == 1 for share in shares) else f", weights={tuple(shares)!r}"
     return "from lossbook import matryoshka\n", f"matryoshka({name!r}, dims={tuple(lengths)!r}{weights})"

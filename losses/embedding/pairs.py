@@ -1,4 +1,4 @@
-"""Losses over labelled pairs of texts, each pair alone: datums 2i and 2i+1."""
+"""Losses over labelled pairs of texts, each pair by itself: datums 2i and 2i+1."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .layout import Distance, cosine, distance_between, mean_where
     differs={
         "Sentence Transformers": "ContrastiveLoss: its euclidean distance adds 1e-6 to every coordinate's difference."
     },
-    claims={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
+    laws={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
 )
 def contrastive_pairs(
     embeddings: Tensor, label: PerDatum, seqs: Seqs, *, margin: NonNegative = 0.5, distance: Distance = "cosine"
@@ -31,11 +31,11 @@ def contrastive_pairs(
 
     embeddings   [N, D]  unitless  datums 2i and 2i+1 are a pair
     label        [N]     unitless  1: the two mean the same; 0: they do not
-    returns      [N/2]   unitless  one loss a pair
+    returns      [N/2]   unitless  one loss per pair
 
     d is 1 - cosine, or the euclidean distance. A pair's label is that of its first datum; `labels_disagree` counts pairs
-    whose second datum says otherwise. A pair of different meaning has no gradient from the margin on;
-    `negative_distance` shows when all are there. Labels between 0 and 1 weigh the two terms.
+    whose second datum has another. A pair with label 0 has no gradient once d is at least the margin;
+    `negative_distance` shows when all have reached it. Labels between 0 and 1 weight the two terms.
     """
     first, second = seqs.pairs(embeddings)
     same, same_again = seqs.pairs(label)
@@ -53,21 +53,21 @@ def contrastive_pairs(
     per="pair",
     reduction="pair-mean",
     source="Reimers & Gurevych 2019, arXiv:1908.10084 section 3, regression objective",
-    claims={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
+    laws={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
 )
 def cosine_similarity(embeddings: Tensor, label: PerDatum, seqs: Seqs) -> tuple[Tensor, dict[str, Stat]]:
     """(cos(a, b) - y)², where a and b are a pair's embeddings and y the similarity they should have.
 
     embeddings   [N, D]  unitless  datums 2i and 2i+1 are a pair
     label        [N]     unitless  wanted cosine, from -1 to 1: divide scores from 0 to 5 by 5
-    returns      [N/2]   unitless  one loss a pair
+    returns      [N/2]   unitless  one loss per pair
 
-    A pair's label is that of its first datum; `labels_disagree` counts pairs whose second datum says otherwise.
+    A pair's label is that of its first datum; `labels_disagree` counts pairs whose second datum has another.
     """
     first, second = seqs.pairs(embeddings)
     wanted, wanted_again = seqs.pairs(label)
-    found = cosine(first, second)
-    return (found - wanted).square(), {
-        "similarity": stats.mean(found),
+    similarity = cosine(first, second)
+    return (similarity - wanted).square(), {
+        "similarity": stats.mean(similarity),
         "labels_disagree": stats.sum(wanted != wanted_again),
     }

@@ -1,4 +1,4 @@
-"""Losses over an anchor, a text that belongs to it, and one that does not."""
+"""Losses over an anchor, a text that matches it, and one that does not."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from ..spec.spec import PerDatum
 from ..stats import Stat
 from .layout import Distance, cosine, distance_between, in_blocks
 
-_triplet_units, _triplet_partners = in_blocks("triplet", lambda config: ("anchors", "positives", "negatives"))
-_margin_units, _margin_partners = in_blocks("margin_mse", lambda config: ("queries", "positives", "negatives"))
-
 
 @register_loss(
     "triplet",
@@ -24,13 +21,12 @@ _margin_units, _margin_partners = in_blocks("margin_mse", lambda config: ("queri
     couples="batch",
     reduction="mean",
     source="Hermans, Beyer & Leibe 2017, arXiv:1703.07737 section 2",
-    units=_triplet_units,
-    partners=_triplet_partners,
+    groups=in_blocks("triplet", lambda config: ("anchors", "positives", "negatives")),
     differs={
         "Sentence Transformers": "TripletLoss has margin 5 by default.",
         "optax": "Its distance has an eps of 1e-6.",
     },
-    claims={
+    laws={
         "scale_invariance": {"own": {"distance": "cosine"}},
         "rotation_invariance": {},
         "grad_cache_is_full_batch": {},
@@ -42,11 +38,11 @@ def triplet(
     """max(0, d(anchor, positive) - d(anchor, negative) + margin).
 
     embeddings   [3B, D]  unitless  B anchors, then their B positives, then their B negatives, in the same order
-    returns      [B]      unitless  one loss a triplet
+    returns      [B]      unitless  one loss per triplet
 
-    d is the euclidean distance of the embeddings as they are, or 1 - cosine. A negative that is farther than the
-    positive by the margin has no gradient; `active` is the share of triplets that still have one. Of collapsed
-    embeddings the loss is the margin, and euclidean gradients are 0: it stays there.
+    d is the euclidean distance of the embeddings, not normalized, or 1 - cosine. A triplet whose negative is farther than
+    its positive by the margin has no gradient; `active` is the share of triplets that have one. For collapsed embeddings
+    the loss is the margin and euclidean gradients are 0, so they stay collapsed.
     """
     anchors, positives, negatives = embeddings.tensor_split(3)
     near = distance_between(anchors, positives, distance)
@@ -65,12 +61,11 @@ def triplet(
     couples="batch",
     reduction="mean",
     source="Hofstätter et al. 2020, arXiv:2010.02666",
-    units=_margin_units,
-    partners=_margin_partners,
+    groups=in_blocks("margin_mse", lambda config: ("queries", "positives", "negatives")),
     differs={
         "Sentence Transformers": "MarginMSELoss takes the teacher's margin, or its scores in a row, as the label."
     },
-    claims={
+    laws={
         "scale_invariance": {"own": {"similarity": "cosine"}},
         "rotation_invariance": {},
         "grad_cache_is_full_batch": {},
@@ -82,20 +77,20 @@ def margin_mse(
     """((s(query, positive) - s(query, negative)) - (teacher's score of the positive - of the negative))².
 
     embeddings      [3B, D]  unitless  B queries, then their B positives, then their B negatives, in the same order
-    teacher_score   [3B]     unitless  what the teacher gives the query with this document; a query's own is not read
-    returns         [B]      unitless  one loss a triplet
+    teacher_score   [3B]     unitless  the teacher's score of this document for its query; the queries' own are not read
+    returns         [B]      unitless  one loss per triplet
 
     Distillation of a cross-encoder's margins. s is the dot product, or the cosine, whose margins lie within ±2: scale the
-    teacher's to that. `order_agreement` is the share of triplets in which both prefer the same document.
+    teacher's to that range. `order_agreement` is the share of triplets in which both prefer the same document.
     """
     score = cosine if similarity == "cosine" else _dot
     queries, positives, negatives = embeddings.tensor_split(3)
     _, teacher_positive, teacher_negative = teacher_score.tensor_split(3)
-    found = score(queries, positives) - score(queries, negatives)
+    margin = score(queries, positives) - score(queries, negatives)
     wanted = teacher_positive - teacher_negative
-    return (found - wanted).square(), {
-        "order_agreement": stats.mean(found * wanted > 0),
-        "margin": stats.mean(found),
+    return (margin - wanted).square(), {
+        "order_agreement": stats.mean(margin * wanted > 0),
+        "margin": stats.mean(margin),
         "teacher_margin": stats.mean(wanted),
     }
 

@@ -1,4 +1,4 @@
-"""Losses over a token's importance ratio: the ratio itself, PPO's pessimistic clip of it, and losses that are that clip."""
+"""Losses over a token's importance ratio: the ratio itself, PPO's pessimistic clip, and PPO's clip with a second bound."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..spec.axes import Axes
 from ..spec.settings import LowerBound, Positive, UpperBound
 from ..stats import Stat
 
-#: Highest ratio at which a punished token still gets a gradient; above the upper bound of the clip.
+#: Highest ratio at which a token of negative advantage has a gradient; above the upper bound of the clip.
 DualClip = Annotated[float, Gt(1)]
 
-#: What the clip does, on the cards of all losses that are one.
+#: The clip on the cards of all losses with PPO's clip.
 PESSIMISTIC = "r within [clip_low, clip_high] where that is the smaller: no gradient beyond"
 
 
@@ -32,20 +32,18 @@ PESSIMISTIC = "r within [clip_low, clip_high] where that is the smaller: no grad
         "Tinker": "whether the log-ratio is capped is not public",
         "SkyRL": "its JAX backend takes the mean over each sequence's tokens",
     },
-    claims={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
+    laws={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
 )
 def importance_sampling(
     logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, *, ratio_log_cap: Positive = MAX_LOG_RATIO
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-r A, where r = exp(logprobs - sampling_logprobs). No clip.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless; a token of advantage 0 still counts in the denominator
-    returns             [T]  unitless
+    advantages   [T]  unitless; a token of advantage 0 still counts in the denominator
+    returns      [T]  unitless
 
-    The log-ratio is held within ±ratio_log_cap before exp; beyond it a token has no gradient, and `ratio_capped` counts
-    how many. On policy the gradient is that of REINFORCE.
+    The log-ratio is clamped to ±ratio_log_cap before exp; beyond it a token has no gradient, and `ratio_capped` counts
+    such tokens. On policy the gradient is that of REINFORCE.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs, ratio_log_cap)
     return -ratio * advantages, ratio_stats(logprobs, sampling_logprobs, ratio_log_cap)
@@ -63,7 +61,7 @@ def importance_sampling(
         "SkyRL": "its `regular` takes distances 0.2 from 1, not bounds; advantages are scaled before its sum",
         "TRL": "the clip of `GRPOTrainer` takes distances from 1 and does not cap the log-ratio",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {},
         "is_another_loss": {"own": {"clip_low": 0.0, "clip_high": 1e30}, "loss": "importance_sampling"},
         "zero_advantage_is_silent": {},
@@ -82,15 +80,13 @@ def ppo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs).
 
-    logprobs              [T]  nats, under the policy in training
-    sampling_logprobs     [T]  nats, under the policy that sampled the token
     advantages            [T]  unitless; a token of advantage 0 still counts in the denominator
-    clip_low_threshold    [T]  unitless, optional: bounds of single tokens instead of clip_low
-    clip_high_threshold   [T]  unitless, optional: bounds of single tokens instead of clip_high
+    clip_low_threshold    [T]  unitless, optional: bounds per token instead of clip_low
+    clip_high_threshold   [T]  unitless, optional: bounds per token instead of clip_high
     returns               [T]  unitless
 
     The bounds are ratios, not distances from 1. Exactly at a bound the gradient is that of the unclipped side. The
-    log-ratio is capped at ±20 before exp; `ratio_capped` counts how often.
+    log-ratio is capped at ±20 before exp; `ratio_capped` counts such tokens.
     """
     low = clip_low if clip_low_threshold is None else clip_low_threshold
     high = clip_high if clip_high_threshold is None else clip_high_threshold
@@ -108,7 +104,7 @@ def ppo(
         "TRL": "its `delta` caps r before the minimum is taken, which is the same, and is off by default",
         "Fireworks": "an option of its cookbook's `dapo`, off by default",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {},
         "is_another_loss": {
             "own": {"dual_clip": 1e30},
@@ -129,13 +125,10 @@ def dual_clip(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(r A, clip(r) A), but at most -dual_clip A where A < 0, with r = exp(logprobs - sampling_logprobs).
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
-    returns             [T]  unitless
+    returns   [T]  unitless
 
-    PPO pulls a punished token back the harder the likelier it has become, without bound; here it has no gradient once r is
-    beyond `dual_clip`. `dual_clip_fraction` says how often.
+    For A < 0, PPO's loss grows with r without bound; here a token has no gradient once r exceeds `dual_clip`.
+    `dual_clip_fraction` is the share of such tokens.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high, dual_clip)
 
@@ -148,7 +141,7 @@ def clipped_tokens(
     high: float | Tensor,
     dual: float | None = None,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """The pessimistic surrogate of each token's own ratio, and its metrics; `dual` caps the ratio of punished tokens."""
+    """The clipped surrogate of each token's ratio, and its metrics; `dual` caps the ratio where A < 0."""
     ratio = safe_ratio(logprobs, sampling_logprobs)
     losses, is_clipped = clipped_surrogate(ratio, advantages, low, high)
     metrics = {"clip_fraction": stats.mean(is_clipped), **ratio_stats(logprobs, sampling_logprobs)}
@@ -164,7 +157,7 @@ def clipped_surrogate(
     """-min(r A, clip(r) A) in the shape of `ratio`, and where the clip left no gradient."""
     clipped = torch.minimum(torch.maximum(ratio, _like(low, ratio)), _like(high, ratio))
     is_clipped = clipped * advantages < ratio * advantages
-    # where, not minimum: at a tie minimum would split the gradient between a live and a dead branch.
+    # where, not minimum: at a tie minimum splits the gradient between both branches, and the clipped one has none.
     return -torch.where(is_clipped, clipped * advantages, ratio * advantages), is_clipped
 
 

@@ -1,4 +1,4 @@
-"""PPO that spares the policy's entropy: the few tokens whose logprob and advantage vary together most are held back."""
+"""PPO that preserves the policy's entropy: it restrains the few tokens of highest covariance of logprob and advantage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .clipped import PESSIMISTIC, clipped_surrogate
 
 Share = Annotated[float, Ge(0), Le(1)]
 
-#: Lots are 32-bit numbers; one that is never drawn.
+#: Lots are 32-bit numbers; this one is never drawn.
 NO_LOT = 1 << 32
 _LOW_BITS = NO_LOT - 1
 #: Odd, below 2^31, so that a product with a 32-bit number fits into 63 bits.
@@ -36,7 +36,7 @@ _MULTIPLIER = 0x45D9F3B
         "verl": "draws with torch's generator, exactly as many tokens as `share` says, and does not cap the log-ratio",
         "SkyRL": "draws with torch's generator, exactly as many tokens as `share` says",
     },
-    claims={
+    laws={
         "is_another_loss": {"own": {"covariance_low": 1e30}, "loss": "ppo"},
         "zero_advantage_is_silent": {},
         "beyond_the_clip_no_gradient": {"nats": 0.25},
@@ -56,15 +56,12 @@ def clip_cov(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(r A, clip(r) A), but 0 for a few drawn tokens whose (A - mean A)(logprob - mean logprob) is high.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
-    returns             [T]  unitless
+    returns   [T]  unitless
 
-    Of the tokens whose covariance lies strictly between covariance_low and covariance_high, and which PPO's clip leaves a
-    gradient, max(1, int(share T)) are drawn, where T counts the batch's tokens. The lot of a token is a hash of `seed` and
-    of its own three numbers: the same in any order and on any day, but tokens whose three numbers agree are drawn
-    together. Change `seed` from step to step. `covariance_fraction` says how many were drawn.
+    max(1, int(share T)) tokens of the batch's T are drawn from those whose covariance lies strictly between covariance_low
+    and covariance_high and that PPO's clip leaves a gradient. A token's lot is a hash of `seed` and its three numbers, so
+    it does not depend on the order of tokens; tokens with the same three numbers are drawn together. Change `seed` from
+    step to step. `covariance_fraction` is the share of tokens drawn.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs)
     losses, is_clipped = clipped_surrogate(ratio, advantages, clip_low, clip_high)
@@ -92,7 +89,7 @@ def clip_cov(
         "verl": "takes exactly as many tokens as `share` says; kl_coefficient is 1 where its function is called without",
         "SkyRL": "share 0.2 and kl_coefficient 1",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {},
         "is_another_loss": {"own": {"kl_coefficient": 0.0}, "loss": "importance_sampling"},
     },
@@ -107,13 +104,10 @@ def kl_cov(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-r A, plus kl_coefficient |log r| for the tokens whose (A - mean A)(logprob - mean logprob) is highest.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
-    returns             [T]  unitless
+    returns   [T]  unitless
 
-    Those are the max(1, int(share T)) highest of the batch's T tokens, and any that tie with the last of them. No clip:
-    all other tokens are free. `covariance_fraction` says how many were held back.
+    These are the max(1, int(share T)) highest of the batch's T tokens, and any that tie with the last of them. There is no
+    clip. `covariance_fraction` is the share of tokens with the penalty.
     """
     covariance = _covariance(logprobs, advantages)
     is_held = -covariance <= _smallest(-covariance, _number(share, logprobs))
@@ -126,10 +120,10 @@ def kl_cov(
 def _covariance(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """[T] float64 (A - mean A)(logprob - mean logprob) over the batch; no gradient.
 
-    Of numbers rounded to float32, whose sums float64 holds exactly: so neither order nor precision breaks a tie.
+    Inputs are rounded to float32, so that float64 sums are exact and neither order nor precision breaks a tie.
     """
-    found, weights = (x.detach().float().double() for x in (logprobs, advantages))
-    return (weights - weights.mean()) * (found - found.mean())
+    policy, advantage = (x.detach().float().double() for x in (logprobs, advantages))
+    return (advantage - advantage.mean()) * (policy - policy.mean())
 
 
 def _number(share: float, tokens: Tensor) -> int:
@@ -137,15 +131,15 @@ def _number(share: float, tokens: Tensor) -> int:
 
 
 def _smallest(values: Tensor, number: int) -> Tensor:
-    """[1] the number-th smallest value, the largest where there are fewer; [0] of nothing."""
+    """[1] the number-th smallest value, or the largest if there are fewer; [0] without values."""
     return values.sort().values[:number][-1:]
 
 
 def _lots(seed: int, *numbers: Tensor) -> Tensor:
-    """[T] int64 in [0, 2^32): a hash of each token's numbers, as float32, and of the seed."""
+    """[T] int64 in [0, 2^32): a hash of the seed and of each token's numbers as float32."""
     lots = torch.zeros_like(numbers[0], dtype=torch.int64) + (seed & _LOW_BITS)
     for one in numbers:
-        bits = (one.detach().float() + 0.0).view(torch.int32).long() & _LOW_BITS  # + 0.0: one zero, not two
+        bits = (one.detach().float() + 0.0).view(torch.int32).long() & _LOW_BITS  # + 0.0 turns -0.0 into 0.0
         lots = _mixed(lots ^ bits)
     return lots
 

@@ -1,4 +1,4 @@
-"""GRPO and its descendants: the clipped surrogate of advantages that are relative to a group of samples of one prompt."""
+"""GRPO and its descendants: the clipped surrogate with advantages relative to a group of samples of one prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..spec.settings import LowerBound, NonNegative, UpperBound
 from ..stats import Stat
 from .clipped import PESSIMISTIC, DualClip, clipped_tokens
 
-#: Laws of every loss that is PPO's clipped surrogate alone.
+#: Laws of losses that are only PPO's clipped surrogate.
 _CLIPPED = {
     "on_policy_is_reinforce": {},
     "is_another_loss": {"loss": "ppo"},
@@ -35,7 +35,7 @@ _CLIPPED = {
         "SkyRL": "clamps k3 at ±20 and ±10",
         "Tinker": "has no such loss: a KL penalty is put into the advantages of `ppo` or `importance_sampling`",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {},
         "is_another_loss": {"own": {"kl_coefficient": 0.0}, "loss": "ppo"},
     },
@@ -53,16 +53,14 @@ def grpo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(r A, clip(r) A) + kl_coefficient KL(policy || reference), with group-relative advantages.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, usually (reward - group mean) / group deviation
-    ref_logprobs        [T]  nats, under a frozen reference; needed unless kl_coefficient is 0
-    returns             [T]  unitless
+    advantages     [T]  unitless, usually (reward - group mean) / group deviation
+    ref_logprobs   [T]  nats, under a frozen reference; needed unless kl_coefficient is 0
+    returns        [T]  unitless
 
-    The KL term is differentiable and estimated a token at a time (see `kl_estimate` for what its gradient is).
+    The KL term is differentiable and estimated per token (see `kl_estimate` for its gradient).
     """
     losses, metrics = clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high)
-    if ref_logprobs is None:  # the metric stays, as a mean of nothing: a rank without data knows no reference either
+    if ref_logprobs is None:  # keep the metric, as a mean of no values: a rank without data has no reference either
         return losses, {**metrics, "ref_kl": stats.mean(logprobs.new_zeros(0))}
     divergence = kl_estimate(logprobs, ref_logprobs, kl_estimator, sampling_logprobs)
     return losses + kl_coefficient * divergence, {**metrics, "ref_kl": stats.mean(divergence)}
@@ -79,7 +77,7 @@ def grpo(
         "TRL": "loss_type 'dapo' is the token-mean alone: epsilon_high stays at 0.2 unless set to 0.28",
         "verl": "`vanilla` with clip_ratio_high=0.28, and a dual clip at 3 always",
     },
-    claims={**_CLIPPED, "is_another_loss": {"loss": "ppo", "settings": {"clip_high": 1.28}}},
+    laws={**_CLIPPED, "is_another_loss": {"loss": "ppo", "settings": {"clip_high": 1.28}}},
 )
 def dapo(
     logprobs: Tensor,
@@ -92,13 +90,11 @@ def dapo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs), with more room above 1 than below.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, usually (reward - group mean) / group deviation
-    returns             [T]  unitless
+    advantages   [T]  unitless, usually (reward - group mean) / group deviation
+    returns      [T]  unitless
 
-    No KL term. With `dual_clip` a token of A < 0 has no gradient once r is beyond it. The paper's other parts, overlong
-    rewards and dropping groups of equal rewards, belong to the data.
+    No KL term. With `dual_clip` a token of A < 0 has no gradient once r exceeds it. The paper's other parts, overlong
+    rewards and dropping groups of equal rewards, are done in the data.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high, dual_clip)
 
@@ -114,7 +110,7 @@ def dapo(
         "verl": "divides by the length alone, not by the number of sequences as well",
         "SkyRL": "norm_length is the largest length of prompt and response",
     },
-    claims=_CLIPPED,
+    laws=_CLIPPED,
 )
 def dr_grpo(
     logprobs: Tensor,
@@ -124,15 +120,13 @@ def dr_grpo(
     clip_low: LowerBound = 0.8,
     clip_high: UpperBound = 1.2,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs), over a constant length and not each response's own.
+    """-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs), divided by a constant length instead of each response's own.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless: reward - group mean, not divided by a deviation
-    returns             [T]  unitless
+    advantages   [T]  unitless: reward - group mean, not divided by a deviation
+    returns      [T]  unitless
 
-    Dividing a sequence by its own length favours short right answers and long wrong ones; `norm_length`, which has to be
-    given, is the same for all. Advantages that were divided by the group's deviation bring the other bias back.
+    Dividing a sequence by its own length favours short right answers and long wrong ones; `norm_length`, which is required,
+    is the same for all. Advantages divided by the group's deviation would bring back the paper's other bias.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high)
 
@@ -144,7 +138,7 @@ def dr_grpo(
     source="TRL's loss_type 'bnpo'; not the Beta normalisation of the paper of that name, arXiv:2506.02864",
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={"TRL": "takes the token-mean over each micro-batch, so that the split of a batch changes the loss"},
-    claims={
+    laws={
         **_CLIPPED,
         "is_another_loss": [{"loss": "ppo"}, {"loss": "grpo", "settings": {"kl_coefficient": 0.0}}],
     },
@@ -157,11 +151,9 @@ def bnpo(
     clip_low: LowerBound = 0.8,
     clip_high: UpperBound = 1.2,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs): GRPO without KL, a mean over all tokens.
+    """-min(r A, clip(r) A), where r = exp(logprobs - sampling_logprobs): GRPO without a KL term, averaged over all tokens.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, usually (reward - group mean) / group deviation
-    returns             [T]  unitless
+    advantages   [T]  unitless, usually (reward - group mean) / group deviation
+    returns      [T]  unitless
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high)

@@ -1,4 +1,4 @@
-"""GSPO and its kin: the geometric mean of a response's token ratios, clipped close to 1."""
+"""GSPO and related losses: the geometric mean of a response's token ratios, clipped close to 1."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .sequence import SEQUENCE_CLIP, clipped_sequences, sequence_metrics, sequen
         "verl": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
         "SkyRL": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
         "is_another_loss": {
             "max_length": 1,
@@ -49,13 +49,11 @@ def gspo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(s A, clip(s) A), where s = exp(mean over a response's tokens of logprobs - sampling_logprobs).
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, one for the whole response: their mean is taken
-    returns             [N]  unitless, one loss a response
+    advantages   [T]  unitless, one for the whole response: their mean is used
+    returns      [N]  unitless, one loss per response
 
-    s is a geometric mean, so its bounds are much nearer to 1 than those of single tokens. Means are weighted by the
-    tokens' weights. Beyond a bound no token of the response has a gradient; `clip_fraction` is of responses.
+    s is a geometric mean, so its bounds are much closer to 1 than those of single tokens. Means are weighted by the tokens'
+    weights. Beyond a bound no token of the response has a gradient; `clip_fraction` is a share of responses.
     """
     ratio = sequence_ratio(seqs.mean(logprobs - sampling_logprobs))
     return clipped_sequences(logprobs, sampling_logprobs, seqs.mean(advantages), ratio, clip_low, clip_high)
@@ -75,7 +73,7 @@ def gspo(
         "verl": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
         "SkyRL": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {},
         "is_another_loss": [
             {"loss": "gspo", "uniform": True, "settings": {"reduction": "mean"}},
@@ -95,17 +93,15 @@ def gspo_token(
     clip_low: LowerBound = 1 - 3e-4,
     clip_high: UpperBound = 1 + 4e-4,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-min(s A, clip(s) A) a token, where s = exp(mean over its response of logprobs - sampling_logprobs).
+    """-min(s A, clip(s) A) per token, where s = exp(mean over its response of logprobs - sampling_logprobs).
 
-    logprobs              [T]  nats, under the policy in training
-    sampling_logprobs     [T]  nats, under the policy that sampled the token
     advantages            [T]  unitless, may differ within a response
-    sequence_ratio_mask   [T]  unitless, optional: 0 or 1, which tokens the mean is over; all of non-zero weight unless given
+    sequence_ratio_mask   [T]  unitless, optional: 0 or 1, the tokens that the mean is over; by default all of non-zero weight
     returns               [T]  unitless
 
-    s is the response's, but its gradient the token's own: d s / d logprobs = s. With one advantage a response the gradient
-    is that of `gspo`. Tokens outside sequence_ratio_mask have a gradient too, only no say in s. A token that the bounds
-    clip has none; `clip_fraction` is of tokens.
+    s is the same for all tokens of a response, but its gradient is per token: d s / d logprobs = s. With one advantage per
+    response the gradient is that of `gspo`. Tokens outside sequence_ratio_mask do not enter s but do have a gradient. A
+    clipped token has none; `clip_fraction` is a share of tokens.
     """
     mean = seqs.mean(logprobs - sampling_logprobs, sequence_ratio_mask).detach()
     ratio = sequence_ratio(seqs.broadcast(mean) + logprobs - logprobs.detach())
@@ -122,7 +118,7 @@ def gspo_token(
     differs={
         "TRL": "bounds from epsilon, 0.2 unless set; importance_sampling_level 'sequence' has to be set beside it"
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-sum"},
         "is_another_loss": {
             "max_length": 1,
@@ -144,13 +140,11 @@ def luspo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(s A, clip(s) A) times the response's length, with s as in gspo.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, one for the whole response: their mean is taken
-    returns             [N]  unitless, one loss a response
+    advantages   [T]  unitless, one for the whole response: their mean is used
+    returns      [N]  unitless, one loss per response
 
-    GSPO gives every response the same weight, so that a token counts the less the longer its response is; the factor,
-    the sum of the response's weights, undoes that.
+    GSPO gives every response the same weight, so a token of a long response counts less; the factor, the sum of the
+    response's weights, undoes that.
     """
     losses, metrics = gspo(logprobs, sampling_logprobs, advantages, seqs, clip_low=clip_low, clip_high=clip_high)
     return losses * seqs.sum(torch.ones_like(logprobs)), metrics

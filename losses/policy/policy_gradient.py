@@ -1,4 +1,4 @@
-"""Losses linear in the logprobs: the policy gradient itself, with no ratio."""
+"""Losses linear in the logprobs: the policy gradient itself, without a ratio."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ _LINEAR = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
         "Fireworks": "its `reinforce` is importance sampling, -r A, whose KL term is computed from detached logprobs",
         "Tinker": "`stable_reinforce` is another loss, whose formula is not public",
     },
-    claims=_LINEAR,
+    laws=_LINEAR,
 )
 def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """-A logprobs: the policy gradient, with no ratio.
+    """-A logprobs: the policy gradient, without a ratio.
 
-    logprobs     [T]  nats, under the policy in training
     advantages   [T]  unitless; a token of advantage 0 still counts in the denominator
-    returns      [T]  nats; its size means nothing, only its gradient does
+    returns      [T]  nats; its value has no meaning, only its gradient
 
-    Right only for tokens that the policy in training has sampled itself; `importance_sampling` corrects for another sampler.
+    Valid only for tokens that the policy in training sampled itself; `importance_sampling` corrects for another sampler.
     """
     return -advantages * logprobs
 
@@ -39,15 +38,14 @@ def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     reduction="token-mean",
     source="Chu et al. 2025, arXiv:2504.02546",
     linear=True,
-    claims={**_LINEAR, "is_another_loss": {"loss": "reinforce"}},
+    laws={**_LINEAR, "is_another_loss": {"loss": "reinforce"}},
 )
 def gpg(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """-A logprobs with group-relative advantages, a mean over all tokens: no ratio, no clip, no reference.
+    """-A logprobs with group-relative advantages, averaged over all tokens: no ratio, no clip, no reference.
 
-    logprobs     [T]  nats, under the policy in training
     advantages   [T]  unitless, reward - group mean
-    returns      [T]  nats; its size means nothing, only its gradient does
+    returns      [T]  nats; its value has no meaning, only its gradient
 
-    Right only for tokens that the policy in training has sampled itself.
+    Valid only for tokens that the policy in training sampled itself.
     """
     return reinforce(logprobs, advantages)

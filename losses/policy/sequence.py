@@ -1,4 +1,4 @@
-"""Losses over the ratio of a whole response, one weight for all its tokens: what they share, and those that are not GSPO."""
+"""Losses over the ratio of a whole response, one weight for all its tokens, and the functions they share with GSPO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..spec.settings import LowerBound, NonNegative, Positive, UpperBound
 from ..stats import Stat
 from .clipped import clipped_surrogate
 
-#: Smallest ratio of a whole response whose logarithm VESPO takes.
+#: Lower bound of a response's ratio in VESPO.
 MIN_RATIO = 1e-8
 
 SEQUENCE_CLIP = "s within [clip_low, clip_high] where that is the smaller: no gradient for the whole response beyond"
@@ -33,7 +33,7 @@ SEQUENCE_CLIP = "s within [clip_low, clip_high] where that is the smaller: no gr
         "verl": "the name of an advantage, for any loss",
         "SkyRL": "the name of an advantage, for any loss",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-sum"},
         "is_another_loss": {
             "max_length": 1,
@@ -56,13 +56,11 @@ def rloo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-min(r A, clip(r) A), where r = exp(sum over a response's tokens of logprobs - sampling_logprobs).
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, reward - mean of the prompt's other rewards; one a response: their mean is taken
-    returns             [N]  unitless, one loss a response
+    advantages   [T]  unitless, reward - mean of the prompt's other rewards; one for the whole response: their mean is used
+    returns      [N]  unitless, one loss per response
 
-    r is a product over tokens and leaves the bounds soon in long responses: watch `clip_fraction`, which is of responses.
-    The sum is weighted by the tokens' weights and capped at ±20; beyond, a response has no gradient.
+    r is a product over tokens, so long responses soon leave the bounds: watch `clip_fraction`, a share of responses. The sum
+    is weighted by the tokens' weights and capped at ±20; beyond, a response has no gradient.
     """
     ratio = sequence_ratio(seqs.sum(logprobs - sampling_logprobs))
     return clipped_sequences(logprobs, sampling_logprobs, seqs.mean(advantages), ratio, clip_low, clip_high)
@@ -81,7 +79,7 @@ def rloo(
         "verl": "`geo_mean` clips at 0.2 unless set, and counts responses without a token in its mean",
         "TRL": "`GMPOTrainer` does not cap the mean log-ratio",
     },
-    claims={
+    laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
         "is_another_loss": {
             "own": {"log_clip_low": 1e30, "log_clip_high": 1e30},
@@ -101,15 +99,13 @@ def gmpo(
     log_clip_low: NonNegative = 0.4,
     log_clip_high: NonNegative = 0.4,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-A exp(mean over a response's tokens of clip(z)), where z = logprobs - sampling_logprobs is clipped where A pushes.
+    """-A exp(mean over a response's tokens of clip(z)), where z = logprobs - sampling_logprobs, clipped on the side A pushes to.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, one for the whole response: their mean is taken
-    returns             [N]  unitless, one loss a response
+    advantages   [T]  unitless, one for the whole response: their mean is used
+    returns      [N]  unitless, one loss per response
 
-    The bounds are distances from 0 in nats: with 0.4 a ratio lies within exp(±0.4). As in PPO only the side that A pushes
-    to is clipped, and a token exactly at its bound keeps its gradient; `clip_fraction` is of tokens.
+    The bounds are distances from 0 in nats: 0.4 bounds the ratio by exp(±0.4). As in PPO, z is clipped only on the side that
+    A pushes to, and a token exactly at its bound has a gradient; `clip_fraction` is a share of tokens.
     """
     advantage = seqs.mean(advantages)
     log_ratio = logprobs - sampling_logprobs
@@ -129,7 +125,7 @@ def gmpo(
     source="arXiv:2602.10693; the form is that of TRL's GRPOTrainer",
     axes=Axes(ratio="sequence", clip="none: a weight exp(λ) W^k exp(-λ W) without gradient, falling off on both sides"),
     differs={"TRL": "folds its correction for the sampler's numerics into W, instead of multiplying by it"},
-    claims={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
+    laws={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
 )
 def vespo(
     logprobs: Tensor,
@@ -144,13 +140,11 @@ def vespo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-φ(W) A logprobs, where φ(W) = W^k exp(λ (1 - W)) and W = exp(sum over a response of logprobs - sampling_logprobs).
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless; k and λ go by the sign of each
-    returns             [T]  nats; its size means nothing, only its gradient does
+    advantages   [T]  unitless; the sign of each selects k and λ
+    returns      [T]  nats; its value has no meaning, only its gradient
 
-    φ has no gradient; it is 1 on policy, and falls to 0 for responses that have become far likelier or far less likely.
-    Each log-ratio is held within ±20, log W within [log 1e-8, 20]. `response_weight` is φ a token: near 0, nothing is
+    φ has no gradient; it is 1 on policy and falls to 0 for responses that have become far more or far less likely. Each
+    log-ratio is clamped to ±20, log W to [log 1e-8, 20]. `response_weight` is the mean of φ over tokens: near 0, nothing is
     learned.
     """
     differences = (logprobs - sampling_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -165,20 +159,20 @@ def vespo(
 
 
 def sequence_ratio(log_ratio: Tensor) -> Tensor:
-    """exp of log-ratios held within ±20; beyond, there is no gradient."""
+    """exp of log-ratios clamped to ±20; beyond, there is no gradient."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def clipped_sequences(
     logprobs: Tensor, sampling_logprobs: Tensor, advantage: Tensor, ratio: Tensor, low: float, high: float
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """The pessimistic surrogate of one ratio and one advantage a response [N], and its metrics."""
+    """The clipped surrogate of one ratio and one advantage per response [N], and its metrics."""
     losses, is_clipped = clipped_surrogate(ratio, advantage, low, high)
     return losses, sequence_metrics(logprobs, sampling_logprobs, ratio, is_clipped)
 
 
 def sequence_metrics(logprobs: Tensor, sampling_logprobs: Tensor, ratio: Tensor, is_clipped: Tensor) -> dict[str, Stat]:
-    """What every loss over responses reports: `clip_fraction`, and the range of the responses' ratios."""
+    """The metrics of every loss over responses: `clip_fraction` and the range of the responses' ratios."""
     return {
         "clip_fraction": stats.mean(is_clipped),
         "sequence_ratio_min": stats.min(ratio),

@@ -1,4 +1,4 @@
-"""Losses over a token's ratio that do not clip it as PPO does: the weight is truncated, masked, or bends smoothly."""
+"""Losses that weight tokens by a ratio without PPO's clip: the weight is truncated, masked or bent smoothly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..stats import Stat
 
 Divergence = Literal["total_variation", "binary_kl"]
 
-#: The smallest probability of all other tokens, so that its logarithm is finite.
+#: Lower bound of the probability of all other tokens, so that its logarithm is finite.
 MIN_REST = 1e-8
 
 _SILENT = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
@@ -34,7 +34,7 @@ _SILENT = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
         "verl": "bounds [0.8, 1.2], token-mean",
         "SkyRL": "bounds [0, 5], in its JAX backend [0.8, 1.2]",
     },
-    claims=_SILENT,
+    laws=_SILENT,
 )
 def cispo(
     logprobs: Tensor,
@@ -46,13 +46,10 @@ def cispo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-clip(r) A logprobs, where r = exp(logprobs - sampling_logprobs) and clip(r) has no gradient.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
-    returns             [T]  nats; its size means nothing, only its gradient does
+    returns   [T]  nats; its value has no meaning, only its gradient
 
-    Unlike PPO's, this clip bounds how much a token counts and never silences it. `clip_fraction` says for how many the
-    weight was bounded.
+    Unlike PPO's, this clip bounds a token's weight but never removes its gradient. `clip_fraction` is the share of tokens
+    whose weight was bounded.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs).detach()
     weight = ratio.clamp(clip_low, clip_high)
@@ -67,7 +64,7 @@ def cispo(
     source="Zhipu 2026, arXiv:2602.15763; the form is SkyRL's `rollout_is`",
     axes=Axes(ratio="token", clip="r strictly within (clip_low, clip_high), else weight 0: no gradient beyond"),
     differs={"SkyRL": "adds up tokens whose advantages were scaled before"},
-    claims={**_SILENT, "beyond_the_clip_no_gradient": {"nats": 0.25}},
+    laws={**_SILENT, "beyond_the_clip_no_gradient": {"nats": 0.25}},
 )
 def rollout_is(
     logprobs: Tensor,
@@ -79,13 +76,11 @@ def rollout_is(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-r A logprobs where clip_low < r < clip_high, else 0, with r = exp(logprobs - sampling_logprobs) without gradient.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, as the engine reported it that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
-    returns             [T]  nats; its size means nothing, only its gradient does
+    sampling_logprobs   [T]  nats, as reported by the engine that sampled the token
+    returns             [T]  nats; its value has no meaning, only its gradient
 
-    CISPO with a hard zero: a token outside is dropped whichever way its advantage would push it, also back towards the
-    sampler. `clip_fraction` says how many; once it is large, little is learned.
+    CISPO with a hard zero: a token outside the bounds is dropped even if its advantage pushes it back towards the sampler.
+    `clip_fraction` is the share of dropped tokens; when it is large, little is learned.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs).detach()
     is_inside = (ratio > clip_low) & (ratio < clip_high)
@@ -104,20 +99,18 @@ def rollout_is(
         "Fireworks": "the cookbook leaves the penalty out where the advantage is 0",
         "prime-rl": "adds the squared log-ratio, without the half, to a masked importance-sampling loss instead",
     },
-    claims={"on_policy_is_reinforce": {}, "is_another_loss": {"own": {"beta": 0.0}, "loss": "reinforce"}},
+    laws={"on_policy_is_reinforce": {}, "is_another_loss": {"own": {"beta": 0.0}, "loss": "reinforce"}},
 )
 def dro(
     logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, *, beta: NonNegative = 0.05
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-A logprobs + beta/2 (logprobs - sampling_logprobs)².
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless; a token of advantage 0 is still held near its sampler
-    returns             [T]  nats; its size means nothing, only its gradient does
+    advantages   [T]  unitless; a token of advantage 0 is still held near its sampler
+    returns      [T]  nats; its value has no meaning, only its gradient
 
-    No ratio: a quadratic penalty holds the policy near the sampler, with no bound on its pull. `quadratic_penalty` is its
-    mean a token, beta included.
+    No ratio: a quadratic penalty keeps the policy near the sampler, and its pull has no bound. `quadratic_penalty` is its
+    mean per token, including beta.
     """
     penalty = 0.5 * beta * (logprobs - sampling_logprobs).square()
     metrics = {"quadratic_penalty": stats.mean(penalty), **ratio_stats(logprobs, sampling_logprobs)}
@@ -135,7 +128,7 @@ def dro(
         "SkyRL": "adds up tokens whose advantages were scaled before; delta is 0.05 with the binary KL",
         "Fireworks": "its formula is not public",
     },
-    claims={
+    laws={
         **_SILENT,
         "is_another_loss": {"own": {"delta_low": 1.0, "delta_high": 1.0}, "loss": "importance_sampling"},
     },
@@ -149,17 +142,15 @@ def dppo(
     delta_low: Positive = 0.2,
     delta_high: Positive = 0.2,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-r A, but 0 where A pushes on a token whose probability has moved by more than delta; r = exp(logprobs - sampling_logprobs).
+    """-r A, but 0 where A pushes a token further whose probability has moved by more than delta; r = exp(logprobs - sampling_logprobs).
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, as the engine reported it that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
+    sampling_logprobs   [T]  nats, as reported by the engine that sampled the token
     returns             [T]  unitless
 
-    With "total_variation" a token has moved by |exp(logprobs) - exp(sampling_logprobs)|, with "binary_kl" by the
-    divergence, in nats, from the sampler's to the policy's odds of this token against all others (delta is smaller there,
-    such as 0.05). delta_high bounds rewarded tokens that have risen, delta_low punished ones that have fallen. A ratio
-    clip silences rare tokens at once; this one hardly ever. `mask_fraction` says how many have no gradient.
+    With "total_variation" a token has moved by |exp(logprobs) - exp(sampling_logprobs)|; with "binary_kl" by the KL in nats
+    from the sampler's to the policy's distribution over this token and all others (use a smaller delta, such as 0.05).
+    delta_high bounds tokens of A > 0 that have risen, delta_low tokens of A < 0 that have fallen. Unlike a ratio clip, it
+    hardly ever removes the gradient of rare tokens. `mask_fraction` is the share of tokens without a gradient.
     """
     now, before = logprobs.detach(), sampling_logprobs
     change = now.exp() - before.exp()
@@ -191,7 +182,7 @@ def _binary_kl(before: Tensor, now: Tensor) -> Tensor:
     source="Qwen team 2025, arXiv:2511.20347",
     axes=Axes(ratio="token", clip="none: a sigmoid of r - 1, whose slope falls off on both sides of 1"),
     differs={"TRL": "does not cap the log-ratio", "SkyRL": "any reduction, with a warning unless it is over sequences"},
-    claims=_SILENT,
+    laws=_SILENT,
 )
 def sapo(
     logprobs: Tensor,
@@ -203,13 +194,11 @@ def sapo(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-(4/τ) σ(τ (r - 1)) A, where r = exp(logprobs - sampling_logprobs) and τ depends on the sign of A.
 
-    logprobs            [T]  nats, under the policy in training
-    sampling_logprobs   [T]  nats, under the policy that sampled the token
-    advantages          [T]  unitless, how much better than expected the token turned out
-    returns             [T]  unitless; on policy -2 A / τ, not -A, though the gradient is that of REINFORCE
+    returns   [T]  unitless; on policy -2 A / τ, not -A, though the gradient is that of REINFORCE
 
-    τ is temperature_positive where A > 0, else temperature_negative. The gate's slope, 1 at r = 1, falls off smoothly on
-    both sides instead of ending at a bound. `gate_mean` is its mean: near 0, the tokens are too far from their sampler.
+    τ is temperature_positive where A > 0, else temperature_negative. The slope of the sigmoid, 1 at r = 1, falls off
+    smoothly on both sides instead of ending at a bound. `gate_mean` is its mean: near 0, tokens are too far from their
+    sampler.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs)
     temperature = torch.where(

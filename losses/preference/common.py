@@ -1,4 +1,4 @@
-"""What preference losses share: the two sides of a pair, scores of a log-ratio, and the metrics that every one reports.
+"""Shared by preference losses: the two responses of a pair, scores of a log-ratio, and common metrics.
 
 Datums 2i and 2i+1 are a pair, the chosen response first. Sums are over a response, tokens weighted by their weights.
 """
@@ -17,12 +17,12 @@ from ..batch.seqs import Seqs
 from ..spec.axes import Axes
 from ..stats import Stat
 
-#: exp(80) is 5.5e34, which float32 still holds (exp(89) it does not), also when it is multiplied by a few hundreds.
+#: exp(80) is 5.5e34, which float32 can hold, also multiplied by a few hundred; exp(89) overflows.
 MAX_EXPONENT = 80.0
 
-#: What a preference loss returns.
+#: The losses and metrics that a preference loss returns.
 Returned = tuple[Tensor, dict[str, Stat]]
-#: The reference holds the policy without a term of its own.
+#: The reference enters through beta, without a KL term of its own.
 AXES = Axes(kl="to the reference, implied by beta: no term of its own")
 
 Divergence = Literal["reverse_kl", "alpha", "forward_kl", "js"]
@@ -34,20 +34,20 @@ def log_ratios(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs) -> tuple[Tens
 
 
 def smoothed_logistic(logits: Tensor, label_smoothing: float) -> Tensor:
-    """-(1 - ε) log σ(x) - ε log σ(-x): the logistic loss when a share ε of the labels is the wrong way round."""
+    """-(1 - ε) log σ(x) - ε log σ(-x): the logistic loss if a share ε of the labels is swapped."""
     return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
 
 
 def capped_exponent(exponent: Tensor) -> Tensor:
-    """`exponent`, at most MAX_EXPONENT. Beyond it the gradient is zero."""
+    """`exponent` clamped to at most MAX_EXPONENT. Beyond it the gradient is zero."""
     return exponent.clamp(max=MAX_EXPONENT)
 
 
 def divergence_score(log_ratio: Tensor, divergence: Divergence, alpha: float) -> tuple[Tensor, Tensor]:
-    """f'(exp(log_ratio)), shifted to 0 at log-ratio 0, and where it is capped. Wang et al. 2023, arXiv:2309.16240.
+    """f'(exp(log_ratio)), shifted to 0 at log-ratio 0, and a mask of capped elements. Wang et al. 2023, arXiv:2309.16240.
 
     With x the log-ratio: reverse_kl x; forward_kl 1 - exp(-x); js log 2 + log σ(x); alpha (exp((α - 1) x) - 1) / (α - 1),
-    which is x at α = 1. Exponents are at most 80; beyond that a response has no gradient.
+    which is x at α = 1. Exponents are capped at 80; beyond, a response has no gradient.
     """
     if divergence == "js":
         return math.log(2) + logsigmoid(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool)
@@ -59,7 +59,7 @@ def divergence_score(log_ratio: Tensor, divergence: Divergence, alpha: float) ->
 
 
 def pair_stats(chosen: Tensor, rejected: Tensor, beta: float = 1.0) -> dict[str, Stat]:
-    """`accuracy` (pairs in the right order), `margin` (chosen - rejected), and both sides times beta as rewards."""
+    """`accuracy` (share of pairs in the right order), `margin` (chosen - rejected), and both scores times beta as rewards."""
     margin = chosen - rejected
     return {
         "accuracy": stats.mean(margin > 0),

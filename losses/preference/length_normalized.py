@@ -1,4 +1,4 @@
-"""Losses of the margin in which the responses' lengths matter: means instead of sums, or a smaller weight of the longer's end."""
+"""Losses of a margin that accounts for length: means instead of sums, or less weight on the longer response's end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .common import AXES, Returned, pair_stats
     source="Azar et al. 2023, arXiv:2310.12036 eq. 17",
     axes=AXES,
     differs={"TRL": "always per token in DPO and CPO, always summed in Online DPO and XPO"},
-    claims={
+    laws={
         "value_at_reference": {"value": lambda beta, **_: 0.25 / beta**2},
         "swap_symmetry": {"slope": lambda beta, **_: 2 / beta},
         "repetition_changes_nothing": {"when": {"length_normalized": True}},
@@ -32,12 +32,10 @@ def ipo(
 ) -> Returned:
     """(Δ - 1 / (2 beta))², where Δ is the difference of the responses' mean (or summed) logprobs - ref_logprobs.
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats², one loss a pair; 1 / (4 beta²) while policy and reference agree
+    returns   [N/2]  nats², one loss per pair; 1 / (4 beta²) while policy and reference agree
 
-    beta is the paper's τ. The paper's formula has sums; its authors' results are with means, so these are the default, and
-    the target 1 / (2 beta) is one of nats a token. A pair past the target is pulled back. `margin` is Δ.
+    beta is the paper's τ. The paper's formula has sums, but its results are with means, so means are the default, and the
+    target 1 / (2 beta) is in nats per token. A pair beyond the target is pulled back. `margin` is Δ.
     """
     gather = seqs.mean if length_normalized else seqs.sum
     chosen, rejected = seqs.pairs(gather(logprobs - ref_logprobs))
@@ -50,7 +48,7 @@ def ipo(
     reduction="pair-mean",
     source="Lambert et al. 2024, arXiv:2411.15124",
     axes=AXES,
-    claims={
+    laws={
         "value_at_reference": {"value": math.log(2)},
         "swap_symmetry": {"slope": lambda beta: beta},
         "repetition_changes_nothing": {},
@@ -59,12 +57,10 @@ def ipo(
 def sigmoid_norm(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive = 0.1) -> Returned:
     """-log σ(beta Δ), where Δ = mean_chosen (logprobs - ref_logprobs) - mean_rejected (logprobs - ref_logprobs).
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a pair; ln 2 while policy and reference agree
+    returns   [N/2]  nats, one loss per pair; ln 2 while policy and reference agree
 
-    DPO on nats a token: long responses gain nothing by their length. Margins are smaller by that length, so beta is
-    usually larger than DPO's. `margin` is Δ.
+    DPO in nats per token, so that a response gains nothing by its length. Margins are divided by the length, so beta is
+    usually larger than in DPO. `margin` is Δ.
     """
     chosen, rejected = seqs.pairs(seqs.mean(logprobs - ref_logprobs))
     return -logsigmoid(beta * (chosen - rejected)), pair_stats(chosen, rejected, beta)
@@ -77,7 +73,7 @@ def sigmoid_norm(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Po
     source="Liu et al. 2024, arXiv:2409.06411",
     axes=AXES,
     differs={"TRL": "ld_alpha, a setting of its DPO losses, is off by default"},
-    claims={
+    laws={
         "is_another_loss": {"own": {"alpha": 1.0}, "loss": "dpo"},
         "value_at_reference": {"value": math.log(2)},
         "swap_symmetry": {"slope": lambda beta, **_: beta},
@@ -85,14 +81,12 @@ def sigmoid_norm(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Po
     },
 )
 def ld_dpo(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive = 0.1, alpha: Share = 0.5) -> Returned:
-    """-log σ(beta Δ), with DPO's Δ in which tokens beyond the shorter response's length count alpha times.
+    """-log σ(beta Δ), with DPO's Δ in which tokens beyond the shorter response's length are multiplied by alpha.
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a pair; ln 2 while policy and reference agree
+    returns   [N/2]  nats, one loss per pair; ln 2 while policy and reference agree
 
-    alpha 1 is DPO; 0 cuts the longer response to the length of the shorter. Lengths count tokens of non-zero weight.
-    `margin` and the rewards are of the sums so weighted.
+    alpha = 1 is DPO; alpha = 0 cuts the longer response to the length of the shorter. Lengths count tokens of non-zero
+    weight. `margin` and the rewards use the sums with this weighting.
     """
     ends = seqs.lengths.cumsum(0)
     places = torch.ones_like(seqs.index).cumsum(0) - seqs.broadcast(ends - seqs.lengths)  # 1, 2, ... in each response

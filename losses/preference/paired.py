@@ -1,4 +1,4 @@
-"""Losses of the margin: by how much more the policy has raised the chosen response than the rejected one."""
+"""Losses of the margin: how much more the policy has raised the chosen response than the rejected one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .common import (
         "Tinker": "its metric margin is scaled by beta",
         "Fireworks": "sums the response without its tokens' weights",
     },
-    claims={
+    laws={
         "value_at_reference": {"value": math.log(2)},
         "swap_symmetry": {"slope": lambda beta, label_smoothing, **_: beta * (1 - 2 * label_smoothing)},
         "shared_prefix_cancels": {"when": {"divergence": "reverse_kl"}},
@@ -56,15 +56,13 @@ def dpo(
 ) -> Returned:
     """-log σ(beta Δ), where Δ = Σ_chosen (logprobs - ref_logprobs) - Σ_rejected (logprobs - ref_logprobs).
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a pair; ln 2 while policy and reference agree
+    returns   [N/2]  nats, one loss per pair; ln 2 while policy and reference agree
 
     Sums are over the response, tokens weighted by their weights. `margin` is Δ in nats, not scaled by beta;
     `chosen_reward` and `rejected_reward` are scaled. With label_smoothing ε the loss is
-    -(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ). With another divergence than the reverse KL either sum x becomes a score before
-    the difference is taken: forward_kl 1 - exp(-x), js log 2 + log σ(x), alpha (exp((alpha - 1) x) - 1) / (alpha - 1).
-    Exponents are capped at 80; `score_capped` counts the responses beyond, which have no gradient.
+    -(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ). With a divergence other than the reverse KL, each sum x becomes a score before
+    the difference: forward_kl 1 - exp(-x), js log 2 + log σ(x), alpha (exp((alpha - 1) x) - 1) / (alpha - 1). Exponents are
+    capped at 80; `score_capped` counts the responses beyond, which have no gradient.
     """
     ratios = log_ratios(logprobs, ref_logprobs, seqs)
     (chosen, high), (rejected, low) = (divergence_score(ratio, divergence, alpha) for ratio in ratios)
@@ -79,19 +77,17 @@ def dpo(
     source="Amini et al. 2024, arXiv:2402.10571",
     aliases=["odpo"],
     axes=AXES,
-    claims={"shared_prefix_cancels": {}, "agreeing_tokens_are_silent": {}},
+    laws={"shared_prefix_cancels": {}, "agreeing_tokens_are_silent": {}},
 )
 def margin_dpo(
     logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, margin: PerDatum, *, beta: Positive = 0.1
 ) -> Returned:
     """-log σ(beta Δ - margin), where Δ = Σ_chosen (logprobs - ref_logprobs) - Σ_rejected (logprobs - ref_logprobs).
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    margin         [N]    nats, by how much the scaled margin should win; a pair's is its chosen datum's
-    returns        [N/2]  nats, one loss a pair
+    margin    [N]    nats, the wanted lead of beta Δ; a pair uses its chosen datum's
+    returns   [N/2]  nats, one loss per pair
 
-    The rejected datum's margin is not read, but must be there. While policy and reference agree, a pair's loss is
+    The rejected datum's margin is required but not read. While policy and reference agree, a pair's loss is
     log(1 + exp(margin)). `shortfall` is the share of pairs that have not reached their margin.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
@@ -105,7 +101,7 @@ def margin_dpo(
     reduction="pair-mean",
     source="Zhao et al. 2023, arXiv:2305.10425; of log-ratios: Liu et al. 2023, arXiv:2309.06657",
     axes=AXES,
-    claims={
+    laws={
         "value_at_reference": {"value": 1.0},
         "swap_symmetry": {},
         "shared_prefix_cancels": {},
@@ -115,11 +111,9 @@ def margin_dpo(
 def hinge(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive = 0.1) -> Returned:
     """max(0, 1 - beta Δ), where Δ = Σ_chosen (logprobs - ref_logprobs) - Σ_rejected (logprobs - ref_logprobs).
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  unitless, one loss a pair; 1 while policy and reference agree
+    returns   [N/2]  unitless, one loss per pair; 1 while policy and reference agree
 
-    A pair whose Δ is 1 / beta nats or more has no gradient; `satisfied` is the share of these.
+    A pair whose Δ is at least 1 / beta nats has no gradient; `satisfied` is the share of these.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = torch.relu(1 - beta * (chosen - rejected))
@@ -133,7 +127,7 @@ def hinge(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive 
     source="Chowdhury et al. 2024, arXiv:2403.00409",
     axes=AXES,
     differs={"TRL": "label_smoothing is 0 by default, which is plain DPO"},
-    claims={
+    laws={
         "is_another_loss": {"own": {"label_smoothing": 0.0}, "loss": "dpo"},
         "value_at_reference": {"value": math.log(2)},
         "swap_symmetry": {"slope": lambda beta, label_smoothing: beta / (1 - 2 * label_smoothing)},
@@ -146,17 +140,15 @@ def robust(
 ) -> Returned:
     """(-(1 - ε) log σ(beta Δ) + ε log σ(-beta Δ)) / (1 - 2 ε), with DPO's Δ and ε = label_smoothing.
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a pair; ln 2 while policy and reference agree
+    returns   [N/2]  nats, one loss per pair; ln 2 while policy and reference agree
 
-    Where a share ε of the pairs is the wrong way round, its mean is DPO's on the right order. It falls without bound as a
-    pair wins: below 0 is no mistake. A pair keeps the slope ε beta / (1 - 2 ε) however far it has won.
+    If a share ε of the pairs is swapped, its expected value is DPO's on the right order. It has no lower bound as the margin
+    of a pair grows, so values below 0 are normal: the slope tends to -ε beta / (1 - 2 ε).
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     logits = beta * (chosen - rejected)
-    as_given, turned_round = -logsigmoid(logits), -logsigmoid(-logits)
-    losses = ((1 - label_smoothing) * as_given - label_smoothing * turned_round) / (1 - 2 * label_smoothing)
+    as_given, swapped = -logsigmoid(logits), -logsigmoid(-logits)
+    losses = ((1 - label_smoothing) * as_given - label_smoothing * swapped) / (1 - 2 * label_smoothing)
     return losses, pair_stats(chosen, rejected, beta)
 
 
@@ -167,7 +159,7 @@ def robust(
     source="Ji et al. 2024, arXiv:2402.00856 eq. 16",
     axes=AXES,
     differs={"TRL": "label_smoothing is 0 by default, which its trainer refuses"},
-    claims={
+    laws={
         "value_at_reference": {
             "value": lambda label_smoothing, **_: (
                 -math.log(2) - 0.5 * math.log(label_smoothing) - 0.5 * math.log1p(-label_smoothing)
@@ -188,11 +180,9 @@ def exo_pair(
 ) -> Returned:
     """q log(q / (1 - ε)) + (1 - q) log((1 - q) / ε), where q = σ(beta Δ), with DPO's Δ and ε = label_smoothing.
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a pair: KL of the policy's preference from (1 - ε, ε)
+    returns   [N/2]  nats, one loss per pair: KL of the policy's preference from (1 - ε, ε)
 
-    The KL is that from policy to label, so a pair that is lost by far has hardly a gradient. Its least value, 0, is at
+    The KL is KL(policy || label), so a pair with a very negative margin has hardly a gradient. Its minimum, 0, is at
     beta Δ = log(1 / ε - 1); a pair beyond that is pulled back.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
@@ -209,7 +199,7 @@ def exo_pair(
     source="Lu et al. 2024, arXiv:2406.08414 eq. 5",
     axes=AXES,
     differs={"TRL": "takes exp and the mixing share apart, which overflow to NaN for a pair lost by far"},
-    claims={
+    laws={
         "value_at_reference": {"value": 0.5 * math.log(2) + 0.5},
         "swap_symmetry": {},
         "shared_prefix_cancels": {},
@@ -221,12 +211,10 @@ def discopop(
 ) -> Returned:
     """-(1 - g) log σ(z) + g exp(-z), where z = beta Δ with DPO's Δ, and g = σ(z / tau).
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  unitless, one loss a pair; (1 + ln 2) / 2 while policy and reference agree
+    returns   [N/2]  unitless, one loss per pair; (1 + ln 2) / 2 while policy and reference agree
 
-    Lost pairs have the logistic loss, won ones the exponential one. It is not convex: between them, near z = 0, it has a
-    rise of width tau. g exp(-z) is computed as exp(log g - z), capped at exp(80).
+    Pairs with z < 0 have the logistic loss, pairs with z > 0 the exponential one. It is not convex: between the two, near
+    z = 0, it has a bump of width tau. g exp(-z) is computed as exp(log g - z), capped at exp(80).
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     logits = beta * (chosen - rejected)

@@ -1,4 +1,4 @@
-"""Losses without a reference: the policy's own logprobs are the score, and a likelihood term or a target margin the hold."""
+"""Losses without a reference: the score is the policy's own logprobs, with a likelihood term or a target margin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..registry import register_loss
 from ..spec.settings import NonNegative, Positive, Smoothing
 from .common import MAX_EXPONENT, Returned, capped_exponent, pair_stats, smoothed_logistic
 
-#: The least distance of a mean logprob from 0 in a log-odds, which has a pole there.
+#: Least distance of a mean logprob from 0, where the log-odds have a pole.
 LEAST_NATS = 1e-6
 
 
@@ -24,16 +24,15 @@ LEAST_NATS = 1e-6
     reduction="pair-mean",
     source="Meng et al. 2024, arXiv:2405.14734 eq. 6",
     differs={"TRL": "beta 0.1 and gamma 0.5 by default, and adds CPO's likelihood term unless cpo_alpha is 0"},
-    claims={"swap_symmetry": {}, "repetition_changes_nothing": {}},
+    laws={"swap_symmetry": {}, "repetition_changes_nothing": {}},
 )
 def simpo(logprobs: Tensor, seqs: Seqs, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -> Returned:
     """-log σ(beta Δ - gamma), where Δ = mean_chosen logprobs - mean_rejected logprobs.
 
-    logprobs   [T]    nats, under the policy in training
-    returns    [N/2]  nats, one loss a pair
+    returns   [N/2]  nats, one loss per pair
 
-    gamma is the lead, scaled by beta, at which a pair begins to count as won; the paper has gamma / beta from 0.3 to 0.5
-    nats a token. Nothing holds the policy to a reference: watch `nll` and `chosen_reward`, which may both get worse.
+    gamma is the target of beta Δ; the paper has gamma / beta from 0.3 to 0.5 nats per token. Nothing keeps the policy near a
+    reference: watch `nll` and `chosen_reward`, which may both get worse.
     """
     chosen, rejected = seqs.pairs(seqs.mean(logprobs))
     return -logsigmoid(beta * (chosen - rejected) - gamma), pair_stats(chosen, rejected, beta)
@@ -45,7 +44,7 @@ def simpo(logprobs: Tensor, seqs: Seqs, *, beta: Positive = 2.0, gamma: NonNegat
     reduction="pair-mean",
     source="Gupta et al. 2025, arXiv:2501.03884",
     differs={"TRL": "alpha, beta and gamma are 0, 0.1 and 0.5 by default, and the power is not capped"},
-    claims={
+    laws={
         "is_another_loss": {"own": {"alpha": 0.0}, "loss": "simpo"},
         "swap_symmetry": {},
         "repetition_changes_nothing": {},
@@ -56,11 +55,10 @@ def alphapo(
 ) -> Returned:
     """-log σ(beta (r_chosen - r_rejected) - gamma), where r = (1 - p^-alpha) / alpha and log p = a response's mean logprob.
 
-    logprobs   [T]    nats, under the policy in training
-    returns    [N/2]  nats, one loss a pair
+    returns   [N/2]  nats, one loss per pair
 
-    alpha shapes the reward: 0 is SimPO's r = log p, above it unlikely responses pull harder, below it less. p^-alpha is
-    capped at exp(80); `score_capped` counts the responses beyond, which have no gradient.
+    alpha shapes the reward: 0 is SimPO's r = log p; with alpha above 0 unlikely responses have a larger gradient, below 0 a
+    smaller one. p^-alpha is capped at exp(80); `score_capped` counts the responses beyond, which have no gradient.
     """
     exponent = -alpha * seqs.mean(logprobs)
     scores = seqs.mean(logprobs) if abs(alpha) < 1e-6 else -torch.expm1(capped_exponent(exponent)) / alpha
@@ -75,7 +73,7 @@ def alphapo(
     reduction="pair-mean",
     source="Xu et al. 2024, arXiv:2401.08417 eq. 6",
     differs={"TRL": "its likelihood term, cpo_alpha, is a mean over all chosen tokens of the micro-batch"},
-    claims={"swap_symmetry": {}},
+    laws={"swap_symmetry": {}},
 )
 def cpo(
     logprobs: Tensor,
@@ -87,12 +85,11 @@ def cpo(
 ) -> Returned:
     """-log σ(beta Δ) - nll_coefficient mean_chosen logprobs, where Δ = Σ_chosen logprobs - Σ_rejected logprobs.
 
-    logprobs   [T]    nats, under the policy in training
-    returns    [N/2]  nats, one loss a pair
+    returns   [N/2]  nats, one loss per pair
 
-    DPO whose reference finds everything equally likely, and cross-entropy of the chosen responses to hold the policy. The
-    likelihood term is each response's own mean over tokens. With label_smoothing ε the first term is
-    -(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ). `chosen_nll` is the second, not scaled.
+    DPO with a uniform reference, plus cross-entropy of the chosen responses to keep the policy near them. The likelihood term
+    is each response's mean over its tokens. With label_smoothing ε the first term is
+    -(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ). `chosen_nll` is the second term without its coefficient.
     """
     chosen, rejected = seqs.pairs(seqs.sum(logprobs))
     nll = -seqs.pairs(seqs.mean(logprobs))[0]
@@ -110,17 +107,17 @@ def cpo(
         "micro-batch; a mean logprob of 0 is not held off its pole",
         "Fireworks": "sums over pairs; mean logprobs are held within [-50, -1e-6] nats",
     },
-    claims={"swap_symmetry": {}, "repetition_changes_nothing": {}},
+    laws={"swap_symmetry": {}, "repetition_changes_nothing": {}},
 )
 def orpo(logprobs: Tensor, seqs: Seqs, *, odds_coefficient: NonNegative = 1.0) -> Returned:
     """-a_chosen - odds_coefficient log σ(lo(a_chosen) - lo(a_rejected)), where lo(a) = a - log(1 - e^a).
 
-    logprobs   [T]    nats, under the policy in training
-    returns    [N/2]  nats, one loss a pair
+    returns   [N/2]  nats, one loss per pair
 
-    a is a response's mean logprob, e^a its probability a token, lo(a) the log-odds of that. Cross-entropy of the chosen
-    response's tokens, and odds against the rejected one; no reference. odds_coefficient is the paper's λ. In the log-odds a
-    is at most -1e-6 nats, beyond which it has no gradient. `margin` and the rewards are log-odds; `chosen_nll` is -a_chosen.
+    a is a response's mean logprob, e^a its probability per token, lo(a) the log-odds of that: cross-entropy of the chosen
+    response plus its odds against the rejected one, without a reference. odds_coefficient is the paper's λ. In the log-odds
+    a is clamped to at most -1e-6 nats; at the clamp it has no gradient. `margin` and the rewards are log-odds; `chosen_nll`
+    is -a_chosen.
     """
     means = seqs.mean(logprobs)
     chosen, rejected = seqs.pairs(log_odds(means))
@@ -130,8 +127,8 @@ def orpo(logprobs: Tensor, seqs: Seqs, *, odds_coefficient: NonNegative = 1.0) -
 
 
 def log_odds(logprobs: Tensor) -> Tensor:
-    """log(p / (1 - p)) of probabilities given in nats, held within -1e-6 nats."""
+    """log(p / (1 - p)) where log p = logprobs, clamped to at most -1e-6 nats."""
     held = logprobs.clamp(max=-LEAST_NATS)
-    # Mächler 2012: near 0 1 - e^a loses its digits in one form, far from it in the other.
+    # Mächler 2012: each form of log(1 - e^a) is exact where the other loses digits.
     is_near = held > -math.log(2)
     return held - torch.where(is_near, torch.log(-torch.expm1(held)), torch.log1p(-torch.exp(held)))

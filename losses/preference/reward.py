@@ -1,4 +1,4 @@
-"""Reward models: a score of a whole response that a preference pair teaches."""
+"""Reward models: a score per response, learned from preference pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .common import Returned, pair_stats
     "arXiv:2312.09244",
     aliases=["bradley_terry"],
     differs={"TRL": "reads the score at the last token that is no padding, whatever its weight"},
-    claims={"swap_symmetry": {}},
+    laws={"swap_symmetry": {}},
 )
 def reward_bt(
     values: Tensor, seqs: Seqs, margin: PerDatum | None = None, *, center_coefficient: NonNegative = 0.0
@@ -29,11 +29,11 @@ def reward_bt(
     """-log σ(r_chosen - r_rejected - margin) + center_coefficient (r_chosen + r_rejected)².
 
     values    [T]    nats, of the scalar head; a response's score r is the value at its last token of non-zero weight
-    margin    [N]    nats, optional: by how much the chosen score should lead; a pair's is its chosen datum's
-    returns   [N/2]  nats, one loss a pair; ln 2 where both score the same and there is no margin
+    margin    [N]    nats, optional: the wanted lead of the chosen score; a pair uses its chosen datum's
+    returns   [N/2]  nats, one loss per pair; ln 2 where both score the same and there is no margin
 
-    Only differences matter until center_coefficient, for which the literature has 0.01, draws a pair's scores to a mean of
-    0. `score_min` and `score_max` say how far scores spread.
+    Only differences of scores matter, unless center_coefficient (0.01 in the literature) pulls the mean of a pair's scores to
+    0. `score_min` and `score_max` show the range of scores.
     """
     scores = seqs.last(values)
     chosen, rejected = seqs.pairs(scores)

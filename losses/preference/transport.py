@@ -1,4 +1,4 @@
-"""Losses that compare how scores are distributed over the batch, not pair by pair: the k-th smallest against the k-th."""
+"""Losses that compare distributions of scores over the batch: the k-th smallest of one against the k-th of the other."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ from .common import AXES, Returned, log_ratios, pair_stats, smoothed_logistic
     source="Melnyk et al. 2024, arXiv:2406.05882, paired",
     axes=AXES,
     differs={"TRL": "sorts within a micro-batch"},
-    claims={"value_at_reference": {"value": math.log(2)}, "shared_prefix_cancels": {}},
+    laws={"value_at_reference": {"value": math.log(2)}, "shared_prefix_cancels": {}},
 )
 def aot(
     logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive = 0.1, label_smoothing: Smoothing = 0.0
 ) -> Returned:
     """-log σ(beta δ_k), where δ_k = k-th smallest Σ_chosen - Σ_rejected of logprobs, less the same of ref_logprobs.
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a rank k; ln 2 while policy and reference agree
+    returns   [N/2]  nats, one loss per rank k; ln 2 while policy and reference agree
 
-    Sorted over all pairs of the batch, which must be seen together, so a larger batch is another loss. Pairs with the same
-    margin share their gradient, so their order does not matter. `margin` and `accuracy` are of the pairs themselves.
+    Sorted over all pairs of the batch, which must be seen together, so the loss depends on the batch size. Pairs with the
+    same margin share their gradient, so their order does not matter. `margin` and `accuracy` are of the pairs themselves.
     """
     chosen, rejected = seqs.pairs(seqs.sum(logprobs))
     ref_chosen, ref_rejected = seqs.pairs(seqs.sum(ref_logprobs))
@@ -49,20 +47,17 @@ def aot(
     source="Melnyk et al. 2024, arXiv:2406.05882, unpaired",
     axes=AXES,
     differs={"TRL": "sorts within a micro-batch"},
-    claims={"value_at_reference": {"value": math.log(2)}, "agreeing_tokens_are_silent": {}},
+    laws={"value_at_reference": {"value": math.log(2)}, "agreeing_tokens_are_silent": {}},
 )
 def aot_unpaired(
     logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive = 0.1, label_smoothing: Smoothing = 0.0
 ) -> Returned:
     """-log σ(beta δ_k), where δ_k = k-th smallest Σ_chosen (logprobs - ref_logprobs), less the k-th smallest Σ_rejected.
 
-    logprobs       [T]    nats, under the policy in training
-    ref_logprobs   [T]    nats, under the frozen reference
-    returns        [N/2]  nats, one loss a rank k; ln 2 while policy and reference agree
+    returns   [N/2]  nats, one loss per rank k; ln 2 while policy and reference agree
 
-    Which chosen response belongs to which rejected one does not matter, only that there are as many. Sorted over the batch,
-    which must be seen together. Responses with the same sum share their gradient. `margin` and `accuracy` are of the pairs
-    as they stand.
+    Which chosen response is paired with which rejected one does not matter. Sorted over the batch, which must be seen
+    together. Responses with the same sum share their gradient. `margin` and `accuracy` are of the pairs as given.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = smoothed_logistic(beta * (ascending(chosen) - ascending(rejected)), label_smoothing)
@@ -70,7 +65,7 @@ def aot_unpaired(
 
 
 def ascending(values: Tensor) -> Tensor:
-    """[P] sorted. Equal values share their gradient equally, where a plain sort would give it by their places."""
+    """[P] sorted. Equal values share their gradient; torch.sort would give it to one of them by position."""
     fixed = values.detach()
     is_own = (fixed.sort().values[:, None] == fixed).to(values)  # [rank, value]
     return (is_own / is_own.sum(1, keepdim=True) * values).sum(1)

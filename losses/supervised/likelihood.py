@@ -1,4 +1,4 @@
-"""The likelihood of given tokens: raised, or lowered."""
+"""Losses that raise or lower the likelihood of given tokens."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def cross_entropy(logprobs: Tensor) -> Tensor:
     logprobs   [T] or [T, K]  nats, of the K given targets of each position
     returns    [T] or [T, K]  nats
 
-    With [N, K] targets the weights are a distribution over K candidates, row by row, and the loss of a position is
-    -Σ_k w_k logprobs_k: soft-label cross-entropy, nothing renormalised.
+    With [N, K] targets, the weights of a position are a distribution over K candidates, and its loss is
+    -Σ_k w_k logprobs_k: soft-label cross-entropy, without renormalising.
     """
     return -logprobs
 
@@ -45,11 +45,11 @@ def cross_entropy(logprobs: Tensor) -> Tensor:
 def unlikelihood(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
     """-log(1 - p), where p = exp(logprobs), of tokens that should become less likely.
 
-    logprobs   [T] or [T, K]  nats, of the negative tokens: each weighted token is pushed down
+    logprobs   [T] or [T, K]  nats, of the negative tokens, which become less likely
     returns    [T] or [T, K]  nats, from 0 to 13.8
 
-    Mixed with cross_entropy it would push the same tokens up and down, since a mixture has one set of weights: call
-    forward_backward twice before a step, with positive and with negative datums. logprobs are held at -1e-6 or below, so a
-    token the model is certain of has no gradient; `certain` counts such tokens.
+    A mixture has one set of weights, so mixed with cross_entropy it would push the same tokens up and down. Instead call
+    forward_backward twice before a step, with positive and with negative datums. logprobs are clamped to at most -1e-6, so
+    a token that the model is certain of has no gradient; `certain` counts such tokens.
     """
     return -log1mexp(logprobs), {"certain": stats.sum(logprobs > MAX_LOGPROB_OF_COMPLEMENT)}

@@ -1,4 +1,4 @@
-"""Cross-entropy in which a token counts by how likely it is already."""
+"""Cross-entropy weighted by how likely the model already finds each token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..registry import register_loss
 from ..spec.settings import NonNegative
 from ..stats import Stat
 
-#: 1 - p is held at this or above, so that its power, below 1, has a finite slope.
+#: 1 - p is at least this, so that a power below 1 has a finite slope.
 LEAST_DOUBT = 1e-30
 
 
@@ -26,9 +26,9 @@ def dft(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
     logprobs   [T] or [T, K]  nats, of the target tokens under the policy in training
     returns    [T] or [T, K]  nats
 
-    The gradient of cross-entropy is that of a policy whose reward is 1/p at the target; the factor p takes the 1/p away. A
-    target that the model finds very unlikely so teaches almost nothing: text far from what the model says is hardly
-    learned. `probability` is the mean of p, and shows how much of cross-entropy's gradient is left.
+    The gradient of cross-entropy is a policy gradient with reward 1/p at the target; the factor p cancels the 1/p. So a
+    target that the model finds very unlikely teaches almost nothing: text far from the model's own is hardly learned.
+    `probability` is the mean of p, and shows how much of cross-entropy's gradient is left.
     """
     probability = logprobs.detach().exp()
     return -probability * logprobs, {"probability": stats.mean(probability)}
@@ -39,17 +39,17 @@ def dft(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
     per="token",
     reduction="token-mean",
     source="Lin et al. 2017, arXiv:1708.02002 eq. 4",
-    claims={"is_another_loss": {"own": {"gamma": 0.0}, "loss": "cross_entropy"}},
+    laws={"is_another_loss": {"own": {"gamma": 0.0}, "loss": "cross_entropy"}},
 )
 def focal(logprobs: Tensor, *, gamma: NonNegative = 2.0) -> tuple[Tensor, dict[str, Stat]]:
-    """-(1 - p)^gamma logprobs, where p = exp(logprobs): tokens that are likely already count less.
+    """-(1 - p)^gamma logprobs, where p = exp(logprobs): tokens that are already likely count less.
 
     logprobs   [T] or [T, K]  nats, of the target tokens under the policy in training
     returns    [T] or [T, K]  nats
 
-    The factor has a gradient too, as in the paper. Below gamma = 1 its slope is infinite at p = 1, so 1 - p is held at 1e-30
-    or above, where the slope is finite. gamma = 0 is cross_entropy. `focal_factor` is the mean factor: near 0, the data is
-    learned already, and a mean over tokens is a mean over few.
+    The factor has a gradient too, as in the paper. For gamma below 1 its slope is infinite at p = 1, so 1 - p is clamped to
+    at least 1e-30. gamma = 0 is cross_entropy. `focal_factor` is the mean factor: near 0, most tokens are already learned,
+    and few of them make up the loss.
     """
     factor = (-torch.expm1(logprobs)).clamp(min=LEAST_DOUBT).pow(gamma)
     return -factor * logprobs, {"focal_factor": stats.mean(factor)}
@@ -60,7 +60,7 @@ def focal(logprobs: Tensor, *, gamma: NonNegative = 2.0) -> tuple[Tensor, dict[s
     per="token",
     reduction="token-mean",
     source="Leng et al. 2022, arXiv:2204.12511 eq. 6",
-    claims={"is_another_loss": {"own": {"epsilon": 0.0}, "loss": "cross_entropy"}},
+    laws={"is_another_loss": {"own": {"epsilon": 0.0}, "loss": "cross_entropy"}},
 )
 def poly1(logprobs: Tensor, *, epsilon: NonNegative = 2.0) -> tuple[Tensor, dict[str, Stat]]:
     """-logprobs + epsilon (1 - p), where p = exp(logprobs): cross-entropy with a larger first term of its series in 1 - p.
@@ -68,7 +68,7 @@ def poly1(logprobs: Tensor, *, epsilon: NonNegative = 2.0) -> tuple[Tensor, dict
     logprobs   [T] or [T, K]  nats, of the target tokens
     returns    [T] or [T, K]  nats plus epsilon times a probability
 
-    The gradient is -(1 + epsilon p): unlike focal, it pushes likely tokens harder. With epsilon 0 it is cross-entropy.
+    The gradient is -(1 + epsilon p): unlike focal, it pushes likely tokens harder. epsilon = 0 is cross_entropy.
     `probability` is the mean of p.
     """
     probability = logprobs.exp()

@@ -1,4 +1,4 @@
-"""Terms that are added to a policy's loss and teach nothing alone: entropy, and the distance to a reference."""
+"""Terms to add to a policy's loss, which teach nothing alone: entropy, and the distance to a reference or sampler."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ..stats import Stat
 def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Tensor, dict[str, Stat]]:
     """-coefficient entropy.
 
-    Auxiliary, only to be added to another loss: get_loss("ppo") + get_loss("entropy_bonus").
+    Auxiliary, to be added to another loss: get_loss("ppo") + get_loss("entropy_bonus").
 
     entropy   [T]  nats, of the policy's distribution over the whole vocabulary
     returns   [T]  nats
 
-    Keeps a policy from settling before it has tried enough. Alone it teaches nothing: its best policy says every token with
-    the same probability. Give it the reduction of the loss that it is added to. `entropy` falling to 0 says that the
-    coefficient is too small; rising to the logarithm of the vocabulary, too large.
+    It keeps a policy from converging before it has explored enough. Alone it teaches nothing: its optimum is the uniform
+    distribution. Give it the reduction of the loss that it is added to. If `entropy` falls to 0, the coefficient is too
+    small; if it rises to the logarithm of the vocabulary size, it is too large.
     """
     return -coefficient * entropy, {"entropy": stats.mean(entropy)}
 
@@ -47,16 +47,15 @@ def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Ten
 def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> Tensor:
     """coefficient sg(logprobs) logprobs; sg stops the gradient.
 
-    Auxiliary, only to be added to another loss: get_loss("ppo") + get_loss("sampled_entropy_bonus").
+    Auxiliary, to be added to another loss: get_loss("ppo") + get_loss("sampled_entropy_bonus").
 
-    logprobs   [T] or [T, K]  nats, of tokens that the policy in training has sampled itself
-    returns    [T] or [T, K]  nats²; its size means nothing, only its gradient does
+    logprobs   [T] or [T, K]  nats, of tokens that the policy in training sampled itself
+    returns    [T] or [T, K]  nats²; its value has no meaning, only its gradient
 
-    The entropy's gradient is -E[log p ∇ log p], so over the policy's own tokens this gradient is that of `entropy_bonus` in
-    expectation, noisier, and needs logprobs only. (-logprobs estimates the entropy, but its gradient is zero in
-    expectation.) On tokens of another sampler, and on tokens chosen by a person, it is not the entropy's. Alone it teaches
-    nothing: it makes every sampled token less likely, the unlikely ones most. `nll` estimates the entropy, and should not
-    fall to 0.
+    The gradient of the entropy is -E[log p ∇ log p], so over the policy's own tokens the expected gradient is that of
+    `entropy_bonus`, with more noise, and it needs only logprobs. (-logprobs estimates the entropy, but its expected gradient
+    is zero.) For tokens of another sampler or a person it is not the gradient of the entropy. Alone it teaches nothing: it
+    makes every sampled token less likely, unlikely ones most. `nll` estimates the entropy and should not fall to 0.
     """
     return coefficient * logprobs.detach() * logprobs
 
@@ -79,17 +78,17 @@ def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> 
 def reference_kl(
     logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KLEstimator = "k3"
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """KL(policy || reference), estimated a token at a time.
+    """KL(policy || reference), estimated per token.
 
-    Auxiliary, only to be added to another loss: get_loss("ppo") + 0.001 * get_loss("reference_kl").
+    Auxiliary, to be added to another loss: get_loss("ppo") + 0.001 * get_loss("reference_kl").
 
-    logprobs       [T] or [T, K]  nats, of tokens that the policy in training has sampled itself
+    logprobs       [T] or [T, K]  nats, of tokens that the policy in training sampled itself
     ref_logprobs   [T] or [T, K]  nats, under a frozen reference
     returns        [T] or [T, K]  nats
 
-    Alone it teaches nothing: its best policy is the reference. Give it the reduction of the loss that it is added to. The
-    estimator also decides the gradient, and that of k1 is zero in expectation: it holds nothing (see `kl_estimate`).
-    `ref_kl` is the mean, as estimated; from a k1 it may be negative.
+    Alone it teaches nothing: its optimum is the reference. Give it the reduction of the loss that it is added to. The
+    estimator also decides the gradient: that of k1 is zero in expectation and has no effect (see `kl_estimate`). `ref_kl`
+    is the mean estimate; with k1 it may be negative.
     """
     divergence = kl_estimate(logprobs, ref_logprobs, estimator)
     return divergence, {"ref_kl": stats.mean(divergence)}
@@ -106,14 +105,14 @@ def reference_kl(
 def sampler_kl(
     logprobs: Tensor, sampling_logprobs: Tensor, *, estimator: KLEstimator = "k2"
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """KL(policy || sampler), estimated a token at a time. Auxiliary: only to be added, as in dppo + 0.002 sampler_kl.
+    """KL(policy || sampler), estimated per token. Auxiliary, to be added to another loss: dppo + 0.002 sampler_kl.
 
-    logprobs            [T] or [T, K]  nats, of tokens that the sampler has sampled
-    sampling_logprobs   [T] or [T, K]  nats, under the policy that sampled
+    logprobs            [T] or [T, K]  nats, of tokens that the sampler sampled
+    sampling_logprobs   [T] or [T, K]  nats, under the policy that sampled the token
     returns             [T] or [T, K]  nats
 
-    A trust region: it pulls the policy back to where its data came from, more the farther it has moved, also at tokens that a
-    clip or a mask left without a gradient. Alone it teaches nothing. `sampler_kl` is the mean, as estimated.
+    A trust region: it pulls the policy back to its sampler, harder the further it has moved, also at tokens that a clip or
+    mask leaves without a gradient. Alone it teaches nothing. `sampler_kl` is the mean estimate.
     """
     divergence = kl_estimate(logprobs, sampling_logprobs, estimator, sampling_logprobs)
     return divergence, {"sampler_kl": stats.mean(divergence)}

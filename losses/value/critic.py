@@ -23,27 +23,25 @@ from ..stats import Stat
         "verl": "clip is 0.5 by default (`cliprange_value`)",
         "SkyRL": "`ppo_critic` of its Tinker interface adds tokens up (reduction sum)",
     },
-    claims={"is_another_loss": {"own": {"clip": 1e30}, "loss": "value_mse"}},
+    laws={"is_another_loss": {"own": {"clip": 1e30}, "loss": "value_mse"}},
 )
 def value_clip(
     values: Tensor, old_values: Tensor, returns: Tensor, *, clip: Positive = 0.2
 ) -> tuple[Tensor, dict[str, Stat]]:
     """½ max((v - R)², (clamp(v, v_old ± clip) - R)²), where v = values, v_old = old_values and R = returns.
 
-    values       [T]  in units of the reward, from a scalar head of the model in training
-    old_values   [T]  in units of the reward, from the head as it was when the tokens were sampled
-    returns      [T]  in units of the reward, what is to be predicted, such as advantages + old_values
-    returns      [T]  in units of the reward squared
+    returns   [T]  in units of the reward, the target, such as advantages + old_values
+    returns   [T]  in units of the reward squared
 
-    The bounds are distances, in units of the reward: scale them with it. The gradient is that of the unclipped square unless
-    the clipped one is larger; then there is none where v lies beyond a bound. `clip_fraction` counts those tokens;
-    `squared_error` is the mean of (v - R)².
+    The bounds are distances in units of the reward, so scale them with it. The gradient is that of the unclipped square
+    unless the clipped one is larger; then there is none where v is beyond a bound. `clip_fraction` is the share of tokens
+    with the clipped square; `squared_error` is the mean of (v - R)².
     """
     error = (values - returns).square()
     clipped = (values.clamp(old_values - clip, old_values + clip) - returns).square()
     is_clipped = clipped > error
     metrics = {"clip_fraction": stats.mean(is_clipped), "squared_error": stats.mean(error)}
-    # where, not maximum: at a tie maximum would split the gradient between a live and a dead branch.
+    # where, not maximum: at a tie maximum splits the gradient between both branches, and the clipped one has none.
     return 0.5 * torch.where(is_clipped, clipped, error), metrics
 
 
@@ -51,11 +49,10 @@ def value_clip(
 def value_mse(values: Tensor, returns: Tensor) -> Tensor:
     """½ (v - R)², where v = values and R = returns.
 
-    values    [T]  in units of the reward, from a scalar head of the model in training
-    returns   [T]  in units of the reward, what is to be predicted
+    returns   [T]  in units of the reward, the target
     returns   [T]  in units of the reward squared
 
-    The half makes the gradient v - R; systems that leave it out learn at twice the rate.
+    With the factor ½ the gradient is v - R; without it, as in some systems, the learning rate doubles.
     """
     return 0.5 * (values - returns).square()
 
@@ -65,17 +62,16 @@ def value_mse(values: Tensor, returns: Tensor) -> Tensor:
     per="token",
     reduction="token-mean",
     source="Huber 1964, Annals of Mathematical Statistics 35, p. 75; as optax.huber_loss",
-    claims={"is_another_loss": {"own": {"delta": 1e30}, "loss": "value_mse"}},
+    laws={"is_another_loss": {"own": {"delta": 1e30}, "loss": "value_mse"}},
 )
 def value_huber(values: Tensor, returns: Tensor, *, delta: Positive = 1.0) -> tuple[Tensor, dict[str, Stat]]:
     """½ e² where |e| ≤ delta, else delta (|e| - ½ delta); e = values - returns.
 
-    values    [T]  in units of the reward, from a scalar head of the model in training
-    returns   [T]  in units of the reward, what is to be predicted
+    returns   [T]  in units of the reward, the target
     returns   [T]  in units of the reward squared
 
-    The gradient is e held within ±delta, so that one wild return moves the head no more than a bad one. `linear_fraction`
-    counts the tokens beyond delta: near 1 this is an absolute error, and learns medians rather than means.
+    The gradient is e clamped to ±delta, so an outlier moves the head no more than an error of delta. `linear_fraction` is
+    the share of tokens beyond delta: near 1 this is an absolute error, which learns medians instead of means.
     """
     error = values - returns
     held = error.clamp(-delta, delta)

@@ -261,8 +261,8 @@ def test_a_function_that_scored_nothing_leaves_the_others_alone() -> None:
     ("call", "error", "message"),
     [
         (lambda: centred([1, 2], [0]), LengthMismatchError, "there are 2 rewards but 1 group ids"),
-        (lambda: centred([[1, 2]]), ShapeError, r"one number a sample, got shape \[1, 2\]"),
-        (lambda: gdpo([1, 2]), ShapeError, r"one column a reward function, got shape \[2\]"),
+        (lambda: centred([[1, 2]]), ShapeError, r"one number per sample, got shape \[1, 2\]"),
+        (lambda: gdpo([1, 2]), ShapeError, r"one column per reward function, got shape \[2\]"),
         (lambda: gdpo([[1, 2]], weights=[1]), LengthMismatchError, "2 reward functions but 1 weights"),
         (
             lambda: group_advantages([1], scale="std"),

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from lossbook import describe_loss, get_loss, list_losses, register_loss, unregister_loss
 from lossbook.losses import Axes, LossCard, LowerBound, NonNegative, PerDatum, Positive, RatioBound, UpperBound, stats
-from lossbook.losses.cards.card import SettingCard, TensorCard, card_of, type_text
+from lossbook.losses.cards.card import SettingCard, TensorCard, card_of
 from lossbook.losses.cards.docstrings import TensorLine, read_docstring
 from lossbook.losses.cards.sample_inputs import usable
+from lossbook.losses.cards.setting_text import type_text
+from lossbook.losses.cards.standard_inputs import STANDARD_INPUTS
 from lossbook.losses.spec.settings import Smoothing
 from lossbook.losses.stats import Stat
 
@@ -51,7 +53,7 @@ def test_a_card_holds_formula_tensors_settings_metrics_and_source() -> None:
         "clip_low_threshold",
         "[T]",
         "unitless",
-        "bounds of single tokens instead of clip_low",
+        "bounds per token instead of clip_low",
         required=False,
         keys=("clip_low_threshold",),
     )
@@ -59,7 +61,9 @@ def test_a_card_holds_formula_tensors_settings_metrics_and_source() -> None:
     assert card.settings["clip_high"] == SettingCard("clip_high", "float", 1.2, "at least 1")
     assert card.settings["norm_length"] == SettingCard("norm_length", "int | None", None, "at least 1")
     assert card.metrics.items() >= {"clip_fraction": "mean", "ratio_max": "max", "ratio_capped": "sum"}.items()
-    assert "on_policy_is_reinforce" in card.claims
+    assert "on_policy_is_reinforce" in card.laws
+    assert card.claims == card.laws  # the older word
+    assert card.as_dict()["claims"] == card.as_dict()["laws"]
     assert "tinker:ppo" in card.presets
     assert card.defined_in == "lossbook.losses.policy.clipped.ppo"
     assert "1707.06347" in card.source
@@ -86,8 +90,8 @@ def test_every_shipped_loss_says_its_formula_its_source_and_each_tensors_unit(na
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_card_survives_json(name: str) -> None:
-    found = describe_loss(name).as_dict()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    card = describe_loss(name).as_dict()
+    assert json.loads(json.dumps(card, allow_nan=False)) == card
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -107,12 +111,28 @@ def test_a_loss_that_says_nothing_about_itself_has_a_card_still() -> None:
 
     card = described(silent)
     assert card.formula == card.description == card.source == ""
-    assert card.inputs["label"] == TensorCard("label", "[N]", "", "one a datum", True, ("label",))
-    assert card.inputs["share"] == TensorCard("share", "[T]", "", "one a token", True, ("share",))
+    assert card.inputs["label"] == TensorCard("label", "[N]", "", "one per datum", True, ("label",))
+    assert card.inputs["share"] == TensorCard("share", "[T]", "", "one per token", True, ("share",))
     assert card.settings["floor"] == SettingCard("floor", "float", -20.0, "")
-    assert card.returns == TensorCard("returns", "[T]", "", "one loss a token")
-    assert str(card).splitlines()[:2] == ["silent", "  its docstring says no formula"]
+    assert card.returns == TensorCard("returns", "[T]", "", "one loss per token")
+    assert str(card).splitlines()[:2] == ["silent", "  its docstring has no formula"]
     assert "  source      not stated" in str(card)
+
+
+def test_a_standard_input_is_described_where_the_docstring_says_nothing_else() -> None:
+    def partly_silent(logprobs: Tensor, advantages: Tensor, ref_logprobs: Tensor) -> Tensor:
+        """-A logprobs.
+
+        advantages     [T]  points, by how much the player won
+        ref_logprobs   [T]  nats
+        """
+        return -advantages * logprobs + 0 * ref_logprobs
+
+    card = described(partly_silent)
+    assert card.outputs["logprobs"] == TensorCard("logprobs", "[T]", "nats", "under the policy in training")
+    assert card.inputs["advantages"].unit == "points"
+    assert card.inputs["advantages"].meaning == "by how much the player won"
+    assert card.inputs["ref_logprobs"].meaning == STANDARD_INPUTS["ref_logprobs"].meaning
 
 
 def test_a_card_says_aliases_axes_and_how_other_systems_differ() -> None:
@@ -129,7 +149,12 @@ def test_a_card_says_aliases_axes_and_how_other_systems_differ() -> None:
     )
     shown = str(card)
     assert shown.startswith("own  (also likelihood)\n  -logprobs.\n")
-    for line in ("  ratio       sequence", "  clip        none at all", "  KL          k2", "  TRL  has a mean inside"):
+    for line in (
+        "  ratio         sequence",
+        "  clip          none at all",
+        "  KL            k2",
+        "  TRL  has a mean inside",
+    ):
         assert line in shown.splitlines()
 
 
@@ -189,13 +214,13 @@ def test_a_loss_that_refuses_no_data_has_its_metrics_from_the_least_it_takes() -
         (list[float], "list[float]", ""),
     ],
 )
-def test_a_settings_type_and_bounds_read_as_one_would_say_them(annotation: Any, shown: str, bounds: str) -> None:
+def test_the_type_and_bounds_of_a_setting_are_plain_text(annotation: Any, shown: str, bounds: str) -> None:
     def bounded(logprobs: Tensor, *, setting: Any) -> Tensor:
         return logprobs * setting
 
     bounded.__annotations__["setting"] = annotation
-    found = described(bounded).settings["setting"]
-    assert (found.type, found.bounds) == (shown, bounds)
+    card = described(bounded).settings["setting"]
+    assert (card.type, card.bounds) == (shown, bounds)
 
 
 def test_a_default_that_json_cannot_hold_is_its_repr() -> None:
@@ -243,22 +268,22 @@ def documented(text: str) -> Any:
         ("entropy    [T]  nats, not a parameter here", "entropy", TensorLine("[T]", "nats", "not a parameter here")),
     ],
 )
-def test_a_line_a_tensor_gives_shape_unit_and_meaning(line: str, name: str, said: TensorLine) -> None:
-    found = documented(f"A formula.\n\n{line}\n")
-    assert (found.returns if name == "returns" else found.tensors[name]) == said
+def test_the_line_of_a_tensor_gives_shape_unit_and_meaning(line: str, name: str, said: TensorLine) -> None:
+    parts = documented(f"A formula.\n\n{line}\n")
+    assert (parts.returns if name == "returns" else parts.tensors[name]) == said
 
 
 def test_one_line_may_speak_of_several_tensors() -> None:
-    found = documented("A formula.\n\n    logprobs, sampling_logprobs   [T] nats\n    ")
-    assert found.tensors == dict.fromkeys(("logprobs", "sampling_logprobs"), TensorLine("[T]", "nats", ""))
+    parts = documented("A formula.\n\n    logprobs, sampling_logprobs   [T] nats\n    ")
+    assert parts.tensors == dict.fromkeys(("logprobs", "sampling_logprobs"), TensorLine("[T]", "nats", ""))
 
 
 def test_an_indented_line_goes_on_with_the_one_above() -> None:
-    found = documented(
+    parts = documented(
         "A formula.\n\n    weights   [T]  unitless, of a\n              token\n    returns   [T]  nats\n"
     )
-    assert found.tensors["weights"].meaning == "of a token"
-    assert found.returns == TensorLine("[T]", "nats", "")
+    assert parts.tensors["weights"].meaning == "of a token"
+    assert parts.returns == TensorLine("[T]", "nats", "")
 
 
 def test_an_input_called_returns_is_told_from_what_is_returned() -> None:
@@ -270,17 +295,17 @@ def test_an_input_called_returns_is_told_from_what_is_returned() -> None:
         returns   [T]  in units of the reward squared
         """
 
-    found = read_docstring(critic)
-    assert found.tensors["returns"].meaning == "what is to be predicted"
-    assert found.returns == TensorLine("[T]", "in units of the reward squared", "")
+    parts = read_docstring(critic)
+    assert parts.tensors["returns"].meaning == "what is to be predicted"
+    assert parts.returns == TensorLine("[T]", "in units of the reward squared", "")
 
 
 def test_the_formula_is_the_first_paragraph_and_the_rest_are_notes() -> None:
-    found = documented(
+    parts = documented(
         "x + y,\n    where y = 2.\n\n    logprobs   [T]  nats\n\n    With [N, K] targets it differs.\n\n    So.\n"
     )
-    assert found.formula == "x + y, where y = 2."
-    assert found.notes == "With [N, K] targets it differs.\n\nSo."
+    assert parts.formula == "x + y, where y = 2."
+    assert parts.notes == "With [N, K] targets it differs.\n\nSo."
     assert documented("x.\nlogprobs   [T]  nats").formula == "x."
     assert documented("") == documented("   ")
     assert documented("").formula == documented("").notes == ""

@@ -23,9 +23,9 @@ ALL = [name for name in list_losses() if describe_loss(name).defined_in.startswi
 
 
 def curve(loss: Any, points: int = 7) -> Curve:
-    found = curve_of(usable(loss), points)
-    assert found is not None
-    return found
+    drawn = curve_of(usable(loss), points)
+    assert drawn is not None
+    return drawn
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -33,15 +33,15 @@ def test_every_shipped_loss_has_a_curve_that_moves(name: str) -> None:
     if name in WITHOUT:
         assert curve_of(usable(name), 5) is None, f"{name} has a curve now: {WITHOUT[name]} is stale"
         return
-    found = curve(name, 15)
-    assert any(slope != 0 for line in found.lines for slope in line.gradient)
-    assert all(len(line.x) == len(line.loss) == len(line.gradient) > 10 for line in found.lines)
+    drawn = curve(name, 15)
+    assert any(slope != 0 for line in drawn.lines for slope in line.gradient)
+    assert all(len(line.x) == len(line.loss) == len(line.gradient) > 10 for line in drawn.lines)
 
 
 def test_a_policy_loss_is_drawn_over_the_log_ratio_for_either_sign_of_the_advantage() -> None:
-    found = curve("ppo")
-    assert found.quantity == "log-ratio to the sampler (nats)"
-    rewarded, punished = found.lines
+    drawn = curve("ppo")
+    assert drawn.quantity == "log-ratio to the sampler (nats)"
+    rewarded, punished = drawn.lines
     assert (rewarded.label, punished.label) == ("A = +1", "A = -1")
     for line, sign in ((rewarded, 1), (punished, -1)):
         for x, loss, slope in zip(line.x, line.loss, line.gradient, strict=True):
@@ -52,9 +52,9 @@ def test_a_policy_loss_is_drawn_over_the_log_ratio_for_either_sign_of_the_advant
 
 
 def test_a_pair_loss_is_drawn_over_its_margin() -> None:
-    found = curve("dpo")
-    assert found.quantity == "margin: chosen - rejected, over the reference (nats)"
-    (line,) = found.lines
+    drawn = curve("dpo")
+    assert drawn.quantity == "margin: chosen - rejected, over the reference (nats)"
+    (line,) = drawn.lines
     assert line.label == ""
     for x, loss, slope in zip(line.x, line.loss, line.gradient, strict=True):
         assert loss == pytest.approx(math.log1p(math.exp(-0.1 * x)), abs=1e-9)
@@ -89,9 +89,9 @@ def test_a_value_loss_is_drawn_over_its_error() -> None:
     def squared(values: Tensor, returns: Tensor) -> Tensor:
         return 0.5 * (values - returns) ** 2
 
-    found = curve(loss_of(squared))
-    assert found.quantity == "value - return"
-    assert found.lines[0].loss == tuple(0.5 * x * x for x in found.lines[0].x)
+    drawn = curve(loss_of(squared))
+    assert drawn.quantity == "value - return"
+    assert drawn.lines[0].loss == tuple(0.5 * x * x for x in drawn.lines[0].x)
 
 
 def test_a_flag_gives_two_lines() -> None:

@@ -92,7 +92,7 @@ def test_a_count_that_cannot_be_pairs_is_refused_before_any_forward(count: int, 
     with pytest.raises(ShapeError) as caught:
         get_loss("info_nce", num_extra_negatives=extra).check(texts(count))
     assert str(caught.value) == (
-        f"info_nce takes B queries, their B documents and {extra} extra negatives, which {count} datums cannot be. "
+        f"info_nce takes B queries, their B documents and {extra} extra negatives, but there are {count} datums. "
         "Set num_extra_negatives to the number of documents without a query"
     )
 

@@ -109,8 +109,8 @@ def test_the_temperature_of_views_is_seven_hundredths_unless_given() -> None:
     ],
 )
 def test_siglip_judges_each_pair_alone(settings: dict[str, Any], value: float, slope: float) -> None:
-    found, gradients, _ = evaluated(get_loss("siglip", **settings), texts(4), ACROSS)
-    assert found == pytest.approx(value)
+    loss_value, gradients, _ = evaluated(get_loss("siglip", **settings), texts(4), ACROSS)
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(gradients, [[0, slope], [slope, 0], [0, slope], [slope, 0]], 1e-12)
 
 
@@ -138,16 +138,26 @@ def test_the_shortest_vectors(length: float, similarity: float) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "count", "layout"),
     [
-        ("multiple_negatives_ranking", {}, 3, "B queries, then B positives, so their number is a multiple of 2"),
+        (
+            "multiple_negatives_ranking",
+            {},
+            3,
+            "B queries, then B positives, so the number of datums must be a multiple of 2",
+        ),
         (
             "multiple_negatives_ranking",
             {"num_hard_negatives": 2},
             6,
-            "B queries, then B positives, then B negatives 1, then B negatives 2, so their number is a multiple of 4",
+            "B queries, then B positives, then B negatives 1, then B negatives 2, so the number of datums must be a multiple of 4",
         ),
-        ("ntxent", {}, 1, "B first views, then B second views, so their number is a multiple of 2"),
-        ("siglip", {}, 5, "B queries, then B documents, so their number is a multiple of 2"),
-        ("triplet", {}, 4, "B anchors, then B positives, then B negatives, so their number is a multiple of 3"),
+        ("ntxent", {}, 1, "B first views, then B second views, so the number of datums must be a multiple of 2"),
+        ("siglip", {}, 5, "B queries, then B documents, so the number of datums must be a multiple of 2"),
+        (
+            "triplet",
+            {},
+            4,
+            "B anchors, then B positives, then B negatives, so the number of datums must be a multiple of 3",
+        ),
     ],
 )
 def test_a_count_that_the_layout_cannot_have_is_refused_before_any_forward(
@@ -155,4 +165,4 @@ def test_a_count_that_the_layout_cannot_have_is_refused_before_any_forward(
 ) -> None:
     with pytest.raises(ShapeError) as caught:
         get_loss(name, **settings).check(texts(count))
-    assert str(caught.value) == f"{name} takes {layout}, which {count} datums are not"
+    assert str(caught.value) == f"{name} takes {layout}; got {count} datums"

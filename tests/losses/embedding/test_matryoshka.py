@@ -28,11 +28,11 @@ def test_it_is_the_weighted_sum_of_the_loss_at_each_length() -> None:
     expected = torch.zeros(4, 3, dtype=torch.float64)
     total = 0.0
     for length, weight in ((3, 1), (2, 0.5), (1, 2)):
-        own, slopes, found = evaluated(base, texts(4), [row[:length] for row in ROWS])
+        own, slopes, own_metrics = evaluated(base, texts(4), [row[:length] for row in ROWS])
         total += weight * own
         expected[:, :length] += weight * torch.stack(slopes)
         assert metrics[f"dim_{length}/loss"] == pytest.approx(own)
-        assert {key: metrics[f"dim_{length}/{key}"] for key in found} == pytest.approx(found)
+        assert {key: metrics[f"dim_{length}/{key}"] for key in own_metrics} == pytest.approx(own_metrics)
     assert value == pytest.approx(total)
     assert_rows_equal(gradients, list(expected), 1e-12)
 
@@ -114,45 +114,45 @@ def test_a_loss_of_nobodys_registry_is_checked_too() -> None:
             "info_nce",
             {"dims": ()},
             LossConfigError,
-            "matryoshka: dims=(): they are numbers of coordinates, such as (768, 256, 64)",
+            "matryoshka: dims=() must be numbers of coordinates, such as (768, 256, 64)",
         ),
         (
             "info_nce",
             {"dims": (2, 0)},
             LossConfigError,
-            "matryoshka: dims=(2, 0): they are numbers of coordinates, such as (768, 256, 64)",
+            "matryoshka: dims=(2, 0) must be numbers of coordinates, such as (768, 256, 64)",
         ),
         (
             "info_nce",
             {"dims": (2.0,)},
             LossConfigError,
-            "matryoshka: dims=(2.0,): they are numbers of coordinates, such as (768, 256, 64)",
+            "matryoshka: dims=(2.0,) must be numbers of coordinates, such as (768, 256, 64)",
         ),
         (
             "info_nce",
             {"dims": (64, 768, 256)},
             LossConfigError,
-            "matryoshka: dims=(64, 768, 256) are neither ascending nor descending, or one stands twice. Did you mean "
+            "matryoshka: dims=(64, 768, 256) are neither ascending nor descending, or hold a number twice. Did you mean "
             "(768, 256, 64)?",
         ),
         (
             "info_nce",
             {"dims": (64, 64)},
             LossConfigError,
-            "matryoshka: dims=(64, 64) are neither ascending nor descending, or one stands twice. Did you mean (64,)?",
+            "matryoshka: dims=(64, 64) are neither ascending nor descending, or hold a number twice. Did you mean (64,)?",
         ),
         (
             "info_nce",
             {"dims": (2, 3), "weights": (1.0,)},
             LossConfigError,
-            "matryoshka: 1 weights for 2 dims: give one weight a dimension",
+            "matryoshka: 1 weights for 2 dims: give one weight per dimension",
         ),
         *(
             (
                 "info_nce",
                 {"dims": (2, 3), "weights": (1.0, weight)},
                 LossConfigError,
-                f"matryoshka: weights=(1.0, {weight}): each is positive; leave out a dimension that has none",
+                f"matryoshka: weights=(1.0, {weight}): each must be positive; leave out a dimension without weight",
             )
             for weight in (0.0, -1.0, float("nan"), float("inf"))
         ),

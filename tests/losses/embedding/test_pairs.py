@@ -55,8 +55,8 @@ def pairs(*labels: float) -> list[Datum]:
 def test_a_labelled_pair(
     label: float, settings: dict[str, Any], rows: list[list[float]], value: float, gradients: list[list[float]]
 ) -> None:
-    found, slopes, _ = evaluated(get_loss("contrastive_pairs", **settings), pairs(label), rows)
-    assert found == pytest.approx(value)
+    loss_value, slopes, _ = evaluated(get_loss("contrastive_pairs", **settings), pairs(label), rows)
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(slopes, gradients, 1e-12)
 
 
@@ -83,8 +83,8 @@ def test_a_label_of_one_half_counts_as_unlike_in_the_metrics() -> None:
 )
 def test_a_cosine_of_six_tenths_is_drawn_to_its_label(label: float, value: float, gradients: list[list[float]]) -> None:
     loss = get_loss("cosine_similarity")
-    found, slopes, metrics = evaluated(loss, pairs(label), [[1.0, 0.0], [0.6, 0.8]])
-    assert found == pytest.approx(value)
+    loss_value, slopes, metrics = evaluated(loss, pairs(label), [[1.0, 0.0], [0.6, 0.8]])
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(slopes, gradients, 1e-12)
     assert metrics["similarity"] == pytest.approx(0.6)
 
@@ -131,8 +131,8 @@ def test_two_pairs_in_and_out_of_order(
 ) -> None:
     # Cosines 0 and 1. The pair at cosine 1 has no direction in which its cosine changes.
     loss = get_loss("cosent", scale=1.0)
-    found, gradients, metrics = evaluated(loss, pairs(*labels), [*RIGHT_ANGLE, *SAME])
-    assert found == pytest.approx(value)
+    loss_value, gradients, metrics = evaluated(loss, pairs(*labels), [*RIGHT_ANGLE, *SAME])
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(gradients, [[0, -slope], [-slope, 0], [0, 0], [0, 0]], 1e-12)
     assert metrics["order_accuracy"] == pytest.approx(accuracy, nan_ok=True)
     assert metrics["similarity"] == 0.5
@@ -146,28 +146,28 @@ def test_two_pairs_in_and_out_of_order(
     ],
 )
 def test_the_scale_of_an_order_is_twenty_unless_given(name: str, rows: list[list[float]], excess: float) -> None:
-    found, _, _ = evaluated(get_loss(name), pairs(1, 0), rows)
-    assert found == pytest.approx(20 * excess + math.log1p(math.exp(-20 * excess)))
+    loss_value, _, _ = evaluated(get_loss(name), pairs(1, 0), rows)
+    assert loss_value == pytest.approx(20 * excess + math.log1p(math.exp(-20 * excess)))
 
 
 def test_three_pairs_that_cannot_be_told_apart_cost_the_logarithm_of_their_comparisons_and_one() -> None:
-    found, _, metrics = evaluated(get_loss("cosent"), pairs(0, 0.5, 1), RIGHT_ANGLE * 3)
-    assert found == pytest.approx(math.log(4))
+    loss_value, _, metrics = evaluated(get_loss("cosent"), pairs(0, 0.5, 1), RIGHT_ANGLE * 3)
+    assert loss_value == pytest.approx(math.log(4))
     assert metrics["order_accuracy"] == 0, "a tie is not in order"
 
 
 @pytest.mark.parametrize("name", ["cosent", "angle"])
 def test_only_the_order_of_labels_counts(name: str) -> None:
     rows = [*RIGHT_ANGLE, *SAME, [1.0, 0.0], [0.6, 0.8]]
-    found = [evaluated(get_loss(name), pairs(*labels), rows)[0] for labels in ((0, 1, 2), (-5, 0.25, 100))]
-    assert found[0] == found[1]
+    loss_values = [evaluated(get_loss(name), pairs(*labels), rows)[0] for labels in ((0, 1, 2), (-5, 0.25, 100))]
+    assert loss_values[0] == loss_values[1]
 
 
 def test_the_angle_of_two_numbers_in_the_complex_plane() -> None:
     # 1 with .8 + .6i: |.8 - .6| = .2; 1 with .8 - .6i: |.8 + .6| = 1.4. They are the wrong way round by 1.2.
     rows = [[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.8, -0.6]]
-    found, gradients, metrics = evaluated(get_loss("angle", scale=1.0), pairs(1, 0), rows)
-    assert found == pytest.approx(math.log1p(math.exp(1.2)))
+    loss_value, gradients, metrics = evaluated(get_loss("angle", scale=1.0), pairs(1, 0), rows)
+    assert loss_value == pytest.approx(math.log1p(math.exp(1.2)))
     assert metrics["similarity"] == pytest.approx(0.8)
     share = 1 / (1 + math.exp(-1.2))
     # d|s|/da is the part of b + ib across a: (1.4, .2) less 1.4 (1, 0); d|s|/db likewise of (1, -1) across b.

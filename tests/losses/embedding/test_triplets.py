@@ -51,16 +51,16 @@ NOTHING = [[0.0, 0.0]] * 3
 def test_a_triplet(
     settings: dict[str, Any], rows: list[list[float]], value: float, gradients: list[list[float]]
 ) -> None:
-    found, slopes, metrics = evaluated(get_loss("triplet", **settings), texts(0, 0, 0), rows)
-    assert found == pytest.approx(value)
+    loss_value, slopes, metrics = evaluated(get_loss("triplet", **settings), texts(0, 0, 0), rows)
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(slopes, gradients, 1e-12)
     assert metrics["active"] == float(value > 0)
 
 
 def test_triplets_stand_in_blocks_of_anchors_positives_and_negatives() -> None:
     rows = [[0.0, 0.0], [1.0, 1.0], [3.0, 4.0], [1.0, 2.0], [0.0, 1.0], [4.0, 5.0]]
-    found, _, metrics = evaluated(get_loss("triplet"), texts(*[0] * 6), rows)
-    assert found == pytest.approx(((5 - 1 + 1) + 0) / 2)
+    loss_value, _, metrics = evaluated(get_loss("triplet"), texts(*[0] * 6), rows)
+    assert loss_value == pytest.approx(((5 - 1 + 1) + 0) / 2)
     assert metrics == pytest.approx({"active": 0.5, "positive_distance": 3, "negative_distance": 3})
 
 
@@ -104,8 +104,8 @@ def test_a_margin_is_drawn_to_the_teachers(
     gradients: list[list[float]],
     agreement: float,
 ) -> None:
-    found, slopes, metrics = evaluated(get_loss("margin_mse", **settings), texts(*teacher), rows)
-    assert found == pytest.approx(value)
+    loss_value, slopes, metrics = evaluated(get_loss("margin_mse", **settings), texts(*teacher), rows)
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(slopes, gradients, 1e-12)
     assert metrics == {"order_agreement": agreement, "margin": 1.0, "teacher_margin": teacher[1] - teacher[2]}
 
@@ -119,6 +119,6 @@ def test_a_count_that_cannot_be_triplets_is_refused_before_any_forward() -> None
     with pytest.raises(ShapeError) as caught:
         get_loss("margin_mse").check(texts(0, 0))
     assert str(caught.value) == (
-        "margin_mse takes B queries, then B positives, then B negatives, so their number is a multiple of 3, which 2 "
-        "datums are not"
+        "margin_mse takes B queries, then B positives, then B negatives, so the number of datums must be a multiple "
+        "of 3; got 2 datums"
     )
