@@ -30,7 +30,7 @@ from ...losses.cards.braille import draw
 from ...losses.cards.card import card_of
 from ...losses.cards.curves import Curve, curve_of
 from ...losses.cards.sample_inputs import usable
-from ...losses.loss.loss import Loss, Mixture
+from ...losses.loss.loss import LossLike
 from ...losses.variants.presets import find_preset
 from ..extras import require
 from ..run.configs import Setting
@@ -117,7 +117,7 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
     print("\n\n".join(f"{card}\n\n{draw(curve)}" if curve else str(card) for card, curve in described))
 
 
-def _cards_and_curves(loss: Loss | Mixture) -> list[tuple[LossCard, Curve | None]]:
+def _cards_and_curves(loss: LossLike) -> list[tuple[LossCard, Curve | None]]:
     """The card and the curve of a loss, or of each part of a mixture."""
     parts = [part for _, part in loss.parts]
     return [(card_of(part), curve_of(part)) for part in parts]

@@ -11,7 +11,7 @@ import torch
 from ...datums.errors import LossContractError
 from ...datums.files.show import summary
 from ...datums.types import Datum
-from ...losses.loss.loss import Loss, Mixture
+from ...losses.loss.loss import LossLike
 from ...trainer.clients.reference import ReferenceClient
 from .token_losses import TokenLosses, token_losses
 from .token_page import Number, TokenSequence, token_page, token_sequence, token_view_html
@@ -30,7 +30,7 @@ def weights_page(title: str, rows: Sequence[Named], tokenizer: Any) -> str:
     return token_page(title, token_view_html(sequences))
 
 
-def loss_page(title: str, rows: Sequence[Named], loss: Loss | Mixture, model: ReferenceClient) -> str:
+def loss_page(title: str, rows: Sequence[Named], loss: LossLike, model: ReferenceClient) -> str:
     """The page of token losses and gradients of these rows as one batch, under the model.
 
     Raises what `loss.check` raises, and LossContractError for a loss of embeddings, which has no numbers per token.
@@ -47,9 +47,7 @@ def loss_page(title: str, rows: Sequence[Named], loss: Loss | Mixture, model: Re
     return token_page(title, token_view_html(sequences, note=_about(loss, len(rows), filled)))
 
 
-def with_own_logprobs(
-    datums: Sequence[Datum], loss: Loss | Mixture, model: ReferenceClient
-) -> tuple[list[Datum], list[str]]:
+def with_own_logprobs(datums: Sequence[Datum], loss: LossLike, model: ReferenceClient) -> tuple[list[Datum], list[str]]:
     """Fill in the model's own logprobs for each of `OWN_LOGPROBS` that the loss requires and no datum has.
 
     Returns the datums and the names filled in. If only some datums lack an input, the loss's own check reports it.
@@ -81,7 +79,7 @@ def _numbers(values: Sequence[float]) -> list[Number]:
     return [None if math.isnan(value) else value for value in values]
 
 
-def _about(loss: Loss | Mixture, rows: int, filled: Sequence[str]) -> str:
+def _about(loss: LossLike, rows: int, filled: Sequence[str]) -> str:
     about = f"{str(loss).partition('  #')[0]}, of {f'these {rows} sequences' if rows > 1 else 'this sequence'} as one batch."
     if filled:
         about += f" The data have no {' and no '.join(filled)}: the model's own are used, as at a run's first step."

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...datums.errors import LengthMismatchError, LossContractError, NonDifferentiableLossError
 from ...datums.types import Datum, TensorData, as_datum
 from ...losses.batch.pack import positions_of
-from ...losses.loss.loss import Loss, Mixture
+from ...losses.loss.loss import Loss, LossLike
 from ...losses.math.ratios import MAX_LOG_RATIO
 from ...losses.registry import get_loss
 
@@ -91,7 +91,7 @@ def token_losses(loss: Any, data: Sequence[Any], outputs: Sequence[Mapping[str, 
     return [_token_losses(i, datum, leaves, gradients, is_read[i], parts) for i, datum in enumerate(datums)]
 
 
-def _leaves(loss: Loss | Mixture, datums: Sequence[Datum], outputs: Sequence[Mapping[str, Any]]) -> OutputLists:
+def _leaves(loss: LossLike, datums: Sequence[Datum], outputs: Sequence[Mapping[str, Any]]) -> OutputLists:
     """The outputs that the loss reads, as leaves of a new graph, in their own dtype."""
     if len(outputs) != len(datums):
         raise LengthMismatchError(
@@ -122,7 +122,7 @@ def _divisors(totals: Tensor, values: Sequence[float | None]) -> Tensor:
     return torch.tensor([1.0 if value is None else value for value in values]).to(totals).reshape(totals.shape)
 
 
-def _part_values(loss: Loss | Mixture, datums: Sequence[Datum], leaves: OutputLists, means: Tensor) -> list[Tensor]:
+def _part_values(loss: LossLike, datums: Sequence[Datum], leaves: OutputLists, means: Tensor) -> list[Tensor]:
     """The unreduced values of each part; a part that returns a scalar gives that scalar."""
     values: list[Tensor] = []
     for (factor, part), mean in zip(loss.parts, means.detach().reshape(-1), strict=True):
@@ -133,7 +133,7 @@ def _part_values(loss: Loss | Mixture, datums: Sequence[Datum], leaves: OutputLi
     return values
 
 
-def _gradients(loss: Loss | Mixture, value: Tensor, leaves: OutputLists) -> OutputLists:
+def _gradients(loss: LossLike, value: Tensor, leaves: OutputLists) -> OutputLists:
     """d value / d outputs, one tensor per datum."""
     flat = [leaf for tensors in leaves.values() for leaf in tensors]
     if not value.requires_grad:
@@ -145,7 +145,7 @@ def _gradients(loss: Loss | Mixture, value: Tensor, leaves: OutputLists) -> Outp
     }
 
 
-def _positions_read(loss: Loss | Mixture, active: Tensor, lengths: np.ndarray) -> list[np.ndarray]:
+def _positions_read(loss: LossLike, active: Tensor, lengths: np.ndarray) -> list[np.ndarray]:
     """For each datum [N] bool: the positions whose model outputs the loss reads."""
     if not any(name in TOKEN_COLUMNS for name in loss.outputs):
         return [np.zeros(length, dtype=bool) for length in lengths]
@@ -198,7 +198,7 @@ def _value_indices(part: Loss, kept: np.ndarray, count: int) -> dict[int, int]:
     return {int(kept[member]): i for i, group in enumerate(groups) for member in group}
 
 
-def datum_groups(loss: Loss | Mixture, count: int) -> list[list[int]]:
+def datum_groups(loss: LossLike, count: int) -> list[list[int]]:
     """The groups that `count` datums form: pairs, a query with its document, or single datums."""
     for _, part in loss.parts:
         if (members := part.spec.members(count, part.config)) is not None:
