@@ -91,7 +91,7 @@ def main(config: QuickstartConfig) -> dict[str, float]:
     started = time.monotonic()
     model = config.model or find_smollm2()
     plan = TINY if model == "tiny" else SMALL
-    out = config.out or _new_folder(Path("runs"), "quickstart")
+    out = config.out or new_folder(Path("runs"), "quickstart")
     settings = {"model": model, "seed": config.seed, **vars(plan)}
     runs = {name: open_run(out / name, {**settings, "loss": name}, overwrite=config.overwrite) for name in LOSSES}
     task = Task(plan.task, plan.settings, seed=config.seed)
@@ -163,7 +163,7 @@ def find_smollm2() -> str:
     )
 
 
-def _new_folder(parent: Path, name: str) -> Path:
+def new_folder(parent: Path, name: str) -> Path:
     """`parent/name`, or `parent/name-N` with the first N that does not exist."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(parent / free for free in names if not (parent / free).exists())

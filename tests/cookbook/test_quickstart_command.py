@@ -60,9 +60,9 @@ def test_the_tiny_quickstart_learns_with_both_losses_and_writes_its_files(
 
 
 def test_without_out_each_quickstart_gets_a_new_folder(tmp_path: Path) -> None:
-    first = quickstart._new_folder(tmp_path, "quickstart")
+    first = quickstart.new_folder(tmp_path, "quickstart")
     first.mkdir()
-    assert quickstart._new_folder(tmp_path, "quickstart").name == "quickstart-2"
+    assert quickstart.new_folder(tmp_path, "quickstart").name == "quickstart-2"
 
 
 def test_a_missing_model_is_an_error_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,9 +301,7 @@ def test_a_card_as_json_has_the_points_of_its_curve(capsys: pytest.CaptureFixtur
     assert [line["label"] for line in card["curve"]["lines"]] == ["A = +1", "A = -1"]
 
 
-def test_a_loss_of_the_users_has_a_card_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_users_loss_has_a_card_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     assert main(["losses", "show", f"{Path(__file__).stem}:honest"]) == 0
     assert capsys.readouterr().out.startswith("honest\n  A loss that keeps the laws.\n")
@@ -349,7 +347,7 @@ def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not
         pytest.param("value_at_reference=1", 2, "must be a JSON object", id="settings without names"),
     ],
 )
-def test_a_loss_can_be_held_to_a_law_of_its_family(
+def test_a_loss_can_be_checked_against_a_law_of_its_family(
     law: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["losses", "check", "dpo", "--examples", "2", "--law", law]) == code
@@ -357,7 +355,7 @@ def test_a_loss_can_be_held_to_a_law_of_its_family(
     assert said in shown.out + shown.err
 
 
-def test_data_are_shown_with_what_is_learned(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_are_shown_with_learned_tokens_marked(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", str(data), "--count", "1"]) == 0
     shown = capsys.readouterr().out
     assert "train.jsonl, line 1: 10 tokens, 2 learned" in shown

@@ -62,7 +62,7 @@ class TestShow:
         assert "token 89 “Y”\nweight 1" in tips(html)
         assert capsys.readouterr().out.strip() == str(tmp_path / "out.html")
 
-    def test_a_loss_colours_by_all_it_reads_and_makes(self, tmp_path: Path) -> None:
+    def test_a_loss_adds_its_inputs_value_and_gradient_to_the_columns(self, tmp_path: Path) -> None:
         html = page(tmp_path, str(write(tmp_path, SAMPLED)), "--loss", "ppo", "--loss-config", "clip_high", "1.5")
         assert labels(html) == ["weight", "logprob", "sampling_logprob", "advantage", "ratio", "loss", "gradient"]
         assert "clip_high=1.5" in html
@@ -83,7 +83,7 @@ class TestShow:
         assert "label 1; kto 0.5 (of the datum)" in html
         assert "label 0; kto 0.5 (of the datum)" in html
 
-    def test_the_weights_of_a_run_can_be_taken(self, tmp_path: Path) -> None:
+    def test_the_weights_of_a_run_can_be_used(self, tmp_path: Path) -> None:
         data = str(write(tmp_path, CHAT))
         run = str(tmp_path / "run")
         assert main(["train", "sft", "--data", data, "--out", run, "--steps", "2", "--learning-rate", "0.02"]) == 0
@@ -129,7 +129,7 @@ class TestShow:
         assert message in capsys.readouterr().err
 
 
-def test_logprobs_that_the_data_carry_are_kept() -> None:
+def test_logprobs_in_the_data_are_kept() -> None:
     client = ServiceClient().create_reference_client(base_model="tiny")
     bare = datum_from_tokens_weights([1, 2, 3], [0, 1, 1])
     filled, names = with_own_logprobs([bare], get_loss("dpo"), client)
@@ -143,7 +143,7 @@ def test_logprobs_that_the_data_carry_are_kept() -> None:
 class TestReport:
     """data report: what becomes of every row."""
 
-    def test_it_counts_and_names_what_is_wrong_and_goes_on(
+    def test_bad_rows_are_counted_and_named_and_the_report_goes_on(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = write(tmp_path, CHAT, {"messages": []}, CHAT, KTO[0], {"mesages": [1]})
@@ -155,7 +155,7 @@ class TestReport:
         assert "MessageError  1: data.jsonl, line 2: messages is empty" in shown
         assert "DataFileError  1: data.jsonl, line 5: no format is known for a row with the keys mesages" in shown
 
-    def test_held_out_rows_that_are_trained_on_are_named(
+    def test_held_out_rows_in_the_training_data_are_named(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         train, held_out = write(tmp_path, *KTO, CHAT), write(tmp_path, CHAT, PAIR, name="eval.jsonl")
@@ -170,14 +170,16 @@ class TestReport:
         assert reports["in_both"] == {"count": 0, "examples": []}, "the third row was not read"
         assert (reports["data"]["rows"], reports["eval_data"]["formats"]) == (2, {"messages": 1, "preference pair": 1})
 
-    def test_lengths_and_truncation_are_told(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_lengths_and_truncation_are_reported(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = write(tmp_path, CHAT, {"tokens": [1, 2, 3, 4], "weights": [0, 1, 1, 1]})
         assert main(["data", "report", str(path), "--max-length", "3", "--truncation", "right", "--json"]) == 0
         report = json.loads(capsys.readouterr().out)["data"]
         assert (report["kept"], report["truncated"], report["dropped"]) == (1, 1, 1), "the chat would lose all labels"
         assert report["longest"] == [{"row": "data.jsonl, line 2", "tokens": 3}]
 
-    def test_a_line_that_cannot_be_read_ends_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_line_that_cannot_be_read_ends_the_report(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         path = tmp_path / "data.jsonl"
         path.write_text(json.dumps(CHAT) + "\n{", encoding="utf-8")
         assert main(["data", "report", str(path)]) == 1

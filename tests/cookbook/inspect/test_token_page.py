@@ -136,9 +136,9 @@ def test_the_page_asks_for_nothing_and_runs_nothing() -> None:
             ["rgba(200,0,200,0.75)"] * 2 + [None, "rgba(33,110,190,0.75)"],
         ),
     ],
-    ids=["around 0", "a ratio around 1", "never above 0", "what is no number stands out"],
+    ids=["around 0", "a ratio around 1", "never above 0", "NaN and infinity stand out"],
 )
-def test_colours_tell_the_distance_from_the_centre(
+def test_colour_strength_is_the_distance_from_the_centre(
     column: str, values: list[float | None], expected: list[str | None]
 ) -> None:
     html = token_view_html([TokenSequence("a", list("wxyz"), [1, 2, 3, 4], {column: values})])
@@ -150,7 +150,7 @@ def test_colours_have_one_scale_over_all_sequences() -> None:
     assert colours(token_view_html(two), 0) == ["rgba(33,110,190,0.38)", "rgba(33,110,190,0.75)"]
 
 
-def test_under_the_pointer_stand_id_text_and_every_number() -> None:
+def test_a_tokens_tooltip_has_its_id_text_and_every_number() -> None:
     columns = {"loss": [0.25], "weight": [2.0], "mine": [None], "logprob": [-1.23456]}
     page = Page(token_view_html([TokenSequence("a", [" hi\n"], [17], columns)]))
     assert page.tips == ["token 17 “ hi↵”\nweight 2\nlogprob -1.235 nats\nloss 0.25"]
@@ -192,7 +192,7 @@ def test_columns_of_another_length_and_too_many_are_refused() -> None:
 class TestFromDatums:
     """token_sequence: a datum's positions tell about the tokens that follow."""
 
-    def test_numbers_stand_at_the_token_that_a_position_predicts(self) -> None:
+    def test_numbers_belong_to_the_token_that_a_position_predicts(self) -> None:
         tokenizer = build_tiny_tokenizer()
         ids = tokenizer("abc")["input_ids"]
         datum = datum_from_tokens_weights(ids, [1, 0, 2])
@@ -203,7 +203,7 @@ class TestFromDatums:
         assert made.note == "a note"
         assert made.columns == {"weight": [None, 0, 2], "advantage": [None, 0.5, -0.5], "logprob": [None, -1.0, -2.0]}
 
-    def test_a_character_of_several_tokens_stands_at_the_first(self) -> None:
+    def test_a_character_of_several_tokens_is_shown_at_the_first(self) -> None:
         tokenizer = build_tiny_tokenizer()
         ids = tokenizer("é!")["input_ids"]
         assert list(token_sequence(datum_from_tokens_weights(ids, [1] * 3), tokenizer, "row").texts) == ["é", "", "!"]

@@ -110,7 +110,7 @@ def test_its_policy_allows_its_own_script_alone(page: str) -> None:
     assert f"script-src 'sha256-{digest}';" in policy
 
 
-def test_it_says_what_was_recorded(page: str) -> None:
+def test_the_page_shows_what_was_recorded(page: str) -> None:
     words = html.unescape(re.sub(r"<[^>]*>", " ", page))
     for said in (
         "Many tokens are clipped",  # a diagnostic
@@ -177,7 +177,7 @@ def steep(logprobs: torch.Tensor, *, slope: float = 3.0) -> torch.Tensor:
     return -slope * logprobs
 
 
-def test_a_loss_of_a_users_own_has_its_card_with_the_settings_it_was_trained_with(tmp_path: Path) -> None:
+def test_the_card_of_a_users_loss_has_the_settings_of_the_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     record_loss(Run(folder), 0.25 * lb.get_loss(steep, slope=7.0) + lb.get_loss("cross_entropy"))
     page = report_page({"run": folder})
@@ -188,7 +188,7 @@ def test_a_loss_of_a_users_own_has_its_card_with_the_settings_it_was_trained_wit
     assert "card of cross_entropy" in words
 
 
-def test_without_a_record_a_registered_loss_is_shown_as_the_registry_has_it(tmp_path: Path) -> None:
+def test_without_a_record_a_registered_loss_has_its_card_with_default_settings(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "loss.json").unlink()
     words = re.sub(r"<[^>]*>", " ", report_page({"run": folder}))
@@ -224,7 +224,7 @@ def test_the_command_writes_the_page_into_the_runs_folder(tmp_path: Path, capsys
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
-def test_ticks_are_few_and_evenly_spaced_and_inside(low: float, width: float) -> None:
+def test_ticks_are_few_and_inside_the_range(low: float, width: float) -> None:
     values = ticks(low, low + width)
     assert 1 <= len(values) <= 7
     assert all(low - 1e-6 * width <= tick <= low + 1.000001 * width for tick in values)

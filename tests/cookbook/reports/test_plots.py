@@ -51,7 +51,7 @@ def test_one_run_gets_its_picture_into_its_own_folder(runs: list[str]) -> None:
     assert (Path(runs[0]) / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_unknown_key_lists_what_was_recorded_and_the_likeliest(
+def test_an_unknown_key_is_an_error_with_a_suggestion_and_the_recorded_keys(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["runs", "plot", *runs, "--keys", "grad_nrom"]) == 2
@@ -84,12 +84,12 @@ def test_a_note_among_the_numbers_is_not_drawn(tmp_path: Path) -> None:
     assert main(["runs", "report", str(tmp_path)]) == 0
 
 
-def test_a_picture_of_another_kind_is_refused(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_of_an_unknown_format_is_refused(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "plot", *runs, "--out", "runs.jpg"]) == 2
     assert ".png, .svg, .pdf" in capsys.readouterr().err
 
 
-def test_runs_of_the_same_name_are_told_apart_by_what_is_before_it(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_labelled_with_their_parent_folders(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "sft", tmp_path / "b" / "sft"]
     assert list(labelled(paths)) == ["a/sft", "b/sft"]
     with pytest.raises(ConfigError, match="named twice"):
@@ -130,7 +130,7 @@ PANELS_OF = {
 
 
 @pytest.mark.parametrize("recipe", ROWS)
-def test_each_recipe_has_the_panels_that_it_is_watched_by(recipe: str) -> None:
+def test_each_recipe_has_its_panels(recipe: str) -> None:
     panels = default_panels({recipe: [{"step": 1, **ROWS[recipe]}]})
     assert [" ".join(panel.keys) for panel in panels] == PANELS_OF[recipe]
 
