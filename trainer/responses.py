@@ -1,4 +1,4 @@
-"""What calls return, with the Tinker SDK's field names."""
+"""Results of calls, with the Tinker SDK's field names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..losses.stats import Stat, merge, values
 
 @dataclass(frozen=True)
 class ForwardBackwardOutput:
-    """loss_fn_outputs: one dict a datum, in order; `["logprobs"]` has the shape of its target_tokens (nats).
+    """loss_fn_outputs: one dict per datum, in order; `["logprobs"]` has the shape of its target_tokens (nats).
 
     metrics: plain floats; `loss:sum` is the loss whose gradient was added, `denominator` what it was divided by.
     stats: the same metrics with their kinds and counts, so that several calls' can be merged (`merge_outputs`).
@@ -77,7 +77,7 @@ class SampledSequence:
 
 @dataclass(frozen=True)
 class SampleResponse:
-    """sequences: `num_samples` of them. prompt_logprobs: one a prompt token, None for the first."""
+    """sequences: `num_samples` of them. prompt_logprobs: one per prompt token, None for the first."""
 
     sequences: list[SampledSequence]
     prompt_logprobs: list[float | None] | None = None
@@ -85,7 +85,7 @@ class SampleResponse:
 
 @dataclass(frozen=True)
 class ModelData:
-    """What the model is."""
+    """A model's name and architecture."""
 
     model_name: str
     arch: str
@@ -94,10 +94,10 @@ class ModelData:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a training client trains, and how.
+    """The model that a training client trains, and how.
 
     batching     "packed" or "padded"
-    head         the strategy and backend that `linear_logprobs` took last, None before the first call
+    head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"
     dtype        of products, such as "bfloat16"
     max_length   in tokens, None where the architecture sets no limit

@@ -53,8 +53,8 @@ def dense_gradient(training: TrainingClient, datums: list[lb.Datum]) -> tuple[fl
         total = total + (weights * forward_kl(*compared)).sum()
         weight += float(weights.sum())
     parameters = dict(module.named_parameters())
-    found = torch.autograd.grad(total / weight, list(parameters.values()))
-    return float(total.detach() / weight), dict(zip(parameters, found, strict=True))
+    gradients = torch.autograd.grad(total / weight, list(parameters.values()))
+    return float(total.detach() / weight), dict(zip(parameters, gradients, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_a_loss_over_candidates_has_the_dense_gradient_however_cut(
     training, datums = client(**settings), teacher_datums()
     output = training.forward_backward(datums, "topk_forward_kl", SETTINGS).result()
     value, expected = dense_gradient(training, datums)
-    found = gradients_of(training)
+    gradients = gradients_of(training)
     # transformers' RMSNorm computes in float32 also in a float64 model
     assert output.metrics["loss:sum"] == pytest.approx(value, rel=1e-6)
     for name, gradient in expected.items():
-        assert float((found[name] - gradient).norm()) <= 1e-6 * float(gradient.norm()) + 1e-12
+        assert float((gradients[name] - gradient).norm()) <= 1e-6 * float(gradient.norm()) + 1e-12
     assert [o["logprobs"].shape for o in output.loss_fn_outputs] == [[5, 3], [9, 1], [7, 4]]
 
 

@@ -30,18 +30,18 @@ SCALED = 1e-6
 DTYPES = [pytest.param(torch.float64, 1e-9, id="float64"), pytest.param(torch.float32, 1e-5, id="float32")]
 
 
-def relative_difference(found: Gradients, expected: Gradients) -> float:
-    """The largest, over parameters, of ‖found - expected‖ / ‖expected‖; parameters without gradient must agree in that."""
-    assert found.keys() == expected.keys()
+def relative_difference(ours: Gradients, expected: Gradients) -> float:
+    """The largest, over parameters, of ‖ours - expected‖ / ‖expected‖; parameters without gradient must agree in that."""
+    assert ours.keys() == expected.keys()
     assert any(bool(gradient.any()) for gradient in expected.values()), (
         "the loss moved nothing, so nothing was compared"
     )
     differences = []
     for name, gradient in expected.items():
         if not bool(gradient.any()):
-            assert not bool(found[name].any()), f"{name} has a gradient in one and none in the other"
+            assert not bool(ours[name].any()), f"{name} has a gradient in one and none in the other"
             continue
-        differences.append(float((found[name] - gradient).double().norm() / gradient.double().norm()))
+        differences.append(float((ours[name] - gradient).double().norm() / gradient.double().norm()))
     return max(differences)
 
 
@@ -125,9 +125,9 @@ def gradient_by_name(
     name: str, client: TrainingClient, datums: list[lb.Datum], gradients_of: GradientsOf
 ) -> tuple[Gradients, float]:
     value = client.forward_backward(datums, name).result().metrics["loss:sum"]
-    found = gradients_of(client)
+    gradients = gradients_of(client)
     client.discard_gradients().result()
-    return found, value
+    return gradients, value
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -137,9 +137,9 @@ def test_a_loss_by_name_and_the_same_loss_as_custom_give_the_same_bits(
     client, datums = full_weight_client(), make_datums()
     built_in, value = gradient_by_name(name, client, datums, gradients_of)
     custom = client.forward_backward_custom(datums, lb.get_loss(name)).result()
-    found = gradients_of(client)
+    gradients = gradients_of(client)
     assert custom.metrics["loss:sum"] == value
-    assert all(torch.equal(found[key], gradient) for key, gradient in built_in.items())
+    assert all(torch.equal(gradients[key], gradient) for key, gradient in built_in.items())
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -304,7 +304,7 @@ def test_a_loss_over_the_whole_softmax_has_the_gradient_of_the_dense_computation
     datums = make_datums(4)
     client = full_weight_client(torch.float64, **settings)
     output = client.forward_backward(datums, loss).result()
-    found = gradients_of(client)
+    gradients = gradients_of(client)
     read = list(inspect.signature(loss).parameters)
     module = client._model.module
     parameters = dict(module.named_parameters())
@@ -325,7 +325,7 @@ def test_a_loss_over_the_whole_softmax_has_the_gradient_of_the_dense_computation
             computed = torch.where(weights != 0, dense[name].float(), 0.0)
             torch.testing.assert_close(own[name].to_torch(), computed, rtol=1e-5, atol=1e-5)
     expected = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
-    difference = relative_difference(found, expected)
+    difference = relative_difference(gradients, expected)
     assert difference < SCALED
     assert output.metrics["loss:sum"] == pytest.approx(float(total.detach()), rel=1e-6)
 

@@ -258,11 +258,11 @@ def test_a_datum_that_the_loss_ignores_gets_no_gradient_and_is_counted(
     datums = make_datums(3)
     metrics = training.forward_backward_custom(datums, only_the_first).result().metrics
     assert metrics["datums_without_grad"] == 2
-    found = gradients_of(training)
+    gradients = gradients_of(training)
     training.discard_gradients().result()
     training.forward_backward_custom(datums[:1], total).result()
     for name, gradient in gradients_of(training).items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_a_datum_whose_weights_are_all_zero_is_counted(training: TrainingClient) -> None:

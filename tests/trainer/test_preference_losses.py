@@ -45,6 +45,6 @@ def test_a_preference_loss_does_not_depend_on_micro_batches(
         values.append(metrics["loss:sum"])
         gradients.append(gradients_of(client))
     assert values == pytest.approx([values[0]] * 3, rel=1e-12)
-    for found in gradients[1:]:
+    for other in gradients[1:]:
         for name, gradient in gradients[0].items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(other[name], gradient, rtol=1e-9, atol=1e-12)

@@ -1,8 +1,8 @@
-"""AdamW steps that check everything first: a step that is refused has changed nothing.
+"""AdamW steps that check everything first: a refused step changes nothing.
 
-The arithmetic is `torch.optim.AdamW`'s (decoupled weight decay, Loshchilov and Hutter 2019, arXiv:1711.05101). What is
-added: the numbers of a step come with the step, gradients are divided, measured and clipped here, and the state goes
-into a checkpoint by parameter name and comes back bit for bit.
+The arithmetic is `torch.optim.AdamW`'s (decoupled weight decay, Loshchilov and Hutter 2019, arXiv:1711.05101). In addition,
+hyperparameters come with each step, gradients are divided, measured and clipped here, and the state is saved by parameter
+name and restored bit for bit.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ...datums.types import AdamParams
 
 __all__ = ["AdamW"]
 
-#: What torch.optim.AdamW keeps for a parameter: its number of steps and two running means of the gradient.
+#: State of torch.optim.AdamW for a parameter: its number of steps and two running means of the gradient.
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
-#: Numbers summed in one go when a norm is taken in float32; short runs keep the rounding error near 1e-7.
+#: Numbers summed at a time for a norm in float32; short runs keep the rounding error near 1e-7.
 _NORM_RUN = 1024
-#: Norms for which squares in float32 neither overflow nor vanish; others are taken again, scaled.
+#: Norms for which squares in float32 neither overflow nor underflow; others are computed again, scaled.
 _SAFE_NORM = (1e-12, 1e18)
-#: Of each number of a step: what holds, in words, and what is usual.
+#: For each hyperparameter: its condition, the condition in words, and a usual value.
 _BOUNDS: dict[str, tuple[Callable[[float], bool], str, str]] = {
     "learning_rate": (lambda x: 0 <= x < math.inf, "a number >= 0 and finite", "1e-4"),
     "beta1": (lambda x: 0 <= x < 1, "a number in [0, 1)", "0.9"),
@@ -59,32 +59,32 @@ class AdamW:
         or infinite gradients; then parameters, gradients and moments are as they were.
         """
         _check_params(params, divisor)
-        live = {name: p for name, p in self._parameters.items() if p.grad is not None}
-        if not live:
+        with_grad = {name: p for name, p in self._parameters.items() if p.grad is not None}
+        if not with_grad:
             raise OptimizerError(
                 "optim_step has nothing to apply: no parameter has a gradient. Call forward_backward first; every "
                 "optim_step uses up what was accumulated since the last"
             )
-        norms = _gradient_norms(live)
+        norms = _gradient_norms(with_grad)
         norm = math.hypot(*norms.values()) / divisor
         clip = float(params.grad_clip_norm)
         factor = clip / norm if 0 < clip < norm else 1.0
-        _check_squares(live, norms, factor / divisor)
-        self._apply(live, params, divisor, factor)
+        _check_squares(with_grad, norms, factor / divisor)
+        self._apply(with_grad, params, divisor, factor)
         return {
             "grad_norm": norm,
             "grad_norm_clipped": norm * factor,
             "learning_rate": float(params.learning_rate),
             "step": float(self._steps),
-            "parameters_updated": float(sum(p.numel() for p in live.values())),
+            "parameters_updated": float(sum(p.numel() for p in with_grad.values())),
         }
 
-    def _apply(self, live: Mapping[str, Parameter], params: AdamParams, divisor: float, factor: float) -> None:
+    def _apply(self, with_grad: Mapping[str, Parameter], params: AdamParams, divisor: float, factor: float) -> None:
         """Nothing is refused any more. What may run out of memory comes before the first gradient is changed."""
         optimizer = self._optimizer()
-        _lay_out_gradients(live)
-        self._make_moments(optimizer, live.values())
-        _scale_gradients(live, divisor, factor)
+        _lay_out_gradients(with_grad)
+        self._make_moments(optimizer, with_grad.values())
+        _scale_gradients(with_grad, divisor, factor)
         optimizer.param_groups[0].update(
             lr=float(params.learning_rate),
             betas=(float(params.beta1), float(params.beta2)),
@@ -169,12 +169,12 @@ def _check_params(params: AdamParams, divisor: float) -> None:
         )
 
 
-def _gradient_norms(live: Mapping[str, Parameter]) -> dict[str, float]:
+def _gradient_norms(with_grad: Mapping[str, Parameter]) -> dict[str, float]:
     """The 2-norm of each gradient. Raises NonFiniteGradientError where one holds NaN or infinity."""
-    gradients = [p.grad.detach() for p in live.values() if p.grad is not None]
+    gradients = [p.grad.detach() for p in with_grad.values() if p.grad is not None]
     raw = torch.stack([_norm(gradient).to(gradients[0].device) for gradient in gradients]).tolist()
     norms, bad = {}, []
-    for name, gradient, norm in zip(live, gradients, raw, strict=True):
+    for name, gradient, norm in zip(with_grad, gradients, raw, strict=True):
         if not _SAFE_NORM[0] < norm < _SAFE_NORM[1]:
             largest = float(gradient.abs().amax()) if gradient.numel() else 0.0
             if not math.isfinite(largest):
@@ -183,12 +183,12 @@ def _gradient_norms(live: Mapping[str, Parameter]) -> dict[str, float]:
             norm = largest * float(_norm(gradient / largest)) if largest else 0.0
         norms[name] = norm
     if bad:
-        gradient = live[bad[0]].grad
+        gradient = with_grad[bad[0]].grad
         assert gradient is not None
         wrong = int((~torch.isfinite(gradient)).sum())
         raise NonFiniteGradientError(
             f"the gradient of {bad[0]!r} is NaN or infinite at {wrong} of {gradient.numel()} entries "
-            f"({len(bad)} of {len(live)} parameters have such). Nothing was changed: weights, moments and gradients "
+            f"({len(bad)} of {len(with_grad)} parameters have such). Nothing was changed: weights, moments and gradients "
             "are as before. Look at the loss of the batches since the last optim_step; load_state goes back to a "
             "checkpoint"
         )
@@ -206,9 +206,9 @@ def _norm(values: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(values, dtype=dtype)
 
 
-def _check_squares(live: Mapping[str, Parameter], norms: Mapping[str, float], factor: float) -> None:
+def _check_squares(with_grad: Mapping[str, Parameter], norms: Mapping[str, float], factor: float) -> None:
     """Raise NonFiniteGradientError where a finite gradient's square would be infinite in `exp_avg_sq`, for good."""
-    for name, parameter in live.items():
+    for name, parameter in with_grad.items():
         limit = math.sqrt(torch.finfo(parameter.dtype).max)
         if norms[name] * factor <= limit or parameter.grad is None:  # no entry exceeds the norm
             continue
@@ -221,20 +221,20 @@ def _check_squares(live: Mapping[str, Parameter], norms: Mapping[str, float], fa
             )
 
 
-def _lay_out_gradients(live: Mapping[str, Parameter]) -> None:
+def _lay_out_gradients(with_grad: Mapping[str, Parameter]) -> None:
     """Give each gradient the strides of its parameter; the values stay.
 
     torch's fused kernel (2.13) walks memory and pairs the wrong entries where strides differ, without a word.
     """
-    for parameter in live.values():
+    for parameter in with_grad.values():
         gradient = parameter.grad
         if gradient is not None and gradient.stride() != parameter.stride():
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def _scale_gradients(live: Mapping[str, Parameter], divisor: float, factor: float) -> None:
+def _scale_gradients(with_grad: Mapping[str, Parameter], divisor: float, factor: float) -> None:
     """Divide, then clip, in place."""
-    for parameter in live.values():
+    for parameter in with_grad.values():
         if parameter.grad is not None and divisor != 1.0:
             parameter.grad.div_(divisor)
         if parameter.grad is not None and factor != 1.0:
@@ -282,10 +282,10 @@ def _check_tensors(
     for full, (key, name) in expected.items():
         if full not in tensors:
             raise CheckpointError(f"the AdamW state of {name!r} is incomplete: {key!r} is missing; save it again")
-        parameter, found = parameters[name], tensors[full]
+        parameter, tensor = parameters[name], tensors[full]
         shape, dtype = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
-        if tuple(found.shape) != shape or found.dtype != dtype:
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise CheckpointError(
-                f"{key!r} of {name!r} is {found.dtype} of shape {list(found.shape)}, but the parameter needs {dtype} "
+                f"{key!r} of {name!r} is {tensor.dtype} of shape {list(tensor.shape)}, but the parameter needs {dtype} "
                 f"of shape {list(shape)}. The state was saved for a model of another size or precision"
             )

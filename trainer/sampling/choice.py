@@ -1,4 +1,4 @@
-"""One step of sampling: from logits to a token a row and its logprob."""
+"""One step of sampling: from logits to one token per row, with its logprob."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 from .params import Rules
 
-#: Tokens whose probabilities are added before the running sum is taken: 49,152 tokens need a running sum over 192
-#: numbers and one over 256, instead of one over all of them.
+#: Tokens per block: with block sums, 49,152 tokens need one running sum over 192 numbers and one over 256, instead of one
+#: over all.
 BLOCK = 256
-#: Tokens looked at first for top_p. Where they do not hold that much probability the whole vocabulary is sorted.
+#: Tokens tried first for top_p. Where they hold less probability than that, the whole vocabulary is sorted.
 LIKELIEST = 1024
 
 
 def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A token id a row, and its logprob at temperature 1 over the whole vocabulary (nats): [rows] each.
+    """One token id per row, and its logprob at temperature 1 over the whole vocabulary (nats): [rows] each.
 
     logits    [rows, V]  float32 or float64
-    uniforms  [rows]     in [0, 1), where the distribution function is inverted; None: the likeliest token
+    uniforms  [rows]     in [0, 1), at which the cumulative distribution is inverted; None for the likeliest token
 
-    A token of probability 0 is never drawn. Rows do not depend on each other.
+    A token of probability 0 is never drawn. Rows are independent.
     """
     if uniforms is None:
         chosen, logsumexp = logits.argmax(1), logits.logsumexp(1)
     else:
-        # Sums over 10^5 tokens need more than float32. Apple's GPUs have nothing wider.
+        # Sums over 10^5 tokens need more than float32, except on Apple's GPUs, which have nothing wider.
         wide = torch.float32 if logits.device.type == "mps" else torch.float64
         parts = uniforms.to(logits.device, wide)[:, None]
         if 0 < rules.top_k < logits.shape[1] or rules.top_p < 1:
@@ -36,7 +36,7 @@ def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tenso
 
 
 def _choose_among_all(logits: Tensor, temperature: float, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids and the logits' logsumexp, [rows] each. First a block is found, then the token within it."""
+    """Token ids and the logits' logsumexp, [rows] each: first the block is chosen, then the token in it."""
     peaks, masses, sums = _masses(logits, temperature)
     gathered = sums.to(parts.dtype).cumsum(1)
     total = gathered[:, -1:]
@@ -51,7 +51,7 @@ def _choose_among_all(logits: Tensor, temperature: float, parts: Tensor) -> tupl
 
 
 def _choose_among_likeliest(logits: Tensor, rules: Rules, parts: Tensor) -> Tensor:
-    """Token ids [rows] under top_k, then top_p of what it left."""
+    """Token ids [rows] under top_k, then top_p of the tokens that are left."""
     vocabulary = logits.shape[1]
     if rules.top_k > 0:
         values, ids = logits.topk(min(rules.top_k, vocabulary), dim=1)
@@ -64,7 +64,7 @@ def _choose_among_likeliest(logits: Tensor, rules: Rules, parts: Tensor) -> Tens
         if bool((gathered[:, -1:] < rules.top_p * total).any()):
             values, ids = logits.sort(dim=1, descending=True)
             gathered = _exponentials(values, rules.temperature, parts.dtype).cumsum(1)
-    if rules.top_p < 1:  # the likeliest come first: keep those before which less than top_p has gathered
+    if rules.top_p < 1:  # likeliest first: keep tokens while the sum before them is below top_p
         before = gathered.roll(1, 1)
         before[:, 0] = 0.0
         count = (before < rules.top_p * total).sum(1, keepdim=True)
@@ -80,21 +80,21 @@ def _masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]
     within = masses[:, :vocabulary]
     torch.sub(logits, peaks, out=within)
     if temperature != 1:
-        within.div_(max(temperature, 1e-30))  # a float32 knows nothing much smaller
+        within.div_(max(temperature, 1e-30))  # close to float32's smallest number
     within.exp_()
     blocks = masses.view(rows, -1, BLOCK)
     return peaks, blocks, blocks.sum(2)
 
 
 def _exponentials(values: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """exp((values - first) / temperature), where the first of a row is its highest."""
+    """exp((values - first) / temperature); the first value of each row is its highest."""
     return ((values - values[:, :1]).to(dtype) / temperature).exp()
 
 
 def _invert(gathered: Tensor, wanted: Tensor) -> Tensor:
-    """The first position [rows, 1] at which a running sum [rows, n] passes a number [rows, 1].
+    """The first position [rows, 1] at which a running sum [rows, n] exceeds a number [rows, 1].
 
-    Rounding leads neither to a position that adds nothing nor beyond the last one that adds something.
+    Despite rounding, this is never a position of probability 0, nor one after the last of positive probability.
     """
-    found = torch.searchsorted(gathered, wanted.clamp(min=0), right=True)
-    return found.minimum((gathered < gathered[:, -1:]).sum(1, keepdim=True))
+    positions = torch.searchsorted(gathered, wanted.clamp(min=0), right=True)
+    return positions.minimum((gathered < gathered[:, -1:]).sum(1, keepdim=True))

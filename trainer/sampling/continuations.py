@@ -1,4 +1,4 @@
-"""Prompts and their continuations inside a model: tokens go in, hidden states come out."""
+"""Prompts and their continuations in a model's KV cache: tokens in, hidden states out."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ..model.model import LoadedModel
 
 
 class Continuations:
-    """`num_samples` rows for each prompt, in the prompts' order, all extended by one token at a time.
+    """`num_samples` rows per prompt, in the prompts' order, all extended token by token.
 
-    Prompts of different lengths are padded on the left, which the model does not see.
-    limit          tokens that any row will get at most
-    share_prompts  keep each prompt once for all its rows, see `can_share_prompts`; else in the model's own cache
+    Prompts of different lengths are padded on the left and masked.
+
+    limit          tokens that any row gets at most
+    share_prompts  keep each prompt once for all its rows (see `can_share_prompts`), not in the model's own cache
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Continuations:
         return output.last_hidden_state[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, given in ascending order."""
+        """Drop all rows but these, given in ascending order."""
         self.cache.batch_select_indices(rows)
         if self.mask is not None:
             self.mask = self.mask[rows]
@@ -91,18 +92,18 @@ _verdicts: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def can_share_prompts(model: LoadedModel) -> bool:
-    """Whether hidden states are the same with prompts kept once as with the model's own cache; tried once a module."""
+    """Whether hidden states with shared prompts equal those with the model's own cache; tried once per module."""
     module = model.module
     if module not in _verdicts:
         try:
             _verdicts[module] = _same_hidden_states(model)
-        except Exception:  # an architecture that keeps another kind of state may fail in any way there is
+        except Exception:  # an architecture with another kind of state may fail with any error
             _verdicts[module] = False
     return _verdicts[module]
 
 
 def _same_hidden_states(model: LoadedModel) -> bool:
-    """Two padded prompts of two rows each, of which one is dropped on the way."""
+    """Compare both caches on two padded prompts with two rows each, of which one is dropped halfway."""
     tokens = [token % model.vocab_size for token in range(1, 6)]
     hidden = []
     for share_prompts in (False, True):

@@ -1,4 +1,4 @@
-"""The loop of sampling: choose a token for every row, note it, let go of rows that have stopped, extend the others."""
+"""The sampling loop: choose a token for every row, record it, drop finished rows, extend the others."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .choice import choose
 from .continuations import Continuations
 from .params import Rules
 
-#: Finished rows are let go once they are this part of all: each costs its share of every step, and letting go a copy.
+#: Finished rows are dropped once they are this fraction of all: each costs its share of every step, dropping costs a copy.
 FINISHED_PART = 1 / 8
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a call has come, over all its prompts and samples.
+    """Progress of a call, over all its prompts and samples.
 
     tokens             generated so far
-    running, finished  continuations that are being decoded, and that have stopped; others wait for room
-    tokens_per_second  since the call began, the reading of prompts included
+    running, finished  continuations being decoded, and those that have stopped; others have not started
+    tokens_per_second  since the call began, including the time to read prompts
     """
 
     tokens: int
@@ -37,7 +37,7 @@ class Progress:
 
 
 class Meter:
-    """Adds up progress over the batches of a call, and reports it after every step to whoever wants it."""
+    """Sums progress over the batches of a call, and reports it after every step."""
 
     def __init__(self, report: Callable[[Progress], None] | None) -> None:
         self.report = report
@@ -45,7 +45,7 @@ class Meter:
         self.start = time.perf_counter()
 
     def advance(self, tokens: int, running: int, finished: int) -> None:
-        """So many tokens and finished rows more; `running` rows go on."""
+        """Add tokens and finished rows; `running` rows go on."""
         self.tokens += tokens
         self.finished += finished
         if self.report is not None:
@@ -55,7 +55,7 @@ class Meter:
 
 @dataclass
 class Row:
-    """One continuation while it grows."""
+    """One continuation in progress."""
 
     prompt: int
     sample: int
@@ -66,7 +66,7 @@ class Row:
 
 
 class Batch:
-    """The decoding of some prompts together. `rows` and the continuations' rows are the same, in the same order."""
+    """Decodes some prompts together. `rows` and the continuations' rows are the same, in the same order."""
 
     def __init__(
         self,
@@ -91,14 +91,14 @@ class Batch:
         """Decode until every row has stopped; the rows of each prompt."""
         hidden = self.continuations.read()
         while True:
-            tokens = self._note(*choose(self.logits(hidden), self.rules, self._uniforms()))
+            tokens = self._record(*choose(self.logits(hidden), self.rules, self._uniforms()))
             if not any(row.stop_reason is None for row in self.rows):
                 break
-            hidden = self.continuations.extend(self._let_go(tokens))
+            hidden = self.continuations.extend(self._drop_finished(tokens))
         return [self.everything[i : i + self.num_samples] for i in range(0, len(self.everything), self.num_samples)]
 
-    def _note(self, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Append a token [rows] and its logprob to each row that goes on; returns the tokens."""
+    def _record(self, tokens: Tensor, logprobs: Tensor) -> Tensor:
+        """Append a token and its logprob [rows] to each running row; returns the tokens."""
         running = [row for row in self.rows if row.stop_reason is None]
         for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if row.stop_reason is not None:
@@ -106,7 +106,7 @@ class Batch:
             if math.isnan(logprob):
                 raise ModelError(f"{self.model.name} gave NaN logits after {len(row.tokens)} generated tokens")
             row.tokens.append(token)
-            row.logprobs.append(min(logprob, 0.0))  # rounding can leave a certain token a hair above
+            row.logprobs.append(min(logprob, 0.0))  # rounding can put a certain token slightly above 0
             if token in self.rules.stop_ids or self._ends_in_stop_string(row.tokens):
                 row.stop_reason = "stop"
             elif len(row.tokens) == row.limit:
@@ -116,7 +116,7 @@ class Batch:
         return tokens
 
     def _uniforms(self) -> Tensor | None:
-        """One number in [0, 1) a row. Each prompt has its own stream, so neighbours do not change its samples."""
+        """One number in [0, 1) per row. Each prompt has its own stream, so other prompts do not change its samples."""
         if self.rules.temperature == 0:
             return None
         drawn = {
@@ -130,23 +130,23 @@ class Batch:
         if not self.rules.stop_strings:
             return False
         longest = max(len(text.encode()) for text in self.rules.stop_strings)
-        tail = tokens[-(longest + 8) :]  # a token holds a byte at least; decoders may change the first few
+        tail = tokens[-(longest + 8) :]  # a token has at least one byte; decoders may change the first few
         text = self.model.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return any(stop in text for stop in self.rules.stop_strings)
 
-    def _let_go(self, tokens: Tensor) -> Tensor:
-        """Drop finished rows once they are many; the tokens [rows] of those that stay."""
-        alive = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
-        if len(self.rows) - len(alive) < max(1, FINISHED_PART * len(self.rows)):
+    def _drop_finished(self, tokens: Tensor) -> Tensor:
+        """Drop finished rows once they are many; returns the tokens [rows] of those that stay."""
+        running = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
+        if len(self.rows) - len(running) < max(1, FINISHED_PART * len(self.rows)):
             return tokens
-        kept = torch.tensor(alive, device=tokens.device)
+        kept = torch.tensor(running, device=tokens.device)
         self.continuations.keep(kept)
-        self.rows = [self.rows[i] for i in alive]
+        self.rows = [self.rows[i] for i in running]
         return tokens[kept]
 
 
 def limit(model: LoadedModel, prompt: Sequence[int], rules: Rules) -> int:
-    """Tokens that a prompt can be continued by."""
+    """How many tokens a continuation of a prompt can have."""
     room = (model.max_length or len(prompt) + (rules.max_tokens or 0)) - len(prompt)
     return min(rules.max_tokens or room, room)
 

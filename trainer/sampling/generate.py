@@ -1,4 +1,4 @@
-"""Sampling: each prompt is read once, then all its continuations are decoded together, a token at a time."""
+"""Sampling: each prompt is read once, then its continuations are decoded together, token by token."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..model.model import LoadedModel
 from .continuations import can_share_prompts
 from .decode import Batch, Meter, Progress, limit
 from .params import check_params, check_prompt
-from .prepacked import merged_weights
+from .prepacked import prepacked_weights
 
-#: Sequences decoded together at most, unless one prompt alone has more samples.
+#: At most so many sequences are decoded together, unless one prompt has more samples.
 MAX_ROWS = 64
 
 
@@ -27,9 +27,9 @@ MAX_ROWS = 64
 class Generated:
     """One continuation.
 
-    tokens       ids, the stop token included when one was met
-    logprobs     nats, one a token: of the model itself, that is at temperature 1 and over the whole vocabulary
-    stop_reason  "stop" when a stop token or string was met, "length" at max_tokens or the end of the context
+    tokens       ids, including a stop token
+    logprobs     nats, one per token, under the model itself: at temperature 1 and over the whole vocabulary
+    stop_reason  "stop" for a stop token or string, "length" for max_tokens or the end of the context
     """
 
     tokens: list[int]
@@ -60,18 +60,16 @@ def generate_batch(
 ) -> list[list[Generated]]:
     """`num_samples` continuations of each prompt, in the prompts' order.
 
-    Prompts are decoded together, with padding on the left that the model does not see; each prompt's samples are
-    those that `generate` would give, up to rounding, also with a seed. Without a seed every call differs; the
-    global random state is neither read nor changed. The model is in eval mode meanwhile, and as before afterwards.
+    Prompts are decoded together, padded on the left and masked; each prompt's samples are those that `generate` gives, up
+    to rounding, also with a seed. Without a seed every call differs. The global random state is neither read nor changed.
+    The model is in eval mode inside and in its own mode again afterwards.
 
-    seeds: one a prompt, in place of that of `params`, under which equal prompts have equal samples.
-
-    Of `params`: temperature 0 is greedy; top_k (-1: off) applies before top_p; max_tokens None is the room left in
-    the context. `stop` None stops at any end-of-sequence token of model and tokenizer; otherwise only at the
-    given token ids or strings (looked for in the decoded continuation), and [] at nothing.
-
-    on_progress is called after every token, on the thread that samples. What it raises ends the call; weights and
-    modes are then as before.
+    params       temperature 0 is greedy; top_k (-1: off) applies before top_p; max_tokens None is the rest of the context.
+                 `stop` None stops at any end-of-sequence token of model and tokenizer; else only at the given token ids or
+                 strings (searched in the decoded continuation), with [] at none
+    seeds        one per prompt, replacing the seed of `params`, with which equal prompts get equal samples
+    on_progress  called after every token, on the sampling thread. An error that it raises ends the call; weights and modes
+                 are then as before
 
     Raises ModelError for an encoder or impossible parameters, TruncationError for a prompt that fills the
     context, TokenRangeError for ids outside the vocabulary, before anything is computed.
@@ -81,15 +79,15 @@ def generate_batch(
         raise ModelError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
     checked = [check_prompt(model, prompt, i, len(prompts), params) for i, prompt in enumerate(prompts)]
     if seeds is not None and len(seeds) != len(checked):
-        raise ModelError(f"there are {len(checked)} prompts but {len(seeds)} seeds; give one a prompt")
+        raise ModelError(f"there are {len(checked)} prompts but {len(seeds)} seeds; give one per prompt")
     own_seeds = [rules.seed] * len(checked) if seeds is None else list(seeds)
     order = sorted(range(len(checked)), key=lambda i: len(checked[i]), reverse=True)
     together = max(1, MAX_ROWS // int(num_samples))
     results: list[list[Generated]] = [[] for _ in checked]
     steps = max((limit(model, prompt, rules) for prompt in checked), default=0) * -(-len(checked) // together)
     meter = Meter(on_progress)
-    # Not inference_mode: buffers it fills could not be trained with.
-    with torch.no_grad(), _evaluating(model.module), merged_weights(model, steps) as logits:
+    # Not inference_mode: buffers filled under it could not take part in training later.
+    with torch.no_grad(), _evaluating(model.module), prepacked_weights(model, steps) as logits:
         share_prompts = can_share_prompts(model)
         for start in range(0, len(order), together):
             members = order[start : start + together]
@@ -110,7 +108,7 @@ def generate_batch(
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule's own mode again, which need not be that of the whole."""
+    """Eval mode inside; afterwards every submodule has its own mode again."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

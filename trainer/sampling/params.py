@@ -15,7 +15,7 @@ from ..model.model import LoadedModel
 
 @dataclass(frozen=True)
 class Rules:
-    """SamplingParams, checked, with `stop` taken apart."""
+    """SamplingParams, checked, with `stop` split into ids and strings."""
 
     temperature: float
     top_k: int
@@ -50,7 +50,7 @@ def _stops(model: LoadedModel, stop: Any) -> tuple[frozenset[int], tuple[str, ..
             raise ModelError("an empty string in stop would stop everything; leave it out")
         return frozenset(), tuple(items)
     if not all(isinstance(item, Integral) for item in items):
-        raise ModelError(f"stop must be strings or token ids, not a mixture: {items[:8]}")
+        raise ModelError(f"stop must be strings or token ids, not both: {items[:8]}")
     for token in items:
         if not 0 <= token < model.vocab_size:
             raise TokenRangeError(f"stop token {token} is outside the vocabulary [0, {model.vocab_size})")

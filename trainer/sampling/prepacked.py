@@ -1,7 +1,7 @@
-"""Linear layers as sampling wants them: adapters added to the weights once, and the weights laid out for few rows.
+"""Prepacked weights for sampling: adapters merged once, and weights in oneDNN's layout for few rows.
 
-A step of decoding multiplies every weight with a handful of rows. oneDNN does that up to twice as fast when the weight
-has been put into its own order before, which costs about as much as ten steps gain.
+A step of decoding multiplies every weight with a handful of rows. oneDNN does that up to twice as fast with a weight in its
+own layout; the conversion takes about the time that ten steps save.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from ..head.logprobs import Head
 from ..model.model import LoadedModel
 
 Product = Callable[[Tensor], Tensor]
-#: Tokens to come from which it pays to prepare the weights.
+#: From this many steps on, prepacking saves more time than it takes.
 WORTHWHILE_STEPS = 16
 
 
 @contextmanager
-def merged_weights(model: LoadedModel, steps: int) -> Iterator[Product]:
-    """Inside, the linear layers of a model's backbone compute with prepared weights; yields hidden states -> logits.
+def prepacked_weights(model: LoadedModel, steps: int) -> Iterator[Product]:
+    """Inside, the linear layers of a model's backbone use prepacked weights; yields the function hidden states -> logits.
 
-    steps  forward passes to come; below WORTHWHILE_STEPS nothing is prepared
+    steps: forward passes to come; below WORTHWHILE_STEPS nothing is prepacked.
 
-    The prepared weights are copies beside the model's own, which are never written to: only the layers' `forward` is
-    covered meanwhile, whatever happens inside. Where memory is short, or in bfloat16 (a merged adapter would be
-    rounded, and logprobs then differ from the trainer's), the layers stay as they are.
+    Prepacked weights are copies; the model's own are not written to. The layers' `forward` is replaced inside and restored
+    afterwards, also after an error. Nothing is prepacked where memory is short, or in bfloat16: a merged adapter would be
+    rounded, and logprobs would differ from the trainer's.
     """
     layers = [layer for layer in _linear_layers(model.backbone) if "forward" not in vars(layer)]
     head = model.head()
     weights = [_base(layer).weight for layer in layers]
     worthwhile = steps >= WORTHWHILE_STEPS and _fits([*weights, head.weight], model.device)
-    prepared = [(layer, _prepared(layer)) for layer in layers] if worthwhile else []
+    products = [(layer, _prepacked(layer)) for layer in layers] if worthwhile else []
     logits = _logits(head) if worthwhile else head.logits
-    covered = []
+    replaced = []
     try:
-        for layer, product in prepared:
+        for layer, product in products:
             if product is not None:
                 layer.forward = product
-                covered.append(layer)
+                replaced.append(layer)
         yield logits
     finally:
-        for layer in covered:
+        for layer in replaced:
             del layer.forward
 
 
 def _linear_layers(backbone: nn.Module) -> list[Any]:
-    """Plain linear layers, and LoRA's around one; what a LoRA layer is made of is not looked at."""
+    """Plain linear layers, and LoRA layers around one; not the layers inside a LoRA layer."""
     from transformers.pytorch_utils import Conv1D
 
-    found: list[Any] = []
+    layers: list[Any] = []
     inside: set[nn.Module] = set()
     for layer in backbone.modules():
         if layer in inside:
@@ -63,16 +63,16 @@ def _linear_layers(backbone: nn.Module) -> list[Any]:
         if hasattr(layer, "lora_A"):
             inside |= set(layer.modules())
         if type(_base(layer)) in (nn.Linear, Conv1D):
-            found.append(layer)
-    return found
+            layers.append(layer)
+    return layers
 
 
 def _base(layer: Any) -> Any:
     return layer.base_layer if hasattr(layer, "lora_A") else layer
 
 
-def _prepared(layer: Any) -> Product | None:
-    """The layer's product with W + scaling · B A, or None where there is nothing to gain."""
+def _prepacked(layer: Any) -> Product | None:
+    """A function for the layer's product with W + scaling · B A; None where prepacking gains nothing."""
     base = _base(layer)
     weight = base.weight.detach()
     for name in layer.active_adapters if base is not layer else ():
@@ -85,16 +85,16 @@ def _prepared(layer: Any) -> Product | None:
 
 
 def _logits(head: Head) -> Product:
-    """`head.logits`, through a reordered weight where that is possible."""
+    """`head.logits`, with a reordered weight where that is possible."""
     if not _reorders(head.weight):
         return head.logits
     product = _reordered(head.weight.detach(), head.bias)
 
     def logits(hidden: Tensor) -> Tensor:
-        found = product(hidden)
+        values = product(hidden)
         if head.scale != 1.0:
-            found *= head.scale
-        return found if head.softcap is None else found.div_(head.softcap).tanh_().mul_(head.softcap)
+            values *= head.scale
+        return values if head.softcap is None else values.div_(head.softcap).tanh_().mul_(head.softcap)
 
     return logits
 
@@ -111,7 +111,7 @@ def _reorders(weight: Tensor) -> bool:
 
 @cache
 def _onednn_reorders() -> bool:
-    """Whether this build of torch has the two operators, which torch.compile uses but does not document."""
+    """Whether this build of torch has the two operators, which torch.compile uses and which are undocumented."""
     try:
         weight, rows = torch.arange(6.0).view(2, 3), torch.ones(1, 3)
         return torch.equal(_reordered(weight, None)(rows), rows @ weight.t())

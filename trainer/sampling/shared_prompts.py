@@ -1,9 +1,9 @@
-"""A cache that keeps each prompt's keys and values once for all its samples, and the attention that reads it.
+"""A KV cache that keeps each prompt's keys and values once for all its samples, and the attention that reads it.
 
-transformers' own cache holds the prompt again for every sample and copies all of it at each token. Here the prompts
-lie apart from the continuations, and a continuation grows in place. Attention multiplies the queries of all samples of
-a prompt with that prompt's keys in one product, those of each sample with its own keys in another, and takes one
-softmax over both. Masks are transformers' own, so sliding windows and padding hold as the model defines them.
+transformers' own cache repeats the prompt for every sample and copies all of it at each token. Here prompts are stored
+apart from continuations, and a continuation grows in place. Attention multiplies the queries of all samples of a prompt
+with the prompt's keys in one product, each sample's queries with its own keys in another, and takes one softmax over both.
+Masks are transformers' own, so sliding windows and padding are as the model defines them.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from transformers.masking_utils import sdpa_mask
 
 #: The name under which transformers knows the attention below.
 NAME = "lossbook_shared_prompts"
-#: Tokens a continuation has room for at first. The room doubles when it is used up, at most to what can come.
+#: Tokens allocated for a continuation at first; doubled when used up, at most to the limit.
 FIRST_ROOM = 64
 
 
 class Layout:
     """Which rows belong to which prompt, the same for all layers.
 
-    slots   places for rows at each prompt: the most that any prompt has
-    places  [rows] the place of each row among prompts x slots
-    full    whether the rows take all places, in order
-    limit   tokens that a continuation can have at most
+    slots      rows per prompt: the most that any prompt has
+    positions  [rows] the position of each row among prompts x slots
+    full       whether the rows fill all positions, in order
+    limit      tokens that a continuation can have at most
     """
 
-    places: Tensor
+    positions: Tensor
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -47,22 +47,22 @@ class Layout:
         kept = sorted(set(prompts))
         self.prompts = [kept.index(prompt) for prompt in prompts]
         self.slots = max(prompts.count(prompt) for prompt in kept)
-        places = [prompt * self.slots + i - self.prompts.index(prompt) for i, prompt in enumerate(self.prompts)]
-        self.full = len(places) == len(kept) * self.slots
-        self.places = torch.tensor(places, device=device)
+        positions = [prompt * self.slots + i - self.prompts.index(prompt) for i, prompt in enumerate(self.prompts)]
+        self.full = len(positions) == len(kept) * self.slots
+        self.positions = torch.tensor(positions, device=device)
         return kept
 
     def spread(self, rows: Tensor) -> Tensor:
-        """[rows, heads, ...] to [prompts, heads, slots, ...], with zeros in empty places."""
+        """[rows, heads, ...] to [prompts, heads, slots, ...], with zeros at empty positions."""
         if not self.full:
             empty = rows.new_zeros((self.prompts[-1] + 1) * self.slots, *rows.shape[1:])
-            rows = empty.index_copy_(0, self.places, rows)
+            rows = empty.index_copy_(0, self.positions, rows)
         return rows.unflatten(0, (-1, self.slots)).transpose(1, 2)
 
     def gather(self, spread: Tensor) -> Tensor:
         """[prompts, heads, slots, ...] to [rows, heads, ...], the inverse of `spread`."""
         rows = spread.transpose(1, 2).flatten(0, 1)
-        return rows if self.full else rows.index_select(0, self.places)
+        return rows if self.full else rows.index_select(0, self.positions)
 
 
 class SharedPromptLayer(CacheLayerMixin):
@@ -82,11 +82,11 @@ class SharedPromptLayer(CacheLayerMixin):
         self.used = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Keep the prompts."""
+        """Store the prompts."""
         self.keys, self.values, self.is_initialized = key_states.contiguous(), value_states.contiguous(), True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Prompts the first time; then one token a row, and the continuations so far come back for `attention`."""
+        """Store prompts at the first call, then one token per row; returns the continuations so far, for `attention`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
@@ -96,11 +96,11 @@ class SharedPromptLayer(CacheLayerMixin):
         own[1, :, :, :, self.used] = value
         self.used += 1
         keys, values = own[:, :, :, :, : self.used]
-        keys.shared = self  # type: ignore[attr-defined]  # where the attention finds the prompts
+        keys.shared = self  # type: ignore[attr-defined]  # from here `attention` reads the prompts
         return keys, values
 
     def _room_for(self, token: Tensor) -> Tensor:
-        """`own` with room for one token more [prompts, heads, slots, d]."""
+        """`own` with memory for one more token [prompts, heads, slots, d]."""
         if self.own is None or self.used == self.own.shape[4]:
             room = min(max(FIRST_ROOM, 2 * self.used), max(self.layout.limit, self.used + 1))
             own = token.new_empty(2, *token.shape[:3], room, token.shape[3])
@@ -110,17 +110,17 @@ class SharedPromptLayer(CacheLayerMixin):
         return self.own
 
     def select(self, prompts: Tensor, slots: Tensor, kept: Tensor | None) -> None:
-        """Put what lies at (prompts, slots) [new prompts, new slots] there; of the prompts keep some (None: all)."""
+        """Move continuations from (prompts, slots) [new prompts, new slots]; keep only the prompts `kept` (None for all)."""
         if self.own is not None:
-            found = self.own[:, prompts, :, slots, : self.used].permute(2, 0, 3, 1, 4, 5)
-            own = found.new_empty(*found.shape[:4], *self.own.shape[4:])
-            own[..., : self.used, :] = found
+            moved = self.own[:, prompts, :, slots, : self.used].permute(2, 0, 3, 1, 4, 5)
+            own = moved.new_empty(*moved.shape[:4], *self.own.shape[4:])
+            own[..., : self.used, :] = moved
             self.own = own
         if kept is not None and self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, kept), self.values.index_select(0, kept)
 
     def get_seq_length(self) -> int:
-        """Positions so far, of prompt and continuation."""
+        """Positions so far, in prompt and continuation together."""
         return 0 if self.keys is None else self.keys.shape[2] + self.used
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -151,11 +151,11 @@ class SharedPromptCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows, in ascending order, and the prompts that have one."""
         layout = self.layout
-        count, slots, places = layout.prompts[-1] + 1, layout.slots, layout.places[indices]
+        count, slots, positions = layout.prompts[-1] + 1, layout.slots, layout.positions[indices]
         kept = layout.arrange([layout.prompts[row] for row in indices.tolist()], indices.device)
         prompts = None if len(kept) == count else torch.tensor(kept, device=indices.device)
-        source = places.new_zeros(len(kept) * layout.slots).index_copy_(0, layout.places, places)
-        source = source.view(len(kept), layout.slots)  # where each place's row was; an empty place takes any
+        source = positions.new_zeros(len(kept) * layout.slots).index_copy_(0, layout.positions, positions)
+        source = source.view(len(kept), layout.slots)  # where each row was before; an empty position takes any
         for layer in self.layers:
             layer.select(source // slots, source % slots, prompts)  # type: ignore[union-attr]
 
@@ -172,11 +172,11 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(scaling · q kᵀ) v for one query a row, over the row's prompt and its own tokens.
+    """softmax(scaling · q kᵀ) v for one query per row, over the row's prompt and its own tokens.
 
     query           [rows, query heads, 1, d]
     key, value      [prompts, heads, slots, used, d], from SharedPromptLayer.update; query heads are a multiple of heads
-    attention_mask  [rows, 1, 1, length + used], True (or 0, if it is added) where attention may look; None: everywhere
+    attention_mask  [rows, 1, 1, length + used], True (or 0, if it is added) where a row attends; None: everywhere
     returns         [rows, 1, query heads, d]
     """
     shared: SharedPromptLayer = key.shared  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def attention(
     assert shared.keys is not None
     assert shared.values is not None
     _refuse_unknown(query, attention_mask, others)
-    queries = layout.spread(query.reshape(rows, heads, -1, width))  # [prompts, heads, slots, query heads a head, d]
+    queries = layout.spread(query.reshape(rows, heads, -1, width))  # [prompts, heads, slots, query heads per head, d]
     queries = queries * (width**-0.5 if scaling is None else scaling)
     on_prompts = (queries.flatten(2, 3) @ shared.keys.mT).unflatten(2, queries.shape[2:4])
     scores = torch.cat([on_prompts, queries @ key.mT], -1)
@@ -193,21 +193,23 @@ def attention(
     if attention_mask is not None:
         mask = layout.spread(attention_mask)
         if mask.dtype == torch.bool:
-            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)  # an empty place may look nowhere: no NaN
+            scores.masked_fill_(
+                ~mask, torch.finfo(scores.dtype).min
+            )  # not -inf: an empty position may attend nowhere, which would give NaN
         else:
             scores += mask
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     on_prompts, on_own = weights.split([shared.keys.shape[2], key.shape[3]], -1)
-    found = on_own @ value
-    found += (on_prompts.flatten(2, 3) @ shared.values).view_as(found)
-    return layout.gather(found).reshape(rows, 1, -1, value.shape[4]), None
+    attended = on_own @ value
+    attended += (on_prompts.flatten(2, 3) @ shared.values).view_as(attended)
+    return layout.gather(attended).reshape(rows, 1, -1, value.shape[4]), None
 
 
 def _refuse_unknown(query: Tensor, mask: Tensor | None, others: dict[str, Any]) -> None:
-    """What attention here would get wrong without noticing, such as sinks or a bias that is still zero."""
+    """Raise NotImplementedError for inputs that this attention would ignore, such as sinks or a bias."""
     unknown = [name for name, x in others.items() if isinstance(x, Tensor) and x.is_floating_point()]
     if query.shape[2] != 1 or (mask is not None and mask.shape[1] != 1):
-        unknown.append("several queries a row, or a mask that heads differ in")
+        unknown.append("several queries per row, or a mask that differs between heads")
     if unknown:
         raise NotImplementedError(f"attention over shared prompts does not know {', '.join(unknown)}")
 
@@ -217,19 +219,19 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def attending_configs(module: nn.Module) -> list[Any]:
-    """The configurations in which a module's parts look up how to attend."""
+    """The configurations that tell a module's parts which attention function to call."""
     configs = [getattr(part, "config", None) for part in module.modules()]
     return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
 
 @contextmanager
 def attending(configs: Sequence[Any]) -> Iterator[None]:
-    """Modules with these configurations attend through `attention` inside, and as before afterwards."""
-    found = [config._attn_implementation_internal for config in configs]
+    """Inside, modules with these configurations call `attention`; afterwards the function they called before."""
+    before = [config._attn_implementation_internal for config in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = NAME  # the public setter would go on to other configurations
+            config._attn_implementation_internal = NAME  # the public setter would change further configurations
         yield
     finally:
-        for config, implementation in zip(configs, found, strict=True):
+        for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation_internal = implementation

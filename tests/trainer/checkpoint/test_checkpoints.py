@@ -110,12 +110,12 @@ def test_every_bit_of_a_tensor_survives(tmp_path: Path, dtype: torch.dtype) -> N
         "transposed": bits.view(dtype)[:8].view(2, 4).t(),
         "shared": bits.view(dtype),
     }
-    found = read_checkpoint(write_checkpoint(tmp_path, "x", tensors={"t": tensors}, manifest={})).tensors["t"]
-    assert found.keys() == tensors.keys()
+    read = read_checkpoint(write_checkpoint(tmp_path, "x", tensors={"t": tensors}, manifest={})).tensors["t"]
+    assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == dtype
-        assert found[name].shape == tensor.shape
-        assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+        assert read[name].dtype == dtype
+        assert read[name].shape == tensor.shape
+        assert torch.equal(read[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
 json_values = st.recursive(
@@ -228,11 +228,11 @@ def test_a_run_resumed_from_a_checkpoint_is_the_same_run_bit_for_bit(tmp_path: P
     train(whole, optimizer, 4)
 
     torch.manual_seed(12345)
-    found = read_checkpoint(path)
-    resumed = {name: Parameter(found.tensors["model"][name]) for name in whole}
+    checkpoint = read_checkpoint(path)
+    resumed = {name: Parameter(checkpoint.tensors["model"][name]) for name in whole}
     resumed_optimizer = AdamW(resumed)
-    resumed_optimizer.load_state_tensors(found.tensors["optimizer"], found.manifest["optimizer"])
-    torch.set_rng_state(found.tensors["rng"]["cpu"])
+    resumed_optimizer.load_state_tensors(checkpoint.tensors["optimizer"], checkpoint.manifest["optimizer"])
+    torch.set_rng_state(checkpoint.tensors["rng"]["cpu"])
     train(resumed, resumed_optimizer, 4)
 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -316,7 +316,7 @@ FILES = [MANIFEST_NAME, "model.safetensors", "optimizer.safetensors", "tokenizer
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_flip_of_any_bit_is_found_and_the_file_named(tmp_path: Path, file: str) -> None:
+def test_a_flip_of_any_bit_is_refused_and_the_file_named(tmp_path: Path, file: str) -> None:
     path = save(tmp_path, 1)
     data = (path / file).read_bytes()
     for position in range(len(data)):
@@ -341,7 +341,7 @@ def test_a_file_that_was_cut_off_is_named_with_what_to_do(tmp_path: Path, file: 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("append", [b"\0", b" ", b"\n"])
-def test_an_appended_byte_is_found(tmp_path: Path, file: str, append: bytes) -> None:
+def test_an_appended_byte_is_refused(tmp_path: Path, file: str, append: bytes) -> None:
     path = save(tmp_path, 1)
     with open(path / file, "ab") as opened:
         opened.write(append)

@@ -170,9 +170,9 @@ def test_a_batch_of_prompts_gets_what_each_prompt_alone_gets(moved: TrainingClie
     together = sampler.sample_batch(prompts, greedy).result()
     for prompt, response in zip(prompts, together, strict=True):
         (alone,) = sampler.sample(prompt, sampling_params=greedy).result().sequences
-        (found,) = response.sequences
-        assert found.tokens == alone.tokens
-        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        (sequence,) = response.sequences
+        assert sequence.tokens == alone.tokens
+        assert sequence.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 def test_several_prompts_get_several_samples_each_in_one_call(moved: TrainingClient) -> None:

@@ -247,11 +247,11 @@ def test_a_contrastive_call_is_info_nce_over_queries_and_documents(
 ) -> None:
     datums = make_datums(5)
     call = training.forward_backward_contrastive(datums, num_queries=2, temperature=0.1, num_extra_negatives=1)
-    value, found = call.result().metrics["loss:sum"], gradients_of(training)
+    value, gradients = call.result().metrics["loss:sum"], gradients_of(training)
     training.discard_gradients().result()
     config = {"temperature": 0.1, "num_extra_negatives": 1}
     assert training.forward_backward(datums, "info_nce", config, pooling="last").result().metrics["loss:sum"] == value
-    assert all(torch.equal(found[name], gradient) for name, gradient in gradients_of(training).items())
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in gradients_of(training).items())
 
 
 def test_a_contrastive_call_with_other_numbers_of_datums_is_refused(

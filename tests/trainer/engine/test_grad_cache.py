@@ -52,13 +52,13 @@ def test_the_second_forward_drops_what_the_first_one_dropped(
     call: Call, model_with_dropout: str, make_datums: MakeDatums, gradients_of: GradientsOf
 ) -> None:
     datums = make_datums(8)
-    found = []
+    results = []
     for settings in ({}, {"kept_graph_tokens": 1}):
         client = client_of(model_with_dropout, **SMALL, **settings, dropout=True)
         torch.manual_seed(7)
         output = call(client, datums)
-        found.append((gradients_of(client), output.metrics["loss:sum"], torch.get_rng_state()))
-    (kept, value, state), (recomputed, same_value, same_state) = found
+        results.append((gradients_of(client), output.metrics["loss:sum"], torch.get_rng_state()))
+    (kept, value, state), (recomputed, same_value, same_state) = results
     assert same_value == value
     assert torch.equal(same_state, state), "what comes after draws the same random numbers either way"
     for name, gradient in kept.items():

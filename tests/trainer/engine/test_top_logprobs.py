@@ -26,8 +26,8 @@ def whole(datums: list[lb.Datum]) -> list[torch.Tensor]:
     """[N, V] log-softmax of transformers' own logits."""
     model = build_tiny_model()
     with torch.no_grad():
-        found = [model(torch.tensor([datum.model_input.to_ints()])).logits[0] for datum in datums]
-    return [logits.log_softmax(-1) for logits in found]
+        all_logits = [model(torch.tensor([datum.model_input.to_ints()])).logits[0] for datum in datums]
+    return [logits.log_softmax(-1) for logits in all_logits]
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
@@ -35,8 +35,8 @@ def whole(datums: list[lb.Datum]) -> list[torch.Tensor]:
 def test_the_whole_vocabulary_is_the_softmax_of_transformers_logits(batching: Any, tokens: int) -> None:
     datums = make_datums()
     service = lb.ServiceClient(batching=batching, tokens_per_micro_batch=tokens)
-    found = service.create_reference_client(base_model="tiny").top_logprobs(datums, VOCABULARY).result()
-    for datum, top, expected in zip(datums, found, whole(datums), strict=True):
+    tops = service.create_reference_client(base_model="tiny").top_logprobs(datums, VOCABULARY).result()
+    for datum, top, expected in zip(datums, tops, whole(datums), strict=True):
         active = datum.loss_fn_inputs["weights"].to_torch() != 0
         logprobs, tokens_found = torch.from_numpy(top.logprobs)[active], torch.from_numpy(top.tokens)[active]
         torch.testing.assert_close(logprobs, expected[active].gather(1, tokens_found), atol=1e-5, rtol=1e-5)
@@ -56,10 +56,10 @@ def test_a_student_that_is_the_teacher_has_no_kl_and_no_gradient() -> None:
     service = lb.ServiceClient()
     student = service.create_training_client("tiny")
     plain = make_datums()
-    found = student.create_reference_client().top_logprobs(plain, 7).result()
+    tops = student.create_reference_client().top_logprobs(plain, 7).result()
     datums = [
         lb.datum_from_teacher_topk([*d.model_input.to_ints(), 256], top.tokens, top.logprobs)
-        for d, top in zip(plain, found, strict=True)
+        for d, top in zip(plain, tops, strict=True)
     ]
     output = student.forward_backward(datums, "topk_forward_kl").result()
     assert output.metrics["loss:sum"] == pytest.approx(0.0, abs=1e-6)

@@ -351,7 +351,7 @@ def opt() -> nn.Module:
     [(gpt2, 4), (gpt_neox, 4), (phi, 6), (qwen, 7), (gemma, 7), (opt, 6)],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_every_block_layer_of_common_architectures_is_found(build: Callable[[], nn.Module], layers: int):
+def test_every_block_layer_of_common_architectures_gets_an_adapter(build: Callable[[], nn.Module], layers: int):
     model = add_lora(wrapped(build()), rank=2, seed=0, train_unembed=True)
     perturb(model)
     assert len(model.trainable()) == 2 * (layers + 1)  # and the head

@@ -33,12 +33,12 @@ BOTH = pytest.mark.parametrize("create", CREATE.values(), ids=CREATE.keys())
 def datums(make_datums: MakeDatums) -> list[lb.Datum]:
     """Six datums with what a critic reads beside what a policy reads; masked entries are NaN."""
     rng = np.random.default_rng(7)
-    found = []
+    datums = []
     for datum in make_datums(6):
         masked = datum.loss_fn_inputs["weights"].to_numpy() == 0
         critic = {key: np.where(masked, np.nan, rng.normal(0, 1, len(masked))) for key in ("old_values", "returns")}
-        found.append(lb.Datum(datum.model_input, {**datum.loss_fn_inputs, **critic}))
-    return found
+        datums.append(lb.Datum(datum.model_input, {**datum.loss_fn_inputs, **critic}))
+    return datums
 
 
 def with_random_head(client: TrainingClient) -> TrainingClient:
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_a_linear_map_of_the_hidden_states(
 ) -> None:
     client = with_random_head(create(lb.ServiceClient(device="cpu", dtype=torch.float64, **settings), value_head=True))
     output = client.forward_backward(datums, "value_mse").result()
-    found, model = gradients_of(client), client._model
+    gradients, model = gradients_of(client), client._model
     assert model.value_head is not None
     total, count = torch.zeros((), dtype=torch.float64), 0.0
     for datum, own in zip(datums, output.loss_fn_outputs, strict=True):
@@ -76,8 +76,8 @@ def test_the_gradient_is_that_of_a_linear_map_of_the_hidden_states(
     assert {"value_head.weight", "value_head.bias"} <= parameters.keys()
     assert sum(slope is not None and bool(slope.any()) for slope in slopes) > 2
     for name, slope in zip(parameters, slopes, strict=True):
-        expected = torch.zeros_like(found[name]) if slope is None else slope
-        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-9)
+        expected = torch.zeros_like(gradients[name]) if slope is None else slope
+        torch.testing.assert_close(gradients[name], expected, rtol=1e-5, atol=1e-9)
 
 
 def test_policy_and_critic_share_one_forward(datums: list[lb.Datum], gradients_of: GradientsOf) -> None:
@@ -223,3 +223,18 @@ def test_values_need_no_targets(service: lb.ServiceClient) -> None:
     datum = lb.Datum(lb.ModelInput.from_ints([5, 6, 7]), {"returns": [1.0, 0.0, 0.0], "weights": [1.0, 0.0, 2.0]})
     output = client.forward_backward([datum], "value_huber").result()
     assert output.loss_fn_outputs[0]["values"].shape == [3]
+
+
+def test_an_encoders_values_depend_on_all_its_tokens_also_after_the_last_weighted_one(
+    service: lb.ServiceClient,
+) -> None:
+    client = with_random_head(service.create_training_client("tiny-encoder", value_head=True))
+    weights = [0.0, 1.0, 1.0, 0.0, 0.0]
+    inputs = {"target_tokens": [11, 12, 13, 14, 15], "weights": weights, "returns": [1.0] * 5, "old_values": [0.0] * 5}
+    datum = lb.Datum(lb.ModelInput.from_ints([10, 11, 12, 13, 14]), inputs)
+    everywhere, trained = (
+        call([datum], "value_mse").result().loss_fn_outputs[0]["values"].to_numpy()
+        for call in (client.forward, client.forward_backward)
+    )
+    np.testing.assert_allclose(trained[1:3], everywhere[1:3], rtol=1e-5)
+    assert trained.tolist()[3:] == [0.0, 0.0], "not computed"

@@ -35,12 +35,12 @@ def model() -> LoadedModel:
     return loaded
 
 
-def taught(model: LoadedModel, prompt: list[int], found: Generated) -> Tensor:
+def taught(model: LoadedModel, prompt: list[int], sample: Generated) -> Tensor:
     """Logprobs of the generated tokens from one plain forward over prompt and continuation."""
-    tokens = torch.tensor([prompt + found.tokens])
+    tokens = torch.tensor([prompt + sample.tokens])
     with torch.no_grad():
         hidden = model.backbone(tokens, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
-        return linear_logprobs(hidden, model.head(), torch.tensor(found.tokens)).logprobs
+        return linear_logprobs(hidden, model.head(), torch.tensor(sample.tokens)).logprobs
 
 
 def greedy(**changes: Any) -> SamplingParams:
@@ -67,12 +67,12 @@ def test_seeds_that_are_not_one_a_prompt_are_refused(model: LoadedModel):
 
 
 def test_greedy_takes_the_likeliest_token_each_time(model: LoadedModel):
-    [found] = generate(model, PROMPT, num_samples=1, params=greedy())
+    [sample] = generate(model, PROMPT, num_samples=1, params=greedy())
     tokens = list(PROMPT)
-    for token in found.tokens:
+    for token in sample.tokens:
         assert token == int(model.module(torch.tensor([tokens])).logits[0, -1].argmax())
         tokens.append(token)
-    assert (len(found.tokens), found.stop_reason) == (12, "length")
+    assert (len(sample.tokens), sample.stop_reason) == (12, "length")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_greedy_takes_the_likeliest_token_each_time(model: LoadedModel):
 )
 def test_logprobs_are_those_of_the_model_itself_whatever_was_sampled_from(model: LoadedModel, params: SamplingParams):
     for prompt, group in zip(PROMPTS, generate_batch(model, PROMPTS, num_samples=3, params=params), strict=True):
-        for found in group:
-            expected = taught(model, prompt, found)
-            torch.testing.assert_close(torch.tensor(found.logprobs), expected, rtol=0, atol=1e-5)
+        for sample in group:
+            expected = taught(model, prompt, sample)
+            torch.testing.assert_close(torch.tensor(sample.logprobs), expected, rtol=0, atol=1e-5)
 
 
 def test_logprobs_agree_also_through_an_adapter_on_every_layer():
@@ -97,16 +97,16 @@ def test_logprobs_agree_also_through_an_adapter_on_every_layer():
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1)
-    [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=10, seed=0))
-    torch.testing.assert_close(torch.tensor(found.logprobs), taught(model, PROMPT, found), rtol=0, atol=1e-5)
+    [sample] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=10, seed=0))
+    torch.testing.assert_close(torch.tensor(sample.logprobs), taught(model, PROMPT, sample), rtol=0, atol=1e-5)
 
 
 def test_samples_follow_the_distribution(model: LoadedModel):
     count = 4000
-    found = generate(model, [5], num_samples=count, params=SamplingParams(max_tokens=1, seed=0, temperature=1.5))
+    samples = generate(model, [5], num_samples=count, params=SamplingParams(max_tokens=1, seed=0, temperature=1.5))
     logits = model.module(torch.tensor([[5]])).logits[0, -1].double()
     expected = (logits / 1.5).softmax(0)
-    drawn = Counter(one.tokens[0] for one in found)
+    drawn = Counter(one.tokens[0] for one in samples)
     for token in expected.topk(10).indices.tolist():
         p = float(expected[token])
         assert abs(drawn[token] / count - p) < 5 * math.sqrt(p * (1 - p) / count)
@@ -226,10 +226,10 @@ def test_padding_is_invisible_to_other_architectures_too(kind: str):
     model = small(kind)
     params = greedy(max_tokens=10)
     batch = generate_batch(model, PROMPTS, params=params)
-    for prompt, [found] in zip(PROMPTS, batch, strict=True):
+    for prompt, [sample] in zip(PROMPTS, batch, strict=True):
         [alone] = generate(model, prompt, num_samples=1, params=params)
-        assert found.tokens == alone.tokens
-        torch.testing.assert_close(torch.tensor(found.logprobs), taught(model, prompt, found), rtol=0, atol=1e-5)
+        assert sample.tokens == alone.tokens
+        torch.testing.assert_close(torch.tensor(sample.logprobs), taught(model, prompt, sample), rtol=0, atol=1e-5)
 
 
 def test_finished_rows_leave_the_batch(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
@@ -240,12 +240,12 @@ def test_finished_rows_leave_the_batch(model: LoadedModel, monkeypatch: pytest.M
     monkeypatch.setattr(
         decoding, "choose", lambda logits, *rest: (widths.append(len(logits)), choose(logits, *rest))[1]
     )
-    found = generate(
+    continued = generate(
         model, PROMPT, num_samples=16, params=SamplingParams(max_tokens=30, seed=0, stop=[stop, *range(120)])
     )
     assert widths[0] == 16
     assert min(widths) < 8
-    for whole, cut in zip(full, found, strict=True):
+    for whole, cut in zip(full, continued, strict=True):
         assert cut.tokens == whole.tokens[: len(cut.tokens)]
 
 
@@ -265,14 +265,14 @@ def only(model: LoadedModel, token: int, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("token", [256, 259], ids=["the tokenizer's and config's end", "the generation config's other"])
 def test_every_end_token_stops_by_default_and_is_part_of_the_answer(model: LoadedModel, token: int, monkeypatch):
     only(model, token, monkeypatch)
-    [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=5))
-    assert (found.tokens, found.stop_reason, len(found.logprobs)) == ([token], "stop", 1)
+    [sample] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=5))
+    assert (sample.tokens, sample.stop_reason, len(sample.logprobs)) == ([token], "stop", 1)
 
 
 def test_an_empty_stop_list_stops_at_nothing(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     only(model, 256, monkeypatch)
-    [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=5, stop=[]))
-    assert (found.tokens, found.stop_reason) == ([256] * 5, "length")
+    [sample] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=5, stop=[]))
+    assert (sample.tokens, sample.stop_reason) == ([256] * 5, "length")
 
 
 @pytest.mark.parametrize(
@@ -287,28 +287,28 @@ def test_an_empty_stop_list_stops_at_nothing(model: LoadedModel, monkeypatch: py
 def test_a_given_stop_replaces_the_end_tokens(model: LoadedModel, stop: Any, length: int, monkeypatch):
     letters = iter([0xC3, 0xA9] * 5)  # "é" in UTF-8
     monkeypatch.setattr(decoding, "choose", lambda logits, *rest: told([next(letters)]))
-    [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=8, stop=stop))
-    assert (len(found.tokens), found.stop_reason) == (length, "stop")
+    [sample] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=8, stop=stop))
+    assert (len(sample.tokens), sample.stop_reason) == (length, "stop")
 
 
 def test_a_special_token_can_be_named_as_a_stop_string(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     only(model, 258, monkeypatch)
-    [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=5, stop="<|im_start|>"))
-    assert (found.tokens, found.stop_reason) == ([258], "stop")
+    [sample] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=5, stop="<|im_start|>"))
+    assert (sample.tokens, sample.stop_reason) == ([258], "stop")
 
 
 def test_a_stop_string_in_the_prompt_does_not_count(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     only(model, 98, monkeypatch)
     prompt = model.tokenizer.encode("a")
-    [found] = generate(model, prompt, num_samples=1, params=SamplingParams(max_tokens=3, stop="ab"))
-    assert found.stop_reason == "length"
+    [sample] = generate(model, prompt, num_samples=1, params=SamplingParams(max_tokens=3, stop="ab"))
+    assert sample.stop_reason == "length"
 
 
 @pytest.mark.parametrize("stop", [None, "\x07"], ids=["end token", "string"])
 def test_a_stop_on_the_last_token_allowed_is_a_stop(model: LoadedModel, stop: str | None, monkeypatch):
     only(model, 256 if stop is None else 7, monkeypatch)
-    [found] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=1, stop=stop))
-    assert found.stop_reason == "stop"
+    [sample] = generate(model, PROMPT, num_samples=1, params=SamplingParams(max_tokens=1, stop=stop))
+    assert sample.stop_reason == "stop"
 
 
 @pytest.mark.parametrize("max_tokens", [None, 10_000])
@@ -316,7 +316,7 @@ def test_generation_ends_with_the_context(max_tokens: int | None, monkeypatch: p
     model = load_model("tiny", device="cpu")
     monkeypatch.setattr(model.module.config, "max_position_embeddings", 12)
     group = generate_batch(model, [PROMPT, [1] * 11], params=greedy(max_tokens=max_tokens))
-    assert [(len(found.tokens), found.stop_reason) for [found] in group] == [(5, "length"), (1, "length")]
+    assert [(len(sample.tokens), sample.stop_reason) for [sample] in group] == [(5, "length"), (1, "length")]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_generation_ends_with_the_context(max_tokens: int | None, monkeypatch: p
         pytest.param({"top_k": 0}, ModelError, r"top_k must be -1 \(off\) or at least 1, not 0", id="top_k of nothing"),
         pytest.param({"max_tokens": 0}, ModelError, "max_tokens must be at least 1", id="no tokens"),
         pytest.param({"stop": ["a", ""]}, ModelError, "an empty string in stop", id="empty stop"),
-        pytest.param({"stop": ["a", 3]}, ModelError, "strings or token ids, not a mixture", id="mixed stops"),
+        pytest.param({"stop": ["a", 3]}, ModelError, "strings or token ids, not both", id="mixed stops"),
         pytest.param({"stop": [260]}, TokenRangeError, "stop token 260 is outside", id="stop beyond the vocabulary"),
     ],
 )

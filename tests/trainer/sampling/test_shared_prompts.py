@@ -18,11 +18,11 @@ from lossbook.trainer.model.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer, seeded
 from lossbook.trainer.sampling import generate as generate_module
-from lossbook.trainer.sampling import prepacked as merged_weights_module
+from lossbook.trainer.sampling import prepacked
 from lossbook.trainer.sampling.continuations import Continuations, can_share_prompts
 from lossbook.trainer.sampling.decode import Progress
 from lossbook.trainer.sampling.generate import generate, generate_batch
-from lossbook.trainer.sampling.prepacked import merged_weights
+from lossbook.trainer.sampling.prepacked import prepacked_weights
 
 PROMPTS = [[258, 117, 10, 104, 105, 259, 10], [5], [200, 3, 77], list(range(20)), [9, 9]]
 VOCABULARY = 260
@@ -79,12 +79,12 @@ def build(kind: str, *, scale: float = 4.0) -> LoadedModel:
 @pytest.fixture(params=[0, 10**9], ids=["prepared weights", "weights as they are"])
 def preparing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare weights for any number of steps, or for none."""
-    monkeypatch.setattr(merged_weights_module, "WORTHWHILE_STEPS", request.param)
+    monkeypatch.setattr(prepacked, "WORTHWHILE_STEPS", request.param)
 
 
 @pytest.fixture
 def always_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merged_weights_module, "WORTHWHILE_STEPS", 0)
+    monkeypatch.setattr(prepacked, "WORTHWHILE_STEPS", 0)
 
 
 def simple(model: LoadedModel, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
@@ -110,9 +110,9 @@ def test_greedy_tokens_and_logprobs_are_those_of_decoding_without_any_cache(kind
     )
     for prompt, group in zip(PROMPTS, groups, strict=True):
         tokens, logprobs = simple(model, prompt, 20)
-        for found in group:
-            assert found.tokens == tokens
-            assert found.logprobs == pytest.approx(logprobs, abs=2e-5)
+        for sample in group:
+            assert sample.tokens == tokens
+            assert sample.logprobs == pytest.approx(logprobs, abs=2e-5)
 
 
 @pytest.mark.parametrize("kind", SHARING)
@@ -124,14 +124,14 @@ def test_an_architecture_whose_positions_lie_in_the_scores_keeps_its_own_cache()
     assert not can_share_prompts(build("bloom"))
 
 
-def test_attention_that_would_change_the_numbers_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_would_change_the_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from lossbook.trainer.sampling import shared_prompts
 
     honest = shared_prompts.attention
 
     def without_prompts(*args: Any, **options: Any) -> tuple[Tensor, None]:
-        found, _ = honest(*args, **options)
-        return found * 1.01, None
+        attended, _ = honest(*args, **options)
+        return attended * 1.01, None
 
     monkeypatch.setitem(transformers.AttentionInterface._global_mapping, shared_prompts.NAME, without_prompts)
     assert not can_share_prompts(build("llama"))
@@ -149,15 +149,15 @@ def test_hidden_states_do_not_depend_on_the_cache_while_rows_leave_and_room_grow
     for share_prompts in (False, True):
         rows = Continuations(model, PROMPTS[:3], repeats, 12, share_prompts=share_prompts)
         with torch.no_grad():
-            found = [rows.read()]
-            count = len(found[0])
+            steps = [rows.read()]
+            count = len(steps[0])
             for step in range(12):
                 if step in (2, 5, 7) and count > 1:  # some of every prompt, then whole prompts
                     kept = torch.tensor([i for i in range(count) if i % 3 != step % 3])
                     rows.keep(kept)
                     count = len(kept)
-                found.append(rows.extend((torch.arange(count) * 7 + step) % VOCABULARY))
-        hidden.append(torch.cat(found))
+                steps.append(rows.extend((torch.arange(count) * 7 + step) % VOCABULARY))
+        hidden.append(torch.cat(steps))
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-4, atol=1e-4)
 
 
@@ -196,7 +196,7 @@ def test_prepared_weights_give_the_models_own_hidden_states_and_logits(
 ) -> None:
     model = make(kind)
     own = hidden_of(model)
-    with torch.no_grad(), merged_weights(model, steps=1000) as logits:
+    with torch.no_grad(), prepacked_weights(model, steps=1000) as logits:
         prepared = hidden_of(model)
         torch.testing.assert_close(prepared, own, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logits(own[0]), model.head().logits(own[0]), rtol=1e-5, atol=1e-5)
@@ -211,9 +211,9 @@ def test_all_linear_layers_are_prepared_and_an_adapters_own_are_not_run() -> Non
         raise AssertionError("an adapter ran by itself")
 
     handles = [part.register_forward_pre_hook(forbid) for part in adapters]
-    with merged_weights(model, steps=1000):
+    with prepacked_weights(model, steps=1000):
         hidden_of(model)
-    with merged_weights(model, steps=1), pytest.raises(AssertionError, match="ran by itself"):
+    with prepacked_weights(model, steps=1), pytest.raises(AssertionError, match="ran by itself"):
         hidden_of(model)  # not worth it
     for handle in handles:
         handle.remove()
@@ -222,7 +222,7 @@ def test_all_linear_layers_are_prepared_and_an_adapters_own_are_not_run() -> Non
 def test_prepared_weights_are_not_made_in_bfloat16() -> None:
     model = build("llama")
     model.module.to(torch.bfloat16)
-    with merged_weights(model, steps=1000):
+    with prepacked_weights(model, steps=1000):
         assert not any("forward" in vars(part) for part in model.module.modules())
 
 
@@ -293,7 +293,7 @@ def test_progress_adds_up_over_all_batches_of_a_call(monkeypatch: pytest.MonkeyP
     seen: list[Progress] = []
     params = SamplingParams(max_tokens=9, seed=0, stop=list(range(40)))
     groups = generate_batch(build("llama"), PROMPTS, num_samples=2, params=params, on_progress=seen.append)
-    lengths = [len(found.tokens) for group in groups for found in group]
+    lengths = [len(sample.tokens) for group in groups for sample in group]
     assert len(set(lengths)) > 1, "rows stop at different times"
     assert (seen[-1].tokens, seen[-1].finished, seen[-1].running) == (sum(lengths), 10, 0)
     assert all(later.tokens > earlier.tokens for earlier, later in pairwise(seen))
