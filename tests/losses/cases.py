@@ -80,10 +80,10 @@ def loss_of(function: Callable[..., Any], *, config: dict[str, Any] | None = Non
         unregister_loss(function.__name__)
 
 
-def assert_rows_equal(found: Sequence[Tensor], expected: Sequence[Any], tolerance: float) -> None:
+def assert_rows_equal(rows: Sequence[Tensor], expected: Sequence[Any], tolerance: float) -> None:
     """Row by row, within an absolute tolerance."""
-    assert len(found) == len(expected)
-    for row, wanted in zip(found, expected, strict=True):
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
         torch.testing.assert_close(row, torch.as_tensor(wanted, dtype=row.dtype), rtol=0, atol=tolerance)
 
 
@@ -94,5 +94,5 @@ def evaluated_by_name(
     own = {name: leaves(rows) for name, rows in outputs.items()}
     value, metrics = loss(data, own)
     flat = [leaf for tensors in own.values() for leaf in tensors]
-    found = iter(torch.autograd.grad(value, flat))
-    return float(value.detach()), {name: [next(found) for _ in tensors] for name, tensors in own.items()}, metrics
+    gradients = iter(torch.autograd.grad(value, flat))
+    return float(value.detach()), {name: [next(gradients) for _ in tensors] for name, tensors in own.items()}, metrics

@@ -39,8 +39,10 @@ def test_a_loss_gives_the_same_on_a_gpu_under_every_reduction(name: str) -> None
     per_token = with_needed(name).spec.per == "token"
     for reduction in REDUCTIONS if per_token else ("",):
         loss = with_needed(name, reduction=reduction) if reduction else with_needed(name)
-        (value, gradients, metrics), (other, others, found) = (evaluated_on(device, loss) for device in ("cpu", "cuda"))
+        (value, gradients, metrics), (other, others, other_metrics) = (
+            evaluated_on(device, loss) for device in ("cpu", "cuda")
+        )
         assert other == pytest.approx(value, rel=1e-9, abs=1e-12)
-        assert found == pytest.approx(metrics, rel=1e-9, abs=1e-12, nan_ok=True)
+        assert other_metrics == pytest.approx(metrics, rel=1e-9, abs=1e-12, nan_ok=True)
         for one, two in zip(gradients, others, strict=True):
             torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)

@@ -115,16 +115,16 @@ def test_value_and_gradient_are_those_worked_by_hand(
     config = {"reduction": reduction}
     if reduction == "seq-mean-token-sum-norm":
         config["norm_length"] = NORM_LENGTH  # type: ignore[assignment]
-    found, gradients, _ = evaluated(get_loss(loss, **config), responses(), LOGPROBS)
-    assert found == pytest.approx(value, abs=TOLERANCE)
+    total, gradients, _ = evaluated(get_loss(loss, **config), responses(), LOGPROBS)
+    assert total == pytest.approx(value, abs=TOLERANCE)
     expected = [[slope / by for slope in row] for row, by in zip(slopes, DIVISORS[reduction], strict=True)]
     assert_rows_equal(gradients, expected, TOLERANCE)
 
 
 def test_grpo_is_ppo_plus_its_share_of_the_kl_divergence() -> None:
     # 5 tokens: -0.227407 + 0.001 * 0.198863, over 5.
-    found, gradients, metrics = evaluated(get_loss("grpo"), responses(), LOGPROBS)
-    assert found == pytest.approx((-0.227407 + 0.001 * 0.198863) / 5, abs=TOLERANCE)
+    total, gradients, metrics = evaluated(get_loss("grpo"), responses(), LOGPROBS)
+    assert total == pytest.approx((-0.227407 + 0.001 * 0.198863) / 5, abs=TOLERANCE)
     first = [0, (-1.105171 + 0.001 * 0.181269) / 5, (-0.606531 - 0.001 * 0.221403) / 5]
     assert_rows_equal(gradients[:1], [first], TOLERANCE)
     assert metrics["ref_kl"] == pytest.approx(0.198863 / 5, abs=TOLERANCE)
@@ -153,10 +153,10 @@ def test_cross_entropy_of_several_targets_is_finite_beside_an_impossible_one_of_
     # .6*.5 + .3*1.5 + .1*2.5 + .7*1 + .3*2 = 2.3
     weights = [[0.6, 0.3, 0.1], [0.7, 0.3, 0.0]]
     data = [datum([[1, 2, 3], [4, 5, 6]], weights=weights)]
-    found, gradients, _ = evaluated(
+    total, gradients, _ = evaluated(
         get_loss("cross_entropy"), data, [[[-0.5, -1.5, -2.5], [-1.0, -2.0, float("-inf")]]]
     )
-    assert found == pytest.approx(2.3, abs=TOLERANCE)
+    assert total == pytest.approx(2.3, abs=TOLERANCE)
     assert_rows_equal(gradients, [-torch.tensor(weights)], TOLERANCE)
 
 
@@ -166,8 +166,8 @@ def test_dpo_of_a_margin_of_two_nats() -> None:
         datum(5, weights=[1] * 5, ref_logprobs=[-1, -4, -2, -3, -1]),
         datum(7, weights=[1] * 7, ref_logprobs=[-1, -1, -2, -2, -2, -2, -3]),
     ]
-    found, gradients, metrics = evaluated(get_loss("dpo"), data, [[-2.0] * 5, [-2.0] * 7])
-    assert found == pytest.approx(0.5981389, abs=1e-7)
+    total, gradients, metrics = evaluated(get_loss("dpo"), data, [[-2.0] * 5, [-2.0] * 7])
+    assert total == pytest.approx(0.5981389, abs=1e-7)
     slope = 0.1 / (1 + math.exp(0.2))
     assert_rows_equal(gradients, [[-slope] * 5, [slope] * 7], 1e-9)
     assert metrics == pytest.approx(
@@ -178,8 +178,8 @@ def test_dpo_of_a_margin_of_two_nats() -> None:
 def test_info_nce_of_two_pairs_in_the_plane() -> None:
     # Similarities: query 1 with the documents .8 and 0, query 2 with them .96 and .8.
     embeddings = [[1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0]]
-    found, _, metrics = evaluated(get_loss("info_nce", temperature=1.0), [datum()] * 4, embeddings)
-    assert found == pytest.approx(0.5737222, abs=1e-7)
+    total, _, metrics = evaluated(get_loss("info_nce", temperature=1.0), [datum()] * 4, embeddings)
+    assert total == pytest.approx(0.5737222, abs=1e-7)
     to_documents = [math.log(math.exp(0.8) + 1) - 0.8, math.log(math.exp(0.96) + math.exp(0.8)) - 0.8]
     to_queries = [math.log(math.exp(0.8) + math.exp(0.96)) - 0.8, math.log(1 + math.exp(0.8)) - 0.8]
     assert metrics == pytest.approx(

@@ -25,15 +25,15 @@ BY_HAND = {*INPUTS, "dpo", "info_nce"}
 
 def cases() -> list[Any]:
     """(name, settings): the defaults, the variants of the family, and every other reduction."""
-    found = []
+    params = []
     for name in reference.REFERENCES:
         card = describe_loss(name)
         variants = [{}, *reference.VARIANTS.get(name, [])]
         variants += [{"reduction": other} for other in REDUCTIONS[card.per] if other != card.reduction]
         for variant in variants:
             shown = ",".join(f"{key}={value}" for key, value in variant.items())
-            found.append(pytest.param(name, variant, id=f"{name}({shown})"))
-    return found
+            params.append(pytest.param(name, variant, id=f"{name}({shown})"))
+    return params
 
 
 @pytest.mark.parametrize(("name", "config"), cases())
@@ -57,9 +57,9 @@ def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data
     value, _ = loss(drawn, leaves)
     assert float(value.detach()) == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
     flat = [leaf for tensors in leaves.values() for leaf in tensors]
-    found = torch.autograd.grad(value, flat, allow_unused=True)
-    wanted = [slope for gradients in slopes.values() for slope in gradients]
-    for leaf, gradient, slope in zip(flat, found, wanted, strict=True):
+    gradients = torch.autograd.grad(value, flat, allow_unused=True)
+    wanted = [slope for rows in slopes.values() for slope in rows]
+    for leaf, gradient, slope in zip(flat, gradients, wanted, strict=True):
         own = np.zeros(leaf.shape) if gradient is None else gradient.numpy()
         np.testing.assert_allclose(own, slope, rtol=TOLERANCE, atol=TOLERANCE)
 

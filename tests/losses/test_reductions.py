@@ -51,7 +51,7 @@ def test_totals_and_denominators_of_parts_add_up_to_the_whole(
     parts = [loss.terms(data[:cut], outputs[:cut]), loss.terms(data[cut:], outputs[cut:])]
     assert float(parts[0][0] + parts[1][0]) == pytest.approx(float(whole), abs=1e-9)
     assert sum(loss.count(part) for part in (data[:cut], data[cut:])) == loss.check(data) == loss.count(data)
-    merged = stats.merge(found for _, found in parts)
+    merged = stats.merge(part for _, part in parts)
     assert stats.values(merged) == pytest.approx(stats.values(metrics), abs=1e-9)
 
 

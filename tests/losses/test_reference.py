@@ -79,8 +79,8 @@ def assert_agree(
     expected: tuple[float, list[np.ndarray]],
     **config: Any,
 ) -> None:
-    found, gradients, _ = evaluated(get_loss(name, **config), as_datums(drawn), [one.logprobs for one in drawn])
-    assert found == pytest.approx(expected[0], rel=TOLERANCE, abs=TOLERANCE)
+    total, gradients, _ = evaluated(get_loss(name, **config), as_datums(drawn), [one.logprobs for one in drawn])
+    assert total == pytest.approx(expected[0], rel=TOLERANCE, abs=TOLERANCE)
     assert_rows_equal(gradients, [torch.from_numpy(row) for row in expected[1]], TOLERANCE)
 
 
@@ -186,7 +186,7 @@ def test_info_nce_equals_its_numpy_version(reduction: str, data: st.DataObject, 
     drawn = np.array(data.draw(st.lists(st.lists(component, min_size=3, max_size=3), min_size=count, max_size=count)))
     loss = get_loss("info_nce", temperature=temperature, num_extra_negatives=extra, reduction=reduction)
     data_only = [Datum(ModelInput.from_ints([1]))] * count
-    found, gradients, _ = evaluated(loss, data_only, drawn)
+    total, gradients, _ = evaluated(loss, data_only, drawn)
     value, gradient = reference.info_nce(drawn, reduction, temperature, extra)
-    assert found == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE)
+    assert total == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE)
     assert_rows_equal(gradients, [torch.from_numpy(row) for row in gradient], TOLERANCE)

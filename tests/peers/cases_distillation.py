@@ -49,12 +49,12 @@ def _ours(name: str, candidates: Tensor, teacher: Tensor, **settings: Any) -> Ca
 
 def _compared(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     student, _ = _logits()
-    found = []
+    results = []
     for function in (ours, theirs):
         logits = student.clone().requires_grad_()
         value = function(logits)
-        found.append((value.detach().double(), torch.autograd.grad(value, logits)[0]))
-    (value, slope), (their_value, their_slope) = found
+        results.append((value.detach().double(), torch.autograd.grad(value, logits)[0]))
+    (value, slope), (their_value, their_slope) = results
     return float((value - their_value).abs()), float((slope - their_slope).abs().max())
 
 

@@ -42,8 +42,8 @@ def theirs(name: str, *, dims: Sequence[int] = (), weights: Sequence[float] = ()
         from sentence_transformers.sentence_transformer import losses
 
         model = Identity()
-        found = {key: _looked_up(losses, value) for key, value in settings.items()}
-        loss = getattr(losses, name)(model, **found)
+        arguments = {key: _looked_up(losses, value) for key, value in settings.items()}
+        loss = getattr(losses, name)(model, **arguments)
         if dims:
             loss = losses.MatryoshkaLoss(model, loss, list(dims), list(weights))
         return loss([{"embedding": block} for block in blocks], labels)

@@ -64,8 +64,8 @@ def drawn(lengths: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.floa
 def lengths_of_pairs(seed: int = 0, same: bool = False) -> list[int]:
     """Different on either side; `same` where a peer pools the tokens of all chosen responses."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randint(1, 7, (2 * PAIRS,), generator=generator).tolist()
-    return [4 if same and i % 2 == 0 else n for i, n in enumerate(found)]
+    lengths = torch.randint(1, 7, (2 * PAIRS,), generator=generator).tolist()
+    return [4 if same and i % 2 == 0 else n for i, n in enumerate(lengths)]
 
 
 def ours(loss: str, settings: dict[str, Any], rows: Rows, references: Rows | None = None, **keys: Any) -> list[Tensor]:
@@ -82,8 +82,8 @@ def ours(loss: str, settings: dict[str, Any], rows: Rows, references: Rows | Non
 
 def compared(mine: list[Tensor], value: Tensor, rows: Rows) -> tuple[float, float]:
     """The largest differences of value and gradient from a peer's value of the same rows."""
-    found = torch.autograd.grad(value, rows, allow_unused=True)
-    gradient = torch.cat([torch.zeros_like(r) if g is None else g for r, g in zip(rows, found, strict=True)])
+    gradients = torch.autograd.grad(value, rows, allow_unused=True)
+    gradient = torch.cat([torch.zeros_like(r) if g is None else g for r, g in zip(rows, gradients, strict=True)])
     return float((mine[0] - value.detach()).abs()), float((mine[1] - gradient).abs().max())
 
 

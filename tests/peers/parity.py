@@ -49,7 +49,7 @@ class Parity:
 
 def cases() -> list[Parity]:
     """The comparisons of every cases_*.py beside this."""
-    found: list[Parity] = []
+    cases: list[Parity] = []
     for path in sorted(HERE.glob("cases_*.py")):
-        found += importlib.import_module(f".{path.stem}", __package__).CASES
-    return found
+        cases += importlib.import_module(f".{path.stem}", __package__).CASES
+    return cases

@@ -28,13 +28,13 @@ def is_of_one_datum(loss: Loss) -> bool:
 
 def by_portability() -> dict[str, list[str]]:
     """Ids by how they get to the service."""
-    found: dict[str, list[str]] = {
+    ways: dict[str, list[str]] = {
         'as a custom function, and as a graph with `reduction="sum"`': [],
         "as a custom function": [],
         "not, for they read another output of the model than logprobs": [],
     }
-    graph, function, neither = found.values()
+    graph, function, neither = ways.values()
     for loss in losses():
         is_traceable = is_of_one_datum(loss) and loss.name not in NOT_TRACEABLE
         (graph if is_traceable else function if reads_logprobs_only(loss) else neither).append(loss.name)
-    return found
+    return ways

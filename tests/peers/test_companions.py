@@ -66,9 +66,9 @@ def test_the_centred_kl_penalty_is_the_tinker_cookbooks(discount: float, monkeyp
     ours = kl_penalized_advantages(
         ADVANTAGES, LOGPROBS, REFERENCE, coefficient=0.5, weights=MASKS, is_centred=True, discount=discount
     )
-    for found, datum in zip(ours, data, strict=True):
+    for tensor, datum in zip(ours, data, strict=True):
         theirs = datum.loss_fn_inputs["advantages"].to_torch().double()
-        torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_discounted_sum_is_the_tinker_cookbooks() -> None:

@@ -33,8 +33,8 @@ def test_the_page_has_every_comparison_with_its_release_and_no_other() -> None:
 def test_the_page_claims_no_more_than_the_tests_hold() -> None:
     tolerances = {case.row: case.tolerance for case in cases()}
     for cells in published():
-        found = [float(cell.removeprefix("< ")) for cell in cells[5:8]]
-        assert max(found) == found[2] == pytest.approx(tolerances[tuple(cells[:5])]), cells
+        differences = [float(cell.removeprefix("< ")) for cell in cells[5:8]]
+        assert max(differences) == differences[2] == pytest.approx(tolerances[tuple(cells[:5])]), cells
 
 
 def test_the_page_says_which_losses_can_go_to_the_tinker_service() -> None:

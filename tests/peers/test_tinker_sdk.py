@@ -164,8 +164,8 @@ def test_the_cross_entropy_that_the_service_runs_has_the_custom_losss_gradient()
     leaves = [row.clone().requires_grad_() for row in LOGPROBS]
     surrogate = sum((-row * weight).sum() for row, weight in zip(leaves, weights, strict=True))
     assert isinstance(surrogate, Tensor)
-    for found, expected in zip(torch.autograd.grad(surrogate, leaves), gradient, strict=True):
-        torch.testing.assert_close(found, expected)
+    for slope, expected in zip(torch.autograd.grad(surrogate, leaves), gradient, strict=True):
+        torch.testing.assert_close(slope, expected)
 
 
 def test_the_sdks_own_key_for_the_samplers_logprobs_is_understood() -> None:

@@ -45,9 +45,9 @@ def traced(name: str, optional: tuple[str, ...], ranks: tuple[tuple[str, int], .
     return loss.trace(optional, dict(ranks))
 
 
-def handle_of(found: TracedLoss) -> Any:
+def handle_of(traced: TracedLoss) -> Any:
     """What create_custom_loss makes of it, refused where it would be."""
-    handle = custom_loss.trace_loss(found.function, found.ranks, "session")
+    handle = custom_loss.trace_loss(traced.function, traced.ranks, "session")
     custom_loss.encode_graph(handle)
     return handle
 
@@ -55,8 +55,8 @@ def handle_of(found: TracedLoss) -> Any:
 def tensors_of(loss: Loss, datum: Datum) -> dict[str, Tensor]:
     """What the loss reads of a datum, and its weights, in float64."""
     carried = datum.loss_fn_inputs
-    found = {one.name: carried[key] for one in loss.spec.inputs for key in one.keys if key in carried}
-    tensors = {name: value.to_torch().clone() for name, value in found.items()}
+    inputs = {one.name: carried[key] for one in loss.spec.inputs for key in one.keys if key in carried}
+    tensors = {name: value.to_torch().clone() for name, value in inputs.items()}
     targets = carried["target_tokens"]
     shape = targets.shape[:1] if loss.spec.candidates else targets.shape
     weights = carried["weights"].to_torch().clone() if "weights" in carried else torch.ones(shape)
@@ -74,18 +74,18 @@ def trace_of(loss: Loss, tensors: dict[str, Tensor], logprobs: Tensor) -> Traced
 def evaluated(loss: Loss, datum: Datum, logprobs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One datum's value, gradient and metrics by the traced function."""
     tensors = tensors_of(loss, datum)
-    found = trace_of(loss, tensors, logprobs)
+    traced = trace_of(loss, tensors, logprobs)
     leaf = logprobs.clone().requires_grad_()
-    value, metrics = found(leaf, *(tensors[name] for name in found.inputs))
+    value, metrics = traced(leaf, *(tensors[name] for name in traced.inputs))
     return value.detach(), torch.autograd.grad(value, leaf)[0], metrics
 
 
 @pytest.mark.parametrize("loss", TRACEABLE, ids=lambda loss: loss.name)
 def test_a_loss_of_one_datums_logprobs_is_taken_by_the_sdk(loss: Loss) -> None:
-    found = loss.trace()
-    handle = handle_of(found)
+    traced = loss.trace()
+    handle = handle_of(traced)
     assert handle.name == loss.name.replace("-", "_").replace("/", "_")
-    assert handle.input_names == found.inputs
+    assert handle.input_names == traced.inputs
     every = [one.name for one in loss.spec.inputs if not one.required]
     handle_of(loss.trace(every))
 
@@ -121,14 +121,14 @@ def assert_metrics_are_the_losss(loss: Loss, datum: Datum, row: Tensor, metrics:
 
 @pytest.mark.parametrize("loss", TRACEABLE, ids=lambda loss: loss.name)
 def test_masked_positions_may_hold_nan(loss: Loss) -> None:
-    found = loss.trace()
+    traced = loss.trace()
     generator = torch.Generator().manual_seed(0)
 
     def tensor(name: str, rank: int) -> Tensor:
         values = torch.rand((4, 2)[:rank], generator=generator, dtype=torch.float64)
         return (values * 0.4 + 0.1).log() if name.endswith("logprobs") else values
 
-    tensors = {name: tensor(name, rank) for name, rank in found.ranks.items()}
+    tensors = {name: tensor(name, rank) for name, rank in traced.ranks.items()}
     tensors["weights"] = torch.tensor([0, 1, 0.5, 0], dtype=torch.float64)
     if loss.spec.wants_weights:
         pytest.skip("it sees every position")
@@ -139,7 +139,7 @@ def test_masked_positions_may_hold_nan(loss: Loss) -> None:
             if name != "weights" and value.ndim:
                 value[[0, 3]] = masked
         rows["logprobs"].requires_grad_()
-        value, metrics = found(*rows.values())
+        value, metrics = traced(*rows.values())
         (slope,) = torch.autograd.grad(value, rows["logprobs"])
         results.append([value.detach(), slope, *metrics.values()])
         assert not slope[[0, 3]].any()
@@ -159,7 +159,7 @@ def test_another_loss_is_refused_with_the_reason(loss: Loss) -> None:
 def test_the_report_says_of_every_loss_whether_it_can_be_traced_and_why_not() -> None:
     report = trace_report({name: with_needed(name, reduction="sum").settings for name in NEEDED})
     assert list(report) == list_losses()
-    without = {name for name, found in report.items() if isinstance(found, str)}
+    without = {name for name, result in report.items() if isinstance(result, str)}
     assert without == {loss.name for loss in ELSE} | set(NOT_TRACEABLE)
     for name, reason in NOT_TRACEABLE.items():
         assert reason in str(report[name])
@@ -207,22 +207,22 @@ def test_the_sdk_runs_the_handle_as_it_runs_the_loss() -> None:
 
 
 def test_a_trace_shows_what_it_is() -> None:
-    found = get_loss("reinforce").trace()
-    assert found.ranks == {"logprobs": 1, "advantages": 1, "weights": 1}
-    assert found.inputs == ("advantages", "weights")
-    assert str(found).startswith("def reinforce(logprobs, advantages, weights):\n    ne = weights != 0\n")
-    assert inspect.getsource(found.function) == str(found)
+    traced = get_loss("reinforce").trace()
+    assert traced.ranks == {"logprobs": 1, "advantages": 1, "weights": 1}
+    assert traced.inputs == ("advantages", "weights")
+    assert str(traced).startswith("def reinforce(logprobs, advantages, weights):\n    ne = weights != 0\n")
+    assert inspect.getsource(traced.function) == str(traced)
     # -A p over the two positions of any weight: -(2)(-0.5) 1 - (1)(-1) 0.5 = 1.5
-    value, metrics = found(
+    value, metrics = traced(
         torch.tensor([-0.5, -1.0, -9.0]), torch.tensor([2.0, 1.0, 7.0]), torch.tensor([1.0, 0.5, 0.0])
     )
     assert (float(value), float(metrics["custom/nll:mean"])) == (1.5, 0.75)
 
 
 def test_metrics_that_the_service_cannot_merge_are_left_out_and_named() -> None:
-    found = get_loss("ppo").trace()
-    assert "sums and means only, not the max" in found.dropped["ratio_max"]
-    assert "ratio_max" not in str(found)
+    traced = get_loss("ppo").trace()
+    assert "sums and means only, not the max" in traced.dropped["ratio_max"]
+    assert "ratio_max" not in str(traced)
 
     def halves(logprobs: Tensor) -> Any:
         return -logprobs, {"low": stats.mean(logprobs[logprobs < -1]), "first": stats.sum(logprobs[:2])}
@@ -330,9 +330,9 @@ def test_constants_and_seqs_have_forms_for_one_datum() -> None:
         }
 
     loss = loss_of(everything, per="datum", reduction="sum")
-    found = loss.trace()
-    handle_of(found)
-    assert found.ranks == {"logprobs": 1, "label": 0, "weights": 1}
+    traced = loss.trace()
+    handle_of(traced)
+    assert traced.ranks == {"logprobs": 1, "label": 0, "weights": 1}
     data = [
         Datum([0, 1, 2, 3], {"target_tokens": [1, 2, 3, 4], "weights": [0.0, 1.0, 2.0, 0.0], "label": 1.0}),
         Datum([0, 1], {"target_tokens": [1, 2], "weights": [1.0, 1.0], "label": 0.0}),
@@ -342,6 +342,6 @@ def test_constants_and_seqs_have_forms_for_one_datum() -> None:
     # w x spread: (-1)(1) + 2 (-0.5)(1) = -2, last -0.5, over 2; then -0.25 - 2 (2) ... see seqs in packing.py for the rest
     total = 0.0
     for datum, row in zip(data, rows, strict=True):
-        tensors = [datum.loss_fn_inputs[name].to_torch().double() for name in found.inputs]
-        total += float(found(row, *tensors)[0])
+        tensors = [datum.loss_fn_inputs[name].to_torch().double() for name in traced.inputs]
+        total += float(traced(row, *tensors)[0])
     assert total == pytest.approx(float(value), abs=1e-12)

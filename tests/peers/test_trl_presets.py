@@ -20,10 +20,10 @@ DPO, KTO = ("trl", "DPOConfig"), ("trl", "KTOConfig")
 
 def defaults(module: str, name: str) -> dict[str, Any]:
     """A configuration's defaults, without making one (which looks for devices and hubs)."""
-    found = dataclasses.fields(getattr(importlib.import_module(module), name))
+    fields = dataclasses.fields(getattr(importlib.import_module(module), name))
     return {
         field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        for field in found
+        for field in fields
     }
 
 

@@ -138,8 +138,8 @@ def test_datums_of_different_k_and_of_one_target_share_a_call() -> None:
         ("token-mean", 14 / 5),
         ("seq-mean-token-mean", (2 + 7 / 3 + 5) / 3),
     ):
-        found, gradients, metrics = evaluated(get_loss("cross_entropy", reduction=reduction), data, rows)
-        assert found == pytest.approx(value), reduction
+        total, gradients, metrics = evaluated(get_loss("cross_entropy", reduction=reduction), data, rows)
+        assert total == pytest.approx(value), reduction
         assert [tuple(g.shape) for g in gradients] == [(1, 3), (2, 2), (2,)]
     assert metrics["nll"] == pytest.approx((1 + 2 + 4 + 1 + 3 + 5) / 6)  # over the targets that have a weight
 
@@ -189,9 +189,9 @@ def test_sparse_targets_and_weights_equal_their_dense_form() -> None:
         weights=TensorData([0.5, 0.25, 2.0], "float32", **layout),
     )
     rows = [[[-1.0, -2.0, -4.0], [-1.0, -3.0, -5.0]]]
-    found, gradients, _ = evaluated(get_loss("cross_entropy"), [sparse], rows)
+    total, gradients, _ = evaluated(get_loss("cross_entropy"), [sparse], rows)
     expected, slopes, _ = evaluated(get_loss("cross_entropy"), [datum(tokens, weights=weights)], rows)
-    assert found == expected == 7.5
+    assert total == expected == 7.5
     assert_rows_equal(gradients, slopes, 0)
 
 

@@ -38,8 +38,8 @@ def test_seqs_reduce_each_of_k_columns_on_its_own() -> None:
 
 
 def test_a_masked_mean_does_not_see_what_the_mask_leaves_out() -> None:
-    found = Seqs([3]).mean(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))
-    assert found.tolist() == [2.0]
+    means = Seqs([3]).mean(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))
+    assert means.tolist() == [2.0]
 
 
 def test_with_weights_a_sum_weighs_tokens_and_a_mean_divides_by_their_weights() -> None:

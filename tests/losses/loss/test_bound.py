@@ -42,27 +42,27 @@ def batch_style(data: Sequence[Datum], logprobs_list: Sequence[torch.Tensor]) ->
 
 
 def orders(loss: LossUnderTest, data: Sequence[Datum], draw: Any) -> list[int]:
-    """Some of the units of the data, in any order."""
-    units = loss.groups(data)
-    chosen = draw(st.lists(st.sampled_from(range(len(units))), unique=True, min_size=1))
-    return [i for k in chosen for i in units[k]]
+    """Some groups of the data, in any order."""
+    groups = loss.groups(data)
+    chosen = draw(st.lists(st.sampled_from(range(len(groups))), unique=True, min_size=1))
+    return [i for k in chosen for i in groups[k]]
 
 
 def packed_outputs(prepared: BoundLoss, outputs: Any, order: Sequence[int]) -> Outputs:
     """What the trainer would hand over for the datums in `order`: active positions only."""
     active = prepared.active[torch.from_numpy(prepared.positions(order))]
-    found = Outputs(active=active)
+    packed = Outputs(active=active)
     for name, tensors in outputs.items():
         own = [tensors[i] for i in order]
         if name == "embeddings":
-            found.embeddings = torch.stack(own)
+            packed.embeddings = torch.stack(own)
             continue
         width = max((t.shape[1] for t in own if t.ndim == 2), default=None)
         if width is not None:
             own = [t.unsqueeze(1) if t.ndim == 1 else t for t in own]
             own = [torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in own]
-        setattr(found, name, torch.cat(own)[active])
-    return found
+        setattr(packed, name, torch.cat(own)[active])
+    return packed
 
 
 @pytest.mark.parametrize("loss", KINDS.values(), ids=KINDS)
@@ -75,10 +75,10 @@ def test_what_is_prepared_once_is_what_the_loss_says_of_the_datums(loss: Any, dr
     prepared = loss.prepare(data)
     assert prepared.count == loss.count(data) == loss.check(data)
     assert torch.equal(prepared.active, loss.active(data))
-    total, found = prepared.terms(outputs)
+    total, bound_metrics = prepared.terms(outputs)
     again, metrics = loss.terms(data, outputs)
     assert torch.equal(total, again)
-    assert stats.values(found) == pytest.approx(stats.values(metrics), rel=0, abs=0, nan_ok=True)
+    assert stats.values(bound_metrics) == pytest.approx(stats.values(metrics), rel=0, abs=0, nan_ok=True)
 
     order = orders(loss_under_test, data, draw.draw)
     chosen = [data[i] for i in order]
@@ -86,9 +86,9 @@ def test_what_is_prepared_once_is_what_the_loss_says_of_the_datums(loss: Any, dr
     expected, metrics = loss.terms(chosen, own)
     given_outputs = [own] if not loss_under_test.reads_tokens else [own, packed_outputs(prepared, outputs, order)]
     for handed in given_outputs:
-        total, found = prepared.terms(handed, order)
+        total, part_metrics = prepared.terms(handed, order)
         torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
-        assert stats.values(found) == pytest.approx(stats.values(metrics), rel=1e-12, nan_ok=True)
+        assert stats.values(part_metrics) == pytest.approx(stats.values(metrics), rel=1e-12, nan_ok=True)
 
 
 def test_targets_of_several_widths_are_as_wide_as_the_datums_asked_for() -> None:
@@ -97,8 +97,8 @@ def test_targets_of_several_widths_are_as_wide_as_the_datums_asked_for() -> None
     outputs = [torch.tensor(row) for row in ([[-1.0, -2.0, -4.0]], [-3.0, -9.0], [[-1.0, -0.5]])]
     prepared = loss.prepare(data)
     for order, total in (([1], 3.0), ([2, 1], 4.5), ([2, 0], 4.5), ([0, 1, 2], 7.5)):
-        found, metrics = prepared.terms([outputs[i] for i in order], order)
-        assert float(found) == total
+        part_total, metrics = prepared.terms([outputs[i] for i in order], order)
+        assert float(part_total) == total
         assert (
             metrics["nll"].value()
             == loss.terms([data[i] for i in order], [outputs[i] for i in order])[1]["nll"].value()
@@ -111,8 +111,8 @@ def test_a_function_of_datums_and_lists_is_handed_the_datums_asked_for() -> None
     prepared = loss.prepare(data)
     assert prepared.active.tolist() == [True] * 6
     assert prepared.lengths.tolist() == [2, 1, 3]
-    total, found = prepared.terms([torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0, -5.0])], [2, 0])
-    assert (float(total), found["datums"].value()) == (15.0, 2.0)
+    total, metrics = prepared.terms([torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0, -5.0])], [2, 0])
+    assert (float(total), metrics["datums"].value()) == (15.0, 2.0)
     assert prepared.logprob_gradient() is None
 
 

@@ -290,9 +290,9 @@ def test_datums_of_other_makers_are_taken_by_their_structure() -> None:
     theirs = SimpleNamespace(model_input=SimpleNamespace(chunks=chunks), loss_fn_inputs=inputs)
     mapping: Any = {"model_input": [0, 1, 2], "loss_fn_inputs": dict(ours.loss_fn_inputs)}
     expected = evaluated(get_loss("grpo"), [ours] * 2, [ROW] * 2)
-    found = evaluated(get_loss("grpo"), [theirs, mapping], [ROW] * 2)  # type: ignore[list-item]
-    assert found[0] == expected[0]
-    assert found[2] == expected[2]
+    result = evaluated(get_loss("grpo"), [theirs, mapping], [ROW] * 2)  # type: ignore[list-item]
+    assert result[0] == expected[0]
+    assert result[2] == expected[2]
     with pytest.raises(DtypeError, match=r"^expected a Datum \(model_input, loss_fn_inputs\), got int"):
         get_loss("cross_entropy").check([3])  # type: ignore[list-item]
 

@@ -57,9 +57,9 @@ def test_totals_and_metrics_of_parts_of_the_data_add_up() -> None:
     mixture = 0.5 * get_loss("grpo") + 2 * get_loss("cross_entropy", reduction="seq-mean-token-mean")
     data, outputs = rollouts(), [torch.tensor(row, dtype=torch.float64) for row in ROWS]
     whole, metrics = mixture.terms(data, outputs)
-    totals, found = zip(*(mixture.terms(data[i : i + 1], outputs[i : i + 1]) for i in range(2)), strict=True)
+    totals, parts = zip(*(mixture.terms(data[i : i + 1], outputs[i : i + 1]) for i in range(2)), strict=True)
     torch.testing.assert_close(sum(totals), whole)
-    assert stats.values(stats.merge(found)) == pytest.approx(stats.values(metrics))
+    assert stats.values(stats.merge(parts)) == pytest.approx(stats.values(metrics))
 
 
 def test_a_mixture_couples_what_its_coarsest_part_couples() -> None:

@@ -60,8 +60,8 @@ def test_a_token_that_one_side_rules_out_leaves_the_gradient_of_jsd_finite() -> 
 )
 def test_what_becomes_of_the_other_tokens(tail: Any, expected: list[float]) -> None:
     present = torch.tensor([True, True, False])
-    found = with_tail(logs(0.5, 0.25, 0.125), present, tail)
-    assert found.exp().tolist() == pytest.approx(expected, abs=1e-12)
+    completed = with_tail(logs(0.5, 0.25, 0.125), present, tail)
+    assert completed.exp().tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ def with_slope(difference: float, estimator: Estimator, dtype: torch.dtype = tor
 )
 def test_a_ratio_is_capped_before_it_is_exponentiated(log_ratio: float, cap: float, ratio: float, slope: float) -> None:
     logprob = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
-    found = safe_ratio(logprob, torch.zeros((), dtype=torch.float64), cap)
-    (gradient,) = torch.autograd.grad(found, logprob)
-    assert (float(found.detach()), float(gradient)) == pytest.approx((ratio, slope))
+    value = safe_ratio(logprob, torch.zeros((), dtype=torch.float64), cap)
+    (gradient,) = torch.autograd.grad(value, logprob)
+    assert (float(value.detach()), float(gradient)) == pytest.approx((ratio, slope))
 
 
 def test_the_capped_log_ratio_is_the_difference_within_its_cap() -> None:
-    found = capped_log_ratio(torch.tensor([-1.0, -30.0, 0.0]), torch.tensor([-3.0, 0.0, -30.0]))
-    assert found.tolist() == [2.0, -20.0, 20.0]
+    log_ratios = capped_log_ratio(torch.tensor([-1.0, -30.0, 0.0]), torch.tensor([-3.0, 0.0, -30.0]))
+    assert log_ratios.tolist() == [2.0, -20.0, 20.0]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_the_corrected_estimate_weighs_another_samplers_token_by_its_ratio(
     # Slope of r k3: r (k3 + 1 - exp(-d)) = r d. Past the cap r has none and only k3's is left.
     slope = math.exp(20) * (1 - math.exp(-0.5)) if slope is None else slope
     logprob = torch.tensor([-4.0], dtype=torch.float64, requires_grad=True)
-    found = kl_estimate(logprob, logprob.detach() - difference, "k3-corrected", logprob.detach() - drift)
-    (gradient,) = torch.autograd.grad(found.sum(), logprob)
-    assert (float(found.detach()), float(gradient)) == pytest.approx((value, slope))
+    estimate = kl_estimate(logprob, logprob.detach() - difference, "k3-corrected", logprob.detach() - drift)
+    (gradient,) = torch.autograd.grad(estimate.sum(), logprob)
+    assert (float(estimate.detach()), float(gradient)) == pytest.approx((value, slope))
 
 
 @given(difference=st.floats(-1e4, 1e4))
@@ -153,9 +153,9 @@ def test_the_expected_gradient_of_an_estimate(
         "KL(policy || reference)": exact_kl(policy, reference),
         "KL(reference || policy)": exact_kl(reference, policy),
     }[is_gradient_of]
-    (found,) = torch.autograd.grad(sampled, parameters, retain_graph=True)
+    (gradient,) = torch.autograd.grad(sampled, parameters, retain_graph=True)
     (expected,) = torch.autograd.grad(target, parameters)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-9)
 
 
 @given(own=logits, sampler=logits, other=logits)
@@ -166,20 +166,20 @@ def test_expected_over_another_sampler_the_corrected_estimate_is_the_kl_and_its_
     parameters = torch.tensor(own, dtype=torch.float64, requires_grad=True)
     policy = parameters.log_softmax(0)
     sampling, reference = (torch.tensor(x, dtype=torch.float64).log_softmax(0) for x in (sampler, other))
-    found = (sampling.exp() * kl_estimate(policy, reference, "k3-corrected", sampling)).sum()
+    estimate = (sampling.exp() * kl_estimate(policy, reference, "k3-corrected", sampling)).sum()
     expected = exact_kl(policy, reference)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    slopes = (torch.autograd.grad(x, parameters, retain_graph=True)[0] for x in (found, expected))
+    torch.testing.assert_close(estimate, expected, rtol=1e-9, atol=1e-9)
+    slopes = (torch.autograd.grad(x, parameters, retain_graph=True)[0] for x in (estimate, expected))
     torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-9)
 
 
 def test_ratio_stats_say_how_far_the_policy_has_moved() -> None:
     logprobs = torch.tensor([-1.0, -2.0, -0.5, -30.0], dtype=torch.float64, requires_grad=True)
     sampling = torch.tensor([-1.0, -1.0, -1.5, -1.0], dtype=torch.float64)
-    found = {name: stat.value() for name, stat in ratio_stats(logprobs, sampling).items()}
+    metrics = {name: stat.value() for name, stat in ratio_stats(logprobs, sampling).items()}
     ratios = [1.0, math.exp(-1), math.e, math.exp(-20)]
     k3 = [0.0, math.exp(-1) - 1 + 1, math.e - 1 - 1, math.exp(-20) - 1 + 20]
-    assert found == pytest.approx(
+    assert metrics == pytest.approx(
         {
             "ratio_mean": sum(ratios) / 4,
             "ratio_max": math.e,

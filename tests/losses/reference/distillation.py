@@ -47,12 +47,12 @@ def _prepared(p: Array, tail: str) -> Array:
 def _over_candidates(rows: Sequence[Row], divergence: Divergence, tail: str, temperature: float = 1.0) -> list[Array]:
     values = []
     for row in rows:
-        found = []
+        divergences = []
         for student, teacher in zip(row["logprobs"], row["teacher_logprobs"], strict=True):
             here = np.isfinite(teacher.real)
             s, t = (np.exp(x[here] / temperature) for x in (student, teacher))
-            found.append(divergence(_prepared(s, tail), _prepared(t, tail)))
-        values.append(np.array(found))
+            divergences.append(divergence(_prepared(s, tail), _prepared(t, tail)))
+        values.append(np.array(divergences))
     return values
 
 
@@ -81,11 +81,11 @@ def sdft(rows: Sequence[Row]) -> list[Array]:
     """-Σ t log s, the teacher renormalised."""
     values = []
     for row in rows:
-        found = []
+        entropies = []
         for student, teacher in zip(row["logprobs"], row["teacher_logprobs"], strict=True):
             t = np.exp(np.real(teacher))
-            found.append(-sum(t[k] / t.sum() * student[k] for k in range(len(t)) if t[k] > 0))
-        values.append(np.array(found))
+            entropies.append(-sum(t[k] / t.sum() * student[k] for k in range(len(t)) if t[k] > 0))
+        values.append(np.array(entropies))
     return values
 
 

@@ -39,15 +39,15 @@ def clipped(low: float, high: float) -> Callable[..., list[Array]]:
     def loss(
         rows: Sequence[Row], clip_low: float = low, clip_high: float = high, dual_clip: float | None = None
     ) -> list[Array]:
-        found = []
+        losses = []
         for row in rows:
             advantage = row["advantages"]
             value = surrogate(ratio(row), advantage, clip_low, clip_high)
             if dual_clip is not None:
                 # The smaller of the two for punished tokens, the surrogate where they are equal.
                 value = where(advantage < 0, minimum(value, -dual_clip * advantage), value)
-            found.append(value)
-        return found
+            losses.append(value)
+        return losses
 
     return loss
 
@@ -59,12 +59,12 @@ def cispo(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]
 
 def rollout_is(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]:
     """-sg(r 1[low < r < high]) A p."""
-    found = []
+    losses = []
     for row in rows:
         r = stop(ratio(row))
         weight = np.array([x if clip_low < x.real < clip_high else 0 for x in r])
-        found.append(-weight * row["advantages"] * row["logprobs"])
-    return found
+        losses.append(-weight * row["advantages"] * row["logprobs"])
+    return losses
 
 
 def dro(rows: Sequence[Row], beta: float) -> list[Array]:
@@ -77,7 +77,7 @@ def dro(rows: Sequence[Row], beta: float) -> list[Array]:
 
 def dppo(rows: Sequence[Row], divergence: str, delta_low: float, delta_high: float) -> list[Array]:
     """-M r A, where M = 0 once A pushes on a token whose probability has moved by more than delta."""
-    found = []
+    losses = []
     for row in rows:
         now, before = np.exp(np.real(row["logprobs"])), np.exp(row["sampling_logprobs"])
         moved = np.abs(now - before)
@@ -90,17 +90,17 @@ def dppo(rows: Sequence[Row], divergence: str, delta_low: float, delta_high: flo
                 keep[t] = 0
             if advantage < 0 and now[t] < before[t] and moved[t] > delta_low:
                 keep[t] = 0
-        found.append(-keep * ratio(row) * row["advantages"])
-    return found
+        losses.append(-keep * ratio(row) * row["advantages"])
+    return losses
 
 
 def sapo(rows: Sequence[Row], temperature_positive: float, temperature_negative: float) -> list[Array]:
     """-(4/τ) σ(τ (r - 1)) A."""
-    found = []
+    losses = []
     for row in rows:
         tau = np.where(row["advantages"] > 0, temperature_positive, temperature_negative)
-        found.append(-4 / tau * sigmoid(tau * (ratio(row) - 1)) * row["advantages"])
-    return found
+        losses.append(-4 / tau * sigmoid(tau * (ratio(row) - 1)) * row["advantages"])
+    return losses
 
 
 def sequence_ratio(log_ratio: Array) -> Array:
@@ -110,11 +110,11 @@ def sequence_ratio(log_ratio: Array) -> Array:
 
 def gspo(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]:
     """-min(s A, clip(s) A) with s = exp(mean (p - q)), one a response."""
-    found = []
+    losses = []
     for row in rows:
         s = sequence_ratio(weighted_mean(row, row["logprobs"] - row["sampling_logprobs"]))
-        found.append(surrogate(s, weighted_mean(row, row["advantages"]), clip_low, clip_high))
-    return found
+        losses.append(surrogate(s, weighted_mean(row, row["advantages"]), clip_low, clip_high))
+    return losses
 
 
 def luspo(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]:
@@ -124,43 +124,43 @@ def luspo(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]
 
 def gspo_token(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]:
     """-min(s_t A_t, clip(s_t) A_t) with s_t = sg(s) exp(p - sg(p))."""
-    found = []
+    losses = []
     for row in rows:
         log_ratio = row["logprobs"] - row["sampling_logprobs"]
         mask = row.get("sequence_ratio_mask")
         counted = log_ratio if mask is None else log_ratio[mask != 0]
         mean = stop(np.sum(counted)) / max(1, len(counted))
         s = sequence_ratio(mean + row["logprobs"] - stop(row["logprobs"]))
-        found.append(surrogate(s, row["advantages"], clip_low, clip_high))
-    return found
+        losses.append(surrogate(s, row["advantages"], clip_low, clip_high))
+    return losses
 
 
 def rloo(rows: Sequence[Row], clip_low: float, clip_high: float) -> list[Array]:
     """-min(r A, clip(r) A) with r = exp(Σ p - Σ q), one a response."""
-    found = []
+    losses = []
     for row in rows:
         r = sequence_ratio(np.sum(row.weights * (row["logprobs"] - row["sampling_logprobs"])))
-        found.append(surrogate(r, weighted_mean(row, row["advantages"]), clip_low, clip_high))
-    return found
+        losses.append(surrogate(r, weighted_mean(row, row["advantages"]), clip_low, clip_high))
+    return losses
 
 
 def gmpo(rows: Sequence[Row], log_clip_low: float, log_clip_high: float) -> list[Array]:
     """-A exp(mean z') with z' = s min(s z, s clip(z)) and s the sign of A, one a response."""
-    found = []
+    losses = []
     for row in rows:
         advantage = weighted_mean(row, row["advantages"])
         sign = np.sign(advantage)
         z = row["logprobs"] - row["sampling_logprobs"]
         held = sign * minimum(sign * z, sign * clip(z, -log_clip_low, log_clip_high))
-        found.append(-advantage * sequence_ratio(weighted_mean(row, held)))
-    return found
+        losses.append(-advantage * sequence_ratio(weighted_mean(row, held)))
+    return losses
 
 
 def vespo(
     rows: Sequence[Row], k_positive: float, lambda_positive: float, k_negative: float, lambda_negative: float
 ) -> list[Array]:
     """-sg(φ) A p with φ = exp(λ + k log W - λ W), W = exp(Σ (p - q)) within [1e-8, exp(20)]."""
-    found = []
+    losses = []
     for row in rows:
         differences = clip(np.real(row["logprobs"] - row["sampling_logprobs"]), -MAX_LOG_RATIO, MAX_LOG_RATIO)
         w = np.exp(clip(np.sum(differences), np.log(1e-8), MAX_LOG_RATIO))
@@ -170,8 +170,8 @@ def vespo(
             else np.exp(lambda_negative + k_negative * np.log(w) - lambda_negative * w)
             for advantage in row["advantages"]
         ]
-        found.append(-np.array(weight) * row["advantages"] * row["logprobs"])
-    return found
+        losses.append(-np.array(weight) * row["advantages"] * row["logprobs"])
+    return losses
 
 
 def covariances(rows: Sequence[Row]) -> list[Array]:
@@ -184,13 +184,13 @@ def covariances(rows: Sequence[Row]) -> list[Array]:
 
 def lot(seed: int, numbers: Sequence[float]) -> int:
     """A 32-bit hash of float32 bit patterns, by Python's own integers."""
-    found = seed % 2**32
+    state = seed % 2**32
     for number in numbers:
-        found ^= int(np.array(number + 0.0, dtype=np.float32).view(np.uint32))
+        state ^= int(np.array(number + 0.0, dtype=np.float32).view(np.uint32))
         for _ in range(2):
-            found = ((found >> 16) ^ found) * 0x45D9F3B % 2**32
-        found ^= found >> 16
-    return found
+            state = ((state >> 16) ^ state) * 0x45D9F3B % 2**32
+        state ^= state >> 16
+    return state
 
 
 def clip_cov(
@@ -225,13 +225,13 @@ def clip_cov(
 
 def kl_cov(rows: Sequence[Row], share: float, kl_coefficient: float) -> list[Array]:
     """-r A, plus a penalty |p - q| where the covariance is among the highest."""
-    found = covariances(rows)
-    flat = sorted(np.concatenate(found), reverse=True)
+    products = covariances(rows)
+    flat = sorted(np.concatenate(products), reverse=True)
     least = flat[max(1, int(share * len(flat))) - 1]
     return [
         -ratio(row) * row["advantages"]
         + (own >= least) * kl_coefficient * absolute(row["logprobs"] - row["sampling_logprobs"])
-        for row, own in zip(rows, found, strict=True)
+        for row, own in zip(rows, products, strict=True)
     ]
 
 

@@ -136,10 +136,10 @@ def sorted_up(values: Sequence[Any]) -> list[Any]:
 
 
 def transported(first: Sequence[Any], second: Sequence[Any], beta: float, label_smoothing: float) -> Array:
-    found = []
+    losses = []
     for a, b in zip(sorted_up(first), sorted_up(second), strict=True):
-        found.append((1 - label_smoothing) * softplus(beta * (b - a)) + label_smoothing * softplus(beta * (a - b)))
-    return np.array(found, dtype=complex)
+        losses.append((1 - label_smoothing) * softplus(beta * (b - a)) + label_smoothing * softplus(beta * (a - b)))
+    return np.array(losses, dtype=complex)
 
 
 def aot(rows: Sequence[Row], *, beta: float, label_smoothing: float) -> Array:
@@ -182,11 +182,11 @@ def orpo(chosen: Row, rejected: Row, *, odds_coefficient: float) -> Any:
 
 
 def labelled(rows: Sequence[Row], zero: Any, beta: float, desirable: float, undesirable: float) -> Array:
-    found = []
+    losses = []
     for row in rows:
         push = sigmoid(beta * (log_ratio(row) - zero))
-        found.append(desirable * (1 - push) if row["label"] else undesirable * push)
-    return np.array(found, dtype=complex)
+        losses.append(desirable * (1 - push) if row["label"] else undesirable * push)
+    return np.array(losses, dtype=complex)
 
 
 def kto(rows: Sequence[Row], *, beta: float, desirable_weight: float, undesirable_weight: float) -> Array:

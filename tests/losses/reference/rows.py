@@ -64,11 +64,11 @@ def evaluated(
         rows = [row for row in rows_of(data, by_name, candidates) if len(row)]
         return reduced(reference(rows, **settings), rows, per, reduction, norm_length)
 
-    found, flat = derivatives(value, [outputs[name][i] for name, i in names])
+    total, flat = derivatives(value, [outputs[name][i] for name, i in names])
     gradients: dict[str, list[Array]] = {name: [] for name in outputs}
     for (name, _), gradient in zip(names, flat, strict=True):
         gradients[name].append(gradient)
-    return found, gradients
+    return total, gradients
 
 
 def rows_of(data: Sequence[Datum], outputs: dict[str, list[Array]], candidates: str | None) -> list[Row]:
