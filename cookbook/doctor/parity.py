@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: PPO's clip bounds, 0.8 and 1.2, lie at least 0.18 nats from a ratio of 1. A mean difference of a hundredth of that has no
 #: effect on such a loss, and a single token that differs by a tenth of it is still far from being clipped.
 MEAN_LIMIT, LARGEST_LIMIT = 0.002, 0.02
-REASON = "a ratio is clipped at 0.18 nats (0.8 to 1.2): the mean may be a hundredth of that, a single token a tenth"
+REASON = "a ratio is clipped at 0.18 nats (0.8 to 1.2); the limits are a tenth of that for one token, a hundredth for the mean"
 #: The factor on these limits in bfloat16 and float16, where sampler and trainer multiply matrices of different shapes and so
 #: round differently. Measured with SmolLM2-135M: both are 0.04 nats on average from float32 products of the same weights,
 #: and 0.05 (largest 0.25) from each other. Up to twice that counts as rounding; a wrong temperature, position or set of

@@ -33,7 +33,7 @@ def hosted(data: Any, logprobs_list: Any) -> Any:
 
 
 def breaks_at_the_third_step(logprobs: Tensor) -> Tensor:
-    """A loss that turns NaN; it is called once a step, and twice more where the microscope looks into the first."""
+    """A loss that turns NaN; it is called once per step, and twice more when the first step is recorded token by token."""
     CALLS.append(1)
     return -logprobs * (float("nan") if len(CALLS) > 4 else 1.0)
 
