@@ -146,11 +146,11 @@ def dpo(
     sequences: Rows[Sequence], reduction: str, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> tuple[float, list[np.ndarray]]:
     """-(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ) over pairs 2i, 2i + 1; pairs of two empty sides do not count."""
-    alive = [2 * i for i in range(len(sequences) // 2) if any(sequences[2 * i].weights)]
-    divisor = 1 if reduction == "sum" else len(alive)
+    active = [2 * i for i in range(len(sequences) // 2) if any(sequences[2 * i].weights)]
+    divisor = 1 if reduction == "sum" else len(active)
     value = 0.0
     gradients = [np.zeros_like(sequence.logprobs) for sequence in sequences]
-    for first in alive:
+    for first in active:
         margin = 0.0
         for sequence, sign in ((sequences[first], 1), (sequences[first + 1], -1)):
             for t, weight in enumerate(sequence.weights):

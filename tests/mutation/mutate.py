@@ -1,12 +1,12 @@
-"""Mutation testing of `losses/`: change one operator, number or comparison at a time, and see whether a test notices.
+"""Mutation testing of `losses/`: change one operator, number or comparison at a time, and see whether a test fails.
 
-    python tests/mutation/mutate.py                       # all of losses/ that decides a number; hours of CPU
+    python tests/mutation/mutate.py                       # every module of losses/ that computes; hours of CPU
     python tests/mutation/mutate.py losses/policy/*.py    # some modules
-    python tests/mutation/mutate.py --sample 300          # a random sample, the same one every time
+    python tests/mutation/mutate.py --sample 300          # a random sample, always the same
 
-cosmic-ray finds the places and writes the mutants. They are run here rather than by its own runner, because importing torch
-and collecting the tests takes longer than most tests: here it is done once, and each mutant is judged in a fork. Nothing on
-disk is changed. The table of what survived goes to `--report`.
+cosmic-ray writes the mutants. Its own runner would import torch and collect the tests for every mutant, which takes longer
+than most tests; here that is done once, and each mutant runs in a fork. No file is changed. `--report` gets the table of
+surviving mutants.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from types import CodeType, FunctionType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Of the dozens of replacements of an operator, those that are a plausible slip; any other is killed at least as easily.
+#: Replacements of an operator that are plausible mistakes; others are at least as easy to notice.
 BINARY = {"Add": {"Sub"}, "Sub": {"Add"}, "Mul": {"Div"}, "Div": {"Mul"}, "Pow": {"Mul"}, "FloorDiv": {"Mul"}}
 BINARY |= {"Mod": {"Add"}, "BitAnd": {"BitOr"}, "BitOr": {"BitAnd"}, "BitXor": {"BitAnd"}}
 COMPARISON = {"Lt": {"LtE", "GtE"}, "LtE": {"Lt", "Gt"}, "Gt": {"GtE", "LtE"}, "GtE": {"Gt", "Lt"}, "Eq": {"NotEq"}}
 COMPARISON |= {"NotEq": {"Eq"}, "Is": {"IsNot"}, "IsNot": {"Is"}, "In": {"NotIn"}, "NotIn": {"In"}}
-#: Seconds that a mutant may take: an endless loop is noticed too.
+#: Limit in seconds for one mutant, which may loop for ever.
 TIMEOUT = 300
 KILLED, SURVIVED = "killed", "survived"
 IDENTITY = ("module", "operator", "before", "after")
 #: Modules whose functions run while lossbook is imported.
 IMPORT_TIME = {"spec.py", "settings.py", "registry.py", "family.py"}
-#: Tests that are parametrized over all losses, and the losses that speak for all in them when the core is changed.
+#: Tests that are parametrized over all losses, and the losses they run for when the core is changed.
 SHARED = ("test_conformance", "test_numpy_twins", "test_reference")
-SPOKESMEN = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
-#: Tests of what all losses go through.
+REPRESENTATIVES = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
+#: Tests of the modules that every loss uses.
 CORE = (
     "loss",
     "bound",
@@ -59,11 +59,11 @@ CORE = (
     "stats",
     "ratios",
 )
-#: Folders of loss functions; their tests lie in folders of the same names.
+#: Folders of loss functions; the folders of their tests have the same names.
 FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "value")
-#: The filter: in the nursery hypothesis is imported before pytest could rewrite its assertions.
+#: The filter is needed because the nursery imports hypothesis before pytest can rewrite its assertions.
 QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-#: Modules that no loss goes through, and the tests that are about them beside their own.
+#: Modules that no loss uses, and the tests that cover them besides their own.
 BESIDE = {
     "from_rewards": (),
     "from_values": (),
@@ -75,7 +75,7 @@ BESIDE = {
 }
 BESIDE |= {"logarithms": ("supervised", "preference"), "axes": ("cards",)}
 BESIDE |= {name: ("tinker_trace", "trace") for name in ("trace", "single_datum", "recorder")}
-#: Families that try a core module's refusals.
+#: Families whose tests cover the errors of a core module.
 ALSO = {"checks": ("distillation", "unpaired"), "settings": ("distillation",)}
 TESTS = ("tests/losses", "tests/peers/test_tinker_trace.py")
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *QUIET)
@@ -83,7 +83,7 @@ OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *QUI
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: what, where, and the module's whole source with it."""
+    """One change, and the module's whole source with it."""
 
     module: str
     line: int
@@ -94,23 +94,23 @@ class Mutant:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What was changed, wherever it stands by now."""
+        """The change without its line number, which may differ between runs."""
         return tuple(getattr(self, name) for name in IDENTITY)
 
 
 def is_plausible(operator: str) -> bool:
-    """Whether an operator of cosmic-ray is among those that are run."""
-    found = re.fullmatch(r"core/Replace(Binary|Comparison|Unary)Operator_([A-Za-z]+)_(\w+)", operator)
-    if found is None:
+    """Whether an operator of cosmic-ray is run."""
+    match = re.fullmatch(r"core/Replace(Binary|Comparison|Unary)Operator_([A-Za-z]+)_(\w+)", operator)
+    if match is None:
         return True
-    kind, old, new = found.groups()
+    kind, old, new = match.groups()
     if kind == "Unary":
         return old == "Delete"
     return new in (BINARY if kind == "Binary" else COMPARISON).get(old, set())
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Every mutant of a module, apart from those that change what is never evaluated, such as an annotation."""
+    """Every mutant of a module, except changes of code that is never evaluated, such as an annotation."""
     import cosmic_ray.plugins
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
     from cosmic_ray.mutating import mutate_code
@@ -132,7 +132,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 def is_no_code(node: Any) -> bool:
-    """Whether a syntax node is part of an annotation, or the star behind which arguments are by name only."""
+    """Whether a syntax node is part of an annotation, or the star before keyword-only arguments."""
     child, parent = node, node.parent
     if parent is not None and parent.type == "parameters":
         return True
@@ -149,7 +149,7 @@ def is_no_code(node: Any) -> bool:
 
 
 def first_difference(before: str, after: str, near: int) -> tuple[int, str, str]:
-    """(line number, old line, new line) of what was changed."""
+    """(line number, old line, new line) of the change."""
     pairs = zip(before.splitlines(), after.splitlines(), strict=False)
     for number, (old, new) in enumerate(pairs, start=1):
         if old != new:
@@ -158,10 +158,10 @@ def first_difference(before: str, after: str, near: int) -> tuple[int, str, str]
 
 
 class MutationLoop:
-    """A pytest plug-in that, in place of running the collected tests once, runs them once a mutant, each in a fork.
+    """A pytest plug-in that runs the collected tests once per mutant, each time in a fork.
 
-    Tests are collected once. A fork puts the mutant's code into the functions that are there already; where the change
-    is outside of functions, or in one that runs while lossbook is imported, a slower child imports everything anew.
+    Tests are collected once. A fork puts the mutant's code into the loaded functions. For a change outside of functions, or
+    in one that runs while lossbook is imported, a slower child imports everything again.
     """
 
     def __init__(self, mutants: Sequence[Mutant], report: Callable[[int, bool], None]) -> None:
@@ -170,13 +170,13 @@ class MutationLoop:
 
     def pytest_runtestloop(self, session: Any) -> bool:
         """Judge every mutant."""
-        # A suite that fails anyway would kill every mutant; one module's tests show that it does not.
+        # Tests that fail without a mutation would kill every mutant: check those of one module.
         sound = relevant(self.mutants[0].module, session.items) if self.mutants else []
         if not in_fork(lambda: runs_clean(sound), timeout=3600):
             raise RuntimeError("the tests fail without any mutation")
         _functions.extend(one for one in gc.get_objects() if type(one) is FunctionType)
         gc.collect()
-        gc.freeze()  # else a collection in each fork would copy every page
+        gc.freeze()  # without it, garbage collection in each fork copies every page
         for i, mutant in enumerate(self.mutants):
             self.report(i, self.is_noticed(mutant, session.items))
         return True
@@ -190,10 +190,10 @@ class MutationLoop:
 
 
 def relevant(module: str, items: Sequence[Any]) -> list[Any]:
-    """The tests that may notice a change of a module: its own, and of those over all losses the ones that are about it."""
+    """The tests that may notice a change of a module: its own, and those over all losses that concern it."""
     name, is_family = Path(module).stem, Path(module).parts[1] in FAMILIES
     files = {name, *BESIDE.get(name, ())}
-    ids: Sequence[str] = () if name in BESIDE else SPOKESMEN
+    ids: Sequence[str] = () if name in BESIDE else REPRESENTATIVES
     if is_family:
         files |= {Path(module).parts[1], "golden", "reference"}
         ids = re.findall(r'@register_loss\(\s*"([^"]+)"', (ROOT / module).read_text(encoding="utf-8"))
@@ -207,7 +207,7 @@ def relevant(module: str, items: Sequence[Any]) -> list[Any]:
 
 
 def _slowness(item: Any) -> int:
-    """Golden numbers first, then comparisons with NumPy, then the rest, the kit's many examples last."""
+    """Sort order: golden numbers, comparisons with NumPy, the rest, and the kit's many examples last."""
     order = ("test_golden", "test_numpy_twins", "test_reference", "")
     last = ("test_conformance", "test_kit", "test_laws", "test_card")
     if any(name in item.nodeid for name in last):
@@ -216,7 +216,7 @@ def _slowness(item: Any) -> int:
 
 
 def in_fork(judge: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
-    """The judgement of a child process; False where it crashes or takes longer than `timeout` seconds."""
+    """The result of `judge` in a child process; False if it crashes or takes longer than `timeout` seconds."""
     child = os.fork()
     if child == 0:
         verdict = False
@@ -250,7 +250,7 @@ def runs_clean(items: Sequence[Any]) -> bool:
 
 
 def put_in_place(mutant: Mutant) -> bool:
-    """Give the functions of a loaded module the mutant's code. False when nothing that is loaded would change."""
+    """Give the functions of a loaded module the mutant's code. False if no loaded function changes."""
     path = str(ROOT / mutant.module)
     changed = {code.co_qualname: code for code in code_objects(compile(mutant.source, path, "exec", dont_inherit=True))}
     replaced = False
@@ -266,7 +266,7 @@ def put_in_place(mutant: Mutant) -> bool:
 
 #: The pipe to a worker's nursery.
 _to_nursery: Any = None
-#: Every function there is, found once before the first fork.
+#: All functions in memory, collected once before the first fork.
 _functions: list[FunctionType] = []
 
 
@@ -279,7 +279,7 @@ def code_objects(code: CodeType) -> Iterator[CodeType]:
 
 
 def differs(one: CodeType, other: CodeType) -> bool:
-    """Whether two code objects do something else, wherever they stand in the file."""
+    """Whether two code objects differ apart from their position in the file."""
     if (one.co_code, one.co_names) != (other.co_code, other.co_names) or len(one.co_consts) != len(other.co_consts):
         return True
     pairs = zip(one.co_consts, other.co_consts, strict=True)
@@ -292,13 +292,13 @@ def differs(one: CodeType, other: CodeType) -> bool:
 
 
 def runs_anew(mutant: Mutant, items: Sequence[Any]) -> bool:
-    """Whether tests pass in a process that has not imported lossbook yet, and imports the mutant."""
+    """Whether tests pass in a process that imports lossbook with the mutant."""
     _to_nursery.send((mutant.module, mutant.source, [item.nodeid for item in items]))
     return _to_nursery.recv()
 
 
 def nursery(orders: Any) -> None:
-    """A process that has torch and pytest but not lossbook, and has its children run tests on mutants of it."""
+    """A process with torch and pytest but without lossbook, whose children run tests on mutants."""
     import hypothesis.strategies
     import torch
 
@@ -311,7 +311,7 @@ def nursery(orders: Any) -> None:
 
 
 def run_one(module: str, source: str, chosen: Sequence[str]) -> int:
-    """pytest's verdict on some tests with one module's source replaced."""
+    """pytest's exit code for some tests with one module's source replaced."""
     import pytest
 
     replace_source(ROOT / module, source)
@@ -320,7 +320,7 @@ def run_one(module: str, source: str, chosen: Sequence[str]) -> int:
 
 
 class Only:
-    """A pytest plug-in: these tests, in this order."""
+    """A pytest plug-in that keeps only these tests, in this order."""
 
     def __init__(self, chosen: Sequence[str]) -> None:
         self.order = {nodeid: i for i, nodeid in enumerate(chosen)}
@@ -331,7 +331,7 @@ class Only:
 
 
 def replace_source(path: Path, source: str) -> None:
-    """From now on importing the module at `path` runs `source` instead of the file."""
+    """Make later imports of the module at `path` run `source` instead of the file."""
     original = SourceFileLoader.get_code
 
     def get_code(self: SourceFileLoader, fullname: str) -> Any:
@@ -343,7 +343,7 @@ def replace_source(path: Path, source: str) -> None:
 
 
 def modules() -> list[Path]:
-    """Every module of losses/ that decides a number, so neither the conformance kit nor the cards."""
+    """Every module of losses/ that computes, without the conformance kit and the cards."""
     files = sorted((ROOT / "losses").rglob("*.py"))
     return [p for p in files if not {"testing", "cards"}.intersection(p.parts) and p.name != "__init__.py"]
 
@@ -360,8 +360,8 @@ def table(mutants: Sequence[Mutant], verdicts: dict[int, bool]) -> str:
         "",
         "# Mutation testing",
         "",
-        "One operator, number or comparison of `losses/` changed at a time, and whether a test notices. Without the conformance",
-        "kit, whose subject is other people's losses, and without what draws and words the cards.",
+        "One operator, number or comparison of `losses/` is changed at a time, to see whether a test fails. The conformance kit",
+        "and the cards are left out.",
         "",
         f"{len(verdicts)} mutants, {len(survivors)} survived ({share:.1f} %).",
         "",
@@ -392,7 +392,7 @@ def judge(mutants: Sequence[Mutant], share: int, jobs: int, results: Any) -> Non
 
 
 def verdicts_of(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[int, bool]]:
-    """(index, noticed) of every mutant, as they come."""
+    """(index, noticed) of every mutant, in the order they finish."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     workers = [context.Process(target=judge, args=(mutants, share, jobs, results)) for share in range(jobs)]
@@ -410,7 +410,7 @@ def verdicts_of(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[int, boo
 
 
 def earlier_verdicts(log: Path) -> dict[tuple[str, ...], bool]:
-    """What an earlier run found, by what was changed."""
+    """The verdicts of an earlier run, by change."""
     lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
     return {tuple(line[key] for key in IDENTITY): line["verdict"] == KILLED for line in lines}
 
@@ -443,8 +443,8 @@ def main() -> None:
             verdicts[waiting[k]] = noticed
             verdict = KILLED if noticed else SURVIVED
             print(json.dumps({**asdict(mutant), "source": None, "verdict": verdict}), file=log, flush=True)
-            pace, alive = (time.monotonic() - began) / done, sum(not v for v in verdicts.values())
-            print(f"\r{done}/{len(waiting)} survived {alive} ({pace:.2f} s each)", end="", file=sys.stderr)
+            pace, survived = (time.monotonic() - began) / done, sum(not v for v in verdicts.values())
+            print(f"\r{done}/{len(waiting)} survived {survived} ({pace:.2f} s each)", end="", file=sys.stderr)
     arguments.report.write_text(table(mutants, verdicts), encoding="utf-8")
     print(f"\n{arguments.report}: {sum(not v for v in verdicts.values())} of {len(mutants)} survived")
 

@@ -84,7 +84,7 @@ def between(
 ) -> Callable[[], tuple[float, float]]:
     """The largest differences over random embeddings [blocks, B, D].
 
-    labels: one a row; our datums carry theirs under `key`. interleaved: ours takes row i of both blocks as datums 2i, 2i+1.
+    labels: one per row; our datums carry theirs under `key`. interleaved: ours takes row i of both blocks as datums 2i, 2i+1.
     """
 
     def differences() -> tuple[float, float]:

@@ -17,7 +17,7 @@ from .parity import Parity
 #: Responses of different lengths in one padded batch.
 LENGTHS = (5, 1, 8, 3, 7, 2)
 LONGEST = max(LENGTHS)
-#: By how much the policy has moved, in nats a token: from hardly to beyond every clip.
+#: By how much the policy has moved, in nats per token: from hardly to beyond every clip.
 SPREADS = (1e-4, 0.05, 0.3, 1.0)
 
 #: Logprobs, sampler's and reference's logprobs, mask [B, L] and advantages [B] to a loss.
@@ -181,7 +181,7 @@ CASES: list[Parity] = [
     ),
     case("vespo", "GRPOTrainer", "the defaults of both", {"loss_type": "vespo"}),
     case("gspo", "GRPOTrainer", "the paper's bounds have to be set in TRL", {"loss_type": "grpo", **_GSPO}),
-    case("gspo_token", "GRPOTrainer", "the same with one advantage a response", {"loss_type": "grpo", **_GSPO}),
+    case("gspo_token", "GRPOTrainer", "the same with one advantage per response", {"loss_type": "grpo", **_GSPO}),
     case(
         "gspo",
         "GRPOTrainer",

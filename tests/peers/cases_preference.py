@@ -69,7 +69,7 @@ def lengths_of_pairs(seed: int = 0, same: bool = False) -> list[int]:
 
 
 def ours(loss: str, settings: dict[str, Any], rows: Rows, references: Rows | None = None, **keys: Any) -> list[Tensor]:
-    """[value, gradient of all rows joined]. keys: one number a datum, by name."""
+    """[value, gradient of all rows joined]. keys: one number per datum, by name."""
     data = []
     for i, row in enumerate(rows):
         inputs: dict[str, Any] = {"target_tokens": [0] * len(row), "weights": [1.0] * len(row)}

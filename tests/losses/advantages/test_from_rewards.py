@@ -84,9 +84,9 @@ NAN = float("nan")
     ],
 )
 def test_advantages_are_their_formula(function: Callable[..., Any], rewards: list, expected: list[float]) -> None:
-    found = function(rewards)
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    advantages = function(rewards)
+    assert advantages.dtype == torch.float64
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_groups_are_apart_and_any_ids_will_do() -> None:
@@ -178,11 +178,11 @@ def raw(rewards: list[float], groups: list[int]) -> torch.Tensor:
 
 def naive(rewards: list[float], groups: list[int]) -> torch.Tensor:
     values, ids = torch.tensor(rewards), torch.tensor(groups)
-    found = torch.zeros_like(values)
+    whitened = torch.zeros_like(values)
     for group in ids.unique():
         own = values[ids == group]
-        found[ids == group] = (own - own.mean()) / (own.std() + 1e-8)
-    return found
+        whitened[ids == group] = (own - own.mean()) / (own.std() + 1e-8)
+    return whitened
 
 
 def by_place(rewards: list[float], groups: list[int]) -> torch.Tensor:
@@ -250,9 +250,9 @@ def test_a_reward_that_is_not_finite_is_named_or_left_out(bad: float) -> None:
 
 
 def test_a_function_that_scored_nothing_leaves_the_others_alone() -> None:
-    found = gdpo([[1, NAN], [0, 5], [NAN, 5], [NAN, NAN]], nonfinite="exclude", epsilon=0.0)
+    advantages = gdpo([[1, NAN], [0, 5], [NAN, 5], [NAN, NAN]], nonfinite="exclude", epsilon=0.0)
     # Function 1: [a, -a, ., .], a = sqrt(1/2); function 2: level, so 0. Sample 3 is scored 0, sample 4 by nobody.
-    assert found.tolist() == pytest.approx([1, -1, 0, 0])
+    assert advantages.tolist() == pytest.approx([1, -1, 0, 0])
     with pytest.raises(NonFiniteLossInput, match="reward 0 of 2"):
         gdpo([[1, NAN], [0, 5]])
 
@@ -292,7 +292,7 @@ def test_a_mistake_is_told(call: Callable[[], Any], error: type[Exception], mess
 def numpy_version(rewards: list[float], groups: list[int], scale: str, ddof: int, epsilon: float) -> np.ndarray:
     """As papers write it: per group, minus np.mean, over np.std."""
     values, ids = np.array(rewards, dtype=float), np.array(groups)
-    found = np.zeros(len(values))
+    advantages = np.zeros(len(values))
     for group in set(groups):
         own = values[ids == group]
         if len(own) > 1 and np.ptp(own) > 0:
@@ -301,8 +301,8 @@ def numpy_version(rewards: list[float], groups: list[int], scale: str, ddof: int
                 "group": np.std(own, ddof=ddof) + epsilon,
                 "batch": np.std(values, ddof=ddof) + epsilon,
             }
-            found[ids == group] = (own - own.mean()) / divisor[scale]
-    return found
+            advantages[ids == group] = (own - own.mean()) / divisor[scale]
+    return advantages
 
 
 @given(
@@ -314,7 +314,7 @@ def numpy_version(rewards: list[float], groups: list[int], scale: str, ddof: int
 @settings(max_examples=60)
 def test_advantages_are_what_numpy_makes_of_them(samples: list, scale: Any, ddof: int, epsilon: float) -> None:
     rewards, groups = [r for r, _ in samples], [g for _, g in samples]
-    found = group_advantages(rewards, groups, scale=scale, ddof=ddof, epsilon=epsilon)
+    advantages = group_advantages(rewards, groups, scale=scale, ddof=ddof, epsilon=epsilon)
     np.testing.assert_allclose(
-        found.numpy(), numpy_version(rewards, groups, scale, ddof, epsilon), rtol=1e-9, atol=1e-12
+        advantages.numpy(), numpy_version(rewards, groups, scale, ddof, epsilon), rtol=1e-9, atol=1e-12
     )

@@ -46,8 +46,8 @@ def test_a_discounted_sum_is_what_is_to_come(discount: float, expected: list[flo
     ],
 )
 def test_gae_is_its_formula(options: dict[str, float], advantages: list[float]) -> None:
-    found, returns = gae([0, 1], [2, 3], **options)
-    assert found.tolist() == pytest.approx(advantages)
+    computed, returns = gae([0, 1], [2, 3], **options)
+    assert computed.tolist() == pytest.approx(advantages)
     assert returns.tolist() == pytest.approx([advantages[0] + 2, advantages[1] + 3])
 
 
@@ -61,8 +61,8 @@ def test_gae_with_decay_1_is_the_return_less_the_value(steps: list, discount: fl
     rewards, values = np.array([r for r, _ in steps]), np.array([v for _, v in steps])
     tail = discount ** np.arange(len(steps) + 1)
     returns = [tail[: len(steps) - t] @ rewards[t:] + tail[len(steps) - t] * last for t in range(len(steps))]
-    found, targets = gae(rewards, values, discount=discount, decay=1.0, last_value=last)
-    np.testing.assert_allclose(found.numpy(), returns - values, rtol=1e-9, atol=1e-9)
+    computed, targets = gae(rewards, values, discount=discount, decay=1.0, last_value=last)
+    np.testing.assert_allclose(computed.numpy(), returns - values, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(targets.numpy(), returns, rtol=1e-9, atol=1e-9)
 
 
@@ -81,7 +81,7 @@ def test_gae_with_decay_1_is_the_return_less_the_value(steps: list, discount: fl
     ],
 )
 def test_a_kl_penalty_is_taken_off_the_advantages(options: dict[str, Any], expected: list[list[float]]) -> None:
-    found = kl_penalized_advantages(
+    rows = kl_penalized_advantages(
         [1.0, [-1.0, -1.0]],
         [[-1.0, -2.0], [-0.5, NAN]],
         [[-2.0, -5.0], [-2.5, -1.0]],
@@ -89,12 +89,12 @@ def test_a_kl_penalty_is_taken_off_the_advantages(options: dict[str, Any], expec
         weights=[[1, 0.25], [1, 0]],
         **options,
     )
-    assert [row.tolist() for row in found] == expected
+    assert [row.tolist() for row in rows] == expected
 
 
 def test_a_centred_penalty_moves_no_mean_and_no_weights_mean_all() -> None:
-    found = kl_penalized_advantages([0.0, 0.0], [[-1.0], [-2.0, -3.0]], [[-2.0], [-2.5, -1.0]], coefficient=2.0)
-    assert float(torch.cat(found).sum()) == pytest.approx(0)
+    rows = kl_penalized_advantages([0.0, 0.0], [[-1.0], [-2.0, -3.0]], [[-2.0], [-2.5, -1.0]], coefficient=2.0)
+    assert float(torch.cat(rows).sum()) == pytest.approx(0)
     assert kl_penalized_advantages([], [], [], coefficient=1.0) == []
     assert kl_penalized_advantages([1.0], [[-1.0]], [[-2.0]], coefficient=1.0, weights=[[0]])[0].tolist() == [1.0]
 
@@ -102,8 +102,8 @@ def test_a_centred_penalty_moves_no_mean_and_no_weights_mean_all() -> None:
 def test_igpo_normalises_gains_and_outcomes_apart_and_discounts() -> None:
     # Gains of the group: [2, 0] and [1]: mean 1, deviation 1. Outcomes 1 and 0: ±sqrt(1/2).
     root = math.sqrt(0.5)
-    found = igpo([[2, 0], [1]], [1, 0], discount=0.5, epsilon=0.0)
-    assert [row.tolist() for row in found] == [
+    rows = igpo([[2, 0], [1]], [1, 0], discount=0.5, epsilon=0.0)
+    assert [row.tolist() for row in rows] == [
         pytest.approx([1 - 0.5 + 0.25 * root, -1 + 0.5 * root, root]),
         pytest.approx([0 - 0.5 * root, -root]),
     ]
@@ -112,9 +112,9 @@ def test_igpo_normalises_gains_and_outcomes_apart_and_discounts() -> None:
 
 
 def test_igpo_keeps_groups_apart_and_takes_answers_at_once() -> None:
-    found = igpo([[], [5.0], [7.0]], [1, 3, 2], torch.tensor([1, 1, 2]), discount=1.0, epsilon=0.0)
+    rows = igpo([[], [5.0], [7.0]], [1, 3, 2], torch.tensor([1, 1, 2]), discount=1.0, epsilon=0.0)
     root = math.sqrt(0.5)
-    assert [row.tolist() for row in found] == [pytest.approx([-root]), pytest.approx([root, root]), [0, 0]]
+    assert [row.tolist() for row in rows] == [pytest.approx([-root]), pytest.approx([root, root]), [0, 0]]
     assert igpo([], []) == []
     left_out = igpo([[NAN, 1.0], [2.0]], [1, 0], nonfinite="exclude", discount=0.0)
     assert left_out[0].tolist()[0] == 0

@@ -59,9 +59,9 @@ def test_the_tail_is_treated_as_the_setting_says(name: str, tail: str, loss: flo
         ([0.5, 0.25], [0.25, 0.5], gradient),
         ([0.5, 0.25, 0.125], [0.25, 0.5, 0.0], [*gradient, 0.0]),  # an absent candidate is as if it were not there
     ):
-        value, found = compared(student, teacher, name, tail=tail)
+        value, gradient = compared(student, teacher, name, tail=tail)
         assert value == pytest.approx(loss, abs=1e-7)
-        assert found == pytest.approx(slopes, abs=1e-6)
+        assert gradient == pytest.approx(slopes, abs=1e-6)
 
 
 @pytest.mark.parametrize("tail", ["bin", "renormalise", "drop"])
@@ -83,22 +83,22 @@ def test_over_a_whole_vocabulary_of_three_it_is_the_divergence_itself(name: str,
     ],
 )
 def test_one_candidate_is_learned_only_with_a_tail(tail: str, loss: float, slope: float) -> None:
-    value, found = compared([0.5], [0.1], "topk_forward_kl", tail=tail)
+    value, gradient = compared([0.5], [0.1], "topk_forward_kl", tail=tail)
     assert value == pytest.approx(loss, abs=1e-7)
-    assert found == pytest.approx([slope], abs=1e-6)
+    assert gradient == pytest.approx([slope], abs=1e-6)
 
 
 def test_a_student_with_nothing_left_for_the_tail_gets_no_gradient_through_it() -> None:
-    value, found = compared([0.5, 0.5], [0.5, 0.25], "topk_forward_kl", tail="bin")
+    value, gradient = compared([0.5, 0.5], [0.5, 0.25], "topk_forward_kl", tail="bin")
     assert value == pytest.approx(-0.25 * LN2 + 0.25 * math.log(0.25 / 1e-7), abs=1e-6)
-    assert found == pytest.approx([-0.5, -0.25], abs=1e-7)
+    assert gradient == pytest.approx([-0.5, -0.25], abs=1e-7)
 
 
 @pytest.mark.parametrize("mass", [1 - 1e-3, 1 - 1e-5], ids=["a thousandth is left", "a hundred-thousandth is left"])
 def test_the_tail_is_what_is_left_even_where_little_is(mass: float) -> None:
     present = torch.ones(2, dtype=torch.bool)
-    found = divergences.with_tail(torch.tensor([mass / 2] * 2, dtype=torch.float64).log(), present, "bin")
-    assert float(found[-1]) == pytest.approx(math.log(1 - mass), rel=1e-9)
+    log_probabilities = divergences.with_tail(torch.tensor([mass / 2] * 2, dtype=torch.float64).log(), present, "bin")
+    assert float(log_probabilities[-1]) == pytest.approx(math.log(1 - mass), rel=1e-9)
 
 
 def test_gkd_jumps_at_its_ends_where_it_is_a_kl() -> None:
@@ -137,8 +137,8 @@ def test_temperature_is_that_of_the_candidates_logits() -> None:
     student, teacher = torch.tensor([1.0, -0.5, 2.0]).double(), torch.tensor([0.5, 0.25, -1.0]).double()
     warm = [(x[:2] / 2.0).softmax(-1).log() for x in (student, teacher)]
     probabilities = [x.softmax(-1)[:2].tolist() for x in (student, teacher)]
-    found = compared(*probabilities, "gkd", beta=0.0, temperature=2.0, tail="renormalise")[0]
-    assert found == pytest.approx(float(divergences.forward_kl(*warm)), abs=1e-7)
+    loss_value = compared(*probabilities, "gkd", beta=0.0, temperature=2.0, tail="renormalise")[0]
+    assert loss_value == pytest.approx(float(divergences.forward_kl(*warm)), abs=1e-7)
 
 
 @pytest.mark.parametrize("tail", ["bin", "drop"])
@@ -220,7 +220,7 @@ def candidates(**changed: Any) -> Datum:
             {"weights": [[1.0, 1.0], [1.0, 1.0]]},
             LengthMismatchError,
             r"weights is \[2, 2\], one for each of 2 candidates, but topk_forward_kl takes one per position, 2",
-            id="a weight a candidate",
+            id="a weight per candidate",
         ),
         pytest.param(
             {"teacher_logprobs": [[-1.0, -1.0], [NEVER, NEVER]]},

@@ -34,8 +34,8 @@ def one_token(name: str, own: float, sampled: float, teacher: float, **config: f
 def test_a_sampled_token_is_pushed_by_the_gap_to_the_teacher(
     own: float, teacher: float, config: dict[str, float], loss: float, slope: float
 ) -> None:
-    value, found, _ = one_token("sampled_reverse_kl", own, -1.0, teacher, **config)
-    assert (value, found) == pytest.approx((loss, slope), abs=1e-12)
+    value, gradient, _ = one_token("sampled_reverse_kl", own, -1.0, teacher, **config)
+    assert (value, gradient) == pytest.approx((loss, slope), abs=1e-12)
 
 
 def test_it_is_importance_sampling_with_the_gap_as_advantage() -> None:
@@ -81,8 +81,8 @@ def test_the_reported_kl_is_the_samples_own() -> None:
 def test_ref_kl_drops_tokens_that_have_become_unlikely(
     own: float, config: dict[str, float], loss: float, slope: float, dropped: float
 ) -> None:
-    value, found, metrics = one_token("ref_kl", own, -1.0, -0.5, **{"trust_coefficient": 0.0, **config})
-    assert (value, found) == pytest.approx((loss, slope), abs=1e-12)
+    value, gradient, metrics = one_token("ref_kl", own, -1.0, -0.5, **{"trust_coefficient": 0.0, **config})
+    assert (value, gradient) == pytest.approx((loss, slope), abs=1e-12)
     assert metrics["dropped_fraction"] == dropped
 
 

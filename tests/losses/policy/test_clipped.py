@@ -106,6 +106,6 @@ def test_dr_grpo_divides_by_responses_times_the_length_however_long_they_are() -
 )
 def test_the_plain_policy_gradient_is_minus_the_advantage(name: str, value: float) -> None:
     data = [datum(2, advantages=[1.0, -2.0], weights=[1, 1])]
-    found, gradients, _ = evaluated(get_loss(name), data, [[-1.0, -3.0]])
-    assert found == value
+    loss_value, gradients, _ = evaluated(get_loss(name), data, [[-1.0, -3.0]])
+    assert loss_value == value
     assert_rows_equal(gradients, [[-1.0, 2.0]] if name == "reinforce" else [[-0.5, 1.0]], 0)

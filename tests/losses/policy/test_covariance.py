@@ -29,11 +29,11 @@ def slopes(
 def test_clip_cov_silences_one_of_the_candidates_whichever_the_seed_draws() -> None:
     seen = set()
     for seed in range(20):
-        _, found, metrics = slopes("clip_cov", seed=seed)
+        _, gradients, metrics = slopes("clip_cov", seed=seed)
         assert metrics["covariance_fraction"] == 0.25
-        assert found[2:] == PLAIN[2:]
-        assert sorted(found[:2]) in ([-2.0, 0.0], [0.0, 2.0])
-        seen.add(tuple(found[:2]))
+        assert gradients[2:] == PLAIN[2:]
+        assert sorted(gradients[:2]) in ([-2.0, 0.0], [0.0, 2.0])
+        seen.add(tuple(gradients[:2]))
     assert seen == {(0.0, 2.0), (-2.0, 0.0)}
 
 
@@ -46,8 +46,8 @@ def test_every_token_is_drawn_about_as_often() -> None:
     # Of four candidates, over 400 seeds each is expected 100 times, with a deviation of 9.
     counts = [0] * 4
     for seed in range(400):
-        _, found, _ = slopes("clip_cov", seed=seed, covariance_low=-3.0)
-        counts[found.index(0.0)] += 1
+        _, gradients, _ = slopes("clip_cov", seed=seed, covariance_low=-3.0)
+        counts[gradients.index(0.0)] += 1
     assert min(counts) > 60
     assert max(counts) < 140
 
@@ -65,17 +65,17 @@ def test_every_token_is_drawn_about_as_often() -> None:
     ],
 )
 def test_clip_cov_silences_the_share_of_tokens_between_its_bounds(config: dict[str, float], silent: int) -> None:
-    _, found, metrics = slopes("clip_cov", **config)
-    assert found.count(0.0) == silent
+    _, gradients, metrics = slopes("clip_cov", **config)
+    assert gradients.count(0.0) == silent
     assert metrics["covariance_fraction"] == silent / 4
 
 
 def test_a_token_that_ppo_clips_is_no_candidate() -> None:
     # All have risen by half a nat: PPO clips the rewarded ones, so only the second is left to draw.
     for seed in range(5):
-        _, found, metrics = slopes("clip_cov", behind=0.5, seed=seed)
-        assert found[:3] == [0.0, 0.0, 0.0]
-        assert found[3] > 2
+        _, gradients, metrics = slopes("clip_cov", behind=0.5, seed=seed)
+        assert gradients[:3] == [0.0, 0.0, 0.0]
+        assert gradients[3] > 2
         assert (metrics["clip_fraction"], metrics["covariance_fraction"]) == (0.5, 0.25)
 
 
@@ -99,9 +99,9 @@ def test_kl_cov_holds_back_the_tokens_of_highest_covariance(
     logprobs: list[float], config: dict[str, float], held: list[int]
 ) -> None:
     # All have risen by half a nat, so the penalty adds 0.25 * 0.5 to the value and 0.25 to the slope.
-    value, found, metrics = slopes("kl_cov", behind=0.5, logprobs=logprobs, kl_coefficient=0.25, **config)
+    value, gradients, metrics = slopes("kl_cov", behind=0.5, logprobs=logprobs, kl_coefficient=0.25, **config)
     ratio = 1.6487212707001282  # exp(0.5)
-    assert found == pytest.approx([-ratio * a + 0.25 * (i in held) for i, a in enumerate(ADVANTAGES)])
+    assert gradients == pytest.approx([-ratio * a + 0.25 * (i in held) for i, a in enumerate(ADVANTAGES)])
     assert value == pytest.approx(0.25 * 0.5 * len(held))  # the ratios' terms cancel
     assert metrics["covariance_fraction"] == len(held) / 4
 

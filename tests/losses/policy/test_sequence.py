@@ -91,9 +91,9 @@ def test_a_response_is_clipped_on_the_side_its_advantage_pushes_to(
     ],
 )
 def test_a_responses_log_ratio_is_capped(name: str, log_ratio: float, slope: float) -> None:
-    value, (found,), _ = response(name, [log_ratio], [-1.0], **OPEN)
+    value, (gradient,), _ = response(name, [log_ratio], [-1.0], **OPEN)
     assert value == pytest.approx(math.exp(20))
-    assert found == pytest.approx(slope)
+    assert gradient == pytest.approx(slope)
 
 
 @pytest.mark.parametrize(

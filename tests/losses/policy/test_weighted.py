@@ -63,8 +63,8 @@ def test_rollout_is_drops_every_token_outside_its_bounds(
 def test_dro_holds_the_policy_near_its_sampler_by_a_square(advantage: float, value: float, slope: float) -> None:
     # Half a nat above the sampler: 0.5 * 0.5 * 0.5² = 0.0625, with slope 0.5 * 0.5.
     data = [datum(1, sampling_logprobs=[-1.5], advantages=[advantage])]
-    found, gradients, metrics = evaluated(get_loss("dro", beta=0.5), data, [[-1.0]])
-    assert found == pytest.approx(value)
+    loss_value, gradients, metrics = evaluated(get_loss("dro", beta=0.5), data, [[-1.0]])
+    assert loss_value == pytest.approx(value)
     assert_rows_equal(gradients, [[slope]], 1e-12)
     assert metrics["quadratic_penalty"] == 0.0625
 
@@ -92,8 +92,8 @@ def moved(before: float, now: float, advantage: float, **config: Any) -> tuple[f
 def test_dppo_masks_tokens_by_how_far_their_probability_has_moved(
     before: float, now: float, advantage: float, slope: float
 ) -> None:
-    found, metrics = moved(before, now, advantage)
-    assert found == pytest.approx(slope, rel=1e-6)
+    gradient, metrics = moved(before, now, advantage)
+    assert gradient == pytest.approx(slope, rel=1e-6)
     is_masked = slope == 0 and advantage != 0
     assert metrics["mask_fraction"] == is_masked
     assert (metrics["mask_fraction_high"], metrics["mask_fraction_low"]) == (
@@ -126,8 +126,8 @@ def test_a_token_that_has_moved_by_exactly_delta_keeps_its_gradient(side: str) -
 def test_dppo_may_measure_by_the_kl_divergence_of_two_outcomes(
     before: float, now: float, advantage: float, delta: float, slope: float
 ) -> None:
-    found, _ = moved(before, now, advantage, divergence="binary_kl", delta_low=delta, delta_high=delta)
-    assert found == pytest.approx(slope, rel=1e-6)
+    gradient, _ = moved(before, now, advantage, divergence="binary_kl", delta_low=delta, delta_high=delta)
+    assert gradient == pytest.approx(slope, rel=1e-6)
 
 
 def test_dppo_of_a_token_that_has_become_certain_is_finite() -> None:
@@ -160,7 +160,7 @@ def slope_at(x: float) -> float:
     ],
 )
 def test_sapo_closes_its_gate_smoothly(ratio: float, advantage: float, value: float, slope: float) -> None:
-    found, gradient, metrics = one_token("sapo", ratio, advantage)
-    assert (found, gradient) == pytest.approx((value, slope))
+    loss_value, gradient, metrics = one_token("sapo", ratio, advantage)
+    assert (loss_value, gradient) == pytest.approx((value, slope))
     temperature = 1.0 if advantage > 0 else 1.05
     assert metrics["gate_mean"] == pytest.approx(4 * slope_at(temperature * (ratio - 1)))

@@ -24,7 +24,7 @@ def softplus(x: float) -> float:
 
 
 def of_ratios(loss: str, *ratios: float, inputs: dict[str, Sequence[float]] | None = None, **settings: Any) -> Any:
-    """(value, gradient of each log-ratio, metrics) of responses of one token. inputs: one number a datum, by name."""
+    """(value, gradient of each log-ratio, metrics) of responses of one token. inputs: one number per datum, by name."""
     data = [
         datum(1, weights=[1], ref_logprobs=[REFERENCE], **{key: values[i] for key, values in (inputs or {}).items()})
         for i in range(len(ratios))

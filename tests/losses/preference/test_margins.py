@@ -111,8 +111,8 @@ def test_a_margin_of_two_nats(loss: str, settings: dict[str, Any], value: float)
 def test_a_pair_of_one_token_each(
     loss: str, settings: dict[str, Any], c: float, j: float, value: float, slope: float
 ) -> None:
-    found, gradients, metrics = of_ratios(loss, c, j, **settings)
-    assert found == pytest.approx(value, **EXACT)
+    loss_value, gradients, metrics = of_ratios(loss, c, j, **settings)
+    assert loss_value == pytest.approx(value, **EXACT)
     assert gradients == pytest.approx([slope, -slope], **EXACT)
     assert metrics["margin"] == pytest.approx(c - j)
     assert metrics["accuracy"] == (c > j)
@@ -193,8 +193,8 @@ def test_a_score_is_capped_where_exp_would_overflow(ratio: float, capped: int, s
 def test_margin_dpo_wants_a_pair_to_win_by_its_margin(
     margin: float, value: float, slope: float, shortfall: int
 ) -> None:
-    found, gradients, metrics = of_ratios("margin_dpo", 1.0, -1.0, beta=0.5, inputs={"margin": (margin, 99.0)})
-    assert found == pytest.approx(value, **EXACT)
+    loss_value, gradients, metrics = of_ratios("margin_dpo", 1.0, -1.0, beta=0.5, inputs={"margin": (margin, 99.0)})
+    assert loss_value == pytest.approx(value, **EXACT)
     assert gradients == pytest.approx([slope, -slope], **EXACT)
     assert metrics["shortfall"] == shortfall
     assert metrics["margin"] == 2.0

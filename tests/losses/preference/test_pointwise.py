@@ -78,8 +78,8 @@ LN2 = math.log(2)
 def test_a_pair_of_one_token_each(
     loss: str, beta: float, c: float, j: float, value: float, slopes: list[float]
 ) -> None:
-    found, gradients, metrics = of_ratios(loss, c, j, beta=beta)
-    assert found == pytest.approx(value, **EXACT)
+    loss_value, gradients, metrics = of_ratios(loss, c, j, beta=beta)
+    assert loss_value == pytest.approx(value, **EXACT)
     assert gradients == pytest.approx(slopes, **EXACT)
     assert metrics["margin"] == pytest.approx(c - j, abs=1e-12)
     assert metrics["chosen_reward"] == pytest.approx(beta * c, abs=1e-12)

@@ -99,8 +99,8 @@ def test_the_mean_is_over_pairs_and_the_sum_over_them() -> None:
     rows = [[-1.0], [-3.0], [-3.0], [-1.0]]
     expected = loss_at(2.0) + loss_at(-2.0)
     for reduction, value in (("pair-mean", expected / 2), ("mean", expected / 2), ("sum", expected)):
-        found = evaluated(get_loss("dpo", beta=1.0, reduction=reduction), pair() * 2, rows)[0]
-        assert found == pytest.approx(value), reduction
+        loss_value = evaluated(get_loss("dpo", beta=1.0, reduction=reduction), pair() * 2, rows)[0]
+        assert loss_value == pytest.approx(value), reduction
 
 
 def test_a_pair_masked_on_both_sides_is_dropped_from_the_mean() -> None:

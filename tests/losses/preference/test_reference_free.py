@@ -25,8 +25,8 @@ EXACT = {"rel": 1e-12, "abs": 1e-12}
     ],
 )
 def test_simpo_wants_a_lead_in_nats_a_token(a: float, b: float, gamma: float, value: float, slope: float) -> None:
-    found, gradients, metrics = of_logprobs("simpo", a, b, beta=2.0, gamma=gamma)
-    assert found == pytest.approx(value, **EXACT)
+    loss_value, gradients, metrics = of_logprobs("simpo", a, b, beta=2.0, gamma=gamma)
+    assert loss_value == pytest.approx(value, **EXACT)
     assert gradients == pytest.approx([slope, -slope], **EXACT)
     assert metrics["margin"] == a - b
     assert metrics["chosen_reward"] == 2 * a
@@ -122,8 +122,8 @@ def test_the_odds_of_orpo_are_scaled_and_the_likelihood_is_not(coefficient: floa
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
 def test_log_odds_keep_their_digits(logprob: float, odds: float, dtype: torch.dtype, tolerance: float) -> None:
-    found = log_odds(torch.tensor([logprob], dtype=dtype))
-    assert float(found) == pytest.approx(odds, rel=tolerance, abs=tolerance)
+    own_odds = log_odds(torch.tensor([logprob], dtype=dtype))
+    assert float(own_odds) == pytest.approx(odds, rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.parametrize(

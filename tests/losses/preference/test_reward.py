@@ -27,8 +27,8 @@ def pair(**inputs: float) -> list[Datum]:
 def test_only_the_difference_of_the_scores_matters(chosen: float, rejected: float, value: float, slope: float) -> None:
     for shift in (0.0, 100.0):
         rows = [[chosen + shift], [rejected + shift]]
-        found, gradients, metrics = evaluated(get_loss("reward_bt"), pair(), rows)
-        assert found == pytest.approx(value, rel=1e-12)
+        loss_value, gradients, metrics = evaluated(get_loss("reward_bt"), pair(), rows)
+        assert loss_value == pytest.approx(value, rel=1e-12)
         assert_rows_equal(gradients, [[slope], [-slope]], 1e-12)
         assert metrics["margin"] == chosen - rejected
         assert metrics["accuracy"] == (chosen > rejected)

@@ -34,7 +34,7 @@ def reinforce(rows: Sequence[Row]) -> list[Array]:
 
 
 def clipped(low: float, high: float) -> Callable[..., list[Array]]:
-    """The clipped surrogate a token, with these defaults."""
+    """The clipped surrogate per token, with these defaults."""
 
     def loss(
         rows: Sequence[Row], clip_low: float = low, clip_high: float = high, dual_clip: float | None = None

@@ -22,7 +22,7 @@ MAX_LOG_RATIO = 20.0
 class Row:
     """One datum at its positions of non-zero weight.
 
-    `row["logprobs"]` is a model output or an input by name: [n], [n, K], or a number for an input of one a datum. An input
+    `row["logprobs"]` is a model output or an input by name: [n], [n, K], or a number for an input per datum. An input
     that is optional and absent is None, or use `row.get`.
     """
 
@@ -39,7 +39,7 @@ class Row:
         return len(self.weights)
 
 
-#: Rows and settings to values: a list of arrays (one a row) per token, an array per datum or pair, a number per batch.
+#: Rows and settings to values: a list of arrays (one per row) per token, an array per datum or pair, a number per batch.
 Reference = Callable[..., Any]
 
 
@@ -72,7 +72,7 @@ def evaluated(
 
 
 def rows_of(data: Sequence[Datum], outputs: dict[str, list[Array]], candidates: str | None) -> list[Row]:
-    """One row a datum, its positions of weight 0 left out; datums without targets keep their one vector."""
+    """One row per datum, without its positions of weight 0; datums without targets keep their one vector."""
     rows: list[Row] = []
     for i, datum in enumerate(data):
         inputs = {key: np.asarray(value.to_numpy(), dtype=np.float64) for key, value in datum.loss_fn_inputs.items()}
@@ -82,12 +82,12 @@ def rows_of(data: Sequence[Datum], outputs: dict[str, list[Array]], candidates: 
         length = len(inputs["target_tokens"])
         shape = (length,) if candidates else inputs["target_tokens"].shape
         weights = inputs.pop("weights", np.ones(shape)).reshape(shape)
-        alive = (weights.reshape(length, -1) != 0).any(axis=1)
+        active = (weights.reshape(length, -1) != 0).any(axis=1)
         values: dict[str, Any] = {}
         for key, array in {**inputs, **{name: tensors[i] for name, tensors in outputs.items()}}.items():
             is_per_position = array.ndim > 0 and len(array) == length and key not in ONE_A_DATUM
-            values[key] = array[alive] if is_per_position else array.reshape(-1)[0]
-        rows.append(Row(values, weights[alive]))
+            values[key] = array[active] if is_per_position else array.reshape(-1)[0]
+        rows.append(Row(values, weights[active]))
     return rows
 
 

@@ -50,12 +50,12 @@ def sampled_entropy_bonus(rows: Sequence[Row], *, coefficient: float) -> list[Ar
 
 
 def reference_kl(rows: Sequence[Row], *, estimator: str) -> list[Array]:
-    """One estimate of KL(policy || reference) a token; `+` has the gradient of k2."""
+    """One estimate of KL(policy || reference) per token; `+` has the gradient of k2."""
     return [_estimate(row["logprobs"], row["ref_logprobs"], estimator) for row in rows]
 
 
 def sampler_kl(rows: Sequence[Row], *, estimator: str) -> list[Array]:
-    """One estimate of KL(policy || sampler) a token; k3 weighed by the ratio where it is corrected."""
+    """One estimate of KL(policy || sampler) per token; k3 weighed by the ratio where it is corrected."""
     values = []
     for row in rows:
         p, q = row["logprobs"], row["sampling_logprobs"]

@@ -37,8 +37,8 @@ def test_drawn_data_is_data_that_the_loss_takes(name: str, data: st.DataObject) 
 def test_drawn_preference_pairs_are_pairs(data: st.DataObject) -> None:
     pairs = data.draw(strategies.preference_pairs())
     assert len(pairs) % 2 == 0
-    alive = [bool(d.loss_fn_inputs["weights"].to_numpy().any()) for d in pairs]
-    assert alive[0::2] == alive[1::2]
+    active = [bool(d.loss_fn_inputs["weights"].to_numpy().any()) for d in pairs]
+    assert active[0::2] == active[1::2]
     outputs = data.draw(strategies.logprobs(pairs))
     assert [len(x) for x in outputs] == [d.model_input.length for d in pairs]
 

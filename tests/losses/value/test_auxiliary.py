@@ -44,13 +44,13 @@ def of_every_token(logits: torch.Tensor, **inputs: Any) -> tuple[list[Any], list
 def test_over_all_tokens_the_sampled_bonus_has_the_gradient_of_the_entropy_bonus() -> None:
     logits = torch.tensor([POLICY], dtype=torch.float64).log().requires_grad_()
     sampled, _ = get_loss("sampled_entropy_bonus")(*of_every_token(logits))
-    (found,) = torch.autograd.grad(sampled, logits)
+    (gradient,) = torch.autograd.grad(sampled, logits)
     log_softmax = logits.log_softmax(-1)
     entropy = -(log_softmax.exp() * log_softmax).sum(-1)
     whole, _ = get_loss("entropy_bonus")([datum(1)], {"entropy": [entropy]})
     (expected,) = torch.autograd.grad(whole, logits)
     assert expected.abs().max() > 1e-4
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_over_all_tokens_the_sampled_bonus_has_the_gradient_of_the_entropy_bonus
 def test_a_token_twice_as_likely_as_under_the_reference(estimator: Any, value: float, gradient: float) -> None:
     data = [datum(1, ref_logprobs=[math.log(0.25)])]
     loss = get_loss("reference_kl", estimator=estimator)
-    found, gradients, metrics = evaluated(loss, data, [[math.log(0.5)]])
-    assert found == pytest.approx(value, rel=1e-6)  # datums hold float32
+    loss_value, gradients, metrics = evaluated(loss, data, [[math.log(0.5)]])
+    assert loss_value == pytest.approx(value, rel=1e-6)  # datums hold float32
     assert_rows_equal(gradients, [[gradient]], 1e-6)
-    assert metrics["ref_kl"] == found
+    assert metrics["ref_kl"] == loss_value
 
 
 def test_two_sequences_have_the_k3_of_the_specification() -> None:

@@ -30,8 +30,8 @@ def test_a_value_is_held_near_the_old_one(
     value: float, target: float, loss: float, gradient: float, clipped: float
 ) -> None:
     data = [datum(1, weights=[1.0], old_values=[1.0], returns=[target])]
-    found, gradients, metrics = evaluated(get_loss("value_clip", clip=0.25), data, [[value]])
-    assert found == loss
+    loss_value, gradients, metrics = evaluated(get_loss("value_clip", clip=0.25), data, [[value]])
+    assert loss_value == loss
     assert_rows_equal(gradients, [[gradient]], 0)
     assert metrics == {"clip_fraction": clipped, "squared_error": (value - target) ** 2}
 
@@ -51,16 +51,16 @@ def test_huber_is_a_square_near_and_a_line_far_off(
     settings: dict[str, Any], error: float, loss: float, gradient: float, linear: float
 ) -> None:
     data = [datum(1, weights=[1.0], returns=[-1.0])]
-    found, gradients, metrics = evaluated(get_loss("value_huber", **settings), data, [[error - 1.0]])
-    assert found == loss
+    loss_value, gradients, metrics = evaluated(get_loss("value_huber", **settings), data, [[error - 1.0]])
+    assert loss_value == loss
     assert_rows_equal(gradients, [[gradient]], 0)
     assert metrics == {"linear_fraction": linear}
 
 
 def test_half_the_square_has_the_error_as_its_gradient() -> None:
     data = [datum(3, weights=[1, 0, 3], returns=[1.0, float("nan"), -1.0])]
-    found, gradients, _ = evaluated(get_loss("value_mse"), data, [[3.0, float("nan"), -2.0]])
-    assert found == (2.0 + 3 * 0.5) / 4
+    loss_value, gradients, _ = evaluated(get_loss("value_mse"), data, [[3.0, float("nan"), -2.0]])
+    assert loss_value == (2.0 + 3 * 0.5) / 4
     assert_rows_equal(gradients, [[0.5, 0.0, -0.75]], 0)
 
 
@@ -80,5 +80,5 @@ def test_a_value_loss_says_which_input_is_missing() -> None:
 
 def test_whole_numbers_are_values_too() -> None:
     data = [datum(2, weights=[1, 1], old_values=[1, 2], returns=[2, 3])]
-    found, _, _ = evaluated(get_loss("value_clip"), data, [[1.0, 2.0]])
-    assert found == 0.5
+    loss_value, _, _ = evaluated(get_loss("value_clip"), data, [[1.0, 2.0]])
+    assert loss_value == 0.5
