@@ -15,7 +15,7 @@ FAMILIES = (
     supervised,
     value,
 )
-#: A reference a loss, by id.
+#: The reference of each loss, by id.
 REFERENCES: dict[str, Reference] = {name: one for family in FAMILIES for name, one in family.REFERENCES.items()}
 #: Settings beside the defaults under which a loss is compared, by id.
 VARIANTS: dict[str, list[dict[str, Any]]] = {name: v for family in FAMILIES for name, v in family.VARIANTS.items()}
