@@ -51,8 +51,11 @@ def test_the_runner_runs_every_benchmark(run: ModuleType) -> None:
 def test_the_runner_reports_a_benchmark_that_fails_and_goes_on(
     run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    benchmarks = (run.Benchmark("i", "not_there.py"), run.Benchmark("i", "import_time.py", takes_device=False))
-    monkeypatch.setattr(run, "BENCHMARKS", benchmarks)
+    record = {"environment": {"device": "a test"}, "results": [{"import torch, lossbook s": 1.5, "extra s": 0.1}]}
+    script = f"import pathlib, sys; pathlib.Path(sys.argv[2], 'import_time.json').write_text({json.dumps(record)!r})"
+    (tmp_path / "works.py").write_text(script)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "BENCHMARKS", (run.Benchmark("i", "not_there.py"), run.Benchmark("i", "works.py")))
     assert run.main(["--quick", "--out", str(tmp_path)]) == 1
     assert "failed: not_there.py" in capfd.readouterr().out
     assert "import torch, lossbook s" in (tmp_path / "README.md").read_text()
