@@ -129,7 +129,7 @@ class RolloutCollector:
         first = [rollout for group in groups for rollout in group]
         resampled = 0
         for attempt in range(1, self.config.dynamic_sampling + 1):
-            level = [at for at, group in enumerate(groups) if self._is_level(group)]
+            level = [at for at, group in enumerate(groups) if self.has_equal_rewards(group)]
             if not level:
                 break
             drawn = np.random.default_rng((self.config.seed, step, attempt)).integers(
@@ -141,7 +141,7 @@ class RolloutCollector:
         metrics = {
             "reward": float(np.mean([rollout.reward for rollout in first])),
             "resampled_groups": float(resampled),
-            "zero_advantage_groups": float(np.mean([self._is_level(group) for group in groups])),
+            "zero_advantage_groups": float(np.mean([self.has_equal_rewards(group) for group in groups])),
             **_length_metrics(first),
         }
         return StepRollouts(groups, {**metrics, "sampling_seconds": time.perf_counter() - started})
@@ -158,7 +158,7 @@ class RolloutCollector:
         problems = [self.problems[i] for i in indices]
         return self.runner.run(sampler, problems, self.config.group_size, (self.config.seed, *key))
 
-    def _is_level(self, group: Sequence[Rollout]) -> bool:
+    def has_equal_rewards(self, group: Sequence[Rollout]) -> bool:
         """Whether a group's rewards are equal up to rounding, so that all advantages are 0."""
         rewards = self.shaped_rewards(group)
         return max(rewards) - min(rewards) <= advantage_functions.FLOOR * max(map(abs, rewards))

@@ -59,7 +59,7 @@ class Trackers:
         ids = _read_ids(self._folder)
         for name in self._names:
             try:
-                self._open[name] = _OPENERS[name](self._folder, self._settings, self._step, ids)
+                self._open[name] = TRACKERS[name](self._folder, self._settings, self._step, ids)
                 if ids:
                     (self._folder / TRACKER_IDS).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
             except Exception as error:  # a server that is down, a disk that is full, a login that has run out
@@ -227,7 +227,8 @@ class _Trackio:
         self._run.finish()
 
 
-_OPENERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
+#: The trackers by name.
+TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
 
 
 def _read_ids(folder: Path) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_all_of_the_vocabulary_as_candidates_is_the_exact_divergence(data: Path,
     examples = examples_of(data)
     students = [example.student for example in examples]
     compared = with_candidates(open_teacher(str(teacher), student), students, students, VOCABULARY)
-    found = student.forward(compared, "topk_forward_kl").result().metrics["loss:sum"]
+    divergence = student.forward(compared, "topk_forward_kl").result().metrics["loss:sum"]
 
     def whole(client: lb.TrainingClient, datum: lb.Datum) -> torch.Tensor:
         """[answer, V] by the logprobs of every token as a target, without any top K."""
@@ -148,8 +148,8 @@ def test_all_of_the_vocabulary_as_candidates_is_the_exact_divergence(data: Path,
     taught = lb.ServiceClient().create_training_client("tiny")
     taught.load_state(str(teacher / "checkpoints" / "step-000012"), optimizer=False).result()
     exact = [forward_kl(whole(student, datum), whole(taught, datum)) for datum in students]
-    assert found == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
-    assert found > 0.1
+    assert divergence == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
+    assert divergence > 0.1
 
 
 def test_the_expected_gradient_of_sampled_tokens_is_that_of_the_reverse_kl() -> None:
@@ -324,8 +324,8 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_also_where_it_is_i
     with (stopped.out / "metrics.jsonl").open("a") as file:
         file.write('{"loss": 123.0, "step": 5}\n')  # as if it had been killed in its fifth step
     distill.main(stopped.model_copy(update={"resume": True}))
-    found = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_nll" in row)]  # its last step then
-    assert found == numbers(whole)
+    rows = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_nll" in row)]  # its last step then
+    assert rows == numbers(whole)
     weights = [config.out / "adapter" / "adapter_model.safetensors" for config in (whole, stopped)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

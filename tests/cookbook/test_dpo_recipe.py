@@ -259,9 +259,9 @@ def test_an_answer_that_would_not_fit_behind_another_prompt_is_passed_over() -> 
     rows = [pair_row("a"), pair_row("a very long answer, of many words"), pair_row("b")]
     examples, _ = build_examples(rows, needs_of(get_loss("kto")), build_tiny_tokenizer())
     limit = examples[0][0].model_input.length + 1
-    found = with_mismatched(examples, limit)
-    assert len(found[0]) == 3
-    assert found[0][2].model_input.length < limit
+    extended = with_mismatched(examples, limit)
+    assert len(extended[0]) == 3
+    assert extended[0][2].model_input.length < limit
 
 
 # --- what losses need, and mistakes ------------------------------------------------------------------------------------

@@ -173,8 +173,8 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
     with (stopped.out / "metrics.jsonl").open("a") as file:
         file.write('{"loss": 123.0, "step": 5}\n')  # as if it had been killed in its fifth step
     embed.main(stopped.model_copy(update={"resume": True}))
-    found = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_mrr" in row)]  # its last step then
-    assert found == numbers(whole)
+    rows = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_mrr" in row)]  # its last step then
+    assert rows == numbers(whole)
     weights = [config.out / "model" / "model.safetensors" for config in (whole, stopped)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -406,8 +406,8 @@ def test_texts_are_cut_to_their_tokens_and_counted_and_prefixes_belong_to_their_
     encoded = encode(texts, build_tiny_tokenizer(), 6, {"query": "q:", "document": "d: "})
     decode = build_tiny_tokenizer().decode
     assert {text: decode(tokens.to_ints()) for text, tokens in encoded.queries.items()} == {"abc": "q:abc"}
-    found = {text: decode(tokens.to_ints()) for text, tokens in encoded.documents.items()}
-    assert found == {"abcdefgh": "d: abc", "abc": "d: abc"}
+    decoded = {text: decode(tokens.to_ints()) for text, tokens in encoded.documents.items()}
+    assert decoded == {"abcdefgh": "d: abc", "abc": "d: abc"}
     assert (encoded.longest, encoded.cut) == (11, 1)
 
 

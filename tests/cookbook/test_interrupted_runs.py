@@ -42,48 +42,44 @@ def loss(logprobs):
     return -logprobs * (float("nan") if fault == "nan" else 1.0)
 """
 
-#: Runs the command line with one function replaced by one that kills the process at a certain call.
+#: Runs the command line and kills it at the n-th file operation of a kind, as Python's audit events report them.
 FAILPOINT = """
 import os, signal, sys
-from lossbook.cookbook import cli
-from lossbook.cookbook.run import runs
-from lossbook.trainer.checkpoint import files as checkpoint_files, folder as checkpoints
+from lossbook.cookbook.cli import main
 
-def killing(call, at, before=None):
-    calls = []
-    def function(*arguments, **options):
-        calls.append(1)
-        if len(calls) == at:
-            if before is not None:
-                before(*arguments, **options)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments, **options)
-    return function
+def half_a_file(path):
+    with open(path, "wb") as file:
+        file.write(b"half of it")
 
-def half_a_line(run, name, row):
-    with (run.path / name).open("a") as file:
+def half_a_line(path):
+    with open(path, "a") as file:
         file.write('{"loss": 1.2')
 
-def half_a_file(path, group):
-    path.write_bytes(b"half of it")
+POINTS = {
+    "half of the weights are written": ("open", ".tmp-", ".safetensors", "r+", 5, half_a_file),
+    "all but the manifest is written": ("open", "/.step-", "/MANIFEST.json", "x", 2, None),
+    "all is written but not in its place": ("os.rename", "/.step-", "", None, 2, None),
+    "it is in its place but not yet durable": ("open", "/checkpoints", "/checkpoints", None, 4, None),
+    "half of a line of metrics is written": ("open", "/", "/metrics.jsonl", "a", 7, half_a_line),
+    "the adapter is being written": ("open", "/.adapter.tmp-", "/README.md", "w", 2, None),
+}
+event, middle, end, mode, at, before = POINTS[sys.argv.pop(1)]
+seen = 0
 
-point = sys.argv.pop(1)
-if point == "half of the weights are written":
-    checkpoint_files._write_tensors = killing(checkpoint_files._write_tensors, 5, half_a_file)
-elif point == "all but the manifest is written":
-    checkpoint_files._write = killing(checkpoint_files._write, 2)
-elif point == "all is written but not in its place":
-    checkpoints._move_into_place = killing(checkpoints._move_into_place, 2)
-elif point == "it is in its place but the old one is not gone":
-    checkpoints._settle = killing(checkpoints._settle, 2)
-elif point == "half of a line of metrics is written":
-    runs.Run.append = killing(runs.Run.append, 9, half_a_line)
-elif point == "the adapter is being written":
-    from lossbook.cookbook.export import export
-    export._write_card = killing(export._write_card, 1)
-else:
-    raise SystemExit(f"no such point: {point}")
-sys.exit(cli.main(sys.argv[1:]))
+def kill_there(name, arguments):
+    global seen
+    if name != event or isinstance(arguments[0], int) or (name == "open" and arguments[1] != mode):
+        return
+    path = os.fsdecode(arguments[0])
+    if middle in path and path.endswith(end):
+        seen += 1
+        if seen == at:
+            if before is not None:
+                before(path)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill_there)
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -144,7 +140,7 @@ def start(code: str, *words: str, **environment: str) -> subprocess.Popen[str]:
 def is_killed(code: str, *words: str, **environment: str) -> bool:
     """Whether such a process ends by SIGKILL."""
     process = start(code, *words, **environment)
-    process.communicate()
+    process.communicate(timeout=900)
     return process.returncode == -signal.SIGKILL
 
 
@@ -184,7 +180,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(whole: di
         "half of the weights are written",
         "all but the manifest is written",
         "all is written but not in its place",
-        "it is in its place but the old one is not gone",
+        "it is in its place but not yet durable",
         "the adapter is being written",
     ],
 )
@@ -215,7 +211,7 @@ def test_a_signal_ends_the_run_after_its_step_saved_and_with_the_code_that_shell
     while process.poll() is None and not _has_begun("stopped"):
         time.sleep(0.02)
     process.send_signal(number)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == code, errors
     rows = read_metrics("stopped/metrics.jsonl")
     last, saved = Run(Path("stopped")).last_checkpoint()

@@ -103,14 +103,14 @@ def test_the_exported_scorer_gives_the_same_leads_in_transformers_with_peft(make
     classifier.model.load_state_dict(base.model.state_dict())
     model = PeftModel.from_pretrained(classifier, str(config.out / "scorer")).eval()
     row = pair_row(THINGS[6])
-    found = []
+    scores = []
     for datum in datums_from_row(row, build_tiny_tokenizer()):
         last = int(np.flatnonzero(datum.loss_fn_inputs["weights"].to_numpy())[-1])
         with torch.no_grad():
-            found.append(model(input_ids=torch.tensor([datum.model_input.to_ints()[: last + 1]])).logits.item())
+            scores.append(model(input_ids=torch.tensor([datum.model_input.to_ints()[: last + 1]])).logits.item())
     expected = Scorer(config.out).score([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
-    assert found[0] - found[1] == pytest.approx(expected[0] - expected[1], abs=1e-4)  # the head's bias cancels
-    assert abs(found[0] - found[1]) > 1.0
+    assert scores[0] - scores[1] == pytest.approx(expected[0] - expected[1], abs=1e-4)  # the head's bias cancels
+    assert abs(scores[0] - scores[1]) > 1.0
 
 
 def test_a_margin_in_the_rows_is_read(make: Any, tmp_path: Path) -> None:

@@ -47,16 +47,16 @@ def test_after_kill_9_a_run_goes_on_to_the_same_metrics_bit_for_bit(tmp_path: Pa
     ]
     flags += ["--off-policy-steps", str(off_policy_steps)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert _start(flags, whole).wait(timeout=240) == 0
+    assert _start(flags, whole).wait(timeout=900) == 0
     process = _start(flags, killed)
     while not (killed / "checkpoints" / "step-000006").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert process.wait(timeout=300) == -signal.SIGKILL
     before = read_rows_of_a_killed_run(killed)
     assert 0 < max(row["step"] for row in before) < 16
-    assert _start([*flags, "--resume"], killed).wait(timeout=240) == 0
+    assert _start([*flags, "--resume"], killed).wait(timeout=900) == 0
     assert numbers(killed) == numbers(whole)
     assert read_rows(killed / "samples.jsonl") == read_rows(whole / "samples.jsonl")
 

@@ -70,6 +70,7 @@ def numbers(config: SFTConfig) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
 
 
+@pytest.mark.usefixtures("curve")
 def test_it_learns_and_leaves_settings_report_metrics_curve_checkpoint_and_adapter(
     make: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,8 +114,8 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
         file.write('{"loss": 123.0, "step": 5}\n')
     sft.main(stopped.model_copy(update={"resume": True}))
     expected = numbers(whole)
-    found = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_nll" in row)]  # its last step then
-    assert found == expected
+    rows = [row for row in numbers(stopped) if not (row["step"] == 4 and "held_out_nll" in row)]  # its last step then
+    assert rows == expected
     weights = [config.out / "adapter" / "adapter_model.safetensors" for config in (whole, stopped)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -93,8 +93,8 @@ def test_answers_may_be_compared_from_any_thread() -> None:
     reward = MathReward()
     answers = [str(number % 3) for number in range(24)]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda answer: reward(answer, {"answer": "2"}), answers))
-    assert found == [float(answer == "2") for answer in answers]
+        rewards = list(threads.map(lambda answer: reward(answer, {"answer": "2"}), answers))
+    assert rewards == [float(answer == "2") for answer in answers]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the weights at the start say: computed once, found again by a key of all that matters, never trusted when damaged."""
+"""What the weights at the start say: computed once, cached under a key of all they depend on, and never trusted when damaged."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def datums() -> list[Datum]:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many datums each forward of a reference client was given."""
-    found: list[int] = []
+    sizes: list[int] = []
     forward = ReferenceClient.forward
 
     def counted(self: ReferenceClient, data: Sequence[Any], *rest: Any, **more: Any) -> Any:
-        found.append(len(data))
+        sizes.append(len(data))
         return forward(self, data, *rest, **more)
 
     monkeypatch.setattr(ReferenceClient, "forward", counted)
-    return found
+    return sizes
 
 
 def step(training: Any, datums: Sequence[Datum]) -> None:
@@ -134,8 +134,8 @@ def test_a_damaged_file_is_noticed_and_computed_again(
         content[-20] ^= 1
         path.write_bytes(content)
     notices: list[str] = []
-    found = References(make_client(), tmp_path, notices.append).logprobs(datums)
-    assert same(found, expected)
+    logprobs = References(make_client(), tmp_path, notices.append).logprobs(datums)
+    assert same(logprobs, expected)
     assert calls == [3, 3]
     assert "computing the reference again" in notices[0]
     if (damage, file) != ("missing", "MANIFEST.json"):  # a folder without one is nobody's to replace
@@ -162,8 +162,8 @@ def test_sound_files_of_something_else_under_the_same_name_are_not_taken(
 def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_run(datums: list[Datum], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     notices: list[str] = []
-    found = References(make_client(), tmp_path / "taken", notices.append).logprobs(datums)
-    assert len(found) == 3
+    logprobs = References(make_client(), tmp_path / "taken", notices.append).logprobs(datums)
+    assert len(logprobs) == 3
     assert "computed, but not kept" in notices[0]
 
 
@@ -182,7 +182,7 @@ def test_the_likeliest_tokens_are_kept_too(
     expected = training.create_reference_client().top_logprobs(datums, 5).result()
     References(training, tmp_path, list[str]().append).likeliest(datums, 5)
     monkeypatch.setattr(ReferenceClient, "top_logprobs", None)  # would fail if it were asked again
-    found = References(make_client(), tmp_path, list[str]().append).likeliest(datums, 5)
-    for one, other in zip(found, expected, strict=True):
+    tops = References(make_client(), tmp_path, list[str]().append).likeliest(datums, 5)
+    for one, other in zip(tops, expected, strict=True):
         assert np.array_equal(one.tokens, other.tokens)
         assert np.array_equal(one.logprobs, other.logprobs)

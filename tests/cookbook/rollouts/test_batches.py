@@ -44,8 +44,8 @@ def collector(*deals: list[float], **changes: Any) -> RolloutCollector:
     return RolloutCollector(config, runner, PROBLEMS, None)  # type: ignore[arg-type]
 
 
-def advantages(found: list[Any]) -> list[float]:
-    return [float(datum.loss_fn_inputs["advantages"].to_numpy()[-1]) for datum in found]
+def advantages(datums: list[Any]) -> list[float]:
+    return [float(datum.loss_fn_inputs["advantages"].to_numpy()[-1]) for datum in datums]
 
 
 @pytest.mark.parametrize("name", [name for name in ADVANTAGES if name != "pass_at_k"])
@@ -76,23 +76,23 @@ def test_what_an_environment_wrote_between_two_answers_has_weight_0_in_the_datum
 
 def test_groups_of_equal_rewards_are_replaced_by_other_problems_up_to_the_limit() -> None:
     dealt = collector([1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], dynamic_sampling=2)
-    found = dealt.collect(NO_SAMPLER, step=1)
-    assert [[one.reward for one in group] for group in found.groups] == [[1.0, 0.0], [0.0, 1.0]]
-    assert (found.metrics["resampled_groups"], found.metrics["zero_advantage_groups"]) == (2, 0)
-    assert found.metrics["reward"] == 0.75  # of what was sampled first: what is kept of it says less of the policy
+    rollouts = dealt.collect(NO_SAMPLER, step=1)
+    assert [[one.reward for one in group] for group in rollouts.groups] == [[1.0, 0.0], [0.0, 1.0]]
+    assert (rollouts.metrics["resampled_groups"], rollouts.metrics["zero_advantage_groups"]) == (2, 0)
+    assert rollouts.metrics["reward"] == 0.75  # of what was sampled first: what is kept of it says less of the policy
     (first, _), (second, _), (third, _) = dealt.runner.asked  # type: ignore[attr-defined]
     assert (len(first), len(second), len(third)) == (2, 1, 1)
     assert [key for _, key in dealt.runner.asked] == [(0, 1, 0), (0, 1, 1), (0, 1, 2)]  # type: ignore[attr-defined]
 
 
 def test_beyond_the_limit_groups_of_equal_rewards_stay_and_are_counted() -> None:
-    found = collector([1.0, 1.0], [0.0, 1.0], [0.0, 0.0], dynamic_sampling=1).collect(NO_SAMPLER, step=1)
-    assert (found.metrics["resampled_groups"], found.metrics["zero_advantage_groups"]) == (1, 0.5)
+    rollouts = collector([1.0, 1.0], [0.0, 1.0], [0.0, 0.0], dynamic_sampling=1).collect(NO_SAMPLER, step=1)
+    assert (rollouts.metrics["resampled_groups"], rollouts.metrics["zero_advantage_groups"]) == (1, 0.5)
 
 
 def test_without_dynamic_sampling_nothing_is_replaced() -> None:
-    found = collector([1.0, 1.0], [0.0, 0.0]).collect(NO_SAMPLER, step=1)
-    assert (found.metrics["resampled_groups"], found.metrics["zero_advantage_groups"]) == (0, 1)
+    rollouts = collector([1.0, 1.0], [0.0, 0.0]).collect(NO_SAMPLER, step=1)
+    assert (rollouts.metrics["resampled_groups"], rollouts.metrics["zero_advantage_groups"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_truncated_answers_are_kept_masked_or_made_to_pay() -> None:
 
 def test_a_soft_penalty_makes_a_group_of_equal_rewards_unequal() -> None:
     group = [rollout(1.0), rollout(1.0, 8, truncated=True)]
-    assert collector()._is_level(group)
-    assert not collector(overlong="soft")._is_level(group)
+    assert collector().has_equal_rewards(group)
+    assert not collector(overlong="soft").has_equal_rewards(group)
 
 
 def test_where_every_answer_was_truncated_and_masked_the_error_says_what_to_change() -> None:
@@ -131,5 +131,5 @@ def test_where_every_answer_was_truncated_and_masked_the_error_says_what_to_chan
 
 
 def test_what_is_kept_with_a_checkpoint_comes_back_bit_for_bit() -> None:
-    found = StepRollouts([[rollout(1 / 3), rollout(0.1)]], {"reward": 1 / 7})
-    assert StepRollouts.from_json(json.loads(json.dumps(found.to_json()))) == found
+    rollouts = StepRollouts([[rollout(1 / 3), rollout(0.1)]], {"reward": 1 / 7})
+    assert StepRollouts.from_json(json.loads(json.dumps(rollouts.to_json()))) == rollouts

@@ -37,13 +37,13 @@ def test_afterwards_signals_do_what_they_did() -> None:
 
 
 def test_in_another_thread_where_no_handler_can_be_set_nothing_is_caught() -> None:
-    found: list[bool] = []
+    requests: list[bool] = []
 
     def work() -> None:
         with stop_on_signals() as stop:
-            found.append(bool(stop))
+            requests.append(bool(stop))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [False]
+    assert requests == [False]

@@ -51,7 +51,7 @@ class Remembering:
 def tracker(monkeypatch: pytest.MonkeyPatch) -> Remembering:
     """What `log_to=("wandb",)` opens in these tests."""
     fake = Remembering()
-    monkeypatch.setitem(trackers._OPENERS, "wandb", fake.open)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", fake.open)
     monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
     monkeypatch.setattr("lossbook.cookbook.loop.check_trackers", lambda names: None)
     return fake
@@ -74,9 +74,9 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     """What TensorBoard itself reads of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder / "tensorboard"))
-    found.Reload()
-    return [(event.step, event.value) for event in found.Scalars(name)]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 def test_a_tracker_gets_what_metrics_jsonl_gets_and_the_settings_with_the_resolved_loss(
@@ -125,12 +125,12 @@ def test_a_tracker_that_fails_is_warned_about_once_and_changes_no_number(make: A
 
 def test_a_tracker_that_fails_again_and_again_is_left_alone(tmp_path: Path, tracker: Remembering) -> None:
     tracker.broken = tuple(range(100))
-    found = Trackers(["wandb"], tmp_path).__enter__()
+    opened = Trackers(["wandb"], tmp_path).__enter__()
     with pytest.warns(RuntimeWarning, match="from step 0 on") as warned:
-        found.log(0, {"loss": 1.0})
+        opened.log(0, {"loss": 1.0})
     for step in range(1, 10):
-        found.log(step, {"loss": 1.0})
-    found.__exit__(None, None, None)
+        opened.log(step, {"loss": 1.0})
+    opened.__exit__(None, None, None)
     assert tracker.tried == list(range(PATIENCE))
     assert len(warned) == 1
     assert tracker.succeeded is None
@@ -142,7 +142,7 @@ def test_a_tracker_that_cannot_be_opened_is_warned_about_and_the_others_go_on(
     def refuse(*arguments: Any) -> Any:
         raise OSError("no space left")
 
-    monkeypatch.setitem(trackers._OPENERS, "mlflow", refuse)
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", refuse)
     with pytest.warns(RuntimeWarning, match=r"mlflow failed \(OSError: no space left\)"):
         opened = Trackers(["mlflow", "wandb"], tmp_path).__enter__()
     opened.log(1, {"loss": 1.0})
@@ -182,12 +182,12 @@ def test_a_misspelt_tracker_is_a_mistake_in_the_call(tmp_path: Path, capsys: pyt
 
 
 def test_tensorboard_reads_every_step_once_and_those_made_again_as_they_were_made_last(tmp_path: Path) -> None:
-    with Trackers(["tensorboard"], tmp_path, {"seed": 1}) as found:
+    with Trackers(["tensorboard"], tmp_path, {"seed": 1}) as opened:
         for step in (1, 2, 3, 4):
-            found.log(step, {"loss": 1.0 / step})
-    with Trackers(["tensorboard"], tmp_path, {"seed": 1}, step=2) as found:
+            opened.log(step, {"loss": 1.0 / step})
+    with Trackers(["tensorboard"], tmp_path, {"seed": 1}, step=2) as opened:
         for step in (3, 4, 5):
-            found.log(step, {"loss": 10.0 * step, "rate": math.nan})
+            opened.log(step, {"loss": 10.0 * step, "rate": math.nan})
     assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (3, 30.0), (4, 40.0), (5, 50.0)]
     assert all(math.isnan(value) for _, value in scalars(tmp_path, "rate"))
 
@@ -248,9 +248,9 @@ SECRET = "a-secret-that-must-stay-here"
 def log_twice(name: str, folder: Path) -> None:
     """A run of four steps, resumed after the second; a setting holds a secret of the environment."""
     for start in (0, 2):
-        with Trackers([name], folder, {"seed": 1, "model": f"http://host/{SECRET}"}, start) as found:
+        with Trackers([name], folder, {"seed": 1, "model": f"http://host/{SECRET}"}, start) as opened:
             for step in range(start + 1, start + 5):
-                found.log(step, {"loss": float(100 * start + step)})
+                opened.log(step, {"loss": float(100 * start + step)})
 
 
 @pytest.mark.slow
