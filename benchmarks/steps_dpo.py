@@ -140,7 +140,7 @@ def trl(folder: str, pairs: Sequence[Pair], options: argparse.Namespace, **setti
 
 
 def ways(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
-    """How to make the step of each way."""
+    """By way, a function that makes its step."""
     from trl_training import TUNED
 
     tuned = {**TUNED, "precompute_ref_log_probs": True}

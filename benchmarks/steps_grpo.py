@@ -229,7 +229,7 @@ class Trl:
 
 
 def ways(folder: str, prompts: Sequence[str], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
-    """How to make the step of each way."""
+    """By way, a function that makes its step."""
     from trl_training import TUNED
 
     micro_batches = {"per_device_train_batch_size": 8, "steps_per_generation": None}

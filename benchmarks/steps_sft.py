@@ -89,7 +89,7 @@ def trl(folder: str, batch: Sequence[Example], options: argparse.Namespace, **se
 
 
 def ways(folder: str, batch: Sequence[Example], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
-    """How to make the step of each way."""
+    """By way, a function that makes its step."""
     from trl_training import TUNED
 
     whole, defaults = len(batch), min(8, len(batch))

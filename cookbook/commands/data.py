@@ -40,7 +40,7 @@ def show_data(
         count: number of rows.
         train_on: the turns that are learned.
         max_length: the most tokens of a sequence.
-        truncation: what happens to longer sequences.
+        truncation: how longer sequences are handled.
         html: write a page to this file.
         loss: a registered loss (`lossbook losses list`) or module:function to colour the page's tokens by.
         loss_config: settings of the loss, such as --loss-config beta 0.5.
@@ -118,7 +118,7 @@ def report_data(
         model: the model whose tokenizer and chat template to use: hub id, local directory, .gguf file, or 'tiny'.
         train_on: the turns that are learned.
         max_length: the most tokens of a sequence.
-        truncation: what happens to longer sequences.
+        truncation: how longer sequences are handled.
         limit: the most rows to read from each file.
         json: print JSON instead.
     """

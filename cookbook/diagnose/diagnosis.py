@@ -23,7 +23,7 @@ class Diagnosis:
     title      the problem in a few words
     evidence   the numbers that show it
     advice     what to try, the most likely remedy first
-    reason     why the threshold is where it is, with its source
+    reason     the reason for the threshold, with its source
     """
 
     level: Level

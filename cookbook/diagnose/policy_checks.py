@@ -1,4 +1,4 @@
-"""Diagnostics of reinforcement learning: what the policy samples, and how far it has moved."""
+"""Diagnostics of reinforcement learning: the sampled answers, and the distance from the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lossbook doctor`: what this machine has, which packages are missing, and whether a training step works."""
+"""`lossbook doctor`: checks of this machine, its packages, and a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loss computes for each token, worked out again from the outputs that the trainer returned.
+"""Token losses: the loss and its gradient at each token, recomputed from the outputs that the trainer returned.
 
     output = training.forward_backward(batch, loss).result()
     for sequence in token_losses(loss, batch, output.loss_fn_outputs):
@@ -47,7 +47,7 @@ OutputLists = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """What a loss computes for one datum of N positions (position t is target token t, which is token t + 1 of the text).
+    """The values and gradients of a loss for one datum of N positions. Position t is about token t + 1 of the text.
 
     datum     its index in the call
     columns   [N], or [N, K] with K targets per position, float64; NaN where there is no number, as at masked positions:

@@ -76,7 +76,7 @@ def _card(label: str, value: str, below: str) -> str:
 
 
 def diagnoses_html(diagnoses: Sequence[Diagnosis]) -> str:
-    """What looks wrong, what to try, and the reason for the threshold."""
+    """The title, evidence, advice and reason of each diagnosis."""
     if not diagnoses:
         return '<p class="fine">No diagnostic reports a problem.</p>'
     parts = [
