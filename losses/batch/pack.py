@@ -30,7 +30,15 @@ from .checks import (
     missing_weights,
 )
 from .packed import Packed
-from .positions import active_positions, active_targets, has_columns, weighted_positions
+from .positions import (
+    active_positions,
+    active_targets,
+    has_columns,
+    positions_of,
+    target_shape,
+    weighted_positions,
+    width_of,
+)
 from .seqs import Seqs
 
 __all__ = ["Packed", "Seqs", "join", "pack", "positions_of", "width_of"]
@@ -40,7 +48,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     """Pack what `spec` reads. Raises the errors of missing, misaligned, ill-shaped and non-finite inputs."""
     if not spec.reads_tokens:
         return _pack_whole_datums(datums, spec, config)
-    shapes = [_shape_of(datum) for datum in datums]
+    shapes = [target_shape(datum) for datum in datums]
     lengths = np.array([shape[0] for shape in shapes], dtype=np.int64)
     weights, is_even = _weights(datums, spec, reduction, shapes)
     check_one_target(weights.ndim == 2, spec)
@@ -57,16 +65,6 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     if packed.absent is not None:
         check_some_present(packed.absent, spec, active, lengths)
     return _laid_out(packed)
-
-
-def positions_of(datum: Datum) -> int:
-    """How many positions a datum has: one per target token, or one per input token without targets."""
-    return _shape_of(datum)[0]
-
-
-def width_of(datums: Sequence[Datum]) -> int | None:
-    """K of [N, K] targets: the largest among the datums; None when all targets are [N]."""
-    return max((shape[1] for shape in map(_shape_of, datums) if len(shape) == 2), default=None)
 
 
 def counts_of(active: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -89,12 +87,6 @@ def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type
         joined[start : start + len(array), : columns.shape[1]] = columns
         start += len(array)
     return joined
-
-
-def _shape_of(datum: Datum) -> tuple[int, ...]:
-    """The shape of its target tokens, [N] or [N, K]; without any, [N] for N input tokens."""
-    targets = datum.loss_fn_inputs.get("target_tokens")
-    return (datum.model_input.length,) if targets is None else tuple(targets.shape) or (1,)
 
 
 def _weights(

@@ -1,4 +1,4 @@
-"""Which positions count, decided here for packing, reductions, metrics and traces.
+"""Which positions there are and which count, decided here for packing, reductions, metrics, traces and the trainer.
 
 A target counts where its weight is not 0, and a position where any of its targets does. A loss that reads `weights` itself
 sees every position. The functions take NumPy arrays, tensors, and tensors that are being traced.
@@ -6,20 +6,38 @@ sees every position. The functions take NumPy arrays, tensors, and tensors that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...datums.types import Datum
 from .. import stats
 from ..spec.spec import LossSpec
 from ..stats import Stat
 
 
-def active_targets(weights: Any, spec: LossSpec) -> Any:
-    """[T] or [T, K] bool, like `weights`: which targets the loss sees."""
-    if not spec.wants_weights:
+def target_shape(datum: Datum) -> tuple[int, ...]:
+    """The shape of its target tokens, [N] or [N, K]; without any, [N] for N input tokens."""
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    return (datum.model_input.length,) if targets is None else tuple(targets.shape) or (1,)
+
+
+def positions_of(datum: Datum) -> int:
+    """How many positions a datum has: one per target token, or one per input token without targets."""
+    return target_shape(datum)[0]
+
+
+def width_of(datums: Sequence[Datum]) -> int | None:
+    """K of [N, K] targets: the largest among the datums; None when all targets are [N]."""
+    return max((shape[1] for shape in map(target_shape, datums) if len(shape) == 2), default=None)
+
+
+def active_targets(weights: Any, spec: LossSpec | None = None) -> Any:
+    """[T] or [T, K] bool, like `weights`: which targets count, or which of them the loss sees."""
+    if spec is None or not spec.wants_weights:
         return weights != 0
     return np.ones(weights.shape, dtype=bool) if isinstance(weights, np.ndarray) else torch.ones_like(weights).bool()
 
@@ -29,6 +47,17 @@ def active_positions(targets: Any) -> Any:
     return targets if targets.ndim == 1 else targets.any(1)
 
 
+def active_in(datum: Datum) -> np.ndarray:
+    """[N] bool: which of a datum's positions are active; all without weights."""
+    weights, positions = datum.loss_fn_inputs.get("weights"), positions_of(datum)
+    if weights is None:
+        return np.ones(positions, dtype=bool)
+    array = weights.to_numpy()
+    return active_positions(
+        active_targets(array.reshape(-1) if array.size == positions else array.reshape(positions, -1))
+    )
+
+
 def has_columns(weights: Tensor, spec: LossSpec) -> bool:
     """Whether the weights are [T, K] over K targets, of which a row may have fewer."""
     return weights.ndim == 2 and not spec.wants_weights
@@ -36,7 +65,7 @@ def has_columns(weights: Tensor, spec: LossSpec) -> bool:
 
 def weighted_positions(weights: Tensor, like: Tensor) -> Tensor:
     """[T] or [T, 1] bool, shaped to go with `like`: which positions have a weight, also in a loss that reads weights."""
-    return active_positions(weights != 0).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return active_positions(active_targets(weights)).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def weighted(values: Any, weights: Any, active: Any) -> Any:
@@ -47,8 +76,13 @@ def weighted(values: Any, weights: Any, active: Any) -> Any:
     return torch.where(active, weights * values, nothing)
 
 
+def nll(logprobs: Any, active: Tensor | None = None) -> Stat:
+    """The mean -logprob in nats, over all targets or the active ones."""
+    return stats.mean(-logprobs if active is None else -logprobs[active])
+
+
 def standard_metrics(spec: LossSpec, logprobs: Any) -> dict[str, Stat]:
     """{"nll": ...}: reported of every loss over the logprobs of given targets, beside its own metrics."""
     if logprobs is None or spec.wants_weights or spec.candidates:
         return {}
-    return {"nll": stats.mean(-logprobs)}
+    return {"nll": nll(logprobs)}

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from ...datums.types import Datum
+from ..batch.positions import active_in
 from . import strategies
 from .loss_under_test import LossUnderTest, OutputLists
 
@@ -60,10 +62,7 @@ def active_positions(data: Sequence[Datum]) -> list[tuple[int, int]]:
     """(datum, position) of every position with a non-zero weight."""
     positions: list[tuple[int, int]] = []
     for i, datum in enumerate(data):
-        length = strategies.rows(datum)
-        weights = datum.loss_fn_inputs.get("weights")
-        active = [True] * length if weights is None else (weights.to_numpy().reshape(length, -1) != 0).any(1).tolist()
-        positions += [(i, t) for t in range(length) if active[t]]
+        positions += [(i, int(t)) for t in np.flatnonzero(active_in(datum))]
     return positions
 
 

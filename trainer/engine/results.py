@@ -12,7 +12,8 @@ from torch import Tensor
 from ...datums.types import Datum, TensorData
 from ...losses import stats
 from ...losses.batch.outputs import Outputs
-from ...losses.batch.pack import join, positions_of, width_of
+from ...losses.batch.pack import join
+from ...losses.batch.positions import active_in, active_targets, nll, width_of
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
 from ...losses.stats import Kind, Stat
@@ -139,27 +140,16 @@ def with_nll(metrics: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs
         if weights is not None and weights.shape != targets.shape and weights.shape == targets.shape[:1]:
             return metrics
         arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
-    weighted = torch.from_numpy(join(arrays, width_of(datums), np.float64) != 0)
+    active = active_targets(torch.from_numpy(join(arrays, width_of(datums), np.float64)))
     if outputs.active is not None:
-        weighted = weighted[outputs.active.cpu()]
-    return {"nll": stats.mean(-outputs.logprobs[weighted.to(outputs.logprobs.device)]), **metrics}
+        active = active[outputs.active.cpu()]
+    return {"nll": nll(outputs.logprobs, active.to(outputs.logprobs.device)), **metrics}
 
 
 def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
     """Positions with a non-zero weight, and datums that have any; without weights every target position counts."""
-    counts = np.array([_active_positions(datum) for datum in datums], dtype=np.int64)
+    counts = np.array([np.count_nonzero(active_in(datum)) for datum in datums], dtype=np.int64)
     return int(counts.sum()), int((counts > 0).sum())
-
-
-def _active_positions(datum: Datum) -> int:
-    """Positions where the weight (of [N, K] targets: any of the K) is not 0; all without weights."""
-    weights = datum.loss_fn_inputs.get("weights")
-    if weights is None:
-        return positions_of(datum)
-    array, positions = weights.to_numpy(), positions_of(datum)
-    if array.size == positions:
-        return int(np.count_nonzero(array))
-    return int((array.reshape(positions, -1) != 0).any(axis=1).sum())
 
 
 def _datums_without_grad(lengths: np.ndarray, outputs: Outputs, gradients: dict[str, Tensor]) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
+from ...losses.batch.positions import active_in
 from ..head.logprobs import Head, linear_logprobs
 from ..model.model import LoadedModel
 from ..packing.attention import hidden_states
@@ -30,7 +31,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
         raise ShapeError(f"k must be 1 to {model.vocab_size}, the size of {model.name}'s vocabulary, not {k!r}")
     head = model.head()
     sequences = checked_tokens(model, datums, ())
-    active = [_active(datum) for datum in datums]
+    active = [active_in(datum) for datum in datums]
     cuts = plan_micro_batches(
         [len(sequence) for sequence in sequences],
         tokens=settings.tokens_per_micro_batch,
@@ -72,11 +73,3 @@ def _of_micro_batch(
         logprobs[positions] = outputs.topk_logprobs.float().cpu().numpy()
     ends = np.cumsum([len(mask) for mask in active])[:-1]
     return [TopLogprobs(*each) for each in zip(np.split(tokens, ends), np.split(logprobs, ends), strict=True)]
-
-
-def _active(datum: Datum) -> np.ndarray:
-    """[N] bool: positions with a non-zero weight (of [N, K] weights: any of the K); all where there are no weights."""
-    weights = datum.loss_fn_inputs.get("weights")
-    if weights is None:
-        return np.ones(datum.model_input.length, dtype=bool)
-    return (weights.to_numpy().reshape(datum.model_input.length, -1) != 0).any(axis=1)
