@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...datums.errors import LengthMismatchError, LossContractError, NonDifferentiableLossError
 from ...datums.types import Datum, TensorData, as_datum
-from ...losses.batch.pack import positions_of
+from ...losses.batch.positions import positions_of
 from ...losses.loss.loss import Loss, LossLike
 from ...losses.math.ratios import MAX_LOG_RATIO
 from ...losses.registry import get_loss

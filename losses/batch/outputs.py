@@ -13,9 +13,8 @@ from ...datums.errors import InvalidLogprobError, LengthMismatchError, LossContr
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
 from .checks import locate
-from .pack import positions_of, width_of
 from .packed import Packed
-from .positions import weighted_positions
+from .positions import positions_of, weighted_positions, width_of
 
 
 @dataclass

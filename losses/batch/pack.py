@@ -34,14 +34,9 @@ from .positions import (
     active_positions,
     active_targets,
     has_columns,
-    positions_of,
     target_shape,
     weighted_positions,
-    width_of,
 )
-from .seqs import Seqs
-
-__all__ = ["Packed", "Seqs", "join", "pack", "positions_of", "width_of"]
 
 
 def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object) -> Packed:

@@ -16,8 +16,9 @@ from ...datums.errors import EmptyLossError, LossContractError
 from ...datums.types import Datum
 from ..batch.checks import check_keys
 from ..batch.outputs import Outputs, as_outputs
-from ..batch.pack import pack, positions_of, width_of
+from ..batch.pack import pack
 from ..batch.packed import Packed, blocks
+from ..batch.positions import positions_of, width_of
 from ..reductions import Count
 from ..spec.settings import Settings
 from ..spec.spec import LossSpec

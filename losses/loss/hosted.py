@@ -15,7 +15,7 @@ from ...datums.errors import LengthMismatchError, LossContractError, NonDifferen
 from ...datums.types import Datum
 from .. import stats
 from ..batch.outputs import Outputs
-from ..batch.pack import positions_of, width_of
+from ..batch.positions import positions_of, width_of
 from ..spec.spec import LossSpec
 from ..stats import Stat
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ...datums.errors import LengthMismatchError, LossContractError
 from ...datums.types import Datum, as_datum
 from .. import stats
-from ..batch.pack import Packed, pack
+from ..batch.pack import pack
+from ..batch.packed import Packed
 from ..reductions import Count, coarsest
 from ..spec.settings import resolve_settings
 from ..spec.spec import LossSpec

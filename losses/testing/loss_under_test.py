@@ -14,7 +14,7 @@ from ...datums.errors import LossbookError, LossCheckError
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, ModelInput, TensorData
 from ..batch.outputs import Outputs
-from ..batch.pack import positions_of
+from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
 from ..spec.spec import Input
 from ..stats import Stat

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...datums.types import Datum
 from ...losses.batch.outputs import Outputs
-from ...losses.batch.pack import join, width_of
+from ...losses.batch.pack import join
+from ...losses.batch.positions import width_of
 from ..head.logprobs import Head, linear_logprobs
 from ..model.model import LoadedModel
 from ..model.value_head import values_of
