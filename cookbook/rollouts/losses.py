@@ -12,6 +12,7 @@ from ...datums.types import Datum, TensorData
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from ...losses.variants.rollout_correction import LEVELS, RULES
+from ..run.configs import mean_over_tokens
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
@@ -37,7 +38,7 @@ class PolicySettings(Protocol):
 
 
 def policy_loss(config: PolicySettings) -> Loss | Mixture:
-    """The configured loss; a loss per token is averaged over the batch's tokens, unless `loss_config` has a reduction.
+    """The configured loss, as `mean_over_tokens` gives it, with the rollout correction and the KL to the reference.
 
     kl_coefficient sets the loss's setting of that name where it has one; otherwise `reference_kl` is added. Raises
     UnknownLossError and LossConfigError with the likeliest name, LossContractError and MissingInput for losses that
@@ -52,10 +53,7 @@ def policy_loss(config: PolicySettings) -> Loss | Mixture:
                 f"{', '.join(CORRECTIONS[::2])}; each also with _normalized"
             )
         name = f"{name}+{config.rollout_correction}"
-    loss: Loss | Mixture = get_loss(name, **config.loss_config)
-    if isinstance(loss, Loss) and loss.spec.per == "token" and loss.reduction == "sum":
-        loss = loss if "reduction" in config.loss_config else get_loss(loss, reduction="token-mean")
-    loss = _with_kl(loss, config.kl_coefficient)
+    loss = _with_kl(mean_over_tokens(name, config.loss_config), config.kl_coefficient)
     for _, part in loss.parts:
         _check_inputs(part)
     return loss

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ...datums.errors import ConfigError, LossContractError, did_you_mean
 from ...datums.types import AdamParams
-from ...losses.loss.loss import Loss
+from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from .names import TrackerName
 
@@ -110,26 +110,39 @@ def torch_dtype(name: Precision | None) -> torch.dtype | None:
     return None if name is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def configured_loss(config: RecipeConfig) -> Loss:
-    """The configured loss; a loss per token is averaged over the batch's tokens, unless `loss_config` has a reduction.
+def mean_over_tokens(name: str, settings: Mapping[str, Any]) -> Loss | Mixture:
+    """The loss of this id; one per token is averaged over the batch's tokens unless `settings` has a reduction.
 
     The mean keeps the gradient's size, and so the effect of `grad_clip_norm`, independent of the batch's size. Raises
-    UnknownLossError, LossConfigError, and LossContractError for a mixture (some presets are mixtures).
+    UnknownLossError and LossConfigError.
     """
-    loss = get_loss(config.loss, **config.loss_config)
-    if not isinstance(loss, Loss):
-        parts = ", ".join(part.name for _, part in loss.parts)
-        raise LossContractError(f"{config.loss} is a mixture of {parts}, and this recipe takes one loss")
-    if loss.spec.per == "token" and loss.reduction == "sum" and "reduction" not in config.loss_config:
+    loss = get_loss(name, **settings)
+    if isinstance(loss, Loss) and loss.spec.per == "token" and loss.reduction == "sum" and "reduction" not in settings:
         return get_loss(loss, reduction="token-mean")
     return loss
 
 
+def configured_loss(config: RecipeConfig) -> Loss:
+    """The configured loss, as `mean_over_tokens` gives it. Raises LossContractError for a mixture, which some presets are."""
+    loss = mean_over_tokens(config.loss, config.loss_config)
+    if isinstance(loss, Loss):
+        return loss
+    parts = ", ".join(part.name for _, part in loss.parts)
+    raise LossContractError(f"{config.loss} is a mixture of {parts}, but this recipe takes one loss")
+
+
 def resolved_settings(config: RecipeConfig) -> dict[str, Any]:
-    """All settings, and under `resolved_loss` the loss's settings with defaults filled in."""
-    loss = configured_loss(config)
-    resolved = {"name": loss.name, "per": loss.spec.per, **loss.config.model_dump(mode="json")}
-    return {**config.settings(), "resolved_loss": {**resolved, "reduction": loss.reduction}}
+    """All settings, and under `resolved_loss` the loss's settings with defaults filled in; of a mixture, each part's."""
+    loss = mean_over_tokens(config.loss, config.loss_config)
+    if isinstance(loss, Loss):
+        return {**config.settings(), "resolved_loss": _all_settings(loss)}
+    parts = [{"factor": factor, **_all_settings(part)} for factor, part in loss.parts]
+    return {**config.settings(), "resolved_loss": {"name": loss.name, "parts": parts}}
+
+
+def _all_settings(loss: Loss) -> dict[str, Any]:
+    settings = loss.config.model_dump(mode="json")
+    return {"name": loss.name, "per": loss.spec.per, **settings, "reduction": loss.reduction}
 
 
 def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:

@@ -134,5 +134,5 @@ def test_sequences_are_recorded_at_the_first_step_at_some_evaluations_and_at_the
 
 
 def test_a_preset_that_is_a_mixture_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(LossContractError, match=r"prime:default is a mixture of .*, and this recipe takes one loss"):
+    with pytest.raises(LossContractError, match=r"prime:default is a mixture of .*, but this recipe takes one loss"):
         configured_loss(config_in(tmp_path / "run", loss="prime:default"))

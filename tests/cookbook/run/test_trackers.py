@@ -14,6 +14,7 @@ import pytest
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.run import trackers
+from lossbook.cookbook.run.configs import RecipeConfig, resolved_settings
 from lossbook.cookbook.run.redaction import REDACTED, redacted
 from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.run.trackers import PATIENCE, Trackers, check_trackers
@@ -121,6 +122,14 @@ def test_a_tracker_that_fails_is_warned_about_once_and_changes_no_number(make: A
     assert [step for step, _ in tracker.rows] == [1, 4]
     losses = [[row["loss"] for row in read_metrics(one.out / "metrics.jsonl")] for one in (plain, config)]
     assert losses[0] == losses[1]
+
+
+def test_the_parts_of_a_mixture_are_among_the_settings_that_a_tracker_gets() -> None:
+    resolved = resolved_settings(RecipeConfig(loss="prime:default"))["resolved_loss"]
+    assert [(part["factor"], part["name"], part["reduction"]) for part in resolved["parts"]] == [
+        (1.0, "dppo", "token-mean"),
+        (0.002, "sampler_kl", "token-mean"),
+    ]
 
 
 def test_a_tracker_that_fails_again_and_again_is_left_alone(tmp_path: Path, tracker: Remembering) -> None:
