@@ -103,17 +103,17 @@ class SingleDatum:
             return "it is of an optional input that is not read", None
         values = values.detach()
         if shape[:1] == (TOKENS,):
-            counted = self.active if shape == shape_of(self.active) else _beside(self.rows, values)
+            active = self.active if shape == shape_of(self.active) else _beside(self.rows, values)
         elif shape in ((), (1,)):
-            counted, values = self.rows.any().reshape(1), values.reshape(1)
+            active, values = self.rows.any().reshape(1), values.reshape(1)
         else:
             return f"it is of neither the tokens nor the datum: its shape is {list(shape)}", None
-        total = torch.where(counted, values, 0).sum()
+        total = torch.where(active, values, 0).sum()
         if stat.kind == "sum":
             return f"custom/{name}:sum", total
-        if shape_of(counted) != shape_of(values):
-            counted = counted.expand_as(values)
-        return f"custom/{name}:mean", total / counted.sum().clamp(min=1)
+        if shape_of(active) != shape_of(values):
+            active = active.expand_as(values)
+        return f"custom/{name}:mean", total / active.sum().clamp(min=1)
 
 
 class SingleDatumSeqs(Seqs):

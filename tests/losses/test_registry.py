@@ -15,6 +15,7 @@ from torch import Tensor
 from lossbook import describe_loss, get_loss, list_losses, register_loss, unregister_loss
 from lossbook.datums.errors import DuplicateLossError, LossConfigError, LossContractError, UnknownLossError
 from lossbook.losses import Loss, Positive, plugin_errors, registry
+from lossbook.losses.registry import register_resolver, reserve_ids
 
 from .cases import datum, evaluated
 
@@ -27,7 +28,8 @@ def registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     list_losses()
     monkeypatch.setattr(registry, "_specs", dict(registry._specs))
     monkeypatch.setattr(registry, "_plugin_errors", {})
-    return
+    monkeypatch.setattr(registry, "_resolvers", list(registry._resolvers))
+    monkeypatch.setattr(registry, "_reserved", dict(registry._reserved))
 
 
 def scaled(logprobs: Tensor, *, scale: float = 2.0) -> Tensor:
@@ -262,3 +264,22 @@ def test_every_shipped_loss_is_a_loss_object_of_its_id() -> None:
 def test_a_function_of_a_module_that_is_not_there_is_said_to_be_just_that() -> None:
     with pytest.raises(UnknownLossError, match=r"as 'nomodule:fn'\. There is no module 'nomodule' to import it from"):
         get_loss("nomodule:fn")
+
+
+def test_get_loss_asks_the_resolvers_about_ids_that_are_not_registered() -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    @register_resolver
+    def doubled(name: str, config: Any) -> Any:
+        asked.append((name, dict(config)))
+        return 2.0 * get_loss("cross_entropy") if name == "doubled" else None
+
+    assert get_loss("doubled", some=1).name == "2 * cross_entropy"
+    get_loss("ppo")
+    assert asked == [("doubled", {"some": 1})]
+
+
+def test_a_reserved_id_says_why_no_loss_is_offered() -> None:
+    reserve_ids({"reserved/one": "it is another system's"})
+    with pytest.raises(UnknownLossError, match=r"'reserved/one': it is another system's"):
+        get_loss("reserved/one")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lossbook import Datum, get_loss, stats
 from lossbook.datums.errors import EmptyLossError, LengthMismatchError, LossContractError, UnknownInput
-from lossbook.losses import Count, Mixture
+from lossbook.losses import Count, LossLike, Mixture
 
 from ..cases import assert_rows_equal, datum, evaluated
 
@@ -160,3 +160,22 @@ def test_a_bound_mixture_reads_the_full_datums_whatever_it_is_handed() -> None:
     with pytest.raises(LengthMismatchError) as caught:
         mixture.bind(rollouts())(bare[:1], outputs[:1])
     assert str(caught.value) == "1 * ppo + 0.5 * cross_entropy is bound to 2 datums but was handed 1"
+
+
+def test_a_loss_is_its_own_only_part_and_a_mixture_lists_its_parts_with_their_factors() -> None:
+    ppo, entropy = get_loss("ppo"), get_loss("cross_entropy")
+    assert ppo.parts == [(1.0, ppo)]
+    assert (2.0 * (ppo + 0.5 * entropy)).parts == [(2.0, ppo), (1.0, entropy)]
+    assert all(isinstance(loss, LossLike) for loss in (ppo, ppo + entropy))
+
+
+def test_covers_is_the_older_word_for_active() -> None:
+    data = [datum(3, weights=[0, 1, 1]), datum(2, weights=[1, 0])]
+    for loss in (get_loss("cross_entropy"), get_loss("cross_entropy") + get_loss("unlikelihood")):
+        assert loss.covers(data).tolist() == loss.active(data).tolist() == [False, True, True, True, False]
+
+
+def test_a_mixture_has_no_values_of_its_own() -> None:
+    mixture = get_loss("ppo") + get_loss("cross_entropy")
+    with pytest.raises(LossContractError, match=r"1 \* ppo \+ 1 \* cross_entropy returns no values .*; ask its parts"):
+        mixture.values(rollouts(), [torch.tensor(row) for row in ROWS])
