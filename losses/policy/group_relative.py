@@ -13,7 +13,7 @@ from ..stats import Stat
 from .clipped import PESSIMISTIC, DualClip, clipped_tokens
 
 #: Laws of losses that are only PPO's clipped surrogate.
-_CLIPPED = {
+_LAWS = {
     "on_policy_is_reinforce": {},
     "is_another_loss": {"loss": "ppo"},
     "zero_advantage_is_silent": {},
@@ -77,7 +77,7 @@ def grpo(
         "TRL": "loss_type 'dapo' is the token-mean alone: epsilon_high stays at 0.2 unless set to 0.28",
         "verl": "`vanilla` with clip_ratio_high=0.28, and a dual clip at 3 always",
     },
-    laws={**_CLIPPED, "is_another_loss": {"loss": "ppo", "settings": {"clip_high": 1.28}}},
+    laws={**_LAWS, "is_another_loss": {"loss": "ppo", "settings": {"clip_high": 1.28}}},
 )
 def dapo(
     logprobs: Tensor,
@@ -110,7 +110,7 @@ def dapo(
         "verl": "divides by the length alone, not by the number of sequences as well",
         "SkyRL": "norm_length is the largest length of prompt and response",
     },
-    laws=_CLIPPED,
+    laws=_LAWS,
 )
 def dr_grpo(
     logprobs: Tensor,
@@ -139,7 +139,7 @@ def dr_grpo(
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={"TRL": "takes the token-mean over each micro-batch, so that the split of a batch changes the loss"},
     laws={
-        **_CLIPPED,
+        **_LAWS,
         "is_another_loss": [{"loss": "ppo"}, {"loss": "grpo", "settings": {"kl_coefficient": 0.0}}],
     },
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..registry import register_loss
 
-_LINEAR = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
+_LAWS = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
 
 
 @register_loss(
@@ -19,7 +19,7 @@ _LINEAR = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
         "Fireworks": "its `reinforce` is importance sampling, -r A, whose KL term is computed from detached logprobs",
         "Tinker": "`stable_reinforce` is another loss, whose formula is not public",
     },
-    laws=_LINEAR,
+    laws=_LAWS,
 )
 def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-A logprobs: the policy gradient, without a ratio.
@@ -38,7 +38,7 @@ def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     reduction="token-mean",
     source="Chu et al. 2025, arXiv:2504.02546",
     linear=True,
-    laws={**_LINEAR, "is_another_loss": {"loss": "reinforce"}},
+    laws={**_LAWS, "is_another_loss": {"loss": "reinforce"}},
 )
 def gpg(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-A logprobs with group-relative advantages, averaged over all tokens: no ratio, no clip, no reference.

@@ -19,7 +19,7 @@ Divergence = Literal["total_variation", "binary_kl"]
 #: Lower bound of the probability of all other tokens, so that its logarithm is finite.
 MIN_REST = 1e-8
 
-_SILENT = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
+_LAWS = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
 
 
 @register_loss(
@@ -34,7 +34,7 @@ _SILENT = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
         "verl": "bounds [0.8, 1.2], token-mean",
         "SkyRL": "bounds [0, 5], in its JAX backend [0.8, 1.2]",
     },
-    laws=_SILENT,
+    laws=_LAWS,
 )
 def cispo(
     logprobs: Tensor,
@@ -64,7 +64,7 @@ def cispo(
     source="Zhipu 2026, arXiv:2602.15763; the form is SkyRL's `rollout_is`",
     axes=Axes(ratio="token", clip="r strictly within (clip_low, clip_high), else weight 0: no gradient beyond"),
     differs={"SkyRL": "adds up tokens whose advantages were scaled before"},
-    laws={**_SILENT, "beyond_the_clip_no_gradient": {"nats": 0.25}},
+    laws={**_LAWS, "beyond_the_clip_no_gradient": {"nats": 0.25}},
 )
 def rollout_is(
     logprobs: Tensor,
@@ -129,7 +129,7 @@ def dro(
         "Fireworks": "its formula is not public",
     },
     laws={
-        **_SILENT,
+        **_LAWS,
         "is_another_loss": {"own": {"delta_low": 1.0, "delta_high": 1.0}, "loss": "importance_sampling"},
     },
 )
@@ -182,7 +182,7 @@ def _binary_kl(before: Tensor, now: Tensor) -> Tensor:
     source="Qwen team 2025, arXiv:2511.20347",
     axes=Axes(ratio="token", clip="none: a sigmoid of r - 1, whose slope falls off on both sides of 1"),
     differs={"TRL": "does not cap the log-ratio", "SkyRL": "any reduction, with a warning unless it is over sequences"},
-    laws=_SILENT,
+    laws=_LAWS,
 )
 def sapo(
     logprobs: Tensor,

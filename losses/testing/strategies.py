@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, TensorData
+from ..registry import get_loss
 from ..spec.spec import Input
 from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, LossUnderTest, OutputLists, datum_of, has_columns, rows
 
@@ -88,8 +89,6 @@ def topk_targets(*, max_datums: int = 4, max_length: int = 4) -> st.SearchStrate
 
 def as_loss_under_test(loss: Any, inputs: Mapping[str, Sequence[float]] | None = None) -> LossUnderTest:
     """A `LossUnderTest` from whatever `get_loss` takes."""
-    from ..registry import get_loss
-
     return loss if isinstance(loss, LossUnderTest) else LossUnderTest(get_loss(loss), inputs or {})
 
 

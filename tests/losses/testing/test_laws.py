@@ -189,7 +189,7 @@ BROKEN += [
 def test_a_family_law_that_is_broken_is_named(
     function: Any, registration: dict[str, Any], laws: dict[str, Any], message: str
 ) -> None:
-    loss = loss_of(function, claims=laws, **registration)
+    loss = loss_of(function, laws=laws, **registration)
     (law,) = laws
     report = check_loss(loss, checks=[law], on_fail="report")
     assert report[law].status == "failed"
