@@ -32,8 +32,8 @@ from ..datums.files.sources import read_rows
 from .loop import Loop, begin, finish
 from .preferences.evaluation import HeldOutPreferences
 from .preferences.examples import Needs, PreferenceExample, build_examples, flat, needs_of, regrouped, with_mismatched
+from .preferences.from_tasks import WrongAnswer, preference_rows
 from .preferences.references import References
-from .preferences.tasks import WrongAnswer, preference_rows
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
 from .run.names import REPORT

@@ -27,8 +27,8 @@ from pydantic import Field, model_validator
 from ..datums.errors import ConfigError
 from ..datums.files.sources import read_rows
 from ..datums.types import Datum
-from .embeddings.batches import PairLayout, embedding_loss, takes_duplicates_for_negatives
-from .embeddings.data import Encoded, PairBatches, Texts, encode, grouped, held_apart, negatives_used, read_texts
+from .embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
+from .embeddings.data import Encoded, Texts, encode, grouped, held_apart, negatives_used, read_texts
 from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import find_minilm, note_pooling, pooling_of
 from .loop import Loop, begin, finish

@@ -34,7 +34,7 @@ from ..trainer import TrainingClient
 from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, ProblemSettings, load_problems
 from .loop import Loop, begin, finish
-from .rollouts.batches import ADVANTAGES, Overlong, RolloutCollector, StepRollouts, datums_of
+from .rollouts.collector import ADVANTAGES, Overlong, RolloutCollector, StepRollouts, datums_of
 from .rollouts.episodes import Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
 from .run.configs import RecipeConfig

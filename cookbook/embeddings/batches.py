@@ -1,4 +1,4 @@
-"""Batches in the layout that an embedding loss reads, and the loss configured for their size.
+"""Which rows are in which batch, batches in the layout that an embedding loss reads, and the loss for their size.
 
 Losses over labels read pairs: datums 2i and 2i + 1. All others read blocks: B queries, B positives, H blocks of B negatives.
 """
@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...datums.errors import ConfigError, DataFileError, LossContractError, ShapeError
+import torch
+
+from ...datums.errors import ConfigError, DataFileError, EmptyLossError, LossContractError, ShapeError
 from ...datums.types import Datum, ModelInput
 from ...losses.embedding.matryoshka import matryoshka
 from ...losses.loss.loss import Loss
@@ -61,6 +63,57 @@ def takes_duplicates_for_negatives(loss: Loss) -> bool:
     """Whether the loss takes all other rows of a batch as negatives, because it does not read document_id."""
     is_in_batch = loss.spec.couples == "batch" and not reads_labels(loss) and loss.name not in ROW_BY_ROW
     return is_in_batch and not any(one.name == "document_id" for one in loss.spec.inputs)
+
+
+class PairBatches:
+    """Which rows are in which batch. As with `Batches`, it depends on the seed and the step alone.
+
+    groups: of the rows. keep_apart: no batch has two rows of one group; rows without a place are left out of the epoch.
+    Rows left over when an epoch's batches are full are left out too, since a smaller batch has fewer negatives.
+    """
+
+    def __init__(self, groups: Sequence[int], batch_size: int, seed: int, *, keep_apart: bool) -> None:
+        if len(groups) < batch_size:
+            raise EmptyLossError(
+                f"{len(groups)} rows are fewer than a batch of {batch_size}: choose a smaller --batch-size"
+            )
+        distinct = len(set(groups))
+        if keep_apart and distinct < batch_size:
+            raise EmptyLossError(
+                f"only {distinct} of the {len(groups)} rows have different queries and positives, fewer than a batch of "
+                f"{batch_size}, and this loss would take duplicates for negatives: choose a smaller --batch-size, or a loss that "
+                "reads document_id, such as info_nce"
+            )
+        self.groups = groups
+        self.batch_size = batch_size
+        self.seed = seed
+        self.keep_apart = keep_apart
+        self.per_epoch = len(groups) // batch_size
+        self._made: tuple[int, list[list[int]]] = (-1, [])
+
+    def at(self, step: int) -> list[int]:
+        """The indices of the rows in the batch of a step; steps count from 1."""
+        epoch, number = divmod(step - 1, self.per_epoch)
+        if self._made[0] != epoch:
+            self._made = (epoch, self._epoch(epoch))
+        return self._made[1][number]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """Each row goes to the first batch with room and, with keep_apart, without a row of its group."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
+        held: list[set[int]] = [set() for _ in batches]
+        first_with_room = 0
+        for row in torch.randperm(len(self.groups), generator=generator).tolist():
+            while first_with_room < len(batches) and len(batches[first_with_room]) == self.batch_size:
+                first_with_room += 1
+            for number in range(first_with_room, len(batches)):
+                is_taken = self.keep_apart and self.groups[row] in held[number]
+                if len(batches[number]) < self.batch_size and not is_taken:
+                    batches[number].append(row)
+                    held[number].add(self.groups[row])
+                    break
+        return batches
 
 
 @dataclass

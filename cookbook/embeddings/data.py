@@ -1,4 +1,4 @@
-"""Rows of texts that belong together, and batches in which the other rows are the negatives.
+"""Rows of texts that belong together, read, grouped, held out and encoded.
 
 {"query": ..., "positive": ...}                       two texts that belong together; "anchor" means "query" too
 {"query": ..., "positive": ..., "negative": ...}      and one that does not; or "negatives": [...]
@@ -177,57 +177,6 @@ def encode(texts: Sequence[Texts], tokenizer: Any, max_length: int, prefixes: Ma
         made[side] = {text: ModelInput.from_ints(one) for text, one in zip(known, ids, strict=True)}
         longest, cut = max(longest, *full), cut + sum(length > max_length for length in full)
     return Encoded(made["query"], made["document"], longest, cut)
-
-
-class PairBatches:
-    """Which rows are in which batch. As with `Batches`, it depends on the seed and the step alone.
-
-    groups: of the rows. keep_apart: no batch has two rows of one group; rows without a place are left out of the epoch.
-    Rows left over when an epoch's batches are full are left out too, since a smaller batch has fewer negatives.
-    """
-
-    def __init__(self, groups: Sequence[int], batch_size: int, seed: int, *, keep_apart: bool) -> None:
-        if len(groups) < batch_size:
-            raise EmptyLossError(
-                f"{len(groups)} rows are fewer than a batch of {batch_size}: choose a smaller --batch-size"
-            )
-        distinct = len(set(groups))
-        if keep_apart and distinct < batch_size:
-            raise EmptyLossError(
-                f"only {distinct} of the {len(groups)} rows have different queries and positives, fewer than a batch of "
-                f"{batch_size}, and this loss would take duplicates for negatives: choose a smaller --batch-size, or a loss that "
-                "reads document_id, such as info_nce"
-            )
-        self.groups = groups
-        self.batch_size = batch_size
-        self.seed = seed
-        self.keep_apart = keep_apart
-        self.per_epoch = len(groups) // batch_size
-        self._made: tuple[int, list[list[int]]] = (-1, [])
-
-    def at(self, step: int) -> list[int]:
-        """The indices of the rows in the batch of a step; steps count from 1."""
-        epoch, number = divmod(step - 1, self.per_epoch)
-        if self._made[0] != epoch:
-            self._made = (epoch, self._epoch(epoch))
-        return self._made[1][number]
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        """Each row goes to the first batch with room and, with keep_apart, without a row of its group."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
-        held: list[set[int]] = [set() for _ in batches]
-        first_with_room = 0
-        for row in torch.randperm(len(self.groups), generator=generator).tolist():
-            while first_with_room < len(batches) and len(batches[first_with_room]) == self.batch_size:
-                first_with_room += 1
-            for number in range(first_with_room, len(batches)):
-                is_taken = self.keep_apart and self.groups[row] in held[number]
-                if len(batches[number]) < self.batch_size and not is_taken:
-                    batches[number].append(row)
-                    held[number].add(self.groups[row])
-                    break
-        return batches
 
 
 def _text(value: Any, name: str) -> str:

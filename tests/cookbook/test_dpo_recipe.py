@@ -21,7 +21,7 @@ from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.dpo import DPOConfig
 from lossbook.cookbook.preferences.evaluation import accuracy_and_margin, coarse_kl, sides
 from lossbook.cookbook.preferences.examples import Needs, build_examples, flat, needs_of, with_mismatched
-from lossbook.cookbook.preferences.tasks import preference_rows
+from lossbook.cookbook.preferences.from_tasks import preference_rows
 from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.tasks.reasoning_gym_tasks import Task
 from lossbook.datums.errors import (

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 import lossbook as lb
 from lossbook.cookbook import embed
 from lossbook.cookbook.embed import EmbedConfig
-from lossbook.cookbook.embeddings.batches import PairLayout, embedding_loss, takes_duplicates_for_negatives
+from lossbook.cookbook.embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
 from lossbook.cookbook.embeddings.data import (
-    PairBatches,
     Texts,
     encode,
     grouped,

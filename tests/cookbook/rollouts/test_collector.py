@@ -11,7 +11,7 @@ import pytest
 from lossbook.cookbook.environments import Problem
 from lossbook.cookbook.environments.protocol import SingleTurn
 from lossbook.cookbook.rl import RLConfig
-from lossbook.cookbook.rollouts.batches import ADVANTAGES, RolloutCollector, StepRollouts, datums_of, overlong_penalty
+from lossbook.cookbook.rollouts.collector import ADVANTAGES, RolloutCollector, StepRollouts, datums_of, overlong_penalty
 from lossbook.cookbook.rollouts.episodes import Rollout, RolloutRunner
 from lossbook.datums.errors import EmptyLossError
 
