@@ -46,11 +46,12 @@ class Engine:
 
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         on_gpu = model.device.type != "cpu"
+        packs = settings.batching != "padded" and supports_packing(model)
         self.model = model
         self.settings = replace(
             settings,
             tokens_per_micro_batch=settings.tokens_per_micro_batch or (16384 if on_gpu else 4096),
-            batching=settings.batching or ("packed" if on_gpu or supports_packing(model) else "padded"),
+            batching=settings.batching or ("packed" if on_gpu or packs else "padded"),
         )
 
     def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean") -> ForwardBackwardOutput:

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from ...losses.batch.outputs import Outputs
-from ...losses.batch.pack import counts_of
 from ...losses.batch.packed import blocks
 from ...losses.loss.bound import BoundLoss
 from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
-from ..packing.attention import supports_packing
-from ..packing.micro_batches import lengths_read, plan_micro_batches
-from ..packing.rows import find_prefix_groups, pair_prefix_groups
+from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups, plan_micro_batches
 from .activation_memory import layers_as_set
 from .checks import TOKEN_OUTPUTS, Pooling
 from .forward import model_outputs
@@ -30,7 +27,7 @@ class MicroBatches:
     """The datums of one call, which of their positions are computed, and how they are cut.
 
     sequences  the tokens of each datum that the model reads, [length] int64
-    active     [positions of all datums] bool: where outputs per token are computed
+    active     for each datum, [positions] bool: where outputs per token are computed
     cuts       the datum indices of each micro-batch
     """
 
@@ -39,7 +36,7 @@ class MicroBatches:
     pooling: Pooling
     settings: EngineSettings
     sequences: Sequence[np.ndarray]
-    active: Tensor
+    active: Sequence[np.ndarray]
     cuts: list[list[int]]
 
     @classmethod
@@ -58,15 +55,14 @@ class MicroBatches:
 
         everywhere: compute every position, also where the loss reads none.
         """
-        if everywhere or not any(name in TOKEN_OUTPUTS for name in bound.outputs):
-            active = torch.ones(int(bound.lengths.sum()), dtype=torch.bool)
-        else:
-            active = bound.active
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in bound.outputs)
+        active = np.ones(lengths.sum(), dtype=bool) if reads_all else bound.active.numpy()
         if model.kind == "decoder" and "embeddings" not in bound.outputs:
-            read = lengths_read(bound.lengths, active.numpy())
+            read = lengths_read(lengths, active)
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
-        shares = settings.batching == "packed" and not model.module.training and supports_packing(model)
+        shares = settings.batching == "packed" and not model.module.training and model.supports_packing
         cuts = plan_micro_batches(
             [len(sequence) for sequence in sequences],
             tokens=settings.tokens_per_micro_batch,
@@ -77,13 +73,14 @@ class MicroBatches:
         if couples == "batch" and len(cuts) > 1:  # the graphs of all micro-batches are held together
             memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
             settings = replace(settings, head_memory=memory // len(cuts))
-        return cls(model, bound, pooling, settings, sequences, active, cuts)
+        ends = np.cumsum(lengths)
+        masks = [active[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
+        return cls(model, bound, pooling, settings, sequences, masks, cuts)
 
     def run(self, cut: Sequence[int]) -> Outputs:
         """The model's outputs for one micro-batch, with a graph unless gradients are off."""
         sequences = [self.sequences[i] for i in cut]
-        read = np.array([len(sequence) for sequence in sequences])
-        active = self.active.numpy()[blocks(self._starts[np.asarray(cut)], read)]
+        active = np.concatenate([self.active[i][: len(self.sequences[i])] for i in cut])
         with layers_as_set(self.model, self.settings), self.model.precision():
             return model_outputs(
                 self.model,
@@ -98,7 +95,7 @@ class MicroBatches:
 
     def join(self, cuts: Sequence[Sequence[int]], outputs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
         """The outputs of several micro-batches as one, detached, datums in `order`."""
-        joined = Outputs(active=self.active[torch.from_numpy(self.bound.positions(order))])
+        joined = Outputs(active=torch.from_numpy(np.concatenate([self.active[i] for i in order])))
         for name in self.bound.outputs:
             together = cat_padded([getattr(part, name).detach() for part in outputs])
             rows = self._rows(name, cuts, order)
@@ -138,13 +135,8 @@ class MicroBatches:
         return self.bound.logprob_gradient(cut, dtype=dtype, device=self.model.device)
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        """[N]: where each datum's positions start among those of all datums."""
-        return np.cumsum(self.bound.lengths) - self.bound.lengths
-
-    @cached_property
     def _active_counts(self) -> np.ndarray:
-        return counts_of(self.active.numpy(), self.bound.lengths)
+        return np.array([mask.sum() for mask in self.active], dtype=np.int64)
 
     def _counts(self, name: str) -> np.ndarray:
         """[N]: rows of output `name` that each datum has."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..model.model import LoadedModel
-from .rows import SHORTEST_PREFIX, Block, PackedRow, pack_row
+from .micro_batches import SHORTEST_PREFIX
+from .rows import Block, PackedRow, pack_row
 
 Batching = Literal["padded", "packed"]
 

@@ -1,13 +1,31 @@
-"""Cutting a call's datums into micro-batches by a budget of tokens, never between datums that a loss must see together."""
+"""Cutting a call's datums into micro-batches by a budget of tokens, never between datums that a loss must see together.
+
+Sequences that begin with the same tokens form a group: a packed row computes their prefix once.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from .rows import PrefixGroup
+#: A shorter prefix is not worth a call of its own.
+SHORTEST_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class PrefixGroup:
+    """Sequences that begin with the same `prefix` tokens; a single sequence has a prefix of 0."""
+
+    members: tuple[int, ...]
+    prefix: int
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens to compute: the prefix once, and the rest of each member."""
+        return self.prefix + sum(lengths[i] - self.prefix for i in self.members)
 
 
 def plan_micro_batches(
@@ -53,6 +71,47 @@ def plan_micro_batches(
         batches[-1].extend(group)
         used += cost
     return batches
+
+
+def find_prefix_groups(sequences: Sequence[np.ndarray]) -> list[PrefixGroup]:
+    """Group sequences by shared beginnings, so that few tokens are left to compute; O(tokens + n log n).
+
+    In lexicographic order, sequences that share most are neighbours. A group grows along that order as long as this saves
+    tokens: a system prompt common to all does not break up groups that share a longer prompt.
+    """
+    keys = [sequence.astype(">i8").tobytes() for sequence in sequences]  # big-endian: bytes compare as the tokens do
+    order = sorted(range(len(sequences)), key=keys.__getitem__)
+    groups: list[PrefixGroup] = []
+    members, prefix = order[:1], 0
+    for previous, i in itertools.pairwise(order):
+        common = _common(sequences[previous], sequences[i])
+        grown = common if len(members) == 1 else min(prefix, common)
+        if grown >= SHORTEST_PREFIX and grown * len(members) >= prefix * (len(members) - 1):
+            members, prefix = [*members, i], grown
+            continue
+        groups.append(PrefixGroup(tuple(members), prefix))
+        members, prefix = [i], 0
+    if members:
+        groups.append(PrefixGroup(tuple(members), prefix))
+    return groups
+
+
+def pair_prefix_groups(sequences: Sequence[np.ndarray]) -> list[PrefixGroup]:
+    """Datums 2i and 2i+1 with the prefix they share; 0 where it is too short to be worth sharing."""
+    groups = []
+    for i in range(0, len(sequences) - 1, 2):
+        common = _common(sequences[i], sequences[i + 1])
+        groups.append(PrefixGroup((i, i + 1), common if common >= SHORTEST_PREFIX else 0))
+    return groups
+
+
+def _common(left: np.ndarray, right: np.ndarray) -> int:
+    """Number of tokens that both begin with; at least one token of each stays outside the prefix."""
+    size = min(len(left), len(right)) - 1
+    if size <= 0:
+        return 0
+    differ = left[:size] != right[:size]
+    return int(differ.argmax()) if differ.any() else size
 
 
 def lengths_read(lengths: Sequence[int] | np.ndarray, active: np.ndarray) -> np.ndarray:

@@ -8,15 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook.trainer.packing.micro_batches import plan_micro_batches
-from lossbook.trainer.packing.rows import (
-    PADDING_IN_ATTENTION,
+from lossbook.trainer.packing.micro_batches import (
     SHORTEST_PREFIX,
     PrefixGroup,
     find_prefix_groups,
-    pack_row,
     pair_prefix_groups,
+    plan_micro_batches,
 )
+from lossbook.trainer.packing.rows import PADDING_IN_ATTENTION, pack_row
 
 
 @st.composite
