@@ -1,5 +1,6 @@
 """Distillation losses: make a student's distribution that of a teacher."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..family import share_losses
@@ -8,5 +9,6 @@ share_losses(globals())
 
 if TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> Callable[..., Any]:
         """Every loss that a file of this folder registers."""
+        ...

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...datums.errors import LengthMismatchError, LossContractError
+from ...datums.errors import LengthMismatchError, LossContractError, TraceError
 from ...datums.types import Datum, as_datum
 from .. import stats
 from ..batch.pack import pack
@@ -123,6 +123,16 @@ class LossLike(ABC):
 
         return bound
 
+    def trace(self, optional: Sequence[str] = (), ranks: Mapping[str, int] | None = None) -> TracedLoss:
+        """The loss as a function and torch.fx graph of one datum, for services that run it on their side (see trace.py).
+
+        optional: inputs with a default that it should read too. ranks: where a tensor is not [T]. Raises TraceError with
+        the reason, and the line of the loss's function, where there is no such graph.
+        """
+        if not isinstance(self, Loss):
+            raise TraceError(f"{self.name} cannot be traced: trace its parts, and add their losses up")
+        return trace(self.spec, self.settings, self.reduction, optional, ranks)
+
     def __rmul__(self, factor: float) -> Mixture:
         return Mixture([(float(factor) * own, part) for own, part in self.parts])
 
@@ -158,14 +168,6 @@ class Loss(LossLike):
     def couples(self) -> str:
         """What must be seen together; a reduction over sequences keeps datums whole."""
         return coarsest(self.spec.couples, "datum" if self.reduction.startswith("seq-") else "token")
-
-    def trace(self, optional: Sequence[str] = (), ranks: Mapping[str, int] | None = None) -> TracedLoss:
-        """The loss as a function and torch.fx graph of one datum, for services that run it on their side (see trace.py).
-
-        optional: inputs with a default that it should read too. ranks: where a tensor is not [T]. Raises TraceError with
-        the reason, and the line of the loss's function, where there is no such graph.
-        """
-        return trace(self.spec, self.settings, self.reduction, optional, ranks)
 
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed, without the model's outputs."""

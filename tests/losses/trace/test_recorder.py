@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 import lossbook.losses
+from lossbook import get_loss
 from lossbook.datums.errors import TraceError
 from lossbook.losses import kl_estimate
 from lossbook.losses.trace.recorder import location
@@ -62,3 +63,8 @@ def _raised_in(filename: str) -> Exception:
     except ValueError as error:
         return error
     raise AssertionError(filename)
+
+
+def test_a_mixture_is_traced_part_by_part() -> None:
+    with pytest.raises(TraceError, match=r"1 \* ppo \+ 0\.5 \* cross_entropy cannot be traced: trace its parts"):
+        (get_loss("ppo") + 0.5 * get_loss("cross_entropy")).trace()
