@@ -66,10 +66,10 @@ def build_examples(
     teachers: list[Datum] = []
 
     def make(row: Mapping[str, Any]) -> Datum:
-        asked, told = for_both(row, teacher_system, answers_needed=answers_needed)
-        teacher = datum_from_row(told, tokenizer, **options)
-        student = datum_from_row(asked, tokenizer, **options)
-        teachers.append(teacher)
+        student_row, teacher_row = rows_of_both(row, teacher_system, answers_needed=answers_needed)
+        teacher = datum_from_row(teacher_row, tokenizer, **options)
+        student = datum_from_row(student_row, tokenizer, **options)
+        teachers.append(teacher)  # only now: a row that either cannot read is dropped for both
         return student
 
     students, report = build_datums(rows, make)
@@ -84,34 +84,34 @@ def question_row(question: Question) -> dict[str, Any]:
     }
 
 
-def for_both(
+def rows_of_both(
     row: Mapping[str, Any], teacher_system: str | None, *, answers_needed: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row as the student reads it, and as the teacher does. Raises DataFileError for a row without what is needed."""
     row = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
-    asked = {key: value for key, value in row.items() if key != "teacher_prompt"}
-    answer = _answer(asked)
-    if "prompt" in asked and "completion" not in asked:
+    student = {key: value for key, value in row.items() if key != "teacher_prompt"}
+    answer = _answer(student)
+    if "prompt" in student and "completion" not in student:
         if answers_needed:
-            raise DataFileError("the row has no 'completion', which --mode off_policy needs")
-        is_chat = isinstance(asked["prompt"], list)
+            raise DataFileError("the row has no 'completion', which held-out rows and --mode off_policy need")
+        is_chat = isinstance(student["prompt"], list)
         turn: Any = [{"role": "assistant", "content": _PLACEHOLDER}] if is_chat else _PLACEHOLDER
-        asked["completion"] = turn
-    told = dict(asked)
+        student["completion"] = turn
+    teacher = dict(student)
     if "teacher_prompt" in row:
         if "prompt" not in row or type(row["prompt"]) is not type(row["teacher_prompt"]):
             raise DataFileError(
                 "'teacher_prompt' needs a 'prompt' of the same form beside it: both texts, or both messages"
             )
-        told["prompt"] = row["teacher_prompt"]
+        teacher["prompt"] = row["teacher_prompt"]
     if teacher_system is not None:
-        key = "messages" if "messages" in told else "prompt"
-        if not isinstance(told.get(key), list):
+        key = "messages" if "messages" in teacher else "prompt"
+        if not isinstance(teacher.get(key), list):
             raise DataFileError(
                 "teacher_system adds a turn to messages, but the row has none; give it a 'teacher_prompt' instead"
             )
-        told[key] = _with_system(told[key], _filled(teacher_system, answer))
-    return asked, told
+        teacher[key] = _with_system(teacher[key], _filled(teacher_system, answer))
+    return student, teacher
 
 
 def sample_answers(

@@ -126,11 +126,11 @@ def _with_candidates(datum: Datum, top: TopLogprobs | None) -> Datum:
     targets, weights = (datum.loss_fn_inputs[key].to_numpy() for key in ("target_tokens", "weights"))
     if top is None:
         return Datum(datum.model_input, {"target_tokens": targets, "weights": weights})
-    beside = np.zeros(top.tokens.shape, np.float32)
+    zeros = np.zeros(top.tokens.shape, np.float32)
     return Datum(
         datum.model_input,
         {
             "target_tokens": np.concatenate([targets[:, None], top.tokens], axis=1),
-            "weights": np.concatenate([weights[:, None], beside], axis=1),
+            "weights": np.concatenate([weights[:, None], zeros], axis=1),
         },
     )

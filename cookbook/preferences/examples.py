@@ -170,9 +170,9 @@ def _halves(datum: Datum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _mismatched(prompt: np.ndarray, answer: tuple[np.ndarray, np.ndarray, np.ndarray], like: Datum) -> Datum:
     tokens, weights = np.concatenate([prompt, answer[1]]), np.concatenate([np.zeros(len(prompt)), answer[2]])
     made = datum_from_tokens_weights(tokens, weights)
-    beside = {key: value for key, value in like.loss_fn_inputs.items() if key not in made.loss_fn_inputs}
+    others = {key: value for key, value in like.loss_fn_inputs.items() if key not in made.loss_fn_inputs}
     return Datum(
-        made.model_input, {**made.loss_fn_inputs, **beside, "label": np.int64(0), "is_mismatched": np.int64(1)}
+        made.model_input, {**made.loss_fn_inputs, **others, "label": np.int64(0), "is_mismatched": np.int64(1)}
     )
 
 

@@ -257,6 +257,16 @@ def test_a_row_may_have_a_prompt_of_the_teachers_own_and_messages_may_be_had_too
     assert tokenizer.decode(hinted.prompts[1]).startswith("<|im_start|>system\nbb<|im_end|>\n")
 
 
+def test_a_row_too_long_for_the_student_alone_is_dropped_for_both() -> None:
+    rows = [
+        {"prompt": "2 + 2 = ", "completion": "4", "teacher_prompt": "2+2="},
+        {"prompt": "3+3=", "completion": "6", "teacher_prompt": "3+3="},
+    ]
+    examples, report = build_examples(rows, build_tiny_tokenizer(), max_length=7, truncation="drop")
+    assert (report.kept, report.dropped) == (1, 1)
+    assert [example.is_alike for example in examples] == [True]
+
+
 def test_a_system_turn_that_is_there_stays_behind_the_hint() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
     row = {"prompt": turns, "completion": [{"role": "assistant", "content": "b"}]}
