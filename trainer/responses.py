@@ -29,7 +29,7 @@ class ForwardBackwardOutput:
 def merge_outputs(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
     """Several calls as one: all their outputs in order, and each metric over the data of all calls.
 
-    Sums add up, means are weighted by what they were taken over, of minima and maxima the extreme stays. `loss:sum` is
+    Sums are added, means weighted by their counts, minima and maxima combined. `loss:sum` is
     weighted by the calls' denominators; of a mixture whose parts have different ones it is the mean over calls.
     """
     if len(outputs) == 1:

@@ -147,7 +147,7 @@ def _loaded(model: LoadedModel, keeps_head: bool) -> dict[str, Parameter]:
 
 
 def _identity(model: LoadedModel) -> dict[str, Any]:
-    """What must agree between a checkpoint and the model that loads it."""
+    """Properties that a checkpoint and the model that loads it must share."""
     return {
         "base_model": model.name,
         "vocab_size": model.vocab_size,

@@ -1,1 +1,1 @@
-"""What a user holds: the service, its clients, and futures."""
+"""The service, its clients, and futures."""

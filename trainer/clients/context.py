@@ -1,4 +1,4 @@
-"""What the clients of a service share."""
+"""`ClientContext`: worker, settings and checkpoint folder, shared by the clients of a service."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...losses.loss.loss import LossLike
 from ..engine.settings import EngineSettings
 from .futures import Worker
 
-#: What a call takes as its loss: an id, "module:function", a loss, or a function.
+#: A call's loss: an id, "module:function", a `Loss` or mixture, or a function.
 LossFunction = str | LossLike | Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What the clients of a service share.
+    """Worker, settings and checkpoint folder, shared by the clients of a service.
 
     worker          runs all their calls, one after the other
     settings        how their models run

@@ -5,11 +5,11 @@ The rules, per client:
 * Calls run strictly in the order in which they were submitted, in one thread per service.
 * A call that was submitted before an earlier one had failed does not run: an `optim_step` queued behind a failed
   `forward_backward` must not step. It fails with the same exception.
-* A failure that nobody has looked at is raised by the client's next call. If there is no next call, it is reported
-  when the client and its futures are garbage collected, or when the interpreter exits.
+* A failure that has not been looked at is raised by the client's next call. Without a next call it is reported when the
+  client and its futures are garbage collected, or when the interpreter exits.
 
 Looking means `result()`, `exception()` or `await`; looking at a call that was held back counts for the failed one.
-The thread has torch's default modes (gradients on, no autocast): those of the submitting thread do not follow.
+The thread has torch's default modes (gradients on, no autocast), not those of the submitting thread.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class Calls:
                     self.worker.submit(functools.partial(self._execute, future, fn))
                 except RuntimeError as error:  # the interpreter shuts down, or no thread can be started
                     self._waiting.pop(future, None)
-                    future._failure = _Failure(future.label, error, seen=True)  # should it be in the queue all the same
+                    future._failure = _Failure(
+                        future.label, error, seen=True
+                    )  # in case it is in the queue nevertheless
                     raise
                 return future
         self.see(failure)
@@ -139,13 +141,13 @@ class Future(Generic[T]):
         self._value: T | None = None
         self._failure: _Failure | None = None
         self._calls = calls
-        # It only says when. Outcomes stay out of it, for a StopIteration cannot be set on an asyncio future. Marked
+        # Signals the end only: a StopIteration as outcome cannot be set on an asyncio future. Marked
         # as running, so that cancelling an `await` (asyncio.wait_for) cannot cancel the call.
         self._finished: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._finished.set_running_or_notify_cancel()
 
     def result(self, timeout: float | None = None) -> T:
-        """What the call returned; waits for it, at most `timeout` seconds.
+        """The call's return value; waits for it, at most `timeout` seconds.
 
         Raises what the call raised, or TimeoutError; the call itself goes on after a timeout or a Ctrl-C.
         """
@@ -153,7 +155,7 @@ class Future(Generic[T]):
         return self._look()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call raised, or None; waits for it, at most `timeout` seconds (then TimeoutError)."""
+        """The call's exception, or None; waits for it, at most `timeout` seconds (then TimeoutError)."""
         self._wait(timeout)
         if self._failure is None:
             return None
@@ -182,7 +184,7 @@ class Future(Generic[T]):
         return f"<Future of {self.label}: {state}>"
 
     def _finish(self) -> None:
-        """Wake whoever waits; `value` or `failure` is set."""
+        """Wake the waiting threads; value or failure is set."""
         self._finished.set_result(None)
 
     def _wait(self, timeout: float | None) -> None:
@@ -207,7 +209,7 @@ class Future(Generic[T]):
 
 
 class _Failure:
-    """What a call raised, and whether anybody has looked."""
+    """A call's exception, and whether it has been looked at."""
 
     def __init__(self, label: str, exception: BaseException, *, seen: bool = False) -> None:
         self.label = label
@@ -225,7 +227,7 @@ class _Failure:
         raise self.exception.with_traceback(self._traceback)
 
     def report(self) -> str:
-        """The message for a failure that nobody looked at, with the traceback."""
+        """The message for a failure that was not looked at, with the traceback."""
         held_back = f" Held back because of it: {', '.join(self.held_back)}." if self.held_back else ""
         details = "".join(traceback.format_exception(self.exception))
         return f"{self.label} failed and nobody looked at its future.{held_back} It raised:\n{details}"
@@ -244,7 +246,7 @@ _failures: weakref.WeakSet[_Failure] = weakref.WeakSet()
 
 @atexit.register
 def _report_unseen_failures() -> None:
-    """At interpreter exit, after the workers have finished: print what nobody looked at."""
+    """At interpreter exit, after the workers have finished: print the failures that were not looked at."""
     for failure in [failure for failure in _failures if failure.is_due()]:
         failure.seen = True
         if sys.stderr is not None:
@@ -252,7 +254,7 @@ def _report_unseen_failures() -> None:
 
 
 def _outcome(fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    """What `fn` returns, or what it raises, KeyboardInterrupt and SystemExit included: the thread must survive."""
+    """The return value of `fn`, or its exception, also KeyboardInterrupt and SystemExit: the thread must survive."""
     try:
         return fn(), None
     except BaseException as error:

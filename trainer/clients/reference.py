@@ -56,7 +56,7 @@ class ReferenceClient:
         return self._calls.submit("top_logprobs", run)
 
     def fingerprint(self) -> Future[str]:
-        """A short text that is equal for equal weights, whatever the model is called; see `weights_fingerprint`."""
+        """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
 
         def run() -> str:
             with self._snapshot.applied():

@@ -32,7 +32,7 @@ Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
 
 @dataclass
 class Accumulated:
-    """What was added to the gradients since the last step. means: losses that were divided by a count already."""
+    """Counts of what was added to the gradients since the last step. means: losses that were divided by a count already."""
 
     calls: int = 0
     tokens: int = 0
@@ -80,7 +80,7 @@ class TrainingClient:
         *,
         pooling: Pooling = "mean",
     ) -> Future[ForwardBackwardOutput]:
-        """Add the gradient of a registered loss, a `Loss`, a mixture or a function to what has accumulated.
+        """Add the gradient of a registered loss, a `Loss`, a mixture or a function to the accumulated one.
 
         loss_fn: an id, "module:function", or the loss itself; loss_fn_config overrides its settings. pooling is for losses
         over embeddings. Raises at once for an unknown id or setting; through the future for unusable data.
@@ -187,7 +187,7 @@ class TrainingClient:
         return self._model.tokenizer
 
     def get_info(self) -> ModelInfo:
-        """What this client trains."""
+        """The model that this client trains, and how."""
         lora = self._model.lora
         return ModelInfo(
             model_id=self.model_id,

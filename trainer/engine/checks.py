@@ -1,4 +1,4 @@
-"""What a call asks of the model, checked before the first forward."""
+"""Checks of a call's datums and outputs against the model, before the first forward."""
 
 from __future__ import annotations
 

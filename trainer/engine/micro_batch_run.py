@@ -105,7 +105,7 @@ class MicroBatches:
     def split_gradients(
         self, gradients: dict[str, Tensor], cuts: Sequence[Sequence[int]], order: Sequence[int]
     ) -> list[dict[str, Tensor]]:
-        """Gradients of what `join` gave, split into each micro-batch's own rows: the inverse of `join`."""
+        """Gradients of joined outputs, split into each micro-batch's own rows: the inverse of `join`."""
         if len(cuts) == 1 and np.array_equal(cuts[0], order):
             return [gradients]
         parts: list[dict[str, Tensor]] = [{} for _ in cuts]

@@ -117,7 +117,7 @@ def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, Stat]:
 def output_of(
     results: list[dict[str, TensorData]], loss: float, own: Mapping[str, Stat], reported: Mapping[str, Stat], name: str
 ) -> ForwardBackwardOutput:
-    """What a call returns: each datum's outputs, and the metrics of the trainer (`own`) and of the loss called `name`."""
+    """The output of a call: each datum's outputs, and the metrics of the trainer (`own`) and of the loss `name`."""
     metrics = with_loss_metrics(own, reported, name)
     return ForwardBackwardOutput(results, {**stats.values(metrics), "loss:sum": loss}, stats=metrics)
 

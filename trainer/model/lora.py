@@ -113,7 +113,7 @@ def load_adapter_into(model: LoadedModel, directory: str | Path) -> LoadedModel:
 
 
 def _targets(model: LoadedModel, wanted: set[str]) -> dict[str, nn.Module]:
-    """The layers of the wanted parts by name; ModelError, listing what there is, when a part has none."""
+    """The layers of the wanted parts by name; ModelError, listing the linear layers, where a part has none."""
     layers = _linear_layers(model)
     if not wanted:
         raise ModelError("LoRA needs a part to train: train_attn, train_mlp or train_unembed")
@@ -226,8 +226,8 @@ def _read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise CheckpointError(
             f"the adapter in {str(directory)!r} is more than plain LoRA, which is all that is supported"
         )
-    config.base_model_name_or_path = None  # a path on another machine, as likely as not
-    config.init_lora_weights = True  # the other ways look at or change the base weights
+    config.base_model_name_or_path = None  # often a path on another machine
+    config.init_lora_weights = True  # the other ways read or change the base weights
     config.inference_mode = False
     return config, tensors
 

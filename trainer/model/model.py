@@ -1,4 +1,4 @@
-"""`LoadedModel`: a transformers module with its tokenizer, and what the trainer asks of it."""
+"""`LoadedModel`: a transformers module with its tokenizer, head and dtype, as the trainer uses it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class AdamW:
         if not with_grad:
             raise OptimizerError(
                 "optim_step has nothing to apply: no parameter has a gradient. Call forward_backward first; every "
-                "optim_step uses up what was accumulated since the last"
+                "optim_step clears the accumulated gradient"
             )
         norms = _gradient_norms(with_grad)
         norm = math.hypot(*norms.values()) / divisor
@@ -80,7 +80,7 @@ class AdamW:
         }
 
     def _apply(self, with_grad: Mapping[str, Parameter], params: AdamParams, divisor: float, factor: float) -> None:
-        """Nothing is refused any more. What may run out of memory comes before the first gradient is changed."""
+        """Take the step, all checks passed. Memory is allocated before the first gradient changes."""
         optimizer = self._optimizer()
         _lay_out_gradients(with_grad)
         self._make_moments(optimizer, with_grad.values())
@@ -96,7 +96,7 @@ class AdamW:
         self._steps += 1
 
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint's manifest keeps beside `state_tensors()`: JSON values only."""
+        """The part of the state for a checkpoint's manifest, JSON values only; `state_tensors()` has the rest."""
         return {
             "optimizer": "adamw",
             "steps": self._steps,
@@ -115,7 +115,7 @@ class AdamW:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        """Continue from what `state_tensors()` and `meta()` gave; the tensors are copied.
+        """Restore the state that `state_tensors()` and `meta()` returned; the tensors are copied.
 
         Raises CheckpointError naming the parameter when the state is incomplete or belongs to other parameters;
         the state is then as it was.

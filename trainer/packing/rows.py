@@ -1,4 +1,4 @@
-"""One packed row of several sequences: no padding, and a prefix that several sequences share stands in it only once.
+"""One packed row of several sequences: no padding, and a prefix that several sequences share is included only once.
 
     tokens        [a0 a1 a2 a3 | b0 b1 b2 | p0 p1 p2 p3 | c4 c5 | d4 d5 d6]
     position_ids  [ 0  1  2  3 |  0  1  2 |  0  1  2  3 |  4  5 |  4  5  6]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,6 @@ from torch.nn import Parameter
 
 from lossbook.datums.errors import CheckpointError
 from lossbook.datums.types import AdamParams
-from lossbook.trainer.checkpoint import files as checkpoint_files
 from lossbook.trainer.checkpoint.files import MANIFEST_NAME, sealed
 from lossbook.trainer.checkpoint.folder import (
     Checkpoint,
@@ -72,7 +72,7 @@ def replace_file(folder: Path, name: str, data: bytes) -> None:
     """Put other bytes into a checkpoint and mend the manifest, as an attacker would."""
     (folder / name).write_bytes(data)
     record = json.loads((folder / MANIFEST_NAME).read_bytes())
-    record["files"][name] = {"size": len(data), "sha256": checkpoint_files._hash(folder / name)}
+    record["files"][name] = {"size": len(data), "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
     (folder / MANIFEST_NAME).write_bytes(sealed(record))
 
 
@@ -440,7 +440,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path: Path) -> None
     path = save(tmp_path, 1)
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
-    record = {"size": 6, "sha256": checkpoint_files._hash(secret)}
+    record = {"size": 6, "sha256": hashlib.sha256(secret.read_bytes()).hexdigest()}
     files = json.loads((path / MANIFEST_NAME).read_bytes())["files"]
     edit_manifest(path, files={**files, "../secret": record})
     with pytest.raises(CheckpointError, match=r"'../secret' cannot be a name"):
