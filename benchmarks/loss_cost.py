@@ -102,7 +102,7 @@ def ways(name: str, datums: Sequence[lb.Datum]) -> dict[str, Callable[[], Any]]:
     loss = lb.get_loss(name)
     lengths = [len(datum.loss_fn_inputs["target_tokens"]) for datum in datums]
     logprobs = -1 + 0.1 * torch.randn(sum(lengths), generator=torch.Generator().manual_seed(1))
-    prepared = loss.prepare(datums)
+    bound = loss.prepare(datums)
 
     def packed_loss(ready: Any) -> tuple[Tensor, Tensor]:
         leaf = logprobs.clone().requires_grad_()
@@ -117,7 +117,7 @@ def ways(name: str, datums: Sequence[lb.Datum]) -> dict[str, Callable[[], Any]]:
 
     return {
         "packing": lambda: loss.prepare(datums),
-        "function": lambda: packed_loss(prepared),
+        "function": lambda: packed_loss(bound),
         "both": lambda: packed_loss(loss.prepare(datums)),
         "loop": loop,
     }

@@ -184,7 +184,7 @@ def test_several_prompts_get_several_samples_each_in_one_call(moved: TrainingCli
         assert len(response.sequences) == 3
 
 
-@pytest.mark.parametrize("tokens", [8, 40], ids=["weights as they are", "prepared weights"])
+@pytest.mark.parametrize("tokens", [8, 40], ids=["weights as they are", "prepacked weights"])
 def test_an_error_in_on_progress_ends_the_call_and_leaves_everything_as_it_was(
     moved: TrainingClient, make_datums: MakeDatums, state_of: StateOf, tokens: int
 ) -> None:

@@ -99,10 +99,10 @@ def test_only_active_positions_reach_the_head(
     monkeypatch.setattr(forward, "linear_logprobs", counting)
     tokens = checked_tokens(decoder, datums, ("logprobs",))
     active = [d.loss_fn_inputs["weights"].to_numpy() != 0 for d in datums]
-    trimmed, places = trim_to_last_read(tokens, active)
+    trimmed, rows_read = trim_to_last_read(tokens, active)
     how: Any = {"names": ("logprobs",), "pooling": "mean", "settings": PADDED}
     everything = model_outputs(decoder, datums, tokens, rows=None, **how)
-    part = model_outputs(decoder, datums, trimmed, rows=torch.from_numpy(places), **how)
+    part = model_outputs(decoder, datums, trimmed, rows=torch.from_numpy(rows_read), **how)
     everywhere = torch.from_numpy(np.concatenate(active))
     assert rows == [len(everywhere), int(everywhere.sum())]
     torch.testing.assert_close(part.logprobs, everything.logprobs[everywhere], rtol=1e-12, atol=1e-12)

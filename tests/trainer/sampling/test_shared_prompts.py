@@ -1,4 +1,4 @@
-"""Prompts kept once and prepared weights: the numbers are the model's own, and it gets everything back."""
+"""Prompts kept once and prepacked weights: the numbers are the model's own, and it gets everything back."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def build(kind: str, *, scale: float = 4.0) -> LoadedModel:
     return LoadedModel(kind, module, build_tiny_tokenizer(), "decoder", torch.device("cpu"))
 
 
-@pytest.fixture(params=[0, 10**9], ids=["prepared weights", "weights as they are"])
+@pytest.fixture(params=[0, 10**9], ids=["prepacked weights", "weights as they are"])
 def preparing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare weights for any number of steps, or for none."""
     monkeypatch.setattr(prepacked, "WORTHWHILE_STEPS", request.param)
 
 
 @pytest.fixture
-def always_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+def always_prepacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacked, "WORTHWHILE_STEPS", 0)
 
 
@@ -173,7 +173,7 @@ def test_prompts_are_stored_once_and_room_grows_only_as_far_as_it_can_be_used() 
     assert layer.own.shape == (2, 2, 2, 8, 3, 8)
 
 
-# --- adapters and prepared weights ------------------------------------------------------------------------------------
+# --- adapters and prepacked weights ------------------------------------------------------------------------------------
 
 
 def adapted(kind: str) -> LoadedModel:
@@ -197,8 +197,8 @@ def test_prepared_weights_give_the_models_own_hidden_states_and_logits(
     model = make(kind)
     own = hidden_of(model)
     with torch.no_grad(), prepacked_weights(model, steps=1000) as logits:
-        prepared = hidden_of(model)
-        torch.testing.assert_close(prepared, own, rtol=1e-5, atol=1e-5)
+        prepacked_states = hidden_of(model)
+        torch.testing.assert_close(prepacked_states, own, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logits(own[0]), model.head().logits(own[0]), rtol=1e-5, atol=1e-5)
 
 
@@ -266,7 +266,7 @@ def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return options
 
 
-@pytest.mark.usefixtures("always_prepared")
+@pytest.mark.usefixtures("always_prepacked")
 @pytest.mark.parametrize("make", [build, adapted], ids=["all weights", "adapters"])
 def test_the_model_is_bit_for_bit_as_before_and_nothing_stays_attached(
     make: Callable[[str], LoadedModel], failure: dict[str, Any]
