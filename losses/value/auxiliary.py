@@ -28,7 +28,6 @@ def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Ten
 
     Auxiliary, to be added to another loss: get_loss("ppo") + get_loss("entropy_bonus").
 
-    entropy   [T]  nats, of the policy's distribution over the whole vocabulary
     returns   [T]  nats
 
     It keeps a policy from converging before it has explored enough. Alone it teaches nothing: its optimum is the uniform

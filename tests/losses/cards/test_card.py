@@ -89,6 +89,12 @@ def test_every_shipped_loss_says_its_formula_its_source_and_each_tensors_unit(na
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_docstring_does_not_repeat_the_description_of_a_standard_input(name: str) -> None:
+    lines = read_docstring(usable(name).spec.function).tensors
+    assert not [tensor for tensor, line in lines.items() if STANDARD_INPUTS.get(tensor) == line]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_card_survives_json(name: str) -> None:
     card = describe_loss(name).as_dict()
     assert json.loads(json.dumps(card, allow_nan=False)) == card
