@@ -11,7 +11,7 @@ from typing import Any
 
 from ...datums.errors import LossbookError
 from ...losses.cards.card import card_of
-from ..run.configs import RecipeConfig, configured_loss
+from ..run.configs import mean_over_tokens
 from ..run.names import CONFIG, METRICS, REPORT
 from ..run.redaction import redacted
 from ..run.runs import read_metrics, read_settings
@@ -111,7 +111,7 @@ def _loss_section(settings: Mapping[str, Any]) -> str:
         return ""
     name, config = str(settings["loss"]), dict(settings.get("loss_config") or {})
     try:
-        text = str(card_of(configured_loss(RecipeConfig.model_validate({"loss": name, "loss_config": config}))))
+        text = "\n\n".join(str(card_of(part)) for _, part in mean_over_tokens(name, config).parts)
     except (LossbookError, ImportError) as error:  # a function in a module that is missing here
         text = f"{name} {config or ''}\n({type(error).__name__}: its card needs the module it is defined in)"
     return _section(f"Loss: {name}", _fenced(text))

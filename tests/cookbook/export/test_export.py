@@ -17,6 +17,7 @@ from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.export import check as export_check
 from lossbook.cookbook.export.export import TOLERANCES, check_repository, export, push
+from lossbook.cookbook.export.model_card import model_card
 from lossbook.cookbook.quickstart import find_smollm2
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import ConfigError, ExportError, RunError
@@ -307,11 +308,18 @@ def test_the_card_tells_base_loss_settings_data_numbers_and_how_to_load_and_no_s
 
 
 def test_a_base_model_on_the_hub_is_named_in_the_metadata() -> None:
-    from lossbook.cookbook.export.model_card import model_card
-
     text = model_card(None, "HuggingFaceTB/SmolLM2-135M", adapter=True, kind="decoder")
     assert ModelCard(text).data.base_model == "HuggingFaceTB/SmolLM2-135M"
     assert 'AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")' in text
+
+
+def test_the_card_of_a_mixture_has_the_card_of_each_part(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"loss": "prime:default", "loss_config": {}}))
+    text = model_card(tmp_path, "tiny", adapter=True, kind="decoder")
+    section = text.partition("## Loss: prime:default")[2]
+    assert "dppo" in section
+    assert "sampler_kl" in section
+    assert "its card needs the module" not in section
 
 
 def test_a_run_of_all_weights_ends_with_a_model_that_transformers_loads(tmp_path: Path) -> None:
