@@ -1,4 +1,4 @@
-"""Losses with one bug each, of kinds that are in the wild. None is registered; test_kit.py says which check names it."""
+"""Losses with one bug each, of kinds seen in real code. None is registered; test_kit.py says which check reports it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn.functional import logsigmoid, normalize
 
 from lossbook.losses import PerDatum, Seqs, Stat, safe_ratio, stats
 
-Found = tuple[Tensor, dict[str, Stat]]
+Returned = tuple[Tensor, dict[str, Stat]]
 
 
 def local_baseline(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """Subtracts the mean advantage of whatever happens to be in the same micro-batch."""
+    """Subtracts the mean advantage of its micro-batch."""
     return -logprobs * (advantages - advantages.mean())
 
 
@@ -24,12 +24,12 @@ def local_whitening(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def share_of_advantage(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """Divides by the sum of advantages, which cancels to zero and is zero where there are none."""
+    """Divides by the sum of advantages, which may cancel to zero and is zero without data."""
     return -logprobs * (advantages / advantages.sum())
 
 
 def refuses_nothing(logprobs: Tensor) -> Tensor:
-    """Takes a maximum, which an empty rank does not have."""
+    """Takes a maximum, which fails on an empty rank."""
     return -logprobs + 0 * logprobs.max().detach()
 
 
@@ -39,7 +39,7 @@ def reads_neighbour(logprobs: Tensor) -> Tensor:
 
 
 def centred_per_datum(logprobs: Tensor, advantages: Tensor, seqs: Seqs) -> Tensor:
-    """Couples the tokens of a datum and does not say so."""
+    """Couples the tokens of a datum without declaring it."""
     return -logprobs * (advantages - seqs.broadcast(seqs.mean(advantages)))
 
 
@@ -81,13 +81,13 @@ def dead_input(logprobs: Tensor, ref_logprobs: Tensor | None = None) -> Tensor:
     return -logprobs
 
 
-def mean_of_means(logprobs: Tensor, sampling_logprobs: Tensor) -> Found:
+def mean_of_means(logprobs: Tensor, sampling_logprobs: Tensor) -> Returned:
     """Its metric is a mean of one number: the micro-batch's own mean."""
     ratio = safe_ratio(logprobs, sampling_logprobs)
     return -ratio, {"ratio_mean": stats.mean(ratio.mean())}
 
 
-def names_by_data(logprobs: Tensor, advantages: Tensor) -> Found:
+def names_by_data(logprobs: Tensor, advantages: Tensor) -> Returned:
     """Reports a metric only when there is something to report."""
     rewarded = advantages > 0
     return -logprobs * advantages, ({"rewarded": stats.sum(rewarded)} if bool(rewarded.any()) else {})
@@ -104,7 +104,7 @@ def changes_in_place(logprobs: Tensor) -> Tensor:
 
 
 def changes_input_in_place(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """Scales what it was handed."""
+    """Scales its input in place."""
     return -logprobs * advantages.mul_(0.5)
 
 
@@ -155,12 +155,12 @@ def half_precision(logprobs: Tensor) -> Tensor:
 
 
 def keeps_input_precision(embeddings: Tensor) -> Tensor:
-    """Casts what is computed in float32 back to 16 bits."""
+    """Casts a float32 result back to 16 bits."""
     return normalize(embeddings.half(), dim=-1).sum(-1)
 
 
 def prefers_later_partners(embeddings: Tensor) -> Tensor:
-    """Contrastive, but the scores grow with the place in the batch."""
+    """Contrastive, but the scores grow with the position in the batch."""
     queries, documents = embeddings.tensor_split(2)
     scores = queries @ documents.T * torch.arange(1, len(queries) + 1).to(embeddings)
     losses = scores.logsumexp(1) - scores.diagonal()
@@ -168,7 +168,7 @@ def prefers_later_partners(embeddings: Tensor) -> Tensor:
 
 
 def unlabelled(logprobs: Tensor, label: PerDatum, seqs: Seqs) -> Tensor:
-    """Reads a label a datum and divides 0 by 0 where none is 1."""
+    """Reads a label per datum and divides 0 by 0 where none is 1."""
     sums = seqs.sum(logprobs)
     return -logsigmoid(sums) * label / label.sum()
 
@@ -179,7 +179,7 @@ def linear_below_a_cap(logprobs: Tensor) -> Tensor:
 
 
 def batch_style_in_place(data: Any, logprobs_list: list[Tensor]) -> Any:
-    """Changes the datum it was lent."""
+    """Changes its datum in place."""
     for datum in data:
         datum.loss_fn_inputs["advantages"].to_numpy()[:] += 1.0
     return -torch.cat(logprobs_list).sum(), {}
