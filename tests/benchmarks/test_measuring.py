@@ -55,8 +55,8 @@ def test_the_order_rotates_and_rounds_that_warm_up_are_not_returned(measuring: M
 
 def test_ratios_are_taken_within_a_round_so_that_a_slow_one_does_not_move_them(measuring: ModuleType) -> None:
     times = {"ours": [2.0, 4.0, 2.0], "other": [2.2, 4.4, 2.2]}
-    found = measuring.ratio(times, "other", to="ours")
-    assert (found.low, found.median, found.high) == pytest.approx((1.1, 1.1, 1.1))
+    ratio = measuring.ratio(times, "other", to="ours")
+    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((1.1, 1.1, 1.1))
 
 
 def test_quartiles_are_those_of_the_numbers_and_of_one_number_itself(measuring: ModuleType) -> None:
@@ -77,12 +77,12 @@ def test_a_table_has_a_column_for_each_key_of_the_first_row(measuring: ModuleTyp
 def test_results_are_written_with_their_environment_and_ratios_with_their_quartiles(
     measuring: ModuleType, tmp_path: Path
 ) -> None:
-    measuring.write("found", [{"way": "ours", "ratio": measuring.Ratio(2.0, 1.5, 2.5)}], tmp_path / "new")
+    measuring.write("ratio", [{"way": "ours", "ratio": measuring.Ratio(2.0, 1.5, 2.5)}], tmp_path / "new")
     flat = {"way": "ours", "ratio": 2.0, "ratio (lower quartile)": 1.5, "ratio (upper quartile)": 2.5}
-    record = json.loads((tmp_path / "new" / "found.json").read_text())
+    record = json.loads((tmp_path / "new" / "ratio.json").read_text())
     assert record["results"] == [flat]
     assert record["environment"]["torch"] == torch.__version__
-    with open(tmp_path / "new" / "found.csv", newline="") as file:
+    with open(tmp_path / "new" / "ratio.csv", newline="") as file:
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in flat.items()}]
 
 

@@ -27,11 +27,11 @@ def small(workloads: ModuleType) -> Any:
 
 
 def test_lengths_are_lognormal_within_their_bounds_and_the_same_each_time(workloads: ModuleType) -> None:
-    found = workloads.lengths(1000)
-    assert found == workloads.lengths(1000)
-    assert min(found) >= 16
-    assert max(found) <= 512
-    assert 75 < median(found) < 85
+    lengths = workloads.lengths(1000)
+    assert lengths == workloads.lengths(1000)
+    assert min(lengths) >= 16
+    assert max(lengths) <= 512
+    assert 75 < median(lengths) < 85
 
 
 def test_the_last_part_of_each_sequence_is_trained_on(workloads: ModuleType) -> None:
