@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...datums.errors import ModelError, did_you_mean
-from .gguf import converted
+from .gguf.convert import converted
 from .model import WAYS_TO_NAME, Kind, LoadedModel
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 

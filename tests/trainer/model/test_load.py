@@ -230,6 +230,9 @@ def test_a_real_gguf_is_converted_once_and_answers_sensibly(tmp_path: Path, monk
     file = next(Path(spec.origin).parent.glob("*.gguf"))
     monkeypatch.setenv("LOSSBOOK_CACHE", str(tmp_path))
     model = load_model(str(file), device="cpu")
+    # SmolLM2's own tokenizer: digits one by one, before words are cut.
+    assert model.tokenizer.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]
+    assert model.tokenizer.convert_ids_to_tokens(model.tokenizer.encode("\n\n1")) == ["ĊĊ", "1"]
     question = [{"role": "user", "content": "What is 2+2?"}]
     prompt = model.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"]
     [answer] = generate(model, prompt, num_samples=1, params=SamplingParams(temperature=0.0, max_tokens=40))

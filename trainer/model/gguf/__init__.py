@@ -1,0 +1,1 @@
+"""GGUF files: their weights, converted once to safetensors, and their tokenizers."""
