@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ...datums.errors import TokenRangeError
+from ...datums.errors import ModelError, TokenRangeError
 from ...datums.types import ModelInput, SamplingParams, as_model_input
 from ..head.logprobs import linear_logprobs
 from ..model.snapshot import Snapshot
@@ -82,7 +82,11 @@ class SamplingClient:
         return self._calls.submit("sample_batch", run)
 
     def compute_logprobs(self, prompt: ModelInput | Sequence[int]) -> Future[list[float | None]]:
-        """The logprob of each token given those before it (nats); None for the first."""
+        """The logprob of each token given those before it (nats); None for the first.
+
+        The call raises TokenRangeError for tokens outside the vocabulary, and ModelError where the model would have to read
+        more than its context, as in training.
+        """
         tokens = as_model_input(prompt).to_ints()
 
         def run() -> list[float | None]:
@@ -99,6 +103,11 @@ class SamplingClient:
         model = self._snapshot.model
         if not tokens or any(not 0 <= t < model.vocab_size for t in tokens):
             raise TokenRangeError(f"the prompt needs at least one token, all within 0 to {model.vocab_size - 1}")
+        if model.max_length is not None and len(tokens) - 1 > model.max_length:  # the last one is not read
+            raise ModelError(
+                f"the prompt has {len(tokens)} tokens, but {model.name} reads at most {model.max_length}, and so gives "
+                f"logprobs of {model.max_length + 1}. Cut the prompt"
+            )
         with torch.no_grad():
             if len(tokens) == 1:
                 return [None]
@@ -117,4 +126,10 @@ def _params(params: SamplingParams | Any) -> SamplingParams:
         return SamplingParams()
     if isinstance(params, SamplingParams):
         return params
-    return SamplingParams(**{name: getattr(params, name) for name in SamplingParams.__dataclass_fields__})
+    names = list(SamplingParams.__dataclass_fields__)
+    if missing := [name for name in names if not hasattr(params, name)]:
+        given = " Write SamplingParams(**params)" if isinstance(params, Mapping) else ""
+        raise ModelError(
+            f"sampling_params must be a SamplingParams, not a {type(params).__name__} without {', '.join(missing)}.{given}"
+        )
+    return SamplingParams(**{name: getattr(params, name) for name in names})

@@ -16,6 +16,7 @@ from ..model.model import LoadedModel
 from .choice import choose
 from .continuations import Continuations
 from .params import Rules
+from .stops import StopStrings
 
 #: Finished rows are dropped once they are this fraction of all: each costs its share of every step, dropping costs a copy.
 FINISHED_PART = 1 / 8
@@ -55,10 +56,11 @@ class Meter:
 
 @dataclass
 class Row:
-    """One continuation in progress."""
+    """One continuation in progress; `before` is the last token of its prompt."""
 
     prompt: int
     sample: int
+    before: int
     limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -83,7 +85,10 @@ class Batch:
         self.model, self.num_samples, self.rules, self.logits, self.meter = model, num_samples, rules, logits, meter
         self.random = [_generator(seed) for seed in seeds]
         limits = [limit(model, prompt, rules) for prompt in prompts]
-        self.everything = [Row(p, sample, most) for p, most in enumerate(limits) for sample in range(num_samples)]
+        self.stops = StopStrings(model.tokenizer, rules.stop_strings)
+        self.everything = [
+            Row(p, sample, prompts[p][-1], most) for p, most in enumerate(limits) for sample in range(num_samples)
+        ]
         self.rows = list(self.everything)
         self.continuations = Continuations(model, prompts, num_samples, max(limits), share_prompts=share_prompts)
 
@@ -107,7 +112,7 @@ class Batch:
                 raise ModelError(f"{self.model.name} gave NaN logits after {len(row.tokens)} generated tokens")
             row.tokens.append(token)
             row.logprobs.append(min(logprob, 0.0))  # rounding can put a certain token slightly above 0
-            if token in self.rules.stop_ids or self._ends_in_stop_string(row.tokens):
+            if token in self.rules.stop_ids or self.stops.completed(row.before, row.tokens):
                 row.stop_reason = "stop"
             elif len(row.tokens) == row.limit:
                 row.stop_reason = "length"
@@ -124,15 +129,6 @@ class Batch:
             for prompt in {row.prompt for row in self.rows}
         }
         return torch.tensor([drawn[row.prompt][row.sample] for row in self.rows], dtype=torch.float64)
-
-    def _ends_in_stop_string(self, tokens: list[int]) -> bool:
-        """Whether the newest token completed a stop string. Only the tail that can hold one is decoded."""
-        if not self.rules.stop_strings:
-            return False
-        longest = max(len(text.encode()) for text in self.rules.stop_strings)
-        tail = tokens[-(longest + 8) :]  # a token has at least one byte; decoders may change the first few
-        text = self.model.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return any(stop in text for stop in self.rules.stop_strings)
 
     def _drop_finished(self, tokens: Tensor) -> Tensor:
         """Drop finished rows once they are many; returns the tokens [rows] of those that stay."""

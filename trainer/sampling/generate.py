@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from ...datums.types import SamplingParams
 from ..model.model import LoadedModel
 from .continuations import can_share_prompts
 from .decode import Batch, Meter, Progress, limit
-from .params import check_params, check_prompt
+from .params import check_params, check_prompt, check_seeds, is_integer
 from .prepacked import prepacked_weights
 
 #: At most so many sequences are decoded together, unless one prompt has more samples.
@@ -75,12 +74,10 @@ def generate_batch(
     context, TokenRangeError for ids outside the vocabulary, before anything is computed.
     """
     rules = check_params(model, params)
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+    if not is_integer(num_samples) or num_samples < 1:
         raise ModelError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
     checked = [check_prompt(model, prompt, i, len(prompts), params) for i, prompt in enumerate(prompts)]
-    if seeds is not None and len(seeds) != len(checked):
-        raise ModelError(f"there are {len(checked)} prompts but {len(seeds)} seeds; give one per prompt")
-    own_seeds = [rules.seed] * len(checked) if seeds is None else list(seeds)
+    own_seeds = [rules.seed] * len(checked) if seeds is None else check_seeds(seeds, len(checked))
     order = sorted(range(len(checked)), key=lambda i: len(checked[i]), reverse=True)
     together = max(1, MAX_ROWS // int(num_samples))
     results: list[list[Generated]] = [[] for _ in checked]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from ...datums.errors import ModelError, TokenRangeError, TruncationError
 from ...datums.types import SamplingParams, token_list
@@ -27,29 +29,73 @@ class Rules:
 
 
 def check_params(model: LoadedModel, params: SamplingParams) -> Rules:
-    if not (isinstance(params.temperature, Real) and 0 <= params.temperature < math.inf):
-        raise ModelError(f"temperature must be 0 (greedy) or positive and finite, not {params.temperature}")
-    if not 0 < params.top_p <= 1:
-        raise ModelError(f"top_p must be above 0 and at most 1 (off), not {params.top_p}")
-    if params.top_k != -1 and params.top_k < 1:
-        raise ModelError(f"top_k must be -1 (off) or at least 1, not {params.top_k}")
-    if params.max_tokens is not None and params.max_tokens < 1:
-        raise ModelError(f"max_tokens must be at least 1, or None for the room in the context, not {params.max_tokens}")
+    """Every field checked. Raises ModelError, or TokenRangeError for stop ids, with the field's name."""
+    limit, top_k = params.max_tokens, params.top_k
+    temperature, top_p = _number(params.temperature), _number(params.top_p)
+    if not 0 <= temperature < math.inf:
+        raise ModelError(f"temperature must be 0 (greedy) or positive and finite, not {params.temperature!r}")
+    if not 0 < top_p <= 1:
+        raise ModelError(f"top_p must be above 0 and at most 1 (off), not {params.top_p!r}")
+    if not is_integer(top_k) or (top_k != -1 and top_k < 1):
+        raise ModelError(f"top_k must be -1 (off) or at least 1, not {top_k!r}")
+    if limit is not None and (not is_integer(limit) or limit < 1):
+        raise ModelError(f"max_tokens must be at least 1, or None for the rest of the context, not {limit!r}")
     ids, strings = _stops(model, params.stop)
-    return Rules(
-        float(params.temperature), params.top_k, float(params.top_p), params.seed, params.max_tokens, ids, strings
-    )
+    limit = None if limit is None else int(limit)
+    return Rules(temperature, int(top_k), top_p, check_seed("seed", params.seed), limit, ids, strings)
+
+
+def check_seed(name: str, seed: Any) -> int | None:
+    """The seed as a Python integer, None for none. Raises ModelError for what torch's generators do not take."""
+    if seed is None:
+        return None
+    if not is_integer(seed) or not -(2**63) <= seed < 2**64:
+        raise ModelError(f"{name} must be an integer from -2**63 to 2**64 - 1, or None for a new one, not {seed!r}")
+    return int(seed)
+
+
+def check_seeds(seeds: Any, count: int) -> list[int | None]:
+    """One seed per prompt. Raises ModelError."""
+    if isinstance(seeds, str | bytes | Mapping) or not isinstance(seeds, Sequence | np.ndarray):
+        raise ModelError(f"seeds must be a list of integers, one per prompt, not {seeds!r}")
+    if len(seeds) != count:
+        raise ModelError(f"there are {count} prompts but {len(seeds)} seeds; give one per prompt")
+    return [check_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
+
+
+def is_integer(value: Any) -> bool:
+    """Python's and NumPy's integers; not booleans."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _stops(model: LoadedModel, stop: Any) -> tuple[frozenset[int], tuple[str, ...]]:
     if stop is None:
         return frozenset(_end_tokens(model)), ()
-    items: list[Any] = [stop] if isinstance(stop, str | Integral) else list(stop)
+    if hasattr(stop, "tolist") and not isinstance(stop, memoryview):  # arrays and tensors
+        stop = stop.tolist()
+    if isinstance(stop, str) or is_integer(stop):
+        stop = [stop]
+    elif isinstance(stop, bytes | bytearray | memoryview | Mapping) or not isinstance(stop, Iterable):
+        raise ModelError(f"stop must be a string, a list of strings or a list of token ids, not {stop!r}")
+    items: list[Any] = list(stop)
+    for item in items:
+        if not isinstance(item, str) and not is_integer(item):
+            raise ModelError(f"stop must hold strings or token ids, not {item!r}")
     if all(isinstance(item, str) for item in items):
         if "" in items:
             raise ModelError("an empty string in stop would stop everything; leave it out")
         return frozenset(), tuple(items)
-    if not all(isinstance(item, Integral) for item in items):
+    if any(isinstance(item, str) for item in items):
         raise ModelError(f"stop must be strings or token ids, not both: {items[:8]}")
     for token in items:
         if not 0 <= token < model.vocab_size:

@@ -219,6 +219,31 @@ def test_the_first_token_has_no_logprob_and_an_empty_prompt_is_refused(training:
         sampler.compute_logprobs([]).result()
 
 
+def test_logprobs_beyond_the_context_are_refused_as_in_training(training: TrainingClient) -> None:
+    sampler = training.save_weights_and_get_sampling_client()  # its model reads 4,096 tokens at most
+
+    def datum(length: int) -> lb.Datum:
+        return lb.datum_from_tokens_weights([65] * length, [1.0] * length)
+
+    assert len(sampler.compute_logprobs([65] * 4097).result()) == 4097  # the last token is not read
+    assert len(training.forward([datum(4097)]).result().loss_fn_outputs[0]["logprobs"].data) == 4096
+    for length in (4098, 4200):
+        with pytest.raises(ModelError, match=f"the prompt has {length} tokens, but tiny reads at most 4096"):
+            sampler.compute_logprobs([65] * length).result()
+        with pytest.raises(ModelError, match=f"has {length - 1} tokens, but tiny reads at most 4096"):
+            training.forward([datum(length)]).result()
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, 3, "greedy", [1], object()], ids=lambda p: type(p).__name__)
+def test_parameters_that_are_no_sampling_params_are_refused_in_one_line(training: TrainingClient, params: Any) -> None:
+    sampler = training.save_weights_and_get_sampling_client()
+    with pytest.raises(
+        ModelError, match=r"^sampling_params must be a SamplingParams, not an? \w+ without .*$"
+    ) as error:
+        sampler.sample(PROMPT, 1, params).result()
+    assert ("SamplingParams(**params)" in str(error.value)) == isinstance(params, dict)
+
+
 def test_the_probabilities_of_all_next_tokens_add_up_to_one(training: TrainingClient) -> None:
     sampler = training.save_weights_and_get_sampling_client()
     calls = [sampler.compute_logprobs([65, token]) for token in range(260)]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -341,6 +345,95 @@ def test_generation_ends_with_the_context(max_tokens: int | None, monkeypatch: p
 )
 def test_impossible_parameters_are_refused(model: LoadedModel, change: dict, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
+        generate(model, PROMPT, num_samples=1, params=SamplingParams(**{"max_tokens": 2, **change}))
+
+
+ANYTHING: list[Any] = [
+    *(None, True, False, 0, -2, 3, 2**63, 2**64, -(2**63) - 1, 10**400, 0.0, 0.5, 1.5, -1.5, math.nan, math.inf, 1j),
+    *(
+        "",
+        "3",
+        "a",
+        b"",
+        b"a",
+        bytearray(b"a"),
+        memoryview(b"a"),
+        [],
+        [3],
+        [True],
+        [None],
+        [1.5],
+        [b"a"],
+        [[3]],
+        ["a", 3],
+    ),
+    *((), (3,), ("a",), {}, {"a": 3}, {3}, set(), object(), int, len, SamplingParams(), range(3), [""], [10**400]),
+    *(np.int64(3), np.float32(0.5), np.bool_(True), np.array(3), np.array([3]), np.array([0.5]), np.array(["a"])),
+    *(torch.tensor(3), torch.tensor([3]), torch.tensor([0.5]), Decimal("0.5"), Fraction(1, 2)),
+]
+#: What each field takes, by Python's own type checks.
+TAKES: dict[str, Callable[[Any], bool]] = {
+    "max_tokens": lambda x: x is None or (whole(x) and x >= 1),
+    "seed": lambda x: x is None or (whole(x) and -(2**63) <= x < 2**64),
+    "seeds": lambda x: TAKES["seed"](x),
+    "top_k": lambda x: whole(x) and (x == -1 or x >= 1),
+    "top_p": lambda x: real(x) and 0 < x <= 1,
+    "temperature": lambda x: real(x) and x >= 0 and x != math.inf and not (whole(x) and x > 2**1000),
+}
+
+
+def takes(name: str, value: Any) -> bool:
+    if name != "stop":
+        return TAKES[name](value)
+    if isinstance(value, np.ndarray | torch.Tensor):
+        value = value.tolist()
+    if value is None or isinstance(value, str):
+        return value != ""
+    if isinstance(value, list | tuple | set | range):
+        items = list(value)
+        return all(type(x) is str and x for x in items) or all(whole(x) and 0 <= x < 260 for x in items)
+    return whole(value) and 0 <= value < 260
+
+
+def whole(x: Any) -> bool:
+    return type(x) is int or isinstance(x, np.integer)
+
+
+def real(x: Any) -> bool:
+    return whole(x) or isinstance(x, float | np.floating | Fraction)
+
+
+@pytest.mark.parametrize("value", ANYTHING, ids=lambda value: f"{type(value).__name__} {value!r:.20}")
+@pytest.mark.parametrize("name", [*TAKES, "stop"])
+def test_every_field_takes_what_it_says_and_refuses_the_rest_in_one_line_with_its_name(
+    model: LoadedModel, name: str, value: Any
+):
+    params = {"max_tokens": 1, "stop": [], **({} if name == "seeds" else {name: value})}
+    seeds: dict[str, Any] = {"seeds": [value]} if name == "seeds" else {}
+
+    def sample() -> None:
+        generate_batch(model, [[5]], params=SamplingParams(**params), **seeds)
+
+    if takes(name, value):
+        sample()
+    else:
+        with pytest.raises((ModelError, TokenRangeError), match=rf"^(an empty string in )?{name}[^\n]*$"):
+            sample()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": 1.5}, r"max_tokens must be at least 1, or None for the rest of the context, not 1\.5$"),
+        ({"seed": 2**64}, r"seed must be an integer from -2\*\*63 to 2\*\*64 - 1, .* not 18446744073709551616$"),
+        ({"top_k": "3"}, r"top_k must be -1 \(off\) or at least 1, not '3'$"),
+        ({"stop": b"a"}, r"stop must be a string, a list of strings or a list of token ids, not b'a'$"),
+        ({"stop": [True]}, r"stop must hold strings or token ids, not True$"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_by_its_field(model: LoadedModel, change: dict[str, Any], message: str):
+    with pytest.raises(ModelError, match=message):
         generate(model, PROMPT, num_samples=1, params=SamplingParams(**{"max_tokens": 2, **change}))
 
 
