@@ -11,6 +11,7 @@ from torch import nn
 
 from ...datums.errors import ModelError, did_you_mean
 from .gguf.convert import converted
+from .headers import check_headers, check_missing
 from .model import WAYS_TO_NAME, Kind, LoadedModel
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 
@@ -83,6 +84,7 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Mod
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = _kind(name, config)
         loader: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
+        check_headers(name, source, config, loader)
         module, report = loader.from_pretrained(
             source,
             config=config,
@@ -98,11 +100,7 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Mod
         where = f"directory {source!r}" if os.path.isdir(source) else "hub id (no such file or directory here)"
         reason = " ".join(str(error).split())
         raise ModelError(f"cannot load the model {name!r}, taken as a {where}: {reason}. {WAYS_TO_NAME}") from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ModelError(
-            f"the weights of {name!r} lack {len(missing)} parameters, which would stay random: {', '.join(missing[:3])}"
-        )
+    check_missing(name, report["missing_keys"])
     return module, tokenizer, kind
 
 

@@ -1,0 +1,170 @@
+"""config.json against the headers of the weights, before any weight is read or any memory taken."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...datums.errors import ModelError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: A module per layer takes time and memory even without weights: this many times the layers of the weights, and no more, are
+#: built. Architectures that use a layer several times, such as ALBERT, have more in config.json than in the weights.
+MOST_USES = 100
+#: Parts of a layer that predicts several tokens ahead, which transformers' models do not have.
+PREDICTING = ("eh_proj", "enorm", "hnorm", "shared_head")
+
+
+def check_headers(name: str, source: str, config: Any, loader: Any) -> None:
+    """Load the model from the shapes that its safetensors headers give, without memory, and see that nothing is left over.
+
+    name, source  the model, as the user named it and as transformers finds it
+    loader        the Auto class that is going to load it
+
+    Raises ModelError for a parameter whose shape config.json has otherwise, one that the weights lack, and one that the
+    weights have but config.json leaves out: another layer, or a bias. Parameters of other parts, such as the head of another
+    task, are left out without an error.
+    """
+    files = _files(source)
+    if not files:
+        return  # loading says so
+    state = _empty(files)
+    _check_layer_count(name, config, state)
+    with _quiet():
+        with torch.device("meta"):
+            model = loader.from_config(config, trust_remote_code=False)
+        _check_largest(name, model, state)
+        architecture: Any = type(model)
+        model, report = architecture.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    mismatched = sorted((key, list(theirs), list(ours)) for key, theirs, ours in report["mismatched_keys"])
+    if mismatched:
+        key, theirs, ours = mismatched[0]
+        others = f", and {len(mismatched) - 1} others" if len(mismatched) > 1 else ""
+        raise _misfit(name, f"{key} has the shape {theirs}, by config.json it has {ours}{others}")
+    check_missing(name, report["missing_keys"])
+    left_out = sorted(_left_out(model, report["unexpected_keys"]))
+    if left_out:
+        raise ModelError(
+            f"the weights of {name!r} have {len(left_out)} parameters that its config.json leaves out, and the model would "
+            f"compute something else without them: {', '.join(left_out[:3])}"
+        )
+
+
+def check_missing(name: str, missing: Sequence[str]) -> None:
+    """ModelError where weights lack a parameter; an encoder's pooler is not used."""
+    missing = sorted(key for key in missing if not key.startswith("pooler."))
+    if missing:
+        raise ModelError(
+            f"the weights of {name!r} lack {len(missing)} parameters, which would stay random: {', '.join(missing[:3])}"
+        )
+
+
+def _files(source: str) -> list[str]:
+    """The safetensors files of a folder or a hub id, downloaded where need be; none where there are none."""
+    from transformers.utils.hub import cached_file
+
+    def find(file: str) -> str | None:
+        if Path(source).is_dir():
+            path = Path(source) / file
+            return str(path) if path.is_file() else None
+        return cached_file(source, file, _raise_exceptions_for_missing_entries=False)
+
+    if single := find(SINGLE):
+        return [single]
+    index = find(INDEX)
+    if index is None:
+        return []
+    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = [find(file) for file in names]
+    return [shard for shard in shards if shard is not None] if all(shards) else []
+
+
+def _empty(files: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Tensors without memory, of the names, shapes and dtypes in the files' headers."""
+    from safetensors import safe_open
+
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as stream:
+            for key in stream.keys():  # noqa: SIM118  # not a mapping
+                part = stream.get_slice(key)
+                dtype = dtypes.get(part.get_dtype(), torch.float32)
+                state[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return state
+
+
+def _check_layer_count(name: str, config: Any, state: dict[str, torch.Tensor]) -> None:
+    last = max((int(number) for key in state for number in re.findall(r"\.(\d+)\.", key)), default=0)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_USES * (last + 1):
+        raise _misfit(name, f"they have {last + 1} layers, by config.json there are {layers}")
+
+
+def _check_largest(name: str, model: Any, state: dict[str, torch.Tensor]) -> None:
+    """A parameter that is larger than all weights together; building buffers of such a size takes memory already."""
+    total = sum(tensor.numel() for tensor in state.values())
+    for key, parameter in model.named_parameters():
+        if parameter.numel() > total:
+            ours, theirs = list(parameter.shape), list(state[key].shape) if key in state else "no such parameter"
+            raise _misfit(name, f"{key} has the shape {ours} by config.json, the weights have {theirs}")
+
+
+def _misfit(name: str, what: str) -> ModelError:
+    return ModelError(f"the weights of {name!r} do not fit its config.json: {what}")
+
+
+def _left_out(model: Any, unexpected: Sequence[str]) -> Iterator[str]:
+    """The unexpected parameters of modules that the model has, and of further layers in its lists of layers."""
+    base = f"{model.base_model_prefix}."
+    known = {key.removeprefix(base) for key in model.state_dict()}
+    lists = {prefix for key in known for prefix, _ in _places(key)}
+    layers = {f"{prefix}{number}" for key in known for prefix, number in _places(key)}
+    keys = {key: key.removeprefix(base) for key in unexpected}
+    predicting = {
+        f"{prefix}{number}"
+        for key in keys.values()
+        for prefix, number in _places(key)
+        if key.removeprefix(f"{prefix}{number}.").split(".")[0] in PREDICTING
+    }
+    for original, key in keys.items():
+        parent, _, own = key.rpartition(".")
+        places = [(prefix, f"{prefix}{number}") for prefix, number in _places(key)]
+        of_known_module = own in ("weight", "bias") and not known.isdisjoint((f"{parent}.weight", f"{parent}.bias"))
+        further = any(prefix in lists and layer not in layers | predicting for prefix, layer in places)
+        if of_known_module or further:
+            yield original
+
+
+def _places(key: str) -> list[tuple[str, str]]:
+    """What stands before each number in a parameter's name, and the number."""
+    return [(key[: match.start(1)], match[1]) for match in re.finditer(r"(?:^|(?<=\.))(\d+)(?=\.)", key)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' log without its report of a load, which is raised as an error here."""
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
