@@ -159,7 +159,7 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
         if isinstance(reward, MathReward):
             if row.get("answer") is None:
                 raise DataFileError(f"has no 'answer', which math_verify compares with; it holds {', '.join(row)}")
-            reward.expression(str(row["answer"]))  # checked now, before the model answers
+            reward.right_answer(str(row["answer"]))  # checked now, before the model answers
     except LossbookError as error:
         raise located(error, place) from None
     text = prompt if isinstance(prompt, str) else str(messages[-1]["content"])

@@ -103,7 +103,9 @@ def test_answers_may_be_compared_from_any_thread() -> None:
         pytest.param({"promt": "?", "answer": "1"}, "line 1: has no 'prompt'.* Did you mean 'promt'", id="misspelt"),
         pytest.param({"prompt": "?"}, "line 1: has no 'answer', which math_verify compares with", id="no answer"),
         pytest.param(
-            {"prompt": "?", "answer": "a cat"}, "line 1: math-verify finds no expression in .*'a cat'", id="words"
+            {"prompt": "?", "answer": "It is the cat that sat on a mat"},
+            "line 1: .* is prose. Write the final",
+            id="prose",
         ),
         pytest.param({"prompt": [{"role": "usr", "content": ""}]}, "line 1: message 0 has the unknown role", id="role"),
     ],
