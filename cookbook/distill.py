@@ -144,8 +144,11 @@ def load_examples(
     if config.task is not None:
         task = Task(config.task, config.task_config, seed=config.seed)
         questions = task.held_out(config.held_out)
-        rows = map(question_row, task.training(config.task_size, questions))
-        eval_rows = map(question_row, questions)
+        trained_on = task.training(config.task_size, questions)
+        if config.mode == "off_policy":
+            task.check_references([*trained_on, *questions])
+        rows = map(question_row, trained_on)
+        eval_rows = [question_row(question) for question in questions if question.answer is not None]
     else:
         rows = read_rows(config.data or "")
         eval_rows = read_rows(config.eval_data) if config.eval_data else ()
@@ -155,8 +158,7 @@ def load_examples(
         "truncation": config.truncation,
     }
     examples, report = build_examples(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
-    has_held_out = bool(questions) or config.eval_data is not None
-    held_out, held_out_report = build_examples(eval_rows, tokenizer, **options) if has_held_out else ([], DataReport())
+    held_out, held_out_report = build_examples(eval_rows, tokenizer, **options) if eval_rows else ([], DataReport())
     warn_of_repeated_rows(held_out_report, report)
     if config.teacher == SELF and all(example.is_alike for example in examples):
         raise ConfigError(

@@ -97,6 +97,7 @@ def main(config: QuickstartConfig) -> dict[str, float]:
     task = Task(plan.task, plan.settings, seed=config.seed)
     held_out = HeldOut(task=task, questions=task.held_out(plan.held_out), max_tokens=plan.max_tokens)
     questions = task.training(plan.steps * plan.batch_size, held_out.questions)
+    task.check_references([*questions, *held_out.questions])
     print(
         f"model  {model}\ntask   {plan.task}: {_one_line(questions[0].text)} -> {questions[0].answer!r}\n", flush=True
     )

