@@ -107,6 +107,7 @@ class Loop:
         self.run = run
         self.training = training
         self.total = total
+        config.adam_params(1, total)  # raises where the schedule does not fit the number of steps
         self.start = 0
         self.kept: Any = None
         self.display = StepDisplay(total, title=title)

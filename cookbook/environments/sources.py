@@ -120,6 +120,10 @@ def _of_question(question: Question, *, task: Task, reward: Reward | None, name:
     if reward is None:
         score = partial(task.score, question)
     else:
+        if isinstance(reward, MathReward):
+            if question.answer is None:
+                raise TaskError(f"{task.name} has no right answers, which math_verify compares with: leave --reward out")
+            reward.right_answer(question.answer)  # checked now, before the model answers
         score = partial(rewarded, reward, name or "", question.text, question.entry)
     messages = [{"role": "user", "content": question.text}]
     return Problem(question.text, partial(SingleTurn, messages, score))

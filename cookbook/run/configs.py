@@ -16,6 +16,7 @@ from ...datums.types import AdamParams
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from .names import TrackerName
+from .schedules import Schedule, learning_rate_factor
 
 #: The value of one setting of a loss or a task, as TOML and the command line can write it.
 Setting = bool | int | float | str
@@ -48,8 +49,12 @@ class RecipeConfig(BaseModel):
     rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
     train_unembed: bool = Field(False, description="add an adapter to the output head")
     learning_rate: float = Field(5e-4, gt=0, description="the optimizer's learning rate after warmup")
-    schedule: Literal["constant", "linear"] = Field("constant", description="linear: decays to 0 at the last step")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    schedule: Schedule = Field(
+        "constant", description="after warmup: constant, linear or cosine (0 at the last step), or inverse_sqrt"
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="steps over which the learning rate rises; it is reached at this step"
+    )
     grad_clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     seed: int = Field(
         0, ge=0, description="random seed of the adapters' initial values, the order of the data and sampling"
@@ -70,10 +75,9 @@ class RecipeConfig(BaseModel):
     overwrite: bool = Field(False, description="delete the run in `out` and start again")
 
     def adam_params(self, step: int, total: int) -> AdamParams:
-        """The optimizer's settings at one of `total` steps, counted from 1."""
-        rising = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        falling = (total - step + 1) / total if self.schedule == "linear" else 1.0
-        return AdamParams(learning_rate=self.learning_rate * rising * falling, grad_clip_norm=self.grad_clip_norm)
+        """The optimizer's settings at one of `total` steps, counted from 1. Raises ConfigError as `learning_rate_factor` does."""
+        factor = learning_rate_factor(self.schedule, self.warmup_steps, step, total)
+        return AdamParams(learning_rate=self.learning_rate * factor, grad_clip_norm=self.grad_clip_norm)
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values, without `resume` and `overwrite`."""

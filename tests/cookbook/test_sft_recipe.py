@@ -268,8 +268,8 @@ def test_a_task_is_scored_on_questions_held_out(tmp_path: Path) -> None:
     assert scores[0] == 0.0
     assert scores[-1] == last["held_out_score"] >= 0.5
     rates = [row["learning_rate"] for row in numbers(config) if "learning_rate" in row]
-    assert rates[0] == pytest.approx(0.5 * 1e-2)
-    assert rates[-1] == pytest.approx(1e-2 / 12)
+    assert rates[:2] == pytest.approx([0.5 * 1e-2, 1e-2])
+    assert rates[-1] == 0
 
 
 @pytest.mark.parametrize(
