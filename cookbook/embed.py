@@ -19,22 +19,24 @@ learning rate. `masked_duplicates` counts candidates left out because they also 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ..datums.errors import ConfigError
 from ..datums.files.sources import read_rows
-from ..datums.types import Datum
 from .embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
-from .embeddings.data import Encoded, Texts, encode, grouped, held_apart, negatives_used, read_texts
+from .embeddings.data import Encoded, Side, Texts, encode, grouped, held_apart, negatives_used, read_texts
 from .embeddings.retrieval import Retrieval, embeddings
-from .embeddings.sentence_encoder import find_minilm, note_pooling, pooling_of
+from .embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from .loop import Loop, begin, finish
 from .run.configs import RecipeConfig
 from .run.names import MODEL, REPORT
 
+#: Most tokens of a text where neither the settings nor the model's files say.
+DEFAULT_MAX_LENGTH = 256
 #: The metrics in the progress display.
 SHOWN = ("loss", "in_batch_recall_at_1", "grad_norm")
 
@@ -55,9 +57,15 @@ class EmbedConfig(RecipeConfig):
     eval_data: str | None = Field(None, description="held-out data in the same forms, instead of held_out")
     held_out: int = Field(0, ge=0, description="number of rows held out; rows of one group stay together")
     hard_negatives: int | None = Field(None, ge=0, description="negatives to use per row; None: all")
-    query_prefix: str = Field("", description="text before each query, as some models need: 'query: '")
-    document_prefix: str = Field("", description="text before each document")
-    max_length: int = Field(256, ge=2, description="most tokens in a text; longer ones are truncated at the end")
+    query_prefix: str | None = Field(
+        None, description="text before each query, such as 'query: '; None: the model's own prompt, or none"
+    )
+    document_prefix: str | None = Field(
+        None, description="text before each document; None: the model's own prompt, or none"
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="most tokens in a text, longer ones are truncated; None: the model's own, or 256"
+    )
     all_weights: bool = Field(True, description="train all weights instead of LoRA adapters")
     learning_rate: float = Field(
         2e-5, gt=0, description="the learning rate after warmup; for LoRA about 10 times as much"
@@ -74,10 +82,13 @@ class EmbedConfig(RecipeConfig):
             raise ValueError("sample_prompts are for models that answer; an encoder does not")
         return self
 
-    @property
-    def prefixes(self) -> dict[str, str]:
-        """The prefixes of queries and documents."""
-        return {"query": self.query_prefix, "document": self.document_prefix}
+    def encoder(self) -> EncoderSettings:
+        """The settings of the model's files, with those given here in their place. Raises ConfigError as `encoder_settings`."""
+        own = encoder_settings(self.model, pooling=self.pooling)
+        given: dict[Side, str | None] = {"query": self.query_prefix, "document": self.document_prefix}
+        prefixes = {side: own.prefix(side) if prefix is None else prefix for side, prefix in given.items()}
+        length = self.max_length or own.max_length or DEFAULT_MAX_LENGTH
+        return replace(own.with_prefixes(prefixes), pooling=own.pooling or "mean", max_length=length)
 
 
 def main(config: EmbedConfig) -> dict[str, float]:
@@ -85,16 +96,24 @@ def main(config: EmbedConfig) -> dict[str, float]:
     loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
     if config.model == "minilm":
         config = config.model_copy(update={"model": find_minilm()})
-    pooling = config.pooling or pooling_of(config.model) or "mean"
+    encoder = config.encoder()
+    pooling = encoder.pooling or "mean"
     run, training = begin(config)
     texts, held_out = load_texts(config)
-    encoded = encode([*texts, *held_out], training.get_tokenizer(), config.max_length, config.prefixes)
+    encoded = encode(
+        [*texts, *held_out],
+        training.get_tokenizer(),
+        encoder.max_length or DEFAULT_MAX_LENGTH,
+        {"query": encoder.prefix("query"), "document": encoder.prefix("document")},
+        pools_prefix=encoder.pools_prompt,
+        lower_case=encoder.lower_case,
+    )
     report = describe(texts, held_out, encoded)
     print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
     run.write(REPORT, json.dumps(report, indent=2))
     layout = PairLayout(loss, texts, negatives_used(texts, config.hard_negatives), encoded)
     retrieval = Retrieval.of(held_out, encoded, pooling, config.matryoshka_dimensions)
-    width = embeddings(training, [Datum(encoded.queries[texts[0].query], {})], pooling).shape[1]
+    width = embeddings(training, [encoded.datum("query", texts[0].query)], pooling).shape[1]
     check_dimensions(config.matryoshka_dimensions, width)
     batches = PairBatches(
         [one.group for one in texts], config.batch_size, config.seed, keep_apart=takes_duplicates_for_negatives(loss)
@@ -113,13 +132,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
     last = finish(run, training)
     if not config.all_weights:
         training.export_model(run.path / MODEL).result()  # the adapter is written too, but an encoder is used whole
-    options: dict[str, Any] = {
-        "pooling": pooling,
-        "width": width,
-        "max_length": config.max_length,
-        "base": config.model,
-    }
-    print(f"encoder {note_pooling(run.path / MODEL, prompts=config.prefixes, **options)}")
+    print(f"encoder {write_settings(run.path / MODEL, encoder, width=width)}")
     return last
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ...datums.errors import ConfigError, DataFileError, EmptyLossError, LossContractError, ShapeError
-from ...datums.types import Datum, ModelInput
+from ...datums.types import Datum
 from ...losses.embedding.matryoshka import matryoshka
 from ...losses.loss.loss import Loss
 from ...losses.registry import get_loss
-from .data import Encoded, Texts
+from .data import Encoded, Side, Texts
 
 #: Settings for the number of negatives in a batch, which the recipe sets from (rows, negatives per row).
 COUNTED = {"num_extra_negatives": lambda rows, each: rows * each, "num_hard_negatives": lambda rows, each: each}
@@ -166,25 +166,28 @@ class PairLayout:
 
     def _blocks(self, rows: Sequence[int]) -> list[Datum]:
         chosen = [self.texts[i] for i in rows]
-        blocks = [[(self.encoded.queries[one.query], one.group, 0.0) for one in chosen]]
+        datums = [self._datum("query", one.query, document_id=one.group, teacher_score=0.0) for one in chosen]
         for place in range(1 + self.negatives):
             column = [(one.positive, *one.negatives)[place] for one in chosen]
             scores = [one.scores[place] if one.scores else 0.0 for one in chosen]
-            tokens = [self.encoded.documents[text] for text in column]
-            blocks.append(list(zip(tokens, [self._ids[text] for text in column], scores, strict=True)))
-        return [self._datum(tokens, document_id=own, teacher_score=s) for block in blocks for tokens, own, s in block]
+            datums += [
+                self._datum("document", text, document_id=self._ids[text], teacher_score=score)
+                for text, score in zip(column, scores, strict=True)
+            ]
+        return datums
 
     def _pairs(self, rows: Sequence[int]) -> list[Datum]:
-        chosen = [self.texts[i] for i in rows]
-        pairs = [(self.encoded.queries[one.query], self.encoded.documents[one.positive]) for one in chosen]
+        sides: tuple[Side, Side] = ("query", "document")
         return [
-            self._datum(tokens, label=one.label) for one, pair in zip(chosen, pairs, strict=True) for tokens in pair
+            self._datum(side, text, label=one.label)
+            for one in (self.texts[i] for i in rows)
+            for side, text in zip(sides, (one.query, one.positive), strict=True)
         ]
 
-    def _datum(self, tokens: ModelInput, **numbers: Any) -> Datum:
+    def _datum(self, side: Side, text: str, **numbers: Any) -> Datum:
         names = {one.name for one in self.loss.spec.inputs}
         kept = {key: value for key, value in numbers.items() if key in names or self.loss.spec.is_batch_style}
-        return Datum(tokens, kept)
+        return self.encoded.datum(side, text, kept)
 
     def _check_numbers(self, key: str, given: Sequence[bool]) -> None:
         if not all(given):

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
-from ...datums.errors import DataFileError, EmptyLossError, did_you_mean, located
-from ...datums.types import ModelInput
+from ...datums.errors import ConfigError, DataFileError, EmptyLossError, did_you_mean, located
+from ...datums.types import Datum, ModelInput
+
+#: The two kinds of texts.
+Side = Literal["query", "document"]
 
 KEYS = ("query", "positive", "negative", "negatives", "label", "scores")
 #: Keys of other formats, and their names here.
@@ -154,29 +157,67 @@ def negatives_used(texts: Sequence[Texts], wanted: int | None) -> int:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of queries and of documents, which may have different prefixes; the longest text, and how many were cut."""
+    """The tokens of queries and of documents, which may have different prefixes.
+
+    longest, cut    tokens of the longest text; how many texts were truncated
+    pooled_from     by "query" and "document": the first token of such a text that its pooled vector is of
+    """
 
     queries: Mapping[str, ModelInput]
     documents: Mapping[str, ModelInput]
     longest: int
     cut: int
+    pooled_from: Mapping[Side, int] = field(default_factory=dict)
+
+    def datum(self, side: Side, text: str, numbers: Mapping[str, Any] | None = None) -> Datum:
+        """The datum of a query or a document, with the numbers that a loss reads."""
+        tokens = (self.queries if side == "query" else self.documents)[text]
+        start = self.pooled_from.get(side, 0)
+        return Datum(tokens, {**(numbers or {}), **({"pooled_from": start} if start else {})})
 
 
-def encode(texts: Sequence[Texts], tokenizer: Any, max_length: int, prefixes: Mapping[str, str]) -> Encoded:
-    """All texts as tokens, special tokens included, truncated at the end to `max_length`."""
-    sides = {
-        "query": dict.fromkeys(one.query for one in texts),
-        "document": dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives)),
+def encode(
+    texts: Sequence[Texts],
+    tokenizer: Any,
+    max_length: int,
+    prefixes: Mapping[Side, str],
+    *,
+    pools_prefix: bool = True,
+    lower_case: bool = False,
+) -> Encoded:
+    """All texts as tokens, special tokens included, truncated at the end to `max_length`.
+
+    pools_prefix: whether the tokens of a prefix, and the special tokens before them, count in the pooled vector. lower_case:
+    whether texts and prefixes are lowered first. Raises ConfigError where a prefix leaves no token to pool.
+    """
+    sides: dict[Side, list[str]] = {
+        "query": list(dict.fromkeys(one.query for one in texts)),
+        "document": list(dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives))),
     }
-    made: dict[str, dict[str, ModelInput]] = {}
+    made: dict[Side, dict[str, ModelInput]] = {}
+    pooled_from: dict[Side, int] = {}
     longest = cut = 0
     for side, known in sides.items():
-        whole = [prefixes[side] + text for text in known]
+        prefix = prefixes.get(side, "")
+        whole = [(prefix + text).lower() if lower_case else prefix + text for text in known]
         full = [len(ids) for ids in tokenizer(whole, verbose=False)["input_ids"]]
         ids = tokenizer(whole, truncation=True, max_length=max_length)["input_ids"]
         made[side] = {text: ModelInput.from_ints(one) for text, one in zip(known, ids, strict=True)}
         longest, cut = max(longest, *full), cut + sum(length > max_length for length in full)
-    return Encoded(made["query"], made["document"], longest, cut)
+        if prefix and not pools_prefix:
+            pooled_from[side] = prefix_tokens(tokenizer, prefix.lower() if lower_case else prefix)
+            if short := [text for text, one in made[side].items() if one.length <= pooled_from[side]]:
+                raise ConfigError(
+                    f"the {side} {short[0][:60]!r} has {made[side][short[0]].length} tokens, of which the first "
+                    f"{pooled_from[side]} are the prefix {prefix[:60]!r}: no token is left to pool. Raise --max-length"
+                )
+    return Encoded(made["query"], made["document"], longest, cut, pooled_from)
+
+
+def prefix_tokens(tokenizer: Any, prefix: str) -> int:
+    """How many tokens a prefix has with the special tokens before it, as Sentence Transformers counts them."""
+    ids = tokenizer(prefix)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def _text(value: Any, name: str) -> str:

@@ -51,8 +51,8 @@ class Retrieval:
         corpus = list(dict.fromkeys(text for one in texts for text in (one.positive, *one.negatives)))
         place = {text: i for i, text in enumerate(corpus)}
         return cls(
-            [Datum(encoded.queries[query], {}) for query in right],
-            [Datum(encoded.documents[text], {}) for text in corpus],
+            [encoded.datum("query", query) for query in right],
+            [encoded.datum("document", text) for text in corpus],
             [sorted(place[text] for text in own) for own in right.values()],
             pooling,
             dimensions,

@@ -1,6 +1,7 @@
-"""The files that make a transformers model a sentence encoder: its pooling, in the form of Sentence Transformers.
+"""The files that make a transformers model a sentence encoder: its pooling and its prompts, in the form of Sentence Transformers.
 
-An encoder's own pooling is read from its files, since embeddings pooled in another way than in its training are poor.
+An encoder's own settings are read from its files, since embeddings made in another way than in its training are poor, and
+are written beside the trained encoder.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datums.errors import ConfigError, ModelError
+from .data import Side
 
 if TYPE_CHECKING:
     from ...trainer.engine.forward import Pooling
@@ -26,8 +29,10 @@ FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-#: The files of an encoder's folder about pooling, besides those of its modules.
+#: The files of an encoder's folder with its settings, besides those of its modules.
 NOTES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+#: Names of the prompts of queries and of documents in Sentence Transformers, which takes the first that there is.
+PROMPT_NAMES: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 #: Modules that a sentence encoder may have: none after the transformer changes a cosine.
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
@@ -43,24 +48,75 @@ def find_minilm() -> str:
     )
 
 
-def pooling_of(model: str) -> Pooling | None:
-    """The pooling of a sentence encoder, a folder or a hub id; None where its files do not say.
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How an encoder makes a vector of a text, besides its weights.
 
-    Raises ConfigError for a pooling that the trainer does not have, and for a layer after it, which would not be trained.
+    pooling              None where its files do not say
+    pools_prompt         whether the tokens of a prompt count in the pooled vector (`include_prompt`)
+    prompts              texts to put before a text, by name
+    default_prompt_name  of the prompt that is used where none is named
+    max_length           most tokens of a text; None where its files do not say
+    lower_case           whether texts are lowered first
+    normalizes           whether vectors are divided by their length
+    """
+
+    pooling: Pooling | None = None
+    pools_prompt: bool = True
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    max_length: int | None = None
+    lower_case: bool = False
+    normalizes: bool = False
+
+    def prefix(self, side: Side) -> str:
+        """The prompt of queries or of documents: the first that has one of its names, or the default prompt."""
+        named = [*PROMPT_NAMES[side], *([self.default_prompt_name] if self.default_prompt_name else [])]
+        return next((self.prompts[name] for name in named if name in self.prompts), "")
+
+    def with_prefixes(self, prefixes: Mapping[Side, str]) -> EncoderSettings:
+        """The same with other prompts of queries and documents, under each of their names that it has."""
+        changed = {
+            name: prefix
+            for side, prefix in prefixes.items()
+            for name in PROMPT_NAMES[side]
+            if name == side or name in self.prompts
+        }
+        return replace(self, prompts={**self.prompts, **changed})
+
+
+def encoder_settings(model: str, *, pooling: Pooling | None = None) -> EncoderSettings:
+    """The settings in the files of a sentence encoder, a folder or a hub id; those of a plain model where it has no such files.
+
+    pooling: instead of the encoder's own, which is then not read. Raises ConfigError for a pooling that the trainer does not
+    have, and for a layer after it, which would not be trained.
     """
     modules = _read(model, "modules.json")
     if modules is None:
-        return None
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if unknown := [kind for kind in kinds if kind not in KNOWN_MODULES]:
+        return EncoderSettings(pooling)
+    kinds = {str(module.get("type", "")).rpartition(".")[2]: module.get("path", "") for module in modules}
+    if pooling is None and (unknown := [kind for kind in kinds if kind not in KNOWN_MODULES]):
         raise ConfigError(
             f"{model} has a {unknown[0]} layer after its transformer, which this recipe would leave out; set --pooling to "
             "train the transformer alone"
         )
-    path = next((module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), None)
-    settings = None if path is None else _read(model, f"{path}/config.json")
-    if settings is None:
-        return None
+    pools = (_read(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None) or {}
+    if pooling is None and pools:
+        pooling = _pooling(model, pools)
+    noted = _read(model, "config_sentence_transformers.json") or {}
+    reads = _read(model, "sentence_bert_config.json") or {}
+    return EncoderSettings(
+        pooling,
+        bool(pools.get("include_prompt", True)),
+        {str(name): str(prompt) for name, prompt in (noted.get("prompts") or {}).items()},
+        noted.get("default_prompt_name"),
+        reads.get("max_seq_length"),
+        bool(reads.get("do_lower_case", False)),
+        "Normalize" in kinds,
+    )
+
+
+def _pooling(model: str, settings: Mapping[str, Any]) -> Pooling:
     named = settings.get("pooling_mode") or [name for flag, name in FLAGS.items() if settings.get(flag)]
     modes = [named] if isinstance(named, str) else list(named)
     if len(modes) != 1 or modes[0] not in POOLINGS:
@@ -71,25 +127,11 @@ def pooling_of(model: str) -> Pooling | None:
     return POOLINGS[modes[0]]
 
 
-def note_pooling(
-    folder: Path,
-    *,
-    pooling: Pooling,
-    width: int,
-    max_length: int,
-    base: str,
-    prompts: Mapping[str, str],
-) -> Path:
-    """Write the files that Sentence Transformers reads beside an encoder's; returns the folder.
-
-    width: of its embeddings. base: the model it was trained from, whose normalization after pooling is kept. prompts: the
-    prefixes of queries and documents, by "query" and "document".
-    """
-    name = next(theirs for theirs, ours in POOLINGS.items() if ours == pooling)
-    settings = {"word_embedding_dimension": width, **{flag: mode == name for flag, mode in FLAGS.items()}}
-    kinds = ["Transformer", "Pooling"]
-    if any(str(module.get("type", "")).endswith(".Normalize") for module in _read(base, "modules.json") or []):
-        kinds.append("Normalize")
+def write_settings(folder: Path, settings: EncoderSettings, *, width: int) -> Path:
+    """Write the files that Sentence Transformers reads beside an encoder's; returns the folder. width: of its embeddings."""
+    name = next(theirs for theirs, ours in POOLINGS.items() if ours == settings.pooling)
+    pools = {"word_embedding_dimension": width, **{flag: mode == name for flag, mode in FLAGS.items()}}
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if settings.normalizes else [])]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -99,17 +141,21 @@ def note_pooling(
         (folder / path).mkdir(exist_ok=True)
     written: dict[str, Any] = {
         "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {"prompts": dict(prompts), "similarity_fn_name": "cosine"},
-        "1_Pooling/config.json": settings,
+        "sentence_bert_config.json": {"max_seq_length": settings.max_length, "do_lower_case": settings.lower_case},
+        "config_sentence_transformers.json": {
+            "prompts": dict(settings.prompts),
+            "default_prompt_name": settings.default_prompt_name,
+            "similarity_fn_name": "cosine",
+        },
+        "1_Pooling/config.json": {**pools, "include_prompt": settings.pools_prompt},
     }
     for file, value in written.items():
         (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def copy_pooling(source: Path, folder: Path) -> None:
-    """Copy the files about pooling from one encoder's folder to another, if there are any."""
+def copy_settings(source: Path, folder: Path) -> None:
+    """Copy the files of such settings from one encoder's folder to another, if there are any."""
     if not (source / "modules.json").exists():
         return
     for path in [source / name for name in NOTES] + sorted(source.glob("[0-9]_*/config.json")):

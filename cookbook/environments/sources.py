@@ -122,7 +122,9 @@ def _of_question(question: Question, *, task: Task, reward: Reward | None, name:
     else:
         if isinstance(reward, MathReward):
             if question.answer is None:
-                raise TaskError(f"{task.name} has no right answers, which math_verify compares with: leave --reward out")
+                raise TaskError(
+                    f"{task.name} has no right answers, which math_verify compares with: leave --reward out"
+                )
             reward.right_answer(question.answer)  # checked now, before the model answers
         score = partial(rewarded, reward, name or "", question.text, question.entry)
     messages = [{"role": "user", "content": question.text}]

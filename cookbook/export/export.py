@@ -17,7 +17,7 @@ import tyro
 from ...datums.errors import ConfigError, ExportError
 from ...trainer import ServiceClient
 from ...trainer.checkpoint.folder import read_checkpoint
-from ..embeddings.sentence_encoder import copy_pooling
+from ..embeddings.sentence_encoder import copy_settings
 from ..run.loggers import quiet_libraries
 from ..run.names import CONFIG, MODEL
 from ..run.runs import Run, find_checkpoint
@@ -101,7 +101,7 @@ def export(
         else:
             training.export_model(folder, dtype=getattr(torch, dtype)).result()
             if run is not None:
-                copy_pooling(run / MODEL, folder)
+                copy_settings(run / MODEL, folder)
         expected = trained_outputs(training, sequences, kind)
         checked = verify_export(
             expected, sequences, folder, base, kind, tolerance=TOLERANCES[dtype] if tolerance is None else tolerance

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from lossbook.cookbook.embeddings.data import (
     texts_from_row,
 )
 from lossbook.cookbook.embeddings.retrieval import embeddings, ranks
-from lossbook.cookbook.embeddings.sentence_encoder import find_minilm, pooling_of
+from lossbook.cookbook.embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from lossbook.cookbook.export.export import export
 from lossbook.cookbook.run.configs import read_config
 from lossbook.cookbook.run.runs import read_metrics
@@ -38,6 +40,7 @@ from lossbook.datums.errors import (
     LossConfigError,
     LossContractError,
     ModelError,
+    ShapeError,
     UnknownLossError,
 )
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
@@ -153,15 +156,121 @@ def test_the_encoder_gives_the_same_embeddings_in_sentence_transformers(make: An
         ours = embeddings(training, datums, config.pooling)
         theirs = encoder.encode(texts, prompt_name=name, convert_to_tensor=True)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert pooling_of(str(config.out / "model")) == pooling
-    assert encoder.max_seq_length == config.max_length
+    assert encoder_settings(str(config.out / "model")).pooling == pooling
+    assert encoder.max_seq_length == 256
+
+
+#: Settings that an encoder may come with.
+OWN = EncoderSettings(
+    "mean",
+    pools_prompt=False,
+    prompts={"query": "find this: ", "passage": "Text: ", "STS": "compare: "},
+    default_prompt_name="STS",
+    max_length=40,
+    lower_case=True,
+    normalizes=True,
+)
+
+
+@pytest.fixture
+def base(make: Any) -> Callable[..., Path]:
+    """Makes the folder of an encoder that comes with settings of its own."""
+
+    def base(settings: EncoderSettings) -> Path:
+        config = make("base", steps=1)
+        embed.main(config)
+        return write_settings(config.out / "model", settings, width=64)
+
+    return base
+
+
+def test_an_encoders_own_settings_are_those_of_what_is_trained_from_it(make: Any, base: Any) -> None:
+    model = str(base(OWN))
+    config = make(model=model, steps=1)
+    assert config.encoder().prefix("query") == "find this: "
+    assert config.encoder().prefix("document") == "Text: "
+    embed.main(config)
+    written = encoder_settings(str(config.out / "model"))
+    assert written == replace(OWN, prompts={**OWN.prompts, "document": "Text: "})
+    changed = make(
+        "changed", model=str(base(OWN)), query_prefix="q: ", document_prefix="", max_length=20, pooling="cls"
+    )
+    expected = {"query": "q: ", "passage": "", "document": "", "STS": "compare: "}
+    assert changed.encoder() == replace(OWN, prompts=expected, max_length=20, pooling="cls")
+
+
+def test_a_default_prompt_is_used_where_queries_and_documents_have_none_of_their_own() -> None:
+    settings = EncoderSettings(prompts={"query": "", "task": "Represent: "}, default_prompt_name="task")
+    assert (settings.prefix("query"), settings.prefix("document")) == ("", "Represent: ")
+
+
+def test_tokens_of_a_prompt_count_in_the_pooled_vector_only_where_the_encoder_includes_them() -> None:
+    """The mean over the last 7 tokens, from the model's own hidden states."""
+    training = lb.ServiceClient(device="cpu").create_training_client("tiny-encoder")
+    texts = grouped([Texts("red cat", "chat rouge")])
+    prefixes: dict[Any, str] = {"query": "find: "}
+    without, included = (
+        encode(texts, build_tiny_tokenizer(), 64, prefixes, pools_prefix=pools).datum("query", "red cat")
+        for pools in (False, True)
+    )
+    shown = lb.ModelInput.from_ints(list(b"find: red cat"))
+    assert without.model_input == included.model_input == shown
+    counted = [
+        embeddings(training, [lb.Datum(shown, {"pooled_from": start})], "cls")[0] for start in range(shown.length)
+    ]  # each token's hidden state
+    torch.testing.assert_close(embeddings(training, [without, included], "mean")[0], torch.stack(counted[6:]).mean(0))
+    torch.testing.assert_close(embeddings(training, [included], "mean")[0], torch.stack(counted).mean(0))
+    with pytest.raises(ShapeError, match="pooled_from is 13, but the datum has 13 tokens"):
+        embeddings(training, [lb.Datum(shown, {"pooled_from": 13})], "mean")
+
+
+def test_a_prompt_that_leaves_no_token_to_pool_is_refused() -> None:
+    texts, prefixes = grouped([Texts("red cat", "chat rouge")]), {"query": "find: "}
+    with pytest.raises(ConfigError, match="query 'red cat' has 6 tokens, of which the first 6 are the prefix"):
+        encode(texts, build_tiny_tokenizer(), 6, prefixes, pools_prefix=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pools_prompt", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_training_keeps_an_encoders_prompts_and_pooling_as_sentence_transformers_reads_them(
+    make: Any, base: Any, pooling: Any, pools_prompt: bool
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    config = make(
+        model=str(base(replace(OWN, pooling=pooling, pools_prompt=pools_prompt))), learning_rate=1e-12, save_every=6
+    )
+    embed.main(config)
+    before, after = (
+        sentence_transformers.SentenceTransformer(str(path), device="cpu")
+        for path in (config.model, config.out / "model")
+    )
+    texts = ["Red cat", "a stone that is grey and lies beside a hundred other Stones"]
+    for name in ("query", "passage", "STS", None):
+        one, other = (model.encode(texts, prompt_name=name, convert_to_tensor=True) for model in (before, after))
+        torch.testing.assert_close((one * other).sum(1), torch.ones(2), atol=1e-6, rtol=0)
+    training = lb.ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
+    settings = config.encoder()
+    encoded = encode(
+        grouped([Texts(text, text) for text in texts]),
+        training.get_tokenizer(),
+        settings.max_length,
+        {"query": settings.prefix("query"), "document": settings.prefix("document")},
+        pools_prefix=settings.pools_prompt,
+        lower_case=settings.lower_case,
+    )
+    sides: tuple[Any, Any] = ("query", "document")
+    for side in sides:
+        ours = embeddings(training, [encoded.datum(side, text) for text in texts], pooling)
+        theirs = before.encode(texts, prompt_name=side.replace("document", "passage"), convert_to_tensor=True)
+        torch.testing.assert_close(torch.nn.functional.normalize(ours, dim=1), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_exported_again_says_how_it_pools_too(make: Any, tmp_path: Path) -> None:
     config = make(pooling="cls", steps=2)
     embed.main(config)
     export(config.out, tmp_path / "exported")
-    assert pooling_of(str(tmp_path / "exported")) == "cls"
+    assert encoder_settings(str(tmp_path / "exported")).pooling == "cls"
 
 
 def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: Any) -> None:
@@ -432,10 +541,10 @@ def test_the_pooling_is_the_encoders_own(tmp_path: Path, files: dict[str, Any], 
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(json.dumps(value))
     if expected is None or " " not in expected:
-        assert pooling_of(str(tmp_path)) == expected
+        assert encoder_settings(str(tmp_path)).pooling == expected
     else:
         with pytest.raises(ConfigError, match=expected):
-            pooling_of(str(tmp_path))
+            encoder_settings(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -445,7 +554,7 @@ def test_minilm_gives_the_same_embeddings_here_and_in_sentence_transformers() ->
         path = find_minilm()
     except ModelError as error:
         pytest.skip(str(error))
-    assert pooling_of(path) == "mean"
+    assert encoder_settings(path).pooling == "mean"
     training = lb.ServiceClient().create_training_client(path)
     texts = ["Return the absolute path.", "def abspath(path):\n    return normpath(join(getcwd(), path))"]
     tokens = [training.get_tokenizer()(text)["input_ids"] for text in texts]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
@@ -42,7 +43,7 @@ def model_outputs(
     outputs = Outputs()
     if "embeddings" in names:
         hidden = hidden_states(model, sequences, settings.batching)
-        outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling)
+        outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling, pooled_from(datums))
         hidden = hidden if rows is None else hidden[rows.to(hidden.device)]
     else:
         hidden = hidden_states(model, sequences, settings.batching, rows)
@@ -77,17 +78,46 @@ def in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     return hidden.to(dtype), replace(head, weight=head.weight.to(dtype))
 
 
-def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
-    """[tokens, d] to [N, d] float32 (or float64): each sequence's mean over its tokens, its last token, or its first ("cls")."""
+def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling, starts: Sequence[int] | None = None) -> Tensor:
+    """[tokens, d] to [N, d] float32 (or float64): each sequence's mean over its tokens, its last token, or its first ("cls").
+
+    starts: the first token of each sequence that counts; None: 0. It must lie within the sequence.
+    """
     values = hidden if hidden.dtype == torch.float64 else hidden.float()
     counts = torch.tensor(lengths, device=hidden.device)
+    skipped = torch.zeros_like(counts) if starts is None else torch.tensor(starts, device=hidden.device)
     if pooling == "last":
         return values[counts.cumsum(0) - 1]
+    begins = counts.cumsum(0) - counts
     if pooling == "cls":
-        return values[counts.cumsum(0) - counts]
+        return values[begins + skipped]
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), counts)
+    if starts is not None:
+        counted = torch.arange(len(owner), device=hidden.device) - begins[owner] >= skipped[owner]
+        values, owner = values[counted], owner[counted]
     sums = values.new_zeros(len(lengths), values.shape[-1]).index_add(0, owner, values)
-    return sums / counts.unsqueeze(1)
+    return sums / (counts - skipped).unsqueeze(1)
+
+
+def pooled_from(datums: Sequence[Datum]) -> list[int] | None:
+    """Each datum's `pooled_from`, the first token that its pooled vector is of, else 0; None where no datum has one.
+
+    Raises ShapeError where no token is left.
+    """
+    if not any("pooled_from" in datum.loss_fn_inputs for datum in datums):
+        return None
+    starts = [
+        int(datum.loss_fn_inputs["pooled_from"].to_numpy().reshape(-1)[0])
+        if "pooled_from" in datum.loss_fn_inputs
+        else 0
+        for datum in datums
+    ]
+    for datum, start in zip(datums, starts, strict=True):
+        if not 0 <= start < datum.model_input.length:
+            raise ShapeError(
+                f"pooled_from is {start}, but the datum has {datum.model_input.length} tokens: none is left to pool"
+            )
+    return starts
 
 
 def target_tokens(datums: Sequence[Datum], lengths: Sequence[int]) -> Tensor:
