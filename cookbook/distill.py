@@ -33,7 +33,7 @@ from ..datums.files.sources import read_rows
 from ..losses.loss.loss import Loss
 from .distillation.divergence import HeldOutDivergence
 from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
-from .distillation.teachers import SELF, open_teacher, with_candidates, with_teacher_logprobs
+from .distillation.teachers import SELF, open_teacher, shared_vocabulary, with_candidates, with_teacher_logprobs
 from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss, torch_dtype
@@ -74,11 +74,11 @@ def main(config: DistillConfig) -> dict[str, float]:
     top_k = candidates_wanted(config, loss)
     run, training = begin(config)
     teacher = open_teacher(config.teacher, training, device=config.device, dtype=torch_dtype(config.dtype))
+    vocabulary = shared_vocabulary(training, teacher, samples=config.mode == "on_policy")
     examples, report, held_out_examples, held_out = load_examples(config, training.get_tokenizer())
     print(report.render())
     run.write(REPORT, report.to_json())
-    vocabulary = len(training.get_tokenizer())
-    divergence = HeldOutDivergence.of(teacher, held_out_examples, min(config.eval_top_k, vocabulary))
+    divergence = HeldOutDivergence.of(teacher, held_out_examples, min(config.eval_top_k, vocabulary), vocabulary)
     batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
@@ -93,7 +93,7 @@ def main(config: DistillConfig) -> dict[str, float]:
                     sampler, chosen, samples=config.samples, max_tokens=config.max_tokens, seed=seed
                 )
             if top_k:
-                batch = with_candidates(teacher, students, teachers, min(top_k, vocabulary))
+                batch = with_candidates(teacher, students, teachers, min(top_k, vocabulary), vocabulary)
             else:
                 batch = with_teacher_logprobs(teacher, students, teachers)
             output = training.forward_backward(batch, loss).result()

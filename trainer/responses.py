@@ -101,6 +101,7 @@ class ModelInfo:
     kind         "decoder" or "encoder"
     dtype        of products, such as "bfloat16"
     max_length   in tokens, None where the architecture sets no limit
+    vocab_size   rows of the output head, which may be more than the tokenizer has tokens
     """
 
     model_id: str
@@ -116,3 +117,4 @@ class ModelInfo:
     dtype: str = "float32"
     max_length: int | None = None
     value_head: bool = False
+    vocab_size: int | None = None

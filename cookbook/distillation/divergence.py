@@ -35,10 +35,15 @@ class HeldOutDivergence:
     plain: Sequence[Datum]
 
     @classmethod
-    def of(cls, teacher: ReferenceClient, examples: Sequence[DistillationExample], k: int) -> HeldOutDivergence:
-        """k: the teacher's candidates per position; the size of the vocabulary for exact divergences."""
+    def of(
+        cls, teacher: ReferenceClient, examples: Sequence[DistillationExample], k: int, vocabulary: int | None = None
+    ) -> HeldOutDivergence:
+        """k: the teacher's candidates per position; the size of the vocabulary for exact divergences.
+
+        vocabulary: as in `with_candidates`.
+        """
         students, teachers = [example.student for example in examples], [example.teacher for example in examples]
-        return cls(with_candidates(teacher, students, teachers, k) if examples else [], students)
+        return cls(with_candidates(teacher, students, teachers, k, vocabulary) if examples else [], students)
 
     def measure(self, training: TrainingClient) -> dict[str, float]:
         """Evaluate the student's current weights; {} without held-out data."""

@@ -71,6 +71,20 @@ def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
         )
 
 
+def shared_vocabulary(training: TrainingClient, teacher: ReferenceClient, *, samples: bool) -> int:
+    """How many token ids both have: the heads of one family are padded to different sizes (Qwen2.5's 7B and 0.5B).
+
+    samples: whether the student answers itself. Raises ModelError where it could then say tokens that the teacher lacks.
+    """
+    own, other = training.get_info().vocab_size or len(training.get_tokenizer()), teacher.vocab_size
+    if samples and own > other:
+        raise ModelError(
+            f"the student's head has {own} rows and the teacher's {other}, so the student may sample tokens that the teacher "
+            "does not know. Choose --mode off_policy, or a teacher with as wide a head"
+        )
+    return min(own, other, len(training.get_tokenizer()))
+
+
 def with_teacher_logprobs(
     teacher: ReferenceClient, students: Sequence[Datum], teachers: Sequence[Datum]
 ) -> list[Datum]:
@@ -84,20 +98,35 @@ def with_teacher_logprobs(
 
 
 def with_candidates(
-    teacher: ReferenceClient, students: Sequence[Datum], teachers: Sequence[Datum], k: int
+    teacher: ReferenceClient,
+    students: Sequence[Datum],
+    teachers: Sequence[Datum],
+    k: int,
+    vocabulary: int | None = None,
 ) -> list[Datum]:
     """Datums of the students' tokens whose targets are the teacher's k likeliest tokens at each answer position.
 
+    vocabulary: how many token ids the student has, if fewer than the teacher; others are no candidates. Logprobs stay those
+    under the teacher's whole distribution.
+
     returns: as `datum_from_teacher_topk`: target_tokens and teacher_logprobs [N, k], weights [N] unchanged.
     """
-    tops = teacher.top_logprobs(teachers, k).result()
+    unknown = 0 if vocabulary is None else max(0, teacher.vocab_size - vocabulary)
+    tops = teacher.top_logprobs(teachers, k + unknown).result()
     made = []
     for i, (student, other, top) in enumerate(zip(students, teachers, tops, strict=True)):
-        ids = _moved(top.tokens, student, other, 0, i)
-        logprobs = _moved(top.logprobs, student, other, -np.inf, i)
+        tokens, values = (top.tokens, top.logprobs) if not unknown else _known(top.tokens, top.logprobs, k, vocabulary)
+        ids = _moved(tokens, student, other, 0, i)
+        logprobs = _moved(values, student, other, -np.inf, i)
         weights = student.loss_fn_inputs["weights"].to_numpy()
         made.append(datum_from_teacher_topk(all_tokens(student), ids, logprobs, weights))
     return made
+
+
+def _known(tokens: np.ndarray, logprobs: np.ndarray, k: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first k candidates [N, k] of [N, more] whose ids are below `vocabulary`, in their order."""
+    order = np.argsort(tokens >= (vocabulary or 0), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(tokens, order, 1), np.take_along_axis(logprobs, order, 1)
 
 
 def all_tokens(datum: Datum) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
 
 import lossbook as lb
 from lossbook.cookbook import distill, sft
@@ -38,7 +39,7 @@ from lossbook.datums.errors import (
     UnknownLossError,
 )
 from lossbook.losses.math.divergences import forward_kl, reverse_kl, with_tail
-from lossbook.trainer.model.tiny import VOCABULARY, build_tiny_tokenizer
+from lossbook.trainer.model.tiny import VOCABULARY, build_tiny_model, build_tiny_tokenizer
 
 ANSWERS = {"red": "rose", "blue": "sky", "green": "grass", "white": "snow", "black": "coal", "grey": "fog"}
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distill.toml"
@@ -406,6 +407,58 @@ def test_a_teacher_with_another_tokenizer_is_refused_naming_the_first_token_that
         check_same_tokenizer(own, Tokenizer(["a", "b", "c", "d"]), "big")
     with pytest.raises(ModelError, match=r"cuts texts differently: .* token 0 differs"):
         check_same_tokenizer(own, Tokenizer(["a", "b", "c"], cut=2), "big")
+
+
+@pytest.fixture
+def wider(tmp_path: Path) -> Path:
+    """The folder of the tiny model with a head of 8 more rows, the likeliest of all at every position."""
+    folder = tmp_path / "wider"
+    model, tokenizer = build_tiny_model(seed=3), build_tiny_tokenizer()
+    with torch.no_grad():
+        model.resize_token_embeddings(VOCABULARY + 8, mean_resizing=False)
+        model.lm_head.weight[VOCABULARY:] = 0.5 * model.lm_head.weight[:8]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param({}, id="its likeliest tokens"),
+        pytest.param({"top_k": VOCABULARY + 100}, id="all tokens"),
+        pytest.param({"mode": "on_policy", "loss": "sampled_reverse_kl"}, id="the student's own"),
+    ],
+)
+def test_a_teacher_with_a_wider_head_teaches_the_tokens_that_both_have(
+    make: Any, wider: Path, mode: dict[str, Any]
+) -> None:
+    last = distill.main(make(teacher=str(wider), **mode))
+    assert last["held_out_forward_kl"] > 0
+
+
+def test_the_candidates_of_a_teacher_with_a_wider_head_are_the_likeliest_that_the_student_has(wider: Path) -> None:
+    """Their logprobs are the teacher's own."""
+    teacher = lb.ServiceClient(device="cpu").create_reference_client(base_model=str(wider))
+    datum = answered([1, 2, 3], [4, 5])
+    (made,) = with_candidates(teacher, [datum], [datum], 5, VOCABULARY)
+    ids, logprobs = (made.loss_fn_inputs[key].to_numpy()[2:] for key in ("target_tokens", "teacher_logprobs"))
+    model = AutoModelForCausalLM.from_pretrained(wider)
+    with torch.no_grad():
+        whole = model(torch.tensor([[1, 2, 3, 4]])).logits[0, 2:].float().log_softmax(-1)
+    expected = whole[:, :VOCABULARY].topk(5)
+    assert np.array_equal(ids, expected.indices.numpy())
+    np.testing.assert_allclose(logprobs, expected.values.numpy(), atol=1e-4)
+
+
+def test_a_student_that_could_sample_what_its_teacher_lacks_is_refused_before_the_first_step(
+    make: Any, wider: Path
+) -> None:
+    config = make(model=str(wider), teacher="tiny", mode="on_policy", loss="sampled_reverse_kl")
+    with pytest.raises(ModelError, match=f"head has {VOCABULARY + 8} rows and the teacher's {VOCABULARY}"):
+        distill.main(config)
+    off_policy = make("off", model=str(wider), teacher="tiny")
+    assert distill.main(off_policy)["held_out_forward_kl"] > 0
 
 
 @pytest.mark.parametrize(

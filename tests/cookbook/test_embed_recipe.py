@@ -192,9 +192,7 @@ def test_an_encoders_own_settings_are_those_of_what_is_trained_from_it(make: Any
     embed.main(config)
     written = encoder_settings(str(config.out / "model"))
     assert written == replace(OWN, prompts={**OWN.prompts, "document": "Text: "})
-    changed = make(
-        "changed", model=str(base(OWN)), query_prefix="q: ", document_prefix="", max_length=20, pooling="cls"
-    )
+    changed = make("changed", model=model, query_prefix="q: ", document_prefix="", max_length=20, pooling="cls")
     expected = {"query": "q: ", "passage": "", "document": "", "STS": "compare: "}
     assert changed.encoder() == replace(OWN, prompts=expected, max_length=20, pooling="cls")
 

@@ -55,6 +55,11 @@ class ReferenceClient:
 
         return self._calls.submit("top_logprobs", run)
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output head, which may be more than the tokenizer has tokens."""
+        return self._snapshot.model.vocab_size
+
     def fingerprint(self) -> Future[str]:
         """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
 

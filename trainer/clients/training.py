@@ -203,6 +203,7 @@ class TrainingClient:
             dtype=str(self._model.product_dtype).removeprefix("torch."),
             max_length=self._model.max_length,
             value_head=self._model.value_head is not None,
+            vocab_size=self._model.vocab_size,
         )
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
