@@ -43,7 +43,7 @@ RECORDINGS = 10
 
 
 def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
-    """Open the run's folder and make a client for its model, with the weights of `start_from` if given.
+    """Open the run's folder and make a client for its model, with the weights of `start_from` if given. Nothing is written yet.
 
     Raises MissingExtraError for a tracker that is not installed, RunError as `open_run` does, ModelError, and
     CheckpointError when `start_from` belongs to another model.
@@ -51,7 +51,12 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
     check_trackers(config.log_to)
     start = None if config.start_from is None else find_checkpoint(config.start_from)
     run = open_run(
-        config.out, config.settings(), resume=config.resume, overwrite=config.overwrite, may_change=EXTENDABLE
+        config.out,
+        config.settings(),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        may_change=EXTENDABLE,
+        later=True,
     )
     training = make_client(config, run.checkpoints, value_head=value_head)
     if start is not None:

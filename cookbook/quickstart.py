@@ -93,7 +93,10 @@ def main(config: QuickstartConfig) -> dict[str, float]:
     plan = TINY if model == "tiny" else SMALL
     out = config.out or new_folder(Path("runs"), "quickstart")
     settings = {"model": model, "seed": config.seed, **vars(plan)}
-    runs = {name: open_run(out / name, {**settings, "loss": name}, overwrite=config.overwrite) for name in LOSSES}
+    runs = {
+        name: open_run(out / name, {**settings, "loss": name}, overwrite=config.overwrite, later=True)
+        for name in LOSSES
+    }
     task = Task(plan.task, plan.settings, seed=config.seed)
     held_out = HeldOut(task=task, questions=task.held_out(plan.held_out), max_tokens=plan.max_tokens)
     questions = task.training(plan.steps * plan.batch_size, held_out.questions)

@@ -54,15 +54,28 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 class Run:
-    """A run's folder, at `path`. Make one with `open_run`."""
+    """A run's folder, at `path`; see `open_run`. settings: for `make`, which all that writes calls first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, *, resumed: bool = False) -> None:
         self.path = path
+        self._settings = settings
+        self._resumed = resumed
         self.checkpoints = path / CHECKPOINTS
         self.adapter = path / ADAPTER
         self.curve = path / CURVE
         self.metrics = path / METRICS
         self.trackers: Trackers | None = None
+
+    def make(self) -> None:
+        """Make the folder, unless that was done: delete an earlier run that is not resumed, and write config.json."""
+        if self._settings is None:
+            return
+        settings, self._settings = self._settings, None
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / CONFIG).exists() and not self._resumed:
+            _delete_run(self.path)
+        self.write(CONFIG, json.dumps(dict(settings), indent=2))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a step's metrics to metrics.jsonl, flush, and send them to the trackers, if any.
@@ -76,6 +89,7 @@ class Run:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a row (JSON values, with a `step`) to one of the `BY_STEP` files, and flush it."""
+        self.make()
         with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -103,6 +117,7 @@ class Run:
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run, completely or not at all."""
+        self.make()
         path = self.path / name
         scratch = path.with_name(f".{path.name}.tmp")
         with _writing(path):
@@ -119,6 +134,7 @@ class Run:
 
         Raises RunError when the run has made more than `total` steps.
         """
+        self.make()
         step, path = self.last_checkpoint()
         if step > total:
             raise RunError(f"{self.path} has already made {step} steps, more than the {total} asked for: raise --steps")
@@ -146,6 +162,7 @@ class Run:
 
     def keep(self, step: int, value: Any) -> None:
         """Keep a JSON value for the checkpoint of a step, which is saved next."""
+        self.make()
         with _writing(self.path / KEPT):
             (self.path / KEPT).mkdir(exist_ok=True)
         self.write(f"{KEPT}/{self.checkpoint_name(step)}.json", json.dumps(value))
@@ -163,16 +180,18 @@ def open_run(
     resume: bool = False,
     overwrite: bool = False,
     may_change: Collection[str] = (),
+    later: bool = False,
 ) -> Run:
     """Begin a run in a folder, or continue the one that is there; two runs are never mixed.
 
     settings    JSON values; written to config.json
     resume      continue the folder's run, whose settings must be equal, except those in `may_change`
     overwrite   delete what an earlier run wrote first; other files stay
+    later       only check; the folder is made, and an earlier run deleted, when something is first written
 
     Raises RunError when the folder is not empty and neither is chosen, and when it does not hold such a run.
     """
-    run = Run(Path(path))
+    run = Run(Path(path), settings, resumed=resume)
     if resume and overwrite:
         raise RunError("choose one of resume, to continue the run, and overwrite, to delete it and start again")
     if run.path.exists() and not run.path.is_dir():
@@ -185,10 +204,9 @@ def open_run(
                 f"{run.path} is not empty. Choose --resume to continue the run in it, --overwrite to replace it, or "
                 "another folder with --out"
             )
-        _delete_run(run.path)
-    with _writing(run.path):
-        run.path.mkdir(parents=True, exist_ok=True)
-    run.write(CONFIG, json.dumps(dict(settings), indent=2))
+        read_settings(run.path)  # raises for a folder without a run, which must not be emptied
+    if not later:
+        run.make()
     return run
 
 
@@ -276,10 +294,7 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 
 
 def _delete_run(path: Path) -> None:
-    read_settings(path)  # raises for a folder without a run, which must not be emptied
-    for name in (*BY_STEP, REPORT, LOSS, CURVE, TRACKER_IDS):
-        (path / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
-        if (path / name).exists():
-            shutil.rmtree(path / name)
-    (path / CONFIG).unlink()
+        shutil.rmtree(path / name, ignore_errors=not (path / name).exists())
+    for name in (*BY_STEP, REPORT, LOSS, CURVE, TRACKER_IDS, CONFIG):
+        (path / name).unlink(missing_ok=True)

@@ -29,9 +29,10 @@ def load_model(
     dtype       of the parameters; by default float32 on a CPU and bfloat16 elsewhere
 
     Code that comes with a model is never run, and weights are read from safetensors or GGUF only, never pickles.
-    Raises ModelError when the model cannot be found, is damaged or is of an unsupported kind.
+    Raises ModelError when the model cannot be found, is damaged or is of an unsupported kind, and for a device that is not
+    there.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     if base_model in BUILT_IN:
         kind: Kind = "decoder" if base_model == "tiny" else "encoder"
@@ -45,6 +46,20 @@ def load_model(
     if kind == "decoder":
         _check_head(model)
     return model
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises ModelError where there is none."""
+    try:
+        device = torch.device(name)
+        if float(torch.ones(1, device=device)) == 1.0:  # fails on "meta", which holds no numbers
+            return device
+        raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        count = torch.cuda.device_count()
+        there = ["cpu", *(f"cuda:{i}" for i in range(count)), *(["mps"] if torch.backends.mps.is_available() else [])]
+        raise ModelError(f"device {str(name)!r} cannot be used: {reason}. There is {', '.join(there)}") from None
 
 
 def _find(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lossbook import describe_loss
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import COMMANDS, main
-from lossbook.cookbook.run.runs import read_settings
+from lossbook.cookbook.run.runs import open_run, read_settings
 from lossbook.datums.errors import UnknownLossError
 from lossbook.losses import list_losses, list_presets
 
@@ -392,3 +392,46 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, data: Path
 
     monkeypatch.setattr(sft, "main", interrupted)
     assert main(["train", "sft", "--data", str(data)]) == 130
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["a new folder", "--overwrite"])
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        pytest.param(["--data", "d.jsonl", "--learning-rat", "1"], 2, "", id="a flag"),
+        pytest.param(["--data", "d.jsonl", "--loss", "cross_entropi"], 2, "cross_entropi", id="a loss"),
+        pytest.param(
+            ["--data", "d.jsonl", "--loss-config", "reductoin", "sum"], 2, "reductoin", id="a setting of the loss"
+        ),
+        pytest.param(["--task", "letter_countin"], 2, "letter_countin", id="a task"),
+        pytest.param(["--task", "graph_color"], 2, "graph_color cannot be imitated", id="a task without answers"),
+        pytest.param(["--data", "none.jsonl"], 1, "none.jsonl", id="a file"),
+        pytest.param(["--data", "bad.jsonl"], 1, "bad.jsonl, line 1", id="a row"),
+        pytest.param(["--data", "d.jsonl", "--model", "no/such.gguf"], 1, "no/such.gguf", id="a model"),
+        pytest.param(["--data", "d.jsonl", "--device", "cudda"], 1, "cudda", id="a device"),
+        pytest.param(["--data", "d.jsonl", "--rank", "100000"], 1, "rank", id="a rank"),
+        pytest.param(["--data", "d.jsonl", "--max-length", "3"], 1, "d.jsonl, line 1", id="a length"),
+        pytest.param(["--data", "d.jsonl", "--start-from", "nowhere"], 1, "nowhere", id="weights to start from"),
+    ],
+)
+def test_a_mistake_ends_the_run_before_anything_is_written_or_deleted(
+    flags: list[str],
+    code: int,
+    message: str,
+    earlier: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
+    Path("d.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    Path("bad.jsonl").write_text(json.dumps({"mesages": turns}) + "\n")
+    if earlier:
+        open_run("run", {"seed": 7}).log(1, {"loss": 2.0})
+        flags = [*flags, "--overwrite"]
+    before = {path.name: path.read_bytes() for path in Path("run").glob("*")}
+    assert main(["train", "sft", "--out", "run", *flags]) == code
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in Path("run").glob("*")} == before
+    assert Path("run").exists() == earlier

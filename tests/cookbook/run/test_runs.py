@@ -119,3 +119,16 @@ def test_metrics_after_the_step_that_is_resumed_are_forgotten(tmp_path: Path) ->
 def test_settings_are_the_json_that_config_takes_back(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", {"loss": "ppo", "steps": None})
     assert json.loads((run.path / "config.json").read_text()) == {"loss": "ppo", "steps": None}
+
+
+def test_a_run_that_is_opened_for_later_changes_nothing_until_something_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    open_run(folder, {"seed": 0}, later=True)
+    assert not folder.exists()
+    open_run(folder, {"seed": 0}).log(1, {"loss": 2.0})
+    run = open_run(folder, {"seed": 1}, overwrite=True, later=True)
+    assert (read_settings(folder), len(read_metrics(run.metrics))) == ({"seed": 0}, 1)
+    run.log(7, {"loss": 3.0})
+    assert (read_settings(folder), [row["step"] for row in read_metrics(run.metrics)]) == ({"seed": 1}, [7])
+    open_run(folder, {"seed": 1}, resume=True, later=True).log(8, {"loss": 3.0})
+    assert [row["step"] for row in read_metrics(run.metrics)] == [7, 8]

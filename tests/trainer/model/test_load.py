@@ -543,3 +543,9 @@ def test_an_adapter_of_another_rank_does_not_go_into_an_adapted_model(tmp_path: 
 def test_a_misspelt_built_in_model_is_refused_before_the_hub_is_asked(name: str, meant: str) -> None:
     with pytest.raises(ModelError, match=f"^there is no model '{name}'. Did you mean '{meant}'"):
         load_model(name)
+
+
+@pytest.mark.parametrize("device", ["cudda", "cpu:x", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str) -> None:
+    with pytest.raises(ModelError, match=rf"device '{device}' cannot be used: .*There is cpu"):
+        load_model("tiny", device=device)
