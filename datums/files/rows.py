@@ -151,11 +151,17 @@ def _from_completion(row: Mapping[str, Any], side: str, tokenizer: Any, options:
     if not completion and side != "rejected":  # an empty answer may be the rejected one
         raise EmptyLossError(f"{side!r} is an empty text, so there is no answer to learn; leave such rows out")
     read = [*_begin(tokenizer), *_encode(tokenizer, prompt)]
-    learned = _encode(tokenizer, completion)
-    end = tokenizer.eos_token_id
-    if end is not None and learned[-1:] != [end]:
-        learned = [*learned, end]
+    learned = _encode(tokenizer, _without_end(completion, tokenizer.eos_token))
+    if tokenizer.eos_token_id is not None:
+        learned = [*learned, tokenizer.eos_token_id]
     return datum_from_tokens_weights([*read, *learned], [0.0] * len(read) + [1.0] * len(learned), **options)
+
+
+def _without_end(text: str, end: str | None) -> str:
+    """A completion without ends of sequence at its end, and without spaces and line breaks behind them."""
+    while end and (bare := text.rstrip()).endswith(end):
+        text = bare.removesuffix(end)
+    return text
 
 
 def _kinds_message(prompt: Any, completion: Any, side: str) -> str:

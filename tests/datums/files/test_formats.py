@@ -43,6 +43,13 @@ def learned(datum: Datum, tokenizer: Any) -> str:
         pytest.param({"prompt": "Hi", "completion": " you"}, " you<|im_end|>", id="prompt and completion"),
         pytest.param({"prompt": "Hi", "completion": "you<|im_end|>"}, "you<|im_end|>", id="one end is enough"),
         pytest.param(
+            {"prompt": "Hi", "completion": "you<|im_end|>\n"}, "you<|im_end|>", id="a line break behind the end"
+        ),
+        pytest.param(
+            {"prompt": "Hi", "completion": "you\n<|im_end|> <|im_end|>\n\n"}, "you\n<|im_end|>", id="two ends"
+        ),
+        pytest.param({"prompt": "Hi", "completion": "you \n"}, "you \n<|im_end|>", id="a line break is kept elsewhere"),
+        pytest.param(
             {"prompt": [USER], "completion": [ANSWER]}, "Hello<|im_end|>", id="messages as prompt, completion"
         ),
         pytest.param(
