@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...datums.types import Datum
 from ...losses.math.divergences import forward_kl, reverse_kl, with_tail
+from ..tasks.held_out import HeldOut
 from .examples import DistillationExample
 from .teachers import with_candidates
 
@@ -50,12 +51,12 @@ class HeldOutDivergence:
         if not self.plain:
             return {}
         metrics = training.forward(self.compared, divergences).result().metrics
-        nll = training.forward(self.plain, "cross_entropy", {"reduction": "token-mean"}).result().metrics["loss:sum"]
+        nll = HeldOut(self.plain).measure(training)
         mass = {} if metrics["mass"] > 1 - 1e-4 else {"held_out_teacher_mass": metrics["mass"]}
         return {
             "held_out_forward_kl": metrics["forward"],
             "held_out_reverse_kl": metrics["reverse"],
-            "held_out_nll": nll,
+            **nll,
             **mass,
         }
 

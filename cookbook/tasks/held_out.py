@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...datums.files.report import DataReport
 from ...datums.types import Datum
 from .reasoning_gym_tasks import Question, Task, answer_questions, mean_score
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class HeldOut:
     """Held-out datums, whose loss is measured, and a task's questions, whose answers are scored; either may be empty.
 
-    measure gives  held_out_nll     of the right answers, nats per token
+    measure gives  held_out_nll     of the right answers, nats per token; tokens of negative weight are none of them
                    held_out_score   mean score of the greedy answers by the task's verifier, 0 to 1
                    held_out_verifier_failures  how many of these answers the verifier failed on and scored 0, if any
     """
@@ -33,8 +35,8 @@ class HeldOut:
     def measure(self, training: TrainingClient) -> dict[str, float]:
         """Evaluate the current weights; `answers` then holds the answers."""
         metrics: dict[str, float] = {}
-        if self.datums:
-            output = training.forward(self.datums, "cross_entropy", {"reduction": "token-mean"}).result()
+        if datums := to_imitate(self.datums):
+            output = training.forward(datums, "cross_entropy", {"reduction": "token-mean"}).result()
             metrics["held_out_nll"] = output.metrics["loss:sum"]
         if self.task is not None and self.questions:
             sampler = training.save_weights_and_get_sampling_client()
@@ -44,6 +46,19 @@ class HeldOut:
             if failures := self.task.verifier_failures - before:
                 metrics["held_out_verifier_failures"] = float(failures)
         return metrics
+
+
+def to_imitate(datums: Sequence[Datum]) -> list[Datum]:
+    """The datums with weight 0 on tokens to unlearn, those of negative weight; without the datums that hold nothing else."""
+    made = []
+    for datum in datums:
+        weights = datum.loss_fn_inputs["weights"].to_numpy()
+        if (weights < 0).any():
+            if not (weights > 0).any():
+                continue
+            datum = Datum(datum.model_input, {**datum.loss_fn_inputs, "weights": np.maximum(weights, 0)})
+        made.append(datum)
+    return made
 
 
 def warn_of_repeated_rows(held_out: DataReport, trained: DataReport) -> None:

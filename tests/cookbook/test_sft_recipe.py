@@ -272,6 +272,17 @@ def test_a_task_is_scored_on_questions_held_out(tmp_path: Path) -> None:
     assert rates[-1] == 0
 
 
+def test_negative_weights_can_be_trained_on_beside_held_out_rows_with_some(make: Any, tmp_path: Path) -> None:
+    """The held-out loss is that of the tokens to imitate: of positive weight."""
+    path, positive = tmp_path / "signed.jsonl", tmp_path / "positive.jsonl"
+    rows = [[0, 1.0, -1.0, 2.0], [0, -1.0, -1.0, 0]]
+    path.write_text("".join(json.dumps({"tokens": [65, 66, 67, 68], "weights": row}) + "\n" for row in rows))
+    positive.write_text(json.dumps({"tokens": [65, 66, 67, 68], "weights": [0, 1.0, 0, 2.0]}) + "\n")
+    settings = {"data": path, "loss_config": {"reduction": "sum"}, "batch_size": 2, "steps": 2}
+    last = sft.main(make(eval_data=path, **settings))
+    assert last["held_out_nll"] == sft.main(make("positive", eval_data=positive, **settings))["held_out_nll"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
