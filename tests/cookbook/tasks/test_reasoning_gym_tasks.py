@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
 from lossbook.cookbook.distill import DistillConfig, load_examples
-from lossbook.cookbook.preferences.tasks import preference_rows
+from lossbook.cookbook.preferences.from_tasks import preference_rows
 from lossbook.cookbook.sft import SFTConfig, load_data
 from lossbook.cookbook.tasks.held_out import HeldOut
 from lossbook.cookbook.tasks.reasoning_gym_tasks import Question, Task, mean_score, question_datum, question_prompt
@@ -156,3 +157,27 @@ def test_evaluation_counts_the_answers_that_the_verifier_failed_on() -> None:
     training = ServiceClient(device="cpu").create_lora_training_client("tiny", rank=1)
     metrics = HeldOut(task=task, questions=task.held_out(2), max_tokens=2).measure(training)
     assert metrics["held_out_verifier_failures"] == task.verifier_failures >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", sorted(set(all_tasks()) - {"composite"}))
+def test_no_verifier_runs_what_a_model_wrote(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = Task(name)
+    question = task.training(1, [])[0]
+    code = "__import__('pathlib').Path('RAN').touch()"
+    for answer in (code, f"[{code}]", f"[[{code}]]", f"{code} or [1]", f"[x for x in [{code}]]", f"\\boxed{{{code}}}"):
+        task.score(question, answer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_of_verifiers_that_evaluate_are_still_scored() -> None:
+    task = Task("string_insertion")
+    question = task.training(1, [])[0]
+    assert question.answer is not None
+    written_as_a_list = str(list(question.answer))
+    code = f"[__import__('os').getcwd() and x for x in {written_as_a_list}]"
+    assert task.score(question, question.answer) == 1
+    assert task.score(question, written_as_a_list) > 0
+    assert task.score(question, code) == 0
