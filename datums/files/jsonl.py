@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
+from ..checks.json_text import strict_json
 from ..errors import DataFileError
 from ..extras import require
 
@@ -21,8 +20,6 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 #: Endings of compressed files, which are decompressed while they are read.
 COMPRESSED = (".gz", ".zst")
 _BOM = b"\xef\xbb\xbf"
-#: Half of a character beyond U+FFFF. An unpaired half is valid JSON, but tokenizers refuse it.
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Row(dict[str, Any]):
@@ -84,17 +81,11 @@ def _parse(line: bytes, place: str) -> Row:
     except UnicodeDecodeError as error:
         raise DataFileError(f"{place}: not UTF-8 at byte {error.start} of the line{_encoding_hint(line)}") from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value = strict_json(text)
     except json.JSONDecodeError as error:
         raise DataFileError(
             f"{place}: not JSON: {error.msg} at column {error.colno}{_encoding_hint(line) or _json_hint(text)}"
         ) from None
-    except UnicodeEncodeError:
-        raise DataFileError(f"{place}: an unpaired surrogate (half a character, such as \\ud800) in a text") from None
-    except RecursionError:
-        raise DataFileError(f"{place}: lists or objects are nested too deeply") from None
     except ValueError as error:
         raise DataFileError(f"{place}: {error}") from None
     if not isinstance(value, dict):
@@ -103,26 +94,6 @@ def _parse(line: bytes, place: str) -> Row:
     row = Row(value)
     row.place = place
     return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} appears more than once in one object, so one value would be lost")
-    return mapping
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON; write null, or leave the value out")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text} is beyond the range of a float")
-    return number
 
 
 def _encoding_hint(line: bytes) -> str:
