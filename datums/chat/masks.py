@@ -13,7 +13,8 @@ from ..builders.truncation import Truncation
 from ..errors import EmptyLossError, MessageError, TemplateError, did_you_mean
 from ..types import Datum
 from .messages import check_messages, text_parts
-from .template import ChatTemplate, check_tools_rendered, derived_mask, turn_span
+from .omissions import check_rendered, with_readable_arguments
+from .template import ChatTemplate, derived_mask, turn_span
 
 #: What is learned: every answer, the last one only, or every token of the conversation.
 TrainOn = Literal["all_assistant", "last_assistant", "all"]
@@ -39,7 +40,7 @@ def datum_from_messages(
     """A datum that learns the assistant's text and the token that ends each of its turns.
 
     messages          [{"role": ..., "content": ...}, ...]; an assistant's message may have a "weight", any real number,
-                      in place of 1 for its tokens
+                      in place of 1 for its tokens, or "trainable": false ("train", "training", "loss"), which is weight 0
     tokenizer         a transformers tokenizer with a chat template
     train_on          "all_assistant", "last_assistant", a message's index (the answers from there on), or "all" for
                       every token
@@ -47,9 +48,11 @@ def datum_from_messages(
     template_options  passed to the chat template: {"tools": [...], "enable_thinking": False}
 
     The mask comes from the template's `{% generation %}` marks. Without marks it is derived by rendering the beginnings
-    of the conversation, and verified. Control tokens in the text of a user, system or tool message stay text. Raises
-    MessageError (naming the message), TemplateError (no trustworthy mask), EmptyLossError (no assistant turn),
-    TruncationError.
+    of the conversation, and verified. Control tokens in the text of a user, system or tool message stay text. Arguments
+    of tool calls may be objects or JSON texts; the template gets those that it writes as JSON.
+
+    Raises MessageError (naming the message), TemplateError (no trustworthy mask, or a part that the template leaves out),
+    EmptyLossError (no assistant turn), TruncationError.
     """
     if not isinstance(train_on, int) and train_on not in get_args(TrainOn):
         known = ", ".join(get_args(TrainOn))
@@ -58,13 +61,26 @@ def datum_from_messages(
     template = ChatTemplate(tokenizer, template_options or {})
     checked = check_messages(messages)
     turn_weights = {index: message.pop("weight") for index, message in enumerate(checked) if "weight" in message}
-    template, checked = template.guarded(checked)
-    check_tools_rendered(template, checked)
-    tokens, mask = _tokens_and_mask(template, checked, train_on)
+    checked = with_readable_arguments(template, checked)
+    guarded, texts = template.guarded(checked)
+    tokens, mask = _tokens_and_mask(guarded, texts, train_on)
     weights = mask.astype(np.float32)
     if turn_weights:
-        _weigh_turns(template, checked, tokens, weights, turn_weights, train_on)
+        _weigh_turns(guarded, texts, tokens, weights, turn_weights, train_on)
+    check_rendered(template, checked, _learned(checked, train_on, turn_weights))
     return datum_from_tokens_weights(tokens, weights, max_length, reduction, truncation=truncation)
+
+
+def _learned(
+    messages: Sequence[Mapping[str, Any]], train_on: TrainOn | int, turn_weights: Mapping[int, float]
+) -> list[int]:
+    """The indices of the messages that are learned."""
+    if train_on == "all":
+        return list(range(len(messages)))
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    chosen = turns[-1:] if train_on == "last_assistant" else turns
+    since = train_on if isinstance(train_on, int) else 0
+    return [turn for turn in chosen if turn >= since and turn_weights.get(turn, 1) != 0]
 
 
 @dataclass(frozen=True)

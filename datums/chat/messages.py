@@ -8,22 +8,39 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ..builders.notes import note_heeded
 from ..errors import MessageError, did_you_mean
+from .tool_calls import check_tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 #: Names of these roles in other data formats.
 ROLES_ELSEWHERE = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
-#: Guards stand around a control token that a message holds as text, span marks around an assistant's text. Unicode
-#: reserves these characters for use inside programs.
-GUARD_START, GUARD_END, SPAN_START, SPAN_END = RESERVED = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+#: Keys by which other libraries say whether a message is learned: true or false.
+FLAGS = ("trainable", "train", "training", "loss")
+#: Keys that say in another way what is learned, or hold what is no text. They are refused.
+REFUSED = {
+    **dict.fromkeys(
+        ("train_detail", "loss_mask", "mask", "masked", "weights", "loss_weight", "loss_scale", "sample_weight"),
+        "what is learned of a message is said by 'weight', a number, or 'trainable', true or false",
+    ),
+    **dict.fromkeys(
+        ("image", "images", "audio", "audios", "video", "videos"), "lossbook reads text alone; leave such rows out"
+    ),
+}
+
+#: Guards stand around a control token that a message holds as text, span marks around an assistant's text, part marks
+#: around the number of a part. Unicode reserves these characters for use inside programs.
+RESERVED = tuple(map(chr, range(0xFDD0, 0xFDD6)))
+GUARD_START, GUARD_END, SPAN_START, SPAN_END, PART_START, PART_END = RESERVED
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages as plain dicts. Raises MessageError naming the message's index from 0.
 
     A message has a known `role` and a `content`: text, or a list of parts {"type": "text", "text": ...}. Only an
-    assistant's message with `tool_calls` may have no content. Only an assistant's message may have a nonzero `weight`.
+    assistant's message with `tool_calls` may have no content; the older `function_call` becomes one of them. Only an
+    assistant's message may have a nonzero `weight`. A flag of `FLAGS` that is false makes the weight 0.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise MessageError(f"messages must be a list of messages, not {_kind(messages)}")
@@ -45,10 +62,11 @@ def _check_message(message: Any, name: str) -> dict[str, Any]:
         hint = f" Did you mean {known!r}?" if known else did_you_mean(str(role), ROLES)
         raise MessageError(f"{name} has the unknown role {role!r}; known are {', '.join(ROLES)}.{hint}")
     name = f"{name} ({role})"
-    _check_weight(message.get("weight"), role, name)
-    calls = message.get("tool_calls")
-    if calls:
-        _check_tool_calls(calls, role, name)
+    for key, advice in REFUSED.items():
+        if message.get(key) not in (None, [], {}, ""):
+            raise MessageError(f"{name} has {key!r}, which is not read: {advice}")
+    weight = _weight(message, role, name)
+    calls = check_tool_calls(message, name)
     content = message.get("content")
     if content is None:
         if not calls:
@@ -56,17 +74,37 @@ def _check_message(message: Any, name: str) -> dict[str, Any]:
             raise MessageError(f"{name} has {state}. Only an assistant's message with tool_calls may have none")
     elif not isinstance(content, str):
         _check_parts(content, name)
-    return {key: value for key, value in message.items() if value is not None}
+    added = {**({"tool_calls": calls} if calls else {}), **({} if weight is None else {"weight": weight})}
+    apart = ("tool_calls", "function_call", "weight", *FLAGS, *REFUSED)
+    return {**{k: v for k, v in message.items() if v is not None and k not in apart}, **added}
 
 
-def _check_weight(weight: Any, role: str, name: str) -> None:
-    if weight is None:
-        return
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise MessageError(f"{name} has the weight {weight!r}; a weight is a finite number, such as 0, 1 or 0.5")
-    if weight and role != "assistant":
+def _weight(message: Mapping[str, Any], role: str, name: str) -> float | None:
+    """The message's weight: its `weight`, and 0 where a flag is false. None where it says nothing about learning."""
+    weight = message.get("weight")
+    if weight is not None:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise MessageError(f"{name} has the weight {weight!r}; a weight is a finite number, such as 0, 1 or 0.5")
+        _refuse_learning(weight != 0, f"the weight {weight:g}", "weight", role, name)
+        note_heeded("'weight' of messages")
+    for key in FLAGS:
+        flag = message.get(key)
+        if flag is None:
+            continue
+        if not isinstance(flag, bool | int | float) or flag not in (0, 1):
+            raise MessageError(
+                f"{name} has {key!r} {flag!r}; it must be true or false (1 or 0): whether the message is learned"
+            )
+        _refuse_learning(bool(flag), f"{key!r} {flag!r}", key, role, name)
+        note_heeded(f"{key!r} of messages")
+        weight = (1 if weight is None else weight) if flag else 0
+    return weight
+
+
+def _refuse_learning(is_learned: bool, what: str, key: str, role: str, name: str) -> None:
+    if is_learned and role != "assistant":
         raise MessageError(
-            f"{name} has the weight {weight:g}, but only an assistant's text is learned. Remove the weight, or set it to 0"
+            f"{name} has {what}, but only an assistant's text is learned. Remove the {key}, or set it to 0"
         )
 
 
@@ -79,23 +117,10 @@ def _check_parts(content: Any, name: str) -> None:
             raise MessageError(
                 f"{name}: content part {index} is {kind!r}; only {{'type': 'text', 'text': ...}} is supported"
             )
-
-
-def _check_tool_calls(calls: Any, role: str, name: str) -> None:
-    if role != "assistant":
-        raise MessageError(f"{name} has tool_calls; only an assistant calls tools")
-    if not isinstance(calls, list):
-        raise MessageError(f"{name} has tool_calls that are {_kind(calls)}; they must be a list")
-    for index, call in enumerate(calls):
-        if not tool_name(call):
-            raise MessageError(f"{name}: tool call {index} names no function ({{'function': {{'name': ...}}}})")
-
-
-def tool_name(call: Any) -> str | None:
-    """The function's name of a tool call, written {"function": {"name": ...}} or {"name": ...}."""
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    return name if isinstance(name, str) and name else None
+        if refused := [key for key in part if key in (*FLAGS, *REFUSED, "weight")]:
+            raise MessageError(
+                f"{name}: content part {index} has {refused[0]!r}, but a message is learned as a whole: put it beside 'role'"
+            )
 
 
 def text_parts(content: Any) -> list[str]:
@@ -133,7 +158,7 @@ def guard(value: Any, control_tokens: tuple[str, ...], name: str) -> Any:
     """`value` with guards around control tokens in its strings, at any depth, but not in keys of mappings."""
     if isinstance(value, str):
         if any(mark in value for mark in RESERVED):
-            raise MessageError(f"{name} contains one of U+FDD0 to U+FDD3, which Unicode reserves for programs")
+            raise MessageError(f"{name} contains one of U+FDD0 to U+FDD5, which Unicode reserves for programs")
         return _pattern(control_tokens).sub(f"{GUARD_START}\\g<0>{GUARD_END}", value)
     if isinstance(value, Mapping):
         return {key: guard(item, control_tokens, name) for key, item in value.items()}

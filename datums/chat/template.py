@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TemplateError
-from .messages import GUARD_END, GUARD_START, SPAN_END, SPAN_START, guard, guard_messages, text_parts, tool_name
+from .messages import GUARD_END, GUARD_START, SPAN_END, SPAN_START, guard, guard_messages
 
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _GUARDED = re.compile(f"{GUARD_START}([^{GUARD_START}{GUARD_END}]*){GUARD_END}")
@@ -233,20 +233,3 @@ def _check_beginning(template: ChatTemplate, part: Sequence[int], whole: Sequenc
         f"First differing token: {index}, {template.describe(part[index])} alone and {in_whole} in the whole. Use a "
         "template with {% generation %} marks, or train_on='last_assistant'; or strip white space from the answers' ends"
     )
-
-
-def check_tools_rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise TemplateError when the template leaves out the function of a tool call or the answer of a tool."""
-    if not any(message.get("tool_calls") or message["role"] in ("tool", "function") for message in messages):
-        return
-    text = template.render(messages)
-    for index, message in enumerate(messages):
-        for call in message.get("tool_calls") or []:
-            if (tool_name(call) or "") not in text:
-                raise TemplateError(
-                    f"message {index} calls the tool {tool_name(call)!r}, but the chat template leaves tool calls out"
-                )
-        if message["role"] in ("tool", "function"):
-            for part in text_parts(message.get("content")):
-                if part.strip() not in text:
-                    raise TemplateError(f"message {index} is a tool's answer, but the chat template leaves it out")

@@ -37,7 +37,7 @@ TEMPLATES = {
     ),
     "marked, renders earlier answers otherwise": MARKED.replace(
         "m['content'] + '<|im_end|>' }}{%- end",
-        "('*' if messages | length > 4 else m['content']) + '<|im_end|>' }}{%- end",
+        "(m['content'] + ('*' if messages | length > 4 else '')) + '<|im_end|>' }}{%- end",
     ),
     "marked in a macro": (
         "{%- macro say(m) %}{%- generation %}{{- m['content'] + '<|im_end|>' }}{%- endgeneration %}{%- endmacro %}"

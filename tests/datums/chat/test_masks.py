@@ -145,7 +145,7 @@ class TestBothWays:
     ) -> None:
         tokenizer = tokenizer_with(template)
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-        if any(chr(0xFDD0 + i) in text for text in texts for i in range(4)):
+        if any(chr(0xFDD0 + i) in text for text in texts for i in range(6)):
             return
         assert learned(datum_from_messages(messages, tokenizer), tokenizer) == [
             f"{text}<|im_end|>" for text in texts[1::2]
@@ -193,7 +193,7 @@ def test_marked_answers_that_change_when_others_follow_cannot_be_told_apart(toke
     tokenizer = tokenizer_with("marked, renders earlier answers otherwise")
     with pytest.raises(TemplateError, match="renders earlier answers differently once others follow"):
         datum_from_messages(CONVERSATION, tokenizer, train_on="last_assistant")
-    assert learned(datum_from_messages(CONVERSATION, tokenizer), tokenizer) == ["*<|im_end|>", "*<|im_end|>"]
+    assert learned(datum_from_messages(CONVERSATION, tokenizer), tokenizer) == ["Hello é*<|im_end|>", "Bye*<|im_end|>"]
 
 
 def test_d17_a_template_that_splits_a_control_token_is_refused(tokenizer_with: Any) -> None:
@@ -352,6 +352,25 @@ class TestWeightsOfMessages:
         tokenizer = tokenizer_with("marked")
         assert datum_from_messages(given, tokenizer) == datum_from_messages(self.SAID, tokenizer)
 
+    @pytest.mark.parametrize("template", ["marked", "unmarked"])
+    @pytest.mark.parametrize("key", ["trainable", "train", "training", "loss"])
+    @pytest.mark.parametrize("no", [False, 0, 0.0])
+    def test_a_flag_that_says_no_is_a_weight_of_0(self, key: str, no: Any, template: str, tokenizer_with: Any) -> None:
+        tokenizer = tokenizer_with(template)
+        users_say_no: list[dict[str, Any]] = [{**m, key: no} if m["role"] == "user" else dict(m) for m in self.SAID]
+        assert datum_from_messages(users_say_no, tokenizer) == datum_from_messages(self.SAID, tokenizer)
+        first, second = {**users_say_no[1], key: no}, {**users_say_no[3], key: True, "weight": 0.5}
+        datum = datum_from_messages([users_say_no[0], first, users_say_no[2], second], tokenizer)
+        assert learned(datum, tokenizer) == ["cd<|im_end|>"]
+        assert set(datum.loss_fn_inputs["weights"].data) == {0, 0.5}, "a flag that says yes keeps the weight"
+
+    def test_a_flag_that_says_no_outweighs_a_weight_and_a_null_says_nothing(self, tokenizer_with: Any) -> None:
+        tokenizer = tokenizer_with("marked")
+        said: list[dict[str, Any]] = [dict(m, train=None, weight=None) for m in self.SAID]
+        assert datum_from_messages(said, tokenizer) == datum_from_messages(self.SAID, tokenizer)
+        said[1].update(weight=1, train=False)
+        assert learned(datum_from_messages(said, tokenizer), tokenizer) == ["cd<|im_end|>"]
+
     def test_weights_that_leave_nothing_to_learn_are_refused(self, tokenizer_with: Any) -> None:
         with pytest.raises(EmptyLossError, match="every answer to learn has the weight 0"):
             self.weights(tokenizer_with("marked"), 0, 0)
@@ -406,6 +425,28 @@ class TestMalformedMessages:
             ([{"role": "assistant", "content": "Hi", "weight": "1"}], "the weight '1'; a weight is a finite number"),
             ([{"role": "assistant", "content": "Hi", "weight": float("nan")}], "the weight nan; a weight is a finite"),
             ([{"role": "user", "content": "Hi", "tool_calls": [{}]}], "has tool_calls; only an assistant calls tools"),
+            ([{"role": "user", "content": "Hi", "function_call": {}, "train": 1}], "has 'train' 1, but only an assist"),
+            (
+                [{"role": "user", "content": "Hi", "function_call": {"name": "f"}}],
+                "has function_call; only an assistant",
+            ),
+            (
+                [{"role": "assistant", "function_call": {"name": "f"}, "tool_calls": [{"name": "f"}]}],
+                "both tool_calls and function_call",
+            ),
+            ([{"role": "assistant", "content": "", "function_call": {"arguments": "{}"}}], "call 0 names no function"),
+            ([{"role": "assistant", "content": "Hi", "trainable": "no"}], "'trainable' 'no'; it must be true or false"),
+            ([{"role": "assistant", "content": "Hi", "loss": 0.37}], "'loss' 0.37; it must be true or false"),
+            ([{"role": "assistant", "content": "Hi", "train_detail": [{}]}], "'train_detail', which is not read: what"),
+            ([{"role": "assistant", "content": "Hi", "loss_scale": 0}], "'loss_scale', which is not read: what is"),
+            (
+                [{"role": "user", "content": "Hi", "images": ["a.png"]}],
+                "'images', which is not read: lossbook reads text",
+            ),
+            (
+                [{"role": "assistant", "content": [{"type": "text", "text": "Hi", "train": False}]}],
+                "content part 0 has 'train', but a message is learned as a whole",
+            ),
             ([{"role": "assistant", "tool_calls": {}, "content": None}], "content is None"),
             ([{"role": "assistant", "tool_calls": {"name": "f"}}], "tool_calls that are a dict; they must be a list"),
             ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "tool call 0 names no function"),
@@ -453,14 +494,14 @@ class TestTools:
 
     def test_a_tools_answer_in_parts_must_be_rendered_too(self, tokenizer_with: Any) -> None:
         messages = [*self.MESSAGES[:2], {"role": "tool", "content": [{"type": "text", "text": "two"}]}]
-        with pytest.raises(TemplateError, match="message 2 is a tool's answer, but the chat template leaves it out"):
+        with pytest.raises(TemplateError, match=r"leaves out the content of message 2 \(tool\)"):
             datum_from_messages(messages, tokenizer_with("calls tools, but forgets what they answer"))
 
     @pytest.mark.parametrize(
         ("template", "message"),
         [
-            ("leaves tool calls out", "message 1 calls the tool 'add', but the chat template leaves tool calls out"),
-            ("calls tools, but forgets what they answer", "message 2 is a tool's answer, but the chat template leaves"),
+            ("leaves tool calls out", r"leaves out tool call 0 \('add'\) of message 1 \(assistant\)"),
+            ("calls tools, but forgets what they answer", r"leaves out the content of message 2 \(tool\)"),
             ("unmarked", "the chat template refuses these 4 messages"),
         ],
     )
