@@ -27,7 +27,7 @@ from pydantic import Field
 from ..datums.builders.truncation import Truncation
 from ..datums.errors import LossContractError
 from ..datums.files.report import DataReport, build_datums
-from ..datums.files.rows import datum_from_row
+from ..datums.files.rows import sequences_from_row
 from ..datums.files.sources import read_rows
 from ..datums.types import Datum
 from ..losses.loss.loss import Loss
@@ -93,7 +93,7 @@ def load_data(config: SFTConfig, tokenizer: Any) -> tuple[list[Datum], DataRepor
         make = partial(question_datum, tokenizer=tokenizer, **options)
         datums, report = build_datums(trained_on, make)
         return datums, report, HeldOut([question_datum(question, tokenizer) for question in questions], task, questions)
-    make = partial(datum_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
+    make = partial(sequences_from_row, tokenizer=tokenizer, train_on=config.train_on, **options)
     held_out, held_out_report = (
         build_datums(read_rows(config.eval_data), make) if config.eval_data else ([], DataReport())
     )

@@ -97,6 +97,10 @@ class EmptyLossError(LossbookError, ValueError):
     """There is nothing to train on: all weights are zero, or there are no datums."""
 
 
+class RowLeftOut(EmptyLossError):
+    """A row says that nothing of it is to be learned (`weight` 0): `build_datums` counts it and goes on."""
+
+
 class LabelError(LossbookError, ValueError):
     """A label or another flag of a datum is neither 0 nor 1."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...datums.builders.notes import note_read
 from ...datums.builders.tokens import datum_from_tokens_weights
 from ...datums.errors import DataFileError, LossContractError, MissingInput
 from ...datums.files.formats import format_of
@@ -129,6 +130,7 @@ def _laid_out(datum: Datum, place: int, row: Mapping[str, Any], needs: Needs) ->
         inputs["is_mismatched"] = np.int64(0)
     for name, is_required in needs.numbers.items():
         value = row.get(name)
+        note_read(repr(name))
         if value is None and not is_required:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -16,6 +16,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "prompt and completion": ("prompt", "completion"),
     "tokens and weights": ("tokens", "weights"),
     "input ids and labels": ("input_ids", "labels"),
+    "input ids and loss mask": ("input_ids", "loss_mask"),
+    "input ids and completion mask": ("input_ids", "completion_mask"),
+    "input ids and assistant masks": ("input_ids", "assistant_masks"),
 }
 _EMBEDDING = "texts to embed are not learned token by token; `lossbook train embed` reads such rows"
 #: Keys of formats that lossbook does not read, and how to convert them.
@@ -23,7 +26,7 @@ ELSEWHERE = {
     "conversations": "rename 'conversations' to 'messages', 'from' to 'role' and 'value' to 'content'",
     "conversation": "rename 'conversation' to 'messages'",
     "instruction": "rename 'instruction' (with 'input') to 'prompt' and 'output' to 'completion'",
-    "input_ids": f"add 'labels': the token itself where it is learned, {IGNORE_LABEL} where it is only read",
+    "input_ids": f"add 'labels': the token itself where it is learned, {IGNORE_LABEL} where it is only read; or 'loss_mask'",
     "answer": "rename 'answer' to 'completion' to learn it; `lossbook train rl` reads rows of prompt and answer",
     "response": "rename 'response' to 'completion'",
     "positive": _EMBEDDING,

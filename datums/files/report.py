@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..builders.notes import Notes, watch_notes
 from ..builders.truncation import Cut, watch_cuts
 from ..checks.validation import check_datum, count_labels
-from ..errors import DatumDropped, EmptyLossError, LossbookError, TruncationError, located
+from ..errors import DatumDropped, EmptyLossError, LossbookError, RowLeftOut, TruncationError, located
 from ..types import Datum, as_datum
 from .formats import known_format
 
@@ -36,6 +37,11 @@ class Problem:
         if len(self.examples) < EXAMPLES:
             self.examples.append(row)
 
+    def add(self, later: Problem) -> None:
+        """Count the rows of another part of the data set too."""
+        self.count += later.count
+        self.examples = (self.examples + later.examples)[:EXAMPLES]
+
     def as_dict(self) -> dict[str, Any]:
         """Count and examples as JSON values."""
         return {"count": self.count, "examples": self.examples}
@@ -55,6 +61,8 @@ class DataReport:
 
     lengths    number of datums by their tokens (before the shift)
     problems   by the error's name
+    heeded     rows by what they say about learning, such as a weight or a mask, which was done
+    unread     rows by the keys and parts in them that have no effect
     formats    number of rows by format (a key of `FORMATS`); rows of no known format are not counted
     longest    the longest kept rows: tokens of the row's longest datum, and the row's name
     seen       names of the kept rows by a fingerprint of their datums, so that rows with equal datums are together
@@ -69,6 +77,8 @@ class DataReport:
     labels_lost: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     problems: dict[str, Problem] = field(default_factory=dict)
+    heeded: dict[str, Problem] = field(default_factory=dict)
+    unread: dict[str, Problem] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)
     seen: dict[bytes, list[str]] = field(default_factory=dict, repr=False)
@@ -122,10 +132,9 @@ class DataReport:
         for name in ("rows", "kept", "truncated", "dropped", "datums", "labels_kept", "labels_lost"):
             setattr(merged, name, getattr(self, name) + getattr(other, name))
         for part in (self, other):
-            for kind, problem in part.problems.items():
-                total = merged.problems.setdefault(kind, Problem())
-                total.count += problem.count
-                total.examples = (total.examples + problem.examples)[:EXAMPLES]
+            for name in ("problems", "heeded", "unread"):
+                for kind, problem in getattr(part, name).items():
+                    getattr(merged, name).setdefault(kind, Problem()).add(problem)
             for fingerprint, names in part.seen.items():
                 merged.seen.setdefault(fingerprint, []).extend(names)
         return merged
@@ -148,6 +157,8 @@ class DataReport:
         repeated = self.repeated()
         if repeated.count:
             lines.append(f"repeated  {repeated}")
+        lines += [f"heeded  {what}  {rows}" for what, rows in self.heeded.items()]
+        lines += [f"not read  {what}  {rows}" for what, rows in self.unread.items()]
         lines += [f"{kind}  {problem}" for kind, problem in self.problems.items()]
         return "\n".join(lines)
 
@@ -162,7 +173,10 @@ class DataReport:
             "formats": dict(self.formats),
             "longest": [{"row": name, "tokens": tokens} for tokens, name in self.longest],
             "repeated": self.repeated().as_dict(),
-            "problems": {kind: problem.as_dict() for kind, problem in self.problems.items()},
+            **{
+                name: {kind: problem.as_dict() for kind, problem in getattr(self, name).items()}
+                for name in ("heeded", "unread", "problems")
+            },
         }
 
     def to_json(self) -> str:
@@ -171,6 +185,12 @@ class DataReport:
 
     def _note(self, kind: str, row: str) -> None:
         self.problems.setdefault(kind, Problem()).note(row)
+
+    def _take(self, notes: Notes, row: str) -> None:
+        for what in notes.heeded:
+            self.heeded.setdefault(what, Problem()).note(row)
+        for what in notes.left_unread():
+            self.unread.setdefault(what, Problem()).note(row)
 
     def _keep(self, datums: Sequence[Datum], cuts: Sequence[Cut], row: str) -> None:
         self.kept += 1
@@ -205,7 +225,7 @@ def build_datums(
               `lambda row: datum_from_messages(row["messages"], tokenizer, max_length=512, truncation="drop")`
     on_error  "error": the first row that cannot be built raises, and the error names it. "drop": such rows are left out
               and counted. Errors other than LossbookError are mistakes in `make` and always raise. Rows too long under
-              `truncation="drop"` are left out and counted either way.
+              `truncation="drop"`, and rows of weight 0, are left out and counted either way.
 
     Raises EmptyLossError when no row was kept.
     """
@@ -230,14 +250,16 @@ def survey(
         report.rows += 1
         if isinstance(row, Mapping) and (kind := known_format(row)) is not None:
             report.formats[kind] += 1
-        with watch_cuts() as cuts:
+        with watch_cuts() as cuts, watch_notes() as notes:
             try:
                 datums = _checked(make(row))
             except LossbookError as error:
-                if on_error == "error" and not isinstance(error, DatumDropped):
+                if on_error == "error" and not isinstance(error, DatumDropped | RowLeftOut):
                     raise located(error, name) from error
                 report._drop(error, cuts, name)
+                report._take(notes, name)
                 continue
+        report._take(notes, name)
         report._keep(datums, cuts, name)
         yield datums
     if not report.kept:

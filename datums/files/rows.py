@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -10,26 +9,18 @@ from typing import Any, Literal
 import numpy as np
 
 from ..builders.pairs import build_pair
-from ..builders.tokens import WeightReduction, datum_from_tokens_weights, float_array, shifted
+from ..builders.tokens import WeightReduction, datum_from_tokens_weights
 from ..builders.truncation import Truncation
 from ..chat.masks import TrainOn, datum_from_messages
-from ..errors import (
-    AlignmentError,
-    DataFileError,
-    EmptyLossError,
-    LabelError,
-    LengthMismatchError,
-    LossbookError,
-    located,
-)
-from ..inputs import IGNORE_LABEL
-from ..types import Datum, token_array
+from ..checks.json_text import strict_json
+from ..errors import DataFileError, EmptyLossError, LabelError, RowLeftOut
+from ..types import Datum
 from .formats import format_of
+from .keys import check_keys, row_weight
 from .report import DataReport, build_datums
 from .sources import Source, read_rows
-
-#: Further inputs per token that a row of tokens and weights may have.
-PER_TOKEN = ("advantages", "logprobs", "sampling_logprobs", "ref_logprobs", "old_values", "returns")
+from .text_rows import encode_completion
+from .token_rows import datums_from_tokens
 
 
 def datum_from_row(
@@ -41,27 +32,33 @@ def datum_from_row(
     truncation: Truncation = "error",
     reduction: WeightReduction = "none",
 ) -> Datum:
-    """The datum of a row. Its keys say which format it has; other keys are ignored.
+    """The datum of a row. Its keys say which format it has.
 
     messages            [{"role", "content"}, ...] (and "tools"): as `datum_from_messages`
     prompt, completion  two texts, encoded as they are (control tokens count); the completion and the end-of-sequence
                         token are learned. Or two lists of messages; the answers in the completion are learned
     ..., label          true or false (or 1 or 0): whether the completion is good. It becomes the input `label`
     tokens, weights     as `datum_from_tokens_weights`; `PER_TOKEN` lists further inputs, one number per token
-    input_ids, labels   as in transformers: unshifted, -100 for a token that is only read. Tokens whose `attention_mask`
-                        is 0 are padding and left out
+    input_ids, labels   as in transformers: unshifted, -100 for a token that is only read
+    input_ids, a mask   `loss_mask`, `completion_mask` or `assistant_masks`, unshifted: 1 for a token that is learned
 
-    A preference pair makes two datums and is refused: use `datums_from_row`. Raises DataFileError, with the row's keys
-    and the known formats; LabelError; AlignmentError (labels that are not the tokens); and the builders' errors.
+    Rows of tokens may have masks (`MASKS`) beside weights and labels: a token is learned where all say so. Tokens whose
+    `attention_mask` is 0 are padding and left out. A row of any format may have a `weight`, which multiplies the weights of
+    its tokens; with 0 it is left out (RowLeftOut). Keys that say what cannot be done are refused, by name; other keys
+    have no effect and are counted in the data report.
+
+    A preference pair makes two datums, a packed row one for each sequence; both are refused: use `datums_from_row`.
+    Raises DataFileError, with the row's keys and the known formats; LabelError; AlignmentError (labels that are not the
+    tokens); and the builders' errors.
     """
-    if format_of(row) == "preference pair":
-        raise DataFileError(
-            "the row is a preference pair and makes two datums; use datums_from_row, or `lossbook train dpo`"
-        )
-    (datum,) = datums_from_row(
+    datums = sequences_from_row(
         row, tokenizer, train_on=train_on, max_length=max_length, truncation=truncation, reduction=reduction
     )
-    return datum
+    if len(datums) > 1:
+        raise DataFileError(
+            f"the row holds {len(datums)} packed sequences and makes as many datums; use datums_from_row"
+        )
+    return datums[0]
 
 
 def datums_from_row(
@@ -73,25 +70,39 @@ def datums_from_row(
     truncation: Truncation = "error",
     reduction: WeightReduction = "none",
 ) -> list[Datum]:
-    """As `datum_from_row`, in a list. A preference pair makes two datums, chosen and rejected.
+    """As `datum_from_row`, in a list. A preference pair makes two datums, chosen and rejected; a packed row one for each
+    of its sequences, which `position_ids`, `seq_lengths` and others (see `documents`) tell apart.
 
     chosen, rejected    two texts after the text `prompt`; or two lists of messages after the messages `prompt`, whose
                         answers are learned; or, without a prompt, two conversations whose last answers are learned
     """
     kind = format_of(row)
+    check_keys(row, kind)
+    weight = row_weight(row, kind)
+    if not weight:
+        raise RowLeftOut("the row says that nothing of it is learned: its weight is 0")
     options: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "reduction": reduction}
     if kind == "messages":
-        return [_from_messages(row["messages"], row, tokenizer, train_on, options)]
-    if kind == "prompt and completion":
-        return [_from_completion(row, "completion", tokenizer, options)]
-    if kind == "labelled completion":
-        return [_from_labelled(row, tokenizer, options)]
-    if kind == "tokens and weights":
-        return [_from_tokens(row, options)]
-    if kind == "input ids and labels":
-        return [_from_labels(row, options)]
-    sides = [partial(_from_completion, row, side, tokenizer, options) for side in ("chosen", "rejected")]
-    return build_pair(*sides)
+        datums = [_from_messages(row["messages"], row, tokenizer, train_on, options)]
+    elif kind == "prompt and completion":
+        datums = [_from_completion(row, "completion", tokenizer, options)]
+    elif kind == "labelled completion":
+        datums = [_from_labelled(row, tokenizer, options)]
+    elif kind == "preference pair":
+        sides = [partial(_from_completion, row, side, tokenizer, options) for side in ("chosen", "rejected")]
+        datums = build_pair(*sides)
+    else:
+        datums = datums_from_tokens(row, kind, options)
+    return datums if weight == 1 else [_weighed(datum, weight) for datum in datums]
+
+
+def sequences_from_row(row: Mapping[str, Any], tokenizer: Any, **options: Any) -> list[Datum]:
+    """As `datums_from_row`, for rows that are learned token by token: a preference pair is refused."""
+    if format_of(row) == "preference pair":
+        raise DataFileError(
+            "the row is a preference pair and makes two datums; use datums_from_row, or `lossbook train dpo`"
+        )
+    return datums_from_row(row, tokenizer, **options)
 
 
 def datums_from_file(
@@ -119,6 +130,12 @@ def datums_from_file(
     return build_datums(read_rows(source, limit=limit), make, on_error=on_error)
 
 
+def _weighed(datum: Datum, weight: float) -> Datum:
+    """The datum with the weights of its tokens multiplied."""
+    weights = datum.loss_fn_inputs["weights"].to_numpy() * np.float32(weight)
+    return Datum(datum.model_input, {**datum.loss_fn_inputs, "weights": weights})
+
+
 def _from_messages(
     messages: Any, row: Mapping[str, Any], tokenizer: Any, train_on: TrainOn | int, options: Mapping[str, Any]
 ) -> Datum:
@@ -132,7 +149,7 @@ def _tools(value: Any) -> list[Any] | None:
     tools = value
     if isinstance(value, str) and value:
         try:
-            tools = json.loads(value)
+            tools = strict_json(value)
         except ValueError as error:
             raise DataFileError(f"'tools' is a text that is not JSON: {error}") from None
     if tools and not isinstance(tools, list):
@@ -150,18 +167,8 @@ def _from_completion(row: Mapping[str, Any], side: str, tokenizer: Any, options:
         raise DataFileError(_kinds_message(prompt, completion, side))
     if not completion and side != "rejected":  # an empty answer may be the rejected one
         raise EmptyLossError(f"{side!r} is an empty text, so there is no answer to learn; leave such rows out")
-    read = [*_begin(tokenizer), *_encode(tokenizer, prompt)]
-    learned = _encode(tokenizer, _without_end(completion, tokenizer.eos_token))
-    if tokenizer.eos_token_id is not None:
-        learned = [*learned, tokenizer.eos_token_id]
+    read, learned = encode_completion(tokenizer, prompt, completion)
     return datum_from_tokens_weights([*read, *learned], [0.0] * len(read) + [1.0] * len(learned), **options)
-
-
-def _without_end(text: str, end: str | None) -> str:
-    """A completion without ends of sequence at its end, and without spaces and line breaks behind them."""
-    while end and (bare := text.rstrip()).endswith(end):
-        text = bare.removesuffix(end)
-    return text
 
 
 def _kinds_message(prompt: Any, completion: Any, side: str) -> str:
@@ -186,70 +193,3 @@ def _from_labelled(row: Mapping[str, Any], tokenizer: Any, options: Mapping[str,
         )
     datum = _from_completion(row, "completion", tokenizer, options)
     return Datum(datum.model_input, {**datum.loss_fn_inputs, "label": np.int64(label)})
-
-
-def _from_tokens(row: Mapping[str, Any], options: Mapping[str, Any]) -> Datum:
-    tokens = _ids(row, "tokens")
-    inputs = {"weights": row["weights"], **{key: row[key] for key in PER_TOKEN if row.get(key) is not None}}
-    return shifted(tokens, {key: float_array(values, key, len(tokens)) for key, values in inputs.items()}, **options)
-
-
-def _from_labels(row: Mapping[str, Any], options: Mapping[str, Any]) -> Datum:
-    tokens, labels = _ids(row, "input_ids"), _ids(row, "labels")
-    if len(tokens) != len(labels):
-        raise LengthMismatchError(
-            f"labels has {len(labels)} entries for {len(tokens)} input_ids; give one label per token"
-        )
-    if row.get("attention_mask") is not None:
-        kept = _attended(_ids(row, "attention_mask"), labels)
-        tokens, labels = tokens[kept], labels[kept]
-    learned = labels != IGNORE_LABEL
-    wrong = np.flatnonzero(learned & (labels != tokens))
-    if len(wrong):
-        index = int(wrong[0])
-        early = learned[:-1]
-        by_one = early.any() and (labels[:-1] == tokens[1:])[early].all()
-        hint = " The labels are already shifted by one: give them unshifted, lossbook shifts them." if by_one else ""
-        raise AlignmentError(
-            f"labels[{index}] is {labels[index]}, but input_ids[{index}] is {tokens[index]}: a label must be its own token, "
-            f"or {IGNORE_LABEL} where the token is only read.{hint}"
-        )
-    if not learned[1:].any():
-        raise EmptyLossError(f"every label is {IGNORE_LABEL}, so there is nothing to learn; leave such rows out")
-    return datum_from_tokens_weights(tokens, learned.astype(np.float32), **options)
-
-
-def _attended(mask: np.ndarray, labels: np.ndarray) -> slice:
-    """The sequence without the padding at its ends."""
-    if len(mask) != len(labels):
-        raise LengthMismatchError(f"attention_mask has {len(mask)} entries for {len(labels)} input_ids")
-    attended = np.flatnonzero(mask)
-    if not len(attended):
-        raise EmptyLossError("attention_mask is 0 everywhere, so all of the row is padding")
-    kept = slice(int(attended[0]), int(attended[-1]) + 1)
-    if not mask[kept].all():
-        index = int(attended[0] + np.argmin(mask[kept]))
-        raise DataFileError(
-            f"attention_mask is 0 at {index}, inside the sequence: only padding at its ends can be left out"
-        )
-    outside = np.flatnonzero((labels != IGNORE_LABEL) & (mask == 0))
-    if len(outside):
-        raise DataFileError(f"labels[{outside[0]}] is to be learned, but attention_mask marks it as padding")
-    return kept
-
-
-def _ids(row: Mapping[str, Any], key: str) -> np.ndarray:
-    try:
-        return token_array(row[key])
-    except LossbookError as error:
-        raise located(error, repr(key)) from None
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return token_array(list(tokenizer(text, add_special_tokens=False)["input_ids"])).tolist()
-
-
-def _begin(tokenizer: Any) -> list[int]:
-    """The token that this tokenizer puts before every text, if there is one."""
-    begin = getattr(tokenizer, "bos_token_id", None)
-    return [begin] if begin is not None and list(tokenizer("")["input_ids"])[:1] == [begin] else []

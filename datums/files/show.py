@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks.validation import count_labels
-from ..errors import LossbookError, ShapeError, located
+from ..errors import LossbookError, RowLeftOut, ShapeError, located
 from ..types import Datum
+from .formats import known_format
 from .jsonl import Row
 from .rows import datums_from_row
 from .sources import Source, read_rows
@@ -87,7 +88,10 @@ def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Consol
     without_colour = console.no_color or not console.is_terminal
     shown = 0
     for row in read_rows(source, limit=count):
-        for name, datum in named_datums(row, tokenizer, **options):
+        named = named_datums(row, tokenizer, **options)
+        if not named:
+            console.print(f"{row.place}: left out: its weight is 0\n", style="bold", markup=False, highlight=False)
+        for name, datum in named:
             console.print(f"{name}: {summary(datum)}", style="bold", markup=False, highlight=False, soft_wrap=True)
             console.print(render_datum(datum, tokenizer, marks=without_colour), soft_wrap=True)
             console.print()
@@ -96,13 +100,21 @@ def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Consol
 
 
 def named_datums(row: Row, tokenizer: Any, **options: Any) -> list[tuple[str, Datum]]:
-    """The datums of a row, each with a name: the row's place and, in a pair, the side. Errors name the row."""
+    """The datums of a row, each with a name: the row's place and, in a pair, the side, in a packed row the number.
+
+    Empty for a row of weight 0. Errors name the row.
+    """
     try:
         datums = datums_from_row(row, tokenizer, **options)
+    except RowLeftOut:
+        return []
     except LossbookError as error:
         raise located(error, row.place) from error
-    sides = ("chosen", "rejected") if len(datums) == 2 else ("",)
-    return [(f"{row.place}, {side}" if side else row.place, datum) for side, datum in zip(sides, datums, strict=True)]
+    if len(datums) == 1:
+        return [(row.place, datums[0])]
+    is_pair = known_format(row) == "preference pair"
+    names = ("chosen", "rejected") if is_pair else [f"sequence {number}" for number in range(1, len(datums) + 1)]
+    return [(f"{row.place}, {name}", datum) for name, datum in zip(names, datums, strict=True)]
 
 
 def summary(datum: Datum) -> str:

@@ -138,7 +138,8 @@ def test_tools_reach_the_template(tokenizer_with: Any) -> None:
         (
             {},
             r"keys none\. Known are messages; chosen \+ rejected; prompt \+ completion \+ label; prompt \+ completion; "
-            r"tokens \+ weights; input_ids \+ labels\.$",
+            r"tokens \+ weights; input_ids \+ labels; input_ids \+ loss_mask; input_ids \+ completion_mask; "
+            r"input_ids \+ assistant_masks\.$",
         ),
         ({"mesages": []}, r"with the keys mesages\..* Did you mean 'mesages' to be 'messages'\?"),
         ({"prompt": "a", "completions": "b"}, "Did you mean 'completions' to be 'completion'"),

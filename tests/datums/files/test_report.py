@@ -208,6 +208,8 @@ def test_the_report_reads_as_text_and_as_json() -> None:
         "formats": {},
         "longest": [{"row": "row 1", "tokens": 3}, {"row": "row 0", "tokens": 2}],
         "repeated": {"count": 0, "examples": []},
+        "heeded": {},
+        "unread": {},
         "problems": {
             "truncated": {"count": 1, "examples": ["row 1"]},
             "EmptyLossError": {
@@ -239,6 +241,27 @@ def test_the_report_has_formats_longest_rows_and_repetitions() -> None:
         "longest row 5: 4; row 1: 3; row 4: 3",
         "repeated  2: row 3 repeats row 0; row 4 repeats row 1",
     ]
+
+
+def test_the_report_counts_what_rows_say_about_learning_and_what_nothing_reads() -> None:
+    rows = [
+        {"tokens": [1, 2, 3], "weights": [0, 1, 1], "loss_mask": [0, 0, 1], "id": 7},
+        {"tokens": [1, 2, 3], "weights": [0, 1, 1], "weight": 0.5, "id": 8, "note": None},
+        {"tokens": [1, 2, 4], "weights": [0, 1, 1], "weight": 0, "id": 9},
+        {"input_ids": [1, 2, 5], "labels": [1, 2, 5], "trainable": False},
+    ]
+    _, report = build_datums(rows, lambda row: datum_from_row(row, None))
+    assert (report.kept, report.dropped) == (2, 2)
+    assert report.render().splitlines()[-5:] == [
+        "heeded  'loss_mask'  1: row 0",
+        "heeded  'weight'  2: row 1; row 2",
+        "heeded  'trainable'  1: row 3",
+        "not read  'id'  3: row 0; row 1; row 2",
+        "RowLeftOut  2: row 2: the row says that nothing of it is learned: its weight is 0; row 3: the row says that "
+        "nothing of it is learned: its weight is 0",
+    ]
+    assert report.as_dict()["heeded"]["'weight'"] == {"count": 2, "examples": ["row 1", "row 2"]}
+    assert report.merge(report).unread["'id'"].count == 6
 
 
 def test_rows_of_no_known_format_are_not_counted_by_format() -> None:
