@@ -26,6 +26,7 @@ from .export.export import write_weights
 from .inspect.token_records import record_loss, record_sequences
 from .reports.plots import try_plot
 from .run.configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
+from .run.data_digest import check_data, data_digests
 from .run.interrupts import StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
 from .run.names import LOSS
@@ -45,10 +46,12 @@ RECORDINGS = 10
 def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
     """Open the run's folder and make a client for its model, with the weights of `start_from` if given. Nothing is written yet.
 
-    Raises MissingExtraError for a tracker that is not installed, RunError as `open_run` does, ModelError, and
-    CheckpointError when `start_from` belongs to another model.
+    Raises MissingExtraError for a tracker that is not installed, DataFileError for a data file that is not there,
+    RunError as `open_run` does, and for a resumed run whose data files have changed, ModelError, and CheckpointError when
+    `start_from` belongs to another model.
     """
     check_trackers(config.log_to)
+    digests = data_digests([getattr(config, name, None) for name in ("data", "eval_data")])
     start = None if config.start_from is None else find_checkpoint(config.start_from)
     run = open_run(
         config.out,
@@ -58,6 +61,7 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
         may_change=EXTENDABLE,
         later=True,
     )
+    check_data(run, digests, changed_data=config.changed_data)
     training = make_client(config, run.checkpoints, value_head=value_head)
     if start is not None:
         training.load_state(str(start), optimizer=False).result()

@@ -73,6 +73,15 @@ class RecipeConfig(BaseModel):
     )
     resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
     overwrite: bool = Field(False, description="delete the run in `out` and start again")
+    changed_data: bool = Field(
+        False, description="with --resume: go on although a data file is not the one that the run began with"
+    )
+
+    @model_validator(mode="after")
+    def _resumed_with_changes(self) -> Self:
+        if self.changed_data and not self.resume:
+            raise ValueError("changed_data is for --resume only: a new run reads the data as they are")
+        return self
 
     def adam_params(self, step: int, total: int) -> AdamParams:
         """The optimizer's settings at one of `total` steps, counted from 1. Raises ConfigError as `learning_rate_factor` does."""
@@ -80,8 +89,8 @@ class RecipeConfig(BaseModel):
         return AdamParams(learning_rate=self.learning_rate * factor, grad_clip_norm=self.grad_clip_norm)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON values, without `resume` and `overwrite`."""
-        return self.model_dump(mode="json", exclude={"resume", "overwrite"})
+        """The settings as JSON values, without those about an earlier run: `resume`, `overwrite`, `changed_data`."""
+        return self.model_dump(mode="json", exclude={"resume", "overwrite", "changed_data"})
 
 
 class DataConfig(RecipeConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
+DATA_DIGEST = "data_digest.json"
 SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"
 CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
 #: Files with one row per step; a resumed run deletes the rows of the steps that it repeats.

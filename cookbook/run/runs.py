@@ -3,6 +3,7 @@
 config.json        all settings; `--config` reads this file
 loss.json          the cards of the loss's parts, with the settings they were trained with
 data_report.json   rows kept, truncated and dropped, label tokens lost
+data_digest.json   a digest of each data file, which a resumed run compares (`data_digest.py`)
 metrics.jsonl      one JSON object per line, flushed at each step; curves and reports are drawn from it
 samples.jsonl      the model's answers, at some steps
 sequences.jsonl    some of the sequences trained on, token by token, at some steps
@@ -34,6 +35,7 @@ from .names import (
     CHECKPOINTS,
     CONFIG,
     CURVE,
+    DATA_DIGEST,
     KEPT,
     LOSS,
     METRICS,
@@ -59,7 +61,8 @@ class Run:
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, *, resumed: bool = False) -> None:
         self.path = path
         self._settings = settings
-        self._resumed = resumed
+        self.resumed = resumed
+        self._with_settings: dict[str, str] = {}
         self.checkpoints = path / CHECKPOINTS
         self.adapter = path / ADAPTER
         self.curve = path / CURVE
@@ -73,9 +76,18 @@ class Run:
         settings, self._settings = self._settings, None
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / CONFIG).exists() and not self._resumed:
+        if (self.path / CONFIG).exists() and not self.resumed:
             _delete_run(self.path)
         self.write(CONFIG, json.dumps(dict(settings), indent=2))
+        for name, text in self._with_settings.items():
+            self.write(name, text)
+
+    def write_when_made(self, name: str, text: str) -> None:
+        """Write a file of the run as `make` does: not before the run is known to start."""
+        if self._settings is None:
+            self.write(name, text)
+        else:
+            self._with_settings[name] = text
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a step's metrics to metrics.jsonl, flush, and send them to the trackers, if any.
@@ -277,7 +289,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _has_content(path: Path) -> bool:
     """Whether a folder holds more than a run that ended before its first metrics."""
-    return any(entry.name not in (CONFIG, REPORT) for entry in path.iterdir())
+    return any(entry.name not in (CONFIG, REPORT, DATA_DIGEST) for entry in path.iterdir())
 
 
 def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
@@ -296,5 +308,5 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 def _delete_run(path: Path) -> None:
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
         shutil.rmtree(path / name, ignore_errors=not (path / name).exists())
-    for name in (*BY_STEP, REPORT, LOSS, CURVE, TRACKER_IDS, CONFIG):
+    for name in (*BY_STEP, REPORT, DATA_DIGEST, LOSS, CURVE, TRACKER_IDS, CONFIG):
         (path / name).unlink(missing_ok=True)

@@ -50,6 +50,25 @@ def read_rows(source: Source, *, limit: int | None = None) -> Iterator[Row]:
     return itertools.islice(_rows(source), limit)
 
 
+def source_files(source: Source) -> list[Path]:
+    """The files that `read_rows` reads of a source, in order; none for a data set on the hub, or an object.
+
+    Raises DataFileError for a file that is not there.
+    """
+    if isinstance(source, str | Path) and str(source).startswith(DATASETS):
+        folder = Path(str(source).removeprefix(DATASETS).split(":")[0])
+        return _files_in(folder) if folder.is_dir() else []
+    if isinstance(source, str | Path):
+        return [file for path in _files(source) for file in (_files_in(path) if path.is_dir() else [path])]
+    if isinstance(source, Sequence):
+        return [file for name in source for file in source_files(name)]
+    return []
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def _rows(source: Source) -> Iterator[Row]:
     if hasattr(source, "with_format"):
         yield from read_dataset(source)
