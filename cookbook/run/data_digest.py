@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from ...datums.errors import RunError
-from ...datums.files.sources import source_files
+from ...datums.files.sources import hub_name, source_files
 from .names import DATA_DIGEST
 from .runs import Run
 
 #: Bytes of a file in memory at once.
 _BLOCK = 1 << 20
+#: The commit of a data set of which the hub did not say it. It is compared with nothing.
+UNKNOWN = "unknown"
 
 
 def data_digests(sources: Sequence[Any]) -> dict[str, str]:
-    """A digest of 16 bytes, as hex digits, for each file of the sources, by its path.
+    """A digest of 16 bytes, as hex digits, for each file of the sources, by its path; of a data set on the hub its commit.
 
-    Sources without files, such as data sets on the hub, have none. Raises DataFileError for a file that is not there.
+    Raises DataFileError for a file that is not there.
     """
-    return {str(path): _digest(path) for source in sources if source is not None for path in source_files(source)}
+    given = [source for source in sources if source is not None]
+    digests = {str(path): _digest(path) for source in given for path in source_files(source)}
+    return digests | {
+        f"datasets:{name}": _hub_commit(name) for source in given if (name := hub_name(source)) is not None
+    }
 
 
 def check_data(run: Run, digests: Mapping[str, str], *, changed_data: bool = False) -> None:
@@ -42,7 +48,8 @@ def check_data(run: Run, digests: Mapping[str, str], *, changed_data: bool = Fal
         )
     if changed:
         print(f"going on with changed data (--changed-data): {'; '.join(changed)}")
-    run.write_when_made(DATA_DIGEST, json.dumps(dict(digests), indent=2))
+    known = {name: digest for name, digest in (began or {}).items() if digests.get(name) == UNKNOWN}
+    run.write_when_made(DATA_DIGEST, json.dumps({**digests, **known}, indent=2))
 
 
 def _changes(began: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -50,7 +57,7 @@ def _changes(began: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [
         f"{name} {'is new' if name not in began else 'is gone' if name not in now else 'has changed'}"
         for name in sorted(began.keys() | now.keys())
-        if began.get(name) != now.get(name)
+        if began.get(name) != now.get(name) and UNKNOWN not in (began.get(name), now.get(name))
     ]
 
 
@@ -62,6 +69,16 @@ def _read(path: Path) -> dict[str, str]:
     if not isinstance(digests, dict):
         raise RunError(f"{path} is damaged: it holds no digests. Delete it to go on without comparing the data")
     return digests
+
+
+def _hub_commit(name: str) -> str:
+    """The commit of a data set on the hub, or `UNKNOWN` where the hub does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name).sha or UNKNOWN
+    except Exception:  # from the network, the hub, or a name that it does not have: reading the rows will say which
+        return UNKNOWN
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from ..builders.notes import note_heeded, note_unread
 from ..chat.messages import FLAGS
 from ..errors import DataFileError
+from .formats import FORMATS
 
 #: Further inputs per token that a row of tokens may have.
 PER_TOKEN = ("advantages", "logprobs", "sampling_logprobs", "ref_logprobs", "old_values", "returns")
@@ -123,4 +124,4 @@ def _given_weight(row: Mapping[str, Any]) -> float:
 
 
 def _beside(kind: str) -> str:
-    return "'messages'" if kind == "messages" else f"the keys of a {kind}"
+    return " and ".join(map(repr, FORMATS[kind]))

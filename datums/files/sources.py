@@ -55,14 +55,23 @@ def source_files(source: Source) -> list[Path]:
 
     Raises DataFileError for a file that is not there.
     """
+    if hub_name(source) is not None:
+        return []
     if isinstance(source, str | Path) and str(source).startswith(DATASETS):
-        folder = Path(str(source).removeprefix(DATASETS).split(":")[0])
-        return _files_in(folder) if folder.is_dir() else []
+        return _files_in(Path(str(source).removeprefix(DATASETS).split(":")[0]))
     if isinstance(source, str | Path):
         return [file for path in _files(source) for file in (_files_in(path) if path.is_dir() else [path])]
     if isinstance(source, Sequence):
         return [file for name in source for file in source_files(name)]
     return []
+
+
+def hub_name(source: Source) -> str | None:
+    """The name on the hub of a source `datasets:NAME...` that is not a folder; None for other sources."""
+    if not isinstance(source, str | Path) or not str(source).startswith(DATASETS):
+        return None
+    name = str(source).removeprefix(DATASETS).split(":")[0]
+    return None if Path(name).is_dir() else name
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,12 +97,35 @@ def test_files_of_a_pattern_that_come_or_go_are_named(stopped: sft.SFTConfig, tm
     assert set(data_digests([a, str(b.with_name("part-c.jsonl"))])) == {str(a), str(tmp_path / "part-c.jsonl")}
 
 
-def test_a_saved_folder_is_compared_file_by_file_and_a_hub_name_has_no_files(tmp_path: Path) -> None:
+def test_a_data_set_on_the_hub_is_compared_by_its_commit(
+    stopped: sft.SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    commits = iter(["a1", "a1", OSError("no network"), "b2"])
+
+    def info(api: Any, name: str) -> Any:
+        assert name == "someone/something"
+        commit = next(commits)
+        if isinstance(commit, OSError):
+            raise commit
+        return SimpleNamespace(sha=commit)
+
+    monkeypatch.setattr(hub.HfApi, "dataset_info", info)
+    run = open_run(tmp_path / "run", stopped.settings(), resume=True, may_change=("steps",))
+    source = "datasets:someone/something:train"
+    check_data(run, data_digests([source]), changed_data=True)
+    check_data(run, data_digests([source]))
+    check_data(run, data_digests([source]))  # the hub does not answer, so nothing can be compared
+    with pytest.raises(RunError, match="datasets:someone/something has changed since"):
+        check_data(run, data_digests([source]))
+
+
+def test_a_saved_folder_is_compared_file_by_file(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     for source in (tmp_path / "saved", f"datasets:{tmp_path / 'saved'}", [str(tmp_path / "saved")]):
         assert any(name.endswith(".arrow") for name in data_digests([source]))
-    assert data_digests(["datasets:someone/something:train", None]) == {}
+    assert data_digests([None]) == {}
 
 
 def test_a_missing_file_is_an_error_before_the_folder_is_made(tmp_path: Path) -> None:
