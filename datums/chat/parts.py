@@ -5,6 +5,7 @@ A text that stands elsewhere too cannot stand in for one that is left out, becau
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Marker:
         elif content:
             marked["content"] = [{**item, "text": self._text(item["text"], part)} for item in content]
         for key in message:
-            if key not in STRUCTURE:
+            if key not in STRUCTURE and not (key == "name" and message["role"] in ("tool", "function")):
                 kind: Kind = "reasoning" if key in REASONING else "key"
                 marked[key] = self._value(message[key], Part(index, kind, repr(key)))
         if message.get("tool_calls"):
@@ -89,7 +90,9 @@ class Marker:
         arguments = arguments_of(call)
         if not arguments:
             return marked
-        return with_arguments(marked, self._value(arguments, Part(message, "call", f"the arguments of {named}"), True))
+        told = self._value(arguments, Part(message, "call", f"the arguments of {named}"), with_keys=True)
+        is_text = isinstance(call.get("function", call)["arguments"], str)
+        return with_arguments(marked, json.dumps(told, ensure_ascii=False) if is_text else told)
 
     def _tool(self, tool: Any, index: int) -> Any:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
