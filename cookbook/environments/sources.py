@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...datums.chat.messages import check_messages
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
 from ...datums.extras import named_in, user_module
+from ...datums.files.keys import check_prompt_keys
 from ...datums.files.sources import read_rows
 from ..run.configs import Setting
 from ..tasks.reasoning_gym_tasks import Question, Task
@@ -151,6 +152,7 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
         hint = did_you_mean("prompt", row)
         raise DataFileError(f"{place}: has no 'prompt'; it holds {', '.join(row) or 'nothing'}.{hint}")
     try:
+        check_prompt_keys(row)
         messages: Sequence[Message] = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else check_messages(prompt)
         )

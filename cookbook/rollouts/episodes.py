@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...datums.chat.messages import check_messages
+from ...datums.chat.omissions import check_rendered, with_readable_arguments
 from ...datums.chat.template import ChatTemplate
 from ...datums.errors import LossbookError, RewardError, TemplateError, located
 from ...datums.types import SamplingParams
@@ -118,7 +119,8 @@ class _Episode:
     def __post_init__(self) -> None:
         try:
             self.environment = self.problem.begin()
-            messages = check_messages(self.environment.reset())
+            messages = with_readable_arguments(self.template, check_messages(self.environment.reset()))
+            check_rendered(self.template, messages, learned=())
         except LossbookError as error:
             raise located(error, f"the beginning of {shortened(self.problem.text)}") from None
         except Exception as error:
@@ -189,6 +191,7 @@ class _Episode:
             )
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
         template, guarded = self.template.guarded([*before, *messages])
+        check_rendered(self.template, [*before, *messages], learned=())
         _, placeholder, rest = template.render(guarded, add_generation_prompt=True).rpartition(_PLACEHOLDER)
         if not placeholder:
             raise TemplateError(

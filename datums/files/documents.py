@@ -32,6 +32,8 @@ def documents(row: Mapping[str, Any], tokens: int, kept: slice, numbered: np.nda
         if row.get(key) is None:
             continue
         values = _integers(row[key], key)
+        if not len(values):  # a table has every column in every row
+            continue
         if key == "position_ids":
             starts[key] = _restarts(_per_token(values, key, tokens)[kept])
         elif key in NUMBERS:

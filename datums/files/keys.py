@@ -48,6 +48,7 @@ READ: dict[str, tuple[str, ...]] = {
     "input ids and completion mask": _IDS,
     "input ids and assistant masks": _IDS,
 }
+SYSTEM = ("system", "system_prompt")
 _BY_TOKEN = "it counts tokens, but this row's text becomes tokens only here. Give 'input_ids' with it, without the text"
 _BY_ROW = "write 'weight': a number by which the row is learned, 0 for not at all"
 _MEDIA = "lossbook reads text alone; leave such rows out"
@@ -65,7 +66,7 @@ REFUSED = {
 #: Keys that say what cannot be done for a row of texts or messages.
 REFUSED_WITH_TEXT = {
     **dict.fromkeys((*MASKS, "weights"), _BY_TOKEN),
-    **dict.fromkeys(("system", "system_prompt"), _SYSTEM),
+    **dict.fromkeys(SYSTEM, _SYSTEM),
     **dict.fromkeys(("chat_template", "chat_template_kwargs", "documents"), _TEMPLATE),
     "functions": "rename it to 'tools'; each is {'type': 'function', 'function': {...}}",
 }
@@ -95,6 +96,21 @@ def check_keys(row: Mapping[str, Any], kind: str) -> None:
         raise DataFileError(
             "'tools' is not read beside texts: only a chat template renders tools. Give messages instead"
         )
+
+
+def check_prompt_keys(row: Mapping[str, Any]) -> None:
+    """As `check_keys`, for a row of a prompt that is answered: only keys that a reward function cannot read are refused.
+
+    Raises DataFileError, naming the key.
+    """
+    refused = {key: advice for key, advice in REFUSED.items() if advice == _MEDIA}
+    refused |= {"tools": "only a chat template renders tools, and here it gets none", **dict.fromkeys(SYSTEM, _SYSTEM)}
+    for key, advice in refused.items():
+        if row.get(key) not in (None, [], {}, ""):
+            raise DataFileError(f"{key!r} is not read beside 'prompt': {advice}")
+    if row.get("weight") not in (None, 1) or any(row.get(key) is False for key in FLAGS):
+        key = "weight" if row.get("weight") not in (None, 1) else next(key for key in FLAGS if row.get(key) is False)
+        raise DataFileError(f"{key!r} is not read beside 'prompt': answers to it are rewarded; leave out rows to skip")
 
 
 def row_weight(row: Mapping[str, Any], kind: str) -> float:

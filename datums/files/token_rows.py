@@ -172,6 +172,8 @@ def _attended(mask: np.ndarray, tokens: int, ids: str) -> slice:
     """The sequence without the padding at its ends."""
     if len(mask) != tokens:
         raise LengthMismatchError(f"attention_mask has {len(mask)} entries for {tokens} {ids}")
+    if (mask < 0).any():
+        raise DataFileError(f"attention_mask[{int(np.argmax(mask < 0))}] is negative; it holds 0 for padding, else 1")
     attended = np.flatnonzero(mask)
     if not len(attended):
         raise EmptyLossError("attention_mask is 0 everywhere, so all of the row is padding")

@@ -107,6 +107,15 @@ def test_answers_may_be_compared_from_any_thread() -> None:
             "line 1: .* is prose. Write the final",
             id="prose",
         ),
+        pytest.param(
+            {"prompt": "?", "answer": "1", "tools": [{"name": "f"}]}, "line 1: 'tools' is not read", id="tools"
+        ),
+        pytest.param(
+            {"prompt": "?", "answer": "1", "system": "Be brief."}, "line 1: 'system' is not read", id="system"
+        ),
+        pytest.param({"prompt": "?", "answer": "1", "weight": 0}, "line 1: 'weight' is not read", id="weight"),
+        pytest.param({"prompt": "?", "answer": "1", "train": False}, "line 1: 'train' is not read", id="a flag"),
+        pytest.param({"prompt": "?", "answer": "1", "images": ["a"]}, "line 1: 'images' is not read", id="images"),
         pytest.param({"prompt": [{"role": "usr", "content": ""}]}, "line 1: message 0 has the unknown role", id="role"),
     ],
 )

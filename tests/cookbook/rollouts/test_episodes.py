@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import lossbook as lb
 from lossbook.cookbook.environments import Message, Problem, Step
 from lossbook.cookbook.environments.guess_number import GuessNumber
 from lossbook.cookbook.rollouts.episodes import Rollout, RolloutRunner
-from lossbook.datums.errors import LossbookError, RewardError
+from lossbook.datums.errors import LossbookError, RewardError, TemplateError
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 from lossbook.trainer.responses import SampledSequence, SampleResponse
 
@@ -161,6 +162,26 @@ class RewardsInfinitely(Breaks):
 def test_a_mistake_in_an_environment_names_the_question_and_the_answer(environment: Any, message: str) -> None:
     with pytest.raises(LossbookError, match=message):
         run(Scripted(["yes"]), environment)
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        ("system", r"the beginning of 'a problem': the chat template leaves out the content of message 0 \(system\)"),
+        ("tool", r"leaves out the content of message 2 \(tool\)"),
+    ],
+)
+def test_what_an_environment_says_is_rendered_or_refused(role: str, message: str) -> None:
+    class Looks(Talks):
+        def step(self, answer: str) -> Step:
+            return Step(reward=0.0, done=False, messages=[{"role": "tool", "content": "7"}])
+
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = tokenizer.chat_template.replace("in messages", f"in messages if message['role'] != '{role}'", 1)
+    assert tokenizer.chat_template != TOKENIZER.chat_template
+    runner = RolloutRunner(tokenizer, max_tokens=16)
+    with pytest.raises(TemplateError, match=message):
+        runner.run(Scripted(["yes"]), [Problem("a problem", Looks)], 1, (0,))
 
 
 def test_episodes_of_one_problem_that_begin_differently_are_refused() -> None:

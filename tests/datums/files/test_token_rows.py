@@ -108,6 +108,12 @@ def test_a_token_is_learned_exactly_where_everything_says_so(
         ({"weight": "0"}, DataFileError, "'weight' is '0'; the weight of a row is a finite number"),
         ({"weight": True}, DataFileError, "'weight' is True; the weight of a row"),
         ({"attention_mask": [[1, 0], [1, 1]]}, LossbookError, "^'attention_mask': "),
+        (
+            {"attention_mask": [1, 1, -1, 1, 1]},
+            DataFileError,
+            r"attention_mask\[2\] is negative; it holds 0 for padding",
+        ),
+        ({"target_tokens": IDS}, DataFileError, "'target_tokens' is not read .*give 'labels', unshifted"),
     ],
 )
 def test_what_cannot_be_heeded_is_refused_by_name(more: dict[str, Any], kind: type[Exception], message: str) -> None:
@@ -219,6 +225,7 @@ def test_a_packed_sequence_without_a_learned_token_is_left_out_and_noted() -> No
         {"seq_lengths": [6]},
         {"attention_mask": [1] * 6},
         {"segment_ids": [7] * 6},
+        {"seq_lengths": [], "position_ids": None},
     ],
     ids=lambda more: " and ".join(more),
 )
