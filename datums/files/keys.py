@@ -32,8 +32,6 @@ _TOKENS = (
     *MASKS,
     *PACKING,
     *PER_TOKEN,
-    "max_length_q",
-    "max_length_k",
 )
 _IDS = ("input_ids", *_TOKENS[1:])
 #: The keys that are read of each format, besides `weight`.

@@ -15,6 +15,7 @@ from ..errors import (
     AlignmentError,
     DataFileError,
     DatumDropped,
+    DtypeError,
     EmptyLossError,
     LengthMismatchError,
     LossbookError,
@@ -86,7 +87,7 @@ def _read(row: Mapping[str, Any], kind: str) -> _TokenRow:
     labels = _ids(row, "labels") if "labels" in given else None
     if labels is not None and len(tokens) != len(labels):
         raise LengthMismatchError(f"labels has {len(labels)} entries for {len(tokens)} {ids}; give one label per token")
-    per_token = {key: float_array(row[key], key, len(tokens)) for key in given if key != "labels"}
+    per_token = {key: _numbers(row[key], key, len(tokens)) for key in given if key != "labels"}
     kept, numbered = slice(None), None
     if row.get("attention_mask") is not None:
         numbered = _ids(row, "attention_mask")
@@ -186,6 +187,13 @@ def _attended(mask: np.ndarray, tokens: int, ids: str) -> slice:
             f"attention_mask is 0 at {index}, inside the sequence: only padding at its ends can be left out"
         )
     return kept
+
+
+def _numbers(values: Any, key: str, tokens: int) -> np.ndarray:
+    try:
+        return float_array(values, key, tokens)
+    except DtypeError as error:
+        raise located(error, repr(key)) from None
 
 
 def _ids(row: Mapping[str, Any], key: str) -> np.ndarray:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossbook.datums import check_datum, datums_from_file, datums_from_row
+from lossbook.datums.builders.notes import watch_notes
+from lossbook.datums.chat.messages import FLAGS
 from lossbook.datums.errors import (
     DataFileError,
     DtypeError,
@@ -22,6 +24,7 @@ from lossbook.datums.errors import (
     TokenRangeError,
 )
 from lossbook.datums.files.formats import FORMATS
+from lossbook.datums.files.keys import READ, REFUSED, REFUSED_WITH_TEXT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 SCALARS = (
@@ -39,9 +42,8 @@ ANYTHING = st.recursive(
 )
 NUMBERS = st.lists(st.integers(0, 300) | st.floats(-2, 2) | st.integers(-200, -1), max_size=4)
 VALUES = ANYTHING | st.lists(SOUND, max_size=4) | NUMBERS | TEXT
-KEYS = sorted(
-    {key for keys in FORMATS.values() for key in keys} | {"tools", "attention_mask", "advantages", "ref_logprobs"}
-)
+KNOWN = sorted({key for keys in READ.values() for key in keys} | {*REFUSED, *REFUSED_WITH_TEXT, *FLAGS, "weight"})
+KEYS = [*KNOWN, "id"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -59,6 +61,35 @@ def test_any_row_is_built_or_raises_a_lossbook_error(
     assert datums
     for datum in datums:
         check_datum(datum)
+
+
+SOUND_ROWS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]},
+    "prompt and completion": {"prompt": "a", "completion": "b"},
+    "labelled completion": {"prompt": "a", "completion": "b", "label": 1},
+    "preference pair": {"prompt": "a", "chosen": "b", "rejected": "c"},
+    "tokens and weights": {"tokens": [1, 2, 3], "weights": [0, 1, 1]},
+    "input ids and labels": {"input_ids": [1, 2, 3], "labels": [1, 2, 3]},
+}
+
+
+@pytest.mark.parametrize("kind", SOUND_ROWS)
+@given(st.sets(st.sampled_from(KEYS), min_size=1, max_size=4))
+def test_any_known_key_is_read_or_noted_or_refused_by_name(kind: str, tokenizer_with: Any, keys: set[str]) -> None:
+    row = SOUND_ROWS[kind]
+    more: dict[str, Any] = {key: "something" for key in keys - row.keys()}
+    with watch_notes() as notes:
+        try:
+            datums_from_row({**more, **row}, tokenizer_with("marked"))
+            problem = ""
+        except LossbookError as error:
+            problem = str(error)
+    read = {key for key in more if key in READ.get(kind, ())}
+    if problem:
+        assert any(key in problem for key in more), problem
+    else:
+        assert not read or kind not in ("tokens and weights", "input ids and labels"), "what is no list is refused"
+        assert {f"{key!r}" for key in more if key not in read} <= {*notes.unread, *notes.heeded}
 
 
 def write_jsonl(path: Path, row: dict[str, Any]) -> Path:

@@ -174,7 +174,7 @@ PACKED = {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [1, 2, 3, 4, 5, 6]}
         {"position_ids": [0, 1, 2, 0, 1, 2]},
         {"seq_lengths": [3, 3]},
         {"cu_seqlens": [0, 3, 6]},
-        {"cu_seq_lens_q": [0, 3, 6], "cu_seq_lens_k": [0, 3, 6], "max_length_q": 3, "max_length_k": 3},
+        {"cu_seq_lens_q": [0, 3, 6], "cu_seq_lens_k": [0, 3, 6]},
         {"attention_mask": [1, 1, 1, 2, 2, 2]},
         {"segment_ids": [0, 0, 0, 1, 1, 1]},
         {"seq_idx": [4, 4, 4, 9, 9, 9]},
