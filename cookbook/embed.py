@@ -19,9 +19,10 @@ learning rate. `masked_duplicates` counts candidates left out because they also 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -86,7 +87,9 @@ class EmbedConfig(RecipeConfig):
         """The settings of the model's files, with those given here in their place. Raises ConfigError as `encoder_settings`."""
         own = encoder_settings(self.model, pooling=self.pooling)
         given: dict[Side, str | None] = {"query": self.query_prefix, "document": self.document_prefix}
-        prefixes = {side: own.prefix(side) if prefix is None else prefix for side, prefix in given.items()}
+        prefixes: dict[Side, str] = {
+            side: own.prefix(side) if prefix is None else prefix for side, prefix in given.items()
+        }
         length = self.max_length or own.max_length or DEFAULT_MAX_LENGTH
         return replace(own.with_prefixes(prefixes), pooling=own.pooling or "mean", max_length=length)
 
@@ -100,14 +103,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
     pooling = encoder.pooling or "mean"
     run, training = begin(config)
     texts, held_out = load_texts(config)
-    encoded = encode(
-        [*texts, *held_out],
-        training.get_tokenizer(),
-        encoder.max_length or DEFAULT_MAX_LENGTH,
-        {"query": encoder.prefix("query"), "document": encoder.prefix("document")},
-        pools_prefix=encoder.pools_prompt,
-        lower_case=encoder.lower_case,
-    )
+    encoded = encode_for(encoder, [*texts, *held_out], training.get_tokenizer())
     report = describe(texts, held_out, encoded)
     print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
     run.write(REPORT, json.dumps(report, indent=2))
@@ -134,6 +130,18 @@ def main(config: EmbedConfig) -> dict[str, float]:
         training.export_model(run.path / MODEL).result()  # the adapter is written too, but an encoder is used whole
     print(f"encoder {write_settings(run.path / MODEL, encoder, width=width)}")
     return last
+
+
+def encode_for(encoder: EncoderSettings, texts: Sequence[Texts], tokenizer: Any) -> Encoded:
+    """The tokens of all texts as the encoder reads them: with its prefixes, its length and its case."""
+    return encode(
+        texts,
+        tokenizer,
+        encoder.max_length or DEFAULT_MAX_LENGTH,
+        {"query": encoder.prefix("query"), "document": encoder.prefix("document")},
+        pools_prefix=encoder.pools_prompt,
+        lower_case=encoder.lower_case,
+    )
 
 
 def load_texts(config: EmbedConfig) -> tuple[list[Texts], list[Texts]]:

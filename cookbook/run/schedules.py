@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from ...datums.errors import ConfigError
 
@@ -37,4 +38,4 @@ def _factors(schedule: Schedule, warmup_steps: int, total: int) -> Callable[[int
     name = "constant_with_warmup" if schedule == "constant" else schedule
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # the scheduler wants one; it is not used
     made = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total)
-    return made.lr_lambdas[0]
+    return cast(LambdaLR, made).lr_lambdas[0]

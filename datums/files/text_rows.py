@@ -53,10 +53,11 @@ def _ended(tokenizer: Any, learned: list[int]) -> list[int]:
     end = tokenizer.eos_token_id
     if end is None:
         return learned
-    if end in learned:
-        last = len(learned) - learned[::-1].index(end)
-        if not _decode(tokenizer, learned[last:]).strip():
-            return learned[:last]
+    while end in learned:
+        last = len(learned) - 1 - learned[::-1].index(end)
+        if _decode(tokenizer, learned[last + 1 :]).strip():
+            break
+        learned = learned[:last]  # further ends may stand before this one
     return [*learned, end]
 
 

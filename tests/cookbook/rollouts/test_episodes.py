@@ -177,7 +177,9 @@ def test_what_an_environment_says_is_rendered_or_refused(role: str, message: str
             return Step(reward=0.0, done=False, messages=[{"role": "tool", "content": "7"}])
 
     tokenizer = copy.deepcopy(TOKENIZER)
-    tokenizer.chat_template = tokenizer.chat_template.replace("in messages", f"in messages if message['role'] != '{role}'", 1)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "in messages", f"in messages if message['role'] != '{role}'", 1
+    )
     assert tokenizer.chat_template != TOKENIZER.chat_template
     runner = RolloutRunner(tokenizer, max_tokens=16)
     with pytest.raises(TemplateError, match=message):
