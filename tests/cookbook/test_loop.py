@@ -62,7 +62,7 @@ def test_start_from_says_what_is_wrong_with_a_folder(tmp_path: Path, datums: lis
     with pytest.raises(RunError, match="is neither a run nor a checkpoint: there is no such folder"):
         begin(config_in(tmp_path / "run", start_from=tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()
-    begin(config_in(tmp_path / "empty"))
+    begin(config_in(tmp_path / "empty"))[0].make()
     with pytest.raises(RunError, match="has no checkpoint"):
         find_checkpoint(tmp_path / "empty")
     train(config_in(tmp_path / "adapters"), datums, 1)

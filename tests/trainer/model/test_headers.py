@@ -155,7 +155,7 @@ def test_more_layers_in_config_json_than_in_the_weights_or_none_are_refused(
             r"has the shape \[1000000, .*\] by config\.json",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_a_size_that_the_weights_do_not_have_is_refused_with_both_shapes(
     build: Callable[[], nn.Module], change: dict[str, Any], message: str, tmp_path: Path
