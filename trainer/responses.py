@@ -96,7 +96,10 @@ class ModelData:
 class ModelInfo:
     """The model that a training client trains, and how.
 
-    batching     "packed" or "padded"
+    batching     "packed", "padded" or "single"
+    cuts_tails   whether tokens after the last one that is read are left out
+    shares       whether a prefix that several datums begin with is computed once
+    reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting"
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"
     dtype        of products, such as "bfloat16"
@@ -112,6 +115,9 @@ class ModelInfo:
     trainable_parameters: int
     device: str
     batching: str = "padded"
+    cuts_tails: bool = True
+    shares: bool = False
+    reasons: dict[str, str] = field(default_factory=dict)
     head: str | None = None
     kind: Literal["decoder", "encoder"] = "decoder"
     dtype: str = "float32"

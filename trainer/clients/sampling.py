@@ -11,7 +11,7 @@ from ...datums.errors import ModelError, TokenRangeError
 from ...datums.types import ModelInput, SamplingParams, as_model_input
 from ..head.logprobs import linear_logprobs
 from ..model.snapshot import Snapshot
-from ..packing.attention import hidden_states
+from ..packing.hidden import hidden_states
 from ..responses import SampledSequence, SampleResponse
 from ..sampling.decode import Progress
 from ..sampling.generate import Generated, generate, generate_batch

@@ -19,7 +19,7 @@ from ..model.lora import add_lora
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
-from ..packing.attention import Batching
+from ..packing.hidden import Batching
 from .context import ClientContext
 from .futures import Worker
 from .reference import ReferenceClient

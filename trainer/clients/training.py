@@ -21,6 +21,8 @@ from ..model.lora import export_adapter
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
+from ..packing.hidden import shares_prefixes
+from ..packing.probes import failed_probes, verdict
 from ..responses import ForwardBackwardOutput, ModelData, ModelInfo, OptimStepResponse, SaveStateResponse
 from .context import ClientContext, LossFunction
 from .futures import Calls, Future
@@ -198,6 +200,9 @@ class TrainingClient:
             trainable_parameters=sum(p.numel() for p in self._model.trainable().values()),
             device=str(self._model.device),
             batching=self._engine.settings.batching or "padded",
+            cuts_tails=bool(verdict(self._model, "cut")),
+            shares=shares_prefixes(self._model, self._engine.settings.batching),
+            reasons=failed_probes(self._model),
             head=self._model.head_choice,
             kind=self._model.kind,
             dtype=str(self._model.product_dtype).removeprefix("torch."),

@@ -28,7 +28,7 @@ from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
 from ...losses.spec.spec import OUTPUT_NAMES
 from ..model.model import LoadedModel
-from ..packing.attention import supports_packing
+from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from .checks import Pooling, checked_tokens
 from .micro_batch_run import MicroBatches
@@ -46,12 +46,11 @@ class Engine:
 
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         on_gpu = model.device.type != "cpu"
-        packs = settings.batching != "padded" and supports_packing(model)
         self.model = model
         self.settings = replace(
             settings,
             tokens_per_micro_batch=settings.tokens_per_micro_batch or (16384 if on_gpu else 4096),
-            batching=settings.batching or ("packed" if on_gpu or packs else "padded"),
+            batching=choose_batching(model, settings.batching),
         )
 
     def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean") -> ForwardBackwardOutput:

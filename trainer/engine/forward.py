@@ -17,7 +17,7 @@ from ...losses.batch.positions import width_of
 from ..head.logprobs import Head, linear_logprobs
 from ..model.model import LoadedModel
 from ..model.value_head import values_of
-from ..packing.attention import hidden_states
+from ..packing.hidden import hidden_states
 from .checks import HEAD_OUTPUTS, Pooling
 from .settings import EngineSettings
 

@@ -15,6 +15,7 @@ from ...losses.batch.packed import blocks
 from ...losses.loss.bound import BoundLoss
 from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
+from ..packing.hidden import lengths_computed, shares_prefixes
 from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups, plan_micro_batches
 from .activation_memory import layers_as_set
 from .checks import TOKEN_OUTPUTS, Pooling
@@ -59,15 +60,15 @@ class MicroBatches:
         reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in bound.outputs)
         active = np.ones(lengths.sum(), dtype=bool) if reads_all else bound.active.numpy()
         if model.kind == "decoder" and "embeddings" not in bound.outputs:
-            read = lengths_read(lengths, active)
+            read = lengths_computed(model, lengths, lengths_read(lengths, active))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
-        shares = settings.batching == "packed" and not model.module.training and model.supports_packing
+        shares = shares_prefixes(model, settings.batching)
         cuts = plan_micro_batches(
             [len(sequence) for sequence in sequences],
             tokens=settings.tokens_per_micro_batch,
             pairs=couples == "pair",
-            padded=settings.batching != "packed",
+            padded=settings.batching == "padded",
             prefix_groups=groups(sequences) if shares else (),
         )
         if couples == "batch" and len(cuts) > 1:  # the graphs of all micro-batches are held together

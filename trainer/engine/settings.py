@@ -8,7 +8,7 @@ from typing import Any, get_args
 from ...datums.errors import ModelError, did_you_mean
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
-from ..packing.attention import Batching
+from ..packing.hidden import Batching
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class EngineSettings:
     """How the engine cuts and runs batches; no setting but dropout changes a loss or a gradient beyond rounding.
 
     tokens_per_micro_batch  None for 16,384 on a GPU, 4,096 on a CPU
-    batching                "packed" (one row without padding) or "padded"; None for packed on a GPU and wherever the model
-                            supports it, which measured faster on the CPU too
+    batching                "packed" (one row without padding), "padded", or "single" (one sequence per forward); None for
+                            the first of these that gives each sequence its own numbers, as probes of the model see it
     kept_graph_tokens       for how many tokens a loss over the whole batch may keep graphs before it takes a second
                             forward; None for as many as fill half of the free memory, by estimate
     dropout                 train with the model's dropout; off by default, so that the same data gives the same numbers

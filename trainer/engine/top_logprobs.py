@@ -12,8 +12,8 @@ from ...datums.types import Datum
 from ...losses.batch.positions import active_in
 from ..head.logprobs import Head, linear_logprobs
 from ..model.model import LoadedModel
-from ..packing.attention import hidden_states
-from ..packing.micro_batches import plan_micro_batches, trim_to_last_read
+from ..packing.hidden import hidden_states, trim_to_last_read
+from ..packing.micro_batches import plan_micro_batches
 from ..responses import TopLogprobs
 from .checks import checked_tokens
 from .forward import in_autocast_precision
@@ -36,7 +36,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
         [len(sequence) for sequence in sequences],
         tokens=settings.tokens_per_micro_batch,
         pairs=False,
-        padded=settings.batching != "packed",
+        padded=settings.batching == "padded",
     )
     results: dict[int, TopLogprobs] = {}
     was_training = model.module.training
@@ -61,7 +61,7 @@ def _of_micro_batch(
     positions = np.concatenate(active)
     tokens, logprobs = np.zeros((len(positions), k), np.int64), np.full((len(positions), k), -np.inf, np.float32)
     if positions.any():
-        read, rows = trim_to_last_read(sequences, active)
+        read, rows = trim_to_last_read(model, sequences, active)
         with model.precision():
             hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows))
             hidden, narrow = in_autocast_precision(hidden, head)

@@ -12,6 +12,7 @@ from torch import nn
 from ...datums.errors import ModelError
 from ..head.logprobs import Head
 from .linear import LoraSettings, effective_weight
+from .verdict import Verdict
 
 Kind = Literal["decoder", "encoder"]
 
@@ -31,7 +32,7 @@ class LoadedModel:
     value_head        from hidden states to one number per position, or None; it is not part of the module
     compute_dtype     of products, where that is narrower than the weights; None for their own
     head_choice       strategy and backend of the last call of the head; None before the first
-    supports_packing  whether it gives the same hidden states for a packed row; None until that was tried
+    verdicts          what probes of this model saw, by probe; each is tried once
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -46,7 +47,7 @@ class LoadedModel:
     value_head: nn.Linear | None = None
     compute_dtype: torch.dtype | None = None
     head_choice: str | None = None
-    supports_packing: bool | None = None
+    verdicts: dict[str, Verdict] = field(default_factory=dict, repr=False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that require a gradient, sorted by name; a tied parameter appears once."""

@@ -1,4 +1,4 @@
-"""Hidden states of several sequences, padded or in one packed row; and attention over a packed row, block by block.
+"""Attention over a packed row, block by block.
 
 Within a block attention is plain causal attention, which needs no mask. Where sequences share a prefix, its keys and
 values come first. The layout is passed through the forward's keyword arguments, so that activation checkpointing has it
@@ -7,124 +7,18 @@ again when it repeats a layer in the backward.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..model.model import LoadedModel
-from .micro_batches import SHORTEST_PREFIX
-from .rows import Block, PackedRow, pack_row
-
-Batching = Literal["padded", "packed"]
+from .rows import Block
 
 #: The name of `block_attention` among transformers' attention functions.
 NAME = "lossbook_blocks"
-
-
-def hidden_states(
-    model: LoadedModel,
-    sequences: Sequence[Sequence[int] | np.ndarray],
-    batching: Batching | None,
-    rows: Tensor | None = None,
-) -> Tensor:
-    """[tokens of all sequences, d]: last hidden states, sequence after sequence, without padding; or only those in `rows`.
-
-    "padded" (or None): one row per sequence. A decoder needs no mask for padding on the right, since no token looks ahead;
-    an encoder gets one. "packed": one row for all, with attention block by block and shared prefixes computed once. A
-    decoder that does not support this gets position ids that restart at each sequence, from which transformers keeps
-    attention within a sequence.
-    """
-    sequences = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    if batching == "packed" and model.kind == "decoder":
-        if supports_packing(model):
-            # Dropout in a shared prefix would be the same for all its sequences.
-            row = pack_row(sequences, share=not model.module.training)
-            positions = torch.from_numpy(np.concatenate(row.positions))
-            return _hidden_of_row(model, row)[(positions if rows is None else positions[rows]).to(model.device)]
-        tokens = torch.from_numpy(np.concatenate(sequences)).unsqueeze(0).to(model.device)
-        position_ids = torch.cat([torch.arange(len(s)) for s in sequences]).unsqueeze(0).to(model.device)
-        hidden = model.backbone(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state[0]
-    else:
-        hidden = _hidden_of_padded(model, sequences)
-    return hidden if rows is None else hidden[rows.to(hidden.device)]
-
-
-def _hidden_of_padded(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Tensor:
-    """[tokens of all sequences, d], computed with one padded row per sequence."""
-    longest = max(len(s) for s in sequences)
-    padded = np.zeros((len(sequences), longest), dtype=np.int64)
-    mask = np.zeros((len(sequences), longest), dtype=bool)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = True
-    tokens, real = torch.from_numpy(padded).to(model.device), torch.from_numpy(mask).to(model.device)
-    if model.kind == "encoder":
-        hidden = model.backbone(input_ids=tokens, attention_mask=real.long()).last_hidden_state
-    else:
-        hidden = model.backbone(input_ids=tokens, use_cache=False).last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1]) if bool(mask.all()) else hidden[real]
-
-
-def _hidden_of_row(model: LoadedModel, row: PackedRow) -> Tensor:
-    """[T, d]: last hidden states of a packed row."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, block_attention)
-    tokens, positions = (torch.from_numpy(x)[None].to(model.device) for x in (row.tokens, row.position_ids))
-    layout = Layout(tuple(block.to(model.device) for block in row.blocks))
-    with attending(model.module, NAME):
-        output = model.backbone(input_ids=tokens, position_ids=positions, use_cache=False, packed_layout=layout)
-    return output.last_hidden_state[0]
-
-
-def supports_packing(model: LoadedModel) -> bool:
-    """Whether the model gives the same hidden states in a packed row; tried once, on a few tokens.
-
-    False for encoders, layers that carry a state along the row (Mamba, convolutions), attention in chunks, soft-capped
-    scores, attention sinks, and architectures that do not use transformers' attention functions.
-    """
-    if model.supports_packing is None:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.supports_packing = model.kind == "decoder" and _layers_attend(model) and _agrees(model)
-    return model.supports_packing
-
-
-def _layers_attend(model: LoadedModel) -> bool:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    return not kinds and getattr(config, "attention_chunk_size", None) is None
-
-
-def _agrees(model: LoadedModel) -> bool:
-    """Compare a packed row of two sequences with a shared prefix and a shorter one with each sequence alone."""
-    tokens = np.arange(SHORTEST_PREFIX + 8) % model.vocab_size
-    sequences = [tokens, np.concatenate([tokens[:-7], tokens[:3]]), tokens[5:9]]
-    was_training = model.module.training
-    model.module.eval()
-    try:
-        row = pack_row(sequences)
-        together = _hidden_of_row(model, row)
-        for sequence, positions in zip(sequences, row.positions, strict=True):
-            alone = model.backbone(input_ids=torch.from_numpy(sequence)[None].to(model.device), use_cache=False)
-            alone = alone.last_hidden_state[0].double()
-            # Norms and routers compute in float32 even in a float64 model.
-            precision = max(torch.finfo(together.dtype).eps, torch.finfo(torch.float32).eps)
-            tolerance = 64 * precision * alone.abs().max().clamp(min=1.0)
-            if not (alone - together[torch.from_numpy(positions)].double()).abs().max() <= tolerance:
-                return False
-    except Exception:  # an architecture may refuse the arguments with any error
-        return False
-    finally:
-        model.module.train(was_training)
-    return True
 
 
 class Layout:
@@ -153,14 +47,20 @@ def block_attention(
     """query [1, H, T, D], key and value [1, G, T, D] of one packed row to [1, T, H, D].
 
     sliding_window: how many tokens a token sees, itself included; None for all. Raises NotImplementedError for soft-capped
-    scores, sinks and masks of an architecture's own; `supports_packing` is then False.
+    scores, sinks and masks of an architecture's own; probes then refuse it.
     """
-    if packed_layout is None or softcap is not None or s_aux is not None or len(query) != 1:
-        raise NotImplementedError("not attention over one packed row of blocks")
-    if others.get("position_bias") is not None or attention_mask is not None:
-        raise NotImplementedError("an architecture with a mask or bias of its own")
-    if sliding_window is None and _should_slide(module):
-        raise NotImplementedError("a sliding window that is not passed to the attention function")
+    _refuse_unknown(
+        {
+            "a forward that does not hand its options down to attention": packed_layout is None,
+            "several rows": len(query) != 1,
+            "soft-capped scores": softcap is not None,
+            "attention sinks": s_aux is not None,
+            "a mask or bias of its own": others.get("position_bias") is not None or attention_mask is not None,
+            "a sliding window that is not passed to attention": sliding_window is None and _should_slide(module),
+        },
+        module,
+    )
+    assert packed_layout is not None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     sizes = [block.tokens for block in packed_layout.blocks]
     blocks = zip(packed_layout.blocks, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
@@ -169,6 +69,13 @@ def block_attention(
         for block, queries, keys, values in blocks
     ]
     return (attended[0] if len(attended) == 1 else torch.cat(attended))[None], None
+
+
+def _refuse_unknown(reasons: dict[str, bool], module: nn.Module) -> None:
+    """Raise NotImplementedError with the first reason that is true, and the layer."""
+    for reason, present in reasons.items():
+        if present:
+            raise NotImplementedError(f"layer {getattr(module, 'layer_idx', '?')} has {reason}")
 
 
 def _should_slide(module: nn.Module) -> bool:

@@ -126,16 +126,6 @@ def lengths_read(lengths: Sequence[int] | np.ndarray, active: np.ndarray) -> np.
     return np.maximum(last - starts, 1)
 
 
-def trim_to_last_read(
-    sequences: Sequence[np.ndarray], active: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Sequences cut after the last position at which their masks ([length] bool each) are true, and where, among the
-    tokens that are left, the masks are true."""
-    read = lengths_read([len(sequence) for sequence in sequences], np.concatenate(active)).tolist()
-    trimmed = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
-    return trimmed, np.flatnonzero(np.concatenate([mask[:n] for mask, n in zip(active, read, strict=True)]))
-
-
 def _within_budget(group: PrefixGroup, lengths: Sequence[int], budget: float, width: int) -> list[list[int]]:
     """A group's datums in parts within the budget, each with the prefix once; `width` datums stay together."""
     parts: list[list[int]] = []

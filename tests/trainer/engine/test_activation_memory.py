@@ -19,7 +19,7 @@ from lossbook.trainer.head import autograd
 from lossbook.trainer.head.logprobs import HeadOutputs
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.model import LoadedModel
-from lossbook.trainer.packing.attention import hidden_states, supports_packing
+from lossbook.trainer.packing.hidden import hidden_states, supports_packing
 
 VOCABULARY = 260
 MakeDatums = Callable[..., list[lb.Datum]]

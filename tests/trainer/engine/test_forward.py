@@ -18,8 +18,7 @@ from lossbook.trainer.engine.forward import model_outputs, pool, target_tokens
 from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.model import LoadedModel
-from lossbook.trainer.packing.attention import hidden_states
-from lossbook.trainer.packing.micro_batches import trim_to_last_read
+from lossbook.trainer.packing.hidden import hidden_states, trim_to_last_read
 
 MakeDatums = Callable[..., list[lb.Datum]]
 PADDED = EngineSettings(batching="padded")
@@ -99,7 +98,7 @@ def test_only_active_positions_reach_the_head(
     monkeypatch.setattr(forward, "linear_logprobs", counting)
     tokens = checked_tokens(decoder, datums, ("logprobs",))
     active = [d.loss_fn_inputs["weights"].to_numpy() != 0 for d in datums]
-    trimmed, rows_read = trim_to_last_read(tokens, active)
+    trimmed, rows_read = trim_to_last_read(decoder, tokens, active)
     how: Any = {"names": ("logprobs",), "pooling": "mean", "settings": PADDED}
     everything = model_outputs(decoder, datums, tokens, rows=None, **how)
     part = model_outputs(decoder, datums, trimmed, rows=torch.from_numpy(rows_read), **how)

@@ -15,7 +15,7 @@ from lossbook.trainer.head.logprobs import Head, linear_logprobs
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"batching": "pack"}, r"^batching is one of 'padded', 'packed', not 'pack'"),
+        ({"batching": "pack"}, r"^batching is one of 'packed', 'padded', 'single', not 'pack'"),
         ({"head_strategy": "fast"}, r"^head_strategy is one of 'auto', 'keep', .*, not 'fast'"),
         ({"head_backend": "liger"}, r"^head_backend is one of 'auto', 'chunked', 'cut-cross-entropy', not 'liger'"),
         ({"tokens_per_micro_batch": 0}, r"^tokens_per_micro_batch is a whole number of tokens, at least 1, .* not 0$"),

@@ -1,0 +1,205 @@
+"""Probes decide how a model's sequences run: what is chosen gives each sequence its own numbers, and the rest is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lossbook as lb
+from lossbook.datums.errors import ModelError
+from lossbook.trainer.engine.engine import Engine
+from lossbook.trainer.engine.settings import EngineSettings
+from lossbook.trainer.model.lengths import switch_length
+from lossbook.trainer.model.model import LoadedModel
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
+from lossbook.trainer.packing.hidden import choose_batching, hidden_states, packing_way
+from lossbook.trainer.packing.probes import verdict
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+LONGROPE = transformers.Phi3Config(
+    **SIZES,
+    original_max_position_embeddings=32,
+    rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]},
+)
+HYBRID: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+KINDS: dict[str, Any] = {
+    "grouped queries": transformers.LlamaConfig(**SIZES),
+    "a window": transformers.MistralConfig(**SIZES, sliding_window=5),
+    "soft-capped scores": transformers.Gemma2Config(**SIZES | {"num_key_value_heads": 2, "head_dim": 8}),
+    "attention sinks": transformers.GptOssConfig(**SIZES, head_dim=8, num_local_experts=4),
+    "a state along the row": transformers.MambaConfig(
+        vocab_size=96, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=None
+    ),
+    "a state in some layers": transformers.Qwen3NextConfig(
+        **SIZES | HYBRID,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+    "biases by distance": transformers.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
+    "a rotation that switches at 32 tokens": LONGROPE,
+}
+
+
+def model_of(config: Any) -> LoadedModel:
+    """A causal language model of random weights in float32."""
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)  # away from uniform, so that a mistake shows
+    return LoadedModel(
+        config.model_type, module, build_tiny_tokenizer(), "decoder", torch.device("cpu")
+    ).train_all_weights()
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, LoadedModel]:
+    return {kind: model_of(config) for kind, config in KINDS.items()}
+
+
+def own_logprobs(model: LoadedModel, datum: lb.Datum) -> torch.Tensor:
+    """The logprobs of a datum's targets from the module's own logits."""
+    tokens = torch.tensor([datum.model_input.to_ints()])
+    targets = torch.tensor(datum.loss_fn_inputs["target_tokens"].data)
+    return model.module(tokens).logits[0].double().log_softmax(-1)[range(len(targets)), targets]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_each_datum_has_the_numbers_of_its_own_forward(
+    models: dict[str, LoadedModel], kind: str, data: st.DataObject
+) -> None:
+    model = models[kind]
+    prompt = data.draw(st.lists(st.integers(0, 95), min_size=0, max_size=24))
+    answers = data.draw(st.lists(st.lists(st.integers(0, 95), min_size=2, max_size=24), min_size=1, max_size=4))
+    tail = data.draw(st.integers(0, 12))
+    datums = [
+        lb.datum_from_tokens_weights(
+            [*prompt, *answer, *range(tail)], [0.0] * len(prompt) + [1.0] * len(answer) + [0.0] * tail
+        )
+        for answer in answers
+    ]
+    budget = data.draw(st.sampled_from([None, 40]))
+    engine = Engine(model, EngineSettings(tokens_per_micro_batch=budget))
+    output = engine.forward_backward(datums, lb.get_loss("cross_entropy"))
+    gradients = {name: p.grad.clone() for name, p in model.trainable().items() if p.grad is not None}
+    for parameter in model.trainable().values():
+        parameter.grad = None
+    total = torch.zeros((), dtype=torch.float64)
+    for fields, datum in zip(output.loss_fn_outputs, datums, strict=True):
+        own, weights = own_logprobs(model, datum), datum.loss_fn_inputs["weights"].to_torch().double()
+        np.testing.assert_allclose((fields["logprobs"].to_torch() * weights), (own * weights).detach(), atol=1e-4)
+        total = total - (own * weights).sum()
+    total.backward()
+    scale = max(float(p.grad.abs().max()) for p in model.trainable().values() if p.grad is not None)
+    for name, parameter in model.trainable().items():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(gradients.get(name, torch.zeros_like(expected)), expected, rtol=0, atol=2e-4 * scale)
+        parameter.grad = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("attention sinks", "layer 0 has attention sinks"),
+        ("a state in some layers", r"layer 0 \(linear_attention\) carries a state along the row"),
+        ("a state along the row", r"layer 0 \(linear_attention\) carries a state along the row"),
+        ("biases by distance", r"layer 0 \(BloomBlock\) is off by 0\.\d+ of its scale"),
+    ],
+)
+def test_packing_that_was_asked_for_and_is_not_right_is_an_error_that_names_the_layer(
+    models: dict[str, LoadedModel], kind: str, reason: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"cannot run with batching='packed': {reason}"):
+        Engine(models[kind], EngineSettings(batching="packed"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_chosen_on_a_gpu_gives_the_numbers_of_each_sequence_alone(
+    models: dict[str, LoadedModel], kind: str
+) -> None:
+    model = models[kind]
+    sequences = [list(range(3, 9)), list(range(40, 45)), list(range(7, 47))]
+    way = packing_way(model)
+    if way is None:
+        return
+    together = hidden_states(model, sequences, "packed")
+    apart = torch.cat([model.backbone(input_ids=torch.tensor([s])).last_hidden_state[0] for s in sequences])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_datums_on_both_sides_of_a_switch_give_what_each_gives_alone(models: dict[str, LoadedModel]) -> None:
+    model = models["a rotation that switches at 32 tokens"]
+    assert switch_length(model) == 32
+    datums = [lb.datum_from_tokens_weights([(i * 7) % 96 for i in range(n + 1)], [1.0] * (n + 1)) for n in (40, 20)]
+    loss = lb.get_loss("cross_entropy")
+    for batching in ("packed", "padded", "single"):
+        engine = Engine(model, EngineSettings(batching=batching))
+        both = engine.forward(datums, loss).metrics["loss:sum"]
+        each = [engine.forward([datum], loss).metrics["loss:sum"] for datum in datums]
+        assert both == pytest.approx(sum(each), rel=1e-5)
+        own = [-own_logprobs(model, datum).sum().item() for datum in datums]
+        assert each == pytest.approx(own, rel=1e-5)
+
+
+def test_cutting_the_tail_keeps_a_sequence_on_its_side_of_the_switch(models: dict[str, LoadedModel]) -> None:
+    model = models["a rotation that switches at 32 tokens"]
+    datum = lb.datum_from_tokens_weights([(i * 7) % 96 for i in range(61)], [1.0] * 20 + [0.0] * 41)
+    seen: list[int] = []
+    hook = model.module.get_input_embeddings().register_forward_pre_hook(lambda _, x: seen.append(x[0].numel()))  # type: ignore[operator]
+    loss = Engine(model, EngineSettings()).forward_backward([datum], lb.get_loss("cross_entropy")).metrics["loss:sum"]
+    hook.remove()
+    assert seen[-1] == 33  # one more than the switch
+    assert loss == pytest.approx(-own_logprobs(model, datum)[:19].sum().item(), rel=1e-5)
+
+
+def test_windows_are_as_before_after_a_probe() -> None:
+    model = model_of(transformers.MistralConfig(**SIZES, sliding_window=50))
+    before = {name: getattr(part, "sliding_window", None) for name, part in model.module.named_modules()}
+    assert choose_batching(model, None) == "packed"
+    assert model.config.sliding_window == 50
+    assert {name: getattr(part, "sliding_window", None) for name, part in model.module.named_modules()} == before
+
+
+def test_a_model_whose_tokens_see_those_behind_them_is_not_cut() -> None:
+    model = model_of(transformers.BertConfig(**SIZES | {"pad_token_id": 0, "is_decoder": False}))
+    assert not verdict(model, "cut")
+    assert "tokens change with those behind them" in verdict(model, "cut").reason
+    assert choose_batching(model, None) == "single"
+
+
+@pytest.mark.parametrize("kind", ["grouped queries", "attention sinks", "a state along the row"])
+def test_probes_see_the_same_in_bfloat16(models: dict[str, LoadedModel], kind: str) -> None:
+    narrow = model_of(KINDS[kind])
+    narrow.module.to(torch.bfloat16)
+    assert choose_batching(narrow, None) == choose_batching(models[kind], None)
+    assert packing_way(narrow) == packing_way(models[kind])

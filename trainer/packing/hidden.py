@@ -1,0 +1,127 @@
+"""Hidden states of several sequences: as each alone would give, however they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datums.errors import ModelError
+from ..model.lengths import by_side, cut_on_its_side
+from ..model.model import LoadedModel
+from . import layouts
+from .layouts import Way
+from .micro_batches import lengths_read
+from .probes import WAYS, verdict
+
+Batching = Literal["packed", "padded", "single"]
+
+#: Ways of packing, the best first.
+PACKED = ("sharing", "blocks", "restarting")
+
+
+def hidden_states(
+    model: LoadedModel,
+    sequences: Sequence[Sequence[int] | np.ndarray],
+    batching: Batching | None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """[tokens of all sequences, d]: last hidden states, sequence after sequence, without padding; or only those in `rows`.
+
+    "padded" (or None): one row per sequence in one forward. "packed": one row for all, in the way that the model's probes
+    allow; an encoder is padded. "single": one sequence per forward. Sequences on different sides of a model's switch
+    (`switch_length`) run apart.
+    """
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    way = _way(model, batching)
+    groups = by_side(model, [len(array) for array in arrays])
+    if batching == "single":
+        groups = [[i] for i in range(len(arrays))]
+    if len(groups) == 1:
+        return way(model, arrays).run(model, rows)
+    parts: list[Tensor] = [torch.empty(0)] * len(arrays)
+    for group in groups:
+        together = way(model, [arrays[i] for i in group]).run(model)
+        for i, part in zip(group, together.split([len(arrays[i]) for i in group]), strict=True):
+            parts[i] = part
+    hidden = torch.cat(parts)
+    return hidden if rows is None else hidden[rows.to(hidden.device)]
+
+
+def _way(model: LoadedModel, batching: Batching | None) -> Way:
+    if batching != "packed" or model.kind == "encoder":
+        return layouts.padded
+    name = packing_way(model)
+    if name is None:
+        raise _refused(model, "packed")
+    # Dropout in a shared prefix would be the same for all its sequences.
+    return WAYS["blocks" if name == "sharing" and model.module.training else name]
+
+
+def packing_way(model: LoadedModel) -> str | None:
+    """How the model's sequences are packed, one of PACKED; None where no way gives the numbers of each alone."""
+    return next((name for name in PACKED if verdict(model, name)), None)
+
+
+def supports_packing(model: LoadedModel) -> bool:
+    """Whether attention block by block gives the hidden states of each sequence alone.
+
+    False for encoders, layers that carry a state along the row (Mamba, convolutions), attention in chunks, soft-capped
+    scores, attention sinks, and architectures that do not use transformers' attention functions.
+    """
+    return packing_way(model) in ("sharing", "blocks")
+
+
+def shares_prefixes(model: LoadedModel, batching: Batching | None) -> bool:
+    """Whether a prefix that several sequences begin with is computed once."""
+    return batching == "packed" and not model.module.training and packing_way(model) == "sharing"
+
+
+def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
+    """How the model's sequences run: as asked, or in the best way whose probe holds.
+
+    Raises ModelError where the way that was asked for gives other numbers than each sequence alone, with the layer.
+    """
+    verdict(model, "cut")  # tried now, so that no call runs a probe in its midst
+    if asked is None:
+        on_gpu = model.device.type != "cpu"  # elsewhere a mask over the whole row costs more than padding
+        if packing_way(model) is not None and (on_gpu or supports_packing(model)):
+            return "packed"
+        return "padded" if verdict(model, "padded") else "single"
+    holds = {
+        "packed": lambda: packing_way(model) is not None,
+        "padded": lambda: bool(verdict(model, "padded")),
+        "single": lambda: True,
+    }
+    if not holds[asked]():
+        raise _refused(model, asked)
+    return asked
+
+
+def lengths_computed(model: LoadedModel, lengths: np.ndarray, read: np.ndarray) -> np.ndarray:
+    """For each sequence of `lengths` [N] tokens, how many to compute where only the first `read` [N] are read."""
+    return cut_on_its_side(model, lengths, read) if verdict(model, "cut") else lengths
+
+
+def trim_to_last_read(
+    model: LoadedModel, sequences: Sequence[np.ndarray], active: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sequences cut as far as the model allows after the last position at which their masks ([length] bool each) are true.
+
+    Also returns where, among the tokens that are left, the masks are true.
+    """
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    computed = lengths_computed(model, lengths, lengths_read(lengths, np.concatenate(active))).tolist()
+    trimmed = [sequence[:length] for sequence, length in zip(sequences, computed, strict=True)]
+    return trimmed, np.flatnonzero(np.concatenate([mask[:n] for mask, n in zip(active, computed, strict=True)]))
+
+
+def _refused(model: LoadedModel, asked: Batching) -> ModelError:
+    probe = "padded" if asked == "padded" else "blocks"
+    return ModelError(
+        f"{model.name} ({model.config.model_type}) cannot run with batching={asked!r}: {verdict(model, probe).reason}. "
+        "Leave batching out, and it runs in a way that gives each sequence its own numbers"
+    )
