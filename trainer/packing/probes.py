@@ -37,7 +37,7 @@ STATES = ("Mamba", "Recurrent", "Rwkv", "DeltaNet", "Delta", "Conv", "LSTM", "Li
 def verdict(model: LoadedModel, probe: str) -> Verdict:
     """What the probe "cut" (a sequence may be cut after the last token that is read) or one of WAYS sees; tried once."""
     if probe not in model.verdicts:
-        with _trying(model):
+        with trying(model):
             model.verdicts[probe] = _cut(model) if probe == "cut" else _tried(model, WAYS[probe])
     return model.verdicts[probe]
 
@@ -86,7 +86,8 @@ def alone(model: LoadedModel, sequence: np.ndarray) -> Laid:
 
 
 @contextmanager
-def _trying(model: LoadedModel) -> Iterator[None]:
+def trying(model: LoadedModel) -> Iterator[None]:
+    """Inside, a probe may run the model: in eval mode, without gradients and warnings, with short windows."""
     was_training = model.module.training
     model.module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Prompts and their continuations in a model's KV cache: tokens in, hidden states out."""
+"""Prompts and their continuations: tokens in, hidden states out, through a model's cache or without one."""
 
 from __future__ import annotations
 
@@ -6,33 +6,48 @@ import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...datums.errors import ModelError
+from ..model.lengths import switch_length
 from ..model.model import LoadedModel
+from ..packing.hidden import hidden_states
+from ..packing.probes import verdict
 
 
 class Continuations:
     """`num_samples` rows per prompt, in the prompts' order, all extended token by token.
 
-    Prompts of different lengths are padded on the left and masked.
+    Prompts of different lengths are padded on the left and masked. Where the model rotates in another way beyond some
+    length (`switch_length`), rows that cross it are read anew; there all prompts need one length.
 
     limit          tokens that any row gets at most
-    share_prompts  keep each prompt once for all its rows (see `can_share_prompts`), not in the model's own cache
+    share_prompts  keep each prompt once for all its rows, not in the model's own cache
+    cached         False: read every row as a whole for each token
     """
 
     def __init__(
-        self, model: LoadedModel, prompts: Sequence[list[int]], num_samples: int, limit: int, *, share_prompts: bool
+        self,
+        model: LoadedModel,
+        prompts: Sequence[list[int]],
+        num_samples: int,
+        limit: int,
+        *,
+        share_prompts: bool,
+        cached: bool = True,
     ) -> None:
-        self.model, self.prompts, self.num_samples = model, prompts, num_samples
+        self.model, self.prompts, self.num_samples, self.cached = model, prompts, num_samples, cached
+        self.rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+        self.switch = switch_length(model)
         self.cache: Any = None
         self.mask: Tensor | None = None
-        self.steps = 0
         self.configs: list[Any] = []
-        self.takes_positions = "position_ids" in inspect.signature(model.backbone.forward).parameters
+        accepted = inspect.signature(model.backbone.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         if share_prompts:
             from .shared_prompts import SharedPromptCache, attending_configs
 
@@ -40,42 +55,66 @@ class Continuations:
 
     def read(self) -> Tensor:
         """The last hidden states [rows, d] of the prompts, each read once for its rows."""
-        width = max(map(len, self.prompts))
-        padded = torch.tensor([[0] * (width - len(p)) + p for p in self.prompts], device=self.model.device)
-        starts = torch.tensor([[width - len(p)] for p in self.prompts], device=self.model.device)
-        mask = torch.arange(width, device=padded.device) >= starts  # [prompts, width]
-        options = {} if not starts.any() else self._padding_options(mask, (mask.cumsum(1) - 1).clamp(min=0))
-        output = self.model.backbone(input_ids=padded, use_cache=True, **options, **self._own_cache())
-        self.cache = output.past_key_values
-        if self.cache is None:
-            raise ModelError(f"{self.model.name} keeps no cache that sampling could extend")
-        if self.num_samples > 1 or self.configs:
-            self.cache.batch_repeat_interleave(self.num_samples)
-        if options:
-            self.mask = mask.repeat_interleave(self.num_samples, 0)
-        return output.last_hidden_state[:, -1].repeat_interleave(self.num_samples, 0)
+        if not self.cached:
+            return self._whole_rows()
+        return self._prefill(self.prompts, self.num_samples)
 
     def extend(self, tokens: Tensor) -> Tensor:
         """Hidden states [rows, d] after one more token [rows] each."""
-        options = {}
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        if not self.cached:
+            return self._whole_rows()
+        if self.switch is not None and len(self.rows[0]) == self.switch + 1:
+            self.cache, self.configs, self.mask = None, [], None  # its keys are rotated as in shorter rows
+            return self._prefill(self.rows, 1)
+        positions = torch.tensor([[len(row) - 1] for row in self.rows], device=self.model.device)
         if self.mask is not None:
-            positions = self.mask.sum(1, keepdim=True)
             self.mask = nn.functional.pad(self.mask, (0, 1), value=True)
-            options = self._padding_options(self.mask, positions)
+        options = self._options(self.mask, positions)
         with self._attention():
-            output = self.model.backbone(
-                input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True, **options
-            )
+            output = self.model.backbone(input_ids=tokens[:, None], use_cache=True, **options, **self._own_cache())
         return output.last_hidden_state[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, given in ascending order."""
-        self.cache.batch_select_indices(rows)
+        self.rows = [self.rows[row] for row in rows.tolist()]
+        if self.configs:
+            self.cache.batch_select_indices(rows)
+        elif self.cache is not None:
+            self.cache.reorder_cache(rows)
         if self.mask is not None:
             self.mask = self.mask[rows]
 
+    def _prefill(self, prompts: Sequence[list[int]], repeats: int) -> Tensor:
+        """Read prompts into the cache, and give each `repeats` rows there."""
+        width = max(map(len, prompts))
+        padded = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.model.device)
+        starts = torch.tensor([[width - len(p)] for p in prompts], device=self.model.device)
+        mask = torch.arange(width, device=padded.device) >= starts if starts.any() else None  # [prompts, width]
+        positions = (torch.arange(width, device=padded.device) - starts).clamp(min=0)
+        options = self._options(mask, positions)
+        output = self.model.backbone(input_ids=padded, use_cache=True, **options, **self._own_cache())
+        self.cache = getattr(output, self.cache_name, None)
+        if self.cache is None:
+            raise ModelError(f"{self.model.name} keeps no cache that sampling could extend")
+        if self.configs:
+            self.cache.batch_repeat_interleave(repeats)
+        elif repeats > 1:
+            # Every kind of cache layer can be reordered, also those that hold a state and no keys.
+            owners = torch.arange(len(prompts), device=padded.device).repeat_interleave(repeats)
+            self.cache.reorder_cache(owners)
+        self.mask = None if mask is None else mask.repeat_interleave(repeats, 0)
+        return output.last_hidden_state[:, -1].repeat_interleave(repeats, 0)
+
+    def _whole_rows(self) -> Tensor:
+        """The last hidden states [rows, d] of rows that are read as a whole."""
+        rows = [np.asarray(row, dtype=np.int64) for row in self.rows]
+        last = torch.tensor(np.cumsum([len(row) for row in rows]) - 1)
+        return hidden_states(self.model, rows, "padded" if verdict(self.model, "padded") else "single", last)
+
     def _own_cache(self) -> dict[str, Any]:
-        return {} if self.cache is None else {"past_key_values": self.cache}
+        return {} if self.cache is None else {self.cache_name: self.cache}
 
     def _attention(self) -> Any:
         if not self.configs:
@@ -84,35 +123,6 @@ class Continuations:
 
         return attending(self.configs)
 
-    def _padding_options(self, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        return {"attention_mask": mask.long()} | ({"position_ids": positions} if self.takes_positions else {})
-
-
-_verdicts: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def can_share_prompts(model: LoadedModel) -> bool:
-    """Whether hidden states with shared prompts equal those with the model's own cache; tried once per module."""
-    module = model.module
-    if module not in _verdicts:
-        try:
-            _verdicts[module] = _same_hidden_states(model)
-        except Exception:  # an architecture with another kind of state may fail with any error
-            _verdicts[module] = False
-    return _verdicts[module]
-
-
-def _same_hidden_states(model: LoadedModel) -> bool:
-    """Compare both caches on two padded prompts with two rows each, of which one is dropped halfway."""
-    tokens = [token % model.vocab_size for token in range(1, 6)]
-    hidden = []
-    for share_prompts in (False, True):
-        rows = Continuations(model, [tokens[:3], tokens[:2]], 2, 2, share_prompts=share_prompts)
-        rows.read()
-        first = rows.extend(torch.tensor(tokens[:4], device=model.device))
-        kept = torch.tensor([0, 2, 3], device=model.device)
-        rows.keep(kept)
-        hidden.append(torch.cat([first, rows.extend(torch.tensor(tokens[2:], device=model.device))]).double())
-    own, ours = hidden
-    tolerance = 64 * torch.finfo(next(model.module.parameters()).dtype).eps * own.abs().max().clamp(min=1.0)
-    return bool((own - ours).abs().max() <= tolerance)
+    def _options(self, mask: Tensor | None, positions: Tensor) -> dict[str, Tensor]:
+        options = {"position_ids": positions} if self.takes_positions else {}
+        return options if mask is None else options | {"attention_mask": mask.long()}

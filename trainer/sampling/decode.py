@@ -16,6 +16,7 @@ from ..model.model import LoadedModel
 from .choice import choose
 from .continuations import Continuations
 from .params import Rules
+from .plan import Plan
 from .stops import StopStrings
 
 #: Finished rows are dropped once they are this fraction of all: each costs its share of every step, dropping costs a copy.
@@ -79,7 +80,7 @@ class Batch:
         *,
         seeds: Sequence[int | None],
         logits: Callable[[Tensor], Tensor],
-        share_prompts: bool,
+        plan: Plan,
         meter: Meter,
     ) -> None:
         self.model, self.num_samples, self.rules, self.logits, self.meter = model, num_samples, rules, logits, meter
@@ -90,7 +91,9 @@ class Batch:
             Row(p, sample, prompts[p][-1], most) for p, most in enumerate(limits) for sample in range(num_samples)
         ]
         self.rows = list(self.everything)
-        self.continuations = Continuations(model, prompts, num_samples, max(limits), share_prompts=share_prompts)
+        self.continuations = Continuations(
+            model, prompts, num_samples, max(limits), share_prompts=plan.share, cached=plan.cached
+        )
 
     def run(self) -> list[list[Row]]:
         """Decode until every row has stopped; the rows of each prompt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from torch import nn
 from ...datums.errors import ModelError
 from ...datums.types import SamplingParams
 from ..model.model import LoadedModel
-from .continuations import can_share_prompts
 from .decode import Batch, Meter, Progress, limit
 from .params import check_params, check_prompt, check_seeds, is_integer
+from .plan import plan_of
 from .prepacked import prepacked_weights
 
 #: At most so many sequences are decoded together, unless one prompt has more samples.
@@ -85,9 +86,8 @@ def generate_batch(
     meter = Meter(on_progress)
     # Not inference_mode: buffers filled under it could not take part in training later.
     with torch.no_grad(), _evaluating(model.module), prepacked_weights(model, steps) as logits:
-        share_prompts = can_share_prompts(model)
-        for start in range(0, len(order), together):
-            members = order[start : start + together]
+        plan = plan_of(model)
+        for members in _together(order, checked, together, pads=plan.pads):
             batch = Batch(
                 model,
                 [checked[i] for i in members],
@@ -95,12 +95,22 @@ def generate_batch(
                 rules,
                 seeds=[own_seeds[i] for i in members],
                 logits=logits,
-                share_prompts=share_prompts,
+                plan=plan,
                 meter=meter,
             )
             for i, rows in zip(members, batch.run(), strict=True):
                 results[i] = [Generated(row.tokens, row.logprobs, row.stop_reason or "length") for row in rows]
     return results
+
+
+def _together(
+    order: Sequence[int], prompts: Sequence[Sequence[int]], most: int, *, pads: bool
+) -> Iterator[Sequence[int]]:
+    """Indices of prompts that are decoded together, at most so many; without padding those of one length."""
+    lengths = itertools.groupby(order, key=lambda i: 0 if pads else len(prompts[i]))
+    for _, group in lengths:
+        members = list(group)
+        yield from (members[start : start + most] for start in range(0, len(members), most))
 
 
 @contextmanager

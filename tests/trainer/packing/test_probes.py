@@ -33,11 +33,12 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-LONGROPE = transformers.Phi3Config(
-    **SIZES,
-    original_max_position_embeddings=32,
-    rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]},
-)
+SWITCH: dict[str, Any] = {
+    "original_max_position_embeddings": 32,
+    "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]},
+}
+LONGROPE = transformers.Phi3Config(**SIZES, **SWITCH)
+GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
 HYBRID: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -50,7 +51,7 @@ HYBRID: dict[str, Any] = {
 KINDS: dict[str, Any] = {
     "grouped queries": transformers.LlamaConfig(**SIZES),
     "a window": transformers.MistralConfig(**SIZES, sliding_window=5),
-    "soft-capped scores": transformers.Gemma2Config(**SIZES | {"num_key_value_heads": 2, "head_dim": 8}),
+    "soft-capped scores": transformers.Gemma2Config(**GROUPED),
     "attention sinks": transformers.GptOssConfig(**SIZES, head_dim=8, num_local_experts=4),
     "a state along the row": transformers.MambaConfig(
         vocab_size=96, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=None

@@ -11,7 +11,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lossbook.datums.errors import ModelError
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora import add_lora
@@ -19,9 +18,10 @@ from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer, seeded
 from lossbook.trainer.sampling import generate as generate_module
 from lossbook.trainer.sampling import prepacked
-from lossbook.trainer.sampling.continuations import Continuations, can_share_prompts
+from lossbook.trainer.sampling.continuations import Continuations
 from lossbook.trainer.sampling.decode import Progress
 from lossbook.trainer.sampling.generate import generate, generate_batch
+from lossbook.trainer.sampling.plan import can_share_prompts, plan_of
 from lossbook.trainer.sampling.prepacked import prepacked_weights
 
 PROMPTS = [[258, 117, 10, 104, 105, 259, 10], [5], [200, 3, 77], list(range(20)), [9, 9]]
@@ -308,7 +308,9 @@ def test_a_prompt_that_ends_at_once_needs_no_second_step() -> None:
     assert [(progress.tokens, progress.running, progress.finished) for progress in seen] == [(3, 0, 3)]
 
 
-def test_a_model_without_a_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_cache_is_read_anew_for_each_token_and_gives_the_same_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = load_model("tiny", device="cpu")
     forward = model.backbone.forward
 
@@ -317,6 +319,9 @@ def test_a_model_without_a_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         output.past_key_values = None
         return output
 
+    params = SamplingParams(max_tokens=6, seed=1, stop=[])
+    expected = generate(load_model("tiny", device="cpu"), [5], num_samples=2, params=params)
     monkeypatch.setattr(model.backbone, "forward", forget)
-    with pytest.raises(ModelError, match="keeps no cache"):
-        generate(model, [5], num_samples=1, params=SamplingParams(max_tokens=2))
+    samples = generate(model, [5], num_samples=2, params=params)
+    assert not plan_of(model).cached
+    assert [sample.tokens for sample in samples] == [sample.tokens for sample in expected]

@@ -1,0 +1,81 @@
+"""How a model's continuations are computed: with which cache, and which prompts together. Probes decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.lengths import switch_length
+from ..model.model import LoadedModel
+from ..model.verdict import Verdict
+from ..packing.hidden import hidden_states
+from ..packing.probes import differ, trying
+from .continuations import Continuations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """share: prompts are kept once for all their samples. cached: with a cache. pads: prompts of several lengths together."""
+
+    share: bool
+    cached: bool
+    pads: bool
+
+
+#: The plans that probes try, the best first; the last one needs no probe.
+PLANS = {
+    "shared prompts": Plan(True, True, True),
+    "shared prompts of one length": Plan(True, True, False),
+    "cache": Plan(False, True, True),
+    "cache, prompts of one length": Plan(False, True, False),
+}
+NO_CACHE = Plan(False, False, True)
+
+
+def plan_of(model: LoadedModel) -> Plan:
+    """The first plan whose hidden states are those without a cache; each is tried once for a model."""
+    return next((plan for name, plan in PLANS.items() if plan_verdict(model, name)), NO_CACHE)
+
+
+def plan_verdict(model: LoadedModel, name: str) -> Verdict:
+    """What the probe of one of PLANS sees."""
+    if name not in model.verdicts:
+        with trying(model):
+            model.verdicts[name] = _tried(model, PLANS[name])
+    return model.verdicts[name]
+
+
+def can_share_prompts(model: LoadedModel) -> bool:
+    """Whether prompts may be kept once for all their samples."""
+    return plan_of(model).share
+
+
+def _tried(model: LoadedModel, plan: Plan) -> Verdict:
+    """Two prompts with two rows each, of which one is dropped halfway; across a switch that lies near."""
+    switch = switch_length(model)
+    if plan.pads and switch is not None:
+        return Verdict(False, f"rows rotate in another way beyond {switch} tokens, so they have to get there together")
+    tokens = [(token * 5 + 2) % model.vocab_size for token in range(1, 40)]
+    length = switch - 1 if switch is not None and 8 <= switch <= len(tokens) - 6 else 8
+    prompts = [tokens[:length], tokens[3 : 3 + length - (3 if plan.pads else 0)]]
+    try:
+        rows = Continuations(model, prompts, 2, 4, share_prompts=plan.share)
+        pairs = [(rows.read(), _without_cache(model, rows.rows))]
+        for step, kept in enumerate(([0, 2, 3], [0, 1, 2], [0, 2])):
+            following = torch.tensor(tokens[step : step + len(rows.rows)], device=model.device)
+            pairs.append((rows.extend(following), _without_cache(model, rows.rows)))
+            rows.keep(torch.tensor(kept, device=model.device))
+    except Exception as error:  # an architecture with another kind of state may fail with any error
+        return Verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    ours, theirs = (torch.cat(part) for part in zip(*pairs, strict=True))
+    wrong, off = differ(ours, theirs)
+    return Verdict(not wrong, f"hidden states differ from those without a cache by {off:.2g}" if wrong else "", off)
+
+
+def _without_cache(model: LoadedModel, rows: Sequence[list[int]]) -> Tensor:
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    return hidden_states(model, arrays, "single", torch.tensor(np.cumsum([len(row) for row in arrays]) - 1))
