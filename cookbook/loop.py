@@ -37,7 +37,7 @@ from .run.trackers import Trackers, check_trackers
 if TYPE_CHECKING:
     from ..datums.types import Datum
     from ..trainer import TrainingClient
-    from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
+    from ..trainer.responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse
 
 #: Evaluations, at most, at which sequences are recorded token by token.
 RECORDINGS = 10
@@ -65,6 +65,8 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
     training = make_client(config, run.checkpoints, value_head=value_head)
     if start is not None:
         training.load_state(str(start), optimizer=False).result()
+    if not config.all_weights:
+        print(adapters_line(training.get_info()))
     return run, training
 
 
@@ -77,9 +79,22 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         config.model,
         rank=config.rank,
         seed=config.seed,
+        train_mlp=config.train_mlp,
+        train_attn=config.train_attn,
         train_unembed=config.train_unembed,
+        lora_targets=config.lora_targets or None,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
         value_head=value_head,
     )
+
+
+def adapters_line(info: ModelInfo) -> str:
+    """What has a LoRA adapter, and what was left out and why, layer numbers as *."""
+    line = f"LoRA of rank {info.lora_rank} on {', '.join(info.lora_targets)}"
+    if not info.lora_left_out:
+        return line
+    return f"{line}; none on {', '.join(f'{name} ({reason})' for name, reason in info.lora_left_out.items())}"
 
 
 def finish(run: Run, training: TrainingClient) -> dict[str, float]:

@@ -105,6 +105,8 @@ class ModelInfo:
     dtype        of products, such as "bfloat16"
     max_length   in tokens, None where the architecture sets no limit
     vocab_size   rows of the output head, which may be more than the tokenizer has tokens
+    lora_targets   weights with an adapter, layer numbers as *
+    lora_left_out  weights of the chosen parts, and routers, that have none, layer numbers as *, with the reason
     """
 
     model_id: str
@@ -124,3 +126,5 @@ class ModelInfo:
     max_length: int | None = None
     value_head: bool = False
     vocab_size: int | None = None
+    lora_targets: tuple[str, ...] = ()
+    lora_left_out: Mapping[str, str] = field(default_factory=dict)

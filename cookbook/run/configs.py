@@ -47,7 +47,14 @@ class RecipeConfig(BaseModel):
     loss_config: dict[str, Setting] = Field({}, description="the loss's settings: --loss-config reduction sum")
     all_weights: bool = Field(False, description="train all weights instead of LoRA adapters")
     rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
+    train_mlp: bool = Field(True, description="put adapters on the MLP, with all experts of a mixture")
+    train_attn: bool = Field(True, description="put adapters on the attention and recurrent layers")
     train_unembed: bool = Field(False, description="add an adapter to the output head")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="put adapters on these layers instead: names (q_proj) or patterns ('*.layers.1?.*')"
+    )
+    lora_alpha: float = Field(32.0, gt=0, description="adapters are scaled by this over the rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropping an input of an adapter")
     learning_rate: float = Field(5e-4, gt=0, description="the optimizer's learning rate after warmup")
     schedule: Schedule = Field(
         "constant", description="after warmup: constant, linear or cosine (0 at the last step), or inverse_sqrt"
@@ -82,6 +89,24 @@ class RecipeConfig(BaseModel):
         if self.changed_data and not self.resume:
             raise ValueError("changed_data is for --resume only: a new run reads the data as they are")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_are_chosen_once(self) -> Self:
+        names = ("rank", "train_mlp", "train_attn", "train_unembed", "lora_targets", "lora_alpha", "lora_dropout")
+        if self.all_weights and (
+            given := [name for name in names if name in self.model_fields_set and self._differs(name)]
+        ):
+            raise ValueError(
+                f"--all-weights trains no adapters, so {given[0]} would be ignored: leave one of the two out"
+            )
+        if self.lora_targets and not (self.train_mlp and self.train_attn):
+            raise ValueError(
+                "choose layers by --lora-targets, or parts by --no-train-mlp and --no-train-attn, not by both"
+            )
+        return self
+
+    def _differs(self, name: str) -> bool:
+        return getattr(self, name) != type(self).model_fields[name].default
 
     def adam_params(self, step: int, total: int) -> AdamParams:
         """The optimizer's settings at one of `total` steps, counted from 1. Raises ConfigError as `learning_rate_factor` does."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +150,6 @@ def _identity(model: LoadedModel) -> dict[str, Any]:
     return {
         "base_model": model.name,
         "vocab_size": model.vocab_size,
-        "lora": None if model.lora is None else asdict(model.lora),
+        "lora": None if model.lora is None else model.lora.to_json(),
         "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +92,38 @@ class ServiceClient:
         *,
         alpha: float | None = None,
         value_head: bool = False,
+        lora_targets: Sequence[str] | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
     ) -> TrainingClient:
         """Train low-rank adapters on frozen weights.
 
         base_model     a hub id, a local directory, a .gguf file, "tiny" (a small decoder built in code) or "tiny-encoder"
         seed           of the adapters' initial values
+        train_mlp      adapt the MLP, with all experts of a mixture; not its router
+        train_attn     adapt the attention and recurrent layers
         train_unembed  adapt the output head too, which costs a gradient of the whole vocabulary
         value_head     add a value head, trained in full, for losses that read `values`
+        lora_targets   adapt these layers instead: names or ends or parts of them ("q_proj", "layers.0.mlp"), or patterns with *
+        lora_alpha     the adapters' product is scaled by it over the rank; 32 by default. `alpha` is the older word for it
+        lora_dropout   of the adapters' inputs in training
+
+        `get_info()` says what is adapted and what was left out. Raises ModelError as `add_lora` does.
         """
-        model = self._load(base_model)
-        add_lora(
-            model,
+        if alpha is not None and lora_alpha is not None:
+            raise ModelError("alpha is the older word for lora_alpha: give lora_alpha alone")
+        return self._lora_client(
+            base_model,
+            value_head=value_head,
             rank=rank,
-            alpha=alpha,
+            alpha=alpha if lora_alpha is None else lora_alpha,
             seed=seed,
             train_mlp=train_mlp,
             train_attn=train_attn,
             train_unembed=train_unembed,
+            targets=lora_targets,
+            dropout=lora_dropout,
         )
-        if value_head:
-            add_value_head(model)
-        return TrainingClient(self.context, model, self._name())
 
     def create_training_client(
         self, base_model: str, lora_rank: int = 0, *, value_head: bool = False
@@ -135,7 +147,7 @@ class ServiceClient:
         if lora is None:
             client = self.create_training_client(manifest["base_model"], value_head=value_head)
         else:
-            client = self.create_lora_training_client(manifest["base_model"], **lora, value_head=value_head)
+            client = self._lora_client(manifest["base_model"], value_head=value_head, **lora)
         client.load_state(path, optimizer=optimizer).result()
         return client
 
@@ -158,6 +170,12 @@ class ServiceClient:
     def get_server_capabilities(self) -> dict[str, Any]:
         """The base models that need no download, and the device."""
         return {"supported_models": ["tiny", "tiny-encoder"], "device": self.context.device or "best available"}
+
+    def _lora_client(self, base_model: str, *, value_head: bool, **lora: Any) -> TrainingClient:
+        model = add_lora(self._load(base_model), **lora)
+        if value_head:
+            add_value_head(model)
+        return TrainingClient(self.context, model, self._name())
 
     def _load(self, base_model: str) -> LoadedModel:
         return load_model(base_model, device=self.context.device, dtype=self.context.dtype)

@@ -17,7 +17,7 @@ from ..checkpoint.state import load_snapshot, load_training, save_training, save
 from ..engine.checks import Pooling, check_pooling
 from ..engine.engine import Engine
 from ..model.export import export_model, export_value_head
-from ..model.lora import export_adapter
+from ..model.lora import adapted_names, export_adapter
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
@@ -209,6 +209,8 @@ class TrainingClient:
             max_length=self._model.max_length,
             value_head=self._model.value_head is not None,
             vocab_size=self._model.vocab_size,
+            lora_targets=adapted_names(self._model),
+            lora_left_out={} if lora is None else lora.left_out,
         )
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:

@@ -27,6 +27,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
 from ...losses.spec.spec import OUTPUT_NAMES
+from ..model.linear import set_adapter_dropout
 from ..model.model import LoadedModel
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
@@ -84,7 +85,7 @@ class Engine:
         bound, sequences = self._check(datums, loss, everywhere=loss.on_host)
         while True:
             try:
-                with self._all_or_nothing(), self._mode(training=self.settings.dropout):
+                with self._all_or_nothing(), self._mode(training=self.settings.dropout, adapters=True):
                     return self._forward_backward(loss, bound, sequences, pooling)
             except torch.OutOfMemoryError:
                 tokens = self.settings.tokens_per_micro_batch or 0
@@ -193,13 +194,17 @@ class Engine:
         return tokens * per_token * size <= free // 2
 
     @contextmanager
-    def _mode(self, *, training: bool) -> Iterator[None]:
+    def _mode(self, *, training: bool, adapters: bool = False) -> Iterator[None]:
+        """Inside, the model drops what its own dropout says, and the adapters what theirs says."""
         before = self.model.module.training
         self.model.module.train(training)
+        self.model.adapters_drop = adapters and self.model.lora is not None and self.model.lora.dropout > 0
+        set_adapter_dropout(self.model.module, on=self.model.adapters_drop)
         try:
             yield
         finally:
             self.model.module.train(before)
+            self.model.adapters_drop = False
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

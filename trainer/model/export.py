@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .linear import adapted, without_wrappers
 from .model import LoadedModel
 
 #: transformers' classes for these models have no value head; its weight [1, d] and bias [1] go into a file of their own.
@@ -30,7 +31,7 @@ def export_model(model: LoadedModel, directory: str | Path, *, dtype: torch.dtyp
         state = _converted(state, dtype)
     tied = module.config.tie_word_embeddings
     try:
-        module.config.tie_word_embeddings = tied and not (model.lora is not None and model.lora.train_unembed)
+        module.config.tie_word_embeddings = tied and not _head_is_adapted(model)
         module.save_pretrained(str(directory), state_dict=state)
     finally:
         module.config.tie_word_embeddings = tied
@@ -47,16 +48,19 @@ def export_value_head(model: LoadedModel, directory: str | Path) -> None:
         save_file(tensors, Path(directory) / VALUE_HEAD_FILE, metadata={"format": "pt"})
 
 
+def _head_is_adapted(model: LoadedModel) -> bool:
+    return model.kind == "decoder" and hasattr(model.module.get_output_embeddings(), "lora_A")  # type: ignore[operator]
+
+
 def merged_state(model: LoadedModel) -> dict[str, Tensor]:
     """The weights with adapters merged, by the names they have without adapters. Weights without one are not copied."""
-    layers = {name: layer for name, layer in model.module.named_modules() if hasattr(layer, "lora_A")}
+    layers = adapted(model.module)
     state: dict[str, Tensor] = {}
     for name, tensor in model.module.state_dict().items():
         if ".lora_" in name:
             continue
-        owner, is_base, rest = name.rpartition(".base_layer.")
-        plain = f"{owner}.{rest}" if is_base else name
-        state[plain] = _with_adapters(layers[owner], tensor) if is_base and rest == "weight" else tensor
+        plain = without_wrappers(name)
+        state[plain] = _with_adapters(layers[plain], tensor) if plain in layers else tensor
     return state
 
 

@@ -31,7 +31,7 @@ def weights_fingerprint(model: LoadedModel) -> str:
         if ".lora_" in name:
             if _layer(name) in silent or model.lora is None:
                 continue
-            digest.update(f"{model.lora.alpha / model.lora.rank} ".encode())
+            digest.update(f"{model.module.get_submodule(_layer(name)).scaling['default']} ".encode())  # type: ignore[index]
         digest.update(f"{name.replace('.base_layer', '')} {weight.dtype} {list(weight.shape)} ".encode())
         digest.update(_bytes(weight))
     return digest.hexdigest()

@@ -33,6 +33,7 @@ class LoadedModel:
     compute_dtype     of products, where that is narrower than the weights; None for their own
     head_choice       strategy and backend of the last call of the head; None before the first
     verdicts          what probes of this model saw, by probe; each is tried once
+    adapters_drop     whether the adapters' dropout is on, as it is inside `forward_backward`
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -48,6 +49,7 @@ class LoadedModel:
     compute_dtype: torch.dtype | None = None
     head_choice: str | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict, repr=False)
+    adapters_drop: bool = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that require a gradient, sorted by name; a tied parameter appears once."""
@@ -89,7 +91,10 @@ class LoadedModel:
     @property
     def backbone(self) -> nn.Module:
         """The transformer below the head: its forward returns `last_hidden_state` [batch, length, d]. LoRA included."""
-        return self.module if self.kind == "encoder" else self._transformer.base_model
+        if self.kind == "encoder":
+            return self.module
+        below = self._transformer.base_model
+        return below if below is not self.module else self._transformer.get_decoder()  # Llama-4: no base of that name
 
     @property
     def vocab_size(self) -> int:
