@@ -43,8 +43,7 @@ def load_model(
     else:
         module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype)
     model = LoadedModel(base_model, module.to(place).eval().requires_grad_(False), tokenizer, kind, place)  # type: ignore[arg-type]
-    if kind == "decoder":
-        _check_head(model)
+    _check_text(model)
     return model
 
 
@@ -93,12 +92,12 @@ def _model_directory(path: Path) -> str:
 
 
 def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Kind]:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = _kind(name, config)
-        loader: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
+        loader = _loader(kind, config)
         check_headers(name, source, config, loader)
         module, report = loader.from_pretrained(
             source,
@@ -135,7 +134,62 @@ def _kind(name: str, config: Any) -> Kind:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     saved_as = getattr(config, "architectures", None) or [causal]
-    return "decoder" if causal is not None and causal in saved_as and not bidirectional else "encoder"
+    if not bidirectional and (_is_wrapper(config) or (causal is not None and causal in saved_as)):
+        return "decoder"
+    return "encoder"
+
+
+def _is_wrapper(config: Any) -> bool:
+    """Whether the checkpoint was saved as a decoder that reads images, video or sound beside text."""
+    return bool(set(getattr(config, "architectures", None) or ()) & _wrappers(config.model_type))
+
+
+def _wrappers(model_type: str) -> set[str]:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+
+    maps = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    return {str(names[model_type]) for names in maps if model_type in names}
+
+
+def _loader(kind: Kind, config: Any) -> Any:
+    """The class of transformers that loads the checkpoint whole."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    if kind == "encoder":
+        return AutoModel
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    saved_as = getattr(config, "architectures", None) or [causal]
+    if causal in saved_as or not _is_wrapper(config):
+        return AutoModelForCausalLM
+    is_image = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if is_image else AutoModelForMultimodalLM
+
+
+def _check_text(model: LoadedModel) -> None:
+    """Try the model on three tokens; ModelError where it does not take text alone, or computes other logits than its head."""
+    tokens = torch.arange(3, device=model.device)[None]
+    try:
+        with torch.no_grad():
+            hidden = model.backbone(tokens % model.vocab_size).last_hidden_state
+            if hidden.shape[:2] != tokens.shape:
+                raise ValueError(f"hidden states of shape {list(hidden.shape)} for 3 tokens")
+            if model.kind == "decoder":
+                _check_head(model)
+    except ModelError:
+        raise
+    except Exception as error:  # an architecture may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{model.name!r} ({type(model.module).__name__}) cannot be used for text alone: {reason}. Only decoders and "
+            "encoders of text are supported, also those inside of models that read images too"
+        ) from error
 
 
 @torch.no_grad()

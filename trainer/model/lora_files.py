@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ...datums.errors import CheckpointError
@@ -109,6 +110,7 @@ def fill(model: LoadedModel, config: LoraConfig, tensors: dict[str, Tensor], sou
         tensors = convert_peft_adapter_state_dict_for_transformers(model.adapter, config, tensors)
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"the adapter in {source!r} does not fit {model.name}: {error}") from error
+    tensors = _without_base(model, tensors, source)
     for name in sorted(own.keys() | tensors.keys()):
         ours, theirs = (list(group[name].shape) if name in group else "nothing" for group in (own, tensors))
         if ours != theirs:
@@ -116,3 +118,16 @@ def fill(model: LoadedModel, config: LoraConfig, tensors: dict[str, Tensor], sou
                 f"the adapter in {source!r} does not fit this model: at {name} the file has {theirs}, the model {ours}"
             )
     set_peft_model_state_dict(model.adapter, tensors)
+
+
+def _without_base(model: LoadedModel, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors without the base weights of an adapted output head, which peft writes too; they must be the model's own."""
+    state = model.adapter.state_dict()
+    for name in [name for name in tensors if name.endswith((".base_layer.weight", ".base_layer.bias"))]:
+        own = state.get(name)
+        if own is None or own.shape != tensors[name].shape or not torch.equal(own.cpu(), tensors[name].to(own.dtype)):
+            raise CheckpointError(
+                f"the adapter in {source!r} was made on other weights than {model.name}'s: its {name} differs. Merge it "
+                "with peft's merge_and_unload() where it was trained"
+            )
+    return {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name or ".lora_" in name}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ...datums.errors import ModelError
-from .linear import LoraSettings, adapted
+from .linear import LoraSettings, adapted, set_adapter_dropout
 from .lora_targets import Target
 from .model import LoadedModel
 from .tiny import seeded
@@ -37,6 +37,7 @@ def attach(model: LoadedModel, config: LoraConfig, settings: LoraSettings) -> No
         detach(model, trained)
         raise
     model.adapter.peft_config["default"].base_model_name_or_path = model.name
+    set_adapter_dropout(model.module, on=False)  # new modules begin in training mode
     model.lora = settings
 
 

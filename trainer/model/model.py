@@ -94,7 +94,13 @@ class LoadedModel:
         if self.kind == "encoder":
             return self.module
         below = self._transformer.base_model
-        return below if below is not self.module else self._transformer.get_decoder()  # Llama-4: no base of that name
+        if below is not self.module:
+            return below
+        while hasattr(below, "lm_head") or hasattr(
+            below, "language_model"
+        ):  # Llama-4 names its base as nothing else does
+            below = below.model if hasattr(below, "lm_head") else below.language_model
+        return below
 
     @property
     def vocab_size(self) -> int:
