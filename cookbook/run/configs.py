@@ -92,10 +92,9 @@ class RecipeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _adapters_are_chosen_once(self) -> Self:
-        names = ("rank", "train_mlp", "train_attn", "train_unembed", "lora_targets", "lora_alpha", "lora_dropout")
-        if self.all_weights and (
-            given := [name for name in names if name in self.model_fields_set and self._differs(name)]
-        ):
+        names = ("train_mlp", "train_attn", "lora_targets", "lora_alpha", "lora_dropout")
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if self.all_weights and given:
             raise ValueError(
                 f"--all-weights trains no adapters, so {given[0]} would be ignored: leave one of the two out"
             )
@@ -104,9 +103,6 @@ class RecipeConfig(BaseModel):
                 "choose layers by --lora-targets, or parts by --no-train-mlp and --no-train-attn, not by both"
             )
         return self
-
-    def _differs(self, name: str) -> bool:
-        return getattr(self, name) != type(self).model_fields[name].default
 
     def adam_params(self, step: int, total: int) -> AdamParams:
         """The optimizer's settings at one of `total` steps, counted from 1. Raises ConfigError as `learning_rate_factor` does."""

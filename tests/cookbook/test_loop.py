@@ -58,6 +58,32 @@ def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
     assert training.optim_step(config.adam_params(1, 1)).result().metrics["step"] == 1
 
 
+def test_the_flags_choose_the_adapters_and_the_first_line_says_where_they_are(tmp_path: Path, capsys) -> None:
+    config = config_in(tmp_path / "run", train_mlp=False, lora_alpha=4.0, lora_dropout=0.25)
+    _, training = begin(config)
+    lora = training._model.lora
+    assert lora is not None
+    assert (lora.alpha, lora.dropout, lora.train_mlp) == (4.0, 0.25, False)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == "LoRA of rank 2 on " + ", ".join(f"model.layers.*.self_attn.{leaf}_proj" for leaf in "koqv")
+    begin(config_in(tmp_path / "named", lora_targets=("layers.0.mlp.up_proj",)))
+    assert capsys.readouterr().out.splitlines()[0] == "LoRA of rank 2 on model.layers.*.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"all_weights": True, "lora_targets": ("q_proj",)}, "so lora_targets would be ignored"),
+        ({"all_weights": True, "train_mlp": False}, "so train_mlp would be ignored"),
+        ({"lora_targets": ("q_proj",), "train_mlp": False}, "not by both"),
+        ({"lora_dropout": 1.0}, "less than 1"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_refused(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_in(tmp_path, **flags)
+
+
 def test_start_from_says_what_is_wrong_with_a_folder(tmp_path: Path, datums: list[lb.Datum]) -> None:
     with pytest.raises(RunError, match="is neither a run nor a checkpoint: there is no such folder"):
         begin(config_in(tmp_path / "run", start_from=tmp_path / "nothing"))

@@ -150,7 +150,7 @@ def _wrappers(model_type: str) -> set[str]:
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     )
 
-    maps = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    maps: list[Any] = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES]
     return {str(names[model_type]) for names in maps if model_type in names}
 
 

@@ -74,10 +74,10 @@ def _choose(
 ) -> Selection:
     """The weights that `add_lora` puts adapters on, given the same arguments. Raises ModelError as it does."""
     flags: dict[Part, bool] = {"attention": train_attn, "mlp": train_mlp, "unembed": train_unembed}
-    parts = {part for part, wanted in flags.items() if wanted}
+    parts: set[Part] = {part for part, wanted in flags.items() if wanted}
     selection = select(model, parts, targets)
     if targets is not None and train_unembed:
-        head = select(model, {"unembed"}, None)
+        head = select(model, ("unembed",), None)
         selection = Selection({**selection.targets, **head.targets}, selection.left_out)
     return selection
 

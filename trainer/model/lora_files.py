@@ -44,7 +44,7 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         if not (directory / file).is_file():
             raise CheckpointError(f"{str(directory)!r} is no adapter directory: it holds no {file}")
     try:
-        config = LoraConfig.from_pretrained(str(directory))
+        config: Any = LoraConfig.from_pretrained(str(directory))
         tensors = load_file(directory / "adapter_model.safetensors")
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {str(directory)!r} cannot be read: {error}") from error

@@ -90,7 +90,7 @@ def _keep_from_conversion(model: LoadedModel, config: LoraConfig) -> None:
 
     taken = set()
     for name in config.target_modules or ():
-        probe = copy.deepcopy(config)
+        probe: Any = copy.deepcopy(config)
         probe.target_modules, probe.target_parameters = {name}, None
         try:
             convert_peft_config_for_transformers(probe, model.module, None)
@@ -99,7 +99,7 @@ def _keep_from_conversion(model: LoadedModel, config: LoraConfig) -> None:
             continue
         if name not in (probe.target_modules or ()):
             taken.add(name)
-    config.target_modules = set(config.target_modules or ()) - taken
+    config.target_modules = sorted(set(config.target_modules or ()) - taken)
     config.target_parameters = [*(config.target_parameters or ()), *(f"{name}.weight" for name in taken)]
 
 
