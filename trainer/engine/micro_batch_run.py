@@ -63,8 +63,7 @@ class MicroBatches:
             read = lengths_computed(model, lengths, lengths_read(lengths, active))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
-        # With dropout on, each position is on its own: no prefix is like another.
-        shares = shares_prefixes(model, settings.batching) and not model.adapters_drop
+        shares = shares_prefixes(model, settings.batching)
         cuts = plan_micro_batches(
             [len(sequence) for sequence in sequences],
             tokens=settings.tokens_per_micro_batch,

@@ -51,6 +51,11 @@ class LoadedModel:
     verdicts: dict[str, Verdict] = field(default_factory=dict, repr=False)
     adapters_drop: bool = False
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is on. Each position is then dropped on its own, so no prefix is like another."""
+        return self.module.training or self.adapters_drop
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that require a gradient, sorted by name; a tied parameter appears once."""
         parameters = dict(self.module.named_parameters())

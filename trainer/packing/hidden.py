@@ -58,7 +58,7 @@ def _way(model: LoadedModel, batching: Batching | None) -> Way:
     if name is None:
         raise _refused(model, "packed")
     # Dropout in a shared prefix would be the same for all its sequences.
-    return WAYS["blocks" if name == "sharing" and model.module.training else name]
+    return WAYS["blocks" if name == "sharing" and model.drops else name]
 
 
 def packing_way(model: LoadedModel) -> str | None:
@@ -77,7 +77,7 @@ def supports_packing(model: LoadedModel) -> bool:
 
 def shares_prefixes(model: LoadedModel, batching: Batching | None) -> bool:
     """Whether a prefix that several sequences begin with is computed once."""
-    return batching == "packed" and not model.module.training and packing_way(model) == "sharing"
+    return batching == "packed" and not model.drops and packing_way(model) == "sharing"
 
 
 def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
