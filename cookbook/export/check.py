@@ -17,7 +17,8 @@ from ...datums.errors import ExportError
 from ...datums.types import Datum, ModelInput
 from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
-from ...trainer.model.load import LoadedModel, load_model
+from ...trainer.model.load import load_model, loader_of
+from ...trainer.model.model import Kind, LoadedModel
 from ..inspect.token_records import read_sequences
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def verify_export(
     sequences: Sequence[Sequence[int]],
     folder: Path,
     base_model: str,
-    kind: str,
+    kind: Kind,
     *,
     tolerance: float,
 ) -> Verification:
@@ -153,11 +154,11 @@ def _with_adapter(base: LoadedModel, folder: Path) -> Any:
     return module.eval()
 
 
-def _whole(folder: Path, kind: str) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
+def _whole(folder: Path, kind: Kind) -> Any:
+    from transformers import AutoConfig
     from transformers.utils import logging
 
-    loader: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
+    loader = loader_of(kind, AutoConfig.from_pretrained(str(folder), trust_remote_code=False))
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of missing weights; they are an error below, except an unused pooler
     try:

@@ -97,7 +97,7 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Mod
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = _kind(name, config)
-        loader = _loader(kind, config)
+        loader = loader_of(kind, config)
         check_headers(name, source, config, loader)
         module, report = loader.from_pretrained(
             source,
@@ -154,8 +154,8 @@ def _wrappers(model_type: str) -> set[str]:
     return {str(names[model_type]) for names in maps if model_type in names}
 
 
-def _loader(kind: Kind, config: Any) -> Any:
-    """The class of transformers that loads the checkpoint whole."""
+def loader_of(kind: Kind, config: Any) -> Any:
+    """The class of transformers that loads a checkpoint whole, given what it is used as and its configuration."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
