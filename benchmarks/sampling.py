@@ -25,7 +25,7 @@ import transformers
 
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.model.lora import add_lora
+from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.sampling.generate import generate_batch
 

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from ...datums.errors import CheckpointError
 from ..model.load import load_model
-from ..model.lora import add_lora, export_adapter
+from ..model.lora.lora import add_lora, export_adapter
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head

@@ -16,7 +16,7 @@ from ..engine.settings import EngineSettings
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
 from ..model.load import load_model
-from ..model.lora import add_lora
+from ..model.lora.lora import add_lora
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head

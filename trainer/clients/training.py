@@ -17,7 +17,7 @@ from ..checkpoint.state import load_snapshot, load_training, save_training, save
 from ..engine.checks import Pooling, check_pooling
 from ..engine.engine import Engine
 from ..model.export import export_model, export_value_head
-from ..model.lora import adapted_names, export_adapter
+from ..model.lora.lora import adapted_names, export_adapter
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW

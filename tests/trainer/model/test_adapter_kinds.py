@@ -13,7 +13,7 @@ from lossbook.datums.errors import CheckpointError
 from lossbook.trainer.head.logprobs import linear_logprobs
 from lossbook.trainer.model.export import export_model
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.model.lora import add_lora, export_adapter, load_adapter_into
+from lossbook.trainer.model.lora.lora import add_lora, export_adapter, load_adapter_into
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_model
 

@@ -18,7 +18,7 @@ from lossbook.datums.errors import CheckpointError, ModelError
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.head.logprobs import linear_logprobs
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.model.lora import LoraSettings, add_lora, export_adapter, load_adapter_into
+from lossbook.trainer.model.lora.lora import LoraSettings, add_lora, export_adapter, load_adapter_into
 from lossbook.trainer.model.model import Kind, LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 from lossbook.trainer.sampling.generate import generate

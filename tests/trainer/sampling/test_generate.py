@@ -19,7 +19,7 @@ from lossbook.datums.errors import DtypeError, ModelError, TokenRangeError, Trun
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.head.logprobs import linear_logprobs
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.model.lora import add_lora
+from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 from lossbook.trainer.sampling import decode as decoding

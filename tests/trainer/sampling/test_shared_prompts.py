@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.model.lora import add_lora
+from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer, seeded
 from lossbook.trainer.sampling import generate as generate_module

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ...datums.errors import ModelError
-from .linear import LoraSettings, adapted, set_adapter_dropout
-from .lora_targets import Target
-from .model import LoadedModel
-from .tiny import seeded
+from ....datums.errors import ModelError
+from ..linear import LoraSettings, adapted, set_adapter_dropout
+from ..model import LoadedModel
+from ..tiny import seeded
+from .targets import Target
 
 if TYPE_CHECKING:
     from peft import LoraConfig

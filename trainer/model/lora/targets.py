@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...datums.errors import ModelError, did_you_mean
-from .model import LoadedModel
+from ....datums.errors import ModelError, did_you_mean
+from ..model import LoadedModel
 
 Part = Literal["attention", "mlp", "unembed", "router"]
 

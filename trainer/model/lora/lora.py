@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...datums.errors import CheckpointError, ModelError
-from .linear import LoraSettings, adapted
-from .lora_files import check_kinds, check_same_scales, fill, read_adapter
-from .lora_peft import attach, check_reached, detach, peft_config
-from .lora_targets import Part, Selection, Target, check_rank, reachable, select, short_names
-from .model import LoadedModel
+from ....datums.errors import CheckpointError, ModelError
+from ..linear import LoraSettings, adapted
+from ..model import LoadedModel
+from .files import check_kinds, check_same_scales, fill, read_adapter
+from .peft_adapters import attach, check_reached, detach, peft_config
+from .targets import Part, Selection, Target, check_rank, reachable, select, short_names
 
 #: Fixed rather than tied to the rank: with the product scaled by alpha / rank, the best learning rate then hardly
 #: depends on the rank (https://thinkingmachines.ai/blog/lora/).

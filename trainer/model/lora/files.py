@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...datums.errors import CheckpointError
-from .linear import adapted
-from .model import LoadedModel
+from ....datums.errors import CheckpointError
+from ..linear import adapted
+from ..model import LoadedModel
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -1,0 +1,1 @@
+"""LoRA: adapters of chosen weights, their files, and their export."""
