@@ -73,6 +73,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("export",): Command("write trained weights for peft or transformers, and check them", "export.export"),
     ("doctor",): Command("check this machine, its packages, and a training step", "doctor.environment"),
+    ("doctor", "model"): Command("check a model against its own logits, and say how it is run", "doctor.model"),
     ("doctor", "parity"): Command("check that sampler and trainer give the same logprobs", "doctor.parity"),
 }
 

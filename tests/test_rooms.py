@@ -46,6 +46,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("packing", "checkpoint"),
         ("engine", "sampling"),
         ("clients",),
+        ("conformance",),
     ),
     "cookbook": (
         ("extras",),
