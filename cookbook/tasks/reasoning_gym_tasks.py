@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,14 @@ PATIENCE = 20
 EVALUATING = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}
 #: What such an answer may consist of: lists of numbers and texts, and bare words.
 _LITERAL = (ast.Expression, ast.List, ast.Tuple, ast.Constant, ast.Name, ast.UnaryOp, ast.unaryop, ast.expr_context)
+
+#: Tasks whose verifiers hand the answer to sympy's parser, which calls Python's eval too.
+PARSING = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
+#: Words that such an answer may hold beside numbers, operators and single letters.
+FUNCTIONS = {
+    *("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"),
+    *("exp", "log", "ln", "sqrt", "Abs", "pi", "Integral"),
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Task:
         return score
 
     def _verify(self, question: Question, answer: str) -> float:
-        if self.name in EVALUATING and _is_code(answer.strip()):
+        if (self.name in EVALUATING and _is_code(answer.strip())) or (self.name in PARSING and not _is_formula(answer)):
             return 0.0
         return float(self._verifier.score_answer(answer=answer.strip(), entry=dict(question.entry)))
 
@@ -136,6 +145,16 @@ class Task:
             return self._gym.create_dataset(self.name, size=size, seed=self.seed, **self.settings)
         except (TypeError, ValueError, AssertionError) as error:
             raise TaskError(f"{self.name} does not take the settings {self.settings}: {error}") from None
+
+
+def _is_formula(answer: str) -> bool:
+    """Whether an answer holds nothing but numbers, operators, variables of one letter, and known functions.
+
+    A point is a decimal point only: it stands beside no letter and no bracket.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9\s+\-*/^().,=]*", answer) or re.search(r"[A-Za-z)]\s*\.|\.\s*[A-Za-z(]", answer):
+        return False
+    return all(len(word) == 1 or word in FUNCTIONS for word in re.findall("[A-Za-z]+", answer))
 
 
 def _is_code(answer: str) -> bool:

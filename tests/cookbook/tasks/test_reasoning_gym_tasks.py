@@ -167,7 +167,9 @@ def test_no_verifier_runs_what_a_model_wrote(name: str, tmp_path: Path, monkeypa
     task = Task(name)
     question = task.training(1, [])[0]
     code = "__import__('pathlib').Path('RAN').touch()"
-    for answer in (code, f"[{code}]", f"[[{code}]]", f"{code} or [1]", f"[x for x in [{code}]]", f"\\boxed{{{code}}}"):
+    spelled = "+".join(f"chr({ord(letter)})" for letter in code)  # needs no quotes and no points
+    wrapped = (f"[{code}]", f"[[{code}]]", f"{code} or [1]", f"[x for x in [{code}]]", f"\\boxed{{{code}}}")
+    for answer in (code, *wrapped, f"exec({spelled})", f"2 + exec({spelled})"):
         task.score(question, answer)
     assert list(tmp_path.iterdir()) == []
 
