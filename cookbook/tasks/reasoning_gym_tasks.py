@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import math
+import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class Task:
         if not count:
             return []
         questions: dict[str, Question] = {}
-        for entry in self._data(PATIENCE * count):
+        for entry in self._entries(PATIENCE * count):
             questions.setdefault(entry["question"], _question(entry))
             if len(questions) == count:
                 return list(questions.values())
@@ -77,7 +78,7 @@ class Task:
         """`count` questions, none of them held out; a small task repeats some. Raises TaskError when too few are left."""
         excluded = {question.text for question in held_out}
         questions: list[Question] = []
-        for entry in self._data(PATIENCE * count + len(held_out)):
+        for entry in self._entries(PATIENCE * count + len(held_out)):
             if entry["question"] not in excluded:
                 questions.append(_question(entry))
             if len(questions) == count:
@@ -132,6 +133,18 @@ class Task:
         if not self.verifier_failures:
             print(f"warning: {shown}. Such answers score 0", file=sys.stderr)
         self.verifier_failures += 1
+
+    def _entries(self, size: int) -> Iterator[Mapping[str, Any]]:
+        """The data set's entries, each drawn with Python's global generator seeded, since some tasks draw from it."""
+        data = self._data(size)
+        for index in range(size):
+            state = random.getstate()
+            random.seed(self.seed + index)
+            try:
+                entry = data[index]
+            finally:
+                random.setstate(state)
+            yield entry
 
     def _data(self, size: int) -> Any:
         known = self._gym.factory.DATASETS

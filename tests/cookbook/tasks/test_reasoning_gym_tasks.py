@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def test_held_out_questions_differ_from_each_other_and_from_all_trained_on(task:
 def test_equal_seeds_give_equal_questions(task: Task) -> None:
     assert Task("letter_counting", ONE_WORD, seed=0).held_out(5) == task.held_out(5)
     assert Task("letter_counting", ONE_WORD, seed=100).held_out(5) != task.held_out(5)
+
+
+def test_equal_seeds_give_equal_questions_for_tasks_that_draw_from_pythons_global_generator() -> None:
+    random.seed(1)
+    state = random.getstate()
+    first = Task("list_functions").held_out(20)
+    assert random.getstate() == state
+    random.seed(2)
+    assert Task("list_functions").held_out(20) == first
 
 
 def test_the_tasks_verifier_scores_answers_and_spaces_around_them_do_not_count(task: Task) -> None:
