@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 
+from ...datums.checks.numbers import is_finite
 from ...datums.errors import ConfigError, DataFileError, EmptyLossError, did_you_mean, located
+from ...datums.files.formats import key_names
 from ...datums.types import Datum, ModelInput
 
 #: The two kinds of texts.
@@ -228,7 +229,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise DataFileError(f"{name!r} must be a number, not {value!r}")
     return float(value)
 
@@ -237,4 +238,4 @@ def _about_keys(row: Mapping[str, Any], unknown: Sequence[str]) -> str:
     known = "'query', 'positive', and, if there are any, 'negative' or 'negatives', 'label', 'scores'"
     hints = [f" Rename {key!r} to {ELSEWHERE[key]!r}." for key in unknown if key in ELSEWHERE]
     hints = hints or [f" {key!r}:{hint}" for key in unknown if (hint := did_you_mean(str(key), KEYS))]
-    return f"a row has the keys {known}; this one has {', '.join(map(str, row)) or 'none'}.{''.join(hints[:2])}"
+    return f"a row has the keys {known}; this one has {key_names(row)}.{''.join(hints[:2])}"

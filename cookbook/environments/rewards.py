@@ -55,7 +55,7 @@ def checked_number(value: Any, who: str, place: str) -> float:
     """A reward as a float. Raises RewardError for anything but a finite number."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if isinstance(value, str) or not math.isfinite(number):
         raise RewardError(f"{who} returned {value!r} {place}: it must be a finite number, such as 0.0 or 1.0")

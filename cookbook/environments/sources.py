@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...datums.chat.messages import check_messages
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
 from ...datums.extras import named_in, user_module
+from ...datums.files.formats import key_names
 from ...datums.files.keys import check_prompt_keys
 from ...datums.files.sources import read_rows
 from ..run.configs import Setting
@@ -150,7 +151,7 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
     prompt = row.get("prompt")
     if prompt is None:
         hint = did_you_mean("prompt", row)
-        raise DataFileError(f"{place}: has no 'prompt'; it holds {', '.join(row) or 'nothing'}.{hint}")
+        raise DataFileError(f"{place}: has no 'prompt'; it holds the keys {key_names(row)}.{hint}")
     try:
         check_prompt_keys(row)
         messages: Sequence[Message] = (
@@ -158,7 +159,9 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
         )
         if isinstance(reward, MathReward):
             if row.get("answer") is None:
-                raise DataFileError(f"has no 'answer', which math_verify compares with; it holds {', '.join(row)}")
+                raise DataFileError(
+                    f"has no 'answer', which math_verify compares with; it holds the keys {key_names(row)}"
+                )
             reward.right_answer(str(row["answer"]))  # checked now, before the model answers
     except LossbookError as error:
         raise located(error, place) from None

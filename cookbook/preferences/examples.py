@@ -15,7 +15,7 @@ import numpy as np
 from ...datums.builders.notes import note_read
 from ...datums.builders.tokens import datum_from_tokens_weights
 from ...datums.errors import DataFileError, LossContractError, MissingInput
-from ...datums.files.formats import format_of
+from ...datums.files.formats import format_of, key_names
 from ...datums.files.report import DataReport, build_datums
 from ...datums.files.rows import datums_from_row
 from ...datums.types import Datum
@@ -109,7 +109,7 @@ def _datums(row: Mapping[str, Any], needs: Needs, tokenizer: Any, options: Mappi
     kind = format_of(row)
     if kind == PAIR or (kind == LABELLED and needs.labels):
         return datums_from_row(row, tokenizer, **options)
-    keys = " + ".join(map(str, row))
+    keys = key_names(row, " + ")
     if kind == LABELLED:
         raise DataFileError(
             f"{needs.loss} compares pairs, but the row holds one labelled answer ({keys}). Give 'chosen' and 'rejected' "

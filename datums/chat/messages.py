@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from ..builders.notes import note_heeded
+from ..checks.numbers import is_finite
 from ..errors import MessageError, did_you_mean
 from .tool_calls import check_tool_calls
 
@@ -83,7 +83,7 @@ def _weight(message: Mapping[str, Any], role: str, name: str) -> float | None:
     """The message's weight: its `weight`, and 0 where a flag is false. None where it says nothing about learning."""
     weight = message.get("weight")
     if weight is not None:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        if not is_finite(weight):
             raise MessageError(f"{name} has the weight {weight!r}; a weight is a finite number, such as 0, 1 or 0.5")
         _refuse_learning(weight != 0, f"the weight {weight:g}", "weight", role, name)
         note_heeded("'weight' of messages")

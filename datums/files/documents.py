@@ -80,10 +80,11 @@ def _restarts(positions: np.ndarray) -> list[int]:
 def _changes(numbers: np.ndarray, key: str) -> list[int]:
     """Where the number changes. Each number must stand in one stretch."""
     starts = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist()]
-    seen = numbers[starts].tolist()
-    again = next((start for i, start in enumerate(starts) if seen[i] in seen[:i]), None)
-    if again is not None:
-        raise DataFileError(f"{key}[{again}] is {numbers[again]} again after another number: its sequence is divided")
+    seen: set[int] = set()
+    for start in starts:
+        if (number := int(numbers[start])) in seen:
+            raise DataFileError(f"{key}[{start}] is {number} again after another number: its sequence is divided")
+        seen.add(number)
     return starts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +22,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "input ids and completion mask": ("input_ids", "completion_mask"),
     "input ids and assistant masks": ("input_ids", "assistant_masks"),
 }
+#: Most keys of a row that an error names.
+MOST_NAMED = 20
 _EMBEDDING = "texts to embed are not learned token by token; `lossbook train embed` reads such rows"
 #: Keys of formats that lossbook does not read, and how to convert them.
 ELSEWHERE = {
@@ -45,9 +49,17 @@ def format_of(row: Mapping[str, Any]) -> str:
     name = known_format(row)
     if name is not None:
         return name
-    keys = ", ".join(map(str, row)) or "none"
     formats = "; ".join(" + ".join(keys) for keys in FORMATS.values())
-    raise DataFileError(f"no format is known for a row with the keys {keys}. Known are {formats}.{_key_hint(row)}")
+    raise DataFileError(
+        f"no format is known for a row with the keys {key_names(row)}. Known are {formats}.{_key_hint(row)}"
+    )
+
+
+def key_names(row: Mapping[str, Any], between: str = ", ") -> str:
+    """The first `MOST_NAMED` keys of a row, long ones cut, and how many more there are; "none" without any."""
+    names = [reprlib.repr(str(key))[1:-1] for key in itertools.islice(row, MOST_NAMED)]
+    more = len(row) - len(names)
+    return between.join([*names, f"{more} more"] if more else names) or "none"
 
 
 def known_format(row: Mapping[str, Any]) -> str | None:
@@ -64,7 +76,7 @@ def _key_hint(row: Mapping[str, Any]) -> str:
         if key in row:
             return f" Here: {advice}"
     known = sorted({key for keys in FORMATS.values() for key in keys})
-    hints = ((key, did_you_mean(str(key), known)) for key in row if key not in known)
+    hints = ((key, did_you_mean(str(key), known)) for key in itertools.islice(row, MOST_NAMED) if key not in known)
     near = [f" Did you mean {key!r} to be{hint.removeprefix(' Did you mean')}" for key, hint in hints if hint]
     if near:
         return near[0]

@@ -17,6 +17,8 @@ from ..extras import require
 
 #: Most bytes of a line. A longer line is refused before all of it is in memory.
 MAX_LINE_BYTES = 16 * 1024 * 1024
+#: Blank lines may hold this many bytes more than the rows before them: in a .gz file they cost their writer nothing.
+MAX_BLANK_BYTES = 1024 * 1024
 #: Endings of compressed files, which are decompressed while they are read.
 COMPRESSED = (".gz", ".zst")
 _BOM = b"\xef\xbb\xbf"
@@ -34,12 +36,12 @@ def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
     A .gz or .zst file is decompressed while it is read. A byte order mark, CRLF line ends and blank lines are accepted.
 
     Raises DataFileError, naming file and line (from 1), for invalid UTF-8 or JSON, NaN and infinity, numbers beyond a
-    float's range, a key twice in one object, unpaired surrogates, rows that are not objects, lines of more than
-    `max_line_bytes` bytes, and a file without rows.
+    float's range, a key twice in one object and other things that `strict_json` refuses, rows that are not objects, lines
+    of more than `max_line_bytes` bytes, blank lines of `MAX_BLANK_BYTES` bytes more than the rows before them, and a file
+    without rows.
     """
     path = Path(path)
-    has_rows = False
-    number = 0
+    number = rows = blank = 0  # lines, bytes of rows, bytes of blank lines
     try:
         with ExitStack() as stack:
             file = _open(path, stack)
@@ -53,12 +55,19 @@ def read_jsonl(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
                 if number == 1:
                     line = line.removeprefix(_BOM)
                 if line.strip():
-                    has_rows = True
+                    rows += len(line)
                     yield _parse(line, f"{path.name}, line {number}")
+                    continue
+                blank += len(line)
+                if blank > rows + MAX_BLANK_BYTES:
+                    raise DataFileError(
+                        f"{path.name}, line {number}: {blank} bytes of blank lines so far, and {rows} of rows. Is the file "
+                        "damaged?"
+                    )
     except (OSError, EOFError, zlib.error) as error:  # the latter two: a damaged .gz
         after = f" after line {number}" if number else ""
         raise DataFileError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
-    if not has_rows:
+    if not rows:
         raise DataFileError(f"{path}: holds no rows")
 
 

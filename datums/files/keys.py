@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..builders.notes import note_heeded, note_unread
 from ..chat.messages import FLAGS
+from ..checks.numbers import is_finite
 from ..errors import DataFileError
 from .formats import FORMATS
 
@@ -131,7 +131,7 @@ def _given_weight(row: Mapping[str, Any]) -> float:
     weight = row.get("weight")
     if weight is None:
         return 1.0
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if not is_finite(weight):
         raise DataFileError(f"'weight' is {weight!r}; the weight of a row is a finite number, such as 0, 1 or 0.5")
     note_heeded("'weight'")
     return float(weight)

@@ -53,11 +53,9 @@ def _ended(tokenizer: Any, learned: list[int]) -> list[int]:
     end = tokenizer.eos_token_id
     if end is None:
         return learned
-    while end in learned:
-        last = len(learned) - 1 - learned[::-1].index(end)
-        if _decode(tokenizer, learned[last + 1 :]).strip():
-            break
-        learned = learned[:last]  # further ends may stand before this one
+    ends = [position for position, token in enumerate(learned) if token == end]
+    while ends and not _decode(tokenizer, learned[ends[-1] + 1 :]).strip():
+        del learned[ends.pop() :]  # further ends may stand before this one
     return [*learned, end]
 
 

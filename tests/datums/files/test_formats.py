@@ -194,6 +194,8 @@ def test_other_rows_are_refused_with_their_keys_and_the_known_formats(
         ({"tokens": [1, 2.5], "weights": [0, 1]}, DtypeError, "^'tokens': tokens must be integers, got floats"),
         ({"tokens": [1, 2], "weights": [1]}, LengthMismatchError, "weights has 1 entries for 2 tokens"),
         ({"tokens": [1, 2], "weights": [0, "x"]}, DtypeError, "must be numbers"),
+        ({"tokens": [1, 2], "weights": [0, 10**400]}, DtypeError, "."),
+        ({"prompt": "a", "completion": "b", "weight": 10**400}, DataFileError, "'weight' is 1000"),
         (
             {"tokens": [1, 2], "weights": [0, 1], "advantages": [1]},
             LengthMismatchError,
@@ -223,6 +225,13 @@ def test_an_error_names_the_key_of_a_bad_value(
 ) -> None:
     with pytest.raises(kind, match=message):
         datums_from_row(row, tokenizer_with("marked"))
+
+
+def test_of_thousands_of_keys_an_error_names_the_first_20(tokenizer_with: Any) -> None:
+    row = {f"{number}{'x' * 500}": number for number in range(5000)}
+    with pytest.raises(DataFileError, match=r"with the keys 0x.*, 19x{9,}\S*, 4980 more\. Known are") as refused:
+        datum_from_row(row, tokenizer_with("marked"))
+    assert len(str(refused.value)) < 3000
 
 
 @pytest.mark.parametrize("label", [True, False, 1, 0, 1.0, 0.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tracemalloc
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossbook.datums import read_jsonl
+from lossbook.datums.checks.json_text import unique
 from lossbook.datums.errors import DataFileError
+from lossbook.datums.files.jsonl import MAX_BLANK_BYTES
 
 JSON = st.recursive(
     st.none()
@@ -77,7 +80,17 @@ def test_blank_lines_are_skipped_and_counted(folder: Path) -> None:
         pytest.param(b"3", "a row must be a JSON object, not a int", id="D18: a number"),
         pytest.param(b'{"a": "\\ud800"}', "an unpaired surrogate", id="D18: half a character"),
         pytest.param(b'{"a":' + b"[" * 100_000, "nested too deeply", id="D18: nested too deeply"),
-        pytest.param(b'{"a": ' + b"9" * 5000 + b"}", "digits", id="D18: an integer of 5000 digits"),
+        pytest.param(
+            b'{"a": ' + b"9" * 5000 + b"}", "beyond the range of a float", id="D18: an integer of 5000 digits"
+        ),
+        pytest.param(b'{"a": 1' + b"0" * 400 + b"}", "the number 1000.*000 is beyond the range", id="10**400"),
+        pytest.param(b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "more than 100 inside one another", id="101 deep"),
+        pytest.param(
+            b"{" + b", ".join(b'"%d": 0' % i for i in range(10_001)) + b"}", "an object of 10001 keys", id="many keys"
+        ),
+        pytest.param(
+            b'{"' + b"k" * 9000 + b'": 1, "' + b"k" * 9000 + b'": 2}', "the key 'k+.{3}k+' appears", id="a long key"
+        ),
         pytest.param(b'{"a": "' + b"x" * 3000 + b'"}', "longer than 2000 bytes", id="D18: a long line"),
     ],
 )
@@ -91,6 +104,56 @@ def test_an_error_names_the_bad_line(folder: Path, line: bytes, message: str) ->
 
 def test_a_paired_surrogate_is_one_character(folder: Path) -> None:
     assert list(read_jsonl(write(folder, b'{"a": "\\ud83d\\ude00"}'))) == [{"a": "\U0001f600"}]
+
+
+class CountedKey(str):
+    """A text that counts how often it is compared or hashed."""
+
+    calls = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedKey.calls += 1
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        CountedKey.calls += 1
+        return str.__hash__(self)
+
+
+@pytest.mark.parametrize("twice", [0, 20_000, 39_998], ids=["the first key", "one in the middle", "the last"])
+def test_a_key_twice_among_many_is_named_after_a_few_operations_per_key(twice: int) -> None:
+    names = [f"key {number}" for number in range(39_999)]
+    pairs: list[tuple[str, Any]] = [(CountedKey(name), 0) for name in [*names, names[twice]]]
+    CountedKey.calls = 0
+    with pytest.raises(ValueError, match=f"the key 'key {twice}' appears more than once"):
+        unique(pairs)
+    assert CountedKey.calls < 10 * len(pairs)
+
+
+def test_100_lists_inside_one_another_are_read(folder: Path) -> None:
+    line = b'{"a":' + b"[" * 99 + b"]" * 99 + b', "b": ' + b"[[], {}, " * 60 + b"0" + b"]" * 60 + b"}"
+    assert list(read_jsonl(write(folder, line))) == [json.loads(line)]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"  \t \r\n", b" " * 9000 + b"\n"], ids=["empty", "a few spaces", "many spaces"]
+)
+def test_blank_lines_of_more_than_a_mebibyte_more_than_the_rows_are_refused(folder: Path, line: bytes) -> None:
+    row = b'{"a": 1}\n'
+    enough = (MAX_BLANK_BYTES + len(row)) // len(line)
+    path = folder / "blank.jsonl.gz"
+    path.write_bytes(gzip.compress(row + line * enough + row, 1))
+    assert len(list(read_jsonl(path))) == 2
+    path.write_bytes(gzip.compress(row + line * (enough + 1) + row, 1))
+    with pytest.raises(
+        DataFileError, match=f"blank.jsonl.gz, line {enough + 2}: .* bytes of blank lines so far, and 9 of rows"
+    ):
+        list(read_jsonl(path))
+
+
+def test_a_file_with_a_blank_line_after_each_row_is_read_whatever_its_length(folder: Path) -> None:
+    path = write(folder, b'{"a":1}\n       \n' * (MAX_BLANK_BYTES // 8 + 2))
+    assert sum(row["a"] for row in read_jsonl(path)) == MAX_BLANK_BYTES // 8 + 2
 
 
 def test_a_line_of_exactly_the_limit_is_read(folder: Path) -> None:

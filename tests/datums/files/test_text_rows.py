@@ -173,6 +173,18 @@ def test_one_token_ends_a_completion(completion: str) -> None:
     assert learned(datum, LLAMA) == ["world", "</s>"]
 
 
+def test_thousands_of_ends_are_taken_off_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = type(LLAMA).decode
+    monkeypatch.setattr(
+        type(LLAMA), "decode", lambda self, ids, **options: [decoded.append(len(ids)), decode(self, ids, **options)][1]
+    )
+    datum = datum_from_row({"prompt": "Hello ", "completion": "world" + "</s>" * 3000}, LLAMA)
+    monkeypatch.undo()
+    assert learned(datum, LLAMA) == ["world", "</s>"]
+    assert sum(decoded) < 10 * 3000
+
+
 def test_an_end_inside_a_completion_stays() -> None:
     datum = datum_from_row({"prompt": "Hello ", "completion": "world</s>Hello"}, LLAMA)
     assert learned(datum, LLAMA)[-1] == "</s>"
