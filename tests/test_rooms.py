@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "datums": (
         ("errors", "inputs"),
-        ("tensors", "extras"),
+        ("tensors", "extras", "disk"),
         ("types",),
         ("checks",),
         ("builders",),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ...datums import disk
 from ...datums.builders.truncation import Truncation
 from ...datums.chat.masks import TrainOn
 from ...datums.errors import ConfigError, DataFileError, LossbookError, located
@@ -59,7 +60,7 @@ def show_data(
         raise ConfigError(f"--{'loss-config' if loss_config else 'start-from'} needs a loss: add --loss ID")
     page = _page(file, model, count, options, loss, loss_config, start_from)
     try:
-        html.write_text(page, encoding="utf-8")
+        disk.write_file(html, page)
     except OSError as error:
         raise DataFileError(f"{html}: cannot be written: {error.strerror or error}") from error
     print(html)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from ...datums import disk
 from ...datums.errors import ConfigError, did_you_mean
 from ..run.names import CURVE
 
@@ -51,8 +52,8 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
     if out.suffix not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: the name of a report must end in .html")
     page = report_page(folders)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    disk.make_folder(out.parent)
+    disk.write_file(out, page)
     print(f"report  {out}")
 
 

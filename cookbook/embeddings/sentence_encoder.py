@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datums import disk
 from ...datums.errors import ConfigError, ModelError
 from .data import Side
 
@@ -138,7 +139,7 @@ def write_settings(folder: Path, settings: EncoderSettings, *, width: int) -> Pa
         for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
     ]
     for path in paths[1:]:
-        (folder / path).mkdir(exist_ok=True)
+        disk.make_folder(folder / path)
     written: dict[str, Any] = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": settings.max_length, "do_lower_case": settings.lower_case},
@@ -150,7 +151,7 @@ def write_settings(folder: Path, settings: EncoderSettings, *, width: int) -> Pa
         "1_Pooling/config.json": {**pools, "include_prompt": settings.pools_prompt},
     }
     for file, value in written.items():
-        (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        disk.write_file(folder / file, json.dumps(value, indent=2) + "\n")
     return folder
 
 
@@ -161,10 +162,10 @@ def copy_settings(source: Path, folder: Path) -> None:
     for path in [source / name for name in NOTES] + sorted(source.glob("[0-9]_*/config.json")):
         if path.exists():
             target = folder / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
+            disk.make_folder(target.parent)
+            disk.write_file(target, path.read_bytes())
     for module in json.loads((source / "modules.json").read_text(encoding="utf-8")):
-        (folder / module["path"]).mkdir(exist_ok=True)  # the folder of a module without settings is empty
+        disk.make_folder(folder / module["path"])  # the folder of a module without settings is empty
 
 
 def _read(model: str, file: str) -> Any:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import tyro
 
+from ...datums import disk
 from ...datums.errors import ConfigError, ExportError
 from ...trainer import ServiceClient
 from ...trainer.checkpoint.folder import read_checkpoint
@@ -169,7 +166,7 @@ def _write_card(folder: Path, run: Path | None, training: TrainingClient, *, ada
     card = model_card(
         run, info.model_name, adapter=adapter, kind=info.kind, value_head=info.value_head, verified=verified
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    disk.write_file(folder / "README.md", card)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -184,21 +181,9 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that replaces it at the end; after an error `target` is as before."""
-    scratch = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    """`disk.new_folder`, whose OSError is an ExportError."""
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if target.exists():
-            aside = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
-            os.replace(target, aside)
-            os.replace(scratch, target)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.replace(scratch, target)
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):  # left by a killed process
-            shutil.rmtree(left, ignore_errors=True)
+        with disk.new_folder(target) as folder:
+            yield folder
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ...datums import disk
 from ...datums.errors import LengthMismatchError, ModelError
 from ...datums.files.rows import datum_from_row
 from ...datums.types import Datum
 from ...trainer import ServiceClient
 from ...trainer.checkpoint.folder import read_checkpoint
-from ..run.runs import Run, find_checkpoint
+from ..run.runs import Run, find_checkpoint, writing_run
 from .evaluation import accuracy_and_margin, sides
 from .examples import PreferenceExample, flat
 
@@ -118,7 +119,8 @@ def export_scorer(run: Run) -> str:
     config = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config.update(task_type="SEQ_CLS", modules_to_save=["score"])
     tensors = load_file(run.adapter / "adapter_model.safetensors")
-    (run.path / SCORER).mkdir(exist_ok=True)
-    save_file({**tensors, CLASSIFIER: head[HEAD_WEIGHT]}, run.path / SCORER / "adapter_model.safetensors")
-    run.write(f"{SCORER}/adapter_config.json", json.dumps(config, indent=2))
+    with writing_run(run.path / SCORER), disk.new_folder(run.path / SCORER) as folder:
+        with disk.writing(path := folder / "adapter_model.safetensors"):
+            save_file({**tensors, CLASSIFIER: head[HEAD_WEIGHT]}, path)
+        disk.write_file(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     return f"scorer  {run.path / SCORER} (loads with peft for AutoModelForSequenceClassification)"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...datums import disk
 from ...datums.errors import MissingExtraError
 from ..diagnose.history import is_number
 from ..extras import require
@@ -58,8 +60,11 @@ def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequenc
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+        image = io.BytesIO()
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(image, format=path.suffix.removeprefix(".") or None, dpi=120, metadata=metadata)
+    disk.make_folder(path.parent)
+    disk.write_file(path, image.getvalue())
     return path
 
 

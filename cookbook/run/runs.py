@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datums import disk
 from ...datums.errors import RunError
 from .names import (
     ADAPTER,
@@ -74,10 +73,11 @@ class Run:
         if self._settings is None:
             return
         settings, self._settings = self._settings, None
-        with _writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        with writing_run(self.path):
+            disk.make_folder(self.path)
         if (self.path / CONFIG).exists() and not self.resumed:
-            _delete_run(self.path)
+            with writing_run(self.path):
+                _delete_run(self.path)
         self.write(CONFIG, json.dumps(dict(settings), indent=2))
         for name, text in self._with_settings.items():
             self.write(name, text)
@@ -102,8 +102,8 @@ class Run:
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a row (JSON values, with a `step`) to one of the `BY_STEP` files, and flush it."""
         self.make()
-        with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with writing_run(self.path / name):
+            disk.append(self.path / name, json.dumps(row) + "\n")
 
     def log_step(
         self,
@@ -131,10 +131,8 @@ class Run:
         """Write a file of the run, completely or not at all."""
         self.make()
         path = self.path / name
-        scratch = path.with_name(f".{path.name}.tmp")
-        with _writing(path):
-            scratch.write_text(text + "\n", encoding="utf-8")
-            os.replace(scratch, path)
+        with writing_run(path):
+            disk.write_file(path, text + "\n")
         return path
 
     def checkpoint_name(self, step: int) -> str:
@@ -170,13 +168,17 @@ class Run:
         """Drop the rows of later steps, which will be repeated; with step 0, all rows."""
         for name in BY_STEP:
             kept = [row for row in read_rows(self.path / name) if row["step"] <= step and step > 0]
-            self.write(name, "\n".join(map(json.dumps, kept))) if kept else (self.path / name).unlink(missing_ok=True)
+            if kept:
+                self.write(name, "\n".join(map(json.dumps, kept)))
+                continue
+            with writing_run(self.path / name):
+                disk.remove(self.path / name, must=True)
 
     def keep(self, step: int, value: Any) -> None:
         """Keep a JSON value for the checkpoint of a step, which is saved next."""
         self.make()
-        with _writing(self.path / KEPT):
-            (self.path / KEPT).mkdir(exist_ok=True)
+        with writing_run(self.path / KEPT):
+            disk.make_folder(self.path / KEPT)
         self.write(f"{KEPT}/{self.checkpoint_name(step)}.json", json.dumps(value))
 
     def kept(self, step: int) -> Any:
@@ -249,7 +251,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing_run(path: Path) -> Iterator[None]:
     """Turn an OSError on writing `path` into a RunError."""
     try:
         yield
@@ -280,6 +282,6 @@ def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[
 
 def _delete_run(path: Path) -> None:
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
-        shutil.rmtree(path / name, ignore_errors=not (path / name).exists())
+        disk.remove(path / name, must=True)
     for name in (*BY_STEP, REPORT, DATA_DIGEST, LOSS, CURVE, TRACKER_IDS, CONFIG):
-        (path / name).unlink(missing_ok=True)
+        disk.remove(path / name, must=True)

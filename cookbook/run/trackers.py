@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from ...datums import disk
 from ..extras import require
 from .names import TRACKER_IDS
 from .redaction import redacted
@@ -61,7 +62,7 @@ class Trackers:
             try:
                 self._open[name] = TRACKERS[name](self._folder, self._settings, self._step, ids)
                 if ids:
-                    (self._folder / TRACKER_IDS).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+                    disk.write_file(self._folder / TRACKER_IDS, json.dumps(ids, indent=2) + "\n")
             except Exception as error:  # a server that is down, a disk that is full, a login that has run out
                 self._warn(name, error, "it may get nothing of this run")
         return self

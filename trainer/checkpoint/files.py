@@ -7,7 +7,6 @@ file is noticed before it is parsed. Tensors are stored as safetensors; nothing 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationEr
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ...datums import disk
 from ...datums.errors import CheckpointError
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -118,11 +118,11 @@ def fill_folder(
     extra_files: Mapping[str, bytes],
 ) -> None:
     """Make the folder and write all files, the manifest last, each flushed to the disk before the next."""
-    folder.mkdir()
+    disk.make_folder(folder)
     for key, group in tensors.items():
         _write_tensors(folder / f"{key}.safetensors", group)
     for name, data in extra_files.items():
-        _write(folder / name, data)
+        disk.write_new(folder / name, data)
     record = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -134,8 +134,8 @@ def fill_folder(
         "files": {path.name: {"size": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())},
         "manifest": manifest,
     }
-    _write(folder / MANIFEST_NAME, sealed(record))
-    sync_folder(folder)
+    disk.write_new(folder / MANIFEST_NAME, sealed(record))
+    disk.sync_folder(folder)
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
@@ -194,20 +194,6 @@ def load_tensors(folder: Path, key: str, files: Mapping[str, File]) -> dict[str,
         return load_file(path)
     except (SafetensorError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise _damaged(path, f"cannot be read as safetensors ({error})") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def refuse_file(path: Path) -> CheckpointError:
@@ -274,20 +260,13 @@ def _write_tensors(path: Path, group: Mapping[str, torch.Tensor]) -> None:
             storage = value.untyped_storage().data_ptr()
             stored[name] = value.clone() if storage in storages else value  # safetensors refuses shared memory
             storages.add(storage)
-        save_file(stored, path, metadata={"format": "pt"})
+        with disk.writing(path):
+            save_file(stored, path, metadata={"format": "pt"})
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path.name} cannot be stored: {error}. Tensors must be dense and hold data") from error
     # safetensors makes files that only their owner can read; give them the folder's permissions
     os.chmod(path, stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    disk.sync(path)
 
 
 def installed_version(name: str) -> str | None:

@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import time
 import uuid
 import warnings
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ...datums import disk
 from ...datums.errors import CheckpointError
 from .files import (
     MANIFEST_NAME,
@@ -37,7 +37,6 @@ from .files import (
     read_record,
     reading,
     refuse_file,
-    sync_folder,
     verified,
 )
 
@@ -89,7 +88,7 @@ def write_checkpoint(
                 fill_folder(temporary, tensors, plain, extra_files or {})
                 replaced = _move_into_place(temporary, final, overwrite)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                disk.remove(temporary)
             _settle(final, replaced)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -175,7 +174,7 @@ def _locate(path: Path) -> Path:
     if copies:
         _log.warning("the program that replaced checkpoint %s died halfway; reading the one before", path)
         try:
-            os.replace(copies[-1], path)
+            disk.rename(copies[-1], path)
         except OSError:  # nothing may be written here, or a living writer was quicker
             if not os.path.lexists(path):
                 return copies[-1]
@@ -230,9 +229,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 def _among_writers(root: Path) -> Iterator[None]:
     """Share the folder's lock with other writers. A writer that is alone first removes what dead writers left."""
     if not root.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(root)
         with contextlib.suppress(OSError):  # the parent may be unreadable
-            sync_folder(root.parent)
+            disk.sync_folder(root.parent)
     if fcntl is None:
         yield
         return
@@ -243,7 +242,7 @@ def _among_writers(root: Path) -> Iterator[None]:
             for name, kind, entry in _leftovers(root):
                 # until the new folder has its name, the copy set aside is the only one
                 if kind == "tmp" or os.path.lexists(root / name):
-                    shutil.rmtree(entry, ignore_errors=True)
+                    disk.remove(entry)
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
@@ -269,7 +268,7 @@ def _move_into_place(temporary: Path, final: Path, overwrite: bool) -> list[Path
     try:
         while True:
             try:
-                os.replace(temporary, final)
+                disk.rename(temporary, final)
                 return replaced
             except OSError as error:  # `final` exists, or did until just now, or the disk cannot be written
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not os.path.lexists(final):
@@ -278,22 +277,22 @@ def _move_into_place(temporary: Path, final: Path, overwrite: bool) -> list[Path
                 raise CheckpointError(f"checkpoint {final.name!r} exists by now in {final.parent}. {_TAKEN}")
             aside = final.parent / f".{final.name}.old-{uuid.uuid4().hex}"
             with contextlib.suppress(FileNotFoundError):  # another writer was quicker to set it aside
-                os.replace(final, aside)
+                disk.rename(final, aside)
                 replaced.append(aside)
     finally:
         if replaced and not os.path.lexists(final):
             with contextlib.suppress(OSError):
-                os.replace(replaced[-1], final)
+                disk.rename(replaced[-1], final)
 
 
 def _settle(final: Path, replaced: list[Path]) -> None:
     """Flush the renames to the disk, then delete the replaced folders."""
     try:
-        sync_folder(final.parent)
+        disk.sync_folder(final.parent)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {final.name!r} is in its place, but {final.parent} could not be flushed to the disk: {error}. "
             "A power failure could still undo it; save again under another name"
         ) from error
     for folder in replaced:
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.remove(folder)

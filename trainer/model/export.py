@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...datums import disk
 from .linear import adapted, without_wrappers
 from .model import LoadedModel
 
@@ -32,12 +33,14 @@ def export_model(model: LoadedModel, directory: str | Path, *, dtype: torch.dtyp
     tied = module.config.tie_word_embeddings
     try:
         module.config.tie_word_embeddings = tied and not _head_is_adapted(model)
-        module.save_pretrained(str(directory), state_dict=state)
+        with disk.writing(Path(directory)):
+            module.save_pretrained(str(directory), state_dict=state)
     finally:
         module.config.tie_word_embeddings = tied
     if dtype is not None:
         _name_dtype(Path(directory) / "config.json", dtype)
-    model.tokenizer.save_pretrained(str(directory))
+    with disk.writing(Path(directory)):
+        model.tokenizer.save_pretrained(str(directory))
     export_value_head(model, directory)
 
 
@@ -45,7 +48,9 @@ def export_value_head(model: LoadedModel, directory: str | Path) -> None:
     """Write value_head.safetensors, where the model has a value head."""
     if model.value_head is not None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.value_head.state_dict().items()}
-        save_file(tensors, Path(directory) / VALUE_HEAD_FILE, metadata={"format": "pt"})
+        path = Path(directory) / VALUE_HEAD_FILE
+        with disk.writing(path):
+            save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _head_is_adapted(model: LoadedModel) -> bool:
@@ -85,4 +90,4 @@ def _name_dtype(path: Path, dtype: torch.dtype) -> None:
     """Write the converted dtype into config.json; save_pretrained writes the module's own."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    disk.write_file(path, json.dumps(config, indent=2) + "\n")

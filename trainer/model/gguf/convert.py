@@ -6,12 +6,12 @@ import copy
 import hashlib
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ....datums import disk
 from ....datums.errors import ModelError
 from ..model import WAYS_TO_NAME
 from .tokenizer import read_tokenizer
@@ -37,15 +37,8 @@ def converted(file: Path) -> Path:
     cache = Path(os.environ.get("LOSSBOOK_CACHE") or "~/.cache/lossbook").expanduser() / "gguf"
     target = cache / f"{file.stem}-{file.stat().st_size}-{digest}-{VERSION}"
     if not target.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=cache) as scratch:
-            finished = Path(scratch) / "model"
-            _convert(file, finished)
-            try:
-                os.replace(finished, target)
-            except OSError:  # another process was faster; its copy is as good
-                if not target.is_dir():
-                    raise
+        with disk.new_folder(target, replace=False) as folder:  # where another process was faster, its copy is as good
+            _convert(file, folder)
     return target
 
 
@@ -81,8 +74,9 @@ def _convert(file: Path, target: Path) -> None:
         model = type(packed)(config)
     model.load_state_dict(packed.state_dict(), assign=True)
     model.generation_config = packed.generation_config
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with disk.writing(target):
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
 
 
 def _check_sizes(file: Path, reader: Any, tokens: int) -> None:

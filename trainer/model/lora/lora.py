@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ....datums import disk
 from ....datums.errors import CheckpointError, ModelError
 from ..linear import LoraSettings, adapted
 from ..model import LoadedModel
@@ -94,7 +95,8 @@ def export_adapter(model: LoadedModel, directory: str | Path) -> None:
     """
     if model.adapter is None:
         raise ModelError(f"{model.name} has no LoRA adapter: call add_lora first, or save the whole model")
-    model.adapter.save_pretrained(str(directory), save_embedding_layers=False)
+    with disk.writing(Path(directory)):
+        model.adapter.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def load_adapter_into(model: LoadedModel, directory: str | Path) -> LoadedModel:
