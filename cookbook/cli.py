@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
 from .run.configs import read_config
+from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
 
 #: Exit codes: of any failure, and of a usage error.
@@ -78,11 +81,36 @@ COMMANDS: dict[tuple[str, ...], Command] = {
 }
 
 
+def command() -> NoReturn:
+    """The command `lossbook`: `main`, then the end of the process. After Ctrl-C it does not wait for what still runs."""
+    try:
+        sys.exit(_code_of(None))
+    except KeyboardInterrupt as stop:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(
+            _stop_code(stop)
+        )  # the interpreter would finish the calls that the trainer's thread has begun and queued
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 after an error, 2 after a usage error, 130 after Ctrl-C.
 
     Errors of lossbook are one line on stderr; with --debug anywhere in the line they keep their traceback.
     """
+    try:
+        return _code_of(arguments)
+    except KeyboardInterrupt as stop:
+        return _stop_code(stop)
+
+
+def _stop_code(stop: KeyboardInterrupt) -> int:
+    return stop.code if isinstance(stop, StopAtOnce) else 128 + signal.SIGINT
+
+
+def _code_of(arguments: Sequence[str] | None) -> int:
+    """As `main`, but KeyboardInterrupt is raised."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -96,8 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lossbook losses list | head`: the reader is gone, and the interpreter would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except KeyboardInterrupt:
-        return 130
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else FAILURE if leaving.code else 0
 

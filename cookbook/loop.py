@@ -14,6 +14,7 @@ return finish(run, training)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +28,7 @@ from .inspect.token_records import record_loss, record_sequences
 from .reports.plots import try_plot
 from .run.configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
 from .run.data_digest import check_data, data_digests
-from .run.interrupts import StopRequest, stop_on_signals
+from .run.interrupts import StopAtOnce, StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
 from .run.names import LOSS
 from .run.runs import Run, find_checkpoint, open_run
@@ -156,6 +157,8 @@ class Loop:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._inside.__exit__(kind, error, traceback)
+        if isinstance(error, StopAtOnce) and self._step is not None:
+            print(f"stopped in step {self._step}; --resume continues from the last checkpoint", file=sys.stderr)
         if isinstance(error, LossbookError) and self._step is not None:
             in_step = located(error, f"step {self._step}")
             in_step.args = (f"{in_step} {self._how_to_resume()}",)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, then exit with the code that shells expect."""
+"""Ctrl-C and SIGTERM: finish the step, save, then exit with the code that shells expect. A second signal stops at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+class StopAtOnce(KeyboardInterrupt):
+    """A second signal arrived; `code` is the exit code that shells expect, 130 after Ctrl-C and 143 after SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.code = 128 + number
 
 
 class StopRequest:
@@ -28,7 +36,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block, the first SIGINT or SIGTERM is a request to stop; a second one raises KeyboardInterrupt.
+    """Within the block, the first SIGINT or SIGTERM is a request to stop; each further one raises StopAtOnce.
 
     Outside the main thread, where Python allows no signal handlers, signals keep their usual effect.
     """
@@ -36,7 +44,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request:
-            raise KeyboardInterrupt
+            raise StopAtOnce(number)
         request.signal = number
         print("\nstopping after this step; press again to stop at once", file=sys.stderr)
 

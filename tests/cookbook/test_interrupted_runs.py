@@ -37,6 +37,9 @@ def loss(logprobs):
         os.kill(os.getpid(), 9)
     if fault == "raise":
         raise ZeroDivisionError("of the loss")
+    if fault == "hang":
+        open("it hangs", "w").close()
+        time.sleep(36000)
     if os.environ.get("FAULT") == "wait":
         time.sleep(0.05)
     return -logprobs * (float("nan") if fault == "nan" else 1.0)
@@ -144,7 +147,8 @@ def is_killed(code: str, *words: str, **environment: str) -> bool:
     return process.returncode == -signal.SIGKILL
 
 
-COMMAND = "import sys; from lossbook.cookbook.cli import main; sys.exit(main(sys.argv[1:]))"
+#: As the installed script does.
+COMMAND = "from lossbook.cookbook.cli import command; command()"
 
 
 def recorded(out: str) -> dict[str, Any]:
@@ -224,6 +228,29 @@ def test_a_signal_ends_the_run_after_its_step_saved_and_with_the_code_that_shell
         [row["loss"] for row in read_metrics(f"{one}/metrics.jsonl") if "loss" in row] for one in ("stopped", "whole")
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_second_signal_ends_the_process_although_a_call_still_runs(
+    number: signal.Signals, code: int, whole: dict[str, Any]
+) -> None:
+    process = start(COMMAND, *flags("stopped"), FAULT="hang", AT="6")
+    assert process.stderr is not None
+    seen = []
+    while process.poll() is None and not Path("it hangs").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    while "stopping after this step" not in (line := process.stderr.readline()):
+        seen.append(line)
+        assert process.poll() is None, seen
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == code, errors
+    assert "stopped in step" in errors
+    assert "Traceback" not in errors
+    assert resume("stopped") == 0
+    assert recorded("stopped") == whole
 
 
 def _has_begun(out: str) -> bool:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from lossbook.cookbook.run.interrupts import stop_on_signals
+from lossbook.cookbook.run.interrupts import StopAtOnce, stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -22,11 +22,14 @@ def test_a_signal_is_a_request_and_leaving_gives_the_exit_code(number: signal.Si
     assert left.value.code == code
 
 
-def test_a_second_signal_stops_at_once() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_stops_at_once_with_its_own_code(number: signal.Signals, code: int) -> None:
     with stop_on_signals():
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            signal.raise_signal(number)
+    assert isinstance(stopped.value, StopAtOnce)
+    assert stopped.value.code == code
 
 
 def test_afterwards_signals_do_what_they_did() -> None:
