@@ -16,6 +16,9 @@ class Seqs:
 
     In a loss per token, `sum` is unweighted, since the weights multiply the values that the loss returns. In a loss per
     datum, pair or batch, `sum` itself weighs the tokens, Σ_t w_t x_t, and `mean` divides that by Σ_t w_t.
+
+    Sums and means are computed in `dtype` at least, that of the model's outputs: booleans count as 0 and 1. Values of
+    another length than these datums have raise ShapeError.
     """
 
     def __init__(
@@ -24,9 +27,11 @@ class Seqs:
         *,
         weights: Tensor | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.lengths = torch.as_tensor(lengths, dtype=torch.int64, device=device)
         self.index = torch.repeat_interleave(torch.arange(len(self.lengths), device=device), self.lengths)
+        self.dtype = dtype
         self._weights = weights
 
     @property
@@ -36,6 +41,7 @@ class Seqs:
 
     def plain_sum(self, values: Tensor) -> Tensor:
         """[T] to [N]: unweighted sums over each datum's tokens."""
+        values = self._summable(values)
         index = self.index.to(values.device)  # data is packed on the CPU, values are where the model is
         return values.new_zeros((self.count, *values.shape[1:])).index_add(0, index, values)
 
@@ -43,6 +49,7 @@ class Seqs:
         """[T] to [N]: sums over each datum's tokens (weighted in losses per datum, pair or batch)."""
         if self._weights is None:
             return self.plain_sum(values)
+        values = self._summable(values)
         weights = self._weights.to(values)
         if weights.ndim > values.ndim:
             raise ShapeError(
@@ -53,21 +60,25 @@ class Seqs:
 
     def mean(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """[T] to [N]: means over each datum's tokens, or over those where `mask` is true (0 where there are none)."""
-        ones = torch.ones_like(values) if mask is None else mask.to(values)
         chosen = values if mask is None else torch.where(mask.bool(), values, torch.zeros_like(values))
-        total = self.sum(ones)
+        total = self.sum(torch.ones_like(values) if mask is None else torch.ones_like(values) * mask.bool())
         return self.sum(chosen) / torch.where(total == 0, torch.ones_like(total), total)
 
     def last(self, values: Tensor) -> Tensor:
         """[T] to [N]: each datum's value at its last token."""
+        self._check(values, len(self.index), "token")
+        if self.lengths.device.type == "cpu" and bool((self.lengths == 0).any()):  # no call packs such a datum
+            raise ShapeError(f"datum {int((self.lengths == 0).nonzero()[0])} has no token, so none is its last")
         return values[self.lengths.cumsum(0) - 1]
 
     def broadcast(self, values: Tensor) -> Tensor:
         """[N] to [T]: each datum's value at each of its tokens."""
+        self._check(values, self.count, "datum")
         return values[self.index]
 
     def split(self, values: Tensor) -> list[Tensor]:
         """[T] to N tensors, one per datum."""
+        self._check(values, len(self.index), "token")
         return list(torch.split(values, self.lengths.tolist()))
 
     def pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +90,18 @@ class Seqs:
         return values[0::2], values[1::2]
 
     def to(self, like: Tensor) -> Seqs:
-        """The same on another tensor's device."""
-        if like.device == self.lengths.device:
+        """The same on another tensor's device, computing in its dtype at least."""
+        if like.device == self.lengths.device and like.dtype == self.dtype:
             return self
-        weights = None if self._weights is None else self._weights.to(like)
-        return Seqs(self.lengths, weights=weights, device=like.device)
+        weights = None if self._weights is None else self._weights.to(like.device)
+        return Seqs(self.lengths, weights=weights, device=like.device, dtype=like.dtype)
+
+    def _summable(self, values: Tensor) -> Tensor:
+        """Values of tokens in `dtype` at least: a sum of booleans in their own type is another boolean."""
+        self._check(values, len(self.index), "token")
+        return values.to(torch.promote_types(values.dtype, self.dtype))
+
+    @staticmethod
+    def _check(values: Tensor, count: int, one: str) -> None:
+        if values.ndim == 0 or len(values) != count:
+            raise ShapeError(f"seqs reads one value per {one}, of which there are {count}, not a tensor of {list(values.shape)}")

@@ -44,7 +44,7 @@ class SingleDatum:
 
     def arguments(self) -> list[Any]:
         """The positional arguments of the loss's function; None for an optional input that is not read."""
-        seqs = SingleDatumSeqs(self.rows, None if self.spec.per == "token" else self.weights)
+        seqs = SingleDatumSeqs(self.rows, None if self.spec.per == "token" else self.weights, self.logprobs)
         special = {"seqs": seqs, "weights": self.weights, "logprobs": self.logprobs}
         return [special[name] if name in special else self._input(name) for name in self.spec.parameters]
 
@@ -77,6 +77,7 @@ class SingleDatum:
                 f"with logprobs of shape {list(shape_of(logprobs))} it returns losses of shape {list(shape_of(values))}, "
                 f"not {list(expected[self.spec.per])}"
             )
+        values = raised(values, logprobs)
         if self.spec.per == "datum":
             values = torch.where(self.rows.any(), values, 0)
         elif not self.spec.wants_weights:
@@ -117,11 +118,15 @@ class SingleDatum:
 
 
 class SingleDatumSeqs(Seqs):
-    """`Seqs` of one datum whose positions of weight 0 are still there; rows [T] says which are active."""
+    """`Seqs` of one datum whose positions of weight 0 are still there; rows [T] says which are active.
 
-    def __init__(self, rows: Any, weights: Any) -> None:
+    like: sums are computed in its dtype at least.
+    """
+
+    def __init__(self, rows: Any, weights: Any, like: Any) -> None:
         self._rows = rows
         self._weights = weights
+        self._like = like
         self.lengths = rows.sum().reshape(1)
 
     def __getattr__(self, name: str) -> Any:
@@ -134,7 +139,7 @@ class SingleDatumSeqs(Seqs):
 
     def plain_sum(self, values: Any) -> Any:
         """[T] to [1]: the sum over positions of any weight."""
-        return torch.where(_beside(self._rows, values), values, 0).sum(0, keepdim=True)
+        return torch.where(_beside(self._rows, values), self._summable(values), 0).sum(0, keepdim=True)
 
     def last(self, values: Any) -> Any:
         """[T] to [1]: the value at the last position of any weight."""
@@ -155,6 +160,14 @@ class SingleDatumSeqs(Seqs):
     def to(self, like: Any) -> Any:
         """Itself: a traced tensor is on no device yet."""
         return self
+
+    def _summable(self, values: Any) -> Any:
+        return raised(values, self._like)
+
+
+def raised(values: Any, like: Any) -> Any:
+    """`values` in the dtype of `like` at least: a graph's inputs may be integers where its example was a float."""
+    return values * like.new_ones(1)
 
 
 def _beside(rows: Any, values: Any) -> Any:
