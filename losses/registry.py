@@ -14,7 +14,7 @@ from ..datums.extras import named_in, user_module
 from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
 from .spec.settings import own_names
-from .spec.spec import Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
+from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
 from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
@@ -43,6 +43,7 @@ def register_loss(
     groups: Groups | None = None,
     candidates: str | None = None,
     linear: bool = False,
+    conflict: Conflict | None = None,
     output: str = "logprobs",
     aliases: Sequence[str] = (),
     axes: Axes | None = None,
@@ -66,6 +67,7 @@ def register_loss(
         logprobs are [T, K] then, weights are one per position, and the loss returns [T].
     linear: the loss is linear in logprobs, the only model output that it reads. The trainer can then compute their gradient
         before the forward. The conformance kit holds the loss to it.
+    conflict: (settings) -> why they exclude each other or can do nothing together, or "". Asked whenever the loss is made.
     output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", which outputs the second argument lists.
     aliases: other ids for the same loss.
     axes: ratio level, clip and KL, for its card. differs: {system: how that system's loss of this name differs}.
@@ -78,7 +80,8 @@ def register_loss(
     groups = _one_word(name, "groups", groups, "units or partners", groups_of(units, partners))
     laws = _one_word(name, "laws", laws, "claims", claims)
     declared: dict[str, Any] = {"per": per, "couples": couples, "reduction": reduction, "source": source}
-    declared |= {"groups": groups, "candidates": candidates, "linear": linear, "aliases": tuple(aliases)}
+    declared |= {"groups": groups, "candidates": candidates, "linear": linear, "conflict": conflict}
+    declared["aliases"] = tuple(aliases)
     declared |= {"required_if": dict(required_if or {}), "differs": dict(differs or {}), "laws": dict(laws or {})}
 
     def register(function: F) -> F:

@@ -142,12 +142,31 @@ def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengt
     )
 
 
-def check_one_target(has_columns: bool, spec: LossSpec) -> None:
-    """A loss of advantages that couples tokens has one sampled token per position: targets [N], not [N, K]."""
-    if has_columns and spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs):
+def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
+    """Targets are [N], not [N, K], where one token per position is meant.
+
+    Those are losses with one value per datum, pair or batch, and losses of advantages that couple tokens.
+    """
+    is_coupled = spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs)
+    if not is_coupled and spec.per == "token":
+        return
+    if (datum := next((i for i, shape in enumerate(shapes) if len(shape) == 2), None)) is not None:
+        why = f"couples the tokens of a {spec.couples}" if spec.per == "token" else f"has one value per {spec.per}"
         raise ShapeError(
-            f"{spec.name} couples the tokens of a {spec.couples}, so it reads one sampled token per position, but "
-            "target_tokens is [N, K]. Give target_tokens, and what goes with them, one number per position"
+            f"{spec.name} {why}, so it reads one token per position, but target_tokens of datum {datum} of {len(shapes)} is "
+            f"[N, K] with K = {shapes[datum][1]}. Give target_tokens, and what goes with them, one number per position"
+        )
+
+
+def check_one_column(
+    array: np.ndarray, shape: tuple[int, ...], datum: int, total: int, spec: LossSpec, key: str
+) -> None:
+    """A standard input of [N] targets is [N]; as [N, 1] it would meet logprobs [N] as a table of all pairs of positions."""
+    own = spec.family == "own" and key == "teacher_logprobs"  # such a loss may compare candidates without declaring so
+    if len(shape) == 1 and array.ndim > 1 and key in KEY_DTYPES and key != spec.candidates and not own:
+        raise ShapeError(
+            f"{spec.name}: {key} of datum {datum} of {total} is {list(array.shape)}, but its target_tokens are "
+            f"{list(shape)}: give one number per position, {list(shape)}"
         )
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...datums.errors import InvalidLogprobError, LengthMismatchError, LossContractError, NonFiniteLossInput, ShapeError
+from ...datums.errors import (
+    DtypeError,
+    InvalidLogprobError,
+    LengthMismatchError,
+    LossContractError,
+    NonFiniteLossInput,
+    ShapeError,
+)
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
 from .checks import locate
@@ -86,7 +93,7 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
             f"the loss reads {kind}, and a bare list is taken for {' or '.join(LISTED)}: pass it by name, "
             f'{{"{kind}": [...]}}. A service that returns only logprobs cannot run this loss'
         )
-    tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in value]
+    tensors = [real(tensor, kind, i) for i, tensor in enumerate(value)]
     if kind == "embeddings":
         if len({tuple(tensor.shape) for tensor in tensors}) > 1:
             raise ShapeError(f"embeddings differ in shape: {[list(tensor.shape) for tensor in tensors]}")
@@ -107,13 +114,19 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
 def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
     """Raise naming datum and position where an output of the model is NaN or infinite, or a log-probability above 0.
 
-    output: which one it is; not for embeddings, which have no positions.
+    output: which one it is. All embeddings count: they have no positions.
     """
-    if output == "embeddings":
-        return
     values = values.detach()
+    wrong = ~torch.isfinite(values)
+    if output == "embeddings":
+        if bool(wrong.any()):
+            row = int(wrong.any(1).nonzero()[0])
+            raise not_finite(
+                name, output, outputs.number(int(packed.active_datums[row])), None, float(values[row].sum())
+            )
+        return
     highest = MAX_LOGPROB if key_kind(output) == "logprob" else float("inf")
-    wrong = (~torch.isfinite(values) | (values > highest)) & weighted_positions(packed.weights, values)
+    wrong = (wrong | (values > highest)) & weighted_positions(packed.weights, values)
     if output == "logprobs" and packed.absent is not None:
         wrong &= ~packed.absent.to(values.device)
     if not bool(wrong.any()):
@@ -121,14 +134,32 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
     where = wrong.nonzero()[0].tolist()
     value = float(values[tuple(where)])
     datum, position = locate(where[0], packed.active.cpu().numpy(), packed.lengths)
-    what = f"{name}: the model's {output} of datum {outputs.number(datum)} are {value:g} at position {position}"
     if highest < value < float("inf"):
-        raise InvalidLogprobError(f"{what}: a log-probability is at most 0. Are these probabilities?")
+        raise InvalidLogprobError(
+            f"{name}: the model's {output} of datum {outputs.number(datum)} are {value:g} at position {position}: a "
+            "log-probability is at most 0. Are these probabilities?"
+        )
+    raise not_finite(name, output, outputs.number(datum), position, value)
+
+
+def not_finite(name: str, output: str, datum: int, position: int | None, value: float) -> NonFiniteLossInput:
+    """The error for an output of the model that is NaN or infinite where it counts."""
     cause = {
         "logprobs": ", or is the target a token it cannot produce",
         "mean_logprobs": ", or does it rule tokens out",
     }
-    raise NonFiniteLossInput(f"{what}, where the weight is not 0. Has the model diverged{cause.get(output, '')}?")
+    where = "" if position is None else f" at position {position}, where the weight is not 0"
+    return NonFiniteLossInput(
+        f"{name}: the model's {output} of datum {datum} are {value:g}{where}. Has the model diverged{cause.get(output, '')}?"
+    )
+
+
+def real(value: Any, kind: str, index: int) -> Tensor:
+    """Datum `index`'s output as a tensor. Raises DtypeError for complex numbers."""
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if tensor.is_complex():
+        raise DtypeError(f"{kind} of datum {index} are {tensor.dtype}: a loss reads real numbers")
+    return tensor
 
 
 def _check_output_shape(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> None:

@@ -20,6 +20,7 @@ from .checks import (
     check_candidates,
     check_finite,
     check_length,
+    check_one_column,
     check_one_per_datum,
     check_one_target,
     check_pairs,
@@ -33,6 +34,7 @@ from .packed import Packed
 from .positions import (
     active_positions,
     active_targets,
+    harmless,
     has_columns,
     target_shape,
     weighted_positions,
@@ -45,8 +47,8 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
         return _pack_whole_datums(datums, spec, config)
     shapes = [target_shape(datum) for datum in datums]
     lengths = np.array([shape[0] for shape in shapes], dtype=np.int64)
+    check_one_target(shapes, spec)
     weights, is_even = _weights(datums, spec, reduction, shapes)
-    check_one_target(weights.ndim == 2, spec)
     active = active_positions(active_targets(weights, spec))
     tokens = counts_of(active, lengths)
     if spec.per == "pair":
@@ -142,6 +144,8 @@ def _input(layout: _Layout, wanted: Input, datums: np.ndarray) -> tuple[Tensor |
     values = torch.from_numpy(join(arrays, width, dtype, fill)[layout.active])
     if values.shape == layout.weights.shape and has_columns(layout.weights, spec):
         values = values.masked_fill(~active_targets(layout.weights, spec), 0)
+    if spec.wants_weights:
+        values = harmless(values, layout.weights)
     checked = weighted_positions(layout.weights, values)
     if wanted.name == spec.candidates:
         checked = checked & (values != -torch.inf)
@@ -160,6 +164,7 @@ def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.n
             array = np.broadcast_to(array, shape[:1])
         if len(array) != shape[0]:
             check_length(len(array), (shape[0],), wanted.name, i, len(arrays))
+        check_one_column(array, shape, i, len(arrays), layout.spec, wanted.name)
         if over_targets and array.ndim == 1:  # a [T] would be taken for one row of K
             array = np.broadcast_to(array[:, None], (len(array), shape[1] if len(shape) == 2 else 1))
         rows.append(array)

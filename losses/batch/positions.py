@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ...datums.types import Datum
 from .. import stats
@@ -63,9 +64,23 @@ def has_columns(weights: Tensor, spec: LossSpec) -> bool:
     return weights.ndim == 2 and not spec.wants_weights
 
 
-def weighted_positions(weights: Tensor, like: Tensor) -> Tensor:
-    """[T] or [T, 1] bool, shaped to go with `like`: which positions have a weight, also in a loss that reads weights."""
-    return active_positions(active_targets(weights)).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+def weighted_positions(weights: Any, like: Any) -> Any:
+    """Bool to go with `like`, also in a loss that reads weights: which of its targets, or else positions, have a weight."""
+    is_traced = isinstance(like, Proxy)
+    targets = active_targets(weights)
+    if like.ndim == 0:
+        targets = targets.any()
+    elif like.ndim != weights.ndim or not (is_traced or like.shape == weights.shape):
+        targets = active_positions(targets).reshape(-1, *[1] * (like.ndim - 1))
+    return targets if is_traced else targets.to(like.device)
+
+
+def harmless(values: Any, weights: Any) -> Any:
+    """`values` with 0 for NaN and infinity where the weight is 0: times that weight they would be NaN, the gradient too.
+
+    The one rule for losses that see every position: those that read `weights`, traced ones, and fn(data, logprobs_list).
+    """
+    return torch.where(weighted_positions(weights, values) | torch.isfinite(values), values, 0)
 
 
 def weighted(values: Any, weights: Any, active: Any) -> Any:

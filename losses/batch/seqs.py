@@ -104,4 +104,6 @@ class Seqs:
     @staticmethod
     def _check(values: Tensor, count: int, one: str) -> None:
         if values.ndim == 0 or len(values) != count:
-            raise ShapeError(f"seqs reads one value per {one}, of which there are {count}, not a tensor of {list(values.shape)}")
+            raise ShapeError(
+                f"seqs reads one value per {one}, of which there are {count}, not a tensor of {list(values.shape)}"
+            )

@@ -133,6 +133,7 @@ def topk_jsd(
     candidates="teacher_logprobs",
     reduction="token-mean",
     source="Agarwal et al. 2023, arXiv:2306.13649 eq. 1 and algorithm 1, over K candidates",
+    conflict=lambda settings: tail_at(settings["temperature"], settings["tail"]),
     axes=Axes(kl="forward (beta 0), generalised Jensen-Shannon, or reverse (beta 1), over K candidates"),
     differs={
         "TRL": "over the whole vocabulary; GKD trainer temperature 0.9, distillation trainer beta 1",
@@ -162,11 +163,8 @@ def gkd(
     also sweeps the learning rate. temperature divides the logits. K log-probabilities determine the result only up to a
     factor, so it needs tail "renormalise" (where it is exact). The loss is not multiplied by temperature².
     """
-    if temperature != 1 and tail != "renormalise":
-        raise LossConfigError(
-            f"gkd: temperature={temperature:g} needs tail='renormalise', not {tail!r}: the probability of the other tokens "
-            "at another temperature cannot be computed from K log-probabilities"
-        )
+    if why := tail_at(temperature, tail):
+        raise LossConfigError(f"gkd: {why}")
     student, teacher = _compared(logprobs / temperature, teacher_logprobs / temperature, tail)
     metrics = candidate_stats(logprobs, teacher_logprobs)
     if beta in (0, 1):
@@ -201,6 +199,16 @@ def sdft(logprobs: Tensor, teacher_logprobs: Tensor) -> Returned:
     present = teacher_logprobs > -torch.inf
     teacher = with_tail(teacher_logprobs, present, "renormalise")
     return _cross_entropy(logprobs, teacher, present), candidate_stats(logprobs, teacher_logprobs)
+
+
+def tail_at(temperature: float, tail: Tail) -> str:
+    """Why these two settings exclude each other, or "": other tokens' probability is known at temperature 1 only."""
+    if temperature == 1 or tail == "renormalise":
+        return ""
+    return (
+        f"temperature={temperature:g} needs tail='renormalise', not {tail!r}: the probability of the other tokens "
+        "at another temperature cannot be computed from K log-probabilities"
+    )
 
 
 def candidate_stats(logprobs: Tensor, teacher_logprobs: Tensor) -> dict[str, Stat]:

@@ -24,6 +24,7 @@ from ..spec.settings import Settings
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from .evaluate import evaluate
+from .harmless import harmless_datums
 from .hosted import call_batch_style
 
 
@@ -186,13 +187,20 @@ class BoundBatchStyle(BoundLoss):
         return Count((None,))
 
     def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
-        """Refuse no datums; which keys it reads is not known."""
+        """Refuse no datums, and NaN where a weight is not 0; which keys it reads is not known."""
         if not self.datums:
             raise EmptyLossError(f"{self.name}: there are no datums")
+        _ = self._harmless
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """What the function says about these datums."""
-        return call_batch_style(self._spec, self._settings.function, self.chosen(order), outputs)
+        numbers = range(len(self.datums)) if order is None else order
+        datums = [self._harmless[i] for i in numbers]
+        return call_batch_style(self._spec, self._settings.function, datums, outputs, numbers)
+
+    @cached_property
+    def _harmless(self) -> list[Datum]:
+        return harmless_datums(self.datums, self.name)
 
 
 class BoundMixture(BoundLoss):

@@ -12,7 +12,7 @@ from ...datums.errors import LossContractError
 from .. import stats
 from ..batch.outputs import Outputs, check_finite_output
 from ..batch.packed import Packed
-from ..batch.positions import active_targets, has_columns, standard_metrics
+from ..batch.positions import active_targets, harmless, has_columns, standard_metrics
 from ..spec.spec import LossSpec
 from ..stats import Stat
 
@@ -26,7 +26,7 @@ def evaluate(
         values, metrics = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
         metrics = {**standard_metrics(spec, arguments.get("logprobs")), **metrics}
     _check_shape(spec, values, arguments, packed)
-    return values, metrics
+    return values.to(torch.promote_types(values.dtype, arguments[spec.outputs[0]].dtype)), metrics
 
 
 def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, Any]:
@@ -37,6 +37,8 @@ def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, An
         if name in spec.outputs:
             value = _full_precision(outputs.rows(name, packed))
             value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
+            if spec.wants_weights and name != "embeddings":
+                value = harmless(value, packed.weights)
             check_finite_output(name, value, packed, outputs, spec.name)
             arguments[name] = value
         elif name == "seqs":
@@ -99,4 +101,4 @@ def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]
 
 
 def _full_precision(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

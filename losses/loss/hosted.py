@@ -14,21 +14,31 @@ from torch import Tensor
 from ...datums.errors import LengthMismatchError, LossContractError, NonDifferentiableLossError
 from ...datums.types import Datum
 from .. import stats
-from ..batch.outputs import Outputs
+from ..batch.outputs import Outputs, real
 from ..batch.positions import positions_of, width_of
 from ..spec.spec import LossSpec
 from ..stats import Stat
+from .harmless import harmless_outputs
 
 
 def call_batch_style(
-    spec: LossSpec, settings: Mapping[str, Any], datums: Sequence[Datum], outputs: Any
+    spec: LossSpec,
+    settings: Mapping[str, Any],
+    datums: Sequence[Datum],
+    outputs: Any,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """Call the function and hold it to its contract: a scalar with a graph, float metrics, inputs left as they were."""
+    """Call the function and hold it to its contract: a scalar with a graph, float metrics, inputs left as they were.
+
+    numbers: the datums' indices in the call, for messages.
+    """
+    numbers = range(len(datums)) if numbers is None else numbers
     tensors = split_outputs(outputs, datums, spec.outputs[0])
+    tensors = harmless_outputs(tensors, datums, numbers, spec.outputs[0], spec.name)
     before = [(d.model_input, dict(d.loss_fn_inputs)) for d in datums]
     copies = [t.detach().clone() for t in tensors]
     returned = spec.function(list(datums), tensors, **settings)
-    _check_untouched(spec, datums, before, tensors, copies)
+    _check_untouched(spec, datums, before, tensors, copies, numbers)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise LossContractError(
             f"{spec.name} must return (loss, metrics), a scalar tensor and a dict, not {type(returned).__name__}: "
@@ -53,10 +63,9 @@ def split_outputs(outputs: Any, datums: Sequence[Datum], kind: str) -> list[Tens
     if isinstance(outputs, Mapping):
         outputs = outputs[kind]
     if not isinstance(outputs, Outputs):
-        tensors = list(outputs)
-        if len(tensors) != len(datums):
-            raise LengthMismatchError(f"{len(tensors)} tensors of {kind} for {len(datums)} datums")
-        return tensors
+        if len(outputs) != len(datums):
+            raise LengthMismatchError(f"{len(outputs)} tensors of {kind} for {len(datums)} datums")
+        return [real(one, kind, i) for i, one in enumerate(outputs)]
     values = getattr(outputs, kind)
     if kind == "embeddings":
         return list(values.unbind(0))
@@ -73,14 +82,15 @@ def _check_untouched(
     before: Sequence[tuple[Any, dict[str, Any]]],
     tensors: Sequence[Tensor],
     copies: Sequence[Tensor],
+    numbers: Sequence[int],
 ) -> None:
-    for i, (datum, (model_input, inputs)) in enumerate(zip(datums, before, strict=True)):
+    for i, datum, (model_input, inputs) in zip(numbers, datums, before, strict=True):
         same_keys = datum.loss_fn_inputs.keys() == inputs.keys()
         if not same_keys or any(datum.loss_fn_inputs[key] is not value for key, value in inputs.items()):
             raise LossContractError(f"{spec.name} changed loss_fn_inputs of datum {i}; copy what you want to change")
         if datum.model_input is not model_input:
             raise LossContractError(f"{spec.name} changed model_input of datum {i}")
-    for i, (tensor, copy) in enumerate(zip(tensors, copies, strict=True)):
+    for i, tensor, copy in zip(numbers, tensors, copies, strict=True):
         # Not their version counters: a change through .data or .numpy() does not count there.
         if not torch.equal(tensor.detach().nan_to_num(), copy.nan_to_num()):
             raise LossContractError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...datums.errors import LengthMismatchError, LossContractError, TraceError
+from ...datums.errors import LengthMismatchError, LossConfigError, LossContractError, TraceError
 from ...datums.types import Datum, as_datum
 from .. import stats
 from ..batch.pack import pack
@@ -147,6 +147,8 @@ class Loss(LossLike):
 
     def __init__(self, spec: LossSpec, config: Mapping[str, Any]) -> None:
         resolved = resolve_settings(spec.config, spec.name, config)
+        if spec.conflict is not None and (why := spec.conflict(resolved.function)):
+            raise LossConfigError(f"{spec.name}: {why}")
         self.spec = spec
         self.config = resolved.config
         self.settings = resolved.function

@@ -32,12 +32,13 @@ _MULTIPLIER = 0x45D9F3B
     reduction="token-mean",
     source="Cui et al. 2025, arXiv:2505.22617 section 4.2",
     axes=Axes(ratio="token", clip=f"{PESSIMISTIC}; none either for a few tokens of high covariance"),
+    conflict=lambda settings: empty_band(settings["covariance_low"], settings["covariance_high"]),
     differs={
         "verl": "draws with torch's generator, exactly as many tokens as `share` says, and does not cap the log-ratio",
         "SkyRL": "draws with torch's generator, exactly as many tokens as `share` says",
     },
     laws={
-        "is_another_loss": {"own": {"covariance_low": 1e30}, "loss": "ppo"},
+        "is_another_loss": {"own": {"covariance_low": 1e30, "covariance_high": 2e30}, "loss": "ppo"},
         "zero_advantage_is_silent": {},
         "beyond_the_clip_no_gradient": {"nats": 0.25},
     },
@@ -115,6 +116,13 @@ def kl_cov(
     losses = -safe_ratio(logprobs, sampling_logprobs) * advantages
     metrics = {"covariance_fraction": stats.mean(is_held), **ratio_stats(logprobs, sampling_logprobs)}
     return losses + torch.where(is_held, penalty, torch.zeros_like(penalty)), metrics
+
+
+def empty_band(low: float, high: float) -> str:
+    """Why no covariance lies strictly between the bounds, or ""."""
+    if low < high:
+        return ""
+    return f"covariance_low={low:g} is not below covariance_high={high:g}, so no token could be drawn"
 
 
 def _covariance(logprobs: Tensor, advantages: Tensor) -> Tensor:

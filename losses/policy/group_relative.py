@@ -21,12 +21,20 @@ _LAWS = {
 }
 
 
+def estimator_unread(kl_coefficient: float, kl_estimator: KLEstimator) -> str:
+    """Why this estimator would change nothing, or ""."""
+    if kl_coefficient or kl_estimator == "k3":
+        return ""
+    return f"kl_estimator={kl_estimator!r} is read only where kl_coefficient is not 0"
+
+
 @register_loss(
     "grpo",
     per="token",
     reduction="token-mean",
     source="Shao et al. 2024, arXiv:2402.03300 eq. 3 and 4; token-mean: arXiv:2503.14476 eq. 8",
     required_if={"ref_logprobs": "kl_coefficient"},
+    conflict=lambda settings: estimator_unread(settings["kl_coefficient"], settings["kl_estimator"]),
     axes=Axes(ratio="token", clip=PESSIMISTIC, kl="to the reference, k3 by default, differentiable"),
     differs={
         "Fireworks": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",

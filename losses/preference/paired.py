@@ -24,6 +24,14 @@ from .common import (
     smoothed_logistic,
 )
 
+#: The default of dpo's alpha.
+ALPHA = 0.5
+
+
+def alpha_unread(divergence: Divergence, alpha: float) -> str:
+    """Why this alpha would change nothing, or ""."""
+    return "" if divergence == "alpha" or alpha == ALPHA else f"alpha={alpha:g} is read only with divergence='alpha'"
+
 
 @register_loss(
     "dpo",
@@ -32,6 +40,7 @@ from .common import (
     source="Rafailov et al. 2023, arXiv:2305.18290 eq. 7; label_smoothing: Mitchell 2023, conservative DPO; "
     "divergence: Wang et al. 2023, arXiv:2309.16240",
     axes=AXES,
+    conflict=lambda settings: alpha_unread(settings["divergence"], settings["alpha"]),
     differs={
         "TRL": "its sigmoid loss has no label smoothing, and its forward-KL score is not capped",
         "Tinker": "its metric margin is scaled by beta",
@@ -52,7 +61,7 @@ def dpo(
     beta: Positive = 0.1,
     label_smoothing: Smoothing = 0.0,
     divergence: Divergence = "reverse_kl",
-    alpha: Positive = 0.5,
+    alpha: Positive = ALPHA,
 ) -> Returned:
     """-log σ(beta Δ), where Δ = Σ_chosen (logprobs - ref_logprobs) - Σ_rejected (logprobs - ref_logprobs).
 

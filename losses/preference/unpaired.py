@@ -22,6 +22,13 @@ def _labelled(datums: int, config: Any, inputs: Mapping[str, Tensor | None] | No
     return Grouping(values=datums if mismatched is None else datums - int(mismatched.sum()))
 
 
+def weightless(settings: Mapping[str, Any]) -> str:
+    """Why the loss would be 0 for every datum, or ""."""
+    if settings["desirable_weight"] or settings["undesirable_weight"]:
+        return ""
+    return "desirable_weight and undesirable_weight are both 0, so every loss would be 0"
+
+
 @register_loss(
     "kto",
     per="datum",
@@ -30,6 +37,7 @@ def _labelled(datums: int, config: Any, inputs: Mapping[str, Tensor | None] | No
     source="Ethayarajh et al. 2024, arXiv:2402.01306 eq. 7 and 8",
     groups=_labelled,
     axes=AXES,
+    conflict=weightless,
     differs={"TRL": "z0 is over each rank's micro-batch, averaged over ranks"},
     laws={"value_at_reference": {"value": 0.5}, "agreeing_tokens_are_silent": {}},
 )
@@ -68,6 +76,7 @@ def kto(
     reduction="mean",
     source="D'Oosterlinck et al. 2024, arXiv:2408.06266 eq. 7, for single responses",
     axes=AXES,
+    conflict=weightless,
     laws={
         "is_another_loss": {"loss": "kto"},
         "value_at_reference": {"value": 0.5},

@@ -94,6 +94,10 @@ def groups_of(units: Units | None, partners: Partners | None) -> Groups | None:
     return groups
 
 
+#: (settings) to why they cannot go together, as "temperature=0.9 needs tail='renormalise'"; empty where they can.
+Conflict = Callable[[Mapping[str, Any]], str]
+
+
 @dataclass(frozen=True)
 class LossSpec:
     """Everything known about a registered function; `register_loss` explains each word."""
@@ -113,6 +117,7 @@ class LossSpec:
     groups: Groups | None = None
     candidates: str | None = None
     linear: bool = False
+    conflict: Conflict | None = None
     aliases: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
     differs: Mapping[str, str] = field(default_factory=dict)

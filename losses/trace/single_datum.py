@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import TraceError
-from ..batch.positions import active_positions, active_targets, standard_metrics, weighted
+from ..batch.positions import active_positions, active_targets, harmless, standard_metrics, weighted
 from ..batch.seqs import Seqs
 from ..spec.spec import LossSpec
 from ..stats import Stat
@@ -62,7 +62,7 @@ class SingleDatum:
 
     def _neutral(self, value: Any) -> Any:
         if self.spec.wants_weights:
-            return value
+            return harmless(value, self.weights)
         return torch.where(self.active.unsqueeze(1) if value.ndim > self.active.ndim else self.active, value, 0)
 
     def finished(self, returned: Any) -> tuple[Any, dict[str, Any], dict[str, str]]:
@@ -77,10 +77,11 @@ class SingleDatum:
                 f"with logprobs of shape {list(shape_of(logprobs))} it returns losses of shape {list(shape_of(values))}, "
                 f"not {list(expected[self.spec.per])}"
             )
-        values = raised(values, logprobs)
         if self.spec.per == "datum":
-            values = torch.where(self.rows.any(), values, 0)
-        elif not self.spec.wants_weights:
+            values = torch.where(self.rows.any(), raised(values, logprobs), 0)
+        elif self.spec.wants_weights:
+            values = raised(values, logprobs)
+        else:
             values = weighted(values, self.weights, self.active)
         metrics: dict[str, Any] = {}
         dropped: dict[str, str] = {}

@@ -11,6 +11,7 @@ of c, which has no gradient. Where sampling_logprobs are the engine's own, x is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -94,6 +95,7 @@ def rollout_correction(
         inputs=(Input("sampling_logprobs", True, "token"), Input("rollout_logprobs", True, "token")),
         couples="batch" if normalize else "token" if level == "token" else "datum",
         check=lambda base: _check_counted_once(base, suffix),
+        conflict=_empty_band,
     )
     return weighed(loss, config, correction)
 
@@ -113,6 +115,11 @@ def _named(name: str, config: Mapping[str, Any]) -> Loss | None:
     return rollout_correction(
         inner, level=cast(Level, level), rule=cast(Rule, rule), normalize=suffix.endswith("_normalized"), **config
     )
+
+
+def _empty_band(settings: Mapping[str, Any]) -> str:
+    low, high = settings.get("low", 0.0), settings.get("high", math.inf)
+    return "" if low <= high else f"low={low:g} is above high={high:g}, so every weight would be 0"
 
 
 def _correction(level: Level, rule: Rule, normalize: bool) -> Weights:

@@ -15,7 +15,7 @@ from ..loss.loss import Loss
 from ..reductions import coarsest
 from ..registry import get_loss
 from ..spec.settings import LossConfig
-from ..spec.spec import Input, LossSpec
+from ..spec.spec import Conflict, Input, LossSpec
 from ..stats import Stat
 
 #: (arguments of the wrapped loss by name, the weighting's own settings, per) -> a weight per value, and metrics.
@@ -28,7 +28,7 @@ class Weighting:
 
     maker: the public function, for messages. suffix: behind the + of the id. source: its arguments, as written in code.
     weights: the computation. settings, inputs: those it adds to the loss's own. couples: what it must see together.
-    check: raises for a loss that it must not weigh.
+    check: raises for a loss that it must not weigh. conflict: as in `register_loss`, for its own settings.
     """
 
     maker: str
@@ -39,6 +39,7 @@ class Weighting:
     inputs: tuple[Input, ...]
     couples: str
     check: Callable[[Loss], None] = lambda loss: None
+    conflict: Conflict = lambda settings: ""
 
 
 def weighed(loss: str | Loss | Callable[..., Any], config: Mapping[str, Any], weighting: Weighting) -> Loss:
@@ -82,6 +83,7 @@ def _grown(base: Loss, weighting: Weighting) -> LossSpec:
         make_config=lambda: cast(type[LossConfig], config),
         couples=coarsest(spec.couples, weighting.couples),
         linear=False,
+        conflict=lambda settings: weighting.conflict(settings) or (spec.conflict(settings) if spec.conflict else ""),
         aliases=(),
         differs={},
         laws={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
@@ -150,8 +151,8 @@ def _moved(value: TensorData, loss: LossUnderTest, name: str) -> TensorData:
     return TensorData(1 - array)
 
 
-def _alternatives(loss: Loss, name: str) -> list[Any]:
-    """Other values that the setting accepts."""
+def _alternatives(loss: Loss, name: str, beside: Mapping[str, Any] = types.MappingProxyType({})) -> list[Any]:
+    """Other values that the setting accepts, with the settings `beside` it."""
     default = loss.settings[name]
     annotation = loss.spec.config.model_fields[name].annotation
     members = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -164,7 +165,7 @@ def _alternatives(loss: Loss, name: str) -> list[Any]:
         candidates = [0.5, 1.0, 2.0, 1, 2, True, False]
     accepted: list[Any] = []
     for value in candidates:
-        if value != default and value not in accepted and _configured(loss, {name: value}) is not None:
+        if value != default and value not in accepted and _configured(loss, {**beside, name: value}) is not None:
             accepted.append(value)
     return accepted
 
@@ -175,7 +176,7 @@ def _variants(loss: Loss, name: str) -> Iterator[tuple[Loss, Loss]]:
     beside = [{other: value} for other in loss.settings if other != name for value in _alternatives(loss, other)[:2]]
     for base in [{}, *beside]:
         one = _configured(loss, base)
-        for value in _alternatives(loss, name):
+        for value in _alternatives(loss, name, base):
             other = _configured(loss, {**base, name: value})
             if one is not None and other is not None:
                 yield one, other

@@ -85,6 +85,38 @@ def test_a_loss_that_wants_weights_may_be_handed_nan_where_they_are_zero() -> No
         loss_of(own_mask).check([datum(2, weights=[1, 1], advantages=[0, np.nan])])
 
 
+def weighs_itself(logprobs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+    return -advantages * logprobs * weights
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_at_weight_0_never_reach_a_loss_that_reads_weights(odd: float) -> None:
+    data = [datum(3, weights=[0, 1, 1], advantages=[odd, 1, 1])]
+    value, gradients, _ = evaluated(loss_of(weighs_itself), data, [[odd, -2.0, -3.0]])
+    assert value == 5.0
+    assert_rows_equal(gradients, [[0, -1, -1]], 0)
+
+
+def test_of_several_targets_the_one_of_weight_0_may_hold_nan_for_a_loss_that_reads_weights() -> None:
+    data = [datum([[1, 2]], weights=[[0, 1]], advantages=[[np.nan, 2]])]
+    value, gradients, _ = evaluated(loss_of(weighs_itself), data, [[[np.nan, -3.0]]])
+    assert value == 6.0
+    assert_rows_equal(gradients, [[[0, -2]]], 0)
+    with pytest.raises(
+        NonFiniteLossInput, match=r"advantages of datum 0 is nan at position 0, where the weight is not 0"
+    ):
+        loss_of(weighs_itself).check([datum([[1, 2]], weights=[[0, 1]], advantages=[[0, np.nan]])])
+
+
+def test_an_embedding_that_is_nan_names_its_datum() -> None:
+    data = [Datum([0], {})] * 4
+    rows = [[1.0, 0.0], [0.0, 1.0], [np.nan, 1.0], [1.0, 1.0]]
+    with pytest.raises(
+        NonFiniteLossInput, match=r"^info_nce: the model's embeddings of datum 2 are nan. Has the model dive"
+    ):
+        evaluated(get_loss("info_nce"), data, rows)
+
+
 def test_one_number_for_a_token_input_holds_for_the_whole_datum() -> None:
     data = [
         datum(3, sampling_logprobs=[-1.0] * 3, advantages=2.0),

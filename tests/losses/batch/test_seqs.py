@@ -68,3 +68,47 @@ def test_pairs_are_neighbours_and_need_an_even_number() -> None:
         Seqs([1, 1, 1]).pairs(torch.ones(3))
     with pytest.raises(ShapeError, match=r"got 4 of 2$"):
         Seqs([2, 2]).pairs(torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int8, torch.uint8])
+def test_sums_and_means_of_booleans_and_integers_count_them(dtype: torch.dtype) -> None:
+    values = torch.tensor([1, 0, 1, 1, 0]).to(dtype)
+    seqs = Seqs([2, 3])
+    assert seqs.sum(values).tolist() == seqs.plain_sum(values).tolist() == [1, 2]
+    assert seqs.mean(values).tolist() == pytest.approx([0.5, 2 / 3])
+    weighted = Seqs([2, 3], weights=torch.tensor([0.5, 1, 0.25, 0.5, 1]))
+    assert weighted.sum(values).tolist() == [0.5, 0.75]
+    assert weighted.mean(values).tolist() == pytest.approx([0.5 / 1.5, 0.75 / 1.75])
+    assert seqs.mean(values, values).tolist() == [1, 1]  # a mask of integers says which
+
+
+@given(lengths=lengths, data=st.data())
+@settings(max_examples=40)
+def test_a_type_never_changes_a_sum_or_a_mean(lengths: list[int], data: st.DataObject) -> None:
+    flat = torch.tensor([data.draw(st.integers(0, 1)) for _ in range(sum(lengths))])
+    weights = data.draw(st.sampled_from([None, torch.arange(len(flat)) / 8 + 0.125]))
+    seqs = Seqs(lengths, weights=weights, dtype=torch.float64)
+    for dtype in (torch.bool, torch.uint8, torch.int32, torch.float16, torch.bfloat16, torch.float32):
+        for gather in (seqs.sum, seqs.mean, seqs.plain_sum):
+            assert gather(flat.to(dtype)).tolist() == gather(flat.double()).tolist()
+
+
+def test_a_sum_of_half_precision_does_not_stand_still() -> None:
+    assert Seqs([1000]).sum(torch.ones(1000, dtype=torch.bfloat16)).tolist() == [1000]  # in bfloat16 256 + 1 is 256
+
+
+@pytest.mark.parametrize("method", ["sum", "plain_sum", "mean", "last", "split", "broadcast"])
+def test_values_of_another_length_are_refused(method: str) -> None:
+    counts = (
+        "one value per datum, of which there are 2"
+        if method == "broadcast"
+        else "one value per token, of which there are 5"
+    )
+    for size in (4, 6):
+        with pytest.raises(ShapeError, match=f"^seqs reads {counts}, not a tensor of .{size}.$"):
+            getattr(Seqs([2, 3]), method)(torch.ones(size))
+
+
+def test_a_datum_without_tokens_has_no_last_one() -> None:
+    with pytest.raises(ShapeError, match=r"^datum 0 has no token, so none is its last$"):
+        Seqs([0, 2]).last(torch.ones(2))

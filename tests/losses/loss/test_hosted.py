@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, get_loss, stats
-from lossbook.datums.errors import LengthMismatchError, LossConfigError, LossContractError, NonDifferentiableLossError
+from lossbook.datums.errors import (
+    LengthMismatchError,
+    LossConfigError,
+    LossContractError,
+    NonDifferentiableLossError,
+    NonFiniteLossInput,
+)
 
 from ..cases import assert_rows_equal, datum, evaluated, leaves, loss_of
 
@@ -101,6 +107,37 @@ def test_functools_partial_may_bind_anything(bound: Any) -> None:
 
     loss = get_loss(functools.partial(remembers, reference=bound))
     assert evaluated(loss, two_datums(), ROWS)[0] == pytest.approx(-6.7)
+
+
+def weighed_advantages(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    total = torch.zeros((), dtype=torch.float64)
+    for one, logprobs in zip(data, logprobs_list, strict=True):
+        read = one.loss_fn_inputs
+        total = total - (read["advantages"].to_torch() * logprobs * read["weights"].to_torch()).sum()
+    return total, {}
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_at_weight_0_are_0_where_it_reads_every_position(odd: float) -> None:
+    data = [datum(3, weights=[0, 1, 1], advantages=[odd, 1, 1]), datum(1, weights=[2], advantages=[1])]
+    value, gradients, _ = evaluated(get_loss(weighed_advantages), data, [[odd, -2.0, -3.0], [-1.0]])
+    assert value == 7.0
+    assert_rows_equal(gradients, [[0, -1, -1], [-2]], 0)
+    assert math.isnan(odd) == math.isnan(data[0].loss_fn_inputs["advantages"].data[0])  # the caller's are as they were
+
+
+def test_nan_where_the_weight_is_not_0_names_datum_key_and_position() -> None:
+    fine = datum(2, weights=[1, 1], advantages=[1, 1])
+    odd = datum(2, weights=[0, 1], advantages=[math.nan, math.nan])
+    with pytest.raises(NonFiniteLossInput) as caught:
+        evaluated(get_loss(weighed_advantages), [fine, odd], [[-1.0, -1.0]] * 2)
+    assert str(caught.value) == (
+        "weighed_advantages: advantages of datum 1 of 2 is nan at position 1, where the weight is not 0"
+    )
+    with pytest.raises(
+        NonFiniteLossInput, match=r"the model's logprobs of datum 1 are -inf at position 0, where the weight"
+    ):
+        evaluated(get_loss(weighed_advantages), [fine, fine], [[-1.0, -1.0], [-math.inf, -1.0]])
 
 
 def test_its_metrics_may_be_numbers_of_any_make() -> None:

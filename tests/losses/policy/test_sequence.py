@@ -178,8 +178,8 @@ def test_several_targets_a_position_are_refused_where_tokens_are_coupled(name: s
     wide = datum([[1, 2]], weights=[[1.0, 1.0]], sampling_logprobs=[[-1.0, -1.0]], advantages=[1.0])
     with pytest.raises(ShapeError) as caught:
         get_loss(name).check([wide])
-    coupled = "batch" if name == "clip_cov" else "datum"
+    why = {"gspo": "has one value per datum", "clip_cov": "couples the tokens of a batch"}
     assert str(caught.value) == (
-        f"{name} couples the tokens of a {coupled}, so it reads one sampled token per position, but target_tokens is [N, K]. "
-        "Give target_tokens, and what goes with them, one number per position"
+        f"{name} {why.get(name, 'couples the tokens of a datum')}, so it reads one token per position, but target_tokens of "
+        "datum 0 of 1 is [N, K] with K = 2. Give target_tokens, and what goes with them, one number per position"
     )

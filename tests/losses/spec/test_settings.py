@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -185,3 +185,51 @@ def test_a_configuration_cannot_be_changed_behind_the_losss_back() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         loss.config.clip_low = 0.5
     assert loss.settings["clip_low"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [
+        ("gkd", {"temperature": 0.9}, "gkd: temperature=0.9 needs tail='renormalise', not 'bin': the probability of"),
+        ("trl:gkd", {"tail": "drop"}, "gkd: temperature=0.9 needs tail='renormalise', not 'drop'"),
+        (
+            "clip_cov",
+            {"covariance_low": 5.0, "covariance_high": 1.0},
+            "covariance_low=5 is not below covariance_high=1",
+        ),
+        ("clip_cov", {"covariance_low": 6.0}, "covariance_low=6 is not below covariance_high=5, so no token could be"),
+        (
+            "ppo+token_band",
+            {"low": 3.0, "high": 2.0},
+            "ppo[+]token_band: low=3 is above high=2, so every weight would be 0",
+        ),
+        ("gspo+geometric_reject", {"low": 3.0}, "gspo[+]geometric_reject: low=3 is above high=2"),
+        ("gkd", {"temperature": 2.0, "tail": "bin"}, "needs tail='renormalise'"),
+        ("dpo", {"alpha": 0.25}, "dpo: alpha=0.25 is read only with divergence='alpha'"),
+        (
+            "grpo",
+            {"kl_coefficient": 0.0, "kl_estimator": "k2"},
+            "kl_estimator='k2' is read only where kl_coefficient is",
+        ),
+        ("grpo+token_mask", {"kl_coefficient": 0.0, "kl_estimator": "k2"}, "kl_estimator='k2' is read only where"),
+        ("kto", {"desirable_weight": 0.0, "undesirable_weight": 0.0}, "are both 0, so every loss would be 0"),
+        ("apo_zero_unpaired", {"desirable_weight": 0.0, "undesirable_weight": 0.0}, "every loss would be 0"),
+    ],
+)
+def test_settings_that_exclude_each_other_or_do_nothing_are_refused_when_given(
+    name: str, settings: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(LossConfigError, match=why):
+        get_loss(name, **settings)
+
+
+def test_a_loss_of_ones_own_says_which_settings_exclude_each_other() -> None:
+    def bounded(logprobs: Tensor, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return -logprobs.clamp(low, high)
+
+    def conflict(settings: Mapping[str, Any]) -> str:
+        return "" if settings["low"] < settings["high"] else "low must be below high"
+
+    assert loss_of(bounded, conflict=conflict, config={"low": 0.5}).settings == {"low": 0.5, "high": 1.0}
+    with pytest.raises(LossConfigError, match=r"^bounded: low must be below high$"):
+        loss_of(bounded, conflict=conflict, config={"low": 2.0})

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import lossbook.losses
-from lossbook import get_loss
+from lossbook import get_loss, stats
 from lossbook.datums.errors import TraceError
 from lossbook.losses import kl_estimate
 from lossbook.losses.trace.recorder import location
 
-from ..cases import loss_of
+from ..cases import datum, loss_of
 
 LOSSES = Path(lossbook.losses.__file__).parent
 
@@ -63,6 +65,43 @@ def _raised_in(filename: str) -> Exception:
     except ValueError as error:
         return error
     raise AssertionError(filename)
+
+
+def counts(logprobs: Tensor, hits: Tensor, seqs: Any) -> Any:
+    is_likely = logprobs > -1.5
+    return seqs.sum(logprobs) * seqs.mean(is_likely) + seqs.sum(hits) * seqs.mean(hits * logprobs, hits), {
+        "likely": stats.mean(seqs.mean(is_likely)),
+        "hits": stats.sum(seqs.sum(hits > 0)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_a_graph_counts_booleans_and_integers_as_the_direct_call_does(dtype: torch.dtype) -> None:
+    loss = loss_of(counts, per="datum", reduction="sum")
+    weights, hits = torch.tensor([0.0, 0.5, 1.0, 2.0]), torch.tensor([1, 0, 1, 1]).to(dtype)
+    logprobs = torch.tensor([-3.0, -1.0, -2.0, -0.25])
+    value, metrics = loss([datum(4, weights=weights, hits=hits)], [logprobs])
+    # Weighted sums: logprobs -3; above -1.5 2.5 of 3.5; hits 3, whose logprobs add up to -2.5.
+    right = -3.0 * (2.5 / 3.5) + 3.0 * (-2.5 / 3.0)
+    assert float(value) == pytest.approx(right)
+    traced, reported = loss.trace()(logprobs, hits, weights)
+    assert float(traced) == pytest.approx(right)
+    assert float(reported["custom/likely:mean"]) == pytest.approx(metrics["likely"])
+    assert float(reported["custom/hits:sum"]) == metrics["hits"] == 3.0
+
+
+def weighs_itself(logprobs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+    return -advantages * logprobs * weights
+
+
+def test_a_graph_is_not_reached_by_nan_at_weight_0() -> None:
+    loss = loss_of(weighs_itself, per="token", reduction="sum")
+    logprobs = torch.tensor([-math.inf, -2.0, -3.0], requires_grad=True)
+    value, _ = loss.trace()(logprobs, torch.tensor([math.nan, 1.0, 1.0]), torch.tensor([0.0, 1.0, 1.0]))
+    value.backward()
+    assert float(value.detach()) == 5.0
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [0, -1, -1]
 
 
 def test_a_mixture_is_traced_part_by_part() -> None:

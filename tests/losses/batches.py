@@ -1,0 +1,73 @@
+"""A batch of datums, and the model's outputs for it, that any registered loss can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossbook import Datum
+from lossbook.losses.loss.loss import Loss
+from lossbook.losses.spec.spec import Input
+
+#: Inputs whose numbers have another meaning than their kind says.
+SPECIAL: dict[str, Callable[[int], float]] = {
+    "clip_low_threshold": lambda i: 0.75,
+    "clip_high_threshold": lambda i: 1.25,
+    "document_id": lambda i: float(i % 3),
+    "label": lambda i: float(i % 4 < 2),
+    "is_mismatched": lambda i: float(i % 3 == 2),
+}
+#: How many candidates a loss over candidates compares.
+CANDIDATES = 3
+
+
+@dataclass
+class Batch:
+    """Datums and the model's outputs for them: {"logprobs": [one float64 tensor per datum]}."""
+
+    data: list[Datum]
+    outputs: dict[str, list[Tensor]]
+
+
+def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | None = None, seed: int = 0) -> Batch:
+    """`count` datums of up to `length` positions with all that any part of `loss` reads, optional inputs too.
+
+    columns: targets are [N, columns]. Numbers are multiples of 1/8, which every type of float holds; log-probabilities lie
+    in [-6, -1].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    specs = [part.spec for _, part in loss.parts]
+    columns = CANDIDATES if any(spec.candidates for spec in specs) else columns
+    data: list[Datum] = []
+    outputs: dict[str, list[Tensor]] = {name: [] for name in loss.outputs}
+    for i in range(count):
+        positions = 1 + i % length
+        shape = (positions,) if columns is None else (positions, columns)
+        weights = torch.ones(shape[:1] if any(spec.candidates for spec in specs) else shape)
+        given: dict[str, Any] = {"target_tokens": torch.zeros(shape, dtype=torch.int64), "weights": weights}
+        for one in {one.name: one for spec in specs for one in spec.inputs}.values():
+            given[one.name] = _input(one, i, shape, generator)
+        data.append(Datum(list(range(positions)), given))
+        for name, rows in outputs.items():
+            size = (8,) if name == "embeddings" else shape if name == "logprobs" else (positions,)
+            rows.append(_logprobs(size, generator) + (4 if name in ("embeddings", "entropy", "values") else 0))
+    return Batch(data, outputs)
+
+
+def _logprobs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return -torch.randint(8, 49, shape, generator=generator).double() / 8
+
+
+def _input(one: Input, index: int, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+    if one.per == "datum":
+        return SPECIAL.get(one.name, lambda i: 0.25 * (i % 5))(index)
+    if one.name in SPECIAL:
+        return torch.full(shape, SPECIAL[one.name](index))
+    if one.kind == "flag":
+        return torch.ones(shape)
+    values = _logprobs(shape, generator)
+    return values if one.kind == "logprob" else values + 3.5
