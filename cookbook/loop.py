@@ -103,6 +103,7 @@ def finish(run: Run, training: TrainingClient) -> dict[str, float]:
     written = write_weights(run, training)
     name = "adapter" if written == run.adapter else "model  "
     print(f"metrics {run.metrics}\n{name} {written}\n{try_plot({run.path.name: run.path}, run.curve)}")
+    run.release()
     return run.last_numbers()
 
 
@@ -144,6 +145,7 @@ class Loop:
 
     def __enter__(self) -> Loop:
         self.start = self.run.continue_from(self.training, self.total)
+        self.run.lock.busy = True
         self.kept = self.run.kept(self.start) if self.start else None
         self._stop = self._inside.enter_context(stop_on_signals())
         self.display = self._inside.enter_context(StepDisplay(self.total, self.start, title=self._title))
@@ -157,6 +159,9 @@ class Loop:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._inside.__exit__(kind, error, traceback)
+        self.run.lock.busy = False
+        if error is not None:
+            self.run.release()
         if isinstance(error, StopAtOnce) and self._step is not None:
             print(f"stopped in step {self._step}; --resume continues from the last checkpoint", file=sys.stderr)
         if isinstance(error, LossbookError) and self._step is not None:
@@ -237,6 +242,7 @@ class Loop:
     def _save(self, step: int) -> None:
         if self._keep is not None:
             self.run.keep(step, self._keep())
+        self.run.make()  # raises where the folder is no longer this run's
         saved = self.training.save_state(self.run.checkpoint_name(step), overwrite=True).result().path
         self._stop.leave(f"stopped after step {step}, saved in {saved}; continue with --resume")
 

@@ -120,6 +120,7 @@ def main(config: QuickstartConfig) -> dict[str, float]:
             run.log(plan.steps, {"held_out_score": scores[name]})
             answers[name] = list(held_out.answers)
         training.export_adapter(run.adapter).result()
+        run.release()
     _print_results(held_out, answers, scores)
     _print_places(out, model, plan, time.monotonic() - started)
     return {"score_before": scores.pop("before"), **{f"score_after_{name}": scores[name] for name in LOSSES}}

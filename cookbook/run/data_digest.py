@@ -8,9 +8,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ...datums.errors import RunError
+from ...datums.errors import DataFileError, RunError
 from ...datums.files.sources import hub_name, source_files
 from .names import DATA_DIGEST
+from .records import read_json
 from .runs import Run
 
 #: Bytes of a file in memory at once.
@@ -63,10 +64,10 @@ def _changes(began: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        digests = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}. Delete it to go on without comparing the data") from None
-    if not isinstance(digests, dict):
+        digests = read_json(path)
+    except DataFileError as error:
+        raise RunError(f"{error}. Delete it to go on without comparing the data") from None
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
         raise RunError(f"{path} is damaged: it holds no digests. Delete it to go on without comparing the data")
     return digests
 

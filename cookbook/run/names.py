@@ -6,6 +6,8 @@ from typing import Literal
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
 DATA_DIGEST = "data_digest.json"
+#: While a process writes in the folder: its lock, and which process it is (`lock.py`).
+LOCK, OWNER = "run.lock", "in_use.json"
 SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"
 CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
 #: Files with one row per step; a resumed run deletes the rows of the steps that it repeats.

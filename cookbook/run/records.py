@@ -1,14 +1,34 @@
-"""Reading the files of a run that have one row per step."""
+"""Reading the files of a run. Somebody else may have written them, so what is not as a run writes it is refused, in one line."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ...datums.errors import DataFileError
+from pydantic import BaseModel, ValidationError
+
+from ...datums.checks.json_text import strict_json
+from ...datums.errors import DataFileError, RunError
+from .names import CONFIG
+
+#: Larger steps are not exact as floats, which plots and pages need.
+LARGEST_STEP = 2**53
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run in a folder. Raises RunError where there is none, or where it cannot be read."""
+    try:
+        settings = read_json(path / CONFIG)
+    except DataFileError as error:
+        raise RunError(str(error)) from None
+    if settings is None:
+        raise RunError(f"{path} holds no run: there is no {CONFIG} in it. Is --out the folder of the run?")
+    if not isinstance(settings, dict):
+        raise RunError(f"{path / CONFIG} is damaged: it holds no settings")
+    return settings
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -19,20 +39,57 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of one of a run's `BY_STEP` files; [] without a file.
 
-    An unfinished last line, as a killed process leaves it, is dropped with a warning. Any other line that is not a row
-    raises DataFileError with its number.
+    An unfinished last line, as a killed process leaves it, is dropped with a warning. Any other line that is not an object
+    with a whole number as its `step` raises DataFileError with the line's number.
     """
     path = Path(path)
-    if not path.exists():
+    if (text := _text(path)) is None:
         return []
-    *whole, rest = path.read_text(encoding="utf-8").split("\n")
+    *whole, rest = text.split("\n")
     if rest:
         warnings.warn(f"{path}: dropped an unfinished last line", stacklevel=2)
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({"step": row["step"], **row})
-        except (ValueError, AttributeError, KeyError, TypeError):
-            raise DataFileError(f"{path.name}, line {number}: not a row of {path.stem}: {line[:80]!r}") from None
-    return rows
+    return [_row(line, path, number) for number, line in enumerate(whole, start=1)]
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None without a file. Raises DataFileError for a file that is damaged or cannot be read."""
+    if (text := _text(path)) is None:
+        return None
+    try:
+        return strict_json(text, non_finite=True)
+    except ValueError as error:
+        raise DataFileError(f"{path} is damaged: {error}") from None
+
+
+def checked(model: type[Model], value: Any, place: str) -> Model:
+    """A value of a file as the model that describes it. Raises DataFileError with the first place that is not so."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"][:6]))[:200]
+        raise DataFileError(f"{place} is damaged: {where or 'it'}: {first['msg'][:200]}") from None
+
+
+def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = strict_json(line, non_finite=True)
+        step = row["step"]
+    except (ValueError, TypeError, KeyError) as error:
+        why = f" ({error})" if type(error) is ValueError else ""
+        raise DataFileError(f"{path.name}, line {number}: not a row of {path.stem}{why}: {line[:80]!r}") from None
+    if type(step) is not int or not 0 <= step <= LARGEST_STEP:
+        raise DataFileError(f"{path.name}, line {number}: step is {repr(step)[:80]}, not an integer from 0 to 2**53")
+    return {"step": step, **row}
+
+
+def _text(path: Path) -> str | None:
+    """The text of a file; None without one."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{path} is damaged: it is not UTF-8 at byte {error.start}") from None

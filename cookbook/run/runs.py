@@ -13,6 +13,7 @@ kept/              a recipe's own state, one file per checkpoint, under the chec
 adapter/           the LoRA adapter, for peft
 model/             the model for transformers, where all weights were trained
 trackers.json, tensorboard/, wandb/   files of the trackers (`trackers.py`)
+run.lock, in_use.json   while a process writes here (`lock.py`)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datums import disk
 from ...datums.errors import RunError
+from .lock import FolderLock
 from .names import (
     ADAPTER,
     BY_STEP,
@@ -35,6 +37,7 @@ from .names import (
     CURVE,
     DATA_DIGEST,
     KEPT,
+    LOCK,
     LOSS,
     METRICS,
     MODEL,
@@ -42,7 +45,8 @@ from .names import (
     TRACKER_FOLDERS,
     TRACKER_IDS,
 )
-from .records import read_metrics, read_rows
+from .opening import Opening
+from .records import read_json, read_metrics, read_rows, read_settings
 
 if TYPE_CHECKING:
     from ...datums.types import Datum
@@ -51,16 +55,20 @@ if TYPE_CHECKING:
     from .loggers import StepDisplay
     from .trackers import Trackers
 
+__all__ = ["Run", "find_checkpoint", "open_run", "read_metrics", "read_rows", "read_settings", "writing_run"]
+
 _STEP = re.compile(r"step-(\d+)")
 
 
 class Run:
-    """A run's folder, at `path`; see `open_run`. settings: for `make`, which all that writes calls first."""
+    """A run's folder, at `path`; see `open_run`. opening: for `make`, which all that writes calls first."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, *, resumed: bool = False) -> None:
+    def __init__(self, path: Path, opening: Opening | None = None) -> None:
         self.path = path
-        self._settings = settings
-        self.resumed = resumed
+        self._opening = opening
+        self._is_made = opening is None
+        self.lock = FolderLock(path)
+        self.resumed = opening is not None and opening.resume
         self._with_settings: dict[str, str] = {}
         self.checkpoints = path / CHECKPOINTS
         self.adapter = path / ADAPTER
@@ -69,22 +77,33 @@ class Run:
         self.trackers: Trackers | None = None
 
     def make(self) -> None:
-        """Make the folder, unless that was done: delete an earlier run that is not resumed, and write config.json."""
-        if self._settings is None:
+        """Make the folder, unless that was done: delete an earlier run that is not resumed, and write config.json.
+
+        Takes the folder's lock; raises RunError where another run has it, or came before. `release` ends it.
+        """
+        if self._opening is None:
             return
-        settings, self._settings = self._settings, None
         with writing_run(self.path):
-            disk.make_folder(self.path)
-        if (self.path / CONFIG).exists() and not self.resumed:
-            with writing_run(self.path):
+            if not self._is_made:
+                disk.make_folder(self.path)
+            self.lock.take()
+            if self._is_made:
+                return
+            self._opening.check(self.path)
+            self._is_made = True
+            if (self.path / CONFIG).exists() and not self.resumed:
                 _delete_run(self.path)
-        self.write(CONFIG, json.dumps(dict(settings), indent=2))
+        self.write(CONFIG, json.dumps(dict(self._opening.settings), indent=2))
         for name, text in self._with_settings.items():
             self.write(name, text)
 
+    def release(self) -> None:
+        """End the folder's lock: the run writes no more."""
+        self.lock.release()
+
     def write_when_made(self, name: str, text: str) -> None:
         """Write a file of the run as `make` does: not before the run is known to start."""
-        if self._settings is None:
+        if self._is_made:
             self.write(name, text)
         else:
             self._with_settings[name] = text
@@ -183,8 +202,7 @@ class Run:
 
     def kept(self, step: int) -> Any:
         """The value kept for the checkpoint of a step; None without one."""
-        path = self.path / KEPT / f"{self.checkpoint_name(step)}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(self.path / KEPT / f"{self.checkpoint_name(step)}.json")
 
 
 def open_run(
@@ -203,38 +221,22 @@ def open_run(
     overwrite   delete what an earlier run wrote first; other files stay
     later       only check; the folder is made, and an earlier run deleted, when something is first written
 
-    Raises RunError when the folder is not empty and neither is chosen, and when it does not hold such a run.
+    Raises RunError when the folder is not empty and neither is chosen, when it does not hold such a run, and when another
+    process writes in it: a folder that is there is locked until `release`, or until the run is forgotten.
     """
-    run = Run(Path(path), settings, resumed=resume)
     if resume and overwrite:
         raise RunError("choose one of resume, to continue the run, and overwrite, to delete it and start again")
-    if run.path.exists() and not run.path.is_dir():
-        raise RunError(f"{run.path} is a file; a run needs a folder")
-    if resume:
-        _check_same(run.path, settings, may_change)
-    elif run.path.exists() and _has_content(run.path):
-        if not overwrite:
-            raise RunError(
-                f"{run.path} is not empty. Choose --resume to continue the run in it, --overwrite to replace it, or "
-                "another folder with --out"
-            )
-        read_settings(run.path)  # raises for a folder without a run, which must not be emptied
+    opening = Opening(settings, resume, overwrite, may_change)
+    run = Run(Path(path), opening)
+    if not (run.path / LOCK).exists():
+        opening.check(run.path)
+    if run.path.exists():
+        with writing_run(run.path):
+            run.lock.take()
+        opening.check(run.path)  # under the lock nothing changes any more
     if not later:
         run.make()
     return run
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run in a folder. Raises RunError where there is none."""
-    try:
-        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} holds no run: there is no {CONFIG} in it. Is --out the folder of the run?") from None
-    except ValueError as error:
-        raise RunError(f"{path / CONFIG} is damaged: {error}") from None
-    if not isinstance(settings, dict):
-        raise RunError(f"{path / CONFIG} is damaged: it holds no settings")
-    return settings
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -260,24 +262,6 @@ def writing_run(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}. Free some space or correct the permissions; what was "
             "written before is still there"
         ) from error
-
-
-def _has_content(path: Path) -> bool:
-    """Whether a folder holds more than a run that ended before its first metrics."""
-    return any(entry.name not in (CONFIG, REPORT, DATA_DIGEST) for entry in path.iterdir())
-
-
-def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    before = read_settings(path)
-    now = json.loads(json.dumps(dict(settings)))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    refused = [key for key in changed if key not in may_change]
-    if refused:
-        shown = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
-        raise RunError(
-            f"{path} holds a run with other settings, so it cannot be continued: {shown}. Take its settings with "
-            f"--config {path / CONFIG}"
-        )
 
 
 def _delete_run(path: Path) -> None:

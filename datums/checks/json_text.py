@@ -21,18 +21,18 @@ _LONG_NUMBER = re.compile(r"(?<!\d)\d{300}")
 _TOO_DEEP = f"lists or objects are nested too deeply: more than {MAX_NESTING} inside one another"
 
 
-def strict_json(text: str) -> Any:
-    """The value of a JSON text.
+def strict_json(text: str, *, non_finite: bool = False) -> Any:
+    """The value of a JSON text. non_finite: NaN and Infinity are read as floats, as Python writes them.
 
     Raises json.JSONDecodeError for text that is not JSON, and ValueError, with the reason, for NaN and infinity, numbers
     beyond a float's range, a key twice in one object, unpaired surrogates, more than `MAX_NESTING` lists or objects inside
     one another, and objects of more than `MAX_KEYS` keys.
     """
-    integers = {"parse_int": _finite_integer} if _LONG_NUMBER.search(text) else {}
+    hooks: dict[str, Any] = {} if non_finite else {"parse_constant": _refuse_constant, "parse_float": _finite}
+    if _LONG_NUMBER.search(text):
+        hooks["parse_int"] = _finite_integer
     try:
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_constant=_refuse_constant, parse_float=_finite, **integers
-        )
+        value = json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if text.count("[") + text.count("{") > MAX_NESTING and _is_deep(value):

@@ -39,7 +39,8 @@ def loss(logprobs):
         raise ZeroDivisionError("of the loss")
     if fault == "hang":
         open("it hangs", "w").close()
-        time.sleep(36000)
+        while not os.path.exists("go on"):
+            time.sleep(0.02)
     if os.environ.get("FAULT") == "wait":
         time.sleep(0.05)
     return -logprobs * (float("nan") if fault == "nan" else 1.0)
@@ -228,6 +229,26 @@ def test_a_signal_ends_the_run_after_its_step_saved_and_with_the_code_that_shell
         [row["loss"] for row in read_metrics(f"{one}/metrics.jsonl") if "loss" in row] for one in ("stopped", "whole")
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_while_a_run_writes_in_its_folder_no_other_does(
+    whole: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = start(COMMAND, *flags("run"), FAULT="hang", AT="6")
+    while process.poll() is None and not Path("it hangs").exists():
+        time.sleep(0.02)
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert main(flags("run", *more)) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"RunError: run is in use by process {process.pid} on ")
+    assert main(["runs", "report", "run"]) == 0
+    Path("go on").touch()
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    Path("run/report.html").unlink()
+    assert recorded("run") == whole
+    assert not [path.name for path in Path("run").iterdir() if path.name in ("run.lock", "in_use.json")]
 
 
 @pytest.mark.slow
