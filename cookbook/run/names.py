@@ -6,7 +6,7 @@ from typing import Literal
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
 DATA_DIGEST = "data_digest.json"
-#: While a process writes in the folder: its lock, and which process it is (`lock.py`).
+#: While a process writes in the folder: its lock, and which process it is (`opening.py`).
 LOCK, OWNER = "run.lock", "in_use.json"
 SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"
 CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"

@@ -13,7 +13,7 @@ kept/              a recipe's own state, one file per checkpoint, under the chec
 adapter/           the LoRA adapter, for peft
 model/             the model for transformers, where all weights were trained
 trackers.json, tensorboard/, wandb/   files of the trackers (`trackers.py`)
-run.lock, in_use.json   while a process writes here (`lock.py`)
+run.lock, in_use.json   while a process writes here (`opening.py`)
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...datums import disk
 from ...datums.errors import RunError
-from .lock import FolderLock
 from .names import (
     ADAPTER,
     BY_STEP,
@@ -45,7 +44,7 @@ from .names import (
     TRACKER_FOLDERS,
     TRACKER_IDS,
 )
-from .opening import Opening
+from .opening import FolderLock, Opening
 from .records import read_json, read_metrics, read_rows, read_settings
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ POINTS = {
     "all is written but not in its place": ("os.rename", "/.step-", "", None, 2, None),
     "it is in its place but not yet durable": ("open", "/checkpoints", "/checkpoints", None, 4, None),
     "half of a line of metrics is written": ("open", "/", "/metrics.jsonl", "a", 7, half_a_line),
-    "the adapter is being written": ("open", "/.adapter.tmp-", "/README.md", "w", 2, None),
+    "the adapter is being written": ("open", "/.adapter.tmp-", "/.README.md.tmp", "w", 1, None),
 }
 event, middle, end, mode, at, before = POINTS[sys.argv.pop(1)]
 seen = 0
