@@ -26,7 +26,8 @@ def evaluate(
         values, metrics = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
         metrics = {**standard_metrics(spec, arguments.get("logprobs")), **metrics}
     _check_shape(spec, values, arguments, packed)
-    return values.to(torch.promote_types(values.dtype, arguments[spec.outputs[0]].dtype)), metrics
+    # Weights in the type of integers would be cut to integers; half precision is the loss's own choice.
+    return values if values.is_floating_point() else values.to(arguments[spec.outputs[0]].dtype), metrics
 
 
 def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, Any]:
