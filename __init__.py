@@ -35,7 +35,7 @@ from .losses import (
 
 if TYPE_CHECKING:
     from .datums.chat.masks import check_template, datum_from_messages
-    from .trainer import ReferenceClient, SamplingClient, ServiceClient, TrainingClient
+    from .trainer import ReferenceClient, SamplingClient, ServiceClient, TrainingClient, seed_everything
     from .trainer.responses import ForwardBackwardOutput, OptimStepResponse, SampledSequence, SampleResponse
 
 __version__ = "0.1.0"
@@ -80,6 +80,7 @@ __all__ = [
     "register_loss",
     "rollout_correction",
     "safe_ratio",
+    "seed_everything",
     "stats",
     "types",
     "unregister_loss",

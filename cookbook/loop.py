@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..datums.errors import LossbookError, located
-from ..trainer import ServiceClient
+from ..trainer import ServiceClient, seed_everything
 from .export.export import write_weights
 from .inspect.token_records import record_loss, record_sequences
 from .reports.plots import try_plot
@@ -72,8 +72,17 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
 
 
 def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = False) -> TrainingClient:
-    """A client that trains LoRA adapters on the configured model, or with `all_weights` all its weights."""
-    service = ServiceClient(device=config.device, dtype=torch_dtype(config.dtype), checkpoint_dir=checkpoints)
+    """A client that trains LoRA adapters on the configured model, or with `all_weights` all its weights.
+
+    The global generators of Python, NumPy and torch get the run's seed.
+    """
+    seed_everything(config.seed)
+    service = ServiceClient(
+        device=config.device,
+        dtype=torch_dtype(config.dtype),
+        checkpoint_dir=checkpoints,
+        deterministic=config.deterministic,
+    )
     if config.all_weights:
         return service.create_training_client(config.model, value_head=value_head)
     return service.create_lora_training_client(

@@ -8,6 +8,15 @@ from .clients.reference import ReferenceClient
 from .clients.sampling import SamplingClient
 from .clients.service import ServiceClient
 from .clients.training import TrainingClient
+from .engine.determinism import seed_everything
 from .engine.settings import EngineSettings
 
-__all__ = ["EngineSettings", "Future", "ReferenceClient", "SamplingClient", "ServiceClient", "TrainingClient"]
+__all__ = [
+    "EngineSettings",
+    "Future",
+    "ReferenceClient",
+    "SamplingClient",
+    "ServiceClient",
+    "TrainingClient",
+    "seed_everything",
+]

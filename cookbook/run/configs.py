@@ -64,7 +64,10 @@ class RecipeConfig(BaseModel):
     )
     grad_clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     seed: int = Field(
-        0, ge=0, description="random seed of the adapters' initial values, the order of the data and sampling"
+        0,
+        ge=0,
+        lt=2**64,
+        description="random seed of the adapters' initial values, dropout, the order of the data, sampling",
     )
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after training")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only one, at the end")
@@ -77,6 +80,9 @@ class RecipeConfig(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, ...; None: the best available")
     dtype: Precision | None = Field(
         None, description="dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
+    )
+    deterministic: bool = Field(
+        False, description="use torch's deterministic algorithms: the same bits on the same GPU, more slowly"
     )
     resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
     overwrite: bool = Field(False, description="delete the run in `out` and start again")

@@ -9,7 +9,8 @@ The rules, per client:
   client and its futures are garbage collected, or when the interpreter exits.
 
 Looking means `result()`, `exception()` or `await`; looking at a call that was held back counts for the failed one.
-The thread has torch's default modes (gradients on, no autocast), not those of the submitting thread.
+Each call begins in torch's default modes (gradients on, no autocast), not in those of the submitting thread, and leaves no
+others behind: see `modes`.
 """
 
 from __future__ import annotations
@@ -27,46 +28,16 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
-from ...datums.errors import UnseenFailureWarning, WorkerError
+from ...datums.errors import UnseenFailureWarning
+from .modes import job_modes
+from .worker import Worker
 
 T = TypeVar("T")
 
 __all__ = ["Calls", "Future", "Worker"]
 
-
-class Worker:
-    """One background thread that runs jobs in submission order; it starts with the first one.
-
-    At interpreter exit the queued jobs are finished first. Dropping the worker ends its thread once the queue is
-    empty. A forked child does not inherit the thread, so there the worker refuses to work.
-    """
-
-    def __init__(self, name: str = "lossbook") -> None:
-        self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._process: int | None = None
-        self._thread: int | None = None
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job, which must not raise. Raises RuntimeError while the interpreter shuts down."""
-        self._process = os.getpid()
-        self._executor.submit(self._run, job)
-
-    def check_can_wait(self, what: str) -> None:
-        """Raise WorkerError where waiting for this worker would never end."""
-        if self._process is not None and self._process != os.getpid():
-            raise WorkerError(
-                f"{what}: this client was used before the process forked, and the thread that ran its calls stayed "
-                "in the parent. Create the ServiceClient in the child, or start processes with 'spawn'"
-            )
-        if self._thread == threading.get_ident():
-            raise WorkerError(
-                f"{what} was called from inside an operation of the same service (in a custom loss?). Operations run "
-                "one at a time, so it would wait for itself for ever. Call it before or after, and pass in its result"
-            )
-
-    def _run(self, job: Callable[[], None]) -> None:
-        self._thread = threading.get_ident()
-        job()
+#: Calls that the report of a failure names; of the others it gives the number.
+_NAMED = 3
 
 
 class Calls:
@@ -95,7 +66,7 @@ class Calls:
                 future: Future[T] = Future(f"{what} (call {self._count})", self)
                 self._waiting[future] = None
                 try:
-                    self.worker.submit(functools.partial(self._execute, future, fn))
+                    self.worker.submit(functools.partial(self._execute, future, fn), future.label)
                 except RuntimeError as error:  # the interpreter shuts down, or no thread can be started
                     self._waiting.pop(future, None)
                     future._failure = _Failure(
@@ -117,7 +88,7 @@ class Calls:
         with self._lock:
             self._waiting.pop(future, None)
         if future._failure is None:
-            value, error = _outcome(fn)
+            value, error = _outcome(fn, deterministic=self.worker.deterministic)
             if error is not None:
                 self._fail(future, error)
             else:
@@ -169,11 +140,11 @@ class Future(Generic[T]):
     async def result_async(self, timeout: float | None = None) -> T:
         """As `result`, without blocking the event loop."""
         if not self.done():
-            self._calls.worker.check_can_wait(f"waiting for {self.label}")
-            try:
-                await asyncio.wait_for(asyncio.wrap_future(self._finished), timeout)
-            except TimeoutError:
-                raise self._timed_out(timeout) from None
+            with self._calls.worker.awaited(self.label):
+                try:
+                    await asyncio.wait_for(asyncio.wrap_future(self._finished), timeout)
+                except TimeoutError:
+                    raise self._timed_out(timeout) from None
         return self._look()
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -188,12 +159,13 @@ class Future(Generic[T]):
         self._finished.set_result(None)
 
     def _wait(self, timeout: float | None) -> None:
-        if not self.done():
-            self._calls.worker.check_can_wait(f"waiting for {self.label}")
-        try:
-            self._finished.result(timeout)
-        except TimeoutError:
-            raise self._timed_out(timeout) from None
+        if self.done():
+            return
+        with self._calls.worker.awaited(self.label):
+            try:
+                self._finished.result(timeout)
+            except TimeoutError:
+                raise self._timed_out(timeout) from None
 
     def _timed_out(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"{self.label} has not ended after {timeout} s. It goes on; call result() again to wait")
@@ -216,19 +188,28 @@ class _Failure:
         self.exception = exception
         self.held_back: list[str] = []
         self.seen = seen
+        self._note = ""
         self._traceback = exception.__traceback__
         self._process = os.getpid()
         _failures.add(self)
 
     def raise_it(self, note: str = "") -> NoReturn:
-        """Raise the original exception with its original traceback, however often it was raised before."""
-        if note and note not in getattr(self.exception, "__notes__", ()):
+        """Raise the original exception with its original traceback, however often it was raised before.
+
+        The note replaces the one of the time before: ten thousand calls behind a failure make one line, too.
+        """
+        notes = getattr(self.exception, "__notes__", [])
+        if self._note in notes:
+            notes.remove(self._note)
+        if note:
             self.exception.add_note(note)
+        self._note = note
         raise self.exception.with_traceback(self._traceback)
 
     def report(self) -> str:
         """The message for a failure that was not looked at, with the traceback."""
-        held_back = f" Held back because of it: {', '.join(self.held_back)}." if self.held_back else ""
+        more = f" and {len(self.held_back) - _NAMED} others" if len(self.held_back) > _NAMED else ""
+        held_back = f" Held back because of it: {', '.join(self.held_back[:_NAMED])}{more}." if self.held_back else ""
         details = "".join(traceback.format_exception(self.exception))
         return f"{self.label} failed and nobody looked at its future.{held_back} It raised:\n{details}"
 
@@ -253,10 +234,11 @@ def _report_unseen_failures() -> None:
             print(f"lossbook: {failure.report()}", file=sys.stderr, flush=True)
 
 
-def _outcome(fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+def _outcome(fn: Callable[[], T], *, deterministic: bool) -> tuple[T | None, BaseException | None]:
     """The return value of `fn`, or its exception, also KeyboardInterrupt and SystemExit: the thread must survive."""
     try:
-        return fn(), None
+        with job_modes(deterministic=deterministic):
+            return fn(), None
     except BaseException as error:
         ours = error.__traceback__
         return None, error.with_traceback(ours.tb_next if ours is not None else None)

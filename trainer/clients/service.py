@@ -12,6 +12,7 @@ import torch
 from ...datums.errors import ModelError
 from ..checkpoint.folder import read_checkpoint
 from ..checkpoint.state import load_snapshot
+from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
@@ -22,10 +23,10 @@ from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..packing.hidden import Batching
 from .context import ClientContext
-from .futures import Worker
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 from .training import TrainingClient
+from .worker import Worker
 
 
 class ServiceClient:
@@ -55,6 +56,7 @@ class ServiceClient:
         head_strategy: Strategy = "auto",
         head_memory: int | None = None,
         head_backend: Backend = "auto",
+        deterministic: bool = False,
     ) -> None:
         settings = EngineSettings(
             tokens_per_micro_batch=tokens_per_micro_batch,
@@ -67,8 +69,11 @@ class ServiceClient:
             head_strategy=head_strategy,
             head_memory=head_memory,
             head_backend=head_backend,
+            deterministic=deterministic,
         )
-        self.context = ClientContext(Worker(), settings, Path(checkpoint_dir), device, dtype)
+        if deterministic:
+            prepare_determinism(device)
+        self.context = ClientContext(Worker(deterministic=deterministic), settings, Path(checkpoint_dir), device, dtype)
         self._numbers = itertools.count()
 
     @property

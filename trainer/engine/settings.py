@@ -29,6 +29,8 @@ class EngineSettings:
     head_strategy           how the head's gradient is computed: see `linear_logprobs`
     head_memory             bytes of logits that the head may hold for the backward; None for a device default
     head_backend            whose code computes the head: see `head.backends`
+    deterministic           calls run with torch's deterministic algorithms: on a GPU the same call gives the same bits. Slower;
+                            an operation that has none is an error
 
     Raises ModelError for an unknown choice or a number out of bounds.
     """
@@ -43,6 +45,7 @@ class EngineSettings:
     head_strategy: Strategy = "auto"
     head_memory: int | None = None
     head_backend: Backend = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         choices = {"batching": Batching, "head_strategy": Strategy, "head_backend": Backend}

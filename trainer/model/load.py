@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...datums.errors import ModelError, did_you_mean
+from ...datums.errors import ModelError, WorkerError, did_you_mean
 from .gguf.convert import converted
 from .headers import check_headers, check_missing
 from .model import WAYS_TO_NAME, Kind, LoadedModel
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 
 BUILT_IN = ("tiny", "tiny-encoder")
+#: The process that loaded a model first. What is forked from it inherits torch's threads as stopped ones.
+_first_process: int | None = None
 
 
 def load_model(
@@ -30,8 +32,9 @@ def load_model(
 
     Code that comes with a model is never run, and weights are read from safetensors or GGUF only, never pickles.
     Raises ModelError when the model cannot be found, is damaged or is of an unsupported kind, and for a device that is not
-    there.
+    there; WorkerError in a forked process in which torch would wait for threads that stayed in its parent.
     """
+    _check_not_forked()
     place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     if base_model in BUILT_IN:
@@ -45,6 +48,17 @@ def load_model(
     model = LoadedModel(base_model, module.to(place).eval().requires_grad_(False), tokenizer, kind, place)  # type: ignore[arg-type]
     _check_text(model)
     return model
+
+
+def _check_not_forked() -> None:
+    global _first_process
+    _first_process = _first_process or os.getpid()
+    if _first_process != os.getpid() and torch.get_num_threads() > 1:
+        raise WorkerError(
+            f"this process was forked from one (pid {_first_process}) that computed with several threads, which stayed there: "
+            "torch would wait for them for ever. Start processes with 'spawn' (multiprocessing.get_context('spawn')), or call "
+            "torch.set_num_threads(1) first"
+        )
 
 
 def usable_device(name: str | torch.device) -> torch.device:

@@ -157,6 +157,27 @@ def test_after_a_failure_was_looked_at_the_client_goes_on(calls: Calls, look: st
     assert calls.submit("optim_step", lambda: "stepped").result(PATIENCE) == "stepped"
 
 
+def test_ten_thousand_calls_behind_one_failure_make_a_short_message(calls: Calls) -> None:
+    gate = Gate()
+    failed = calls.submit("forward_backward", gate.then_fail)
+    held_back = [calls.submit("optim_step", int) for _ in range(10_000)]
+    gate.released.set()
+    for future in held_back:
+        with pytest.raises(ValueError, match="the loss is broken") as caught:
+            future.result(PATIENCE)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert len(shown.splitlines()) < 40
+    assert shown.count("the loss is broken") == 1
+    assert (
+        "training.optim_step (call 10001) did not run: it was queued behind training.forward_backward (call 1)" in shown
+    )
+    assert failed._failure is not None
+    assert (
+        "training.optim_step (call 2), training.optim_step (call 3), training.optim_step (call 4) and 9997 others."
+        in failed._failure.report()
+    )
+
+
 def test_done_is_not_looking(calls: Calls) -> None:
     future = calls.submit("forward_backward", fail)
     run_until_idle(calls.worker)
@@ -192,9 +213,9 @@ def test_calls_queued_behind_a_failure_do_not_run_and_fail_with_the_same_excepti
         assert caught.value is error
     assert ran == []
     assert error is not None
-    assert error.__notes__[0] == (
-        "training.optim_step (call 2) did not run: it was queued behind training.forward_backward (call 1), which failed."
-    )
+    assert error.__notes__ == [
+        "training.optim_step (call 4) did not run: it was queued behind training.forward_backward (call 1), which failed."
+    ], "the note is about the call that was asked last"
 
 
 @given(fails=st.lists(st.booleans(), min_size=1, max_size=12))
@@ -331,6 +352,35 @@ def test_waiting_inside_a_call_for_a_later_one_is_refused(calls: Calls, look: st
         future.result(PATIENCE)
 
 
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("services", [2, 3, 5])
+def test_of_services_that_wait_for_each_other_one_gets_an_error_that_names_all(services: int, look: str) -> None:
+    clients = [Calls(f"model-{i}", Worker()) for i in range(services)]
+    all_run = threading.Barrier(services)
+
+    def loss(i: int) -> str:
+        all_run.wait(PATIENCE)
+        LOOKS[look](clients[(i + 1) % services].submit("forward", lambda: "an answer"))
+        return "through"
+
+    futures = [client.submit("forward_backward_custom", lambda i=i: loss(i)) for i, client in enumerate(clients)]
+    errors = [error for future in futures if (error := future.exception(PATIENCE)) is not None]
+    assert len(set(map(id, errors))) == 1, "the others fail for the same reason, or go on once the ring is broken"
+    assert isinstance(errors[0], WorkerError)
+    for i in range(services):
+        assert f"model-{i}.forward_backward_custom (call 1)" in str(errors[0])
+        assert f"model-{i}.forward (call 2)" in str(errors[0])
+    assert "call one of them before, and pass in its result" in str(errors[0])
+
+
+def test_a_loss_may_wait_for_another_service_that_does_not_wait_for_it(calls: Calls) -> None:
+    teacher = Calls("teacher", Worker())
+    future = calls.submit("forward_backward_custom", lambda: teacher.submit("forward", lambda: 3).result(PATIENCE) + 1)
+    assert future.result(PATIENCE) == 4
+    again = calls.submit("forward_backward_custom", lambda: teacher.submit("forward", lambda: 4).result() + 1)
+    assert again.result(PATIENCE) == 5
+
+
 def test_inside_a_call_the_result_of_an_earlier_one_may_be_read(calls: Calls) -> None:
     earlier = calls.submit("forward", lambda: 3)
     assert calls.submit("forward_backward_custom", lambda: earlier.result() + 1).result(PATIENCE) == 4
@@ -434,6 +484,23 @@ def test_at_exit_the_queued_calls_are_finished_first() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "call 0\ncall 1\ncall 2\n", "")
 
 
+def test_at_exit_services_that_wait_for_each_other_end() -> None:
+    done = script(
+        """
+        a, b = Calls("a", Worker()), Calls("b", Worker())
+        both = threading.Barrier(2)
+        def loss(other):
+            both.wait(PATIENCE)
+            return other.submit("forward", int).result()
+        kept = a.submit("custom", lambda: loss(b)), b.submit("custom", lambda: loss(a))
+        """
+    )
+    assert done.returncode == 0
+    assert done.stderr.count("failed and nobody looked at its future") == 1
+    assert "a.custom (call 1)" in done.stderr
+    assert "b.custom (call 1)" in done.stderr
+
+
 def test_at_exit_an_unseen_failure_of_a_living_client_is_printed_with_its_traceback() -> None:
     done = script(
         """
@@ -518,8 +585,37 @@ def test_a_forked_child_is_told_to_make_its_own_client_instead_of_waiting_for_ev
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("used before the process forked") == 3
-    assert "Create the ServiceClient in the child" in done.stdout
+    assert done.stdout.count("Start processes with 'spawn'") == 3
     assert "a worker first used here works" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_told_to_use_spawn_where_torch_would_wait_for_its_parents_threads() -> None:
+    done = script(
+        """
+        import torch
+        import lossbook as lb
+        torch.set_num_threads(2)
+        lb.ServiceClient(device="cpu").create_training_client("tiny")
+        child = os.fork()
+        if child == 0:
+            try:
+                lb.ServiceClient(device="cpu").create_training_client("tiny")
+            except RuntimeError as error:
+                print(error)
+            torch.set_num_threads(1)
+            lb.ServiceClient(device="cpu").create_training_client("tiny")
+            print("works with one thread", flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Start processes with 'spawn' (multiprocessing.get_context('spawn')), or call torch.set_num_threads(1)"
+        in done.stdout
+    )
+    assert "works with one thread" in done.stdout
 
 
 def test_a_call_after_the_interpreter_began_to_shut_down_is_refused_and_never_runs() -> None:
