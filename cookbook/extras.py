@@ -1,5 +1,5 @@
 """Optional packages, imported where they are used."""
 
-from ..datums.extras import require
+from ..datums.extras import require, require_installed
 
-__all__ = ["require"]
+__all__ = ["require", "require_installed"]

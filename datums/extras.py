@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,12 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise  # it is installed, but broken: the traceback says why
         raise MissingExtraError(f"{purpose} needs {package}: pip install 'lossbook[{extra}]'") from None
+
+
+def require_installed(module: str, extra: str, purpose: str) -> None:
+    """Raise MissingExtraError with the pip command unless an optional package is installed; it is not imported."""
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(f"{purpose} needs {module}: pip install 'lossbook[{extra}]'")
 
 
 def user_module(path: str) -> ModuleType | None:

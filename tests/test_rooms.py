@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "cookbook": (
         ("extras",),
-        ("run",),
+        ("run", "confined"),
         ("tasks",),
         ("environments",),
         ("rollouts", "preferences", "distillation", "embeddings"),

@@ -128,7 +128,7 @@ def _of_question(question: Question, *, task: Task, reward: Reward | None, name:
                     f"{task.name} has no right answers, which math_verify compares with: leave --reward out"
                 )
             reward.right_answer(question.answer)  # checked now, before the model answers
-        score = partial(rewarded, reward, name or "", question.text, question.entry)
+        score = partial(rewarded, reward, name or "", question.text, task.row(question))
     messages = [{"role": "user", "content": question.text}]
     return Problem(question.text, partial(SingleTurn, messages, score))
 

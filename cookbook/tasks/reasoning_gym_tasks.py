@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ast
 import math
-import random
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...datums.chat.masks import datum_from_messages
 from ...datums.errors import TaskError, did_you_mean
 from ...datums.types import Datum, ModelInput, SamplingParams
-from ..extras import require
+from ..confined.process import SECONDS, Failure, Failures, confined
+from ..extras import require_installed
 
 if TYPE_CHECKING:
     from ...trainer import SamplingClient
@@ -37,36 +36,50 @@ FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer, None where the task has none; `entry` is reasoning-gym's, for its verifier."""
+    """A question with its right answer, None where the task has none.
+
+    entry: reasoning-gym's, by [task, settings, seed, size of the data set, index], for its verifier.
+    """
 
     text: str
     answer: str | None
-    entry: Mapping[str, Any] = field(repr=False)
+    entry: tuple[Any, ...] = field(repr=False)
 
 
 class Task:
-    """A reasoning-gym data set. Equal arguments give equal questions.
+    """A reasoning-gym data set. Equal arguments give equal questions, in every process.
 
-    name: as in `reasoning_gym.create_dataset`, such as "family_relationships". settings: its configuration.
-    verifier_failures: how many answers the task's verifier failed on, each of which `score` gives 0.
-    Raises MissingExtraError without reasoning-gym, TaskError for an unknown name or setting.
+    name: as in `reasoning_gym.create_dataset`, such as "family_relationships". settings: its configuration. seconds: that the
+    verifier may take for an answer. failures: counts the answers that the verifier failed on, each of which `score` gives 0.
+
+    Questions are drawn, and answers scored, in a confined process (`cookbook/confined`). Raises MissingExtraError without
+    reasoning-gym, TaskError for an unknown name or setting.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, Any] | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, settings: Mapping[str, Any] | None = None, *, seed: int = 0, seconds: float = SECONDS
+    ) -> None:
         self.name = name
         self.settings = dict(settings or {})
         self.seed = seed
-        self.verifier_failures = 0
-        self._gym = require("reasoning_gym", "data", f"task {name!r}")
-        self._verifier = self._data(1)
+        self.seconds = seconds
+        self.failures = Failures()
+        require_installed("reasoning_gym", "data", f"task {name!r}")
+        self._gym = confined("gym")
+        self._check()
+
+    @property
+    def verifier_failures(self) -> int:
+        """How many answers the task's verifier failed on."""
+        return self.failures.count
 
     def held_out(self, count: int) -> list[Question]:
         """`count` different questions. Raises TaskError when the task has fewer."""
         if not count:
             return []
         questions: dict[str, Question] = {}
-        for entry in self._entries(PATIENCE * count):
-            questions.setdefault(entry["question"], _question(entry))
+        for question in self._drawn(PATIENCE * count):
+            questions.setdefault(question.text, question)
             if len(questions) == count:
                 return list(questions.values())
         raise TaskError(
@@ -78,19 +91,23 @@ class Task:
         """`count` questions, none of them held out; a small task repeats some. Raises TaskError when too few are left."""
         excluded = {question.text for question in held_out}
         questions: list[Question] = []
-        for entry in self._entries(PATIENCE * count + len(held_out)):
-            if entry["question"] not in excluded:
-                questions.append(_question(entry))
+        for question in self._drawn(PATIENCE * count + len(held_out)):
+            if question.text not in excluded:
+                questions.append(question)
             if len(questions) == count:
                 return questions
         raise TaskError(f"{self.name} leaves fewer than {count} questions to train on beside {len(held_out)} held out")
+
+    def row(self, question: Question) -> Mapping[str, Any]:
+        """{"question", "answer", "metadata"} of reasoning-gym, as JSON values."""
+        return self._gym.call(row=question.entry)
 
     def check_references(self, questions: Sequence[Question]) -> None:
         """Raise TaskError unless each question has an answer that the task's verifier scores 1, so that it can be imitated."""
         for question in questions:
             if question.answer is None:
                 what = "comes without an answer"
-            elif (score := self.score(question, question.answer)) < 1:
+            elif (score := self._score(question, question.answer, is_trusted=True)) < 1:
                 what = f"comes with the answer {question.answer[:60]!r}, which its own verifier scores {score:.3g}"
             else:
                 continue
@@ -102,14 +119,16 @@ class Task:
     def score(self, question: Question, answer: str) -> float:
         """The score of the task's verifier: 1 for the right answer, less for others. Spaces around it are ignored.
 
-        0 where the verifier fails, as some do on text that is not an answer; that is counted in `verifier_failures`, and
-        the first is printed on stderr. Raises TaskError where the verifier fails on the question's own answer too, or
-        returns no number.
+        0 where the verifier fails, as some do on text that is not an answer, and where it takes more than `seconds`; that is
+        counted in `failures`, and the first is printed on stderr. Raises TaskError where the verifier fails on the
+        question's own answer too, or returns no number.
         """
-        try:
-            score = self._verify(question, answer)
-        except Exception as error:
-            self._check_verifier(question, answer, error)
+        return self._score(question, answer)
+
+    def _score(self, question: Question, answer: str, *, is_trusted: bool = False) -> float:
+        score = self._verify(question, answer, is_trusted=is_trusted)
+        if isinstance(score, Failure):
+            self._check_verifier(question, answer, score)
             return 0.0
         if not math.isfinite(score):
             raise TaskError(
@@ -117,47 +136,37 @@ class Task:
             )
         return score
 
-    def _verify(self, question: Question, answer: str) -> float:
+    def _verify(self, question: Question, answer: str, *, is_trusted: bool = False) -> float | Failure:
         if (self.name in EVALUATING and _is_code(answer.strip())) or (self.name in PARSING and not _is_formula(answer)):
             return 0.0
-        return float(self._verifier.score_answer(answer=answer.strip(), entry=dict(question.entry)))
+        alone = not is_trusted and (self.name in EVALUATING or self.name in PARSING)
+        return self._gym.score(question.entry, answer.strip(), seconds=self.seconds, alone=alone)
 
-    def _check_verifier(self, question: Question, answer: str, error: Exception) -> None:
+    def _check_verifier(self, question: Question, answer: str, failure: Failure) -> None:
         """Count an answer that the verifier failed on, unless it fails on the right one too."""
-        shown = f"the verifier of {self.name} failed on the answer {answer[:60]!r}: {type(error).__name__}: {error}"
-        if question.answer is not None:
-            try:
-                self._verify(question, question.answer)
-            except Exception:
-                raise TaskError(f"{shown}. It fails on the right answer {question.answer[:60]!r} too") from error
-        if not self.verifier_failures:
-            print(f"warning: {shown}. Such answers score 0", file=sys.stderr)
-        self.verifier_failures += 1
+        shown = f"the verifier of {self.name} failed on the answer {answer[:60]!r}: {failure.text}"
+        if question.answer is not None and isinstance(self._verify(question, question.answer), Failure):
+            raise TaskError(f"{shown}. It fails on the right answer {question.answer[:60]!r} too")
+        self.failures.note(shown)
 
-    def _entries(self, size: int) -> Iterator[Mapping[str, Any]]:
-        """The data set's entries, each drawn with Python's global generator seeded, since some tasks draw from it."""
-        data = self._data(size)
+    def _drawn(self, size: int) -> Iterator[Question]:
+        """The questions of the data set of this size."""
         for index in range(size):
-            state = random.getstate()
-            random.seed(self.seed + index)
-            try:
-                entry = data[index]
-            finally:
-                random.setstate(state)
-            yield entry
+            entry = (self.name, self.settings, self.seed, size, index)
+            text, answer = self._gym.call(question=entry)
+            yield Question(text, answer, entry)
 
-    def _data(self, size: int) -> Any:
-        known = self._gym.factory.DATASETS
+    def _check(self) -> None:
+        """Raise TaskError for a name or a setting that reasoning-gym does not have, or a value that it refuses."""
+        known = self._gym.call(tasks=None)
         if self.name not in known:
             raise TaskError(f"reasoning-gym has no task {self.name!r}.{did_you_mean(self.name, known)}")
-        settings = [setting.name for setting in fields(known[self.name][1]) if setting.name not in ("seed", "size")]
+        settings = [name for name in self._gym.call(settings=self.name) if name not in ("seed", "size")]
         if unknown := [key for key in self.settings if key not in settings]:
             hint = did_you_mean(unknown[0], settings)
             raise TaskError(f"{self.name} has no setting {unknown[0]!r}.{hint} It has {', '.join(settings)}")
-        try:
-            return self._gym.create_dataset(self.name, size=size, seed=self.seed, **self.settings)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise TaskError(f"{self.name} does not take the settings {self.settings}: {error}") from None
+        if refusal := self._gym.call(check=(self.name, self.settings, self.seed)):
+            raise TaskError(f"{self.name} does not take the settings {self.settings}: {refusal}")
 
 
 def _is_formula(answer: str) -> bool:
@@ -178,11 +187,6 @@ def _is_code(answer: str) -> bool:
         return False  # eval refuses it too
     except (MemoryError, RecursionError):
         return True
-
-
-def _question(entry: Mapping[str, Any]) -> Question:
-    answer = entry["answer"]
-    return Question(str(entry["question"]), None if answer is None else str(answer), entry)
 
 
 def question_prompt(question: Question, tokenizer: Any) -> list[int]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from lossbook.cookbook.confined.process import Failure, confined
 from lossbook.cookbook.distill import DistillConfig, load_examples
 from lossbook.cookbook.preferences.from_tasks import preference_rows
 from lossbook.cookbook.sft import SFTConfig, load_data
 from lossbook.cookbook.tasks.held_out import HeldOut
-from lossbook.cookbook.tasks.reasoning_gym_tasks import Question, Task, mean_score, question_datum, question_prompt
+from lossbook.cookbook.tasks.reasoning_gym_tasks import (
+    EVALUATING,
+    PARSING,
+    Question,
+    Task,
+    mean_score,
+    question_datum,
+    question_prompt,
+)
 from lossbook.datums.errors import MissingExtraError, TaskError
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
@@ -44,6 +54,38 @@ def test_equal_seeds_give_equal_questions_for_tasks_that_draw_from_pythons_globa
     assert random.getstate() == state
     random.seed(2)
     assert Task("list_functions").held_out(20) == first
+
+
+DRAW = """
+import random, sys
+import numpy
+random.seed(int(sys.argv[1]))
+numpy.random.seed(int(sys.argv[1]))
+from lossbook.cookbook.tasks.reasoning_gym_tasks import Task
+for name in sys.argv[2:]:
+    print(name, [(one.text, one.answer) for one in Task(name).training(3, [])], flush=True)
+"""
+
+
+def drawn(names: list[str], seed: int) -> list[str]:
+    """A line of questions for each task, drawn in a process of another hash seed and other global random states."""
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    command = [sys.executable, "-c", DRAW, str(seed), *names]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=1000)
+    return done.stdout.splitlines()
+
+
+def test_tasks_that_draw_from_sets_give_equal_questions_in_every_process() -> None:
+    names = ["isomorphic_strings", "polynomial_multiplication", "ransom_note", "list_functions"]
+    assert drawn(names, 1) == drawn(names, 2)
+
+
+@pytest.mark.slow
+def test_every_task_gives_equal_questions_in_every_process() -> None:
+    names = sorted(set(all_tasks()) - {"composite"})
+    first, second = drawn(names, 3), drawn(names, 4)
+    assert [line.split()[0] for line in first] == names
+    assert [one.split()[0] for one, other in zip(first, second, strict=True) if one != other] == []
 
 
 def test_the_tasks_verifier_scores_answers_and_spaces_around_them_do_not_count(task: Task) -> None:
@@ -169,19 +211,30 @@ def test_evaluation_counts_the_answers_that_the_verifier_failed_on() -> None:
     assert metrics["held_out_verifier_failures"] == task.verifier_failures >= 1
 
 
+#: Code that ends the process it runs in, alone and where verifiers look for answers; once without quotes and points.
+CODE = "__import__('os')._exit(7)"
+SPELLED = "exec(" + "+".join(f"chr({ord(letter)})" for letter in CODE) + ")"
+ANSWERS_OF_CODE = [
+    *(CODE, f"[{CODE}]", f"[[{CODE}]]", f"{CODE} or [1]", f"[x for x in [{CODE}]]", f"\\boxed{{{CODE}}}"),
+    *(SPELLED, f"2 + {SPELLED}"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", sorted(set(all_tasks()) - {"composite"}))
-def test_no_verifier_runs_what_a_model_wrote(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    task = Task(name)
-    question = task.training(1, [])[0]
-    code = "__import__('pathlib').Path('RAN').touch()"
-    spelled = "+".join(f"chr({ord(letter)})" for letter in code)  # needs no quotes and no points
-    wrapped = (f"[{code}]", f"[[{code}]]", f"{code} or [1]", f"[x for x in [{code}]]", f"\\boxed{{{code}}}")
-    for answer in (code, *wrapped, f"exec({spelled})", f"2 + exec({spelled})"):
-        task.score(question, answer)
-    assert list(tmp_path.iterdir()) == []
+def test_no_verifier_runs_what_a_model_wrote(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    question = Task(name).training(1, [])[0]
+    for answer in ANSWERS_OF_CODE:
+        Task(name).score(question, answer)
+    assert "its process ended" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATING | PARSING))
+def test_a_verifier_that_would_run_code_runs_it_in_a_process_that_ends(name: str) -> None:
+    """So the lists of such verifiers are what keeps them from it, and the test above sees one that they lack."""
+    question = Task(name).training(1, [])[0]
+    results = [confined("gym").score(question.entry, answer, alone=True) for answer in ANSWERS_OF_CODE]
+    assert any(isinstance(result, Failure) and "its process ended" in result.text for result in results)
 
 
 def test_answers_of_verifiers_that_evaluate_are_still_scored() -> None:
