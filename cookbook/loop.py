@@ -66,6 +66,7 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
     training = make_client(config, run.checkpoints, value_head=value_head)
     if start is not None:
         training.load_state(str(start), optimizer=False).result()
+    print(f"{config.model} {training.how_it_runs().result()}")
     if not config.all_weights:
         print(adapters_line(training.get_info()))
     return run, training

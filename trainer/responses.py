@@ -99,7 +99,10 @@ class ModelInfo:
     batching     "packed", "padded" or "single"
     cuts_tails   whether tokens after the last one that is read are left out
     shares       whether a prefix that several datums begin with is computed once
-    reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting"
+    cache        how samples are decoded: "shared prompts" (each kept once), "cache" (the model's own), either "... of one length"
+                 where only prompts of one length are decoded together, or "none"; None before the first sample
+    reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting", and
+                 the kinds of cache
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"
     dtype        of products, such as "bfloat16"
@@ -119,6 +122,7 @@ class ModelInfo:
     batching: str = "padded"
     cuts_tails: bool = True
     shares: bool = False
+    cache: str | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     head: str | None = None
     kind: Literal["decoder", "encoder"] = "decoder"

@@ -8,12 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import lossbook as lb
 from lossbook.cookbook.loop import Loop, begin
 from lossbook.cookbook.run.configs import RecipeConfig, configured_loss
 from lossbook.cookbook.run.runs import find_checkpoint, read_rows
 from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 
 
 @pytest.fixture
@@ -64,10 +76,46 @@ def test_the_flags_choose_the_adapters_and_the_first_line_says_where_they_are(tm
     lora = training._model.lora
     assert lora is not None
     assert (lora.alpha, lora.dropout, lora.train_mlp) == (4.0, 0.25, False)
-    line = capsys.readouterr().out.splitlines()[0]
+    runs, line = capsys.readouterr().out.splitlines()
+    assert runs.startswith("tiny packs;")
     assert line == "LoRA of rank 2 on " + ", ".join(f"model.layers.*.self_attn.{leaf}_proj" for leaf in "koqv")
     begin(config_in(tmp_path / "named", lora_targets=("layers.0.mlp.up_proj",)))
-    assert capsys.readouterr().out.splitlines()[0] == "LoRA of rank 2 on model.layers.*.mlp.up_proj"
+    assert capsys.readouterr().out.splitlines()[1] == "LoRA of rank 2 on model.layers.*.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (None, "tiny packs; shares prefixes; cuts what is not read; samples with a cache that keeps each prompt once"),
+        (
+            transformers.GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
+            "pads (packs: no, layer 0 has attention sinks); shares no prefixes; cuts what is not read; "
+            "samples with the model's own cache",
+        ),
+        (
+            transformers.BloomConfig(vocab_size=260, hidden_size=32, n_layer=1, n_head=2),
+            "pads (packs: no, layer 0 (BloomBlock) is off by",
+        ),
+    ],
+    ids=["a model that packs", "sinks", "biases by distance"],
+)
+def test_the_first_line_says_how_the_model_runs_and_why_not_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: Any, line: str
+) -> None:
+    model = "tiny"
+    if config is not None:
+        model = str(tmp_path / "model")
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(model)
+        build_tiny_tokenizer().save_pretrained(model)
+    capsys.readouterr()
+    _, training = begin(config_in(tmp_path / "run", model=model, all_weights=True))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1
+    assert line in printed[0]
+    info = training.get_info()
+    assert (info.batching == "packed", info.shares) == ("packs;" in printed[0], "; shares prefixes" in printed[0])
+    assert info.cache is not None
+    assert (info.cache == "shared prompts") == ("keeps each prompt once" in printed[0])
 
 
 @pytest.mark.parametrize(

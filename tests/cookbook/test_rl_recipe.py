@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from lossbook.datums.errors import (
 )
 from lossbook.losses.loss.loss import Mixture
 from lossbook.losses.registry import spec_of
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 #: Settings without a default.
 NEEDED = {"dr_grpo": {"norm_length": 6}}
@@ -129,6 +131,57 @@ def test_several_updates_a_step_use_every_rollout_as_often_as_asked(make: Any) -
     samples = [row for row in read_rows(config.out / "samples.jsonl") if row["step"] == 1]
     tokens = sum(row["tokens"] for row in samples if row["kind"] == "training")
     assert first["response_tokens"] == 2 * tokens
+
+
+# --- models that carry a state ----------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+    "eos_token_id": 256,
+    "pad_token_id": 257,
+    "bos_token_id": None,
+}
+STATEFUL: dict[str, Any] = {
+    "Qwen3-Next": lambda: transformers.Qwen3NextConfig(
+        **SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"],
+    ),
+    "Falcon-H1": lambda: transformers.FalconH1Config(
+        **SMALL, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
+    ),
+    "Mamba": lambda: transformers.MambaConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=256, pad_token_id=257,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["Qwen3-Next", pytest.param("Falcon-H1", marks=pytest.mark.slow), "Mamba"])
+def test_a_model_that_carries_a_state_along_the_row_is_trained_on_several_samples_of_several_prompts(
+    make: Any, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    transformers.AutoModelForCausalLM.from_config(STATEFUL[kind]()).save_pretrained(model)
+    build_tiny_tokenizer().save_pretrained(model)
+    config = make(model=str(model), all_weights=False, rank=2, steps=3, problems_per_step=3, group_size=3, samples=9)
+    numbers_at_the_end = rl.main(config)
+    assert all(map(math.isfinite, numbers_at_the_end.values()))
+    printed = capsys.readouterr().out
+    assert "packs: no, layer 0" in printed
+    assert "samples with the model's own cache" in printed
+    rows = [row for row in numbers(config.out) if "reward" in row]
+    assert len(rows) == 3
+    assert all(abs(row["mismatch_k3"]) < 1e-6 for row in rows)  # the sampler's logprobs are the trainer's
+    assert all(row["datums"] == 9 and row["grad_norm"] > 0 for row in rows)
+    answers = [row for row in read_rows(config.out / "samples.jsonl") if row["kind"] == "training" and row["step"] == 1]
+    assert len({row["answer"] for row in answers}) > 3  # also within a group
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

@@ -17,15 +17,15 @@ from ..checkpoint.state import load_snapshot, load_training, save_training, save
 from ..engine.checks import Pooling, check_pooling
 from ..engine.engine import Engine
 from ..model.export import export_model, export_value_head
-from ..model.lora.lora import adapted_names, export_adapter
+from ..model.lora.lora import export_adapter
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
-from ..packing.hidden import shares_prefixes
-from ..packing.probes import failed_probes, verdict
-from ..responses import ForwardBackwardOutput, ModelData, ModelInfo, OptimStepResponse, SaveStateResponse
+from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SaveStateResponse
+from ..sampling.summary import how_it_runs
 from .context import ClientContext, LossFunction
 from .futures import Calls, Future
+from .info import model_info
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 
@@ -190,28 +190,12 @@ class TrainingClient:
 
     def get_info(self) -> ModelInfo:
         """The model that this client trains, and how."""
-        lora = self._model.lora
-        return ModelInfo(
-            model_id=self.model_id,
-            model_name=self._model.name,
-            is_lora=lora is not None,
-            lora_rank=None if lora is None else lora.rank,
-            model_data=ModelData(self._model.name, str(self._model.config.model_type)),
-            trainable_parameters=sum(p.numel() for p in self._model.trainable().values()),
-            device=str(self._model.device),
-            batching=self._engine.settings.batching or "padded",
-            cuts_tails=bool(verdict(self._model, "cut")),
-            shares=shares_prefixes(self._model, self._engine.settings.batching),
-            reasons=failed_probes(self._model),
-            head=self._model.head_choice,
-            kind=self._model.kind,
-            dtype=str(self._model.product_dtype).removeprefix("torch."),
-            max_length=self._model.max_length,
-            value_head=self._model.value_head is not None,
-            vocab_size=self._model.vocab_size,
-            lora_targets=adapted_names(self._model),
-            lora_left_out={} if lora is None else lora.left_out,
-        )
+        return model_info(self._model, self._engine.settings, self.model_id)
+
+    def how_it_runs(self) -> Future[str]:
+        """How sequences run and samples are decoded, and why not in a better way, in one line; tries what was not tried yet."""
+        batching = self._engine.settings.batching or "padded"
+        return self._calls.submit("how_it_runs", lambda: how_it_runs(self._model, batching))
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
         """Write the LoRA adapter, and a value head, into a folder that `peft.PeftModel.from_pretrained` loads."""

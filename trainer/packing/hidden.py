@@ -85,7 +85,12 @@ def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
 
     Raises ModelError where the way that was asked for gives other numbers than each sequence alone, with the layer.
     """
-    verdict(model, "cut")  # tried now, so that no call runs a probe in its midst
+    batching = _chosen(model, asked)
+    verdict(model, "cut")  # tried now, so that no call runs a probe in its midst; the others have mostly seen it
+    return batching
+
+
+def _chosen(model: LoadedModel, asked: Batching | None) -> Batching:
     if asked is None:
         on_gpu = model.device.type != "cpu"  # elsewhere a mask over the whole row costs more than padding
         if packing_way(model) is not None and (on_gpu or supports_packing(model)):

@@ -23,6 +23,8 @@ from . import layouts
 from .layouts import Laid, Way
 from .micro_batches import SHORTEST_PREFIX
 
+#: Tokens that two of the sequences share, so that the prefix is laid once.
+SHARED = SHORTEST_PREFIX + 1
 #: Layouts in which probes try a model.
 WAYS: dict[str, Way] = {
     "padded": layouts.padded,
@@ -66,8 +68,8 @@ def differ(ours: Tensor, theirs: Tensor) -> tuple[bool, float]:
 
 def probe_sequences(model: LoadedModel) -> list[np.ndarray]:
     """Three sequences, all on the shorter side of a switch: two share a prefix, and the longest does not come first."""
-    tokens = (np.arange(SHORTEST_PREFIX + 8) * 7 + 3) % model.vocab_size
-    sequences = [tokens[5:9], np.concatenate([tokens[:-7], tokens[:3]]), tokens]
+    tokens = (np.arange(SHARED + 7) * 7 + 3) % model.vocab_size
+    sequences = [tokens[5:9], np.concatenate([tokens[:SHARED], tokens[:3]]), tokens]
     longest = min(model.max_length or len(tokens), switch_length(model) or len(tokens))
     return [sequence[:longest] for sequence in sequences]
 
@@ -103,9 +105,14 @@ def _cut(model: LoadedModel) -> Verdict:
         return Verdict(False, "every token of an encoder sees those behind it")
     if module := rotation_looks_ahead(model):
         return Verdict(False, f"{module} rotates a position in another way in a longer row")
-    whole = probe_sequences(model)[-1]
-    part = whole[: len(whole) // 2]
-    wrong, off = differ(alone(model, whole).run(model)[: len(part)], alone(model, part).run(model))
+    return _compared([alone(model, sequence).run(model) for sequence in probe_sequences(model)[1:]])
+
+
+def _compared(apart: Sequence[Tensor]) -> Verdict:
+    """Whether the tokens that the last two sequences begin with are the same in both, whatever follows."""
+    one, other = (hidden[:SHARED] for hidden in apart[-2:])
+    length = min(len(one), len(other))
+    wrong, off = differ(one[:length], other[:length])
     return Verdict(not wrong, f"tokens change with those behind them, by {off:.2g}" if wrong else "", off)
 
 
@@ -121,12 +128,13 @@ def _tried(model: LoadedModel, way: Way) -> Verdict:
     try:
         laid = way(model, sequences)
         together = laid.run(model)
-        apart = torch.cat([alone(model, sequence).run(model) for sequence in sequences])
+        apart = [alone(model, sequence).run(model) for sequence in sequences]
     except NotImplementedError as error:  # of attention block by block, which names the layer
         return Verdict(False, str(error))
     except Exception as error:  # an architecture may refuse the arguments with any error
         return Verdict(False, f"{type(model.module).__name__} does not take such rows: {' '.join(str(error).split())}")
-    wrong, off = differ(together, apart)
+    model.verdicts.setdefault("cut", _compared(apart))  # seen on the way
+    wrong, off = differ(together, torch.cat(apart))
     if not wrong:
         return Verdict(True, off=off)
     return Verdict(False, f"{_first_layer(model, laid, sequences)} off by {off:.2g} of its scale", off)

@@ -13,7 +13,7 @@ from ..model.lengths import switch_length
 from ..model.model import LoadedModel
 from ..model.verdict import Verdict
 from ..packing.hidden import hidden_states
-from ..packing.probes import differ, trying
+from ..packing.probes import differ, trying, verdict
 from .continuations import Continuations
 
 
@@ -55,7 +55,7 @@ def can_share_prompts(model: LoadedModel) -> bool:
 
 
 def _tried(model: LoadedModel, plan: Plan) -> Verdict:
-    """Two prompts with two rows each, of which one is dropped halfway; across a switch that lies near."""
+    """Two prompts with two rows each, of which one is dropped after a token; across a switch that lies near."""
     switch = switch_length(model)
     if plan.pads and switch is not None:
         return Verdict(False, f"rows rotate in another way beyond {switch} tokens, so they have to get there together")
@@ -64,18 +64,26 @@ def _tried(model: LoadedModel, plan: Plan) -> Verdict:
     prompts = [tokens[:length], tokens[3 : 3 + length - (3 if plan.pads else 0)]]
     try:
         rows = Continuations(model, prompts, 2, 4, share_prompts=plan.share)
-        pairs = [(rows.read(), _without_cache(model, rows.rows))]
-        for step, kept in enumerate(([0, 2, 3], [0, 1, 2], [0, 2])):
-            following = torch.tensor(tokens[step : step + len(rows.rows)], device=model.device)
-            pairs.append((rows.extend(following), _without_cache(model, rows.rows)))
-            rows.keep(torch.tensor(kept, device=model.device))
+        seen, ours = [list(row) for row in rows.rows], [rows.read()]
+        for step in range(2 if switch is None else 3):
+            ours.append(rows.extend(torch.tensor(tokens[step : step + len(rows.rows)], device=model.device)))
+            seen += [list(row) for row in rows.rows]
+            if step == 0:
+                rows.keep(torch.tensor([0, 2, 3], device=model.device))
+        theirs = _without_cache(model, seen)
     except Exception as error:  # an architecture with another kind of state may fail with any error
         return Verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())}")
-    ours, theirs = (torch.cat(part) for part in zip(*pairs, strict=True))
-    wrong, off = differ(ours, theirs)
+    wrong, off = differ(torch.cat(ours), theirs)
     return Verdict(not wrong, f"hidden states differ from those without a cache by {off:.2g}" if wrong else "", off)
 
 
 def _without_cache(model: LoadedModel, rows: Sequence[list[int]]) -> Tensor:
-    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
-    return hidden_states(model, arrays, "single", torch.tensor(np.cumsum([len(row) for row in arrays]) - 1))
+    """[rows, d]: the last hidden state of each row. One that another row goes on from is not computed again, where that may be."""
+    whole = rows
+    if verdict(model, "cut") and switch_length(model) is None:
+        whole = [row for row in rows if not any(row == other[: len(row)] != other for other in rows)]
+    arrays = [np.asarray(row, dtype=np.int64) for row in whole]
+    starts = np.cumsum([0, *map(len, whole)])
+    owners = [next(i for i, other in enumerate(whole) if other[: len(row)] == row) for row in rows]
+    last = torch.tensor([starts[owner] + len(row) - 1 for owner, row in zip(owners, rows, strict=True)])
+    return hidden_states(model, arrays, "padded" if verdict(model, "padded") else "single", last)

@@ -1,0 +1,50 @@
+"""How a model runs, in words."""
+
+from __future__ import annotations
+
+from ..model.model import LoadedModel
+from ..packing.hidden import Batching, packing_way, shares_prefixes, supports_packing
+from ..packing.probes import verdict
+from .plan import NO_CACHE, PLANS, Plan, plan_of
+
+#: How sequences run, by batching.
+WAYS = {"packed": "packs", "padded": "pads", "single": "runs one sequence at a time"}
+
+
+def how_it_runs(model: LoadedModel, batching: Batching) -> str:
+    """What was chosen: packing or padding, shared prefixes, cutting and the cache, and why not a better way. Tries what was not tried.
+
+    "pads (packs: no, layer 0 has attention sinks); shares no prefixes; cuts what is not read; samples with the model's own cache"
+    """
+    if model.kind != "decoder":
+        return f"{WAYS[batching]}; computes every token"
+    cuts = verdict(model, "cut")
+    parts = (
+        f"{WAYS[batching]}{_why_not_packed(model, batching)}",
+        "shares prefixes" if shares_prefixes(model, batching) else "shares no prefixes",
+        "cuts what is not read" if cuts else f"computes every token ({cuts.reason})",
+        _samples(plan_of(model)),
+    )
+    return "; ".join(parts)
+
+
+def cache_of(model: LoadedModel) -> str | None:
+    """The cache that samples are decoded with, or "none"; None while no probe has tried it."""
+    names = [name for name in PLANS if name in model.verdicts]
+    holding = [name for name in names if model.verdicts[name]]
+    return holding[0] if holding else "none" if len(names) == len(PLANS) else None
+
+
+def _why_not_packed(model: LoadedModel, batching: Batching) -> str:
+    if batching == "packed":
+        return ""
+    if packing_way(model) is None:
+        return f" (packs: no, {verdict(model, 'blocks').reason})"
+    return " (as asked)" if supports_packing(model) else " (packs on a GPU)"
+
+
+def _samples(plan: Plan) -> str:
+    if plan == NO_CACHE:
+        return "samples without a cache"
+    cache = "a cache that keeps each prompt once" if plan.share else "the model's own cache"
+    return f"samples with {cache}{'' if plan.pads else ', prompts of one length together'}"
