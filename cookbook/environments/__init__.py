@@ -2,6 +2,7 @@
 
 protocol.py       `Environment`: reset and step over messages; `Problem`: the start of its episodes
 rewards.py        single answers scored by a function `reward(answer, row) -> float`
+confined_reward.py  such a function in a process of its own
 math_answers.py   single answers compared with the right one by math-verify
 guess_number.py   an environment of several turns
 sources.py        the problems of a configuration

@@ -5,10 +5,11 @@
         return 1.0 if row["answer"] in answer and len(answer) < 40 else 0.0
 
 answer  the model's text, without the end of its turn and without spaces around it
-row     the row of the data file with all its keys, or {"question", "answer", "metadata"} of a reasoning-gym task
+row     the row of the data file with all its keys, or {"question", "answer", "metadata"} of a reasoning-gym task as JSON values
 returns the reward, a finite unitless number; rewards of one prompt are compared, so only their differences matter
 
-It is called in a thread of its own, for one answer at a time.
+It is called in a thread of its own, for one answer at a time; with --confine-rewards in a process of its own, which keeps
+nothing from one answer to the next (`confined_reward.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from ...datums.errors import LossbookError, RewardError
+from ..confined.process import Failure
 
-Reward = Callable[[str, Mapping[str, Any]], float]
+Reward = Callable[[str, Mapping[str, Any]], "float | Failure"]
 
 
 def check_reward(function: Any, name: str) -> Reward:
@@ -48,6 +50,8 @@ def rewarded(reward: Reward, name: str, question: str, row: Mapping[str, Any], a
         raise
     except Exception as error:
         raise RewardError(f"reward {name} failed {place}: {type(error).__name__}: {error}") from error
+    if isinstance(value, Failure):
+        raise RewardError(f"reward {name} failed {place}: {value.text}")
     return checked_number(value, f"reward {name}", place)
 
 

@@ -14,8 +14,10 @@ from ...datums.extras import named_in, user_module
 from ...datums.files.formats import key_names
 from ...datums.files.keys import check_prompt_keys
 from ...datums.files.sources import read_rows
+from ..confined.process import SECONDS
 from ..run.configs import Setting
 from ..tasks.reasoning_gym_tasks import Question, Task
+from .confined_reward import ConfinedReward
 from .guess_number import GuessNumber
 from .math_answers import MathReward
 from .protocol import Environment, Message, Problem, SingleTurn
@@ -23,8 +25,8 @@ from .rewards import Reward, check_reward, rewarded
 
 #: Environments by name. Each is called with a seed and the settings, and makes one episode.
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"guess_number": GuessNumber}
-#: Rewards by name; any other is a `module:function`. A task's default is its own verifier.
-REWARDS: dict[str, Callable[[], Reward]] = {"math_verify": MathReward}
+#: Rewards by name, called with the seconds that they may take for an answer; any other is a `module:function`. A task's default is its own verifier.
+REWARDS: dict[str, Callable[[float], Reward]] = {"math_verify": MathReward}
 
 
 class ProblemSettings(BaseModel):
@@ -45,6 +47,12 @@ class ProblemSettings(BaseModel):
         None, description="math_verify or module:function; None: the task's own verifier, math_verify for data"
     )
     task_size: int = Field(512, ge=1, description="number of problems of a task or environment to train on")
+    confine_rewards: bool = Field(
+        False, description="run your reward function in a confined process (docs/recipes/rl.md); verifiers always are"
+    )
+    reward_seconds: float = Field(
+        SECONDS, gt=0, description="most seconds to score an answer, in a confined process; then it scores 0"
+    )
     held_out: int = Field(50, ge=0, description="number of problems held out; of data without eval_data, its last rows")
 
     @model_validator(mode="after")
@@ -58,6 +66,21 @@ class ProblemSettings(BaseModel):
                 raise ValueError(f"{name} is for --{source} only")
         return self
 
+    @model_validator(mode="after")
+    def _confined(self) -> ProblemSettings:
+        is_own = self.reward is not None and ":" in self.reward
+        if self.confine_rewards and not is_own:
+            raise ValueError(
+                "confine_rewards is for --reward module:function: verifiers and math_verify always are, environments cannot be"
+            )
+        is_free = self.environment is not None or (is_own and not self.confine_rewards)
+        if self.reward_seconds != SECONDS and is_free:
+            raise ValueError(
+                "reward_seconds is for what runs in a confined process, which can be ended: a task's verifier, math_verify, and "
+                "with --confine-rewards --reward module:function"
+            )
+        return self
+
 
 def load_problems(settings: ProblemSettings, seed: int) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on, and held-out ones. Equal arguments give equal problems.
@@ -66,19 +89,22 @@ def load_problems(settings: ProblemSettings, seed: int) -> tuple[list[Problem], 
     """
     if settings.environment is not None:
         return _environments(settings, seed)
-    reward = None if settings.reward is None else named_reward(settings.reward)
+    seconds = settings.reward_seconds
+    reward = None if settings.reward is None else named_reward(settings.reward, seconds)
+    if settings.confine_rewards:
+        reward = ConfinedReward(settings.reward or "", seconds)
     if settings.task is not None:
-        task = Task(settings.task, settings.task_config, seed=seed)
+        task = Task(settings.task, settings.task_config, seed=seed, seconds=seconds)
         held_out = task.held_out(settings.held_out)
         make = partial(_of_question, task=task, reward=reward, name=settings.reward)
         return [make(q) for q in task.training(settings.task_size, held_out)], [make(q) for q in held_out]
-    return _rows(settings, reward or MathReward(), settings.reward or "math_verify")
+    return _rows(settings, reward or MathReward(seconds), settings.reward or "math_verify")
 
 
-def named_reward(name: str) -> Reward:
-    """A reward by its name in REWARDS or as `module:function`. Raises RewardError."""
+def named_reward(name: str, seconds: float = SECONDS) -> Reward:
+    """A reward by its name in REWARDS, with a time limit, or as `module:function`. Raises RewardError."""
     if name in REWARDS:
-        return REWARDS[name]()
+        return REWARDS[name](seconds)
     if ":" not in name:
         hint = did_you_mean(name, REWARDS)
         raise RewardError(
@@ -163,6 +189,8 @@ def _of_row(row: Mapping[str, Any], reward: Reward, name: str) -> Problem:
                     f"has no 'answer', which math_verify compares with; it holds the keys {key_names(row)}"
                 )
             reward.right_answer(str(row["answer"]))  # checked now, before the model answers
+        if isinstance(reward, ConfinedReward):
+            reward.check_row(row)
     except LossbookError as error:
         raise located(error, place) from None
     text = prompt if isinstance(prompt, str) else str(messages[-1]["content"])
