@@ -1,10 +1,9 @@
 """Advantages, from rewards and from values. `lossbook.losses.returns` is `from_values`."""
 
+from .arguments import Groups, Rewards
 from .from_rewards import (
     FLOOR,
-    Groups,
     NonFinite,
-    Rewards,
     batch_scaled,
     centred,
     gdpo,

@@ -13,7 +13,7 @@ the laws.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +21,18 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import LengthMismatchError, LossConfigError, NonFiniteLossInput, ShapeError
+from .arguments import (
+    Groups,
+    Rewards,
+    check_number,
+    check_size,
+    group_ids,
+    numbers,
+    one_of,
+    positive_lengths,
+    same_length,
+)
 
-Rewards = Sequence[float] | np.ndarray | Tensor
-Groups = Sequence[Hashable] | np.ndarray | Tensor
 NonFinite = Literal["raise", "exclude"]
 
 #: Rewards that differ by less than this share of the largest count as equal: it is the rounding of float32.
@@ -47,8 +56,8 @@ def group_advantages(
     group, of the whole batch, or not at all. ddof: 1 divides squares by n - 1, 0 by n. epsilon: added to the deviation.
     Systems differ in epsilon: Fireworks 1e-8, verl and SkyRL 1e-6, TRL 1e-4; Tinker's cookbook and prime-rl do not scale.
     """
-    _one_of("center", center, ("mean", "leave-one-out"))
-    _one_of("scale", scale, ("none", "group", "batch"))
+    one_of("center", center, ("mean", "leave-one-out"))
+    one_of("scale", scale, ("none", "group", "batch"))
     _check_numbers(ddof, epsilon, floor)
     values, members = _grouped(rewards, groups, nonfinite)
     advantages = np.zeros(len(values))
@@ -92,11 +101,15 @@ def gdpo(
     multi_objective_aggregation="normalize_then_sum". With nonfinite="exclude" a sample counts in the functions that gave it
     a finite reward; one without any gets 0.
     """
-    table = _array(rewards, 2)
+    table = numbers(rewards, "rewards", "one row per sample and one column per reward function", dimensions=2)
+    if len(table) and not table.shape[1]:
+        raise ShapeError(f"gdpo: {len(table)} samples have no reward function between them")
     if weights is not None and len(weights) != table.shape[1]:
         raise LengthMismatchError(
             f"gdpo: there are {table.shape[1]} reward functions but {len(weights)} weights; give one weight per function"
         )
+    for weight in weights or ():
+        check_number("weights", weight)
     total = torch.zeros(len(table), dtype=torch.float64)
     for column, weight in enumerate([1.0] * table.shape[1] if weights is None else weights):
         total += weight * group_advantages(table[:, column], groups, epsilon=epsilon, nonfinite=nonfinite)
@@ -114,8 +127,8 @@ def maxrl(
     """
     values, members = _grouped(rewards, groups, nonfinite)
     _check_numbers(0, epsilon, 0)
-    if (values < 0).any():
-        at = int(np.flatnonzero(values < 0)[0])
+    if (negative := np.isfinite(values) & (values < 0)).any():
+        at = int(np.flatnonzero(negative)[0])
         raise LossConfigError(
             f"maxrl divides by the mean reward and takes rewards >= 0, but reward {at} is {values[at]}"
         )
@@ -131,11 +144,7 @@ def opo(rewards: Rewards, lengths: Rewards, groups: Groups | None = None, *, non
     lengths: number of tokens of each response, above 0.
     """
     values, members = _grouped(rewards, groups, nonfinite)
-    tokens = _array(lengths, 1)
-    _same_length("opo", values, tokens, "lengths")
-    if not (np.isfinite(tokens) & (tokens > 0)).all():
-        at = int(np.flatnonzero(~(np.isfinite(tokens) & (tokens > 0)))[0])
-        raise LossConfigError(f"opo weights by lengths, which must be above 0, but length {at} is {tokens[at]}")
+    tokens = positive_lengths(lengths, "opo", np.isfinite(values))
     advantages = np.zeros(len(values))
     for group in _unequal(values, members, FLOOR):
         own, weights = _centred(values[group]), tokens[group]
@@ -150,7 +159,7 @@ def remax(rewards: Rewards, greedy_rewards: Rewards) -> Tensor:
     """
     values, _ = _grouped(rewards, None, "raise")
     baseline, _ = _grouped(greedy_rewards, None, "raise")
-    _same_length("remax", values, baseline, "greedy_rewards")
+    same_length("remax", values, baseline, "greedy_rewards")
     return torch.from_numpy(values - baseline)
 
 
@@ -177,29 +186,36 @@ def reinforce_plus_plus(
 ) -> Tensor:
     """Rewards whitened over the batch's tokens [n]. Hu 2025, arXiv:2501.03262. With groups, their means are subtracted first.
 
-    groups: None for REINFORCE++, given for its variant with a baseline. lengths: number of tokens of each response; without
-    it every sample counts once. For a KL penalty, change the rewards before, or use `returns.kl_penalized_advantages` after.
+    groups: None for REINFORCE++, given for its variant with a baseline. lengths: number of tokens of each response, above 0;
+    without it every sample counts once. For rewards of single tokens, see `returns.reinforce_plus_plus_tokens`. For a KL penalty, change the rewards before, or use `returns.kl_penalized_advantages` after.
     """
     values, members = _grouped(rewards, groups, nonfinite)
     finite = np.concatenate(members) if members else np.zeros(0, dtype=np.int64)
-    tokens = np.ones(len(values)) if lengths is None else _array(lengths, 1)
-    _same_length("reinforce_plus_plus", values, tokens, "lengths")
+    tokens = np.ones(len(values))
+    if lengths is not None:
+        tokens = positive_lengths(lengths, "reinforce_plus_plus", np.isfinite(values))
+    _check_numbers(0, epsilon, 0)
     if groups is not None:
         values = centred(rewards, groups, nonfinite=nonfinite).numpy()
     advantages = np.zeros(len(values))
-    own, weights = values[finite], tokens[finite]
-    if len(own) and not _is_level(own, FLOOR):
-        own = own - own.mean()
-        own = own - (weights * own).sum() / weights.sum()
-        spread = (weights * own**2).sum() / max(weights.sum() - 1, 1)
-        advantages[finite] = own / (np.sqrt(spread) + epsilon)
+    advantages[finite] = whitened(values[finite], tokens[finite], epsilon)
     return torch.from_numpy(advantages)
+
+
+def whitened(values: np.ndarray, weights: np.ndarray, epsilon: float) -> np.ndarray:
+    """(value - mean) / (deviation + epsilon) over values that count `weights` times each; 0 where all are equal."""
+    if not len(values) or _is_level(values, FLOOR):
+        return np.zeros(len(values))
+    own = values - values.mean()
+    own = own - (weights * own).sum() / weights.sum()
+    return own / (_root_mean_square(own, weights, max(weights.sum() - 1, 1)) + epsilon)
 
 
 def _grouped(rewards: Rewards, groups: Groups | None, nonfinite: NonFinite) -> tuple[np.ndarray, list[np.ndarray]]:
     """Rewards as float64, and the indices of the finite ones by group, in order of first appearance."""
-    _one_of("nonfinite", nonfinite, ("raise", "exclude"))
-    values = _array(rewards, 1)
+    one_of("nonfinite", nonfinite, ("raise", "exclude"))
+    values = numbers(rewards, "rewards", "one number per sample")
+    check_size(values)
     finite = np.isfinite(values)
     if nonfinite == "raise" and not finite.all():
         at = int(np.flatnonzero(~finite)[0])
@@ -212,28 +228,6 @@ def _grouped(rewards: Rewards, groups: Groups | None, nonfinite: NonFinite) -> t
     for i in np.flatnonzero(finite).tolist():
         members.setdefault(ids[i], []).append(i)
     return values, [np.array(indices) for indices in members.values()]
-
-
-def group_ids(groups: Groups | None, count: int) -> list[Hashable]:
-    """One id per reward; all the same without groups. Raises LengthMismatchError."""
-    if groups is None:
-        return [0] * count
-    ids = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else list(groups)
-    if len(ids) != count:
-        raise LengthMismatchError(f"there are {count} rewards but {len(ids)} group ids; give one id per reward")
-    return ids
-
-
-def _array(values: Any, dimensions: int) -> np.ndarray:
-    array = (
-        values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
-    )
-    if array.size == 0 and array.ndim < dimensions:
-        array = array.reshape((0,) * dimensions)
-    if array.ndim != dimensions:
-        shape = "one number per sample" if dimensions == 1 else "one row per sample and one column per reward function"
-        raise ShapeError(f"rewards and lengths must be {shape}, got shape {list(array.shape)}")
-    return array
 
 
 def _unequal(values: np.ndarray, members: Sequence[np.ndarray], floor: float) -> list[np.ndarray]:
@@ -253,13 +247,13 @@ def _centred(values: np.ndarray) -> np.ndarray:
 
 
 def _deviation(values: np.ndarray, ddof: int) -> float:
-    own = _centred(values)
-    return float(np.sqrt((own**2).sum() / (len(own) - ddof)))
+    return _root_mean_square(_centred(values), np.ones(len(values)), len(values) - ddof)
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise LossConfigError(f"{name}={value!r} is none of {', '.join(map(repr, known))}")
+def _root_mean_square(values: np.ndarray, weights: np.ndarray, count: float) -> float:
+    """sqrt(Σ weight value² / count), of values divided by a power of two first: the square of 1e-200 is 0."""
+    scale = 2.0 ** int(np.frexp(np.abs(values).max())[1])
+    return scale * float(np.sqrt((weights * (values / scale) ** 2).sum() / count))
 
 
 def _check_numbers(ddof: int, epsilon: float, floor: float) -> None:
@@ -268,10 +262,3 @@ def _check_numbers(ddof: int, epsilon: float, floor: float) -> None:
     for name, value in (("epsilon", epsilon), ("floor", floor)):
         if not 0 <= value < np.inf:
             raise LossConfigError(f"{name}={value!r} must be a finite number, 0 or more")
-
-
-def _same_length(who: str, values: np.ndarray, others: np.ndarray, name: str) -> None:
-    if len(values) != len(others):
-        raise LengthMismatchError(
-            f"{who}: there are {len(values)} rewards but {len(others)} {name}; give one per reward"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossbook.datums.errors import LengthMismatchError, LossCheckError, LossConfigError, NonFiniteLossInput, ShapeError
+from lossbook.datums.errors import (
+    DtypeError,
+    LengthMismatchError,
+    LossCheckError,
+    LossConfigError,
+    NonFiniteLossInput,
+    ShapeError,
+)
+from lossbook.losses import advantages
 from lossbook.losses.advantages.from_rewards import (
     batch_scaled,
     centred,
@@ -282,6 +291,26 @@ def test_a_function_that_scored_nothing_leaves_the_others_alone() -> None:
         (lambda: remax([0, 1], [1]), LengthMismatchError, "2 rewards but 1 greedy_rewards"),
         (lambda: remax([0, 1], [1, NAN]), NonFiniteLossInput, "reward 1 of 2 is nan"),
         (lambda: reinforce_plus_plus([0, 1], lengths=[1]), LengthMismatchError, "2 rewards but 1 lengths"),
+        (lambda: reinforce_plus_plus([2, 0], lengths=[1, 0]), LossConfigError, "above 0, but length 1 is 0"),
+        (lambda: reinforce_plus_plus([2, 0], lengths=[-1, 2]), LossConfigError, "above 0, but length 0 is -1"),
+        (lambda: reinforce_plus_plus([2, 0], lengths=[1, NAN]), LossConfigError, "above 0, but length 1 is nan"),
+        (lambda: reinforce_plus_plus([2, 0], epsilon=NAN), LossConfigError, "epsilon=nan"),
+        (
+            lambda: centred([1, 2], [[0], [0]]),
+            DtypeError,
+            r"group id 0 of 2 is \[0\], a list; an id is a number, a string",
+        ),
+        (lambda: centred([1, 2], np.zeros((2, 1))), DtypeError, r"group id 0 of 2 is \[0\.0\], a list"),
+        (lambda: centred([1, 2], [0, NAN]), DtypeError, "group id 1 of 2 is nan, which equals nothing"),
+        (
+            lambda: centred([1, "good"]),
+            DtypeError,
+            r"rewards must be numbers, one number per sample, not \[1, 'good'\]",
+        ),
+        (lambda: centred([[1], [1, 2]]), ShapeError, "rewards must be numbers, one number per sample"),
+        (lambda: centred([1, 1e200]), NonFiniteLossInput, "reward 1 of 2 is 1e\\+200: beyond ±1e\\+150"),
+        (lambda: gdpo([[], []]), ShapeError, "2 samples have no reward function"),
+        (lambda: gdpo([[1], [2]], weights=[NAN]), LossConfigError, "weights=nan must be a finite number"),
     ],
 )
 def test_a_mistake_is_told(call: Callable[[], Any], error: type[Exception], message: str) -> None:
@@ -318,3 +347,63 @@ def test_advantages_are_what_numpy_makes_of_them(samples: list, scale: Any, ddof
     np.testing.assert_allclose(
         advantages.numpy(), numpy_version(rewards, groups, scale, ddof, epsilon), rtol=1e-9, atol=1e-12
     )
+
+
+def test_equal_ids_are_one_group_whatever_holds_them() -> None:
+    right = centred([1, 0, 4, 2], [0, 0, 1, 1]).tolist()
+    for ids in (
+        [torch.tensor(0), torch.tensor(0), torch.tensor(1), torch.tensor(1)],
+        [np.int64(0), 0, 1.0, np.float64(1)],
+        np.array(["a", "a", "b", "b"]),
+        torch.tensor([False, False, True, True]),
+        [("a", 1), ("a", 1), ("a", 2), ("a", 2)],
+    ):
+        assert centred([1, 0, 4, 2], ids).tolist() == right
+
+
+#: Every function of rewards and groups; lengths and greedy rewards are of equal responses.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "group_advantages": group_advantages,
+    "leave one out, by the batch": partial(group_advantages, center="leave-one-out", scale="batch", ddof=0),
+    "without epsilon": partial(group_advantages, epsilon=0.0, floor=0.0),
+    "centred": centred,
+    "rloo": rloo,
+    "batch_scaled": batch_scaled,
+    "gdpo": lambda rewards, groups, **options: gdpo([[one] for one in rewards], groups, **options),
+    "maxrl": maxrl,
+    "opo": lambda rewards, groups, **options: opo(rewards, [3] * len(rewards), groups, **options),
+    "remax": lambda rewards, groups, **options: remax(rewards, [0.0] * len(rewards)),
+    "pass_at_k": pass_at_k,
+    "reinforce_plus_plus": lambda rewards, groups, **options: reinforce_plus_plus(
+        rewards, groups, lengths=[3] * len(rewards), **options
+    ),
+}
+
+
+def test_every_function_of_rewards_is_among_these() -> None:
+    functions = {name for name in advantages.__all__ if inspect.isfunction(getattr(advantages, name))}
+    assert functions <= set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@given(
+    rewards=st.lists(st.sampled_from([0.0, 1.0, 0.5, 1e-200, 1e-320, 1e149, 3.0, NAN, math.inf]), max_size=7),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_degenerate_groups_give_finite_advantages_or_an_error_that_says_where(
+    name: str, rewards: list[float], data: st.DataObject
+) -> None:
+    groups = data.draw(st.lists(st.integers(0, 3), min_size=len(rewards), max_size=len(rewards)))
+    odd = [i for i, one in enumerate(rewards) if not math.isfinite(one)]
+    if odd:
+        with pytest.raises(NonFiniteLossInput, match=f"^reward {odd[0]} of {len(rewards)} is (nan|inf)"):
+            FUNCTIONS[name](rewards, groups)
+        if name == "remax":
+            return
+    computed = FUNCTIONS[name](rewards, groups, **({"nonfinite": "exclude"} if odd else {}))
+    assert computed.shape == (len(rewards),)
+    assert computed.isfinite().all()
+    assert all(computed[i] == 0 for i in odd)
+    if name != "remax" and len({rewards[i] for i in range(len(rewards)) if i not in odd}) < 2:
+        assert computed.tolist() == [0] * len(rewards)  # nothing to compare

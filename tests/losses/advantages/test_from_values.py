@@ -11,8 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossbook.datums.errors import LengthMismatchError, LossConfigError, NonFiniteLossInput
-from lossbook.losses.advantages.from_values import discounted, gae, igpo, kl_penalized_advantages
+from lossbook.datums.errors import DtypeError, LengthMismatchError, LossConfigError, NonFiniteLossInput, ShapeError
+from lossbook.losses.advantages import reinforce_plus_plus
+from lossbook.losses.advantages.from_values import (
+    discounted,
+    gae,
+    igpo,
+    kl_penalized_advantages,
+    reinforce_plus_plus_tokens,
+)
 
 NAN = float("nan")
 numbers = st.floats(-4, 4)
@@ -126,6 +133,28 @@ def test_igpo_keeps_groups_apart_and_takes_answers_at_once() -> None:
         (lambda: discounted([1], 1.5), LossConfigError, "discount=1.5 must lie in"),
         (lambda: gae([1], [1], decay=-0.1), LossConfigError, "decay=-0.1 must lie in"),
         (lambda: gae([1], [1, 2]), LengthMismatchError, "gae: 2 values for 1 steps"),
+        (lambda: gae([1, NAN], [1, 2]), NonFiniteLossInput, "gae: reward 1 of 2 is nan"),
+        (lambda: gae([1, 2], [1, NAN]), NonFiniteLossInput, "value 1 of 2 is nan"),
+        (lambda: gae([1], [1], last_value=NAN), LossConfigError, "last_value=nan must be a finite number"),
+        (lambda: gae([1], [1], discount=NAN), LossConfigError, "discount=nan must lie in"),
+        (lambda: gae([[1, 2]], [[1, 2]]), ShapeError, r"gae: rewards must be one number per step, got shape \[1, 2\]"),
+        (lambda: gae([1, 2], [1, 2], mask=[1]), LengthMismatchError, "gae: 1 mask entries for 2 steps"),
+        (lambda: discounted([1, 2], 0.5, mask=[1, NAN]), NonFiniteLossInput, "mask 1 of 2 is nan"),
+        (lambda: discounted([3, 2], 0.5, mask=[0, 1]), LossConfigError, "reward 0 is 3.0, before the policy's first"),
+        (lambda: discounted(["a"], 0.5), DtypeError, "must be numbers"),
+        (lambda: reinforce_plus_plus_tokens([[1]], [[1], [1]]), LengthMismatchError, "1 rows of rewards but 2 masks"),
+        (lambda: reinforce_plus_plus_tokens([[1], [NAN]]), NonFiniteLossInput, "sample 1: reward 0 of 1 is nan"),
+        (lambda: reinforce_plus_plus_tokens([[1]], discount=2), LossConfigError, "discount=2 must lie in"),
+        (
+            lambda: kl_penalized_advantages([0.0], [[-1.0]], [], coefficient=1.0),
+            LengthMismatchError,
+            "there are 1 rows of advantages but 0 of ref_logprobs",
+        ),
+        (
+            lambda: kl_penalized_advantages([NAN], [[-1.0]], [[-1.0]], coefficient=1.0),
+            NonFiniteLossInput,
+            "sample 0: the advantage at token 0 is nan; its weight is not 0",
+        ),
         (lambda: igpo([[1]], [1, 2]), LengthMismatchError, "1 rows of gains but 2 outcomes"),
         (lambda: igpo([[1]], [1], [1, 2]), LengthMismatchError, "1 rewards but 2 group ids"),
         (lambda: igpo([[1], [2]], [1, NAN]), NonFiniteLossInput, "reward 1 of 2 is nan"),
@@ -154,3 +183,74 @@ def test_igpo_keeps_groups_apart_and_takes_answers_at_once() -> None:
 def test_a_mistake_is_told(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_nothing_is_discounted_over_tokens_that_the_environment_wrote() -> None:
+    rewards, mask = [0, 0, 0, 0, 1], [1, 1, 0, 0, 1]
+    assert discounted(rewards, 0.5, mask=mask).tolist() == [0.25, 0.5, 0, 0, 1]
+    assert discounted(rewards, 0.5).tolist() == [0.0625, 0.125, 0.25, 0.5, 1]  # as if it had written them
+    computed, returns = gae(rewards, [0, 0, NAN, NAN, 0], mask=mask, discount=0.5, decay=1.0)
+    assert computed.tolist() == returns.tolist() == [0.25, 0.5, 0, 0, 1]
+    # With values: δ = [0 + .5·2 - 1, 0 + .5·3 - 2, 1 - 3], each half of what follows added.
+    computed, returns = gae(rewards, [1, 2, NAN, NAN, 3], mask=mask, discount=0.5, decay=1.0)
+    assert computed.tolist() == [0 + 0.5 * (-0.5 + 0.5 * -2), -0.5 + 0.5 * -2, 0, 0, -2]
+    assert returns.tolist() == [0.25, 0.5, 0, 0, 1]
+
+
+def test_a_reward_at_a_tools_token_is_the_last_steps_before_it() -> None:
+    assert discounted([0, 0, 4, 0, 0], 0.5, mask=[1, 1, 0, 0, 1]).tolist() == [2, 4, 0, 0, 0]
+
+
+@given(data=st.data(), discount=st.floats(0, 1), decay=st.floats(0, 1))
+@settings(max_examples=60)
+def test_with_a_mask_a_sample_is_its_own_tokens_alone(data: st.DataObject, discount: float, decay: float) -> None:
+    mask = data.draw(st.lists(st.booleans(), max_size=8))
+    rewards = [data.draw(numbers) if own else 0.0 for own in mask]
+    values = [data.draw(numbers) if own else NAN for own in mask]
+    alone = [[one for one, own in zip(row, mask, strict=True) if own] for row in (rewards, values)]
+    for given_mask in (mask, torch.tensor(mask), np.array(mask, dtype=float) * 0.5):
+        for computed, right in zip(
+            gae(rewards, values, mask=given_mask, discount=discount, decay=decay),
+            gae(*alone, discount=discount, decay=decay),
+            strict=True,
+        ):
+            assert [one for one, own in zip(computed.tolist(), mask, strict=True) if own] == right.tolist()
+            assert all(one == 0 for one, own in zip(computed.tolist(), mask, strict=True) if not own)
+
+
+def test_reinforce_plus_plus_of_tokens_by_hand() -> None:
+    # Discounted by a half: [0.5, 1] and [-1, ., -2]; over these four tokens the mean is -0.375.
+    computed = reinforce_plus_plus_tokens([[0, 1], [0, 0, -2]], [[1, 1], [1, 0, 1]], discount=0.5, epsilon=0.0)
+    sums = np.array([0.5, 1.0, -1.0, -2.0])
+    right = (sums - sums.mean()) / sums.std(ddof=1)
+    assert computed[0].tolist() == pytest.approx(right[:2].tolist())
+    assert computed[1].tolist() == pytest.approx([right[2], 0, right[3]])
+
+
+@given(samples=st.lists(st.tuples(numbers, st.integers(1, 5)), min_size=1, max_size=6))
+@settings(max_examples=40)
+def test_the_whole_reward_at_the_last_token_gives_every_token_the_samples_own(samples: list) -> None:
+    rows = [[0.0] * (length - 1) + [reward] for reward, length in samples]
+    rewards, lengths = zip(*samples, strict=True)
+    right = reinforce_plus_plus(rewards, lengths=lengths).tolist()
+    for row, wanted, length in zip(reinforce_plus_plus_tokens(rows), right, lengths, strict=True):
+        assert row.tolist() == pytest.approx([wanted] * length, abs=1e-9)
+
+
+def test_reinforce_plus_plus_of_nothing_and_of_equal_tokens_is_nothing() -> None:
+    assert reinforce_plus_plus_tokens([]) == []
+    assert [row.tolist() for row in reinforce_plus_plus_tokens([[], [3.0]], [[], [1]])] == [[], [0]]
+    assert [row.tolist() for row in reinforce_plus_plus_tokens([[0.0, 0.0]], [[0, 0]])] == [[0, 0]]
+
+
+def test_a_kl_penalty_is_not_discounted_over_the_environments_tokens() -> None:
+    (row,) = kl_penalized_advantages(
+        [0.0],
+        [[-1.0, NAN, -1.0]],
+        [[-1.0, -2.0, -3.0]],
+        coefficient=1.0,
+        weights=[[1, 0, 1]],
+        is_centred=False,
+        discount=0.5,
+    )
+    assert row.tolist() == [-1, 0, -2]  # half of the last token's 2 nats, one step before it
