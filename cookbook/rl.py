@@ -34,7 +34,7 @@ from ..trainer import TrainingClient
 from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, ProblemSettings, load_problems
 from .loop import Loop, begin, finish
-from .rollouts.collector import ADVANTAGES, Overlong, RolloutCollector, StepRollouts, datums_of
+from .rollouts.collector import ADVANTAGES, OVER_THE_BATCH, Overlong, RolloutCollector, StepRollouts, datums_of
 from .rollouts.episodes import Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
 from .run.configs import RecipeConfig
@@ -85,7 +85,24 @@ class RLConfig(ProblemSettings, RecipeConfig):
             raise ValueError("a temperature other than 1 biases the logprobs; allow that with --allow-biased")
         if self.minibatches > self.problems_per_step * self.group_size:
             raise ValueError(f"{self.minibatches} minibatches are more than the rollouts of a step")
+        if self.group_size == 1 and self.advantages in ADVANTAGES:
+            self._check_single_answers()
         return self
+
+    def _check_single_answers(self) -> None:
+        """One answer per problem has no other to be compared with, unless advantages compare all answers of a step."""
+        others = " or ".join(OVER_THE_BATCH)
+        if self.advantages not in OVER_THE_BATCH:
+            raise ValueError(
+                f"with one answer per problem all advantages {self.advantages!r} are 0, so nothing would be learned: give "
+                f"--group-size 2 or more, or --advantages {others}"
+            )
+        if self.problems_per_step == 1:
+            raise ValueError("a step of one answer has nothing to compare it with: give --problems-per-step 2 or more")
+        if self.dynamic_sampling:
+            raise ValueError(
+                "--dynamic-sampling replaces groups of equal rewards, and every group of one answer is such"
+            )
 
 
 def main(config: RLConfig) -> dict[str, float]:

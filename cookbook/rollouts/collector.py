@@ -35,9 +35,11 @@ ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
     "opo": lambda rewards, groups, lengths: advantage_functions.opo(rewards, lengths, groups),
     "pass_at_k": lambda rewards, groups, lengths: advantage_functions.pass_at_k(rewards, groups),
     "reinforce_plus_plus": lambda rewards, groups, lengths: advantage_functions.reinforce_plus_plus(
-        rewards, groups, lengths=lengths
+        rewards, None if len(set(groups)) == len(groups) else groups, lengths=lengths
     ),
 }
+#: Those that compare answers to different problems, so that one answer per problem teaches something too.
+OVER_THE_BATCH = ("reinforce_plus_plus",)
 
 
 class CollectorSettings(Protocol):
@@ -141,7 +143,9 @@ class RolloutCollector:
         metrics = {
             "reward": float(np.mean([rollout.reward for rollout in first])),
             "resampled_groups": float(resampled),
-            "zero_advantage_groups": float(np.mean([self.has_equal_rewards(group) for group in groups])),
+            "zero_advantage_groups": float(
+                np.mean([self.has_equal_rewards(group) for group in self._compared(groups)])
+            ),
             **_length_metrics(first),
         }
         return StepRollouts(groups, {**metrics, "sampling_seconds": time.perf_counter() - started})
@@ -157,6 +161,10 @@ class RolloutCollector:
     def _run(self, sampler: SamplingClient, indices: Sequence[int], key: tuple[int, int]) -> Groups:
         problems = [self.problems[i] for i in indices]
         return self.runner.run(sampler, problems, self.config.group_size, (self.config.seed, *key))
+
+    def _compared(self, groups: Groups) -> Groups:
+        """The rollouts that advantages compare: each group's, or, with one answer per problem, those of all problems."""
+        return groups if self.config.group_size > 1 else [[rollout for group in groups for rollout in group]]
 
     def has_equal_rewards(self, group: Sequence[Rollout]) -> bool:
         """Whether a group's rewards are equal up to rounding, so that all advantages are 0."""

@@ -18,6 +18,7 @@ import lossbook as lb
 from lossbook.cookbook import rl
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.rl import RLConfig
+from lossbook.cookbook.rollouts.collector import ADVANTAGES
 from lossbook.cookbook.rollouts.losses import policy_loss, reads
 from lossbook.cookbook.run.runs import read_metrics, read_rows
 from lossbook.datums.errors import (
@@ -107,6 +108,34 @@ def test_the_reward_rises_and_a_step_records_what_one_wants_to_watch(make: Any) 
 def test_any_policy_loss_trains_on_rollouts(make: Any, name: str) -> None:
     config = make(loss=name, loss_config=NEEDED.get(name, {}), steps=1, held_out=0)
     assert rl.main(config)["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in ADVANTAGES if name != "reinforce_plus_plus"])
+def test_one_answer_per_problem_is_refused_where_all_advantages_would_be_0(name: str, make: Any) -> None:
+    with pytest.raises(ValidationError, match=f"with one answer per problem all advantages '{name}' are 0"):
+        make(group_size=1, advantages=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problems_per_step": 1}, "a step of one answer has nothing to compare it with"),
+        ({"dynamic_sampling": 1}, "every group of one answer is such"),
+    ],
+)
+def test_one_answer_per_problem_needs_others_to_be_compared_with(
+    settings: dict[str, Any], message: str, make: Any
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make(group_size=1, advantages="reinforce_plus_plus", **settings)
+
+
+def test_one_answer_per_problem_trains_with_reinforce_plus_plus(make: Any) -> None:
+    config = make(group_size=1, problems_per_step=8, advantages="reinforce_plus_plus", steps=2, held_out=0)
+    rl.main(config)
+    for row in numbers(config.out):
+        assert (row["zero_advantage_groups"] == 1) == (row["grad_norm"] < 1e-9)
+    assert any(row["grad_norm"] > 0 for row in numbers(config.out))
 
 
 def test_gspo_token_is_taken_as_spelt_and_the_flag_has_the_name_that_others_know(make: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,3 +134,12 @@ def test_where_every_answer_was_truncated_and_masked_the_error_says_what_to_chan
 def test_what_is_kept_with_a_checkpoint_comes_back_bit_for_bit() -> None:
     rollouts = StepRollouts([[rollout(1 / 3), rollout(0.1)]], {"reward": 1 / 7})
     assert StepRollouts.from_json(json.loads(json.dumps(rollouts.to_json()))) == rollouts
+
+
+def test_with_one_answer_per_problem_the_answers_of_a_step_are_compared() -> None:
+    alone = collector(group_size=1, problems_per_step=4, advantages="reinforce_plus_plus")
+    groups = [[rollout(1.0)], [rollout(0.0)], [rollout(0.0)], [rollout(1.0)]]
+    # Whitened over the 8 tokens: ±0.5 over a deviation of sqrt(8 * 0.25 / 7).
+    assert advantages(datums_of(alone, groups, "reinforce_plus_plus", allow_biased=False)) == pytest.approx(
+        [x * math.sqrt(7 / 8) for x in (1, -1, -1, 1)]
+    )

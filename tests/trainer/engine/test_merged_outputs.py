@@ -34,15 +34,15 @@ def output_with(**metrics: stats.Stat) -> ForwardBackwardOutput:
 
 
 def test_means_weigh_by_what_they_were_taken_over_sums_add_up_and_extremes_stay() -> None:
-    small, large = torch.tensor([1.0]), torch.tensor([0.0, 0.0, -2.0, 0.0])
+    small, large = torch.tensor([1.0]), torch.tensor([0.0, 0.0, -2.0, *[0.0] * 6])
     parts = [
         output_with(
             clip_fraction=stats.mean(x == 1), tokens=stats.sum(x * 0 + 1), least=stats.min(x), most=stats.max(x)
         )
         for x in (small, large)
     ]
-    # One of five values is 1, which the mean of the two means, 1 and 0, would call 0.5.
-    assert merge_outputs(parts).metrics == {"clip_fraction": 0.2, "tokens": 5.0, "least": -2.0, "most": 1.0}
+    # One of ten values is 1, which the mean of the two means, 1 and 0, would call 0.5, and the mean of 1 and 9 tokens is 5.
+    assert merge_outputs(parts).metrics == {"clip_fraction": 0.1, "tokens": 10.0, "least": -2.0, "most": 1.0}
 
 
 @pytest.mark.parametrize(
