@@ -102,4 +102,4 @@ def check_number(name: str, value: float) -> None:
 
 def _id(value: Any) -> Any:
     """A tensor or an array of one number as that number: equal tensors are different keys of a dictionary."""
-    return value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and np.ndim(value) == 0 else value
+    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) and np.ndim(value) == 0 else value
