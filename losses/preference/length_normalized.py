@@ -78,6 +78,7 @@ def sigmoid_norm(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Po
         "value_at_reference": {"value": math.log(2)},
         "swap_symmetry": {"slope": lambda beta, **_: beta},
         "shared_prefix_cancels": {},
+        "repeats": "a token counts for less beyond the length of the shorter response",
     },
 )
 def ld_dpo(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive = 0.1, alpha: Share = 0.5) -> Returned:

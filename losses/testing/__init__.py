@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import strategies
-    from .laws.advantages import check_advantages
-    from .laws.divergence import check_divergence
-    from .laws.kl import check_kl_estimator
+    from .beside.advantages import check_advantages
+    from .beside.divergence import check_divergence
+    from .beside.kl import check_kl_estimator
     from .report import CheckResult, Report
     from .run import CHECKS, check_loss, parametrize_with_checks, run_check
 
@@ -42,9 +42,9 @@ _HOMES = {
     "CHECKS": "run",
     "CheckResult": "report",
     "Report": "report",
-    "check_advantages": "laws.advantages",
-    "check_kl_estimator": "laws.kl",
-    "check_divergence": "laws.divergence",
+    "check_advantages": "beside.advantages",
+    "check_kl_estimator": "beside.kl",
+    "check_divergence": "beside.divergence",
     "check_loss": "run",
     "parametrize_with_checks": "run",
     "run_check": "run",

@@ -18,8 +18,8 @@ from ..reductions import Count
 from ..stats import Stat
 from .loss_under_test import LossUnderTest, OutputLists, datum_of, rows, terms
 
-#: Relative difference that float64 rounding may cause.
-TOLERANCE = 1e-10
+#: Relative difference that rounding may cause.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 #: Datums with their outputs.
 Part = tuple[list[Datum], OutputLists]
@@ -27,13 +27,17 @@ Part = tuple[list[Datum], OutputLists]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A loss on some data: total before division, denominator, reduced value, gradients and metrics."""
+    """A loss on some data: total before division, denominator, reduced value, gradients and metrics.
+
+    tolerance: the relative difference that rounding may cause.
+    """
 
     total: Tensor
     count: Count
     value: Tensor
     gradients: OutputLists
     metrics: dict[str, Stat]
+    tolerance: float = TOLERANCES[torch.float64]
 
 
 def leaves(outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.float64) -> OutputLists:
@@ -44,10 +48,13 @@ def leaves(outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.floa
 
 
 def evaluate(
-    loss: LossUnderTest, data: Sequence[Datum], outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.float64
+    loss: LossUnderTest,
+    data: Sequence[Datum],
+    outputs: Mapping[str, Sequence[Any]],
+    dtype: torch.dtype | None = None,
 ) -> Evaluation:
     """The loss on all data in one piece."""
-    own = leaves(outputs, dtype)
+    own = leaves(outputs, dtype or loss.dtype)
     return evaluate_parts(loss, [(list(data), own)], own)
 
 
@@ -58,7 +65,7 @@ def evaluate_parts(loss_under_test: LossUnderTest, parts: Sequence[Part], whole:
     """
     loss = loss_under_test.wrapped
     count: Any = sum((loss.count(data) for data, _ in parts[1:]), loss.count(parts[0][0]))
-    terms_of_parts = [terms(loss, data, outputs) for data, outputs in parts]
+    terms_of_parts = [terms(loss, data, outputs, loss_under_test.dtype) for data, outputs in parts]
     totals = [total for total, _ in terms_of_parts]
     value = torch.stack([(total / count).double() for total in totals]).sum()
     names = [set(metrics) for _, metrics in terms_of_parts]
@@ -70,7 +77,8 @@ def evaluate_parts(loss_under_test: LossUnderTest, parts: Sequence[Part], whole:
         )
     metrics = stats.merge(metrics for _, metrics in terms_of_parts)
     total = torch.stack([t.double() for t in totals]).sum(0)
-    return Evaluation(total.detach(), count, value.detach(), gradients(value, whole), metrics)
+    slopes = gradients(value, whole)
+    return Evaluation(total.detach(), count, value.detach(), slopes, metrics, TOLERANCES[loss_under_test.precision])
 
 
 def gradients(value: Tensor, outputs: OutputLists) -> OutputLists:
@@ -136,17 +144,18 @@ def sliced(datum: Datum, a: int, b: int, length: int) -> Datum:
 
 def same(whole: Evaluation, other: Evaluation, how: str, *, exactly: bool = False) -> None:
     """Raise LossCheckError naming the difference, if there is one. `how` says what was done to the data."""
+    tolerance = 0.0 if exactly else whole.tolerance
     if whole.count != other.count and not _close_counts(whole.count, other.count):
         raise LossCheckError(f"the denominator {_counts(whole.count)} became {_counts(other.count)} {how}")
-    _same_tensor(whole.total, other.total, "the total", how, exactly)
-    _same_tensor(whole.value, other.value, "the loss", how, exactly)
+    _same_tensor(whole.total, other.total, "the total", how, tolerance)
+    _same_tensor(whole.value, other.value, "the loss", how, tolerance)
     for name, tensors in whole.gradients.items():
         for i, (a, b) in enumerate(zip(tensors, other.gradients[name], strict=True)):
-            _same_tensor(a, b, f"the gradient of datum {i}'s {name}", how, exactly)
-    same_metrics(whole.metrics, other.metrics, how, exactly=exactly)
+            _same_tensor(a, b, f"the gradient of datum {i}'s {name}", how, tolerance)
+    same_metrics(whole.metrics, other.metrics, how, tolerance)
 
 
-def same_metrics(whole: Mapping[str, Stat], other: Mapping[str, Stat], how: str, *, exactly: bool = False) -> None:
+def same_metrics(whole: Mapping[str, Stat], other: Mapping[str, Stat], how: str, tolerance: float) -> None:
     """Raise LossCheckError unless names, kinds, totals and counts of all metrics agree."""
     if whole.keys() != other.keys():
         odd = ", ".join(sorted(whole.keys() ^ other.keys()))
@@ -154,14 +163,14 @@ def same_metrics(whole: Mapping[str, Stat], other: Mapping[str, Stat], how: str,
     for name, stat in whole.items():
         if stat.kind != other[name].kind:
             raise LossCheckError(f"metric {name!r} became a {other[name].kind} instead of a {stat.kind} {how}")
-        _same_tensor(stat.total, other[name].total, f"metric {name!r} (its total)", how, exactly)
-        _same_tensor(stat.count, other[name].count, f"metric {name!r} (its count)", how, exactly)
+        _same_tensor(stat.total, other[name].total, f"metric {name!r} (its total)", how, tolerance)
+        _same_tensor(stat.count, other[name].count, f"metric {name!r} (its count)", how, tolerance)
 
 
-def _same_tensor(a: Tensor, b: Tensor, what: str, how: str, exactly: bool) -> None:
+def _same_tensor(a: Tensor, b: Tensor, what: str, how: str, tolerance: float) -> None:
     largest = float(torch.where(torch.isfinite(a), a.abs(), torch.ones_like(a)).max()) if a.numel() else 1.0
-    relative, absolute = (0.0, 0.0) if exactly else (TOLERANCE, TOLERANCE * max(1.0, largest))
-    agree = a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=relative, atol=absolute, equal_nan=True)
+    absolute = tolerance * max(1.0, largest)
+    agree = a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=tolerance, atol=absolute, equal_nan=True)
     if not agree:
         raise LossCheckError(f"{what} changed from {shown(a)} to {shown(b)} {how}")
 
@@ -176,7 +185,10 @@ def _close_counts(a: Count, b: Count) -> bool:
     if len(a.values) != len(b.values):
         return False
     pairs = zip(a.values, b.values, strict=True)
-    return all(x == y or (x is not None and y is not None and abs(x - y) <= TOLERANCE * abs(x)) for x, y in pairs)
+    return all(
+        x == y or (x is not None and y is not None and abs(x - y) <= TOLERANCES[torch.float64] * abs(x))
+        for x, y in pairs
+    )
 
 
 def _counts(count: Count) -> str:

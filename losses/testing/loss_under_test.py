@@ -18,6 +18,7 @@ from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
 from ..spec.spec import Input
 from ..stats import Stat
+from .outside import restored
 
 #: Model outputs of a batch: by name, one tensor per datum.
 OutputLists = dict[str, list[Tensor]]
@@ -129,7 +130,8 @@ class LossUnderTest:
         datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **inputs})
         outputs = {name: [torch.tensor(rows_of_two if name == "logprobs" else [-0.5, -1.5])] for name in only.outputs}
         try:
-            self.wrapped.terms([datum], outputs)
+            with restored():
+                self.wrapped.terms([datum], outputs)
         except (LossbookError, RuntimeError, ValueError, IndexError, TypeError):
             return False
         return True
@@ -148,7 +150,8 @@ class LossUnderTest:
         why = ""
         for n in sizes:
             try:
-                self.wrapped.terms(*self._simplest(n))
+                with restored():
+                    self.wrapped.terms(*self._simplest(n))
                 taken.append(n)
             except Exception as error:  # a loss may raise anything for a size it does not accept
                 why = f"{type(error).__name__}: {error}"
@@ -157,6 +160,48 @@ class LossUnderTest:
                 f"{self.name} accepts no batch of {sizes[0]} to {sizes[-1]} datums; the last error: {why}"
             )
         return tuple(taken)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """float64; float32 for a loss that takes nothing else, as most fused kernels do."""
+        takes_double, takes_single = (self._tried(dtype) is not None for dtype in (torch.float64, torch.float32))
+        return torch.float32 if takes_single and not takes_double else torch.float64
+
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The precision of its numbers: float32 for a loss that takes float64 and casts it to float32."""
+        if self.dtype == torch.float32:
+            return torch.float32
+        exact, single, half = (
+            self._tried(torch.float64, via) for via in (torch.float64, torch.float32, torch.bfloat16)
+        )
+        # A loss that is the same for bfloat16 as well does not look at its outputs here, or keeps too few digits.
+        is_single = exact is not None and exact == single and exact != half
+        return torch.float32 if is_single else torch.float64
+
+    @property
+    def note(self) -> str:
+        """A word on how it is checked, where that is not in float64."""
+        if self.precision == torch.float64:
+            return ""
+        why = "it takes no float64" if self.dtype == torch.float32 else "it computes in float32"
+        return f"with float32's tolerances, because {why}"
+
+    def with_wrapped(self, wrapped: Loss | Mixture) -> LossUnderTest:
+        """The same with another loss, which computes in the same precision."""
+        other = replace(self, wrapped=wrapped)
+        vars(other).update(dtype=self.dtype, precision=self.precision)  # cached properties
+        return other
+
+    def _tried(self, dtype: torch.dtype, via: torch.dtype = torch.float64) -> float | None:
+        """The total of simple data of off-grid outputs of `dtype`, rounded to `via`; None where the loss raises."""
+        try:
+            data, outputs = self._simplest(self.sizes[-1] if self.couples == "batch" else 2)
+            own = {n: [(t.double() * 0.997).to(via).to(dtype) for t in tensors] for n, tensors in outputs.items()}
+            with restored():
+                return float(self.wrapped.terms(data, own)[0].sum().detach())
+        except Exception:  # whatever is wrong, a check will report it
+            return None
 
     def groups(self, data: Sequence[Datum]) -> list[list[int]]:
         """Indices of the datums that must stay together, in order."""
@@ -171,9 +216,14 @@ class LossUnderTest:
         if self.is_batch_style:
             keys = {key: [0.5] for key in BATCH_STYLE_KEYS}
         keys = {key: [-0.5] if key_kind(key) == "logprob" else value for key, value in keys.items()}
-        data = [datum_of(1, {"target_tokens": [0], "weights": [1.0], **keys}) for _ in range(n)]
+        targets: Any = [0]
+        if self.candidates is not None:
+            keys, targets = {key: [value] if value == [-0.5] else value for key, value in keys.items()}, [[0]]
+        data = [datum_of(1, {"target_tokens": targets, "weights": [1.0], **keys}) for _ in range(n)]
         row: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
         row |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
+        if self.candidates is not None:
+            row["logprobs"] = [[-0.5]]  # type: ignore[list-item]
         outputs = {name: [torch.tensor(row[name]) for _ in range(n)] for name in self.outputs}
         return data, outputs
 
@@ -182,16 +232,16 @@ class LossUnderTest:
 BATCH_STYLE_KEYS = ("advantages", "logprobs", "sampling_logprobs", "ref_logprobs")
 
 
-def terms(loss: Any, data: Sequence[Datum], outputs: OutputLists) -> tuple[Tensor, dict[str, Stat]]:
-    """`loss.terms`. For no datums, as on a rank without data, the outputs are empty tensors that require gradients."""
+def terms(
+    loss: Any, data: Sequence[Datum], outputs: OutputLists, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, dict[str, Stat]]:
+    """`loss.terms`. For no datums, as on a rank without data, the outputs are empty tensors of `dtype` with gradients."""
     if data:
         return loss.terms(data, outputs)
     shapes: dict[str, tuple[int, ...]] = {"embeddings": (0, EMBEDDING_WIDTH)}
     if isinstance(loss, Loss) and loss.spec.candidates is not None:
         shapes["logprobs"] = (0, 1)
-    empty: dict[str, Any] = {
-        n: torch.zeros(shapes.get(n, (0,)), dtype=torch.float64, requires_grad=True) for n in loss.outputs
-    }
+    empty: dict[str, Any] = {n: torch.zeros(shapes.get(n, (0,)), dtype=dtype, requires_grad=True) for n in loss.outputs}
     return loss.terms([], Outputs(**empty))
 
 

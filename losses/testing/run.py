@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase
-from hypothesis.errors import NoSuchExample
 
 from ...datums.errors import LossCheckError, LossContractError, did_you_mean
 from ..loss.loss import Loss
 from ..registry import get_loss
 from . import laws as family_laws
 from .checks import Check
-from .laws import contract, masking, merging, numerics
+from .laws import contract, data, masking, merging, mixtures, numerics, state
 from .loss_under_test import LossUnderTest
+from .outside import restored
 from .report import CheckResult, Report
 from .reproduce import given_settings, reproducer
+from .search import search_for_failure, search_for_one
 
 #: A loss that raises LossContractError in one of these is not checked further.
 FIRST = (contract.UNREDUCED, merging.METRICS_LAW)
@@ -29,18 +26,14 @@ FIRST = (contract.UNREDUCED, merging.METRICS_LAW)
 CHECKS: tuple[Check, ...] = (
     *FIRST,
     *contract.CHECKS,
+    *state.CHECKS,
     *merging.CHECKS,
+    *mixtures.CHECKS,
     *masking.CHECKS,
+    *data.CHECKS,
     *numerics.CHECKS,
     *family_laws.CHECKS,
 )
-#: Examples per check, and whether the same ones are drawn every time.
-PROFILES = {"ci": (15, True), "dev": (15, False), "nightly": (300, False)}
-#: Failing examples tried while shrinking one.
-MAX_SHRINKS = 100
-#: Least number of examples for a check that needs one passing example; the search ends with the first that passes.
-MIN_TRIES = 40
-
 Inputs = Mapping[str, Sequence[float]]
 
 
@@ -59,7 +52,7 @@ def check_loss(
     """Run every check that applies to a loss, in float64, on data drawn from its signature.
 
     loss: a registered id, "module:function", any loss function (registered or not), a fn(data, logprobs_list), a `Loss`
-    or a `Mixture`. config: its settings, including the reduction.
+    or a `Mixture`, whose parts get the checks that are about one loss (results `part/check`). config: its settings, including the reduction.
     expected_failed_checks: {check: reason}. Such a check must fail; if it passes, that is a failure (a stale excuse).
     on_fail: "raise" a LossCheckError that holds the whole report (`error.report`), or "report" to only return it.
     callback: called with each CheckResult as it is made.
@@ -75,12 +68,7 @@ def check_loss(
     for name in excuses:
         _check_named(name)
     results: list[CheckResult] = []
-    chosen = [
-        check
-        for check in _chosen(checks)
-        if checks is not None or check not in family_laws.CHECKS or check.name in loss_under_test.laws
-    ]
-    for result in _results(loss_under_test, chosen, excuses, max_examples):
+    for result in _results_of_all(loss_under_test, checks, excuses, max_examples):
         results.append(result)
         if callback is not None:
             callback(result)
@@ -125,10 +113,11 @@ def parametrize_with_checks(
     for given in losses:
         loss = LossUnderTest(get_loss(given), inputs or {})
         excuses = dict((expected_failed_checks or {}).get(loss.name, {}))
-        for check in chosen:
-            if not check.skip(loss):
-                bound = BoundCheck(check, excuses.get(check.name), max_examples, inputs or {})
-                cases.append(pytest.param(loss.wrapped, bound, id=f"{_id(loss.wrapped)}-{check.name}"))
+        own = [(loss, check) for check in chosen if not not_checked(check, loss)]
+        for part, check in [*own, *_left_to_parts(loss, chosen)]:
+            bound = BoundCheck(check, excuses.get(check.name), max_examples, inputs or {})
+            name = _id(loss.wrapped) if part is loss else f"{_id(loss.wrapped)}/{_id(part.wrapped)}"
+            cases.append(pytest.param(part.wrapped, bound, id=f"{name}-{check.name}"))
     return pytest.mark.parametrize(("loss", "check"), cases)
 
 
@@ -155,20 +144,49 @@ class BoundCheck:
 
 def run_one(check: Check, loss: LossUnderTest, max_examples: int | None = None) -> CheckResult:
     """One check on examples that hypothesis draws; a failure holds the smallest failing example."""
-    reason = check.skip(loss)
+    reason = not_checked(check, loss)
     if reason:
         return CheckResult(check.name, "skipped", reason)
     for item in check.items(loss):
         fixed = {"item": item} if item else {}
-        search = _search_for_one if check.needs_one else _search_for_failure
-        failure = search(check, loss, fixed, max_examples)
+        search = search_for_one if check.needs_one else search_for_failure
+        with restored():
+            failure = search(check, loss, fixed, max_examples)
         if failure is not None:
             example, error = failure
             message = str(error) if isinstance(error, LossCheckError) else f"{type(error).__name__}: {error}"
             law_settings = {"law": loss.extra_laws[check.name]} if check.name in loss.extra_laws else {}
             source = reproducer(check.name, loss.wrapped, {**example, **fixed, **law_settings}) if example else ""
             return CheckResult(check.name, "failed", message, source, error)
-    return CheckResult(check.name, "passed")
+    return CheckResult(check.name, "passed", loss.note)
+
+
+def _results_of_all(
+    loss: LossUnderTest, checks: Iterable[str] | None, excuses: Mapping[str, str], max_examples: int | None
+) -> Iterator[CheckResult]:
+    """The results of the loss; of a mixture then those of its parts, as `part/check`, for what only a part can answer."""
+    chosen = _chosen(checks)
+    if checks is None:
+        chosen = [check for check in chosen if check not in family_laws.CHECKS or check.name in loss.laws]
+    yield from _results(loss, chosen, excuses, max_examples)
+    for part, check in _left_to_parts(loss, _chosen(checks)):
+        result = replace(run_one(check, part, max_examples), check=f"{part.name}/{check.name}")
+        yield excused(result, excuses.get(check.name))
+
+
+def _left_to_parts(loss: LossUnderTest, checks: Iterable[Check]) -> list[tuple[LossUnderTest, Check]]:
+    """(part, check): what applies to a part of a mixture, and not to the mixture."""
+    if loss.only is not None:
+        return []
+    left = [check for check in checks if not_checked(check, loss)]
+    parts = [LossUnderTest(part, loss.inputs) for part in loss.parts]
+    return [(part, check) for part in parts for check in left if not not_checked(check, part)]
+
+
+def not_checked(check: Check, loss: LossUnderTest) -> str:
+    """Why a check does not apply to a loss; "" if it does."""
+    exception = loss.laws.get(check.name)
+    return check.skip(loss) or (f"the loss says why not: {exception}" if isinstance(exception, str) else "")
 
 
 def _results(
@@ -194,80 +212,6 @@ def excused(result: CheckResult, excuse: str | None) -> CheckResult:
     why = f"it is skipped: {result.message}" if result.status == "skipped" else "it passes"
     return CheckResult(
         result.check, "failed", f"stale excuse: {result.check} was expected to fail ({excuse}), but {why}"
-    )
-
-
-Failure = tuple[Mapping[str, Any], BaseException]
-
-
-def _search_for_failure(
-    check: Check, loss: LossUnderTest, fixed: Mapping[str, Any], max_examples: int | None
-) -> Failure | None:
-    """The smallest failing example, with its error; None if the check passes on all."""
-    best: list[Failure] = []
-    shrinks = 0
-
-    def attempt(example: Mapping[str, Any]) -> None:
-        nonlocal shrinks
-        shrinks += bool(best)
-        if shrinks > MAX_SHRINKS and repr(example) != repr(best[-1][0]):
-            return  # stop shrinking: hypothesis only replays the best example
-        try:
-            check.run(loss, **example, **fixed)
-        except Exception as error:
-            best.append((example, error))
-            raise
-
-    settings = with_settings(max_examples, Phase.shrink)
-    search = settings(hypothesis.given(check.examples(loss))(attempt))
-    if settings.derandomize:  # by the check's name: without it hypothesis takes the seed from the source text above
-        search = hypothesis.seed(zlib.crc32(check.name.encode()))(search)
-    try:
-        search()
-    except Exception as error:  # anything a loss raises on valid data is a failure to report
-        return best[-1] if best else ({}, error)
-    return None
-
-
-def _search_for_one(
-    check: Check, loss: LossUnderTest, fixed: Mapping[str, Any], max_examples: int | None
-) -> Failure | None:
-    """None if some example passes, else the last failure."""
-    last: list[Failure] = []
-
-    def passes(example: Mapping[str, Any]) -> bool:
-        try:
-            check.run(loss, **example, **fixed)
-        except Exception as error:  # as above
-            last.append((example, error))
-            return False
-        return True
-
-    settings = with_settings(max(max_examples or 0, MIN_TRIES))
-    try:
-        hypothesis.find(check.examples(loss), passes, settings=settings)
-    except NoSuchExample:
-        return last[-1]
-    except Exception as error:  # as above
-        return last[-1] if last else ({}, error)
-    return None
-
-
-def with_settings(max_examples: int | None, *phases: Phase) -> hypothesis.settings:
-    """The settings of hypothesis under the profile of LOSSBOOK_PROFILE."""
-    profile = os.environ.get("LOSSBOOK_PROFILE", "ci")
-    if profile not in PROFILES:
-        raise LossCheckError(f"LOSSBOOK_PROFILE={profile!r} is none of {', '.join(PROFILES)}")
-    examples, is_fixed = PROFILES[profile]
-    return hypothesis.settings(
-        max_examples=max_examples or examples,
-        derandomize=is_fixed,
-        database=None,
-        deadline=None,
-        report_multiple_bugs=False,
-        suppress_health_check=[*HealthCheck],  # type: ignore[list-item]
-        verbosity=hypothesis.Verbosity.quiet,
-        phases=(Phase.generate, *phases),
     )
 
 

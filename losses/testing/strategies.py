@@ -61,9 +61,16 @@ def outputs(loss: Any, data: Sequence[Datum]) -> st.SearchStrategy[OutputLists]:
 
 
 def logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
-    """[N] or [N, K] float64 log-probabilities of each datum's targets, in [-8, 0]."""
+    """[N] or [N, K] float64 log-probabilities of each datum's targets, in [-8, 0].
+
+    Where the data carries log-probabilities, such as a sampler's, some draws are within 1/8 nat of them: losses that drop
+    responses far off the sampler keep these.
+    """
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) if _has_targets(d) else (rows(d),) for d in data]
-    return _tensors(shapes, _log_probabilities)
+    anywhere = _tensors(shapes, _log_probabilities)
+    if (carried := _carried_logprobs(data, shapes)) is None:
+        return anywhere
+    return st.one_of(anywhere, _tensors(shapes, _small).map(lambda moves: _moved_by(carried, moves)))
 
 
 def candidate_logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
@@ -250,6 +257,25 @@ _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]
     "values": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
     "embeddings": _embeddings,
 }
+
+
+def _carried_logprobs(data: Sequence[Datum], shapes: Sequence[tuple[int, ...]]) -> list[Tensor] | None:
+    """The first log-probabilities that all datums carry, in the shapes of the model's."""
+    for key in data[0].loss_fn_inputs if data else ():
+        arrays = [
+            d.loss_fn_inputs[key].to_numpy() for d in data if key_kind(key) == "logprob" and key in d.loss_fn_inputs
+        ]
+        if [array.shape for array in arrays] == list(shapes):
+            return [torch.from_numpy(array.astype(np.float64)) for array in arrays]
+    return None
+
+
+def _small(drawn: np.ndarray) -> np.ndarray:
+    return _either_sign(drawn) / 32
+
+
+def _moved_by(values: Sequence[Tensor], moves: Sequence[Tensor]) -> list[Tensor]:
+    return [(value + move).clamp(max=0) for value, move in zip(values, moves, strict=True)]
 
 
 def _has_targets(datum: Datum) -> bool:

@@ -14,7 +14,7 @@ from ....datums.errors import LossCheckError
 from ....datums.types import Datum
 from ...registry import get_loss
 from ..checks import batches
-from ..evaluation import TOLERANCE, evaluate, shown
+from ..evaluation import TOLERANCES, evaluate, shown
 from ..loss_under_test import EMBEDDING_WIDTH, LossUnderTest, OutputLists, terms
 from .law import family_law
 
@@ -96,8 +96,8 @@ def _normal(seed: int, *shape: int) -> Tensor:
 
 
 def _same(what: str, before: Tensor, after: Tensor, how: str) -> None:
-    largest = max(1.0, float(before.abs().max()))
-    if not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * largest):
+    largest, exact = max(1.0, float(before.abs().max())), TOLERANCES[torch.float64]
+    if not torch.allclose(before, after, rtol=exact, atol=exact * largest):
         raise LossCheckError(f"{what} changed from {shown(before)} to {shown(after)} {how}")
 
 

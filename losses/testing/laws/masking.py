@@ -19,7 +19,8 @@ from ..loss_under_test import LossUnderTest, OutputLists
 
 #: Values that masked positions are filled with, and where: in inputs, outputs or both.
 POISONS = ((math.nan, "both"), (math.inf, "both"), (-math.inf, "both"), (1e30, "both"))
-#: For losses that read `weights`: these are only called with finite values.
+#: For losses that read `weights`: NaN and infinity reach them as 0, any other number as it is.
+NAN_POISONS = POISONS[:3]
 FINITE_POISONS = ((-1e4, "inputs"), (-1e4, "outputs"), (-20.0, "both"))
 #: Reductions under which the value stays the same when all weights are multiplied.
 INVARIANT = ("token-mean", "seq-mean-token-mean")
@@ -28,7 +29,7 @@ INVARIANT = ("token-mean", "seq-mean-token-mean")
 def masked_positions(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
     """Values at a position of weight 0 change no bit of loss, gradients or metrics."""
     whole = evaluate(loss, data, outputs)
-    for poison, where in FINITE_POISONS if loss.wants_weights else POISONS:
+    for poison, where in (*NAN_POISONS, *FINITE_POISONS) if loss.wants_weights else POISONS:
         poisoned_data, poisoned_outputs, hidden = _poisoned(loss, data, outputs, poison, where)
         other = evaluate(loss, poisoned_data, poisoned_outputs)
         how = f"when masked positions were filled with {poison} ({where})"
@@ -55,7 +56,9 @@ def weight_linearity(loss: LossUnderTest, data: Sequence[Datum], outputs: Output
             for i, (a, b) in enumerate(zip(whole.gradients[name], other.gradients[name], strict=True))
         ]
     for what, before, after in pairs:
-        if not torch.allclose(before * expected, after, rtol=1e-10, atol=1e-10 * max(1.0, abs(expected))):
+        if not torch.allclose(
+            before * expected, after, rtol=whole.tolerance, atol=whole.tolerance * max(1.0, abs(expected))
+        ):
             raise LossCheckError(
                 f"{what} went from {shown(before)} to {shown(after)} when all weights were multiplied by {factor}: under "
                 f"reduction {only.reduction!r} it must be multiplied by {expected:g}"
@@ -114,7 +117,7 @@ def _with_weights(datum: Datum, weights: np.ndarray) -> Datum:
 
 
 @st.composite
-def _weighted(draw: Any, loss: LossUnderTest, **options: Any) -> dict[str, Any]:
+def weighted(draw: Any, loss: LossUnderTest, **options: Any) -> dict[str, Any]:
     """As `batches`, always with weights."""
     data = draw(strategies.datums(loss, **options))
     ones = (lambda d: np.ones(_targets(d)[0])) if loss.candidates else (lambda d: np.ones(_targets(d)))
@@ -132,12 +135,12 @@ def _targets(datum: Datum) -> tuple[int, ...]:
 def _with_factor(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     # Few digits, so that weights times c are exact in float32.
     factors = (2.0, 0.5, 3.0, -1.0, -2.5, 0.25) if loss.takes_real_weights else (2.0, 0.5, 3.0, 0.25)
-    return {**draw(_weighted(loss)), "factor": draw(st.sampled_from(factors))}
+    return {**draw(weighted(loss)), "factor": draw(st.sampled_from(factors))}
 
 
 @st.composite
 def _with_place(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
-    example = draw(_weighted(loss))
+    example = draw(weighted(loss))
     groups = len(example["data"]) // (2 if loss.has_pairs else 1)
     return {**example, "source": draw(st.integers(0, groups - 1)), "place": draw(st.integers(0, groups))}
 
@@ -167,7 +170,7 @@ def _skip_visible(loss: LossUnderTest) -> str:
 
 
 CHECKS = (
-    Check("masked_positions", masked_positions, _weighted, _skip_without_weights),
+    Check("masked_positions", masked_positions, weighted, _skip_without_weights),
     Check("weight_linearity", weight_linearity, _with_factor, _skip_nonlinear),
     Check("appended_zero_weight_datum", appended_zero_weight_datum, _with_place, _skip_visible),
 )

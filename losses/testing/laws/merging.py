@@ -11,13 +11,13 @@ from ....datums.errors import LossCheckError
 from ....datums.types import Datum
 from ... import stats
 from ..checks import Check, batches, ordinary
-from ..evaluation import boundaries, cut_up, evaluate, evaluate_parts, leaves, same, same_metrics, select
+from ..evaluation import TOLERANCES, boundaries, cut_up, evaluate, evaluate_parts, leaves, same, same_metrics, select
 from ..loss_under_test import LossUnderTest, OutputLists, terms
 
 
 def law_micro_batches(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, cuts: Sequence[int]) -> None:
     """Totals, denominators, gradients and metrics of micro-batches merge to those of the whole."""
-    whole_outputs = leaves(outputs)
+    whole_outputs = leaves(outputs, loss.dtype)
     parts = cut_up(loss, data, whole_outputs, cuts)
     where = "tokens" if loss.couples == "token" and loss.reads_tokens else f"{loss.couples}s"
     whole = evaluate(loss, data, outputs)
@@ -30,14 +30,14 @@ def law_micro_batches(loss: LossUnderTest, data: Sequence[Datum], outputs: Outpu
 
 def law_ranks(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, ranks: Sequence[int]) -> None:
     """Datums dealt out to ranks, one of which gets none, give what a single rank gives, with the same metric names."""
-    whole_outputs = leaves(outputs)
+    whole_outputs = leaves(outputs, loss.dtype)
     groups = loss.groups(data)
     last = max(ranks, default=0) + 1
     parts = []
     for rank in range(last + 1):  # rank `last` gets no datums
         chosen = [i for group, owner in zip(groups, ranks, strict=True) if owner == rank for i in group]
         parts.append(select(data, whole_outputs, chosen))
-    total, _ = terms(loss.wrapped, [], {})
+    total, _ = terms(loss.wrapped, [], {}, loss.dtype)
     if not bool((total == 0).all()) or not total.requires_grad:
         raise LossCheckError(
             f"the total of no datums is {total.tolist()}{'' if total.requires_grad else ' without a graph'}, but a rank "
@@ -49,7 +49,7 @@ def law_ranks(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, 
 
 def order(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, places: Sequence[int]) -> None:
     """The order of datums, or of groups of datums that belong together, changes nothing."""
-    whole_outputs = leaves(outputs)
+    whole_outputs = leaves(outputs, loss.dtype)
     groups = _movable(loss, len(data))
     moved = list(range(len(data)))
     for new, old in zip(groups, (groups[i] for i in places), strict=True):
@@ -62,7 +62,7 @@ def order(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, plac
 
 def metrics_law(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
     """Metrics are detached numbers that merge, and their names depend only on the settings."""
-    _, whole = terms(loss.wrapped, data, leaves(outputs))
+    _, whole = terms(loss.wrapped, data, leaves(outputs, loss.dtype))
     for name, stat in whole.items():
         if stat.total.ndim or stat.count.ndim or stat.total.requires_grad:
             raise LossCheckError(f"metric {name!r} must be two detached numbers: use stats.mean, sum, min or max")
@@ -71,13 +71,16 @@ def metrics_law(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists
     if loss.couples == "batch":
         return
     parts = [
-        terms(loss.wrapped, *select(data, leaves(outputs), group))[1] for group in [[], *reversed(loss.groups(data))]
+        terms(loss.wrapped, *select(data, leaves(outputs, loss.dtype), group), loss.dtype)[1]
+        for group in [[], *reversed(loss.groups(data))]
     ]
     kinds = {name: stat.kind for name, stat in whole.items()}
     for part in parts:
         if (own := {name: stat.kind for name, stat in part.items()}) != kinds:
             raise LossCheckError(f"the metrics are {kinds} on all data, but {own} on one datum (or pair), or on none")
-    same_metrics(whole, stats.merge(parts), "when it was merged from single datums (or pairs)")
+    same_metrics(
+        whole, stats.merge(parts), "when it was merged from single datums (or pairs)", TOLERANCES[loss.precision]
+    )
 
 
 def _movable(loss: LossUnderTest, count: int) -> list[list[int]]:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ....datums.errors import LossCheckError
 from ....datums.inputs import key_kind
@@ -18,10 +16,15 @@ from ....datums.types import Datum, TensorData
 from ..checks import Check, active_positions, batches, copied
 from ..evaluation import Evaluation, evaluate, leaves, shown
 from ..loss_under_test import LossUnderTest, OutputLists, terms
+from ..outside import own_parameters
+from ..stopped import StoppedValues
 
-STEP = 1e-6
-#: If the slopes to the left and right differ by more than this share of them, a kink lies within STEP.
-KINK = 1e-4
+#: Of central differences, in float64 and in float32. Drawn values are multiples of 1/32, so that both are exact.
+STEPS = {torch.float64: 1e-6, torch.float32: 2.0**-7}
+#: If the slopes to the left and right differ by more than this share of them, a kink lies within the step.
+KINKS = {torch.float64: 1e-4, torch.float32: 0.03}
+#: How many entries of a parameter of the loss's own are moved.
+PARAMETER_ENTRIES = 4
 #: exp(88.7) overflows float32, exp(710) float64.
 LOG_RATIOS = (20.0, 88.0, 89.0, 1e4)
 EXTREME_EMBEDDINGS = (0.0, 1e4)
@@ -30,20 +33,23 @@ EXTREME_EMBEDDINGS = (0.0, 1e4)
 def gradient(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
     """The gradient is the derivative, by central differences in float64.
 
-    A coordinate is skipped where the slopes over ±1e-6 differ by more than 1e-4 of them, because a kink lies there.
-    Tensors that the loss detaches, or computes under no_grad, are held constant, as autograd does.
+    A coordinate is skipped where the slopes over ±1e-6 differ by more than 1e-4 of them, because a kink lies there. For a
+    loss that computes in float32 the step is 1/128, and slopes may differ by 3 %. Tensors that the loss detaches, or
+    computes under no_grad, are held constant, as autograd does; a `torch.autograd.Function` is differentiated whole.
     """
+    step = STEPS[loss.precision]
     whole = evaluate(loss, data, outputs)
-    stopped = _StoppedValues()
+    stopped = StoppedValues()
     middle = _value(loss, data, outputs, stopped)
     for name, tensors in outputs.items():
         for i, tensor in enumerate(tensors):
             for at in range(tensor.numel()):
                 slope = float(whole.gradients[name][i].reshape(-1)[at])
-                up, down = (_moved(loss, data, outputs, name, i, at, side, stopped) for side in (STEP, -STEP))
-                if name == "logprobs" and float(tensor.reshape(-1)[at]) > -STEP and not math.isfinite(up):
+                up, down = (_moved(loss, data, outputs, name, i, at, side, stopped) for side in (step, -step))
+                if name == "logprobs" and float(tensor.reshape(-1)[at]) > -step and not math.isfinite(up):
                     continue  # a log-probability is at most 0, so the loss need not be defined above
-                _compare_slopes(slope, middle, up, down, f"datum {i}'s {name} at {at}")
+                _compare_slopes(loss, slope, (down, middle, up), f"datum {i}'s {name} at {at}")
+    _parameter_gradients(loss, data, outputs, stopped, middle)
 
 
 def extreme_logprobs(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, at: int) -> None:
@@ -70,7 +76,7 @@ def dtype(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> N
     scale = max(1.0, abs(float(exact.value)))
     for name, gradients in exact.gradients.items():
         scale += sum(float((g.abs() * (1 + x.abs())).sum()) for g, x in zip(gradients, outputs[name], strict=True))
-    if not abs(float(exact.value) - float(single.value)) <= 1e-5 * scale:
+    if loss.precision == torch.float64 and not abs(float(exact.value) - float(single.value)) <= 1e-5 * scale:
         raise LossCheckError(f"the loss is {shown(single.value)} in float32, but {shown(exact.value)} in float64")
     for low in (torch.bfloat16, torch.float16):
         halves = leaves(outputs, low)
@@ -82,37 +88,32 @@ def dtype(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> N
             )
 
 
-class _StoppedValues(TorchFunctionMode):
-    """Records tensors that are detached or computed without a graph; when entered again, returns the recorded values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.recorded: list[Tensor] = []
-        self.replayed = -1
-
-    def __enter__(self) -> Any:
-        self.replayed = 0 if self.recorded else -1
-        return super().__enter__()
-
-    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        stops = getattr(function, "__name__", "") == "detach" or not torch.is_grad_enabled()
-        if not stops or not isinstance(result, Tensor):
-            return result
-        if self.replayed < 0:
-            self.recorded.append(result.clone())
-            return result
-        self.replayed += 1
-        if self.replayed > len(self.recorded) or self.recorded[self.replayed - 1].shape != result.shape:
-            return result
-        return self.recorded[self.replayed - 1].clone()
-
-
-def _value(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, stopped: _StoppedValues) -> float:
+def _value(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, stopped: StoppedValues) -> float:
     """The loss, with its detached tensors held at their first values."""
+    own = leaves(outputs, loss.dtype)
     with stopped:
-        total, _ = terms(loss.wrapped, data, copied(outputs))
+        total, _ = terms(loss.wrapped, data, own)
     return float((total / loss.wrapped.count(data)).detach())
+
+
+def _parameter_gradients(
+    loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, stopped: StoppedValues, middle: float
+) -> None:
+    """The same for the first entries of every parameter that the loss keeps itself."""
+    parameters = own_parameters(loss.wrapped)
+    total, _ = terms(loss.wrapped, data, leaves(outputs, loss.dtype))
+    value = (total / loss.wrapped.count(data)).sum()
+    slopes = torch.autograd.grad(value, list(parameters.values()), allow_unused=True) if parameters else ()
+    for (name, parameter), slope in zip(parameters.items(), slopes, strict=True):
+        for at in range(min(parameter.numel(), PARAMETER_ENTRIES) if slope is not None else 0):
+            entry = parameter.detach().reshape(-1)[at : at + 1]  # shares memory with the parameter
+            kept, values = entry.clone(), []
+            for side in (-1, 1):
+                entry.copy_(kept + side * STEPS[loss.precision])
+                values.append(_value(loss, data, outputs, stopped))
+                entry.copy_(kept)
+            given = float(slope.reshape(-1)[at])
+            _compare_slopes(loss, given, (values[0], middle, values[1]), f"the loss's own {name} at {at}")
 
 
 def _moved(
@@ -123,7 +124,7 @@ def _moved(
     datum: int,
     at: int,
     step: float,
-    stopped: _StoppedValues,
+    stopped: StoppedValues,
 ) -> float:
     """The loss with one coordinate moved by `step`."""
     moved = copied(outputs)
@@ -131,10 +132,13 @@ def _moved(
     return _value(loss, data, moved, stopped)
 
 
-def _compare_slopes(slope: float, middle: float, up: float, down: float, place: str) -> None:
-    right, left = (up - middle) / STEP, (middle - down) / STEP
-    rounding = 16 * torch.finfo(torch.float64).eps * max(abs(up), abs(middle), abs(down)) / STEP
-    tolerance = KINK * max(1.0, abs(right), abs(left)) + rounding
+def _compare_slopes(loss: LossUnderTest, slope: float, values: tuple[float, float, float], place: str) -> None:
+    """values: the loss at the coordinate less a step, there, and plus a step."""
+    down, middle, up = values
+    step = STEPS[loss.precision]
+    right, left = (up - middle) / step, (middle - down) / step
+    rounding = 16 * torch.finfo(loss.precision).eps * max(map(abs, values)) / step
+    tolerance = KINKS[loss.precision] * max(1.0, abs(right), abs(left)) + rounding
     if abs(right - left) > tolerance:
         return
     if not abs(slope - (right + left) / 2) <= tolerance:

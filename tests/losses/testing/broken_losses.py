@@ -1,4 +1,7 @@
-"""Losses with one bug each, of kinds seen in real code. None is registered; test_kit.py says which check reports it."""
+"""Losses with one bug each, of kinds seen in real code. None is registered; test_kit.py says which check reports it.
+
+Losses whose bug a single check reports are in hidden_bugs.py.
+"""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ....datums.errors import LossCheckError
-from ..helpers import TOLERANCE, Law, name_of, report_laws, same_numbers, shown
 from ..report import Report
+from .helpers import TOLERANCE, Law, name_of, report_laws, same_numbers, shown
 
 Advantages = Callable[[list[float], list[int]], Any]
 Batch = tuple[list[float], list[int]]

@@ -11,9 +11,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ...datums.errors import LossCheckError, did_you_mean
-from .report import CheckResult, Report
-from .run import excused, with_settings
+from ....datums.errors import LossCheckError, did_you_mean
+from ..report import CheckResult, Report
+from ..run import excused
+from ..search import with_settings
 
 #: Tolerance of the laws: an epsilon of 1e-4 added to a deviation of 0.25 or more changes less.
 TOLERANCE = 2e-3

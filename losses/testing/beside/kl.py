@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ....datums.errors import LossCheckError
-from ..helpers import Law, name_of, report_laws, same_numbers, shown
 from ..report import Report
+from .helpers import Law, name_of, report_laws, same_numbers, shown
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 #: Rounding error of an expectation computed in float64.

@@ -1,0 +1,1 @@
+"""Laws of the functions beside a loss: advantages, KL estimators and divergences."""
