@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ....datums.errors import LossbookError, LossCheckError, LossContractError
 from ....datums.inputs import key_kind
-from ....datums.types import Datum, TensorData
+from ....datums.types import Datum, ModelInput, TensorData
 from ...batch.seqs import Seqs
 from ...loss.loss import Loss
 from ...spec.spec import Input
@@ -231,7 +231,7 @@ def _repeated(datum: Datum, counts: np.ndarray) -> Datum:
         carried[key] = TensorData(
             np.repeat(array, counts, axis=0) if array.ndim and len(array) == len(counts) else array
         )
-    return Datum(list(range(int(counts.sum()))), carried)
+    return Datum(ModelInput.from_ints(range(int(counts.sum()))), carried)
 
 
 @st.composite

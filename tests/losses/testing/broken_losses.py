@@ -157,9 +157,14 @@ def half_precision(logprobs: Tensor) -> Tensor:
     return -logprobs.bfloat16().to(logprobs.dtype)
 
 
-def keeps_input_precision(embeddings: Tensor) -> Tensor:
-    """Casts a float32 result back to 16 bits."""
+def normalizes_in_half(embeddings: Tensor) -> Tensor:
+    """Normalizes in 16 bits."""
     return normalize(embeddings.half(), dim=-1).sum(-1)
+
+
+def cancels(logprobs: Tensor) -> Tensor:
+    """Adds a large number and takes it away again, with which float32 loses digits that float64 has to spare."""
+    return 1e6 - (1e6 + logprobs)
 
 
 def prefers_later_partners(embeddings: Tensor) -> Tensor:
