@@ -124,6 +124,11 @@ def _code_of(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:  # `lossbook losses list | head`: the reader is gone, and the interpreter would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
+    except OSError as error:  # a disk that is full, a file that is a folder, ...; from a user's function too
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error} (--debug keeps the traceback)", file=sys.stderr)
+        return FAILURE
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else FAILURE if leaving.code else 0
 

@@ -103,7 +103,9 @@ def test_every_requirement_is_pinned() -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == modules_of_the_tree() | {"lossbook/py.typed", "lossbook/losses/variants/presets.toml"}
+    pages = {f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "cookbook" / "pages").glob("*.html")}
+    others = {"lossbook/py.typed", "lossbook/losses/variants/presets.toml"}
+    assert names == modules_of_the_tree() | others | pages
 
 
 @pytest.mark.slow
@@ -119,6 +121,8 @@ def test_the_installed_wheel_imports_from_any_folder_and_knows_its_losses(instal
     assert Path(file).is_relative_to(installed)
     assert "cross_entropy" in names
     assert "trl:grpo" in presets
+    code = "from lossbook.cookbook.pages.render import render; print(render('differing', rows=[], head=()))"
+    assert "All settings but the folder are equal" in run_python(code, tmp_path, installed)
 
 
 @pytest.mark.slow

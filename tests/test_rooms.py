@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "cookbook": (
         ("extras",),
-        ("run", "confined"),
+        ("run", "confined", "pages"),
         ("tasks",),
         ("environments",),
         ("rollouts", "preferences", "distillation", "embeddings"),

@@ -1,7 +1,7 @@
 """Sequences of tokens as HTML, each token coloured by one of several columns of numbers.
 
 The page needs no network, no other file and no script: radio buttons switch between the columns, and CSS shows a token's
-numbers under the pointer. All text is escaped, so data cannot become markup.
+numbers under the pointer. A template makes it, which escapes all text, so data cannot become markup.
 
     body = token_view_html([token_sequence(datum, tokenizer, "line 1", {"logprob": logprobs})])
     Path("tokens.html").write_text(token_page("my data", body), encoding="utf-8")
@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from ...datums.files.show import datum_tokens, token_texts, visible
 from ...datums.types import Datum
+from ..pages.render import render
 
 #: A number of a token; None if it has none (the first token has no logprob, a prompt no advantage).
 Number = float | None
@@ -126,35 +128,40 @@ def token_view_html(
     centre, orange below, violet for NaN and infinity. The page needs `TOKEN_VIEW_CSS` once, in a <style>; `token_page`
     returns a whole page.
     """
+    return str(token_view(sequences, columns, name=name, note=note))
+
+
+def token_view(
+    sequences: Sequence[TokenSequence],
+    columns: Sequence[Column | str] | None = None,
+    *,
+    name: str = "tokens",
+    note: str = "",
+) -> Markup:
+    """As `token_view_html`, for the package's own templates, which print it as it is."""
     offered = _offered(sequences, columns)
     spans = [_span(column, sequences) for column in offered]
     reaches = [
         max(high - column.centre, column.centre - low) for column, (low, high) in zip(offered, spans, strict=True)
     ]
-    group = escape(name, quote=True)
-    parts = ['<div class="tv">']
-    for index, column in enumerate(offered):
-        checked = " checked" if index == 0 else ""
-        parts.append(f'<input type="radio" name="{group}" id="{group}-{index}"{checked}>')
-        parts.append(f'<label for="{group}-{index}">{escape(column.name)}</label>')
-    parts += [_legend(*column) for column in zip(offered, spans, reaches, strict=True)]
-    parts.append('<div class="tv-all">')
-    if note:
-        parts.append(f'<p class="tv-note">{escape(visible(note))}</p>')
-    parts += [_sequence_html(sequence, offered, reaches) for sequence in sequences]
-    parts.append("</div></div>")
-    return "\n".join(parts)
+    return render(
+        "token_view",
+        name=name,
+        note=note,
+        legends=[_legend(*column) for column in zip(offered, spans, reaches, strict=True)],
+        sequences=[
+            (sequence, [_token(sequence, position, offered, reaches) for position in range(len(sequence.texts))])
+            for sequence in sequences
+        ],
+    )
 
 
 def token_page(title: str, body: str) -> str:
-    """A whole page around fragments of `token_view_html`. Its content policy forbids scripts and any request."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{PAGE_CSS}{TOKEN_VIEW_CSS}</style>\n</head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
-    )
+    """A whole page around fragments of `token_view_html`. Its content policy forbids scripts and any request.
+
+    body: HTML, which is not escaped: it must come from `token_view_html`, or be your own.
+    """
+    return str(render("token_page", title=title, body=Markup(body), css=Markup(PAGE_CSS + TOKEN_VIEW_CSS)))
 
 
 def _offered(sequences: Sequence[TokenSequence], columns: Sequence[Column | str] | None) -> list[Column]:
@@ -185,26 +192,19 @@ def _colour(value: Number, column: Column, reach: float) -> str:
     return f"rgba({_ABOVE if value > column.centre else _BELOW},{opacity:g})" if opacity else ""
 
 
-def _legend(column: Column, span: tuple[float, float], reach: float) -> str:
+def _legend(column: Column, span: tuple[float, float], reach: float) -> dict[str, Any]:
+    """The column's name, the ends of its scale with their colours, and what it is about."""
     ends = dict.fromkeys((span[0], column.centre, span[1]))  # two ends if all numbers are on one side of the centre
-    scale = " ".join(
-        f'<span class="tv-end" style="background:{_colour(end, column, reach) or "transparent"}">{end:.4g}</span>'
-        for end in ends
-    )
-    unit = f"{column.unit}. " if column.unit else ""
-    return f'<p class="tv-legend">{scale} {escape(unit + column.about)}</p>'
+    return {
+        "column": column.name,
+        "ends": [(f"{end:.4g}", _colour(end, column, reach) or "transparent") for end in ends],
+        "about": (f"{column.unit}. " if column.unit else "") + column.about,
+    }
 
 
-def _sequence_html(sequence: TokenSequence, columns: Sequence[Column], reaches: Sequence[float]) -> str:
-    parts = [f'<section class="tv-sequence"><h3>{escape(visible(sequence.title))}</h3>']
-    if sequence.note:
-        parts.append(f"<p>{escape(visible(sequence.note))}</p>")
-    tokens = [_token_html(sequence, position, columns, reaches) for position in range(len(sequence.texts))]
-    parts.append(f'<div class="tv-text">{"".join(tokens)}</div></section>')
-    return "".join(parts)
-
-
-def _token_html(sequence: TokenSequence, position: int, columns: Sequence[Column], reaches: Sequence[float]) -> str:
+def _token(
+    sequence: TokenSequence, position: int, columns: Sequence[Column], reaches: Sequence[float]
+) -> dict[str, str]:
     """One token: its text, its colour in each column, and its numbers for the pointer."""
     text = visible(sequence.texts[position])
     said = f"“{text.rstrip(chr(10))}”" if text else "continues a character"
@@ -216,9 +216,9 @@ def _token_html(sequence: TokenSequence, position: int, columns: Sequence[Column
         if colour:
             style.append(f"--c{index}:{colour}")
         if value is not None:
-            tip.append(f"{column.name} {value:.4g} {column.unit}".rstrip())
-    styled = f' style="{";".join(style)}"' if style else ""
-    return f'<span class="tv-token"{styled} data-tip="{escape(chr(10).join(tip), quote=True)}">{escape(text or "▫")}</span>'
+            tip.append(visible(f"{column.name} {value:.4g} {column.unit}".rstrip()))
+    lines = Markup("\n").join(tip)  # escaped; these line ends stay line ends
+    return {"text": sequence.texts[position] or "▫", "style": ";".join(style), "tip": lines}
 
 
 PAGE_CSS = """

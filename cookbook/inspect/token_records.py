@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...datums.errors import DataFileError
 from ...datums.files.show import token_texts
 from ...datums.types import Datum, as_datum
 from ...losses.cards.card import card_of
 from ...losses.registry import get_loss
 from ..run.names import LOSS, SEQUENCES
-from ..run.runs import read_rows
+from ..run.records import checked, read_json, read_rows
+from .recorded import RecordedLoss, RecordedSequence, RefusedSequence
 from .token_losses import TokenLosses, datum_groups, token_losses
 
 if TYPE_CHECKING:
@@ -78,27 +78,16 @@ def record_loss(run: Run, loss: Any) -> None:
 def read_loss(folder: str | Path) -> dict[str, Any]:
     """The content of loss.json; {} if there is none. Raises DataFileError for a damaged file."""
     path = Path(folder) / LOSS
-    if not path.exists():
-        return {}
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        _ = recorded["loss"], [(part["name"], part["axes"]["ratio"], part["settings"]) for part in recorded["parts"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataFileError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    return recorded
+    recorded = read_json(path)
+    return {} if recorded is None else checked(RecordedLoss, recorded, str(path)).model_dump()
 
 
 def read_sequences(folder: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's sequences.jsonl; [] if there is no file. Raises DataFileError that names a damaged row."""
     rows = read_rows(Path(folder) / SEQUENCES)
     for number, row in enumerate(rows, start=1):
-        try:
-            lengths = {len(row["tokens"][name]) for name in ("id", *row["tokens"])} if "refused" not in row else {0}
-            is_whole = len(lengths) == 1 and ("refused" in row or bool(row["losses"] and row["of"] > row["datum"]))
-        except (KeyError, TypeError):
-            is_whole = False
-        if not is_whole:
-            raise DataFileError(f"{SEQUENCES}, line {number}: not a recorded sequence")
+        model = RefusedSequence if "refused" in row else RecordedSequence
+        checked(model, row, f"{SEQUENCES}, line {number}: not a recorded sequence: it")
     return rows
 
 

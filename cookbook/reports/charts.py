@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from ..diagnose.history import History
+from ..pages.render import render
 from .panels import Panel, Rows
 from .plots import COLOURS, DASHES, MANY, running_mean
 
@@ -33,23 +33,29 @@ class Curve:
 
 
 def chart_html(panel: Panel, runs: Mapping[str, Rows]) -> tuple[str, dict[str, Any]]:
-    """A <figure>, and the data that the script shows under the pointer, as JSON values."""
+    """A <figure>, and the data that the script shows under the pointer, as JSON values; ("", {}) where there is no curve."""
     curves = _curves(panel, runs)
     if not curves:
         return "", {}
     x = (min(int(curve.steps.min()) for curve in curves), max(int(curve.steps.max()) for curve in curves))
     y = _range(np.concatenate([curve.values for curve in curves]))
-    legend = "".join(_legend(curve) for curve in curves) if len(curves) > 1 else ""
-    body = [*_axes(x, y), *(_drawn(curve, x, y) for curve in curves)]
-    label = escape(f"{panel.title}: {', '.join(curve.label for curve in curves)}", quote=True)
-    svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}'
-        f'<line class="cursor" y1="{ABOVE}" y2="{HEIGHT - BELOW}" hidden></line></svg>'
+    figure = render(
+        "chart",
+        **{"title": panel.title, "label": f"{panel.title}: {', '.join(curve.label for curve in curves)}"},
+        **{
+            "width": WIDTH,
+            "height": HEIGHT,
+            "left": LEFT,
+            "right": WIDTH - RIGHT,
+            "top": ABOVE,
+            "bottom": HEIGHT - BELOW,
+        },
+        curves=curves,
+        levels=_levels(y),
+        steps=[(f"{_x(tick, x):.1f}", int(tick)) for tick in ticks(*x) if tick == int(tick)],
+        drawn=[(curve, *_drawn(curve, x, y)) for curve in curves],
     )
-    html = (
-        f'<figure class="chart"><figcaption>{escape(panel.title)}{legend}</figcaption>{svg}<output></output></figure>'
-    )
-    return html, {
+    return figure, {
         "x": x,
         "left": LEFT / WIDTH,
         "right": 1 - RIGHT / WIDTH,
@@ -98,37 +104,30 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _axes(x: tuple[int, int], y: tuple[float, float]) -> list[str]:
-    parts: list[str] = []
+def _levels(y: tuple[float, float]) -> list[tuple[str, str, str]]:
+    """The grid's lines: where each lies, where its number stands, and the number."""
+    levels: list[tuple[str, str, str]] = []
     for tick in ticks(*y):
         at = _y(tick, y)
         shown = "0" if abs(tick) < 1e-9 * (y[1] - y[0]) else f"{tick:.4g}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"></line>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{shown}</text>')
-    for tick in ticks(*x):
-        if tick == int(tick):
-            parts.append(f'<text x="{_x(tick, x):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{int(tick)}</text>')
-    return parts
+        levels.append((f"{at:.1f}", f"{at + 3.5:.1f}", shown))
+    return levels
 
 
-def _drawn(curve: Curve, x: tuple[int, int], y: tuple[float, float]) -> str:
-    """The values, with a running mean on top if there are many."""
-    classes = f"c{curve.colour} d{curve.dash}"
-    if len(curve.steps) < MANY:
-        dots = "".join(
-            f'<circle class="c{curve.colour}" cx="{_x(s, x):.1f}" cy="{_y(v, y):.1f}" r="2.6"></circle>'
-            for s, v in zip(curve.steps, curve.values, strict=True)
-        )
-        return _path(curve.steps, curve.values, x, y, classes) + dots
+def _drawn(
+    curve: Curve, x: tuple[int, int], y: tuple[float, float]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The lines, each with its further class, and the dots: the values, with a running mean on top if there are many."""
+    points = [(f"{_x(s, x):.1f}", f"{_y(v, y):.1f}") for s, v in zip(curve.steps, curve.values, strict=True)]
+    if len(points) < MANY:
+        return [("", _path(points))], points
     means = running_mean(curve.values.tolist())
-    return _path(curve.steps, curve.values, x, y, f"{classes} raw") + _path(curve.steps, means, x, y, classes)
+    smooth = [(at, f"{_y(mean, y):.1f}") for (at, _), mean in zip(points, means, strict=True)]
+    return [(" raw", _path(points)), ("", _path(smooth))], []
 
 
-def _path(
-    steps: np.ndarray, values: Sequence[float] | np.ndarray, x: tuple[int, int], y: tuple[float, float], classes: str
-) -> str:
-    points = " ".join(f"{_x(s, x):.1f},{_y(v, y):.1f}" for s, v in zip(steps, values, strict=True))
-    return f'<polyline class="{classes}" points="{points}"></polyline>'
+def _path(points: Sequence[tuple[str, str]]) -> str:
+    return " ".join(",".join(point) for point in points)
 
 
 def _x(step: float, x: tuple[int, int]) -> float:
@@ -137,10 +136,6 @@ def _x(step: float, x: tuple[int, int]) -> float:
 
 def _y(value: float, y: tuple[float, float]) -> float:
     return ABOVE + (y[1] - value) / (y[1] - y[0]) * (HEIGHT - ABOVE - BELOW)
-
-
-def _legend(curve: Curve) -> str:
-    return f'<span class="key c{curve.colour} d{curve.dash}">{escape(curve.label)}</span>'
 
 
 def _data(curve: Curve) -> dict[str, Any]:

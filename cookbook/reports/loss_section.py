@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 from ...losses.cards.card import describe_loss
 from ...losses.registry import list_losses
-from .markup import folded, shown, table, text
+from ..pages.render import render, shown
 
 
-def loss_html(settings: Mapping[str, Any], recorded: Mapping[str, Any], *, is_open: bool) -> str:
+def loss_html(settings: Mapping[str, Any], recorded: Mapping[str, Any], *, is_open: bool) -> Markup:
     """The loss with its resolved settings, and the card of each part, open or folded.
 
     recorded: the run's loss.json. Without it the registry's card is shown. A loss in a user's module is not imported: a
     report runs no code that a run's folder names.
     """
     if recorded:
-        cards = "".join(_card_html(part, "settings in this run", is_open=is_open) for part in recorded["parts"])
-        return f"<p>In this run:</p><pre>{text(recorded['loss'])}</pre>{cards}"
+        return _html(recorded["loss"], recorded["parts"], "settings in this run", is_recorded=True, is_open=is_open)
     name = str(settings.get("loss", "unknown"))
-    html = f"<pre>{text(name)} {text(shown(settings.get('loss_config') or {}))}</pre>"
-    if name not in list_losses():
-        return f"{html}<p>The run recorded no card for this loss, and {text(name)} is not registered.</p>"
-    return html + _card_html(describe_loss(name).as_dict(), "default settings", is_open=is_open)
+    cards = [describe_loss(name).as_dict()] if name in list_losses() else []
+    loss = f"{name} {shown(settings.get('loss_config') or {})}"
+    return _html(loss, cards, "default settings", name=name, is_recorded=False, is_open=is_open)
 
 
-def _card_html(card: Mapping[str, Any], settings_title: str, *, is_open: bool) -> str:
-    """card: `LossCard.as_dict()`."""
+def _html(loss: str, cards: Sequence[Mapping[str, Any]], settings_title: str, **values: Any) -> Markup:
+    """cards: of `LossCard.as_dict()`."""
+    return render("loss", loss=loss, cards=[_card(card) for card in cards], settings_title=settings_title, **values)
+
+
+def _card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of a card."""
     axes = [
         ("one value per", card["per"]),
         ("ratio", card["axes"]["ratio"]),
@@ -37,19 +42,16 @@ def _card_html(card: Mapping[str, Any], settings_title: str, *, is_open: bool) -
         ("source", card["source"] or "not stated"),
         ("defined in", card["defined_in"]),
     ]
-    tensors = [(t["name"], t["shape"], t["unit"], t["meaning"]) for t in _values(card["outputs"], card["inputs"])]
-    rows = [(s["name"], s["default"], s["type"], s["bounds"]) for s in _values(card["settings"])]
-    paragraphs = [" ".join(paragraph.split()) for paragraph in card["description"].split("\n\n")]
-    body = [
-        f"<pre>{text(card['formula'])}</pre>" if card["formula"] else "",
-        *(f"<p>{text(paragraph)}</p>" for paragraph in paragraphs if paragraph),
-        table(axes),
-        f"<h4>inputs</h4>{table(tensors)}" if tensors else "",
-        f"<h4>{settings_title}</h4>{table(rows)}" if rows else "",
-        f"<h4>in other systems</h4>{table(card['differs'].items())}" if card["differs"] else "",
-    ]
     factor = f"{card['factor']:g} × " if card.get("factor", 1.0) != 1.0 else ""
-    return folded(f"card of {factor}{card['name']}", "".join(body), is_open=is_open)
+    return {
+        "title": f"card of {factor}{card['name']}",
+        "formula": card["formula"],
+        "paragraphs": [joined for text in card["description"].split("\n\n") if (joined := " ".join(text.split()))],
+        "axes": axes,
+        "tensors": [(t["name"], t["shape"], t["unit"], t["meaning"]) for t in _values(card["outputs"], card["inputs"])],
+        "settings": [(s["name"], s["default"], s["type"], s["bounds"]) for s in _values(card["settings"])],
+        "differs": list(card["differs"].items()),
+    }
 
 
 def _values(*named: Mapping[str, Any]) -> list[Any]:

@@ -34,6 +34,7 @@ _STYLE = {
     "legend.fontsize": 8,
     "svg.fonttype": "none",
     "svg.hashsalt": "lossbook",
+    "text.parse_math": False,  # names of runs and metrics may hold a $
 }
 
 

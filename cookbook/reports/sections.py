@@ -1,4 +1,4 @@
-"""The parts of a report that are text and tables."""
+"""The parts of a report that are text and tables; the templates lie in `pages/`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ..diagnose.diagnosis import Diagnosis
 from ..diagnose.history import History
-from .markup import shown, table, text
+from ..pages.render import render, shown
 
 #: The metrics at the top of a report, as far as they were recorded: key, label.
 HEADLINES = (
@@ -32,9 +34,9 @@ MOST_HEADLINES = 4
 _MARK = {"problem": "✖", "warning": "▲", "note": "●"}
 
 
-def headline_html(history: History) -> str:
+def headline_html(history: History) -> Markup:
     """Cards with the first and the latest values of the main metrics."""
-    cards: list[str] = []
+    cards: list[tuple[str, str, str]] = []
     own = [key for key in history.keys if key.startswith("held_out_") and key not in dict(HEADLINES)]
     for key, label in (*HEADLINES, *((key, key.replace("_", " ").replace("held out", "held-out")) for key in own)):
         series = history.find(key)
@@ -45,17 +47,17 @@ def headline_html(history: History) -> str:
         if series is not None and len(cards) < MOST_HEADLINES and not is_noise and not is_repeated:
             is_measured = key.startswith("held_out")  # always on the same data, so no mean is needed
             first, last = (series.values[0], series.last) if is_measured else (series.early, series.late)
-            cards.append(_card(label, f"{last:.3g}", f"from {first:.3g}" if len(series) > 1 else ""))
+            cards.append((label, f"{last:.3g}", f"from {first:.3g}" if len(series) > 1 else ""))
     steps = max((int(row["step"]) for row in history.rows), default=0)
     tokens, speed = history.find("response_tokens"), history.find("tokens_per_second")
     learned = f"{tokens.values.sum():,.0f} learned tokens" if tokens is not None else ""
-    cards.append(_card("steps", f"{steps:,}", learned))
+    cards.append(("steps", f"{steps:,}", learned))
     if speed is not None:
-        cards.append(_card("tokens/s", f"{speed.last:,.0f}", "training only"))
-    return f'{_about_html(history.settings)}<div class="cards">{"".join(cards)}</div>'
+        cards.append(("tokens/s", f"{speed.last:,.0f}", "training only"))
+    return render("headline", about=_about(history.settings), cards=cards)
 
 
-def _about_html(settings: Mapping[str, Any]) -> str:
+def _about(settings: Mapping[str, Any]) -> str:
     """One line with model, loss, data and learning rate."""
     named = [
         ("model", "{}"),
@@ -68,32 +70,15 @@ def _about_html(settings: Mapping[str, Any]) -> str:
     if "model" in given:
         given["model"] = Path(str(given["model"])).name  # the last part of a path or a hub id
     parts = [form.format(shown(given[key])) for key, form in named if key in given]
-    return f'<p class="about">{text(" · ".join(parts))}</p>' if parts else ""
+    return " · ".join(parts)
 
 
-def _card(label: str, value: str, below: str) -> str:
-    return f"<div><small>{text(label)}</small><b>{text(value)}</b><small>{text(below)}</small></div>"
-
-
-def diagnoses_html(diagnoses: Sequence[Diagnosis]) -> str:
+def diagnoses_html(diagnoses: Sequence[Diagnosis]) -> Markup:
     """The title, evidence, advice and reason of each diagnosis."""
-    if not diagnoses:
-        return '<p class="fine">No diagnostic reports a problem.</p>'
-    parts = [
-        f'<li class="{diagnosis.level}"><b><span aria-label="{diagnosis.level}">{_MARK[diagnosis.level]}</span> '
-        f"{text(diagnosis.title)}</b><p>{text(diagnosis.evidence)}.</p><p><em>Try:</em> {text(diagnosis.advice)}</p>"
-        f'<p class="reason">{text(diagnosis.reason)}</p></li>'
-        for diagnosis in diagnoses
-    ]
-    return f'<ul class="diagnoses">{"".join(parts)}</ul>'
+    return render("diagnoses", diagnoses=diagnoses, marks=_MARK)
 
 
-def settings_html(settings: Mapping[str, Any]) -> str:
-    """The settings in config.json."""
-    return table(sorted(settings.items())) if settings else "<p>No config.json.</p>"
-
-
-def differing_settings_html(runs: Mapping[str, Mapping[str, Any]]) -> str:
+def differing_settings_html(runs: Mapping[str, Mapping[str, Any]]) -> Markup:
     """The settings in which runs differ."""
     keys = sorted({key for settings in runs.values() for key in settings} - {"out"})
     rows = [
@@ -101,14 +86,12 @@ def differing_settings_html(runs: Mapping[str, Mapping[str, Any]]) -> str:
         for key in keys
         if len({str(settings.get(key)) for settings in runs.values()}) > 1
     ]
-    return table(rows, head=("setting", *runs)) if rows else "<p>All settings but the folder are equal.</p>"
+    return render("differing", rows=rows, head=("setting", *runs))
 
 
-def data_html(report: Mapping[str, Any] | None) -> str:
-    """data_report.json: how many rows were kept, truncated and dropped."""
-    if not report:
-        return "<p>No data_report.json: the recipe generated its data.</p>"
-    return table(_flat(report))
+def data_rows(report: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    """data_report.json as rows of a table: how many rows were kept, truncated and dropped."""
+    return _flat(report or {})
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
@@ -119,13 +102,13 @@ def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def samples_html(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str:
-    """The model's answers at the first and the last step with samples."""
+def samples_html(rows: Sequence[Mapping[str, Any]], most: int = 6) -> Markup | None:
+    """The model's answers at the first and the last step with samples; None without any."""
     steps = sorted({row["step"] for row in rows})
-    parts: list[str] = []
+    tables: list[tuple[int, tuple[str, ...], list[list[Any]]]] = []
     for step in dict.fromkeys((steps[0], steps[-1])) if steps else ():
         own = [row for row in rows if row["step"] == step][:most]
         columns = [key for key in dict.fromkeys(key for row in own for key in row) if key != "step"]
         cells = [[i + 1, *(row.get(key, "") for key in columns)] for i, row in enumerate(own)]
-        parts.append(f"<h4>step {step}</h4>" + table(cells, head=("", *columns), classes="samples"))
-    return "".join(parts)
+        tables.append((step, ("", *columns), cells))
+    return render("samples", steps=tables) if tables else None

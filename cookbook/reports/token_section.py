@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..inspect.token_page import TokenSequence, token_view_html
-from .markup import folded, table, text
+from markupsafe import Markup
+
+from ..inspect.token_page import MAX_COLUMNS, TokenSequence, token_view
+from ..pages.render import render
 
 #: The order of the columns. The page opens with the first, so columns that are equal for all tokens of a step, such as the
 #: gradient of cross-entropy, come after those that differ between tokens.
@@ -31,23 +33,17 @@ _VALUE_OF = {
 }
 
 
-def token_records_html(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+def token_records_html(rows: Sequence[Mapping[str, Any]], name: str) -> Markup:
     """Buttons for the steps, and the sequences of each step, with a colour scale per step because late gradients are small.
 
     rows: of sequences.jsonl. name: an id for this run on the page, a letter and digits.
     """
     refused = [row for row in rows if "refused" in row]
     rows = [row for row in rows if "refused" not in row]
-    errors = "".join(f"<p>Step {row['step']} was not recorded: {text(row['refused'])}</p>" for row in refused[:3])
-    if not rows:
-        return errors or "<p>No sequences.jsonl: the recipe recorded no sequences.</p>"
     steps = sorted({int(row["step"]) for row in rows})
-    columns = _columns(rows)
-    buttons = "".join(
-        f'<button type="button" data-step="{step}" aria-pressed="false">{step}</button>' for step in steps
-    )
-    views = "".join(_step_html(step, rows, columns, f"{name}s{step}") for step in steps)
-    return f'{errors}<div class="records"><div class="steps"><span>step</span>{buttons}</div>{views}</div>'
+    columns = _columns(rows)[:MAX_COLUMNS]
+    views = [_view(step, rows, columns, f"{name}s{step}") for step in steps]
+    return render("records", refused=refused[:3], views=views)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -60,11 +56,13 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(used, key=lambda column: (column not in varying, order.get(column, len(order)), column))
 
 
-def _step_html(step: int, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> str:
+def _view(
+    step: int, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str
+) -> tuple[int, str, list[Any]]:
+    """The step, its sequences as HTML, and a titled table of the targets of each that has several a position."""
     own = [row for row in rows if row["step"] == step]
-    view = token_view_html([_sequence(row, columns) for row in own], columns or None, name=name)
-    targets = "".join(_candidates_html(row) for row in own if row.get("candidates"))
-    return f'<div class="step" data-step="{step}">{view}{targets}</div>'
+    view = token_view([_sequence(row, columns) for row in own], columns or None, name=name)
+    return step, view, [_candidates(row) for row in own if row.get("candidates")]
 
 
 def _varies(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -89,15 +87,14 @@ def _sequence(row: Mapping[str, Any], columns: Sequence[str]) -> TokenSequence:
     )
 
 
-def _candidates_html(row: Mapping[str, Any]) -> str:
+def _candidates(row: Mapping[str, Any]) -> tuple[str, list[tuple[int, str, str]]]:
     """The likeliest targets of each position that has several."""
     lines = [
         (position, token, " · ".join(map(_candidate, candidates)))
         for position, (token, candidates) in enumerate(zip(row["tokens"]["text"], row["candidates"], strict=True))
         if candidates
     ]
-    title = f"step {row['step']}, sequence {row['datum'] + 1}: the targets of each position, likeliest first"
-    return folded(title, table(lines, head=("position", "token", "targets")))
+    return f"step {row['step']}, sequence {row['datum'] + 1}: the targets of each position, likeliest first", lines
 
 
 def _candidate(candidate: Sequence[Any]) -> str:

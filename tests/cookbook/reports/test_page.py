@@ -17,12 +17,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 import lossbook as lb
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.inspect.token_records import record_loss, record_sequences
+from lossbook.cookbook.pages.render import render
 from lossbook.cookbook.reports.charts import MOST_POINTS, chart_html, ticks
-from lossbook.cookbook.reports.markup import json_block, text
 from lossbook.cookbook.reports.page import report_page
 from lossbook.cookbook.run.runs import Run, open_run
 from lossbook.datums.errors import DataFileError, RunError
@@ -247,6 +248,10 @@ NAMES = ("loss", "nll", "grad_norm", "grad_norm_clipped", "reward", "held_out_nl
 NAMES += ("sampler_entropy", "response_length", "chosen_reward", "rejected_reward", "in_batch_recall_at_1", "x/loss")
 
 
+#: What the template of a report prints.
+BLANKS = ("title", "body", "data", "digest", "css", "script")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -266,7 +271,14 @@ def test_whatever_the_numbers_there_is_a_page_of_finite_curves(rows: list[dict[s
 
 @given(st.text())
 def test_no_text_ends_the_data_block_or_becomes_markup(written: str) -> None:
-    block = json_block("data", [written])
-    assert block.count("<") == 2
-    assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == [written]
-    assert not re.search(r"[<>\"']", text(written))
+    page = render("report", title=written, body=written, data=[written], digest=written, css=written, script=written)
+    assert len(Tags(page).tags) == len(Tags(render("report", **dict.fromkeys(BLANKS, "x"))).tags)
+    block = re.search(r'id="data">(.*?)</script>', page, re.S)
+    assert block is not None
+    assert json.loads(block[1]) == [written]
+
+
+@pytest.mark.parametrize("left_out", sorted({*BLANKS} - {"data"}))
+def test_a_value_that_a_template_lacks_is_an_error(left_out: str) -> None:
+    with pytest.raises(UndefinedError, match=left_out):
+        render("report", **{name: "x" for name in BLANKS if name != left_out})

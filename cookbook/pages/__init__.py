@@ -1,0 +1,1 @@
+"""HTML from templates that escape all data: `render`."""
