@@ -30,7 +30,6 @@ from .run.configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtyp
 from .run.data_digest import check_data, data_digests
 from .run.interrupts import StopAtOnce, StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
-from .run.names import LOSS
 from .run.runs import Run, find_checkpoint, open_run
 from .run.samples import record_samples
 from .run.trackers import Trackers, check_trackers
@@ -148,6 +147,7 @@ class Loop:
         self.kept: Any = None
         self.display = StepDisplay(total, title=title)
         self._keep = keep
+        self._loss_is_recorded = False
         self._title = title
         self._step: int | None = None
         self._stop = StopRequest()
@@ -222,8 +222,9 @@ class Loop:
 
         `log` calls it where a step is one call; where a step is several calls, pass the data and output of one of them.
         """
-        if not (self.run.path / LOSS).exists():
+        if not self._loss_is_recorded:
             record_loss(self.run, loss)
+            self._loss_is_recorded = True
         if self._is_recorded(step):
             record_sequences(self.run, step, loss, batch, output, self.training.get_tokenizer())
 
@@ -250,8 +251,7 @@ class Loop:
         return f"(The last checkpoint is {saved}; --resume continues from it.)"
 
     def _save(self, step: int) -> None:
-        if self._keep is not None:
-            self.run.keep(step, self._keep())
+        self.run.keep(step, None if self._keep is None else self._keep())
         self.run.make()  # raises where the folder is no longer this run's
         saved = self.training.save_state(self.run.checkpoint_name(step), overwrite=True).result().path
         self._stop.leave(f"stopped after step {step}, saved in {saved}; continue with --resume")

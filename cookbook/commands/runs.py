@@ -10,6 +10,7 @@ import tyro
 from ...datums import disk
 from ...datums.errors import ConfigError, did_you_mean
 from ..run.names import CURVE
+from ..run.runs import writing_run
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -52,8 +53,9 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
     if out.suffix not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: the name of a report must end in .html")
     page = report_page(folders)
-    disk.make_folder(out.parent)
-    disk.write_file(out, page)
+    with writing_run(out):
+        disk.make_folder(out.parent)
+        disk.write_file(out, page)
     print(f"report  {out}")
 
 

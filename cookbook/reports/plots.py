@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...datums import disk
-from ...datums.errors import MissingExtraError
+from ...datums.errors import MissingExtraError, RunError
 from ..diagnose.history import is_number
 from ..extras import require
 from ..run.names import CONFIG, METRICS
-from ..run.runs import read_metrics, read_settings
+from ..run.runs import read_metrics, read_settings, writing_run
 from .panels import Panel, Rows, default_panels, panels_of
 
 #: Colours that colour-blind readers can tell apart, on white and on black.
@@ -45,7 +45,7 @@ def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequenc
     path      .png, .svg or .pdf
     keys      metrics to draw, one panel each; by default the `default_panels` of the recorded metrics
 
-    Raises MissingExtraError with the pip command if matplotlib is not installed.
+    Raises MissingExtraError with the pip command if matplotlib is not installed, RunError if the file cannot be written.
     """
     figure_module = require("matplotlib.figure", "plot", "drawing curves")  # pyplot would keep global state
     matplotlib = require("matplotlib", "plot", "drawing curves")
@@ -64,8 +64,9 @@ def plot_runs(folders: Mapping[str, str | Path], path: str | Path, keys: Sequenc
         image = io.BytesIO()
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(image, format=path.suffix.removeprefix(".") or None, dpi=120, metadata=metadata)
-    disk.make_folder(path.parent)
-    disk.write_file(path, image.getvalue())
+    with writing_run(path):
+        disk.make_folder(path.parent)
+        disk.write_file(path, image.getvalue())
     return path
 
 
@@ -79,10 +80,10 @@ def losses_of(folders: Mapping[str, str | Path]) -> dict[str, Any]:
 
 
 def try_plot(folders: Mapping[str, str | Path], path: str | Path) -> str:
-    """Draw the curves and return `curve PATH`, or, if matplotlib is missing, one line with the command to install it."""
+    """Draw the curves and return `curve PATH`, or one line that says why not: no matplotlib, or no space."""
     try:
         return f"curve   {plot_runs(folders, path)}"
-    except MissingExtraError as error:
+    except (MissingExtraError, RunError) as error:
         return f"no curve: {error}"
 
 

@@ -155,8 +155,9 @@ class Opening:
 
 
 def _has_content(path: Path) -> bool:
-    """Whether a folder holds more than a run that ended before its first metrics."""
-    return any(entry.name not in (CONFIG, REPORT, DATA_DIGEST, LOCK, OWNER) for entry in path.iterdir())
+    """Whether a folder holds more than a run that ended before its first metrics, perhaps while it wrote one of these files."""
+    early = (CONFIG, REPORT, DATA_DIGEST, LOCK, OWNER)
+    return any(entry.name not in (*early, *(f".{name}.tmp" for name in early)) for entry in path.iterdir())
 
 
 def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:

@@ -1,7 +1,9 @@
-"""Reading the files of a run. Somebody else may have written them, so what is not as a run writes it is refused, in one line."""
+"""The files of a run: reading them, and what is kept with a checkpoint. Somebody else may have written them, so what is not as a run writes it is refused, in one line."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ...datums import disk
 from ...datums.checks.json_text import strict_json
 from ...datums.errors import DataFileError, RunError
-from .names import CONFIG
+from .names import BY_STEP, CONFIG, KEPT
 
 #: Larger steps are not exact as floats, which plots and pages need.
 LARGEST_STEP = 2**53
@@ -71,6 +74,58 @@ def checked(model: type[Model], value: Any, place: str) -> Model:
         raise DataFileError(f"{place} is damaged: {where or 'it'}: {first['msg'][:200]}") from None
 
 
+def keep(run: Path, checkpoint: str, state: Any) -> None:
+    """Write `kept/CHECKPOINT.json`: a recipe's own state (JSON), and size and hash of each file by step as it is now.
+
+    These files are flushed to the disk first, so that a power failure takes no row from a checkpoint. Raises OSError.
+    """
+    rows = {}
+    for path in (run / name for name in BY_STEP):
+        if path.exists():
+            disk.sync(path)
+            content = path.read_bytes()
+            rows[path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    disk.make_folder(run / KEPT)
+    disk.write_file(run / KEPT / f"{checkpoint}.json", _sealed({"state": state, "rows": rows}))
+
+
+def kept(run: Path, checkpoint: str) -> dict[str, Any] | None:
+    """The `state` and the `rows` that were kept with a checkpoint; None where the file is missing.
+
+    Raises RunError for a file that is damaged: this one, or one by step whose rows up to the checkpoint are not as they were.
+    """
+    path = run / KEPT / f"{checkpoint}.json"
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text)
+        if text != _sealed({"state": record["state"], "rows": record["rows"]}):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path} is damaged: it is not as it was written. Restore it from a copy, or remove {checkpoint} in the folder "
+            "of checkpoints to go on from the one before"
+        ) from None
+    for name, written in record["rows"].items():
+        content = (run / name).read_bytes()[: written["bytes"]] if (run / name).exists() else b""
+        if hashlib.sha256(content).hexdigest() != written["sha256"]:
+            raise RunError(
+                f"{run / name} is damaged: its rows up to {checkpoint} are not as they were written. Restore it from a copy, "
+                f"or delete {path} to go on with them as they are"
+            )
+    return record
+
+
+def rows_until(path: Path, step: int, size: int | None = None) -> str:
+    """The lines of a file by step up to a step; size: bytes that they take, where that is known."""
+    if size is not None:
+        return path.read_bytes()[:size].decode()
+    rows = read_rows(path)
+    lines = path.read_text(encoding="utf-8").split("\n") if rows else []
+    return "".join(f"{line}\n" for line, row in zip(lines, rows, strict=False) if row["step"] <= step)
+
+
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = strict_json(line, non_finite=True)
@@ -93,3 +148,8 @@ def _text(path: Path) -> str | None:
         raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataFileError(f"{path} is damaged: it is not UTF-8 at byte {error.start}") from None
+
+
+def _sealed(record: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    return json.dumps({**record, "sha256": digest}) + "\n"

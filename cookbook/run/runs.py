@@ -9,7 +9,7 @@ samples.jsonl      the model's answers, at some steps
 sequences.jsonl    some of the sequences trained on, token by token, at some steps
 curve.png          curves of the metrics
 checkpoints/       step-000040/ and so on: all that is needed to continue bit for bit
-kept/              a recipe's own state, one file per checkpoint, under the checkpoint's name
+kept/              one file per checkpoint, under its name: hashes of the rows until then, and a recipe's own state
 adapter/           the LoRA adapter, for peft
 model/             the model for transformers, where all weights were trained
 trackers.json, tensorboard/, wandb/   files of the trackers (`trackers.py`)
@@ -45,7 +45,7 @@ from .names import (
     TRACKER_IDS,
 )
 from .opening import FolderLock, Opening
-from .records import read_json, read_metrics, read_rows, read_settings
+from .records import keep, kept, read_metrics, read_rows, read_settings, rows_until
 
 if TYPE_CHECKING:
     from ...datums.types import Datum
@@ -183,25 +183,27 @@ class Run:
         return (0, None) if match is None else (int(match[1]), path)
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of later steps, which will be repeated; with step 0, all rows."""
-        for name in BY_STEP:
-            kept = [row for row in read_rows(self.path / name) if row["step"] <= step and step > 0]
-            if kept:
-                self.write(name, "\n".join(map(json.dumps, kept)))
-                continue
-            with writing_run(self.path / name):
-                disk.remove(self.path / name, must=True)
+        """Drop the rows of later steps, which will be repeated; with step 0, all rows.
+
+        Raises RunError where what was written before is damaged.
+        """
+        record = kept(self.path, self.checkpoint_name(step)) if step else None
+        for path in (self.path / name for name in BY_STEP):
+            size = None if record is None else record["rows"].get(path.name, {"bytes": 0})["bytes"]
+            rows = rows_until(path, step, size) if step and path.exists() else ""
+            with writing_run(path):
+                disk.write_file(path, rows) if rows else disk.remove(path, must=True)
 
     def keep(self, step: int, value: Any) -> None:
-        """Keep a JSON value for the checkpoint of a step, which is saved next."""
+        """Keep a JSON value, and what the run has recorded, for the checkpoint of a step, which is saved next."""
         self.make()
         with writing_run(self.path / KEPT):
-            disk.make_folder(self.path / KEPT)
-        self.write(f"{KEPT}/{self.checkpoint_name(step)}.json", json.dumps(value))
+            keep(self.path, self.checkpoint_name(step), value)
 
     def kept(self, step: int) -> Any:
-        """The value kept for the checkpoint of a step; None without one."""
-        return read_json(self.path / KEPT / f"{self.checkpoint_name(step)}.json")
+        """The value kept for the checkpoint of a step; None without one. Raises RunError as `forget_after` does."""
+        record = kept(self.path, self.checkpoint_name(step))
+        return None if record is None else record["state"]
 
 
 def open_run(

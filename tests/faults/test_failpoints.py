@@ -1,0 +1,135 @@
+"""Runs that are killed, or whose disk fails, at every operation: what is there is whole, and going on loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+SWEEP = Path(__file__).with_name("sweep.py")
+ROWS = [("red", "rose"), ("blue", "sky"), ("green", "grass"), ("white", "snow"), ("black", "coal")]
+SFT = [
+    *("train", "sft", "--data", "train.jsonl", "--eval-data", "train.jsonl", "--steps", "4", "--batch-size", "2"),
+    *("--rank", "2", "--save-every", "2", "--eval-every", "2", "--sample-prompts", "red", "--sample-tokens", "4"),
+]
+DPO = [
+    *("train", "dpo", "--data", "pairs.jsonl", "--steps", "2", "--batch-size", "2", "--rank", "2", "--save-every", "1"),
+]
+RL = [
+    *("train", "rl", "--task", "spell_backward", "--task-config", "min_word_len", "3", "max_word_len", "3"),
+    *(
+        "--task-size",
+        "16",
+        "--held-out",
+        "2",
+        "--all-weights",
+        "--max-tokens",
+        "4",
+        "--steps",
+        "2",
+        "--save-every",
+        "1",
+    ),
+    *("--off-policy-steps", "1", "--device", "cpu"),
+]
+#: One place of each kind that the run of `SFT` writes to.
+KINDS = [
+    *("rename .*config.json", "write .*metrics.jsonl", "write .*MANIFEST", "rename .*step-000002$"),
+    *("rename .*kept.*4.json", "rename .*adapter$"),
+]
+#: Operations that may fail without harm, so that the run goes on.
+OPTIONAL = ("sync whole", "remove ", "write whole/curve.png", "sync whole/curve.png", "rename whole/curve.png")
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Any:
+    """swept(flags, actions, only=None): what came of each case, and the operations of the run."""
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ROWS]
+    pairs = [{"prompt": prompt, "chosen": answer, "rejected": "mud"} for prompt, answer in ROWS]
+    for name, lines in (("train.jsonl", rows), ("pairs.jsonl", pairs)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+    def sweep(
+        flags: list[str], actions: list[str], only: list[str] | None = None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        done = subprocess.run(
+            [sys.executable, str(SWEEP)],
+            input=json.dumps({"flags": flags, "actions": actions, "only": only}),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            timeout=1100,
+        )
+        assert done.returncode == 0, done.stderr
+        first, *cases = map(json.loads, done.stdout.splitlines())
+        return cases, first["operations"]
+
+    return sweep
+
+
+def problems(cases: list[dict[str, Any]]) -> Iterator[str]:
+    """A sentence for each case in which something was lost, half, applied twice, or said in more than one line."""
+    for one in cases:
+        where = f"{one['action']} at operation {one['number']} ({one['operation']})"
+        if one["action"] in ("kill", "torn"):
+            if one["code"] != -9:
+                yield f"{where}: it was not killed: exit {one['code']} {one['error']}"
+        elif one["code"] == 1:
+            last = one["error"].splitlines()[-1]
+            if "Traceback" in one["error"] or "Error: " not in last:
+                yield f"{where}: the error is not one line: {one['error']}"
+        elif one["code"] != 0 or not any(word in one["operation"] for word in OPTIONAL):
+            yield f"{where}: exit {one['code']}: {one['error']}"
+        if one["resumed"] != 0 or not one["equal"]:
+            yield f"{where}: going on gives exit {one['resumed']}, other {one['differs']}: {one['resume_error']}"
+        if one["checkpoints"][1] or one["hidden"] or one["leftovers"]:
+            yield f"{where}: half of something is left: {one['checkpoints']} {one['hidden']} {one['leftovers']}"
+        if one["steps_lost"] or one["steps_twice"]:
+            yield f"{where}: {one['steps_lost']} steps lost, {one['steps_twice']} applied twice"
+
+
+def report(what: str, cases: list[dict[str, Any]], done: list[str]) -> None:
+    """Print the counts; `pytest -s` shows them."""
+    counts = Counter(one["action"] for one in cases)
+    verified = sum(one["checkpoints"][0] for one in cases)
+    lost, twice = (sum(one[key] for one in cases) for key in ("steps_lost", "steps_twice"))
+    print(
+        f"\n{what}: {len(done)} operations; {dict(counts)}; {verified} checkpoints verified after them; "
+        f"steps lost {lost}, applied twice {twice}"
+    )
+
+
+def test_a_run_that_is_killed_or_has_no_space_at_one_place_of_each_kind_goes_on_to_the_same_numbers(swept: Any) -> None:
+    cases, done = swept(SFT, ["kill", "enospc"], KINDS)
+    assert len(cases) == 2 * len(KINDS)
+    assert not list(problems(cases))
+    report("train sft", cases, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["kill", "torn", "enospc", "eio", "short"])
+def test_at_every_operation_of_a_run_nothing_is_lost_half_or_applied_twice(action: str, swept: Any) -> None:
+    cases, done = swept(SFT, [action])
+    assert len(cases) == (sum(line.startswith("write") for line in done) if action in ("torn", "short") else len(done))
+    assert len(cases) > 25
+    assert not list(problems(cases))
+    report("train sft", cases, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "flags"), [("dpo", DPO), ("rl", RL)], ids=["dpo", "rl"])
+def test_at_every_operation_of_other_recipes_too(name: str, flags: list[str], swept: Any) -> None:
+    cases, done = swept(flags, ["kill", "enospc"])
+    assert len(cases) == 2 * len(done)
+    assert not list(problems(cases))
+    report(f"train {name}", cases, done)
