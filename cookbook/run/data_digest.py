@@ -44,8 +44,8 @@ def check_data(run: Run, digests: Mapping[str, str], *, changed_data: bool = Fal
     changed = [] if began is None else _changes(began, digests)
     if changed and not changed_data:
         raise RunError(
-            f"{'; '.join(changed)} since the run in {run.path} began, so it would go on with other rows, and not as it would "
-            "have without the interruption. Restore the data, or accept this with --changed-data"
+            f"{'; '.join(changed)} since the run in {run.path} began, by {path.name} in it, so it would go on with other rows, and "
+            "not as it would have without the interruption. Restore the data, or accept this with --changed-data"
         )
     if changed:
         print(f"going on with changed data (--changed-data): {'; '.join(changed)}")

@@ -1,8 +1,8 @@
 """Runs of the command line in forked children, each with a failpoint; a script, so that torch is imported once for all.
 
-It reads a JSON object {"flags", "actions", "only"} and works in the current directory, which holds the data. For each action
-and number it forks a child that runs the flags until the failpoint acts, then another that goes on; it prints what came of
-them. The run `whole` is one to which nothing happened.
+It reads a JSON object {"flags", "actions" or "damage", "only"} and works in the current directory, which holds the data. For each
+action and number it forks a child that runs the flags until the failpoint acts, then another that goes on; for each way of
+damage and file, a child that goes on with it. It prints what came of them. The run `whole` is one to which nothing happened.
 """
 
 from __future__ import annotations
@@ -30,30 +30,35 @@ from lossbook.trainer.checkpoint.folder import read_checkpoint
 TIMES = ("tokens_per_second", "sampling_seconds")
 
 
+def child_of(job: Callable[[], int], errors: Path, failpoint: str | None = None) -> int:
+    """The id of a forked child that does the job; what it writes to standard error goes into a file."""
+    child = os.fork()
+    if child != 0:
+        return child
+    code = 99
+    with (
+        open(errors, "w") as err,
+        open(os.devnull, "w") as out,
+        contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(out),
+    ):
+        try:
+            warnings.resetwarnings()
+            if failpoint is not None:
+                os.environ[disk.FAILPOINT] = failpoint
+            code = job()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 98
+        except BaseException:
+            traceback.print_exc()
+    os._exit(code)
+
+
 def in_a_child(job: Callable[[], int], failpoint: str | None = None) -> tuple[int, str]:
     """(exit code, standard error) of a forked child; warnings are in its standard error."""
     errors = Path("stderr")
-    child = os.fork()
-    if child == 0:
-        code = 99
-        with (
-            open(errors, "w") as err,
-            open(os.devnull, "w") as out,
-            contextlib.redirect_stderr(err),
-            contextlib.redirect_stdout(out),
-        ):
-            try:
-                warnings.resetwarnings()
-                if failpoint is not None:
-                    os.environ[disk.FAILPOINT] = failpoint
-                code = job()
-            except SystemExit as leaving:
-                code = leaving.code if isinstance(leaving.code, int) else 98
-            except BaseException:
-                traceback.print_exc()
-        os._exit(code)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, errors.read_text()
+    _, status = os.waitpid(child_of(job, errors, failpoint), 0)
+    return os.waitstatus_to_exitcode(status), errors.read_text()
 
 
 def recorded(out: Path) -> dict[str, Any]:
@@ -120,11 +125,45 @@ def case(flags: list[str], action: str, number: int, whole: dict[str, Any], all_
     return result
 
 
+def damaged(path: Path, how: str) -> None:
+    """Damage a file: cut off half or all of it, or change a bit at its beginning, middle or end."""
+    content = bytearray(path.read_bytes())
+    if how in ("half", "empty"):
+        del content[0 if how == "empty" else len(content) // 2 :]
+    else:
+        content[{"first bit": 0, "middle bit": len(content) // 2, "last bit": len(content) - 2}[how]] ^= 1
+    path.write_bytes(content)
+
+
+def damage_cases(order: dict[str, Any], whole: dict[str, Any], done: list[str]) -> Iterator[dict[str, Any]]:
+    """Of a run that was killed before its export: each file damaged in each way, then going on."""
+    flags, last = order["flags"], next(i for i, line in enumerate(done, 1) if re.search("make .*adapter.tmp", line))
+    killed = Path("killed")
+    in_a_child(lambda: main([*flags, "--out", str(killed)]), f"kill@{last}")
+    files = sorted(path.relative_to(killed) for path in killed.rglob("*") if path.is_file() and path.stat().st_size > 2)
+    for file in files:
+        if order.get("only") and not any(re.search(pattern, str(file)) for pattern in order["only"]):
+            continue
+        for how in order["damage"]:
+            out = Path("damaged")
+            shutil.copytree(killed, out)
+            damaged(out / file, how)
+            code, error = in_a_child(lambda out=out: main([*flags, "--out", str(out), "--resume"]))
+            ended = recorded(out) if code == 0 else {}
+            yield {
+                **{"file": str(file), "how": how, "code": code, "error": error.strip(), "equal": ended == whole},
+                **{"differs": [key for key in whole if ended.get(key) != whole[key]] if ended else []},
+            }
+            shutil.rmtree(out)
+
+
 def numbers_of(done: list[str], only: list[str] | None) -> set[int]:
     """All operations, or the first that each pattern of `only` matches; counted from 1."""
     if only is None:
         return set(range(1, len(done) + 1))
-    return {next((i for i, line in enumerate(done, 1) if re.search(pattern, line)), 0) for pattern in only}
+    return {
+        i for pattern in only for i in [next((i for i, line in enumerate(done, 1) if re.search(pattern, line)), 0)] if i
+    }
 
 
 def cases(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -136,7 +175,9 @@ def cases(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     del os.environ[disk.FAILPOINT]
     whole, done = recorded(Path("whole")), operations(log)
     yield {"operations": done}
-    for action in order["actions"]:
+    if "damage" in order:
+        yield from damage_cases(order, whole, done)
+    for action in order.get("actions", ()):
         met = [line for line in done if line.startswith("write ")] if action in ("short", "torn") else done
         for number in range(1, len(met) + 1):
             if number in numbers_of(met, order.get("only")):
