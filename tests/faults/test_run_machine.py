@@ -210,7 +210,11 @@ def test_a_run_started_stopped_killed_and_damaged_in_any_order_ends_as_an_undist
 ) -> None:
     Runs.counts.clear()
     checks = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
     )
     run_state_machine_as_test(Runs, settings=checks)
     print(f"run folders: {sum(Runs.counts.values())} commands over {Runs.number} folders: {dict(Runs.counts)}")
