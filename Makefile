@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test test-slow lint docs bench mutation clean
+.PHONY: help quickstart test test-slow lint docs bench mutation audit clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,11 @@ bench: $(models) ## side by side with TRL, transformers and others: 40 minutes o
 mutation: $(installed) ## which changes of losses/ no test notices, hours of CPU; ARGS="losses/policy/weighted.py" for some modules
 	$(pip_install) -e '.[mutation]'
 	$(python) tests/mutation/mutate.py $(ARGS)
+
+audit: $(installed) ## known vulnerabilities of the versions in constraints.txt; pip-audit in an environment of its own, and the network
+	@test -x $(VENV)/audit/bin/pip-audit || { $(python) -m venv --clear $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean: ## remove the virtual environment, builds and caches (not runs/)
 	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache

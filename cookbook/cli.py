@@ -18,6 +18,7 @@ from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskErr
 from .run.configs import read_config
 from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
+from .run.redaction import redacted
 
 #: Exit codes: of any failure, and of a usage error.
 FAILURE, USAGE_ERROR = 1, 2
@@ -119,7 +120,7 @@ def _code_of(arguments: Sequence[str] | None) -> int:
     except LossbookError as error:
         if debug:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return USAGE_ERROR if isinstance(error, _USAGE) else FAILURE
     except BrokenPipeError:  # `lossbook losses list | head`: the reader is gone, and the interpreter would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

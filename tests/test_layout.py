@@ -14,8 +14,48 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("datums", "losses", "trainer", "cookbook")
 DIRECTION = "imports go one way: datums <- losses <- trainer <- cookbook"
 #: Modules that turn bytes from a file into running code.
-UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-UNSAFE_FLAGS = {"trust_remote_code", "allow_pickle"}
+UNSAFE_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "jsonpickle",
+    "runpy",
+    "code",
+}
+#: Keywords that must be False where they are given.
+UNSAFE_FLAGS = {"trust_remote_code", "allow_pickle", "shell"}
+#: Functions that run a text or a file as code, or hand a text to a shell; a builtin is called by its bare name.
+UNSAFE_CALLS = {
+    *(
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "torch.load",
+        "torch.hub.load",
+        "torch.jit.load",
+        "torch.package.PackageImporter",
+    ),
+    *(
+        "yaml.load",
+        "yaml.load_all",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "os.system",
+        "os.popen",
+        "subprocess.getoutput",
+    ),
+    *("subprocess.getstatusoutput", "pandas.read_pickle", "pd.read_pickle"),
+}
+#: Where one of them is called all the same, and why that runs no text of a file, a row or a model.
+ALLOWED_CALLS = {
+    ("losses/trace/trace.py", "exec"): "the source that it has written itself, of a loss that the user chose",
+    ("losses/trace/trace.py", "compile"): "the same source",
+}
 
 
 def package_modules() -> list[Path]:
@@ -80,15 +120,37 @@ def device_or_value_code(tree: ast.Module, module: Path) -> Iterator[str]:
 
 
 def unsafe_loading(tree: ast.Module, module: Path) -> Iterator[str]:
-    """A sentence for each way of running code that came with a file."""
+    """A sentence for each way of running code that came with a file, a row or a text."""
     for name, line in imported_names(tree):
         if name.split(".")[0] in UNSAFE_MODULES:
             yield f"{module} line {line}: imports {name}, which runs code from a file; use safetensors and JSON"
+    for name, line in unsafe_calls(tree):
+        if (module.as_posix(), name) not in ALLOWED_CALLS:
+            yield f"{module} line {line}: {name} runs what it is given; use safetensors, JSON, ast.literal_eval, argument lists"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
-            yield f"{module} line {node.lineno}: torch.load unpickles; use safetensors"
         if isinstance(node, ast.keyword) and node.arg in UNSAFE_FLAGS and ast.unparse(node.value) != "False":
-            yield f"{module} line {node.value.lineno}: {ast.unparse(node)} runs code that came with a file"
+            yield f"{module} line {node.value.lineno}: {ast.unparse(node)} runs code that came with a file or a text"
+
+
+def unsafe_calls(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Each use of one of `UNSAFE_CALLS`, called or handed on, by whatever name it was imported."""
+    names = {name: name for name in UNSAFE_CALLS}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            renamed = [alias for alias in node.names if alias.asname]
+            for call in UNSAFE_CALLS:
+                names |= {
+                    f"{one.asname}{call.removeprefix(one.name)}": call
+                    for one in renamed
+                    if call.startswith(f"{one.name}.")
+                }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
+            name = names.get(ast.unparse(node).removeprefix("builtins."), "")
+            if name in UNSAFE_CALLS:
+                yield name, node.lineno
 
 
 @pytest.mark.parametrize("module", package_modules(), ids=str)
@@ -129,6 +191,11 @@ def test_losses_know_no_device_and_read_no_values(module: Path) -> None:
 def test_nothing_runs_code_that_came_with_a_file(module: Path) -> None:
     problems = list(unsafe_loading(parse(module), module))
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize(("file", "name"), ALLOWED_CALLS)
+def test_what_is_allowed_to_run_code_does(file: str, name: str) -> None:
+    assert name in [call for call, _ in unsafe_calls(parse(Path(file)))], f"take {name} of {file} out of ALLOWED_CALLS"
 
 
 def test_no_file_names_the_place_where_it_was_written() -> None:
@@ -188,10 +255,30 @@ def test_an_import_along_the_direction_is_free(module: str, source: str) -> None
         "torch.load(path, weights_only=True)",
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
         "numpy.load(path, allow_pickle=flag)",
+        "eval(text)",
+        "builtins.exec(text)",
+        "list(map(eval, texts))",
+        "import torch as t\nt.load(path)",
+        "from torch import load as read\nread(path)",
+        "from yaml import unsafe_load\nunsafe_load(text)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "import os as o\no.popen(text)",
+        "import marshal",
+        "from runpy import run_path",
     ],
 )
 def test_unsafe_loading_is_found(source: str) -> None:
     assert len(list(unsafe_loading(ast.parse(source), Path("trainer/x.py")))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["re.compile(text)", "torch.compile(f)", "model.eval()", "json.load(file)", "from json import load\nload(file)"],
+)
+def test_safe_calls_of_like_names_are_free(source: str) -> None:
+    assert not list(unsafe_loading(ast.parse(source), Path("trainer/x.py")))
 
 
 @pytest.mark.parametrize("line", ["loss.item()", "x.cuda()", "torch.zeros(3, device=x.device)"])

@@ -12,6 +12,7 @@ from ...datums.errors import DataFileError, RunError
 from ...datums.files.sources import hub_name, source_files
 from .names import DATA_DIGEST
 from .records import read_json
+from .redaction import redacted
 from .runs import Run
 
 #: Bytes of a file in memory at once.
@@ -38,6 +39,7 @@ def check_data(run: Run, digests: Mapping[str, str], *, changed_data: bool = Fal
     changed_data: go on with other data, from now on compared with these. Raises RunError, naming the file that changed,
     came or went.
     """
+    digests = redacted(digests)
     path = run.path / DATA_DIGEST
     goes_on = run.resumed and path.exists() and run.last_checkpoint()[1] is not None
     began = _read(path) if goes_on else None

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .redaction import redacted
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -66,7 +68,7 @@ class StepDisplay:
 
     def note(self, text: str) -> None:
         """Print a line; the time since the last step is not counted as training."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
         self._resumed_at = time.monotonic()
 
     def rest(self) -> None:

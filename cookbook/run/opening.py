@@ -24,6 +24,7 @@ from ...datums import disk
 from ...datums.errors import RunError
 from .names import CONFIG, DATA_DIGEST, LOCK, OWNER, REPORT
 from .records import read_settings
+from .redaction import redacted
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -161,8 +162,8 @@ def _has_content(path: Path) -> bool:
 
 
 def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    before = read_settings(path)
-    now = json.loads(json.dumps(dict(settings)))
+    before = redacted(read_settings(path))
+    now = redacted(json.loads(json.dumps(dict(settings))))  # as config.json has them
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     refused = [key for key in changed if key not in may_change]
     if refused:

@@ -1,4 +1,4 @@
-"""Secrets are kept out of everything that is written: trackers, model cards, reports."""
+"""Secrets are kept out of everything that is written: a run's files, trackers, model cards, messages of errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ REDACTED = "[redacted]"
 _SECRET_NAME = re.compile(r"(^|_)(APIKEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 #: Shorter values are not redacted: they would match inside ordinary words.
 _SHORTEST = 8
-_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
+_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s@\"'<>]+(?=@)")
+_SECRET_IN_URL = re.compile(r"(?i)(?<=[?&])((?:\w+_)?(?:key|apikey|token|secret|password|sig|signature)=)[^&\s\"'<>#]+")
 _KNOWN_FORMS = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
+#: Names of settings whose texts are secrets, if they are at least this long: shorter ones are names of columns or of tokens.
+_SECRET_SETTING = re.compile(r"(?i)(^|_)(api_?key|access_?key|token|secret|password|passwd|credentials?)$")
+_SHORTEST_SETTING = 16
 
 
 def is_secret_name(name: str) -> bool:
@@ -22,18 +26,32 @@ def is_secret_name(name: str) -> bool:
 
 
 def redacted(value: Any) -> Any:
-    """A JSON value with its secrets replaced: values of secret environment variables, logins in URLs, known token forms."""
+    """A JSON value with its secrets replaced: values of secret environment variables, those in URLs, and known forms of tokens.
+
+    Long texts under a name such as api_key are replaced as well.
+    """
+    secrets = [text for name, text in os.environ.items() if len(text) >= _SHORTEST and is_secret_name(name)]
+    return _without(value, sorted(secrets, key=len, reverse=True))  # one may be a part of another
+
+
+def _without(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return _clean(value)
+        return _clean(value, secrets)
     if isinstance(value, Mapping):
-        return {key: redacted(one) for key, one in value.items()}
+        return {_clean(str(key), secrets): _setting(str(key), one, secrets) for key, one in value.items()}
     if isinstance(value, Sequence):
-        return [redacted(one) for one in value]
+        return [_without(one, secrets) for one in value]
     return value
 
 
-def _clean(text: str) -> str:
-    for name, secret in os.environ.items():
-        if len(secret) >= _SHORTEST and is_secret_name(name):
-            text = text.replace(secret, REDACTED)
-    return _KNOWN_FORMS.sub(REDACTED, _LOGIN_IN_URL.sub(REDACTED, text))
+def _setting(name: str, value: Any, secrets: Sequence[str]) -> Any:
+    if isinstance(value, str) and len(value) >= _SHORTEST_SETTING and _SECRET_SETTING.search(name):
+        return REDACTED
+    return _without(value, secrets)
+
+
+def _clean(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    text = _SECRET_IN_URL.sub(rf"\1{REDACTED}", _LOGIN_IN_URL.sub(REDACTED, text))
+    return _KNOWN_FORMS.sub(REDACTED, text)

@@ -46,6 +46,7 @@ from .names import (
 )
 from .opening import FolderLock, Opening
 from .records import keep, kept, read_metrics, read_rows, read_settings, rows_until
+from .redaction import redacted
 
 if TYPE_CHECKING:
     from ...datums.types import Datum
@@ -92,7 +93,7 @@ class Run:
             self._is_made = True
             if (self.path / CONFIG).exists() and not self.resumed:
                 _delete_run(self.path)
-        self.write(CONFIG, json.dumps(dict(self._opening.settings), indent=2))
+        self.write(CONFIG, json.dumps(dict(self._opening.settings)))
         for name, text in self._with_settings.items():
             self.write(name, text)
 
@@ -118,10 +119,10 @@ class Run:
             self.trackers.log(step, metrics)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a row (JSON values, with a `step`) to one of the `BY_STEP` files, and flush it."""
+        """Append a row (JSON values, with a `step`) to one of the `BY_STEP` files, without secrets, and flush it."""
         self.make()
         with writing_run(self.path / name):
-            disk.append(self.path / name, json.dumps(row) + "\n")
+            disk.append(self.path / name, json.dumps(redacted(row)) + "\n")
 
     def log_step(
         self,
@@ -146,8 +147,10 @@ class Run:
         return {key: value for row in read_metrics(self.metrics) for key, value in row.items()}
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file of the run, completely or not at all."""
+        """Write a file of the run, completely or not at all; JSON without secrets."""
         self.make()
+        if name.endswith(".json"):
+            text = json.dumps(redacted(json.loads(text)), indent=2)
         path = self.path / name
         with writing_run(path):
             disk.write_file(path, text + "\n")
