@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ...datums.errors import LossbookError
 from ...losses.cards.card import card_of
+from ...losses.variants.presets import find_preset
+from ..inspect.token_records import read_loss
 from ..run.configs import mean_over_tokens
 from ..run.names import CONFIG, METRICS, REPORT
+from ..run.records import read_json, read_metrics, read_settings
 from ..run.redaction import redacted
-from ..run.runs import read_metrics, read_settings
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: Metrics shown with their first and last values, if recorded; likewise all that begin with these prefixes.
@@ -34,10 +38,10 @@ def model_card(
     settings = read_settings(run) if run is not None and (run / CONFIG).exists() else {}
     parts = [
         _metadata(base_model, settings, adapter=adapter, kind=kind),
-        f"# {run.name if run is not None else 'A model'}\n\n{_summary(base_model, settings, adapter)}",
+        f"# {_inline(run.name) if run is not None else 'A model'}\n\n{_summary(base_model, settings, adapter)}",
         _loading(base_model, adapter=adapter, kind=kind, value_head=value_head),
         _section("Checked", verified or "Written at the end of training and not checked; `lossbook export` checks it."),
-        _loss_section(settings),
+        _loss_section(settings, run),
         _section("Numbers", _metrics_table(run)),
         _section("Data", _fenced(_report(run))),
         _section("Settings", _fenced(json.dumps(settings, indent=2), "json") if settings else ""),
@@ -60,11 +64,11 @@ def _metadata(base_model: str, settings: Mapping[str, Any], *, adapter: bool, ki
 
 def _summary(base_model: str, settings: Mapping[str, Any], adapter: bool) -> str:
     content = (
-        f"A LoRA adapter for `{base_model}`, trained"
+        f"A LoRA adapter for {_code(base_model)}, trained"
         if adapter
-        else f"A model with all weights trained from `{base_model}`"
+        else f"A model with all weights trained from {_code(base_model)}"
     )
-    loss = f" with the loss `{settings['loss']}`" if "loss" in settings else ""
+    loss = f" with the loss {_code(str(settings['loss']))}" if "loss" in settings else ""
     return f"{content}{loss} by lossbook."
 
 
@@ -80,7 +84,7 @@ def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> 
         code = (
             "from lossbook.trainer.model.load import load_model  # reads directories and .gguf files\n"
             "from peft import PeftModel\n\n"
-            f'model = PeftModel.from_pretrained(load_model("{Path(base_model).name}").module, "FOLDER")'
+            f'model = PeftModel.from_pretrained(load_model({json.dumps(Path(base_model).name)}).module, "FOLDER")'
         )
     elif adapter:
         code = (
@@ -106,35 +110,60 @@ def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> 
     return _section("Loading", _fenced(code, "python") + "\n\n" + " ".join(notes))
 
 
-def _loss_section(settings: Mapping[str, Any]) -> str:
+def _loss_section(settings: Mapping[str, Any], run: Path | None) -> str:
     if "loss" not in settings:
         return ""
-    name, config = str(settings["loss"]), dict(settings.get("loss_config") or {})
+    name, config = str(settings["loss"]), settings.get("loss_config") or {}
+    module, colon, _ = name.partition(":")
     try:
-        text = "\n\n".join(str(card_of(part)) for _, part in mean_over_tokens(name, config).parts)
-    except (LossbookError, ImportError) as error:  # a function in a module that is missing here
+        if colon and module not in sys.modules and find_preset(name) is None:  # no code runs that a run's folder names
+            text = _recorded_loss(run, name)
+        else:
+            text = "\n\n".join(str(card_of(part)) for _, part in mean_over_tokens(name, dict(config)).parts)
+    except (
+        LossbookError,
+        ImportError,
+        TypeError,
+        ValueError,
+    ) as error:  # a function that is missing here, other settings
         text = f"{name} {config or ''}\n({type(error).__name__}: its card needs the module it is defined in)"
-    return _section(f"Loss: {name}", _fenced(text))
+    return _section(f"Loss: {_inline(name)}", _fenced(text))
+
+
+def _recorded_loss(run: Path | None, name: str) -> str:
+    """What loss.json says of a loss whose module is not imported here."""
+    recorded = read_loss(run) if run is not None else {}
+    parts = [f"{part['name']}\n  {part['formula']}\n\n{part['description']}" for part in recorded.get("parts", ())]
+    return "\n\n".join([str(recorded.get("loss", name)), *parts])
 
 
 def _metrics_table(run: Path | None) -> str:
     rows = read_metrics(run / METRICS) if run is not None else []
+    rows = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
     names = sorted({key for row in rows for key in row if key in _SHOWN or key.startswith(_SHOWN_PREFIXES)})
     if not names:
         return ""
     lines = ["| | first | last | step |", "|---|---|---|---|"]
     for name in names:
         values = [(row["step"], row[name]) for row in rows if name in row]
-        lines.append(f"| {name} | {values[0][1]:.4g} | {values[-1][1]:.4g} | {values[-1][0]} |")
+        lines.append(f"| {_inline(name)} | {values[0][1]:.4g} | {values[-1][1]:.4g} | {values[-1][0]} |")
     return "\n".join(lines)
 
 
 def _report(run: Path | None) -> str:
-    path = run / REPORT if run is not None else None
-    if path is None or not path.exists():
-        return ""
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return "\n".join(f"{key}: {value}" for key, value in report.items() if isinstance(value, int | float))
+    report = None if run is None else read_json(run / REPORT)
+    counts = report.items() if isinstance(report, dict) else ()
+    return "\n".join(f"{key}: {value}" for key, value in counts if isinstance(value, int | float))
+
+
+def _inline(text: str) -> str:
+    """Data inside a line of Markdown: no markup, one line."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: str) -> str:
+    plain = " ".join(text.replace("`", "'").split())
+    return f"`{plain}`"
 
 
 def _section(title: str, body: str) -> str:
@@ -142,7 +171,9 @@ def _section(title: str, body: str) -> str:
 
 
 def _fenced(text: str, language: str = "") -> str:
-    return f"```{language}\n{text}\n```" if text else ""
+    """A block of code; its fence is longer than any in the text."""
+    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text))) if "`" in text else "```"
+    return f"{fence}{language}\n{text}\n{fence}" if text else ""
 
 
 def _version(name: str) -> str:

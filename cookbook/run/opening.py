@@ -142,6 +142,8 @@ class Opening:
 
     def check(self, path: Path) -> None:
         """Raise RunError unless the folder can be opened in this way."""
+        if "\0" in str(path):
+            raise RunError(f"{str(path)!r} is no folder's name")
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; a run needs a folder")
         if self.resume:

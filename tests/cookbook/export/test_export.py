@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lossbook.cookbook.export import check as export_check
 from lossbook.cookbook.export.export import TOLERANCES, check_repository, export, push
 from lossbook.cookbook.export.model_card import model_card
 from lossbook.cookbook.quickstart import find_smollm2
+from lossbook.cookbook.run.runs import open_run
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import ConfigError, ExportError, RunError
 from lossbook.trainer.clients.training import TrainingClient
@@ -390,3 +392,31 @@ def test_a_model_from_a_gguf_file_is_exported(tmp_path: Path, form: Any) -> None
     state, _ = trained(tmp_path / "states", find_smollm2())
     checked = export(state, tmp_path / "out", format=form)
     assert checked.largest < 1e-3 < 0.1 < checked.from_base
+
+
+EVIL = "</code>```\n\n<img src=x onerror=alert(1)>\n# `title`|x"
+
+
+def test_nothing_in_a_run_becomes_markup_of_its_card_and_no_module_that_it_names_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    folder = tmp_path / "run <img>"
+    run = open_run(folder, {"loss": "trap:loss", "data": EVIL, EVIL: 1, "loss_config": {EVIL: EVIL}})
+    run.log(1, {f"reward{EVIL}": 1.0, "loss": 2.0})
+    run.write("data_report.json", json.dumps({EVIL: 3}))
+    card = model_card(folder, EVIL, adapter=True, kind="decoder")
+    outside, fence = [], None
+    for line in card.splitlines():
+        ticks = re.match("`{3,}", line)
+        if fence is None and ticks:
+            fence = ticks[0]
+        elif fence is not None and line == fence:
+            fence = None
+        elif fence is None:
+            outside.append(re.sub("`[^`]*`", "", line))
+    assert fence is None
+    assert "# run &lt;img&gt;" in outside
+    assert not [line for line in outside if "<img" in line or line.startswith("# title")]
+    assert "trap:loss" in card

@@ -104,6 +104,11 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "run", {})
 
 
+def test_a_name_that_no_folder_can_have_is_refused() -> None:
+    with pytest.raises(RunError, match="is no folder's name"):
+        open_run("a\0b", {}, later=True)
+
+
 def test_metrics_after_the_step_that_is_resumed_are_forgotten(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", {})
     for step in range(4):
