@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 TESTS = ROOT / "tests"
 OUTCOMES = TESTS / "faults" / "outcomes.json"
-SOAK = ROOT / "benchmarks" / "results" / "soak.json"
+SOAK = TESTS / "faults" / "soak.json"
 
 HEAD = """# Reliability
 
@@ -125,14 +125,20 @@ def soak() -> str:
     """Every fifth minute of the last soak."""
     if not SOAK.exists():
         return "Not run.\n"
-    samples = json.loads(SOAK.read_text())["samples"]
+    record = json.loads(SOAK.read_text())
+    samples, calls = (
+        record["samples"],
+        {k: n for k, n in record["calls"].items() if k not in ("rounds", "clients made")},
+    )
     names = [name for name in samples[0] if name not in ("minutes", "rounds")]
     chosen = [*samples[:: max(len(samples) // 6, 1)][:6], samples[-1]]
     table = f"| minutes | rounds | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}\n"
     for one in chosen:
         values = " | ".join(f"{one[name]:g}" for name in names)
         table += f"| {one['minutes']:.0f} | {one['rounds']:g} | {values} |\n"
-    return table
+    failed = calls["failed as it must"]
+    made = record["calls"]["clients made"]
+    return f"{table}\n{sum(calls.values()):,} calls, {failed:,} of them failing as they must, on {made} clients.\n"
 
 
 def page() -> str:
@@ -143,7 +149,7 @@ def page() -> str:
     holds = sum(text.startswith("holds") for text in results)
     waiting = sum(bool(row.waits) for row in rows.ROWS)
     text = HEAD + f"\n## What was counted\n\n{figures(kept)}"
-    text += f"\n## A soak of mixed work\n\n`python benchmarks/soak.py --minutes 30`, on one thread, after `gc.collect()`:\n\n{soak()}"
+    text += f"\n## A soak of mixed work\n\n`python tests/faults/soak.py --minutes 30`, on one thread, after `gc.collect()`:\n\n{soak()}"
     text += (
         f"\n## The rows\n\n{len(rows.ROWS)} rows: {holds} hold, {waiting} wait for what they need, "
         f"{len(rows.ROWS) - holds - waiting} neither. Tests are below `tests/`; a case is one parameter set of one of them.\n"

@@ -6,10 +6,7 @@ The command line runs in children that one process forks, which has imported eve
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,47 +18,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from .forked import FLAGS, Runner
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-RUNNER = Path(__file__).with_name("runner.py")
-ROWS = [("red", "rose"), ("blue", "sky"), ("green", "grass"), ("white", "snow"), ("black", "coal")]
-FLAGS = [
-    *("train", "sft", "--data", "train.jsonl", "--steps", "5", "--batch-size", "2", "--rank", "2", "--save-every", "2"),
-    *("--sample-prompts", "red", "--sample-tokens", "2"),
-]
 #: Files that a run of these flags leaves, to damage.
 FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "data_digest.json", "kept", "checkpoints")
 POINTS = st.integers(1, 60)
-
-
-class Runner:
-    """The process that forks a child for each order, and what an undisturbed run records."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ROWS]
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.process = subprocess.Popen(
-            [sys.executable, str(RUNNER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
-        assert self.order(flags=[*FLAGS, "--out", "whole"])["code"] == 0
-        self.whole = self.order(recorded="whole")
-
-    def order(self, **order: Any) -> dict[str, Any]:
-        """What came of one order: `flags` with perhaps a `failpoint`, `recorded`, or `together`."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.communicate(timeout=60)
 
 
 class Runs(RuleBasedStateMachine):

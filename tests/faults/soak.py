@@ -1,4 +1,4 @@
-"""Mixed work on training clients for N minutes, and whether the process grows: `python benchmarks/soak.py --minutes 30`.
+"""Mixed work on training clients for N minutes, and whether the process grows: `python tests/faults/soak.py --minutes 30`.
 
 A round is a few calls of a client: several losses and custom ones, calls that fail in many ways, steps, sampling, saving and
 loading; every tenth round two clients are dropped and made anew. It prints, over time, what the process holds, and exits 1 if
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import random
 import statistics
@@ -159,6 +160,9 @@ def held() -> dict[str, float]:
 def grown(samples: list[dict[str, float]]) -> dict[str, float]:
     """What the median of the last third exceeds that of the second by, where that is more than chance."""
     third = len(samples) // 3
+    if third < 3:
+        print("too short to tell")
+        return {}
     second, last = samples[third : 2 * third], samples[2 * third :]
     growth = {
         name: statistics.median(s[name] for s in last) - statistics.median(s[name] for s in second) for name in ALLOWED
@@ -170,7 +174,9 @@ def grown(samples: list[dict[str, float]]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--out", type=Path, help="a JSON file for the samples, which docs/reliability.md shows")
+    given = parser.parse_args()
+    minutes = given.minutes
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     samples: list[dict[str, float]] = []
@@ -178,12 +184,14 @@ def main() -> int:
         work, start = Work(Path(folder)), time.monotonic()
         while (passed := (time.monotonic() - start) / 60) < minutes:
             if passed >= len(samples) * minutes / 30 and work.counts["rounds"] % 10 == 0:  # the clients are new
-                samples.append(held())
+                samples.append({"minutes": round(passed, 1), "rounds": work.counts["rounds"], **held()})
                 values = "  ".join(f"{name} {value:g}" for name, value in samples[-1].items())
-                print(f"{passed:6.1f} min  {work.counts['rounds']:6} rounds  {values}", flush=True)
+                print(values, flush=True)
             work.round()
     print("  ".join(f"{name} {count}" for name, count in sorted(work.counts.items())))
     growth = grown(samples)
+    if given.out is not None:
+        given.out.write_text(json.dumps({"calls": work.counts, "samples": samples}, indent=1) + "\n", encoding="utf-8")
     print(f"grows: {growth}" if growth else "nothing grows")
     return 1 if growth else 0
 
