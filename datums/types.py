@@ -41,6 +41,11 @@ class EncodedTextChunk:
     tokens: Sequence[int]
     type: Literal["encoded_text"] = "encoded_text"
 
+    def __post_init__(self) -> None:
+        if not hasattr(self.tokens, "__iter__"):
+            raise DtypeError(f"tokens must be a list of token ids, not {self.tokens!r:.40}")
+        object.__setattr__(self, "tokens", list(self.tokens))  # a copy: the caller may go on with the list
+
     @property
     def length(self) -> int:
         """Number of tokens."""

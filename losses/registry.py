@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
+from torch.nn import Module
+
 from ..datums.errors import DuplicateLossError, LossbookError, LossContractError, UnknownLossError, did_you_mean
 from ..datums.extras import named_in, user_module
 from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
+from .spec.functions import batch_style, module_function
 from .spec.settings import own_names
-from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
+from .spec.spec import (
+    Conflict,
+    Groups,
+    LossSpec,
+    Partners,
+    Per,
+    Units,
+    groups_of,
+    is_batch_style,
+    make_spec,
+)
 from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
@@ -53,7 +65,9 @@ def register_loss(
     partners: Partners | None = None,
     claims: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
-    """Register a loss function under an id. The function itself is returned unchanged.
+    """Register a loss function, or a torch module by its `forward`, under an id. It is returned unchanged.
+
+    Parameters of a module, or of a function's own, get gradients with each `forward_backward`; step them yourself.
 
     per: what one returned value is about: "token" [T], "datum" [N], "pair" [N/2], "batch" (a scalar).
     couples: what must be seen together; the same as `per` unless given.
@@ -85,7 +99,8 @@ def register_loss(
     declared |= {"required_if": dict(required_if or {}), "differs": dict(differs or {}), "laws": dict(laws or {})}
 
     def register(function: F) -> F:
-        _add(make_spec(function, name, output=output, axes=axes or Axes(), **declared))
+        called = module_function(function) if isinstance(function, Module) else function
+        _add(make_spec(called, name, output=output, axes=axes or Axes(), **declared))
         return function
 
     return register
@@ -222,21 +237,23 @@ def spec_of_function(function: Callable[..., Any], *, output: str | None = None)
 
     output: given by callers that know the function to be fn(data, logprobs_list), whatever its parameters are called.
     """
-    registered = next((spec for spec in _specs.values() if spec.function is function), None)
+    registered = next((spec for spec in _specs.values() if spec.made_of(function)), None)
     if registered is not None:
         return registered
     if not callable(function):
         raise LossContractError(f"a loss is an id or a function, not a {type(function).__name__}")
     name = getattr(function, "__name__", type(function).__name__).strip("<>")
+    if isinstance(function, Module):
+        function = module_function(function)
     if output is None and not is_batch_style(function):
         return make_spec(function, name, per="token")
-    renamed = _batch_style(function)
+    renamed = batch_style(function)
     return make_spec(renamed, name, per="batch", output=output or "logprobs")
 
 
 def is_registered(function: Any) -> bool:
     """Whether a function was decorated with `register_loss`."""
-    return any(spec.function is function for spec in _specs.values())
+    return any(spec.made_of(function) for spec in _specs.values())
 
 
 def functions_in(package: str) -> list[Callable[..., Any]]:
@@ -258,25 +275,6 @@ def plugin_errors() -> dict[str, str]:
     """Plug-ins that failed to load, with the reason."""
     _load_plugins()
     return dict(_plugin_errors)
-
-
-def _batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under the parameter names of the hosted APIs' signature."""
-    if is_batch_style(function):
-        return function
-    parameters = inspect.signature(function).parameters.values()
-    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
-    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if len(needed) > 2 or (len(needed) < 2 and not takes_any and len(list(parameters)) < 2):
-        raise LossContractError(
-            f"a custom loss takes two arguments, fn(data, logprobs_list), but {getattr(function, '__name__', function)!r} "
-            f"takes ({', '.join(p.name for p in parameters)}). Close over anything else, for instance with functools.partial"
-        )
-
-    def call(data: Any, logprobs_list: Any) -> Any:
-        return function(data, logprobs_list)
-
-    return call
 
 
 def _imported(path: str) -> Callable[..., Any] | None:

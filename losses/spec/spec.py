@@ -133,6 +133,10 @@ class LossSpec:
         members = None if self.groups is None else self.groups(datums, config, None).members
         return None if members is None else [list(group) for group in members]
 
+    def made_of(self, function: Any) -> bool:
+        """Whether it was made of this function or module."""
+        return self.function is function or getattr(self.function, "module", self) is function
+
     @property
     def keys(self) -> set[str]:
         """The `loss_fn_inputs` keys that answer to its inputs."""
@@ -177,6 +181,10 @@ def make_spec(
 
     declared: the other fields of `LossSpec` that `register_loss` takes as they are.
     """
+    if inspect.isclass(function):
+        raise LossContractError(
+            f"{name}: {function.__name__} is a class; give an instance of it, {function.__name__}(...)"
+        )
     reduction = reduction or {"token": "sum", "datum": "mean", "pair": "pair-mean", "batch": "sum"}.get(per, "")
     _check_levels(name, per, couples, reduction)
     hints = _hints(function, name)

@@ -96,6 +96,10 @@ class ExampleTracer(torch.fx.Tracer):
         if isinstance(a, torch.fx.Proxy):
             return a.node
         if isinstance(a, Tensor):
+            if a.requires_grad:
+                raise TraceError(
+                    "it holds a parameter, which a graph would keep at its present value: pass it as an input, or detach it"
+                )
             if a.ndim:
                 raise TraceError(
                     f"it uses a tensor of shape {list(a.shape)} that is neither an input nor made from one. Make it from "

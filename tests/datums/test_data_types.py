@@ -124,3 +124,15 @@ def test_the_module_types_gives_every_data_type() -> None:
     for name in lossbook.types.__all__:
         assert hasattr(lossbook.types, name)
     assert lossbook.types.TensorData is TensorData
+
+
+def test_a_chunk_copies_the_callers_list() -> None:
+    tokens = [1, 2, 3]
+    chunk = EncodedTextChunk(tokens=tokens)
+    whole = ModelInput.empty().append(chunk)
+    tokens.append(4)
+    tokens[0] = 9
+    assert whole.to_ints() == [1, 2, 3]
+    assert (chunk.length, whole.length) == (3, 3)
+    with pytest.raises(DtypeError, match="tokens must be a list of token ids, not None"):
+        EncodedTextChunk(tokens=None)  # type: ignore[arg-type]

@@ -29,6 +29,9 @@ from .info import model_info
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 
+#: What forward_backward_custom may hand to a function, by the names that callers give it.
+OUTPUTS = {"logprobs": "logprobs", "embedding": "embeddings", "embeddings": "embeddings"}
+
 Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
 
 
@@ -103,16 +106,18 @@ class TrainingClient:
 
         loss_fn: `fn(data, logprobs_list) -> (scalar tensor, {"name": float})`, where logprobs_list[i] is a float32 CPU
         tensor in the shape of datum i's target_tokens; with output="embedding" it is datum i's pooled embedding [d].
-        A registered function, a `Loss` or a mixture is taken too.
+        A registered function, a `Loss` or a mixture is taken too, and then says itself what it reads. Parameters that the
+        function holds get their gradients as from `loss.backward()`, if the call succeeds.
         """
         check_pooling(pooling)
+        if output not in OUTPUTS:
+            raise LossContractError(f"output={output!r} is none of {', '.join(map(repr, OUTPUTS))}")
         datums = [as_datum(d) for d in data]
         loss: LossLike
         if isinstance(loss_fn, LossLike) or is_registered(loss_fn):
             loss = get_loss(loss_fn)
         else:
-            kind = "embeddings" if output.startswith("embedding") else "logprobs"
-            loss = Loss(spec_of_function(loss_fn, output=kind), {})
+            loss = Loss(spec_of_function(loss_fn, output=OUTPUTS[output]), {})
         return self._calls.submit("forward_backward_custom", lambda: self._forward_backward(datums, loss, pooling))
 
     def forward_backward_contrastive(

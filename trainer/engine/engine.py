@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from ...datums.checks.validation import check_datums
-from ...datums.errors import NonDifferentiableLossError, NonFiniteLossError, NonFiniteLossInput
+from ...datums.errors import NonFiniteLossError, NonFiniteLossInput
 from ...datums.types import Datum
-from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
@@ -32,6 +31,7 @@ from ..model.model import LoadedModel
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from .checks import Pooling, checked_tokens
+from .gradients import OwnGradients, output_gradients
 from .micro_batch_run import MicroBatches
 from .results import Collected, count_metrics, loss_stat, output_of, per_datum, stat_of, with_nll
 from .settings import EngineSettings
@@ -107,20 +107,22 @@ class Engine:
         batches = self._plan(loss, bound, sequences, pooling, everywhere=False)
         together = loss.couples == "batch"
         recompute = together and len(batches.cuts) > 1 and not self._graphs_fit(int(bound.lengths.sum()))
-        collected = Collected()
+        collected, own = Collected(), OwnGradients()
         for group in [batches.cuts] if together else [[cut] for cut in batches.cuts]:
             order = range(len(bound.datums)) if together else group[0]
-            self._run_group(batches, group, order, collected, recompute=recompute, on_host=loss.on_host)
+            self._run_group(batches, group, order, collected, own, recompute=recompute, on_host=loss.on_host)
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{bound.name}: the loss is {collected.loss}, though its inputs are finite")
-        own = {
+        metrics = {
             "loss:sum": loss_stat(collected.loss, bound.count),
             "forward_passes": stat_of("max", 2.0 if recompute else 1.0),
             "micro_batches": stat_of("sum", len(batches.cuts)),
             "datums_without_grad": stat_of("sum", collected.datums_without_grad),
             **count_metrics(bound.datums, bound.count),
         }
-        return output_of(collected.in_order(), collected.loss, own, collected.metrics, bound.name)
+        output = output_of(collected.in_order(), collected.loss, metrics, collected.metrics, bound.name)
+        own.apply()
+        return output
 
     def _run_group(
         self,
@@ -128,6 +130,7 @@ class Engine:
         group: list[list[int]],
         order: Sequence[int],
         collected: Collected,
+        own: OwnGradients,
         *,
         recompute: bool,
         on_host: bool,
@@ -135,7 +138,7 @@ class Engine:
         """Forward the micro-batches of a group, compute the loss on all their outputs, and go backward through each.
 
         order: the datums of the group, as the loss reads them. recompute: forward twice, to keep no graph for the loss.
-        on_host: the loss reads outputs on the CPU.
+        on_host: the loss reads outputs on the CPU. own: gets the gradients of the loss's own parameters.
         """
         bound = batches.bound
         states: list[list[Tensor]] = []
@@ -148,7 +151,7 @@ class Engine:
         leaves = detached_leaves(outputs, order, on_host=on_host)
         total, metrics = bound.terms(leaves, order)
         value = total / bound.count
-        gradients = _gradients(value, leaves, bound, bound.lengths[order])
+        gradients = output_gradients(value, leaves, bound, bound.lengths[order], own)
         collected.add(order, bound, outputs, value, metrics, gradients)
         split = batches.split_gradients(gradients, group, order)
         for k, cut in enumerate(group):
@@ -255,39 +258,3 @@ def detached_leaves(outputs: Outputs, order: Sequence[int], *, on_host: bool) ->
             ).clone()  # a loss must not change the outputs that the user gets
             setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))
     return copies
-
-
-def _gradients(value: Tensor, leaves: Outputs, bound: BoundLoss, lengths: np.ndarray) -> dict[str, Tensor]:
-    """d value / d outputs by output name. Raises when the loss does not depend on them, or where they are not finite."""
-    tensors = {name: getattr(leaves, name) for name in bound.outputs}
-    if not value.requires_grad:
-        raise NonDifferentiableLossError(
-            f"{bound.name}: the loss does not depend on its {' or '.join(tensors)}, so nothing would be learned. Was it "
-            "computed under no_grad, or from .detach(), .item() or torch.tensor(...) of them?"
-        )
-    computed = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
-    if all(gradient is None for gradient in computed):
-        raise NonDifferentiableLossError(
-            f"{bound.name}: the loss has a graph, but it does not lead to its {' or '.join(tensors)}, so nothing would be "
-            "learned. Does it read a copy made with torch.tensor(...) or .detach()?"
-        )
-    gradients: dict[str, Tensor] = {}
-    for (name, leaf), gradient in zip(tensors.items(), computed, strict=True):
-        gradients[name] = torch.zeros_like(leaf) if gradient is None else gradient
-        finite = torch.isfinite(gradients[name])
-        finite = finite if finite.ndim == 1 else finite.all(1)
-        if not bool(finite.all()):
-            raise NonFiniteLossError(_not_finite(bound, name, int((~finite).nonzero()[0]), leaves, lengths))
-    return gradients
-
-
-def _not_finite(bound: BoundLoss, name: str, row: int, leaves: Outputs, lengths: np.ndarray) -> str:
-    """The message for a gradient that is not finite at one row of output `name`."""
-    value = getattr(leaves, name)[row].tolist()
-    if name == "embeddings" or leaves.active is None:
-        return f"{bound.name}: the gradient of the loss is not finite at the {name} of datum {leaves.number(row)}"
-    datum, position = locate(row, leaves.active.cpu().numpy(), lengths)
-    return (
-        f"{bound.name}: the gradient of the loss is not finite at position {position} of datum "
-        f"{leaves.number(datum)}, where {name} is {value}. Nothing was changed. Does the loss take exp or log of an unbounded number?"
-    )

@@ -1,0 +1,44 @@
+"""What users give as a loss, as a function whose signature says what it reads."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch.nn import Module
+
+from ...datums.errors import LossContractError
+from .spec import is_batch_style
+
+
+def module_function(module: Module) -> Callable[..., Any]:
+    """A module as a function with the signature of its `forward`; `function.module` is the module."""
+
+    @functools.wraps(module.forward)
+    def call(*arguments: Any, **settings: Any) -> Any:
+        return module(*arguments, **settings)
+
+    call.__name__ = call.__qualname__ = type(module).__name__
+    call.module = module  # type: ignore[attr-defined]
+    return call
+
+
+def batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` under the parameter names of the hosted APIs' signature."""
+    if is_batch_style(function):
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(needed) > 2 or (len(needed) < 2 and not takes_any and len(list(parameters)) < 2):
+        raise LossContractError(
+            f"a custom loss takes two arguments, fn(data, logprobs_list), but {getattr(function, '__name__', function)!r} "
+            f"takes ({', '.join(p.name for p in parameters)}). Close over anything else, for instance with functools.partial"
+        )
+
+    def call(data: Any, logprobs_list: Any) -> Any:
+        return function(data, logprobs_list)
+
+    return call
