@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -159,7 +159,10 @@ def as_model_input(value: Any) -> ModelInput:
 def as_datum(value: Any) -> Datum:
     """A Datum from ours, another SDK's (by its attributes), or a mapping with the same two names."""
     if isinstance(value, Datum):
-        return value
+        is_whole = all(isinstance(one, TensorData) for one in value.loss_fn_inputs.values())
+        return (
+            value if is_whole else replace(value)
+        )  # a raw value that was put in later is converted, or refused by name
     if isinstance(value, Mapping):
         if "model_input" not in value:
             raise DtypeError(f"a datum needs 'model_input', but this mapping holds {', '.join(map(str, value))}")

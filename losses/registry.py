@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
@@ -16,17 +17,7 @@ from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
 from .spec.functions import batch_style, module_function
 from .spec.settings import own_names
-from .spec.spec import (
-    Conflict,
-    Groups,
-    LossSpec,
-    Partners,
-    Per,
-    Units,
-    groups_of,
-    is_batch_style,
-    make_spec,
-)
+from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
 from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
@@ -129,6 +120,11 @@ def _add(spec: LossSpec) -> None:
 
 
 def _check_free(name: str) -> None:
+    if name in _reserved:
+        raise DuplicateLossError(f"{name!r} is reserved: {_reserved[name]}")
+    with suppress(UnknownLossError):
+        if ":" in name and any(resolve(name, {}) for resolve in _resolvers):
+            raise DuplicateLossError(f"{name!r} is another system's loss, a preset of lossbook: choose another id")
     taken = _specs.get(_aliases.get(name, name))
     if taken is not None:
         function = taken.function

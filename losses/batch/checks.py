@@ -29,6 +29,10 @@ from ..spec.spec import Input, LossSpec
 COMMON_KEYS = ("target_tokens", "weights")
 
 
+#: float32 takes the integer above it for this one.
+LARGEST_FLOAT_ID = 1 << 24
+
+
 def missing_input(datum: Datum, index: int, total: int, spec: LossSpec, wanted: Input) -> MissingInput:
     """The error for a required input that a datum does not carry."""
     aliases = "".join(f" (or {key!r})" for key in wanted.keys[1:])
@@ -190,10 +194,19 @@ def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: I
         )
     if not np.isfinite(array).all():
         raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0])}")
+    if wanted.is_id and array.dtype.kind == "f":
+        raise LabelError(
+            f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0]):g}: give an integer"
+        )
     if wanted.is_flag and not np.isin(array, (0, 1)).all():
         value = float(array.reshape(-1)[0])
         hint = " Did you mean 0?" if value == -1 else ""
         raise LabelError(f"{spec.name}: {wanted.name} of datum {datum} is {value:g}: it must be 0 or 1.{hint}")
+
+
+def are_ids(array: np.ndarray) -> bool:
+    """Whether all are integers that their type tells apart from the next ones."""
+    return array.dtype.kind != "f" or bool(((array == np.round(array)) & (np.abs(array) < LARGEST_FLOAT_ID)).all())
 
 
 def check_pairs(active_per_datum: np.ndarray, total: int) -> None:

@@ -17,6 +17,7 @@ from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ..spec.spec import Input, LossSpec
 from .checks import (
+    are_ids,
     check_candidates,
     check_finite,
     check_length,
@@ -192,6 +193,7 @@ def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, 
     # The common type of all: the first datum's alone would cut 0.5 to 0 behind a 1.
     joined = np.concatenate([a.reshape(-1) for a in arrays])
     is_fine = all(a.size == 1 for a in arrays) and np.isfinite(joined).all()
+    is_fine = is_fine and (not wanted.is_id or are_ids(joined))
     if not is_fine or (wanted.is_flag and not np.isin(joined, (0, 1)).all()):
         for i, array in zip(datums, arrays, strict=True):
             check_one_per_datum(array, int(i), spec, wanted)

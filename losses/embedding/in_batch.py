@@ -13,7 +13,7 @@ from ...datums.errors import ShapeError
 from .. import stats
 from ..registry import register_loss
 from ..spec.settings import Count, Positive
-from ..spec.spec import Grouping, PerDatum
+from ..spec.spec import Grouping, IdPerDatum
 from ..stats import Stat
 from .layout import in_blocks, normalized, on_diagonal, retrieval, same_document
 
@@ -57,7 +57,7 @@ def _pairs(datums: int, extra_negatives: int) -> int:
 )
 def info_nce(
     embeddings: Tensor,
-    document_id: PerDatum | None = None,
+    document_id: IdPerDatum | None = None,
     *,
     temperature: Positive = 0.02,
     num_extra_negatives: Count = 0,
@@ -106,7 +106,7 @@ def _ranked_blocks(config: Any) -> Sequence[str]:
     laws=COSINE_LAWS,
 )
 def multiple_negatives_ranking(
-    embeddings: Tensor, document_id: PerDatum | None = None, *, scale: Positive = 20.0, num_hard_negatives: Count = 0
+    embeddings: Tensor, document_id: IdPerDatum | None = None, *, scale: Positive = 20.0, num_hard_negatives: Count = 0
 ) -> tuple[Tensor, dict[str, Stat]]:
     """log Σ_j exp(scale cos(query, document_j)) - scale cos(query, its document): InfoNCE from queries to documents only.
 
@@ -172,7 +172,7 @@ def ntxent(embeddings: Tensor, *, temperature: Positive = 0.07) -> tuple[Tensor,
     laws=COSINE_LAWS,
 )
 def siglip(
-    embeddings: Tensor, document_id: PerDatum | None = None, *, scale: Positive = 10.0, bias: float = -10.0
+    embeddings: Tensor, document_id: IdPerDatum | None = None, *, scale: Positive = 10.0, bias: float = -10.0
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-Σ_j log σ(±(scale cos(query, document_j) + bias)): + for a query's own document, - for every other.
 

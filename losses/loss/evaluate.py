@@ -22,9 +22,15 @@ def evaluate(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """What the function returns, in the shape it must have, and its metrics beside the standard ones."""
     arguments = _arguments(spec, packed, outputs)
+    versions = {name: _version(value) for name, value in arguments.items()}
     with stats.counting(packed.targets):  # metrics leave out the slots that only fill a row up
         values, metrics = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
         metrics = {**standard_metrics(spec, arguments.get("logprobs")), **metrics}
+    if changed := [name for name, value in arguments.items() if _version(value) != versions[name]]:
+        raise LossContractError(
+            f"{spec.name} changed {changed[0]!r} in place, which the next micro-batch would read: make a new tensor, as in "
+            "x = x * 2"
+        )
     _check_shape(spec, values, arguments, packed)
     # Weights in the type of integers would be cut to integers; half precision is the loss's own choice.
     return values if values.is_floating_point() else values.to(arguments[spec.outputs[0]].dtype), metrics
@@ -99,6 +105,11 @@ def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]
                 "Return stats.mean(tensor), stats.sum, stats.min or stats.max of unreduced values"
             )
     return values, dict(metrics)
+
+
+def _version(value: Any) -> int:
+    """How often a tensor was changed in place; tensors made in inference mode do not count."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def _full_precision(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ The trainer sees only `name`, `couples`, `outputs`, `on_host`, `is_mean` and `pr
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -134,12 +135,44 @@ class LossLike(ABC):
         return trace(self.spec, self.settings, self.reduction, optional, ranks)
 
     def __rmul__(self, factor: float) -> Mixture:
-        return Mixture([(float(factor) * own, part) for own, part in self.parts])
+        factor = _factor(factor, self.name)
+        return Mixture([(factor * own, part) for own, part in self.parts])
 
     __mul__ = __rmul__
 
+    def __truediv__(self, divisor: float) -> Mixture:
+        if not (divisor := _factor(divisor, self.name)):
+            raise LossContractError(f"{self.name} cannot be divided by 0")
+        return (1 / divisor) * self
+
     def __add__(self, other: Any) -> Mixture:
         return Mixture([*self.parts, *other.parts]) if isinstance(other, LossLike) else NotImplemented
+
+    def __radd__(self, other: Any) -> Mixture:
+        # 0 is where the builtin sum() begins
+        return 1.0 * self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other: Any) -> Mixture:
+        return self + -1.0 * other if isinstance(other, LossLike) else NotImplemented
+
+    def __neg__(self) -> Mixture:
+        return -1.0 * self
+
+
+def _factor(value: Any, name: str) -> float:
+    """A factor of a loss as a finite float. Raises LossContractError for anything else."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise LossContractError(
+            f"a factor of {name} is a fixed number; a parameter would not be learned. Hold it in a function or module of "
+            "your own"
+        )
+    try:
+        factor = float(value)
+    except (TypeError, ValueError):
+        raise LossContractError(f"{name} is multiplied by numbers, not by {value!r:.60}") from None
+    if not math.isfinite(factor):
+        raise LossContractError(f"{name} is multiplied by {factor}: a factor is a finite number")
+    return factor
 
 
 class Loss(LossLike):

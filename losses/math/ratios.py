@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from .. import stats
 from ..stats import Stat
@@ -16,9 +17,16 @@ MAX_LOG_RATIO = 20.0
 KLEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+", "k3-corrected"]
 
 
+def full(values: Tensor) -> Tensor:
+    """At least float32: exp(20) is infinite in float16. A traced tensor has the type that its graph will be given."""
+    return (
+        values if isinstance(values, Proxy) or values.dtype not in (torch.float16, torch.bfloat16) else values.float()
+    )
+
+
 def capped_log_ratio(logprobs: Tensor, old_logprobs: Tensor, cap: float = MAX_LOG_RATIO) -> Tensor:
-    """`logprobs - old_logprobs`, held within ±cap nats. Beyond the cap the gradient is zero."""
-    return (logprobs - old_logprobs).clamp(-cap, cap)
+    """`logprobs - old_logprobs`, held within ±cap nats. Beyond the cap the gradient is zero. At least float32."""
+    return full(logprobs - old_logprobs).clamp(-cap, cap)
 
 
 def safe_ratio(logprobs: Tensor, old_logprobs: Tensor, cap: float = MAX_LOG_RATIO) -> Tensor:
@@ -49,7 +57,7 @@ def kl_estimate(
     (DeepSeek-V3.2, arXiv:2512.02556 eq. 7); without sampling_logprobs tokens count as just sampled, so r is 1. In every
     k3 d is held within ±20: beyond, k3 has no gradient. k1, k2 and abs are not capped.
     """
-    difference = logprobs - ref_logprobs
+    difference = full(logprobs - ref_logprobs)
     if estimator == "k1":
         return difference
     if estimator == "abs":
@@ -75,7 +83,7 @@ def ratio_stats(logprobs: Tensor, sampling_logprobs: Tensor, cap: float = MAX_LO
     `sampling_kl_k3` (nats per token, KL from sampler to policy estimated from the tokens), `entropy_estimate` (mean of
     -logprobs, nats per token; an estimate of the policy's entropy while it is near the sampler).
     """
-    difference = (logprobs - sampling_logprobs).detach()
+    difference = full(logprobs - sampling_logprobs).detach()
     ratio = difference.clamp(-cap, cap).exp()
     return {
         "ratio_mean": stats.mean(ratio),

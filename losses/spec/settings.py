@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, cast
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from torch import Tensor
 
 from ...datums.errors import LossConfigError, did_you_mean
 
@@ -130,9 +132,21 @@ def own_names(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> d
 
 
 def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> LossConfig:
-    """Validate a configuration. Raises LossConfigError with every problem, all keys and the likeliest correction."""
+    """Validate a configuration. Raises LossConfigError with every problem, all keys and the likeliest correction.
+
+    NumPy's numbers count as Python's. A parameter would become the number that it is now, so it is refused.
+    """
+    own = own_names(model, name, given)
+    own = {key: value.tolist() if isinstance(value, np.generic) else value for key, value in own.items()}
+    for key, value in own.items():
+        field = model.model_fields.get(key)
+        if isinstance(value, Tensor) and value.requires_grad and field is not None and field.annotation in (int, float):
+            raise LossConfigError(
+                f"{name}: {key} is a parameter, but a setting is a fixed number, so it would not be learned. Hold it in a "
+                "function or module of your own"
+            )
     try:
-        config = model.model_validate(own_names(model, name, given))
+        config = model.model_validate(own)
     except ValidationError as error:
         raise LossConfigError(_explain(error, model, name)) from None
     has_length = getattr(config, "norm_length", None) is not None

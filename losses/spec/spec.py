@@ -35,6 +35,9 @@ PerDatum = Annotated[Tensor, _PER_DATUM]
 _FLAG = "0 or 1"
 #: The same for a number that must be 0 or 1, such as a label.
 FlagPerDatum = Annotated[Tensor, _PER_DATUM, _FLAG]
+_ID = "an integer"
+#: The same for an id, which is compared and must be an integer: float32 takes 16,777,217 for 16,777,216.
+IdPerDatum = Annotated[Tensor, _PER_DATUM, _ID]
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,14 @@ class Input:
     """One `loss_fn_inputs` key that a loss reads.
 
     kind: "logprob", "prob", "flag" or "number", from its annotation or else its name. is_flag: annotated as 0 or 1, so that
-    any other number in the data is an error.
+    any other number in the data is an error. is_id: annotated as an integer.
     """
 
     name: str
     required: bool
     per: Literal["token", "datum"]
     is_flag: bool = False
+    is_id: bool = False
 
     @property
     def kind(self) -> KeyKind:
@@ -254,7 +258,7 @@ def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Inp
         metadata = {word for a in annotations for word in getattr(a, "__metadata__", ())}
         required = parameter.default is inspect.Parameter.empty
         per = "datum" if _PER_DATUM in metadata else "token"
-        inputs.append(Input(parameter.name, required, per, is_flag=_FLAG in metadata))
+        inputs.append(Input(parameter.name, required, per, is_flag=_FLAG in metadata, is_id=_ID in metadata))
     return tuple(inputs)
 
 

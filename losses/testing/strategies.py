@@ -118,7 +118,9 @@ def _datums(
         if wanted.required or draw(st.booleans()):
             wide = widths if has_columns(wanted) else [()] * count
             shapes = [(n, *w) if wanted.per == "token" else () for n, w in zip(lengths, wide, strict=True)]
-            values = _split(draw, shapes, _flag if wanted.is_flag else _meaning(wanted.name, loss))
+            values = _split(
+                draw, shapes, _flag if wanted.is_flag else _id if wanted.is_id else _meaning(wanted.name, loss)
+            )
             if wanted.name == loss.candidates:
                 values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
             for inputs, array in zip(drawn, values, strict=True):
@@ -197,6 +199,10 @@ def _meaning(name: str, loss: LossUnderTest | None = None) -> Meaning:
 
 def _flag(drawn: np.ndarray) -> np.ndarray:
     return drawn % 2
+
+
+def _id(drawn: np.ndarray) -> np.ndarray:
+    return drawn % 5
 
 
 def _log_probabilities(drawn: np.ndarray) -> np.ndarray:

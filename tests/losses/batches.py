@@ -17,7 +17,7 @@ from lossbook.losses.spec.spec import Input
 SPECIAL: dict[str, Callable[[int], float]] = {
     "clip_low_threshold": lambda i: 0.75,
     "clip_high_threshold": lambda i: 1.25,
-    "document_id": lambda i: float(i % 3),
+    "document_id": lambda i: i % 3,
     "label": lambda i: float(i % 4 < 2),
     "is_mismatched": lambda i: float(i % 3 == 2),
 }
