@@ -59,6 +59,7 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
         resume=config.resume,
         overwrite=config.overwrite,
         may_change=EXTENDABLE,
+        defaults=config.defaults(),
         later=True,
     )
     check_data(run, digests, changed_data=config.changed_data)

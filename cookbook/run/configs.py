@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import to_jsonable_python
 
 from ...datums.errors import ConfigError, LossContractError, did_you_mean
 from ...datums.types import AdamParams
@@ -118,6 +119,12 @@ class RecipeConfig(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values, without those about an earlier run: `resume`, `overwrite`, `changed_data`."""
         return self.model_dump(mode="json", exclude={"resume", "overwrite", "changed_data"})
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The defaults of all settings, as JSON values."""
+        values = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+        return to_jsonable_python(values)
 
 
 class DataConfig(RecipeConfig):

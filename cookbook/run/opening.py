@@ -15,7 +15,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,7 @@ class Opening:
     resume: bool
     overwrite: bool
     may_change: Collection[str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, path: Path) -> None:
         """Raise RunError unless the folder can be opened in this way."""
@@ -147,7 +148,7 @@ class Opening:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; a run needs a folder")
         if self.resume:
-            _check_same(path, self.settings, self.may_change)
+            _check_same(path, self)
         elif path.exists() and _has_content(path):
             if not self.overwrite:
                 raise RunError(
@@ -163,13 +164,19 @@ def _has_content(path: Path) -> bool:
     return any(entry.name not in (*early, *(f".{name}.tmp" for name in early)) for entry in path.iterdir())
 
 
-def _check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    before = redacted(read_settings(path))
-    now = redacted(json.loads(json.dumps(dict(settings))))  # as config.json has them
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    refused = [key for key in changed if key not in may_change]
+def _check_same(path: Path, opening: Opening) -> None:
+    plain = [json.loads(json.dumps(dict(values))) for values in (opening.settings, opening.defaults)]
+    now, defaults, before = (redacted(values) for values in (*plain, read_settings(path)))  # as config.json has them
+    unknown = sorted(before.keys() - now.keys())
+    if unknown:
+        raise RunError(
+            f"{path} holds a run with settings that this lossbook or recipe does not have: {', '.join(unknown)}. Continue it "
+            "with the recipe and the version that began it"
+        )
+    before = {key: before.get(key, defaults.get(key)) for key in now}
+    refused = sorted(key for key in now if before[key] != now[key] and key not in opening.may_change)
     if refused:
-        shown = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
+        shown = "; ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in refused)
         raise RunError(
             f"{path} holds a run with other settings, so it cannot be continued: {shown}. Take its settings with "
             f"--config {path / CONFIG}"

@@ -216,12 +216,14 @@ def open_run(
     resume: bool = False,
     overwrite: bool = False,
     may_change: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
     later: bool = False,
 ) -> Run:
     """Begin a run in a folder, or continue the one that is there; two runs are never mixed.
 
     settings    JSON values; written to config.json
     resume      continue the folder's run, whose settings must be equal, except those in `may_change`
+    defaults    values of settings that the folder's run lacks, because they were added since
     overwrite   delete what an earlier run wrote first; other files stay
     later       only check; the folder is made, and an earlier run deleted, when something is first written
 
@@ -230,7 +232,7 @@ def open_run(
     """
     if resume and overwrite:
         raise RunError("choose one of resume, to continue the run, and overwrite, to delete it and start again")
-    opening = Opening(settings, resume, overwrite, may_change)
+    opening = Opening(settings, resume, overwrite, may_change, defaults or {})
     run = Run(Path(path), opening)
     if not (run.path / LOCK).exists():
         opening.check(run.path)

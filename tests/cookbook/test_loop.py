@@ -118,6 +118,22 @@ def test_the_first_line_says_how_the_model_runs_and_why_not_better(
     assert (info.cache == "shared prompts") == ("keeps each prompt once" in printed[0])
 
 
+def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_what_it_lacks(
+    tmp_path: Path, datums: list[lb.Datum]
+) -> None:
+    train(config_in(tmp_path / "run"), datums, 2)
+    path = tmp_path / "run" / "config.json"
+    settings = json.loads(path.read_text())
+    for name in ("lora_alpha", "lora_targets", "train_mlp", "deterministic"):
+        del settings[name]
+    path.write_text(json.dumps(settings))
+    train(config_in(tmp_path / "run", resume=True), datums, 3)
+    assert json.loads(path.read_text())["lora_alpha"] == 32.0
+    path.write_text(json.dumps(settings))
+    with pytest.raises(RunError, match=r"lora_alpha was 32\.0, is 8\.0"):
+        begin(config_in(tmp_path / "run", resume=True, lora_alpha=8.0))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -90,7 +90,7 @@ CHECKS: dict[str, Check] = {
 
 
 def _prompts(test: ModelUnderTest) -> list[list[int]]:
-    return [sequence[:12].tolist() for sequence in probe_sequences(test.model)[1::-1]]
+    return [sequence.tolist() for sequence in probe_sequences(test.model)[2::-2]]
 
 
 @torch.no_grad()

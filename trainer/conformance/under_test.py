@@ -15,6 +15,7 @@ from ...datums.types import Datum
 from ...losses.registry import get_loss
 from ..engine.engine import Engine
 from ..model.model import LoadedModel
+from ..packing.micro_batches import SHORTEST_PREFIX
 from ..packing.probes import crossing_sequences, probe_sequences
 
 #: Products in float32 differ by this much at most: logprobs in nats, gradients in units of the largest.
@@ -70,7 +71,7 @@ class ModelUnderTest:
     @cached_property
     def datums(self) -> list[Datum]:
         """A short datum, two that share a prefix, and one on each side of a length switch that is near."""
-        sequences = [*probe_sequences(self.model), *crossing_sequences(self.model)]
+        sequences = [*probe_sequences(self.model, SHORTEST_PREFIX + 1), *crossing_sequences(self.model)]
         return [datum_of(sequence.tolist()) for sequence in sequences if len(sequence) > 1]
 
     @cached_property

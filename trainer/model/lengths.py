@@ -15,7 +15,12 @@ from .model import LoadedModel
 #: Windows inside `short_windows`, in tokens.
 SHORT_WINDOW = 5
 #: Settings that limit how far a token sees, on configurations and on attention modules.
-WINDOWS = ("sliding_window", "attention_chunk_size")
+WINDOWS = (
+    *("sliding_window", "sliding_window_size", "window_size", "attention_window_size", "local_attention"),
+    "attention_chunk_size",
+)
+#: Settings that say how many tokens a token chooses to see.
+CHOICES = ("index_topk", "keep_window_size")
 
 
 def switch_length(model: LoadedModel) -> int | None:
@@ -33,6 +38,20 @@ def switch_length(model: LoadedModel) -> int | None:
         if each.get("rope_type") == "longrope":
             length = each.get("original_max_position_embeddings") or config.original_max_position_embeddings
             return int(length)
+    return None
+
+
+def chooses_tokens(model: LoadedModel) -> str | None:
+    """Why the tokens that a token sees may depend on the row's length; None where they do not.
+
+    Sparse attention takes the keys of highest score. Scores of many keys are equal (0 after a ReLU), and which of those
+    torch.topk takes depends on how many columns there are, so on padding and on what a cache holds.
+    """
+    config = model.config.get_text_config()
+    for name in CHOICES:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and (model.max_length is None or value < model.max_length):
+            return f"a token sees the {value} tokens of highest score ({name}), and ties fall otherwise in a longer row"
     return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..model.model import LoadedModel
 from . import attention
 from .attention import Layout, attending
+from .micro_batches import SHORTEST_PREFIX
 from .rows import pack_row
 
 
@@ -79,13 +80,13 @@ def blocks(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
     return _blocks(model, sequences, share=False)
 
 
-def sharing(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
-    """As `blocks`, with a prefix that several sequences begin with laid once."""
-    return _blocks(model, sequences, share=True)
+def sharing(model: LoadedModel, sequences: Sequence[np.ndarray], shortest: int = SHORTEST_PREFIX) -> Laid:
+    """As `blocks`, with a prefix of `shortest` tokens or more that several sequences begin with laid once."""
+    return _blocks(model, sequences, share=True, shortest=shortest)
 
 
-def _blocks(model: LoadedModel, sequences: Sequence[np.ndarray], *, share: bool) -> Laid:
-    row = pack_row(sequences, share=share)
+def _blocks(model: LoadedModel, sequences: Sequence[np.ndarray], *, share: bool, shortest: int = 0) -> Laid:
+    row = pack_row(sequences, share=share, shortest=shortest)
     tokens, positions = (torch.from_numpy(x)[None].to(model.device) for x in (row.tokens, row.position_ids))
     layout = Layout(tuple(block.to(model.device) for block in row.blocks))
     inputs = {"input_ids": tokens, "position_ids": positions, "packed_layout": layout}

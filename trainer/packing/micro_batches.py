@@ -73,8 +73,8 @@ def plan_micro_batches(
     return batches
 
 
-def find_prefix_groups(sequences: Sequence[np.ndarray]) -> list[PrefixGroup]:
-    """Group sequences by shared beginnings, so that few tokens are left to compute; O(tokens + n log n).
+def find_prefix_groups(sequences: Sequence[np.ndarray], shortest: int = SHORTEST_PREFIX) -> list[PrefixGroup]:
+    """Group sequences by shared beginnings of `shortest` tokens at least, so that few are left to compute; O(tokens + n log n).
 
     In lexicographic order, sequences that share most are neighbours. A group grows along that order as long as this saves
     tokens: a system prompt common to all does not break up groups that share a longer prompt.
@@ -86,7 +86,7 @@ def find_prefix_groups(sequences: Sequence[np.ndarray]) -> list[PrefixGroup]:
     for previous, i in itertools.pairwise(order):
         common = _common(sequences[previous], sequences[i])
         grown = common if len(members) == 1 else min(prefix, common)
-        if grown >= SHORTEST_PREFIX and grown * len(members) >= prefix * (len(members) - 1):
+        if grown >= shortest and grown * len(members) >= prefix * (len(members) - 1):
             members, prefix = [*members, i], grown
             continue
         groups.append(PrefixGroup(tuple(members), prefix))

@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.lengths import rotation_looks_ahead, short_windows, switch_length
+from ..model.lengths import SHORT_WINDOW, chooses_tokens, rotation_looks_ahead, short_windows, switch_length
 from ..model.model import LoadedModel
 from ..model.verdict import Verdict
 from . import layouts
 from .layouts import Laid, Way
-from .micro_batches import SHORTEST_PREFIX
 
-#: Tokens that two of the sequences share, so that the prefix is laid once.
-SHARED = SHORTEST_PREFIX + 1
+#: Tokens that two of the sequences share: more than a short window, and few, since a probe costs what its tokens cost.
+SHARED = SHORT_WINDOW + 2
 #: Layouts in which probes try a model.
 WAYS: dict[str, Way] = {
     "padded": layouts.padded,
@@ -40,7 +39,7 @@ def verdict(model: LoadedModel, probe: str) -> Verdict:
     """What the probe "cut" (a sequence may be cut after the last token that is read) or one of WAYS sees; tried once."""
     if probe not in model.verdicts:
         with trying(model):
-            model.verdicts[probe] = _cut(model) if probe == "cut" else _tried(model, WAYS[probe])
+            model.verdicts[probe] = _cut(model) if probe == "cut" else _tried(model, probe)
     return model.verdicts[probe]
 
 
@@ -66,10 +65,10 @@ def differ(ours: Tensor, theirs: Tensor) -> tuple[bool, float]:
     return not bool(relative.quantile(0.9) <= 8 * torch.finfo(torch.bfloat16).eps), float(relative.max())
 
 
-def probe_sequences(model: LoadedModel) -> list[np.ndarray]:
-    """Three sequences, all on the shorter side of a switch: two share a prefix, and the longest does not come first."""
-    tokens = (np.arange(SHARED + 7) * 7 + 3) % model.vocab_size
-    sequences = [tokens[5:9], np.concatenate([tokens[:SHARED], tokens[:3]]), tokens]
+def probe_sequences(model: LoadedModel, shared: int = SHARED) -> list[np.ndarray]:
+    """Three sequences on the shorter side of a switch: two share `shared` tokens, and the longest does not come first."""
+    tokens = (np.arange(shared + 4) * 7 + 3) % model.vocab_size
+    sequences = [tokens[5:8], np.concatenate([tokens[:shared], tokens[:2]]), tokens]
     longest = min(model.max_length or len(tokens), switch_length(model) or len(tokens))
     return [sequence[:longest] for sequence in sequences]
 
@@ -103,9 +102,16 @@ def trying(model: LoadedModel) -> Iterator[None]:
 def _cut(model: LoadedModel) -> Verdict:
     if model.kind != "decoder":
         return Verdict(False, "every token of an encoder sees those behind it")
-    if module := rotation_looks_ahead(model):
-        return Verdict(False, f"{module} rotates a position in another way in a longer row")
+    if reason := _depends_on_length(model):
+        return Verdict(False, reason)
     return _compared([alone(model, sequence).run(model) for sequence in probe_sequences(model)[1:]])
+
+
+def _depends_on_length(model: LoadedModel) -> str | None:
+    """Why a row's length changes what its first tokens give, which rows of a few tokens would not show; None where it does not."""
+    if module := rotation_looks_ahead(model):
+        return f"{module} rotates a position in another way in a longer row"
+    return chooses_tokens(model)
 
 
 def _compared(apart: Sequence[Tensor]) -> Verdict:
@@ -116,17 +122,17 @@ def _compared(apart: Sequence[Tensor]) -> Verdict:
     return Verdict(not wrong, f"tokens change with those behind them, by {off:.2g}" if wrong else "", off)
 
 
-def _tried(model: LoadedModel, way: Way) -> Verdict:
+def _tried(model: LoadedModel, name: str) -> Verdict:
     if model.kind != "decoder":
-        packs = way is not layouts.padded
+        packs = name != "padded"
         return Verdict(not packs, "an encoder's tokens see both ways; only a decoder is packed" if packs else "")
-    if module := rotation_looks_ahead(model):
-        return Verdict(False, f"{module} rotates a position in another way in a longer row")
-    if way in (layouts.blocks, layouts.sharing) and (reason := _other_than_attention(model)):
+    if reason := _depends_on_length(model):
+        return Verdict(False, reason)
+    if name in ("blocks", "sharing") and (reason := _other_than_attention(model)):
         return Verdict(False, reason)
     sequences = probe_sequences(model)
     try:
-        laid = way(model, sequences)
+        laid = layouts.sharing(model, sequences, SHARED) if name == "sharing" else WAYS[name](model, sequences)
         together = laid.run(model)
         apart = [alone(model, sequence).run(model) for sequence in sequences]
     except NotImplementedError as error:  # of attention block by block, which names the layer

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .micro_batches import PrefixGroup, find_prefix_groups
+from .micro_batches import SHORTEST_PREFIX, PrefixGroup, find_prefix_groups
 
 #: Sequences share a block while padding them to the longest adds at most this fraction of their tokens. Only attention is
 #: padded; one block is one call of it.
@@ -67,9 +67,9 @@ class PackedRow:
     positions: list[np.ndarray] = field(repr=False)
 
 
-def pack_row(sequences: Sequence[np.ndarray], *, share: bool = True) -> PackedRow:
-    """Lay sequences [length] int64 into one row; with `share`, a prefix that several begin with is laid once."""
-    groups = find_prefix_groups(sequences) if share else [PrefixGroup((i,), 0) for i in range(len(sequences))]
+def pack_row(sequences: Sequence[np.ndarray], *, share: bool = True, shortest: int = SHORTEST_PREFIX) -> PackedRow:
+    """Lay sequences [length] int64 into one row; with `share`, a prefix of `shortest` tokens or more is laid once."""
+    groups = find_prefix_groups(sequences, shortest) if share else [PrefixGroup((i,), 0) for i in range(len(sequences))]
     groups = sorted(groups, key=lambda group: -(group.prefix or len(sequences[group.members[0]])))
     starts: dict[int, int] = {}  # of a group's prefix, or of its only sequence
     row = _Row()

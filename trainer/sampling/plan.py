@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.lengths import switch_length
+from ..model.lengths import SHORT_WINDOW, switch_length
 from ..model.model import LoadedModel
 from ..model.verdict import Verdict
-from ..packing.hidden import hidden_states
+from ..packing.hidden import Batching, hidden_states, packing_way
 from ..packing.probes import differ, trying, verdict
 from .continuations import Continuations
 
@@ -56,11 +56,13 @@ def can_share_prompts(model: LoadedModel) -> bool:
 
 def _tried(model: LoadedModel, plan: Plan) -> Verdict:
     """Two prompts with two rows each, of which one is dropped after a token; across a switch that lies near."""
+    if not (cuts := verdict(model, "cut")):  # what a cache holds of a token would depend on those behind it
+        return Verdict(False, cuts.reason)
     switch = switch_length(model)
     if plan.pads and switch is not None:
         return Verdict(False, f"rows rotate in another way beyond {switch} tokens, so they have to get there together")
     tokens = [(token * 5 + 2) % model.vocab_size for token in range(1, 40)]
-    length = switch - 1 if switch is not None and 8 <= switch <= len(tokens) - 6 else 8
+    length = switch - 1 if switch is not None and 8 <= switch <= len(tokens) - 6 else SHORT_WINDOW + 1
     prompts = [tokens[:length], tokens[3 : 3 + length - (3 if plan.pads else 0)]]
     try:
         rows = Continuations(model, prompts, 2, 4, share_prompts=plan.share)
@@ -78,12 +80,13 @@ def _tried(model: LoadedModel, plan: Plan) -> Verdict:
 
 
 def _without_cache(model: LoadedModel, rows: Sequence[list[int]]) -> Tensor:
-    """[rows, d]: the last hidden state of each row. One that another row goes on from is not computed again, where that may be."""
+    """[rows, d]: the last hidden state of each row; a row that another one continues is read off that, unless a switch lies near."""
     whole = rows
-    if verdict(model, "cut") and switch_length(model) is None:
+    if switch_length(model) is None:
         whole = [row for row in rows if not any(row == other[: len(row)] != other for other in rows)]
     arrays = [np.asarray(row, dtype=np.int64) for row in whole]
     starts = np.cumsum([0, *map(len, whole)])
     owners = [next(i for i, other in enumerate(whole) if other[: len(row)] == row) for row in rows]
     last = torch.tensor([starts[owner] + len(row) - 1 for owner, row in zip(owners, rows, strict=True)])
-    return hidden_states(model, arrays, "padded" if verdict(model, "padded") else "single", last)
+    packed: Batching = "packed" if packing_way(model) is not None else "single"
+    return hidden_states(model, arrays, packed if len(rows) > len(whole) else "single", last)

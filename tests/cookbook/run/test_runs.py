@@ -93,6 +93,24 @@ def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
         open_run(folder, {"seed": 1, "steps": 20, "out": None}, resume=True, may_change=["steps"])
 
 
+def test_settings_that_were_added_since_a_run_began_have_their_defaults_there(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run", seed=0)
+    now = {"seed": 0, "lora_alpha": 32.0, "names": ()}
+    open_run(folder, now, resume=True, defaults={"seed": 7, "lora_alpha": 32.0, "names": ()}).release()
+    with pytest.raises(
+        RunError, match=r"other settings, so it cannot be continued: lora_alpha was 32\.0, is 8\.0\. Take"
+    ):
+        open_run(folder, {**now, "lora_alpha": 8.0}, resume=True, defaults={"lora_alpha": 32.0, "names": ()})
+
+
+def test_settings_that_only_the_earlier_run_has_are_named(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run", seed=0, pooling="mean")
+    with pytest.raises(
+        RunError, match=r"settings that this lossbook or recipe does not have: pooling\. Continue it with"
+    ):
+        open_run(folder, {"seed": 0}, resume=True)
+
+
 def test_resume_and_overwrite_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="choose one"):
         open_run(tmp_path, {}, resume=True, overwrite=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -17,89 +15,44 @@ from lossbook.trainer.engine.engine import Engine
 from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.lengths import switch_length
 from lossbook.trainer.model.model import LoadedModel
-from lossbook.trainer.model.tiny import build_tiny_tokenizer
 from lossbook.trainer.packing.hidden import choose_batching, hidden_states, packing_way
 from lossbook.trainer.packing.probes import verdict
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-SWITCH: dict[str, Any] = {
-    "original_max_position_embeddings": 32,
-    "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]},
-}
-LONGROPE = transformers.Phi3Config(**SIZES, **SWITCH)
-GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
-HYBRID: dict[str, Any] = {
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-KINDS: dict[str, Any] = {
-    "grouped queries": transformers.LlamaConfig(**SIZES),
-    "a window": transformers.MistralConfig(**SIZES, sliding_window=5),
-    "soft-capped scores": transformers.Gemma2Config(**GROUPED),
-    "attention sinks": transformers.GptOssConfig(**SIZES, head_dim=8, num_local_experts=4),
-    "a state along the row": transformers.MambaConfig(
-        vocab_size=96, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=None
-    ),
-    "a state in some layers": transformers.Qwen3NextConfig(
-        **SIZES | HYBRID,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-    ),
-    "biases by distance": transformers.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
-    "a rotation that switches at 32 tokens": LONGROPE,
-}
-
-
-def model_of(config: Any) -> LoadedModel:
-    """A causal language model of random weights in float32."""
-    torch.manual_seed(0)
-    module = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)  # away from uniform, so that a mistake shows
-    return LoadedModel(
-        config.model_type, module, build_tiny_tokenizer(), "decoder", torch.device("cpu")
-    ).train_all_weights()
+from ..kinds import KINDS, SIZES, model_of, own_logprobs
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, LoadedModel]:
-    return {kind: model_of(config) for kind, config in KINDS.items()}
+    return {kind: model_of(config()).train_all_weights() for kind, config in KINDS.items()}
 
 
-def own_logprobs(model: LoadedModel, datum: lb.Datum) -> torch.Tensor:
+def own_of(model: LoadedModel, datum: lb.Datum) -> torch.Tensor:
     """The logprobs of a datum's targets from the module's own logits."""
-    tokens = torch.tensor([datum.model_input.to_ints()])
     targets = torch.tensor(datum.loss_fn_inputs["target_tokens"].data)
-    return model.module(tokens).logits[0].double().log_softmax(-1)[range(len(targets)), targets]
+    return own_logprobs(model, datum.model_input.to_ints())[range(len(targets)), targets]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_each_datum_has_the_numbers_of_its_own_forward(
     models: dict[str, LoadedModel], kind: str, data: st.DataObject
 ) -> None:
-    model = models[kind]
+    check_each_datum(models[kind], data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_each_of_many_datums_has_the_numbers_of_its_own_forward(
+    models: dict[str, LoadedModel], kind: str, data: st.DataObject
+) -> None:
+    check_each_datum(models[kind], data)
+
+
+def check_each_datum(model: LoadedModel, data: st.DataObject) -> None:
+    """Logprobs and the gradient of a batch are those of its datums, each alone."""
     prompt = data.draw(st.lists(st.integers(0, 95), min_size=0, max_size=24))
     answers = data.draw(st.lists(st.lists(st.integers(0, 95), min_size=2, max_size=24), min_size=1, max_size=4))
     tail = data.draw(st.integers(0, 12))
@@ -110,6 +63,7 @@ def test_each_datum_has_the_numbers_of_its_own_forward(
         for answer in answers
     ]
     budget = data.draw(st.sampled_from([None, 40]))
+    datums = data.draw(st.permutations(datums))
     engine = Engine(model, EngineSettings(tokens_per_micro_batch=budget))
     output = engine.forward_backward(datums, lb.get_loss("cross_entropy"))
     gradients = {name: p.grad.clone() for name, p in model.trainable().items() if p.grad is not None}
@@ -117,7 +71,7 @@ def test_each_datum_has_the_numbers_of_its_own_forward(
         parameter.grad = None
     total = torch.zeros((), dtype=torch.float64)
     for fields, datum in zip(output.loss_fn_outputs, datums, strict=True):
-        own, weights = own_logprobs(model, datum), datum.loss_fn_inputs["weights"].to_torch().double()
+        own, weights = own_of(model, datum), datum.loss_fn_inputs["weights"].to_torch().double()
         np.testing.assert_allclose((fields["logprobs"].to_torch() * weights), (own * weights).detach(), atol=1e-4)
         total = total - (own * weights).sum()
     total.backward()
@@ -168,7 +122,7 @@ def test_datums_on_both_sides_of_a_switch_give_what_each_gives_alone(models: dic
         both = engine.forward(datums, loss).metrics["loss:sum"]
         each = [engine.forward([datum], loss).metrics["loss:sum"] for datum in datums]
         assert both == pytest.approx(sum(each), rel=1e-5)
-        own = [-own_logprobs(model, datum).sum().item() for datum in datums]
+        own = [-own_of(model, datum).sum().item() for datum in datums]
         assert each == pytest.approx(own, rel=1e-5)
 
 
@@ -180,7 +134,7 @@ def test_cutting_the_tail_keeps_a_sequence_on_its_side_of_the_switch(models: dic
     loss = Engine(model, EngineSettings()).forward_backward([datum], lb.get_loss("cross_entropy")).metrics["loss:sum"]
     hook.remove()
     assert seen[-1] == 33  # one more than the switch
-    assert loss == pytest.approx(-own_logprobs(model, datum)[:19].sum().item(), rel=1e-5)
+    assert loss == pytest.approx(-own_of(model, datum)[:19].sum().item(), rel=1e-5)
 
 
 def test_windows_are_as_before_after_a_probe() -> None:
@@ -200,7 +154,7 @@ def test_a_model_whose_tokens_see_those_behind_them_is_not_cut() -> None:
 
 @pytest.mark.parametrize("kind", ["grouped queries", "attention sinks", "a state along the row"])
 def test_probes_see_the_same_in_bfloat16(models: dict[str, LoadedModel], kind: str) -> None:
-    narrow = model_of(KINDS[kind])
+    narrow = model_of(KINDS[kind]())
     narrow.module.to(torch.bfloat16)
     assert choose_batching(narrow, None) == choose_batching(models[kind], None)
     assert packing_way(narrow) == packing_way(models[kind])

@@ -7,40 +7,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lossbook.datums.types import SamplingParams
+from lossbook.trainer.clients.futures import Worker
+from lossbook.trainer.clients.sampling import SamplingClient
+from lossbook.trainer.model.lengths import switch_length
 from lossbook.trainer.model.model import LoadedModel
-from lossbook.trainer.model.tiny import build_tiny_tokenizer
+from lossbook.trainer.model.snapshot import Snapshot
 from lossbook.trainer.sampling.generate import generate_batch
 from lossbook.trainer.sampling.plan import plan_of
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-LINEAR: dict[str, Any] = SIZES | {
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-EXPERTS: dict[str, Any] = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-}
+from ..kinds import KINDS, LINEAR, SIZES, STATE, model_of, own_logprobs
+
 MAMBA2: dict[str, Any] = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -48,21 +28,9 @@ MAMBA2: dict[str, Any] = {
     "mamba_n_groups": 1,
     "mamba_expand": 2,
 }
-SWITCH: dict[str, Any] = {
-    "original_max_position_embeddings": 32,
-    "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]},
-}
-STATE: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "state_size": 8,
-    "num_hidden_layers": 2,
-    "pad_token_id": None,
-}
-KINDS: dict[str, Any] = {
+MORE: dict[str, Any] = {
+    **KINDS,
     "Qwen3.5": lambda: transformers.Qwen3_5TextConfig(**LINEAR),
-    "Qwen3-Next": lambda: transformers.Qwen3NextConfig(**LINEAR, **EXPERTS),
-    "Mamba": lambda: transformers.MambaConfig(**STATE),
     "Mamba-2": lambda: transformers.Mamba2Config(**STATE, num_heads=8, head_dim=8, n_groups=1),
     "Falcon-Mamba": lambda: transformers.FalconMambaConfig(**STATE),
     "Falcon-H1": lambda: transformers.FalconH1Config(**SIZES, **MAMBA2, mamba_d_ssm=64),
@@ -73,52 +41,94 @@ KINDS: dict[str, Any] = {
         use_mamba_kernels=False,
     ),
     "RWKV": lambda: transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=128),
-    "gpt-oss": lambda: transformers.GptOssConfig(**SIZES, head_dim=8, num_local_experts=4, sliding_window=5),
-    "longrope": lambda: transformers.Phi3Config(**SIZES, **SWITCH),
 }  # fmt: skip
+LONGROPE = "a rotation that switches at 32 tokens"
 PROMPTS = [[5, 9, 2, 40, 41, 7, 8, 3], [11, 12, 13], [1, 90, 30, 31, 32, 60, 61, 62]]
 
 
-def model_of(kind: str) -> LoadedModel:
-    """A causal language model of random weights in float32, far from uniform."""
-    torch.manual_seed(1)
-    module = transformers.AutoModelForCausalLM.from_config(KINDS[kind]()).float().eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(4)
-    return LoadedModel(kind, module, build_tiny_tokenizer(), "decoder", torch.device("cpu"))
+@pytest.fixture(scope="module")
+def models() -> dict[str, LoadedModel]:
+    return {kind: model_of(config(), seed=1) for kind, config in MORE.items()}
 
 
-def own_logprobs(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
-    """Of every next token, from the module's own logits over the whole of `tokens`."""
-    return model.module(torch.tensor([tokens]), use_cache=False).logits[0, -1].double().log_softmax(-1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MORE)
 @torch.no_grad()
-def test_samples_of_a_batch_have_the_logprobs_of_a_forward_over_the_tokens_before_them(kind: str) -> None:
-    model = model_of(kind)
-    params = SamplingParams(max_tokens=30 if kind == "longrope" else 8, temperature=1.0, seed=3, stop=[])
+def test_samples_of_a_batch_have_the_logprobs_of_a_forward_over_the_tokens_before_them(
+    models: dict[str, LoadedModel], kind: str
+) -> None:
+    model = models[kind]
+    params = SamplingParams(max_tokens=30 if kind == LONGROPE else 8, temperature=1.0, seed=3, stop=[])
     for samples in (1, 2):
         groups = generate_batch(model, PROMPTS, num_samples=samples, params=params)
         for prompt, group in zip(PROMPTS, groups, strict=True):
             assert len(group) == samples
             for sample in group:
                 for i, (token, logprob) in enumerate(zip(sample.tokens, sample.logprobs, strict=True)):
-                    own = own_logprobs(model, [*prompt, *sample.tokens[:i]])
+                    own = own_logprobs(model, [*prompt, *sample.tokens[:i]])[-1]
                     assert logprob == pytest.approx(float(own[token]), abs=1e-4)
 
 
 @torch.no_grad()
-def test_greedy_tokens_across_a_length_switch_are_those_of_generate() -> None:
-    model = model_of("longrope")
+def test_greedy_tokens_across_a_length_switch_are_those_of_generate(models: dict[str, LoadedModel]) -> None:
+    model = models[LONGROPE]
     prompt = [(i * 7) % 96 for i in range(24)]
     (sample,) = generate_batch(model, [prompt], params=SamplingParams(max_tokens=24, temperature=0.0, stop=[]))[0]
     theirs = model.module.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)  # type: ignore[operator]
     assert sample.tokens == theirs[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("kind", ["Qwen3.5", "Qwen3-Next", "Mamba", "LFM2", "Bamba", "Falcon-H1", "Jamba", "longrope"])
-def test_these_are_decoded_with_a_cache(kind: str) -> None:
-    assert plan_of(model_of(kind)).cached
+CACHED = ["Qwen3.5", "a state in some layers", "a state along the row", "LFM2", "Bamba", "Falcon-H1", "Jamba", LONGROPE]
+
+
+@pytest.mark.parametrize("kind", CACHED)
+def test_these_are_decoded_with_a_cache(models: dict[str, LoadedModel], kind: str) -> None:
+    assert plan_of(models[kind]).cached
+
+
+@pytest.mark.parametrize("kind", MORE)
+@settings(max_examples=2)
+@given(data=st.data())
+def test_a_sample_does_not_depend_on_its_batch(models: dict[str, LoadedModel], kind: str, data: st.DataObject) -> None:
+    check_samples(models[kind], data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MORE)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_none_of_many_samples_depends_on_its_batch(
+    models: dict[str, LoadedModel], kind: str, data: st.DataObject
+) -> None:
+    check_samples(models[kind], data)
+
+
+@torch.no_grad()
+def check_samples(model: LoadedModel, data: st.DataObject) -> None:
+    """Samples are those of each prompt alone, and their logprobs those of a forward and of `compute_logprobs`.
+
+    Prompts lie on both sides of a switch at 32 tokens, of windows and chunks of 32 and 40, and of chunks of a state of 64.
+    """
+    shared = data.draw(st.sampled_from([0, 20]))
+    lengths = data.draw(st.lists(st.sampled_from([1, 3, 22, 30, 33, 39, 66]), min_size=1, max_size=3))
+    prompts = [[(7 * i + 3 + (i >= shared) * n) % 96 for i in range(length)] for n, length in enumerate(lengths)]
+    samples, tokens, seed = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(0, 2**31)))
+    params = SamplingParams(max_tokens=tokens, temperature=1.0, seed=seed, stop=[])
+    together = generate_batch(model, prompts, num_samples=samples, params=params)
+    client = SamplingClient(Worker(), Snapshot(model, {}), "sampler")
+    for prompt, group in zip(prompts, together, strict=True):
+        (alone,) = generate_batch(model, [prompt], num_samples=samples, params=params)
+        for ours, other in zip(group, alone, strict=True):
+            assert ours.tokens == other.tokens
+            assert ours.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+            # Beyond a switch a row's first tokens have other logprobs than when they were sampled.
+            ends = [len(prompt) + i + 1 for i in range(len(ours.tokens))]
+            apart = switch_length(model) is not None
+            row = [*prompt, *ours.tokens]
+            rows = [row[:end] for end in ends] if apart else [row]
+            computed = [client.compute_logprobs(each).result() for each in rows]
+            expected = [c[-1] for c in computed] if apart else computed[0][len(prompt) :]
+            assert ours.logprobs == pytest.approx(expected, abs=1e-4)
+            owns = [
+                own_logprobs(model, row[: end - 1])[-1, row[end - 1]].item() for end in (ends if apart else ends[-1:])
+            ]
+            assert ours.logprobs[-len(owns) :] == pytest.approx(owns, abs=1e-4)
