@@ -167,7 +167,7 @@ def read_record(folder: Path) -> Record:
         if raw != sealed(fields):
             raise _damaged(path, "does not match the hash it carries")
         return Record.model_validate(fields)
-    except ValueError as error:  # pydantic's ValidationError is one
+    except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
         raise _damaged(path, f"is not a manifest as lossbook writes it ({error})") from None
 
 

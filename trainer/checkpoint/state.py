@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,33 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ...datums.errors import CheckpointError
-from ..model.load import load_model
+from ...datums.errors import CheckpointError, ModelError, located
+from ..model.load import is_at_hand, load_model
 from ..model.lora.lora import add_lora, export_adapter
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..optim.adamw import AdamW
+from .contents import Contents, check_groups, check_like, check_random, contents_of, plain_accumulated
+from .files import MANIFEST_NAME
 from .folder import Checkpoint, read_checkpoint, write_checkpoint
 
 
 def save_training(
     root: Path, name: str, model: LoadedModel, optimizer: AdamW, accumulated: Mapping[str, Any], *, overwrite: bool
 ) -> Path:
-    """Write everything that `load_training` needs to continue as if nothing had happened."""
+    """Write everything that `load_training` needs to continue as if nothing had happened.
+
+    Raises CheckpointError where weights or gradients are NaN or infinite: nothing could go on from there.
+    """
     trainable = model.trainable()
+    for what, values in (("weight", trainable), ("gradient", {key: p.grad for key, p in trainable.items()})):
+        for key, tensor in values.items():
+            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(
+                    f"the {what} of {key!r} holds NaN or infinite numbers, so nothing could go on from this state. "
+                    "discard_gradients clears gradients; load_state goes back to a checkpoint"
+                )
     tensors: dict[str, Mapping[str, Tensor]] = {
         "weights": {key: p.detach() for key, p in trainable.items()},
         "optimizer": optimizer.state_tensors(),
@@ -50,28 +62,49 @@ def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> di
     """Load a checkpoint's weights into `model`; with an `optimizer`, also its state, gradients and random state.
 
     Returns what had accumulated. Everything is read and checked first: on an error nothing has changed. Without an
-    optimizer, a value head that the checkpoint lacks keeps its weights.
+    optimizer, gradients are cleared, and a value head that the checkpoint lacks keeps its weights.
     """
-    checkpoint = read_checkpoint(path)
-    keeps_head = optimizer is None and not checkpoint.manifest.get("value_head")
-    check_matches(checkpoint, model, keeps_head=keeps_head)
-    gradients: Mapping[str, Tensor] = {}
-    if optimizer is not None:
-        if "optimizer" not in checkpoint.tensors:
-            raise CheckpointError(
-                f"{path} holds weights only, no optimizer state; load it with optimizer=False, or resume from a "
-                "checkpoint that save_state wrote"
-            )
-        gradients = checkpoint.tensors.get("gradients", {})
-        optimizer.load_state_tensors(checkpoint.tensors["optimizer"], checkpoint.manifest["optimizer"])
-        torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
-        if model.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
-            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], model.device)
-    with torch.no_grad():
-        for key, parameter in _loaded(model, keeps_head).items():
-            parameter.copy_(checkpoint.tensors["weights"][key])
-            parameter.grad = gradients[key].to(parameter.device) if key in gradients else None
-    return dict(checkpoint.manifest["accumulated"]) if optimizer is not None else {}
+    checkpoint = read_checkpoint(path, names=["weights"] if optimizer is None else None)
+    contents = contents_of(checkpoint)
+    keeps_head = optimizer is None and contents.value_head is None
+    check_matches(checkpoint, contents, model, keeps_head=keeps_head)
+    parameters = _loaded(model, keeps_head)
+    if optimizer is None:
+        _assign(model, parameters, checkpoint.tensors["weights"], {})
+        return {}
+    if contents.optimizer is None:
+        raise CheckpointError(
+            f"{path} holds weights only, no optimizer state; load it with optimizer=False, or resume from a "
+            "checkpoint that save_state wrote"
+        )
+    check_groups(checkpoint, contents)
+    gradients, random = checkpoint.tensors.get("gradients", {}), checkpoint.tensors["random"]
+    check_like(_file(checkpoint, "gradients"), gradients, parameters, complete=False)
+    check_random(_file(checkpoint, "random"), random, model.device)
+    try:
+        state = optimizer.prepared(checkpoint.tensors["optimizer"], contents.optimizer.model_dump())
+    except CheckpointError as error:
+        raise located(error, str(_file(checkpoint, "optimizer"))) from None
+    moved = {key: gradient.to(model.device) for key, gradient in gradients.items()}
+    optimizer.restore(state)  # from here on nothing can fail
+    torch.set_rng_state(random["cpu"])
+    if model.device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"], model.device)
+    _assign(model, parameters, checkpoint.tensors["weights"], moved)
+    return plain_accumulated(contents)
+
+
+@torch.no_grad()
+def _assign(
+    model: LoadedModel,
+    parameters: Mapping[str, Parameter],
+    weights: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+) -> None:
+    for key, parameter in parameters.items():
+        parameter.copy_(weights[key])
+    for key, parameter in model.trainable().items():
+        parameter.grad = gradients.get(key)
 
 
 def save_weights(root: Path, name: str, model: LoadedModel, *, overwrite: bool) -> Path:
@@ -94,50 +127,83 @@ def save_weights(root: Path, name: str, model: LoadedModel, *, overwrite: bool) 
     )
 
 
+def saved_model(
+    checkpoint: Checkpoint,
+    *,
+    device: str | None,
+    dtype: torch.dtype | None,
+    base_model: str | None = None,
+    known: Collection[str] = (),
+) -> LoadedModel:
+    """The model that a checkpoint was saved from, with adapters and a value head like its own, of fresh weights.
+
+    base_model   what the caller says it is
+    known        models that the caller loaded before
+
+    A checkpoint does not decide what is downloaded: its base model must be given or known, be built in or a folder or file
+    here, or be in the hub's cache. Raises CheckpointError for others, and where `base_model` is not the saved one, or the
+    model or its adapter cannot be made.
+    """
+    contents = contents_of(checkpoint)
+    saved = contents.base_model
+    if base_model is not None and base_model != saved:
+        raise CheckpointError(f"{checkpoint.path} was saved from {saved!r}, not from {base_model!r}")
+    if base_model is None and saved not in known and not is_at_hand(saved):
+        raise CheckpointError(
+            f"{checkpoint.path} was saved from {saved!r}, which is neither here nor in the hub's cache, and a checkpoint does "
+            f"not decide what is downloaded. Give base_model={saved!r} if you trust it, or fetch it first (hf download)"
+        )
+    try:
+        model = load_model(saved, device=device, dtype=dtype)
+        if contents.lora is not None:
+            add_lora(model, **contents.lora.arguments())
+        else:
+            model.train_all_weights()
+        return add_value_head(model) if contents.value_head else model
+    except ModelError as error:
+        raise CheckpointError(
+            f"{checkpoint.path / MANIFEST_NAME} describes a model that cannot be made: {error}"
+        ) from error
+
+
 def load_snapshot(
-    path: str, *, device: str | None, dtype: torch.dtype | None, base_model: str | None = None
+    path: str,
+    *,
+    device: str | None,
+    dtype: torch.dtype | None,
+    base_model: str | None = None,
+    known: Collection[str] = (),
 ) -> Snapshot:
-    """A checkpoint's weights, in a model loaded for them.
+    """A checkpoint's weights, in a model loaded for them; see `saved_model`.
 
     Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
     """
     checkpoint = read_checkpoint(Path(path), names=["weights"])
-    saved = checkpoint.manifest["base_model"]
-    if base_model is not None and base_model != saved:
-        raise CheckpointError(f"{path} was saved from {saved!r}, not from {base_model!r}")
-    model = load_model(saved, device=device, dtype=dtype)
-    if (lora := checkpoint.manifest.get("lora")) is not None:
-        add_lora(model, **lora)
-    else:
-        model.train_all_weights()
-    if checkpoint.manifest.get("value_head"):
-        add_value_head(model)
-    check_matches(checkpoint, model)
+    model = saved_model(checkpoint, device=device, dtype=dtype, base_model=base_model, known=known)
+    check_matches(checkpoint, contents_of(checkpoint), model)
     return Snapshot(model, {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()})
 
 
-def check_matches(checkpoint: Checkpoint, model: LoadedModel, *, keeps_head: bool = False) -> None:
-    """Raise CheckpointError with the first difference between a checkpoint and the model that loads it.
+def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel, *, keeps_head: bool = False) -> None:
+    """Raise CheckpointError with the first difference between a checkpoint's model and weights and the one that loads it.
 
     keeps_head: whether the model keeps its own value head.
     """
-    own, saved = _identity(model), checkpoint.manifest
+    own, saved = _identity(model), contents.model_dump()
+    if contents.lora is not None:
+        saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
     if keeps_head:
         del own["value_head"]
     for key, value in own.items():
-        if saved.get(key) != value:
+        if saved[key] != value:
             raise CheckpointError(
-                f"{checkpoint.path} was saved with {key}={saved.get(key)!r}, but this model has {value!r}"
+                f"{checkpoint.path} was saved with {key}={saved[key]!r}, but this model has {value!r}"
             )
-    weights = checkpoint.tensors.get("weights", {})
-    for key, parameter in _loaded(model, keeps_head).items():
-        if key not in weights:
-            raise CheckpointError(f"{checkpoint.path} has no weight {key!r}")
-        if weights[key].shape != parameter.shape or weights[key].dtype != parameter.dtype:
-            raise CheckpointError(
-                f"{checkpoint.path}: weight {key!r} is {list(weights[key].shape)} {weights[key].dtype}, but the model's is "
-                f"{list(parameter.shape)} {parameter.dtype}"
-            )
+    check_like(_file(checkpoint, "weights"), checkpoint.tensors["weights"], _loaded(model, keeps_head))
+
+
+def _file(checkpoint: Checkpoint, group: str) -> Path:
+    return checkpoint.path / f"{group}.safetensors"
 
 
 def _loaded(model: LoadedModel, keeps_head: bool) -> dict[str, Parameter]:

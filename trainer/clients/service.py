@@ -11,7 +11,7 @@ import torch
 
 from ...datums.errors import ModelError
 from ..checkpoint.folder import read_checkpoint
-from ..checkpoint.state import load_snapshot
+from ..checkpoint.state import load_snapshot, saved_model
 from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
@@ -145,23 +145,31 @@ class ServiceClient:
             add_value_head(model)
         return TrainingClient(self.context, model, self._name())
 
-    def create_training_client_from_state(self, path: str, *, optimizer: bool = False) -> TrainingClient:
-        """A new client with a checkpoint's weights; optimizer=True takes its optimizer and all other state too."""
-        manifest = read_checkpoint(Path(path), names=[]).manifest
-        lora, value_head = manifest.get("lora"), bool(manifest.get("value_head"))
-        if lora is None:
-            client = self.create_training_client(manifest["base_model"], value_head=value_head)
-        else:
-            client = self._lora_client(manifest["base_model"], value_head=value_head, **lora)
+    def create_training_client_from_state(
+        self, path: str, *, optimizer: bool = False, base_model: str | None = None
+    ) -> TrainingClient:
+        """A new client with a checkpoint's weights; optimizer=True takes its optimizer and all other state too.
+
+        base_model: the model that it was saved from. It must be given where the model would have to be downloaded: a
+        checkpoint does not decide that. Raises CheckpointError as `load_state` does.
+        """
+        checkpoint = read_checkpoint(Path(path), names=[])
+        model = saved_model(checkpoint, device=self.context.device, dtype=self.context.dtype, base_model=base_model)
+        client = TrainingClient(self.context, model, self._name())
         client.load_state(path, optimizer=optimizer).result()
         return client
 
-    def create_training_client_from_state_with_optimizer(self, path: str) -> TrainingClient:
+    def create_training_client_from_state_with_optimizer(
+        self, path: str, *, base_model: str | None = None
+    ) -> TrainingClient:
         """As `create_training_client_from_state(path, optimizer=True)`."""
-        return self.create_training_client_from_state(path, optimizer=True)
+        return self.create_training_client_from_state(path, optimizer=True, base_model=base_model)
 
     def create_sampling_client(self, *, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
-        """Sample from saved weights (`model_path`), or from a base model."""
+        """Sample from saved weights (`model_path`), or from a base model. Given both, the weights must be of that model.
+
+        A checkpoint of a model that would have to be downloaded needs both.
+        """
         snapshot, name = self._snapshot("create_sampling_client", model_path, base_model)
         return SamplingClient(self.context.worker, snapshot, f"{name}/sampler")
 

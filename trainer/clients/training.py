@@ -181,8 +181,9 @@ class TrainingClient:
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""
-        snapshot = load_snapshot(model_path, device=self._context.device, dtype=self._context.dtype)
-        return SamplingClient(self._context.worker, snapshot, f"{model_path}/sampler")
+        context, known = self._context, [self._model.name]
+        snapshot = load_snapshot(model_path, device=context.device, dtype=context.dtype, known=known)
+        return SamplingClient(context.worker, snapshot, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:
         """A frozen copy of the current weights, for `forward` only."""

@@ -90,6 +90,19 @@ def _find(name: str) -> str:
     return name
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether a model is built in, lies in a folder or file of this name, or is in the hub's cache: nothing need be fetched."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if name in BUILT_IN or os.path.exists(os.path.expanduser(name)):
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
+
+
 def _model_directory(path: Path) -> str:
     if (path / "config.json").is_file():
         return str(path)

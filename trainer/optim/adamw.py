@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from ...datums.errors import CheckpointError, NonFiniteGradientError, OptimizerError
+from ...datums.errors import NonFiniteGradientError, OptimizerError
 from ...datums.types import AdamParams
+from .state import STATE_KEYS, PreparedState, check_meta, check_tensors
 
 __all__ = ["AdamW"]
 
-#: State of torch.optim.AdamW for a parameter: its number of steps and two running means of the gradient.
-_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 #: Numbers summed at a time for a norm in float32; short runs keep the rounding error near 1e-7.
 _NORM_RUN = 1024
 #: Norms for which squares in float32 neither overflow nor underflow; others are computed again, scaled.
@@ -111,27 +110,34 @@ class AdamW:
             f"{key}.{name}": state[p][key].detach().to("cpu", copy=True)
             for name, p in self._parameters.items()
             if p in state
-            for key in _STATE_KEYS
+            for key in STATE_KEYS
         }
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        """Restore the state that `state_tensors()` and `meta()` returned; the tensors are copied.
+        """Restore the state that `state_tensors()` and `meta()` returned. Raises CheckpointError as `prepared` does."""
+        self.restore(self.prepared(tensors, meta))
 
-        Raises CheckpointError naming the parameter when the state is incomplete or belongs to other parameters;
-        the state is then as it was.
+    def prepared(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> PreparedState:
+        """The state that `state_tensors()` and `meta()` returned, checked and copied, for `restore`; nothing is changed.
+
+        Raises CheckpointError naming the parameter when the state is incomplete, impossible or of other parameters.
         """
-        steps, with_moments = _check_meta(meta, self._parameters)
-        _check_tensors(tensors, with_moments, self._parameters)
-        optimizer = self._optimizer()
-        fresh: dict[torch.Tensor, Any] = {}
+        steps, with_moments = check_meta(meta, self._parameters)
+        check_tensors(tensors, with_moments, self._parameters, steps)
+        moments: dict[torch.Tensor, Any] = {}
         for name in with_moments:
             parameter = self._parameters[name]
-            fresh[parameter] = self._zero_moments(parameter)
-            for key in _STATE_KEYS:
-                fresh[parameter][key].copy_(tensors[f"{key}.{name}"])
+            moments[parameter] = self._zero_moments(parameter)
+            for key in STATE_KEYS:
+                moments[parameter][key].copy_(tensors[f"{key}.{name}"])
+        return PreparedState(steps, moments)
+
+    def restore(self, state: PreparedState) -> None:
+        """Take a prepared state."""
+        optimizer = self._optimizer()
         optimizer.state.clear()
-        optimizer.state.update(fresh)
-        self._steps = steps
+        optimizer.state.update(state.moments)
+        self._steps = state.steps
 
     def _state(self) -> Mapping[Any, dict[str, torch.Tensor]]:
         return {} if self._made is None else self._made.state
@@ -244,48 +250,3 @@ def _scale_gradients(with_grad: Mapping[str, Parameter], divisor: float, factor:
 def _can_be_fused(parameter: Parameter) -> bool:
     dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
     return parameter.dtype == torch.float32 and parameter.device.type in ("cpu", "cuda") and dense
-
-
-def _check_meta(meta: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[int, list[str]]:
-    """The step count and the names with moments. Raises CheckpointError when they are of other parameters."""
-    steps, known, with_moments = (meta.get(key) for key in ("steps", "parameters", "with_moments"))
-    if meta.get("optimizer") != "adamw" or not isinstance(steps, int) or steps < 0:
-        raise CheckpointError(
-            f"this is no AdamW state: optimizer={meta.get('optimizer')!r}, steps={steps!r}. Load the weights only, "
-            "or a checkpoint that was saved with its AdamW state"
-        )
-    if not isinstance(known, list) or not isinstance(with_moments, list):
-        raise CheckpointError("this AdamW state does not list its 'parameters' and those 'with_moments'; save it again")
-    for name in parameters:
-        if name not in known:
-            raise CheckpointError(
-                f"the AdamW state has nothing about {name!r}, which is trained now. It was saved for another model, "
-                f"rank or choice of layers ({len(known)} parameters there, {len(parameters)} here)"
-            )
-    for name in [*known, *with_moments]:
-        if name not in parameters:
-            raise CheckpointError(
-                f"the AdamW state is about {name!r}, which is not trained here. It was saved for another model, rank "
-                f"or choice of layers ({len(known)} parameters there, {len(parameters)} here)"
-            )
-    return steps, with_moments
-
-
-def _check_tensors(
-    tensors: Mapping[str, torch.Tensor], with_moments: list[str], parameters: Mapping[str, Parameter]
-) -> None:
-    """Raise CheckpointError unless there is a step count and two fitting moments for each name, and nothing else."""
-    expected = {f"{key}.{name}": (key, name) for name in with_moments for key in _STATE_KEYS}
-    for key in tensors:
-        if key not in expected:
-            raise CheckpointError(f"the AdamW state holds {key!r}, which its own list does not name; save it again")
-    for full, (key, name) in expected.items():
-        if full not in tensors:
-            raise CheckpointError(f"the AdamW state of {name!r} is incomplete: {key!r} is missing; save it again")
-        parameter, tensor = parameters[name], tensors[full]
-        shape, dtype = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise CheckpointError(
-                f"{key!r} of {name!r} is {tensor.dtype} of shape {list(tensor.shape)}, but the parameter needs {dtype} "
-                f"of shape {list(shape)}. The state was saved for a model of another size or precision"
-            )
