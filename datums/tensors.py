@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +83,14 @@ class TensorData:
             dtype=dtype, shape=list(array.shape), sparse_crow_indices=None, sparse_col_indices=None, _array=array
         )
         return tensor
+
+    def copied(self) -> TensorData:
+        """The same numbers, which nothing changes, with lists of its own."""
+        copied = copy.copy(self)
+        for name in ("shape", "sparse_crow_indices", "sparse_col_indices"):
+            value = vars(self)[name]
+            vars(copied)[name] = None if value is None else list(value)
+        return copied
 
     def to_numpy(self) -> np.ndarray:
         """A read-only numpy array of `shape`. CSR is filled up with zeros, once, at the first call."""

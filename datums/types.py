@@ -6,8 +6,9 @@ A `Datum` is one sequence: a `ModelInput` (N tokens) and `loss_fn_inputs`, tenso
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ __all__ = [
     "as_datum",
     "as_model_input",
     "as_tensor_data",
+    "own_datums",
     "token_array",
     "token_list",
 ]
@@ -150,10 +152,13 @@ def as_model_input(value: Any) -> ModelInput:
     chunks = getattr(value, "chunks", None)
     if chunks is None:
         return ModelInput.from_ints(value)
-    for chunk in chunks:
-        if not hasattr(chunk, "tokens"):
-            raise DtypeError(f"model_input holds a {type(chunk).__name__}: only text tokens are supported")
-    return ModelInput(chunks=[EncodedTextChunk(tokens=token_list(list(chunk.tokens))) for chunk in chunks])
+    return ModelInput(chunks=[EncodedTextChunk(tokens=token_list(list(_tokens(chunk)))) for chunk in chunks])
+
+
+def _tokens(chunk: Any) -> Sequence[int]:
+    if not hasattr(chunk, "tokens"):
+        raise DtypeError(f"model_input holds a {type(chunk).__name__}: only text tokens are supported")
+    return chunk.tokens
 
 
 def as_datum(value: Any) -> Datum:
@@ -173,3 +178,20 @@ def as_datum(value: Any) -> Datum:
         f"expected a Datum (model_input, loss_fn_inputs), got {type(value).__name__}. Build one with "
         "datum_from_tokens_weights, datum_from_messages or Datum(model_input=..., loss_fn_inputs={...})"
     )
+
+
+def own_datums(data: Iterable[Any]) -> list[Datum]:
+    """As `as_datum` for each, with copies of all that the caller could change later: tokens, `loss_fn_inputs`, shapes.
+
+    Values that were put into `loss_fn_inputs` as they are become TensorData here. Raises as `as_datum` does.
+    """
+    return [_own(as_datum(value)) for value in data]
+
+
+def _own(datum: Datum) -> Datum:
+    own = copy.copy(datum)  # of a subclass, with attributes of its own, too
+    chunks = [EncodedTextChunk(tokens=list(_tokens(chunk))) for chunk in datum.model_input.chunks]
+    inputs = {key: as_tensor_data(value, key).copied() for key, value in datum.loss_fn_inputs.items()}
+    object.__setattr__(own, "model_input", ModelInput(chunks))
+    object.__setattr__(own, "loss_fn_inputs", inputs)
+    return own

@@ -45,7 +45,7 @@ def call_batch_style(
             "end it with `return loss, {}`"
         )
     loss, metrics = returned
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
+    if not isinstance(loss, Tensor) or loss.ndim:
         given = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise LossContractError(f"{spec.name} must return a scalar tensor as its loss, not {given}: sum or average it")
     if not loss.requires_grad and any(t.requires_grad for t in tensors):
@@ -55,7 +55,7 @@ def call_batch_style(
         )
     if not isinstance(metrics, Mapping):
         raise LossContractError(f"{spec.name} must return its metrics as a dict, not {type(metrics).__name__}")
-    return loss.reshape(()), {str(key): _as_stat(spec, key, value) for key, value in metrics.items()}
+    return loss, {str(key): _as_stat(spec, key, value) for key, value in metrics.items()}
 
 
 def split_outputs(outputs: Any, datums: Sequence[Datum], kind: str) -> list[Tensor]:

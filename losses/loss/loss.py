@@ -6,6 +6,7 @@ The trainer sees only `name`, `couples`, `outputs`, `on_host`, `is_mean` and `pr
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,10 @@ class LossLike(ABC):
     @abstractmethod
     def couples(self) -> str:
         """What must be seen together: "token", "datum", "pair" or "batch"."""
+
+    @abstractmethod
+    def copied(self) -> LossLike:
+        """The same loss with the same settings, which changes of this object's attributes do not reach."""
 
     @property
     def is_mean(self) -> bool:
@@ -189,6 +194,12 @@ class Loss(LossLike):
         self.norm_length = resolved.norm_length
         self._resolved = resolved
 
+    def copied(self) -> Loss:
+        """The same loss, with settings of its own."""
+        own = copy.copy(self)
+        own.config, own.settings = self.config.model_copy(), dict(self.settings)
+        return own
+
     @property
     def parts(self) -> list[tuple[float, Loss]]:
         """Itself, times 1."""
@@ -231,6 +242,10 @@ class Mixture(LossLike):
         names = [part.name for _, part in self.parts]
         if len(set(names)) != len(names):
             raise LossContractError(f"a mixture cannot hold one loss twice: {', '.join(names)}")
+
+    def copied(self) -> Mixture:
+        """The same mixture, of copied parts."""
+        return Mixture([(factor, loss.copied()) for factor, loss in self._parts])
 
     @property
     def parts(self) -> list[tuple[float, Loss]]:

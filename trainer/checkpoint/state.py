@@ -67,6 +67,8 @@ def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> di
     checkpoint = read_checkpoint(path, names=["weights"] if optimizer is None else None)
     contents = contents_of(checkpoint)
     keeps_head = optimizer is None and contents.value_head is None
+    if optimizer is not None and contents.kind == "training":
+        check_groups(checkpoint, contents)
     check_matches(checkpoint, contents, model, keeps_head=keeps_head)
     parameters = _loaded(model, keeps_head)
     if optimizer is None:
@@ -77,7 +79,6 @@ def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> di
             f"{path} holds weights only, no optimizer state; load it with optimizer=False, or resume from a "
             "checkpoint that save_state wrote"
         )
-    check_groups(checkpoint, contents)
     gradients, random = checkpoint.tensors.get("gradients", {}), checkpoint.tensors["random"]
     check_like(_file(checkpoint, "gradients"), gradients, parameters, complete=False)
     check_random(_file(checkpoint, "random"), random, model.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...datums.types import as_datum
+from ...datums.types import own_datums
 from ...losses.registry import get_loss
 from ..engine.checks import Pooling, check_pooling
 from ..engine.engine import Engine
@@ -34,7 +34,7 @@ class ReferenceClient:
     ) -> Future[ForwardBackwardOutput]:
         """As `TrainingClient.forward`, under the frozen weights."""
         check_pooling(pooling)
-        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+        datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
 
         def run() -> ForwardBackwardOutput:
             with self._snapshot.applied():
@@ -47,7 +47,7 @@ class ReferenceClient:
 
         k up to the size of the vocabulary, which gives the whole distribution. Raises ShapeError for another k.
         """
-        datums = [as_datum(d) for d in data]
+        datums = own_datums(data)
 
         def run() -> list[TopLogprobs]:
             with self._snapshot.applied():

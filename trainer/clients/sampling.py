@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class SamplingClient:
         the parameters' seed, with which equal prompts get equal samples. `on_progress` as in `sample`.
         """
         lists, params = [as_model_input(p).to_ints() for p in prompts], _params(sampling_params)
+        own_seeds = None if seeds is None else list(seeds)
 
         def run() -> list[SampleResponse]:
             with self._snapshot.applied():
@@ -74,7 +76,7 @@ class SamplingClient:
                     lists,
                     num_samples=num_samples,
                     params=params,
-                    seeds=seeds,
+                    seeds=own_seeds,
                     on_progress=on_progress,
                 )
             return [SampleResponse(_sequences(of_prompt)) for of_prompt in samples]
@@ -121,15 +123,13 @@ def _sequences(samples: Sequence[Generated]) -> list[SampledSequence]:
 
 
 def _params(params: SamplingParams | Any) -> SamplingParams:
-    """Our SamplingParams, or another SDK's by structure."""
+    """A copy of our SamplingParams, or of another SDK's by structure."""
     if params is None:
         return SamplingParams()
-    if isinstance(params, SamplingParams):
-        return params
     names = list(SamplingParams.__dataclass_fields__)
     if missing := [name for name in names if not hasattr(params, name)]:
         given = " Write SamplingParams(**params)" if isinstance(params, Mapping) else ""
         raise ModelError(
             f"sampling_params must be a SamplingParams, not a {type(params).__name__} without {', '.join(missing)}.{given}"
         )
-    return SamplingParams(**{name: getattr(params, name) for name in names})
+    return SamplingParams(**{name: copy.copy(getattr(params, name)) for name in names})

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from ...datums.errors import LossContractError, OptimizerError
-from ...datums.types import AdamParams, Datum, as_datum
+from ...datums.types import AdamParams, Datum, own_datums
 from ...losses.loss.loss import Loss, LossLike
 from ...losses.registry import get_loss, is_registered, spec_of_function
 from ..checkpoint.state import load_snapshot, load_training, save_training, save_weights
@@ -48,8 +48,9 @@ class Accumulated:
 class TrainingClient:
     """Trains one model. Every call returns a `Future` at once; calls run in the order they were made.
 
-    A failed call changes nothing: gradients, weights, optimizer and random state are as before. A failure that nobody
-    looked at is raised by the next call.
+    A call reads its arguments before it returns: what is changed afterwards changes nothing. A failed call changes nothing
+    either: gradients, weights, optimizer and random state are as before. A failure that nobody looked at is raised by the
+    next call.
     """
 
     def __init__(self, context: ClientContext, model: LoadedModel, model_id: str) -> None:
@@ -74,7 +75,7 @@ class TrainingClient:
         `result().loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens.
         """
         check_pooling(pooling)
-        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+        datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
         return self._calls.submit("forward", lambda: self._engine.forward(datums, loss, pooling))
 
     def forward_backward(
@@ -91,7 +92,7 @@ class TrainingClient:
         over embeddings. Raises at once for an unknown id or setting; through the future for unusable data.
         """
         check_pooling(pooling)
-        datums, loss = [as_datum(d) for d in data], get_loss(loss_fn, **(loss_fn_config or {}))
+        datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
         return self._calls.submit("forward_backward", lambda: self._forward_backward(datums, loss, pooling))
 
     def forward_backward_custom(
@@ -112,10 +113,10 @@ class TrainingClient:
         check_pooling(pooling)
         if output not in OUTPUTS:
             raise LossContractError(f"output={output!r} is none of {', '.join(map(repr, OUTPUTS))}")
-        datums = [as_datum(d) for d in data]
+        datums = own_datums(data)
         loss: LossLike
         if isinstance(loss_fn, LossLike) or is_registered(loss_fn):
-            loss = get_loss(loss_fn)
+            loss = get_loss(loss_fn).copied()
         else:
             loss = Loss(spec_of_function(loss_fn, output=OUTPUTS[output]), {})
         return self._calls.submit("forward_backward_custom", lambda: self._forward_backward(datums, loss, pooling))
@@ -147,7 +148,8 @@ class TrainingClient:
         weight ("num_loss_tokens") or of datums that have one ("num_sequences"). Refused where an accumulated loss was a
         mean already. Raises OptimizerError or NonFiniteGradientError; then nothing has changed.
         """
-        return self._calls.submit("optim_step", lambda: self._optim_step(adam_params, grad_accumulation_normalization))
+        params = _adam_params(adam_params)
+        return self._calls.submit("optim_step", lambda: self._optim_step(params, grad_accumulation_normalization))
 
     def discard_gradients(self) -> Future[None]:
         """Clear the gradient that has accumulated since the last step."""
@@ -231,8 +233,8 @@ class TrainingClient:
             self._accumulated.means.append(loss.name)
         return output
 
-    def _optim_step(self, params: AdamParams | Any, normalization: Normalization | None) -> OptimStepResponse:
-        metrics = self._optimizer.step(_adam_params(params), divisor=self._divisor(normalization))
+    def _optim_step(self, params: AdamParams, normalization: Normalization | None) -> OptimStepResponse:
+        metrics = self._optimizer.step(params, divisor=self._divisor(normalization))
         metrics["normalizer"] = self._divisor(normalization)
         metrics["accumulated_calls"] = float(self._accumulated.calls)
         self._accumulated = Accumulated()
@@ -277,9 +279,7 @@ class TrainingClient:
 
 
 def _adam_params(params: AdamParams | Any) -> AdamParams:
-    """Our AdamParams, or another SDK's by structure."""
-    if isinstance(params, AdamParams):
-        return params
+    """A copy of our AdamParams, or of another SDK's by structure."""
     try:
         return AdamParams(**{name: getattr(params, name) for name in AdamParams.__dataclass_fields__})
     except AttributeError as error:
