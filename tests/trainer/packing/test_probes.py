@@ -17,6 +17,7 @@ from lossbook.trainer.model.lengths import switch_length
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.packing.hidden import choose_batching, hidden_states, packing_way
 from lossbook.trainer.packing.probes import verdict
+from lossbook.trainer.sampling.plan import plan_of
 
 from ..kinds import KINDS, SIZES, model_of, own_logprobs
 
@@ -89,6 +90,10 @@ def check_each_datum(model: LoadedModel, data: st.DataObject) -> None:
         ("a state in some layers", r"layer 0 \(linear_attention\) carries a state along the row"),
         ("a state along the row", r"layer 0 \(linear_attention\) carries a state along the row"),
         ("biases by distance", r"layer 0 \(BloomBlock\) is off by 0\.\d+ of its scale"),
+        (
+            "tokens chosen by score",
+            r"a token sees the 24 tokens of highest score \(index_topk\), and ties fall otherwise",
+        ),
     ],
 )
 def test_packing_that_was_asked_for_and_is_not_right_is_an_error_that_names_the_layer(
@@ -158,3 +163,16 @@ def test_probes_see_the_same_in_bfloat16(models: dict[str, LoadedModel], kind: s
     narrow.module.to(torch.bfloat16)
     assert choose_batching(narrow, None) == choose_batching(models[kind], None)
     assert packing_way(narrow) == packing_way(models[kind])
+
+
+def test_probes_compute_few_tokens() -> None:
+    model = model_of(KINDS["grouped queries"]())
+    counted: list[int] = []
+    model.module.get_input_embeddings().register_forward_pre_hook(lambda _, x: counted.append(x[0].numel()))  # type: ignore[operator]
+    assert choose_batching(model, None) == "packed"
+    assert len(counted) <= 4  # three sequences, each alone, and all in a row
+    assert sum(counted) <= 40
+    counted.clear()
+    assert plan_of(model).share
+    assert len(counted) <= 4  # two prompts, two tokens for each row, and the rows without a cache
+    assert sum(counted) <= 60
