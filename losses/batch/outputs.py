@@ -97,7 +97,9 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
     if kind == "embeddings":
         if len({tuple(tensor.shape) for tensor in tensors}) > 1:
             raise ShapeError(f"embeddings differ in shape: {[list(tensor.shape) for tensor in tensors]}")
-        return Outputs(embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1))
+        return Outputs(
+            embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
+        )
     width = width_of(data) if kind == "logprobs" else None
     if width is not None or [tensor.shape for tensor in tensors] != [(positions_of(datum),) for datum in data]:
         for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
@@ -105,7 +107,7 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
             if width is not None:
                 columns = tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
                 tensors[i] = torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
-    empty = torch.zeros((0,) if width is None else (0, width))
+    empty = torch.zeros((0,) if width is None else (0, width), dtype=torch.float32, device="cpu")
     joined_outputs = Outputs()
     setattr(joined_outputs, kind, torch.cat(tensors) if tensors else empty)
     return joined_outputs
@@ -156,7 +158,12 @@ def not_finite(name: str, output: str, datum: int, position: int | None, value: 
 
 def real(value: Any, kind: str, index: int) -> Tensor:
     """Datum `index`'s output as a tensor. Raises DtypeError for complex numbers."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if isinstance(value, Tensor):
+        tensor = value
+    else:  # lists of numbers are float32 whatever the script's default is; arrays keep their own dtype
+        tensor = torch.as_tensor(value, device="cpu")
+        if tensor.is_floating_point() and not hasattr(value, "dtype"):
+            tensor = torch.as_tensor(value, dtype=torch.float32, device="cpu")
     if tensor.is_complex():
         raise DtypeError(f"{kind} of datum {index} are {tensor.dtype}: a loss reads real numbers")
     return tensor

@@ -189,7 +189,7 @@ def _first_none(values: Sequence[object]) -> int | None:
 
 def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, spec: LossSpec) -> Tensor:
     if not arrays:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32, device="cpu")
     # The common type of all: the first datum's alone would cut 0.5 to 0 behind a 1.
     joined = np.concatenate([a.reshape(-1) for a in arrays])
     is_fine = all(a.size == 1 for a in arrays) and np.isfinite(joined).all()
@@ -208,7 +208,7 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
         inputs[wanted.name] = None if arrays is None else _per_datum(arrays, wanted, np.arange(len(datums)), spec)
     if spec.per == "pair" and len(datums) % 2:
         raise ShapeError(f"pairs are datums 2i and 2i+1, but there are {len(datums)} datums")
-    weights = torch.ones(len(datums))
+    weights = torch.ones(len(datums), dtype=torch.float32, device="cpu")
     return _laid_out(Packed(spec, config, ones, ones, weights.bool(), weights, inputs))
 
 

@@ -29,8 +29,10 @@ class Seqs:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.lengths = torch.as_tensor(lengths, dtype=torch.int64, device=device)
-        self.index = torch.repeat_interleave(torch.arange(len(self.lengths), device=device), self.lengths)
+        place = device if device is not None or isinstance(lengths, Tensor) else "cpu"
+        self.lengths = torch.as_tensor(lengths, dtype=torch.int64, device=place)
+        numbers = torch.arange(len(self.lengths), device=self.lengths.device)
+        self.index = torch.repeat_interleave(numbers, self.lengths)
         self.dtype = dtype
         self._weights = weights
 

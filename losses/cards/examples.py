@@ -86,7 +86,7 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
         for name, one in wanted.items():
             value = float(i in flagged) if one.kind == "flag" else sample_inputs.usual_value(one)
             if any(name == part.spec.candidates for part in parts):
-                carried[name] = torch.tensor(TEACHER).log()
+                carried[name] = torch.tensor(TEACHER, dtype=torch.float32, device="cpu").log()
             elif one.per == "datum":
                 carried[name] = value
             else:

@@ -77,7 +77,11 @@ def datums(loss: Loss, count: int, inputs: Mapping[str, Any] | None = None) -> l
             value = given[i] if isinstance(given, list) else given
             wide = one.name == loss.spec.candidates
             carried[one.name] = (
-                torch.tensor([USUAL_CANDIDATES]).log() if wide else [value] if one.per == "token" else value
+                torch.tensor([USUAL_CANDIDATES], dtype=torch.float32, device="cpu").log()
+                if wide
+                else [value]
+                if one.per == "token"
+                else value
             )
         batch.append(Datum(ModelInput.from_ints([0]), carried))
     return batch
@@ -88,11 +92,11 @@ def outputs(loss: Loss, count: int) -> OutputLists:
     given: OutputLists = {}
     for name in loss.outputs:
         if name == "embeddings":
-            given[name] = [torch.eye(EMBEDDING_WIDTH, dtype=torch.float64)[i % 2] for i in range(count)]
+            given[name] = [torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2] for i in range(count)]
         elif name == "logprobs" and loss.spec.candidates:
-            given[name] = [torch.full((1, 2), 0.5, dtype=torch.float64).log() for _ in range(count)]
+            given[name] = [torch.full((1, 2), 0.5, dtype=torch.float64, device="cpu").log() for _ in range(count)]
         else:
-            given[name] = [torch.tensor([USUAL_OUTPUTS[name]], dtype=torch.float64) for _ in range(count)]
+            given[name] = [torch.tensor([USUAL_OUTPUTS[name]], dtype=torch.float64, device="cpu") for _ in range(count)]
     return given
 
 

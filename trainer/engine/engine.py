@@ -26,6 +26,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
 from ...losses.spec.spec import OUTPUT_NAMES
+from ..model.defaults import usual_defaults
 from ..model.linear import set_adapter_dropout
 from ..model.model import LoadedModel
 from ..packing.hidden import choose_batching
@@ -45,6 +46,7 @@ VALUES_KEPT_PER_UNIT = 34
 class Engine:
     """Forward and backward passes over one model. Not thread-safe: its service runs calls one after the other."""
 
+    @usual_defaults()  # probes run here
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         on_gpu = model.device.type != "cpu"
         self.model = model

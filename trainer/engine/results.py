@@ -64,7 +64,7 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
             continue
         rows = values.detach().float().cpu()
         if outputs.active is not None:
-            full = torch.zeros(len(outputs.active), *rows.shape[1:])
+            full = rows.new_zeros(len(outputs.active), *rows.shape[1:])
             full[outputs.active.cpu()] = rows
             rows = full
         array, start = rows.numpy(), 0

@@ -91,12 +91,12 @@ def rotation_looks_ahead(model: LoadedModel) -> str | None:
 
 
 def _rotation(module: nn.Module, positions: torch.Tensor, kind: Any) -> torch.Tensor:
-    like = torch.zeros(1, positions.shape[1], 1, device=positions.device)
+    like = torch.zeros(1, positions.shape[1], 1, device=positions.device, dtype=torch.float32)
     given = () if kind is None else (kind,)
     try:
         cosine, *_ = module(like, positions, *given)
     except Exception:  # a rotation of another form; the probes of whole rows see what it does
-        return torch.zeros(8, 1)
+        return torch.zeros(8, 1, device="cpu")
     return cosine
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...datums.errors import ModelError, WorkerError, did_you_mean
+from .defaults import usual_defaults
 from .gguf.convert import converted
 from .headers import check_headers, check_missing
 from .model import WAYS_TO_NAME, Kind, LoadedModel
@@ -20,6 +21,7 @@ BUILT_IN = ("tiny", "tiny-encoder")
 _first_process: int | None = None
 
 
+@usual_defaults()
 def load_model(
     base_model: str, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> LoadedModel:

@@ -42,7 +42,7 @@ def hidden_states(
         groups = [[i] for i in range(len(arrays))]
     if len(groups) == 1:
         return way(model, arrays).run(model, rows)
-    parts: list[Tensor] = [torch.empty(0)] * len(arrays)
+    parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(arrays)
     for group in groups:
         together = way(model, [arrays[i] for i in group]).run(model)
         for i, part in zip(group, together.split([len(arrays[i]) for i in group]), strict=True):

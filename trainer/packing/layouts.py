@@ -71,7 +71,7 @@ def padded(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
 def restarting(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
     """One row for all; position ids restart at each sequence, from which transformers keeps attention within it."""
     tokens = torch.from_numpy(np.concatenate(sequences)).unsqueeze(0).to(model.device)
-    position_ids = torch.cat([torch.arange(len(s)) for s in sequences]).unsqueeze(0).to(model.device)
+    position_ids = torch.cat([torch.arange(len(s), device="cpu") for s in sequences]).unsqueeze(0).to(model.device)
     return Laid({"input_ids": tokens, "position_ids": position_ids})
 
 

@@ -113,7 +113,10 @@ def _reorders(weight: Tensor) -> bool:
 def _onednn_reorders() -> bool:
     """Whether this build of torch has the two operators, which torch.compile uses and which are undocumented."""
     try:
-        weight, rows = torch.arange(6.0).view(2, 3), torch.ones(1, 3)
+        weight, rows = (
+            torch.arange(6.0, dtype=torch.float32, device="cpu").view(2, 3),
+            torch.ones(1, 3, dtype=torch.float32, device="cpu"),
+        )
         return torch.equal(_reordered(weight, None)(rows), rows @ weight.t())
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -10,6 +10,7 @@ from typing import Any
 
 from ....datums import disk
 from ....datums.errors import CheckpointError, ModelError
+from ..defaults import usual_defaults
 from ..linear import LoraSettings, adapted
 from ..model import LoadedModel
 from .files import check_kinds, check_same_scales, fill, read_adapter
@@ -21,6 +22,7 @@ from .targets import Part, Selection, Target, check_rank, reachable, select, sho
 DEFAULT_ALPHA = 32.0
 
 
+@usual_defaults()
 def add_lora(
     model: LoadedModel,
     *,
@@ -99,6 +101,7 @@ def export_adapter(model: LoadedModel, directory: str | Path) -> None:
         model.adapter.save_pretrained(str(directory), save_embedding_layers=False)
 
 
+@usual_defaults()
 def load_adapter_into(model: LoadedModel, directory: str | Path) -> LoadedModel:
     """Give the model the adapter in a directory, in place; returns the same model.
 
