@@ -7,7 +7,8 @@ what was expected, where it is missing or wrong (datum, key, position), what is 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LossbookError(Exception):
@@ -191,6 +192,23 @@ def located(error: LossbookError, location: str) -> LossbookError:
     copy = type(error)(f"{location}: {error}")
     copy.__dict__.update(error.__dict__)
     return copy
+
+
+@contextmanager
+def panics_as(kind: type[LossbookError], what: str) -> Iterator[None]:
+    """Raise a panic of a library in Rust, such as tokenizers, as an error of this kind.
+
+    A panic is a BaseException, which `except Exception` lets through. A regular expression that takes too many steps is one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise kind(
+            f"{what} gave up: {reason}. Its file is damaged, or its regular expression too slow for this text"
+        ) from None
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TemplateError
+from ..errors import TemplateError, panics_as
 from .messages import GUARD_END, GUARD_START, SPAN_END, SPAN_START, guard, guard_messages
 
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -158,7 +158,8 @@ class ChatTemplate:
         options = {"split_special_tokens": True} if as_text else {}
         if with_offsets:
             options["return_offsets_mapping"] = True
-        encoded = self.tokenizer(text, add_special_tokens=False, **options)
+        with panics_as(TemplateError, "the tokenizer"):
+            encoded = self.tokenizer(text, add_special_tokens=False, **options)
         return list(encoded["input_ids"]), encoded["offset_mapping"] if with_offsets else []
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
@@ -169,9 +170,18 @@ class ChatTemplate:
             return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], **{**self.options, **options, "tokenize": False}
             )
-        except (JinjaError, TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
+        except (
+            JinjaError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ValueError,
+            ArithmeticError,
+            MemoryError,
+            RecursionError,
+        ) as error:
             raise TemplateError(
-                f"the chat template refuses these {len(messages)} messages: {type(error).__name__}: {error}"
+                f"the chat template refuses these {len(messages)} messages: {type(error).__name__}: {str(error)[:300]}"
             ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...datums.errors import ModelError, WorkerError, did_you_mean
+from ...datums.errors import ModelError, WorkerError, did_you_mean, panics_as
 from .defaults import usual_defaults
 from .gguf.convert import converted
 from .headers import check_headers, check_missing
@@ -136,7 +136,8 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Mod
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with panics_as(ModelError, f"the tokenizer of {name!r}"):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # damaged files raise errors of any class; tokenizers raise a bare Exception

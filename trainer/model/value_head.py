@@ -23,7 +23,8 @@ def add_value_head(model: LoadedModel) -> LoadedModel:
         raise ModelError(f"{model.name} has a value head already; load the model anew")
     dtype = torch.promote_types(next(model.module.parameters()).dtype, torch.float32)
     width = model.config.get_text_config().hidden_size
-    head = nn.Linear(width, 1, device=model.device, dtype=dtype)
+    # not drawn first: that would change the script's random state
+    head = nn.utils.skip_init(nn.Linear, width, 1, device=model.device, dtype=dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     model.value_head = head

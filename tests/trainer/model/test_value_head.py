@@ -238,3 +238,12 @@ def test_an_encoders_values_depend_on_all_its_tokens_also_after_the_last_weighte
     )
     np.testing.assert_allclose(trained[1:3], everywhere[1:3], rtol=1e-5)
     assert trained.tolist()[3:] == [0.0, 0.0], "not computed"
+
+
+def test_a_value_head_leaves_the_scripts_random_state_alone() -> None:
+    service = lb.ServiceClient(device="cpu")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    service.create_lora_training_client("tiny", rank=2, seed=0, value_head=True)
+    service.create_training_client("tiny", value_head=True)
+    assert torch.equal(torch.get_rng_state(), before)
