@@ -71,7 +71,8 @@ def dpo(
     `chosen_reward` and `rejected_reward` are scaled. With label_smoothing ε the loss is
     -(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ). With a divergence other than the reverse KL, each sum x becomes a score before
     the difference: forward_kl 1 - exp(-x), js log 2 + log σ(x), alpha (exp((alpha - 1) x) - 1) / (alpha - 1). Exponents are
-    capped at 80; `score_capped` counts the responses beyond, which have no gradient.
+    capped at 80; `score_capped` counts the responses beyond, which have no gradient. To keep chosen responses likely, add
+    `chosen_nll`: cross_entropy would raise the rejected ones too.
     """
     ratios = log_ratios(logprobs, ref_logprobs, seqs)
     (chosen, high), (rejected, low) = (divergence_score(ratio, divergence, alpha) for ratio in ratios)

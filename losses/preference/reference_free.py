@@ -98,6 +98,28 @@ def cpo(
 
 
 @register_loss(
+    "chosen_nll",
+    per="pair",
+    reduction="pair-mean",
+    source="Pang et al. 2024, arXiv:2404.19733 eq. 1, the term beside DPO's",
+    laws={"repetition_changes_nothing": {}},
+)
+def chosen_nll(logprobs: Tensor, seqs: Seqs) -> Returned:
+    """-mean_chosen logprobs: cross-entropy of the chosen responses alone, to be added to a loss of pairs.
+
+    Auxiliary, to be added to another loss: get_loss("dpo") + 0.2 * get_loss("chosen_nll").
+
+    returns   [N/2]  nats, one loss per pair
+
+    A loss of the margin may lower both responses as long as it lowers the rejected one more; this keeps the chosen one
+    likely. cross_entropy in its place would raise the rejected responses too. `rejected_nll` is the same of the rejected
+    responses, which have no gradient.
+    """
+    chosen, rejected = seqs.pairs(-seqs.mean(logprobs))
+    return chosen, {"rejected_nll": stats.mean(rejected)}
+
+
+@register_loss(
     "orpo",
     per="pair",
     reduction="pair-mean",

@@ -36,8 +36,8 @@ class Batch:
 def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | None = None, seed: int = 0) -> Batch:
     """`count` datums of up to `length` positions with all that any part of `loss` reads, optional inputs too.
 
-    columns: targets are [N, columns]. Numbers are multiples of 1/8, which every type of float holds; log-probabilities lie
-    in [-6, -1].
+    columns: targets are [N, columns]. Every type of float holds the numbers: multiples of 1/8, log-probabilities in
+    [-6, -1], and embeddings of 8 bits.
     """
     generator = torch.Generator().manual_seed(seed)
     specs = [part.spec for _, part in loss.parts]
@@ -53,8 +53,11 @@ def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | No
             given[one.name] = _input(one, i, shape, generator)
         data.append(Datum(list(range(positions)), given))
         for name, rows in outputs.items():
-            size = (8,) if name == "embeddings" else shape if name == "logprobs" else (positions,)
-            rows.append(_logprobs(size, generator) + (4 if name in ("embeddings", "entropy", "values") else 0))
+            if name == "embeddings":  # of directions that no two share: equal angles would have a kink between them
+                rows.append(torch.randn(8, generator=generator).bfloat16().double())
+                continue
+            values = _logprobs(shape if name == "logprobs" else (positions,), generator)
+            rows.append(values + 4 if name in ("entropy", "values") else values)
     return Batch(data, outputs)
 
 

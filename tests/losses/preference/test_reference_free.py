@@ -144,3 +144,13 @@ def test_log_odds_have_a_gradient_on_both_sides_of_the_branch() -> None:
     leaf = torch.tensor([-0.69, -0.7, -1e4], dtype=torch.float32, requires_grad=True)
     (gradient,) = torch.autograd.grad(log_odds(leaf).sum(), leaf)
     assert gradient.tolist() == pytest.approx([1 / -math.expm1(-0.69), 1 / -math.expm1(-0.7), 1.0], rel=1e-5)
+
+
+def test_the_chosen_likelihood_raises_the_chosen_response_alone() -> None:
+    data = [datum(2, weights=[1, 3]), datum(2, weights=[1, 1])]
+    value, gradients, metrics = evaluated(get_loss("chosen_nll"), data, [[-1.0, -2.0], [-4.0, -2.0]])
+    assert value == (1 + 3 * 2) / 4
+    assert_rows_equal(gradients, [[-0.25, -0.75], [0, 0]], 0)
+    assert metrics["rejected_nll"] == 3.0
+    both = get_loss("dpo") + 0.5 * get_loss("chosen_nll")
+    assert both.couples == "pair"

@@ -173,6 +173,10 @@ def cpo(chosen: Row, rejected: Row, *, beta: float, label_smoothing: float, nll_
     return preference - nll_coefficient * mean_logprob(chosen)
 
 
+def chosen_nll(chosen: Row, rejected: Row) -> Any:
+    return -mean_logprob(chosen)
+
+
 def orpo(chosen: Row, rejected: Row, *, odds_coefficient: float) -> Any:
     def log_odds(row: Row) -> Any:
         held = clip(mean_logprob(row), -np.inf, -1e-6)
@@ -225,6 +229,7 @@ REFERENCES = {
     "simpo": pairwise(simpo),
     "alphapo": pairwise(alphapo),
     "cpo": pairwise(cpo),
+    "chosen_nll": pairwise(chosen_nll),
     "orpo": pairwise(orpo),
     "kto": kto,
     "apo_zero_unpaired": apo_zero_unpaired,
