@@ -117,6 +117,8 @@ def fill(model: LoadedModel, config: LoraConfig, tensors: dict[str, Tensor], sou
             raise CheckpointError(
                 f"the adapter in {source!r} does not fit this model: at {name} the file has {theirs}, the model {ours}"
             )
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise CheckpointError(f"the adapter in {source!r} holds NaN or infinite numbers at {name}")
     set_peft_model_state_dict(model.adapter, tensors)
 
 
