@@ -30,13 +30,15 @@ def export_model(model: LoadedModel, directory: str | Path, *, dtype: torch.dtyp
     state = merged_state(model)
     if dtype is not None:
         state = _converted(state, dtype)
-    tied = module.config.tie_word_embeddings
+    untied = getattr(module.config, "tie_word_embeddings", False) and _head_is_adapted(model)
     try:
-        module.config.tie_word_embeddings = tied and not _head_is_adapted(model)
+        if untied:
+            module.config.tie_word_embeddings = False
         with disk.writing(Path(directory)):
             module.save_pretrained(str(directory), state_dict=state)
     finally:
-        module.config.tie_word_embeddings = tied
+        if untied:
+            module.config.tie_word_embeddings = True
     if dtype is not None:
         _name_dtype(Path(directory) / "config.json", dtype)
     with disk.writing(Path(directory)):

@@ -25,7 +25,7 @@ def check_headers(name: str, source: str, config: Any, loader: Any) -> None:
     """Load the model from the shapes that its safetensors headers give, without memory, and see that nothing is left over.
 
     name, source  the model, as the user named it and as transformers finds it
-    loader        the Auto class that is going to load it
+    loader        the class of transformers that is going to load it
 
     Raises ModelError for a parameter whose shape config.json has otherwise, one that the weights lack, and one that the
     weights have but config.json leaves out: another layer, or a bias. Parameters of other parts, such as the head of another
@@ -38,7 +38,8 @@ def check_headers(name: str, source: str, config: Any, loader: Any) -> None:
     _check_layer_count(name, config, state)
     with _quiet():
         with torch.device("meta"):
-            model = loader.from_config(config, trust_remote_code=False)
+            is_auto = hasattr(loader, "from_config")
+            model = loader.from_config(config, trust_remote_code=False) if is_auto else loader._from_config(config)
         _check_largest(name, model, state)
         architecture: Any = type(model)
         model, report = architecture.from_pretrained(

@@ -142,7 +142,7 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Mod
         raise
     except Exception as error:  # damaged files raise errors of any class; tokenizers raise a bare Exception
         where = f"directory {source!r}" if os.path.isdir(source) else "hub id (no such file or directory here)"
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).partition(" Model type should be one of")[0]  # hundreds of them
         raise ModelError(f"cannot load the model {name!r}, taken as a {where}: {reason}. {WAYS_TO_NAME}") from error
     check_missing(name, report["missing_keys"])
     return module, tokenizer, kind
@@ -164,9 +164,23 @@ def _kind(name: str, config: Any) -> Kind:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     saved_as = getattr(config, "architectures", None) or [causal]
-    if not bidirectional and (_is_wrapper(config) or (causal is not None and causal in saved_as)):
-        return "decoder"
-    return "encoder"
+    is_causal = (causal is not None and causal in saved_as) or _text_decoder(config) is not None
+    return "decoder" if not bidirectional and (_is_wrapper(config) or is_causal) else "encoder"
+
+
+def _text_decoder(config: Any) -> Any:
+    """The class that a decoder was saved as, where no Auto class loads it: the text side of a model that reads images too."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for name in getattr(config, "architectures", None) or ():
+        if (
+            name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        ):
+            architecture = getattr(transformers, name)
+            return architecture if type(config) is architecture.config_class else None
+    return None
 
 
 def _is_wrapper(config: Any) -> bool:
@@ -194,6 +208,8 @@ def loader_of(kind: Kind, config: Any) -> Any:
 
     if kind == "encoder":
         return AutoModel
+    if (architecture := _text_decoder(config)) is not None:
+        return architecture
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     saved_as = getattr(config, "architectures", None) or [causal]
     if causal in saved_as or not _is_wrapper(config):
@@ -207,7 +223,8 @@ def _check_text(model: LoadedModel) -> None:
     tokens = torch.arange(3, device=model.device)[None]
     try:
         with torch.no_grad():
-            hidden = model.backbone(tokens % model.vocab_size).last_hidden_state
+            options = {} if model.kind == "encoder" else {"use_cache": False}
+            hidden = model.backbone(tokens % model.vocab_size, **options).last_hidden_state
             if hidden.shape[:2] != tokens.shape:
                 raise ValueError(f"hidden states of shape {list(hidden.shape)} for 3 tokens")
             if model.kind == "decoder":
@@ -226,11 +243,19 @@ def _check_text(model: LoadedModel) -> None:
 def _check_head(model: LoadedModel) -> None:
     """Compare our logits with the module's own on three tokens; ModelError where an architecture computes others."""
     tokens = torch.arange(3, device=model.device)[None] % model.vocab_size
-    own = model.module(tokens).logits.double()
-    ours = model.head().logits(model.backbone(tokens).last_hidden_state).double()
+    own = model.module(tokens, use_cache=False).logits.double()
+    ours = model.head().logits(model.backbone(tokens, use_cache=False).last_hidden_state).double()
     tolerance = 32 * torch.finfo(next(model.module.parameters()).dtype).eps * own.abs().max().clamp(min=1.0)
     if own.shape != ours.shape or not (own - ours).abs().max() <= tolerance:
         raise ModelError(
-            f"{model.name!r} computes its logits in a way that lossbook does not know (model type "
-            f"{model.config.model_type!r}), or gives NaN; please report it"
+            f"{model.name!r} ({type(model.module).__name__}) {_other_head(own)}. Only heads of one product are supported, with "
+            "a bias, a scale and a soft cap"
         )
+
+
+def _other_head(logits: torch.Tensor) -> str:
+    if not logits.isfinite().all():
+        return "gives logits that are not finite"
+    return (
+        "computes its logits in another way than by its output layer alone, such as through a transformation before it"
+    )

@@ -110,12 +110,14 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Number of token ids that the model can read."""
-        return self._transformer.get_input_embeddings().weight.shape[0]
+        return self._unpadded or self._transformer.get_input_embeddings().weight.shape[0]
 
     @property
     def max_length(self) -> int | None:
         """The longest sequence in tokens, None when the architecture sets no limit."""
         limit = getattr(self._transformer.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and limit < 1:  # XLNet says -1 for none
+            limit = None
         if self.kind == "encoder" and limit is not None:  # RoBERTa's positions begin at 2; its tokenizer knows
             limit = min(limit, int(getattr(self.tokenizer, "model_max_length", limit)))
         return limit
@@ -131,7 +133,15 @@ class LoadedModel:
             raise ModelError(f"{self.name} is an encoder: it gives embeddings, and has no head to give logprobs with")
         softcap, scale = _cap_and_scale(self._transformer.config)
         base = getattr(layer, "base_layer", layer)
-        return Head(effective_weight(layer), getattr(base, "bias", None), softcap, scale)
+        weight, bias = effective_weight(layer), getattr(base, "bias", None)
+        if self._unpadded is not None:
+            weight, bias = weight[: self._unpadded], None if bias is None else bias[: self._unpadded]
+        return Head(weight, bias, softcap, scale)
+
+    @property
+    def _unpadded(self) -> int | None:
+        """How many of its logits an architecture gives, where its output layer has further rows that pad it (Inkling)."""
+        return getattr(self.config.get_text_config(), "unpadded_vocab_size", None)
 
     @property
     def _transformer(self) -> Any:  # a PreTrainedModel, which type checkers see as plain nn.Module
@@ -145,5 +155,5 @@ def _cap_and_scale(config: Any) -> tuple[float | None, float]:
     if text.model_type == "recurrent_gemma":
         softcap = text.logits_soft_cap
     scale = float(getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0)
-    divisor = float(getattr(text, "logits_scaling", None) or 1.0)
+    divisor = float(getattr(text, "logits_scaling", None) or getattr(text, "logits_mup_width_multiplier", None) or 1.0)
     return softcap, scale * divisor if text.model_type == "hyperclovax" else scale / divisor

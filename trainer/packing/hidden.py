@@ -83,10 +83,16 @@ def shares_prefixes(model: LoadedModel, batching: Batching | None) -> bool:
 def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
     """How the model's sequences run: as asked, or in the best way whose probe holds.
 
-    Raises ModelError where the way that was asked for gives other numbers than each sequence alone, with the layer.
+    Raises ModelError where the way that was asked for gives other numbers than each sequence alone, with the layer; and for a
+    decoder whose tokens see those behind them, which include the next token, that losses are about.
     """
     batching = _chosen(model, asked)
-    verdict(model, "cut")  # tried now, so that no call runs a probe in its midst; the others have mostly seen it
+    cut = verdict(model, "cut")  # tried now, so that no call runs a probe in its midst; the others have mostly seen it
+    if model.kind == "decoder" and cut.off is not None and not cut:
+        raise ModelError(
+            f"{model.name} ({type(model.module).__name__}) cannot be trained on next tokens: its {cut.reason}, so it would be "
+            "given the answers. Only decoders with causal attention are supported"
+        )
     return batching
 
 

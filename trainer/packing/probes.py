@@ -182,7 +182,7 @@ def _outputs_of(layers: Sequence[nn.Module], model: LoadedModel, laid: Laid) -> 
     outputs: dict[int, Tensor] = {}
 
     def keep(index: int, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple | list) else output
         outputs[index] = hidden.reshape(-1, hidden.shape[-1])
 
     hooks = [

@@ -133,7 +133,7 @@ def test_an_architecture_whose_logits_are_not_known_is_refused(tmp_path: Path):
     granite = save(tmp_path / "granite", GraniteForCausalLM(GraniteConfig(**sizes)))
     assert load_model(str(granite)).head().scale == pytest.approx(1 / 3)
     llama = save(tmp_path / "llama", LlamaForCausalLM(LlamaConfig(**sizes)))  # which does not read logits_scaling
-    with pytest.raises(ModelError, match="computes its logits in a way that lossbook does not know"):
+    with pytest.raises(ModelError, match="computes its logits in another way than by its output layer alone"):
         load_model(str(llama))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ UNDERSTOOD = frozenset(
     }
     | {"init_lora_weights", "loftq_config", "eva_config", "runtime_config", "megatron_core"}
 )
+ADAPTER_FILE = "adapter_model.safetensors"
 #: Ways of initialising A and B that leave the base weights as they are.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -40,12 +42,12 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    for file in ("adapter_config.json", ADAPTER_FILE):
         if not (directory / file).is_file():
             raise CheckpointError(f"{str(directory)!r} is no adapter directory: it holds no {file}")
     try:
         config: Any = LoraConfig.from_pretrained(str(directory))
-        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors = load_file(directory / ADAPTER_FILE)
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {str(directory)!r} cannot be read: {error}") from error
     _check_plain(config, str(directory))
@@ -133,3 +135,43 @@ def _without_base(model: LoadedModel, tensors: dict[str, Tensor], source: str) -
                 "with peft's merge_and_unload() where it was trained"
             )
     return {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name or ".lora_" in name}
+
+
+def names_in_files(model: LoadedModel) -> dict[str, str | None]:
+    """Other names for those of the adapter's tensors that peft would read back under another name than it writes.
+
+    peft renames an adapter's tensors as transformers renames a model's weights while reading them. Laguna's rule makes
+    `shared_experts.` of `shared_expert.`, and meets names that are right already too. None: no name is read back rightly.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as convert
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    own, config = get_peft_model_state_dict(model.adapter, save_embedding_layers=False), model.adapter.peft_config
+    misread = sorted(own.keys() - convert(model.adapter, config["default"], own).keys())
+    rules: list[Any] = get_model_conversion_mapping(model.module) if misread else []  # type: ignore[arg-type]
+    pairs = [
+        (re.sub(r"\\(.)", r"\1", source), re.sub(r"\\(.)", r"\1", target))
+        for rule in rules
+        for source, target in zip(rule.source_patterns, rule.target_patterns, strict=False)
+    ]
+    others: dict[str, str | None] = {}
+    for name in misread:
+        candidates = {name.replace(target, source) for source, target in pairs} - {name}
+        read_as = {other: convert(model.adapter, config["default"], {other: own[name]}).keys() for other in candidates}
+        others[name] = next((other for other, names in sorted(read_as.items()) if names == {name}), None)
+    return others
+
+
+def misread_layers(model: LoadedModel) -> set[str]:
+    """The layers whose adapters no file could give back to peft."""
+    names = [name for name, other in names_in_files(model).items() if other is None]
+    return {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names}
+
+
+def rename_tensors(file: Path, names: dict[str, str]) -> None:
+    """Write a safetensors file anew with other names for some of its tensors."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    save_file({names.get(name, name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,18 @@ from ....datums.errors import CheckpointError, ModelError
 from ..defaults import usual_defaults
 from ..linear import LoraSettings, adapted
 from ..model import LoadedModel
-from .files import check_kinds, check_same_scales, fill, read_adapter
+from .files import (
+    ADAPTER_FILE,
+    check_kinds,
+    check_same_scales,
+    fill,
+    misread_layers,
+    names_in_files,
+    read_adapter,
+    rename_tensors,
+)
 from .peft_adapters import attach, check_reached, detach, peft_config
-from .targets import Part, Selection, Target, check_rank, reachable, select, short_names
+from .targets import Part, Selection, Target, check_rank, reachable, select, short_names, without
 
 #: Fixed rather than tied to the rank: with the product scaled by alpha / rank, the best learning rate then hardly
 #: depends on the rank (https://thinkingmachines.ai/blog/lora/).
@@ -67,9 +77,24 @@ def add_lora(
     settings = LoraSettings(
         rank, alpha, train_mlp, train_attn, train_unembed, seed, named, float(dropout), selection.left_out
     )
-    attach(model, peft_config(model, settings, selection.targets), settings)
+    selection = _attach(model, settings, selection)
     check_reached(model, selection.targets)
     return model
+
+
+def _attach(model: LoadedModel, settings: LoraSettings, selection: Selection) -> Selection:
+    """Put adapters on what was selected, except for what peft would not read back; returns what has one."""
+    attach(model, peft_config(model, settings, selection.targets), settings)
+    misread = misread_layers(model)
+    if not misread:
+        return selection
+    detach(model, {})
+    if settings.targets is not None:
+        raise ModelError(f"peft would not read an adapter on {min(misread)} of {model.name} back: name other layers")
+    selection = without(selection, misread, "peft would not read its adapter back")
+    settings = replace(settings, left_out=selection.left_out)
+    attach(model, peft_config(model, settings, selection.targets), settings)
+    return selection
 
 
 def _choose(
@@ -97,8 +122,11 @@ def export_adapter(model: LoadedModel, directory: str | Path) -> None:
     """
     if model.adapter is None:
         raise ModelError(f"{model.name} has no LoRA adapter: call add_lora first, or save the whole model")
+    others = {name: other for name, other in names_in_files(model).items() if other is not None}
     with disk.writing(Path(directory)):
         model.adapter.save_pretrained(str(directory), save_embedding_layers=False)
+        if others:
+            rename_tensors(Path(directory) / ADAPTER_FILE, others)
 
 
 @usual_defaults()

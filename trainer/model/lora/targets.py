@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ....datums.errors import ModelError, did_you_mean
 from ..model import LoadedModel
+from .reach import obstacles
 
 Part = Literal["attention", "mlp", "unembed", "router"]
 
 #: A weight belongs to the attention or the MLP when a part of its path does. Attention is asked first: BERT's
 #: `attention.output.dense` is attention, its `output.dense` is not. Recurrent layers stand where attention would.
-ATTENTION_PARTS = frozenset(
-    {"attn", "self_attn", "attention", "self_attention", "linear_attn", "mixer", "temporal_block"}
-    | {"mamba", "conv", "short_conv", "recurrent"}
-)
+#: Any other name with "attn" or "attention" in it is of attention too, unless it is a norm's.
+ATTENTION_PARTS = frozenset({"mixer", "temporal_block", "mamba", "conv", "short_conv", "recurrent", "mlstm_layer"})
 MLP_PARTS = frozenset(
     {"mlp", "ffn", "feed_forward", "feedforward", "intermediate", "output", "mlp_block", "fc1", "fc2", "shared_mlp"}
     | {"block_sparse_moe", "moe", "dense_h_to_4h", "dense_4h_to_h"}
@@ -33,8 +31,6 @@ MLP_LEAVES = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj"})
 REFUSED_BY_PEFT = {
     kind: frozenset({"out_proj", "conv1d"}) for kind in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 }
-#: Tokens of the forward pass that shows which layers text reaches.
-PROBED_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,12 @@ def select(model: LoadedModel, parts: Iterable[Part], named: Sequence[str] | Non
         raise ModelError(f"no weight of {model.name} can get an adapter: {_listed(reasons)}. Train all weights instead")
     left_out = reasons if named is not None else {**reasons, **_without_adapter(model, candidates, set(parts))}
     return Selection(targets, {without_numbers(name): reason for name, reason in left_out.items()})
+
+
+def without(selection: Selection, layers: Collection[str], reason: str) -> Selection:
+    """The selection with some layers left out, for a reason."""
+    targets = {name: target for name, target in selection.targets.items() if name not in layers}
+    return Selection(targets, {**selection.left_out, **{without_numbers(name): reason for name in layers}})
 
 
 def reachable(model: LoadedModel) -> dict[str, Target]:
@@ -151,7 +153,7 @@ def _returns_choices(module: nn.Module) -> bool:
 
 def _is_router(module: nn.Module) -> bool:
     kind = type(module).__name__.lower()
-    return "router" in kind or "gating" in kind
+    return "router" in kind or kind.endswith("gating")  # Moshi's GatingMLP is an MLP
 
 
 def _part(model: LoadedModel, name: str, module: nn.Module, sides: tuple[int, ...]) -> Part | None:
@@ -164,7 +166,7 @@ def _part(model: LoadedModel, name: str, module: nn.Module, sides: tuple[int, ..
         return "router"
     if "experts" in path or "shared_experts" in path or ("mixer" in path and path[-1] in MLP_LEAVES):
         return "mlp"
-    if ATTENTION_PARTS & set(path):
+    if any(part in ATTENTION_PARTS or ("att" in part and "norm" not in part) for part in path):
         return "attention"
     is_mlp = MLP_PARTS & set(path) or "expert" in type(module).__name__.lower()
     return "mlp" if is_mlp else None
@@ -234,7 +236,8 @@ def _unreachable(model: LoadedModel, wanted: Mapping[str, Target]) -> dict[str, 
     """The wanted weights on which an adapter would do nothing or is refused, with the reason."""
     kind = str(getattr(model.config, "model_type", ""))
     refused = REFUSED_BY_PEFT.get(kind, frozenset())
-    called = _called(model, wanted)
+    owners = {name: name if target.is_layer else name.rpartition(".")[0] for name, target in wanted.items()}
+    called = obstacles(model, owners)
     reasons = {}
     for name, target in wanted.items():
         if target.part == "unembed" or ".experts." in f".{name}.":  # a few tokens do not reach every expert
@@ -243,37 +246,23 @@ def _unreachable(model: LoadedModel, wanted: Mapping[str, Target]) -> dict[str, 
             reasons[name] = f"peft refuses it in {kind} models"
         elif name not in called:
             reasons[name] = "text does not reach it, or its weight is read without calling the layer"
+        elif reason := called[name]:
+            reasons[name] = reason
     return reasons
-
-
-@torch.no_grad()
-def _called(model: LoadedModel, wanted: Mapping[str, Target]) -> set[str]:
-    """The wanted weights whose layer is called in a forward pass over a few tokens."""
-    called: set[str] = set()
-    handles = []
-    for name, target in wanted.items():
-        owner = name if target.is_layer else name.rpartition(".")[0]
-        hook = lambda *_, name=name: called.add(name)  # noqa: E731
-        handles.append(model.module.get_submodule(owner).register_forward_hook(hook))
-    try:
-        with model.precision():
-            model.backbone(torch.arange(PROBED_TOKENS, device=model.device)[None] % model.vocab_size)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return called
 
 
 def _without_adapter(model: LoadedModel, candidates: Mapping[str, Target], parts: set[Part]) -> dict[str, str]:
     """Weights of the wanted parts that are no linear layer, and routers, with the reason that they get no adapter."""
     reasons = {name: "chooses experts; name it to adapt it" for name, t in candidates.items() if t.part == "router"}
+    unknown = "by its name neither attention nor MLP; name it to adapt it"
+    reasons |= {name: unknown for name, t in candidates.items() if t.part is None}
     embeddings = {id(p) for m in model.module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for name, parameter in model.module.named_parameters():
         layer = name.rpartition(".")[0]
         if name in candidates or layer in candidates or parameter.dim() < 2 or id(parameter) in embeddings:
             continue
         module = model.module.get_submodule(layer)
-        if not name.endswith("bias") and _part(model, layer, module, (2, 2)) in parts:
+        if not name.endswith("bias") and _part(model, layer, module, (2, 2)) in {*parts, None}:
             reasons[name.removesuffix(".weight")] = f"no linear layer ({type(module).__name__})"
     return reasons
 
