@@ -9,13 +9,11 @@ from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
-from torch.nn import Module
-
 from ..datums.errors import DuplicateLossError, LossbookError, LossContractError, UnknownLossError, did_you_mean
 from ..datums.extras import named_in, user_module
 from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
-from .spec.functions import batch_style, module_function
+from .spec.functions import as_function, batch_style
 from .spec.settings import own_names
 from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
 from .trace.trace import TracedLoss
@@ -90,8 +88,7 @@ def register_loss(
     declared |= {"required_if": dict(required_if or {}), "differs": dict(differs or {}), "laws": dict(laws or {})}
 
     def register(function: F) -> F:
-        called = module_function(function) if isinstance(function, Module) else function
-        _add(make_spec(called, name, output=output, axes=axes or Axes(), **declared))
+        _add(make_spec(as_function(function), name, output=output, axes=axes or Axes(), **declared))
         return function
 
     return register
@@ -239,8 +236,7 @@ def spec_of_function(function: Callable[..., Any], *, output: str | None = None)
     if not callable(function):
         raise LossContractError(f"a loss is an id or a function, not a {type(function).__name__}")
     name = getattr(function, "__name__", type(function).__name__).strip("<>")
-    if isinstance(function, Module):
-        function = module_function(function)
+    function = as_function(function)
     if output is None and not is_batch_style(function):
         return make_spec(function, name, per="token")
     renamed = batch_style(function)

@@ -28,8 +28,8 @@ def evaluate(
         metrics = {**standard_metrics(spec, arguments.get("logprobs")), **metrics}
     if changed := [name for name, value in arguments.items() if _version(value) != versions[name]]:
         raise LossContractError(
-            f"{spec.name} changed {changed[0]!r} in place, which the next micro-batch would read: make a new tensor, as in "
-            "x = x * 2"
+            f"{spec.name} changes its {changed[0]} in place, which other losses and micro-batches read too: make a new tensor, "
+            "as in x = x * 2"
         )
     _check_shape(spec, values, arguments, packed)
     # Weights in the type of integers would be cut to integers; half precision is the loss's own choice.

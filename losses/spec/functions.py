@@ -13,8 +13,11 @@ from ...datums.errors import LossContractError
 from .spec import is_batch_style
 
 
-def module_function(module: Module) -> Callable[..., Any]:
-    """A module as a function with the signature of its `forward`; `function.module` is the module."""
+def as_function(given: Callable[..., Any]) -> Callable[..., Any]:
+    """A module as a function with the signature of its `forward`, whose `module` is the module; anything else as it is."""
+    if not isinstance(given, Module):
+        return given
+    module = given
 
     @functools.wraps(module.forward)
     def call(*arguments: Any, **settings: Any) -> Any:

@@ -125,9 +125,7 @@ def test_a_loss_that_writes_into_what_it_is_given_is_refused() -> None:
         return -logprobs * advantages.mul_(2)
 
     given = datum(2, weights=[1, 1], advantages=[1, 2])
-    with pytest.raises(
-        LossContractError, match=r"doubles changed 'advantages' in place, which the next micro-batch would"
-    ):
+    with pytest.raises(LossContractError, match=r"doubles changes its advantages in place, which other losses"):
         evaluated(loss_of(doubles), [given], [[-1.0, -2.0]])
     assert given.loss_fn_inputs["advantages"].data == [1, 2]
 
