@@ -181,8 +181,8 @@ def _parsed_law(given: str) -> tuple[str, dict[str, Any]]:
     name, _, settings = given.partition("=")
     try:
         values = json.loads(settings or "{}")
-    except ValueError as error:
-        raise ConfigError(f"--law {given}: the settings are not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--law {name}: the settings are not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f'--law {given}: the settings must be a JSON object, such as {{"value": 0.5}}')
     return name, values

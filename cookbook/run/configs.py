@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,6 +200,8 @@ def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: tables or lists are nested too deeply") from None
     except ValueError as error:  # both parsers' errors, and text that is not UTF-8
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"{path}: not {kind}: {error}") from None
@@ -220,5 +223,5 @@ def _converted(values: Mapping[str, Any], model: type[BaseModel], path: Path) ->
         try:
             converted[key] = getattr(alone(**{key: value}), key)
         except ValidationError as error:
-            raise ConfigError(f"{path}: {key} = {value!r}: {error.errors()[0]['msg']}") from None
+            raise ConfigError(f"{path}: {key} = {reprlib.repr(value)}: {error.errors()[0]['msg']}") from None
     return converted

@@ -181,7 +181,14 @@ def test_a_mistake_in_a_config_file_exits_with_2_and_names_file_and_key(
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("a.json", "[1]", "must hold names and values"), ("b.json", "{", "not JSON"), ("c.toml", None, "cannot be read")],
+    [
+        ("a.json", "[1]", "must hold names and values"),
+        ("b.json", "{", "not JSON"),
+        ("d.json", "[" * 9000, "nested too deeply"),
+        ("d.toml", "a = " + "[" * 9000, "nested too deeply"),
+        ("c.toml", None, "cannot be read"),
+    ],
+    ids=["no table", "cut off", "deep JSON", "deep TOML", "missing"],
 )
 def test_a_file_that_is_no_config_file_is_an_error(
     name: str, content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -344,6 +351,7 @@ def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not
         ),
         pytest.param("value_at_refrence", 1, "Did you mean 'value_at_reference'?", id="a misspelt law"),
         pytest.param("value_at_reference={", 2, "the settings are not JSON", id="settings that are no JSON"),
+        pytest.param("value_at_reference=" + "[" * 9000, 2, "the settings are not JSON", id="settings too deep"),
         pytest.param("value_at_reference=1", 2, "must be a JSON object", id="settings without names"),
     ],
 )
