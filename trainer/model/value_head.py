@@ -23,8 +23,8 @@ def add_value_head(model: LoadedModel) -> LoadedModel:
         raise ModelError(f"{model.name} has a value head already; load the model anew")
     dtype = torch.promote_types(next(model.module.parameters()).dtype, torch.float32)
     width = model.config.get_text_config().hidden_size
-    # not drawn first: that would change the script's random state
-    head = nn.utils.skip_init(nn.Linear, width, 1, device=model.device, dtype=dtype)
+    # on "meta" nothing is drawn, so that the script's random state stays as it is
+    head = nn.Linear(width, 1, device="meta", dtype=dtype).to_empty(device=model.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     model.value_head = head
