@@ -16,7 +16,7 @@ class TokenColumns(BaseModel):
     """Columns of [N + 1] entries each: the tokens, and by name their numbers."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, list[Number]]
+    __pydantic_extra__: dict[str, list[Number]]  # type: ignore[reportIncompatibleVariableOverride]  # as pydantic asks for it
     text: list[StrictStr]
     id: list[StrictInt]
 
