@@ -109,6 +109,7 @@ def test_every_loss_gives_the_same_numbers_under_a_scripts_defaults(default: Cal
     different: dict[str, str] = {}
     for name in lb.list_losses():
         loss = usable(name)
+        assert isinstance(loss, lb.Loss)
         count = first_that_works(loss, lambda n, loss=loss: loss(datums(loss, n), outputs(loss, n)) and n)
         data, given = datums(loss, count), outputs(loss, count)
         expected = computed(data, loss, given)
