@@ -39,8 +39,7 @@ bench: $(models) ## side by side with TRL, transformers and others: 40 minutes o
 	$(pip_install) -e '.[bench]'
 	$(python) benchmarks/run.py $(ARGS)
 
-mutation: $(installed) ## which changes of losses/ no test notices, hours of CPU; ARGS="losses/policy/weighted.py" for some modules
-	$(pip_install) -e '.[mutation]'
+mutation: $(installed) ## which changes of losses/ no test notices; goes on where it stopped; ARGS="losses/policy/weighted.py" for some modules
 	$(python) tests/mutation/mutate.py $(ARGS)
 
 audit: $(installed) ## known vulnerabilities of the versions in constraints.txt; pip-audit in an environment of its own, and the network

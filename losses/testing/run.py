@@ -53,7 +53,8 @@ def check_loss(
 
     loss: a registered id, "module:function", any loss function (registered or not), a fn(data, logprobs_list), a `Loss`
     or a `Mixture`, whose parts get the checks that are about one loss (results `part/check`). config: its settings, including the reduction.
-    expected_failed_checks: {check: reason}. Such a check must fail; if it passes, that is a failure (a stale excuse).
+    expected_failed_checks: {check: reason}, {"part/check": reason} for a part of a mixture. Such a check must fail; if it
+    passes, that is a failure (a stale excuse).
     on_fail: "raise" a LossCheckError that holds the whole report (`error.report`), or "report" to only return it.
     callback: called with each CheckResult as it is made.
     max_examples: examples per check, instead of the profile's (environment variable LOSSBOOK_PROFILE: ci, dev, nightly).
@@ -66,7 +67,7 @@ def check_loss(
     loss_under_test = LossUnderTest(get_loss(loss, **config), inputs or {}, laws or {})
     excuses = dict(expected_failed_checks or {})
     for name in excuses:
-        _check_named(name)
+        _check_named(name.rpartition("/")[2])
     results: list[CheckResult] = []
     for result in _results_of_all(loss_under_test, checks, excuses, max_examples):
         results.append(result)
@@ -171,7 +172,7 @@ def _results_of_all(
     yield from _results(loss, chosen, excuses, max_examples)
     for part, check in _left_to_parts(loss, _chosen(checks)):
         result = replace(run_one(check, part, max_examples), check=f"{part.name}/{check.name}")
-        yield excused(result, excuses.get(check.name))
+        yield excused(result, excuses.get(result.check))
 
 
 def _left_to_parts(loss: LossUnderTest, checks: Iterable[Check]) -> list[tuple[LossUnderTest, Check]]:
