@@ -86,7 +86,13 @@ def _code_of(tree: ast.AST) -> Iterator[ast.AST]:
             if name in ("annotation", "returns", "format_spec") or (isinstance(node, ast.arg) and name == "annotation"):
                 continue
             children += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, ast.AST)]
-        pending[:0] = [one for one in children if not (isinstance(one, ast.keyword) and one.arg in DECLARED)]
+        pending[:0] = [one for one in children if not (isinstance(one, ast.keyword) and _is_declared(node, one))]
+
+
+def _is_declared(call: ast.AST, argument: ast.keyword) -> bool:
+    """Whether nothing is computed with an argument; `zip(strict=True)` only says that lengths are equal, as they are."""
+    is_zip = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "zip"
+    return argument.arg in DECLARED or is_zip
 
 
 def _scopes(tree: ast.AST) -> dict[int, tuple[str, bool]]:
