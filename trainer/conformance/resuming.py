@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ...datums.types import AdamParams
 from ...losses.registry import get_loss
 from ..checkpoint.state import load_training, save_training
+from ..clients.training import Accumulated
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
 from .adapters import adapters
@@ -53,7 +55,8 @@ def _differing(test: ModelUnderTest) -> list[str]:
         test.engine.forward_backward(test.datums, loss)
         optimizer.step(STEP)
         test.engine.forward_backward(test.datums[:2], loss)  # saved with an accumulated gradient
-        path = save_training(Path(folder), "check", model, optimizer, {}, overwrite=False)
+        counts = asdict(Accumulated(calls=1))
+        path = save_training(Path(folder), "check", model, optimizer, counts, overwrite=False)
         first = [_state(test, optimizer), _go_on(test, optimizer)]
         again = AdamW(model.trainable())
         load_training(path, model, again)
