@@ -31,9 +31,10 @@ lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff format --check
 	$(python) -m pyright --pythonpath $(python)
 
-docs: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md from tests/peers
+docs: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md and docs/models.md from the tests
 	$(python) docs/make_loss_pages.py
 	$(python) docs/make_parity_page.py
+	$(python) docs/make_models_page.py
 
 bench: $(models) ## side by side with TRL, transformers and others: 40 minutes on 2 cores; ARGS="--quick" for a few
 	$(pip_install) -e '.[bench]'

@@ -237,6 +237,27 @@ def _check_text(model: LoadedModel) -> None:
             f"{model.name!r} ({type(model.module).__name__}) cannot be used for text alone: {reason}. Only decoders and "
             "encoders of text are supported, also those inside of models that read images too"
         ) from error
+    _check_gradient(model, tokens % model.vocab_size)
+
+
+def _check_gradient(model: LoadedModel, tokens: torch.Tensor) -> None:
+    """ModelError where a gradient cannot come back through the model in eval mode, in which it is trained (Reformer)."""
+    zero = torch.zeros((), device=model.device, dtype=next(model.module.parameters()).dtype, requires_grad=True)
+    embeddings: Any = model.module.get_input_embeddings()  # type: ignore[operator]
+    hook = embeddings.register_forward_hook(lambda _module, _given, output: output + zero)
+    options = {} if model.kind == "encoder" else {"use_cache": False}
+    try:
+        with torch.enable_grad():
+            total = model.backbone(tokens, **options).last_hidden_state.sum()
+            if total.requires_grad:  # some look their embeddings up without calling the layer
+                torch.autograd.grad(total, [zero], allow_unused=True)
+    except Exception as error:  # an architecture may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{model.name!r} ({type(model.module).__name__}) cannot be trained as it is, in eval mode without dropout: {reason}"
+        ) from error
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
