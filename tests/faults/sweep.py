@@ -137,7 +137,10 @@ def damaged(path: Path, how: str) -> None:
 
 def damage_cases(order: dict[str, Any], whole: dict[str, Any], done: list[str]) -> Iterator[dict[str, Any]]:
     """Of a run that was killed before its export: each file damaged in each way, then going on."""
-    flags, last = order["flags"], next(i for i, line in enumerate(done, 1) if re.search(r"make .*(adapter|model)\.tmp", line))
+    flags, last = (
+        order["flags"],
+        next(i for i, line in enumerate(done, 1) if re.search(r"make .*(adapter|model)\.tmp", line)),
+    )
     killed = Path("killed")
     in_a_child(lambda: main([*flags, "--out", str(killed)]), f"kill@{last}")
     files = sorted(path.relative_to(killed) for path in killed.rglob("*") if path.is_file() and path.stat().st_size > 2)

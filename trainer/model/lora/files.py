@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ....datums import disk
 from ....datums.errors import CheckpointError
 from ..linear import adapted
 from ..model import LoadedModel
@@ -174,4 +175,5 @@ def rename_tensors(file: Path, names: dict[str, str]) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(file)
-    save_file({names.get(name, name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    with disk.writing(file):
+        save_file({names.get(name, name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
