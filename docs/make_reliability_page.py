@@ -106,7 +106,8 @@ def result(row: Any, outcomes: dict[str, dict[str, int]]) -> str:
     if not all(count.get("passed") for count in counts):
         return "not run"
     passed = sum(count["passed"] for count in counts)
-    return f"holds, {passed} case{'s' if passed > 1 else ''}"
+    waiting = sum(count.get("not run", 0) for count in counts)
+    return f"holds, {passed} case{'s' if passed > 1 else ''}{f'; {waiting} not run' if waiting else ''}"
 
 
 def line(row: Any, outcomes: dict[str, dict[str, int]]) -> str:

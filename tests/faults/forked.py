@@ -23,6 +23,7 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.orders = 0
         rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ROWS]
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.process = subprocess.Popen(
@@ -40,9 +41,12 @@ class Runner:
         """What came of one order: `flags` with perhaps a `failpoint`, `recorded`, or `together`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
+        self.orders += 1
+        self.process.stdin.write(json.dumps({**order, "number": self.orders}) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        while (answer := json.loads(self.process.stdout.readline())).pop("number") != self.orders:
+            pass  # of an order that a test's timeout cut off
+        return answer
 
     def close(self) -> None:
         self.process.communicate(timeout=60)

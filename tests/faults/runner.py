@@ -52,4 +52,5 @@ def done(order: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(json.dumps(done(json.loads(line))), flush=True)
+        order = json.loads(line)
+        print(json.dumps({**done(order), "number": order["number"]}), flush=True)
