@@ -28,8 +28,8 @@ from ...datums.errors import RewardError
 
 #: Limits for scoring an answer, which usually takes milliseconds: of time, and of memory beyond what the verifier has.
 SECONDS, GIBIBYTES = 10.0, 4
-#: Answers that a worker scores before it is replaced.
-ANSWERS = 64
+#: Answers that a worker scores before it is replaced, unless one fails; a new one has to fill SymPy's caches again.
+ANSWERS = 1000
 #: Variables of the environment that the process needs to start; no other is passed on.
 PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from inside.serve import main; del sys.path[0]; main()"

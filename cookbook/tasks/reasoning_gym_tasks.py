@@ -27,6 +27,8 @@ _LITERAL = (ast.Expression, ast.List, ast.Tuple, ast.Constant, ast.Name, ast.Una
 
 #: Tasks whose verifiers hand the answer to sympy's parser, which calls Python's eval too.
 PARSING = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
+#: What can be no code, even for a verifier that evaluates it: numbers, operators and brackets.
+_WITHOUT_WORDS = re.compile(r"[0-9\s+\-*/^().,=\[\]]*")
 #: Words that such an answer may hold beside numbers, operators and single letters.
 FUNCTIONS = {
     *("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"),
@@ -139,7 +141,8 @@ class Task:
     def _verify(self, question: Question, answer: str, *, is_trusted: bool = False) -> float | Failure:
         if (self.name in EVALUATING and _is_code(answer.strip())) or (self.name in PARSING and not _is_formula(answer)):
             return 0.0
-        alone = not is_trusted and (self.name in EVALUATING or self.name in PARSING)
+        may_run = not is_trusted and (self.name in EVALUATING or self.name in PARSING)
+        alone = may_run and not _WITHOUT_WORDS.fullmatch(answer)
         return self._gym.score(question.entry, answer.strip(), seconds=self.seconds, alone=alone)
 
     def _check_verifier(self, question: Question, answer: str, failure: Failure) -> None:

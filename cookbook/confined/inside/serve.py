@@ -67,6 +67,7 @@ class Server:
         """{"value": ...} of a call, or what `Worker.score` returns; {"error": ..., "is_call": true} where the scorer raises."""
         try:
             if "call" in request:
+                self._end_worker()  # which does not have what this loads
                 return {"value": self.scorer.call(request["call"])}
             if self.scorer.prepare(request["what"]):
                 self._end_worker()

@@ -237,6 +237,17 @@ def test_a_verifier_that_would_run_code_runs_it_in_a_process_that_ends(name: str
     assert any(isinstance(result, Failure) and "its process ended" in result.text for result in results)
 
 
+def test_an_answer_that_ran_in_a_verifier_would_change_the_score_of_no_other() -> None:
+    """Here one of its own process, as `Task` asks for where an answer may be code."""
+    question = Task("string_insertion").training(1, [])[0]
+    forgery = (
+        "exec(\"import reasoning_gym as r; r.dataset.ProceduralDataset.score_answer = lambda *a, **b: 1.0\") or ['A']"
+    )
+    before = confined("gym").score(question.entry, "['A']")
+    confined("gym").score(question.entry, forgery, alone=True)
+    assert confined("gym").score(question.entry, "['A']") == before
+
+
 def test_answers_of_verifiers_that_evaluate_are_still_scored() -> None:
     task = Task("string_insertion")
     question = task.training(1, [])[0]
