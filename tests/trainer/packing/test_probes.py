@@ -150,11 +150,12 @@ def test_windows_are_as_before_after_a_probe() -> None:
     assert {name: getattr(part, "sliding_window", None) for name, part in model.module.named_modules()} == before
 
 
-def test_a_model_whose_tokens_see_those_behind_them_is_not_cut() -> None:
+def test_a_decoder_whose_tokens_see_those_behind_them_is_not_cut_and_not_trained() -> None:
     model = model_of(transformers.BertConfig(**SIZES | {"pad_token_id": 0, "is_decoder": False}))
     assert not verdict(model, "cut")
     assert "tokens change with those behind them" in verdict(model, "cut").reason
-    assert choose_batching(model, None) == "single"
+    with pytest.raises(ModelError, match="cannot be trained on next tokens"):
+        choose_batching(model, None)
 
 
 @pytest.mark.parametrize("kind", ["grouped queries", "attention sinks", "a state along the row"])
