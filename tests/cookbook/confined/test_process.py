@@ -60,7 +60,7 @@ def test_a_process_that_was_killed_while_idle_is_started_again() -> None:
     reward = MathReward()
     pid = started_by(lambda: reward("0.25", {"answer": "1/4"}))
     os.kill(pid, signal.SIGKILL)
-    wait_for_end(pid)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, with its pipes, and nobody has asked how
     assert reward("$\\frac{2}{8}$", {"answer": "1/4"}) == 1
     assert reward.failures.count == 0
 
