@@ -25,7 +25,7 @@ from typing import Any
 
 import runner
 from mutants import Mutant, mutants_of
-from runner import OPTIONS, ROOT, TESTS, MutationLoop, sources, start_nursery
+from runner import OPTIONS, ROOT, TESTS, MutationLoop, start_nursery
 
 LOG, PAGE = ROOT / ".cache" / "mutation.jsonl", ROOT / "docs" / "mutation.md"
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
@@ -151,8 +151,6 @@ def verdicts_of(
 def run(mutants: Sequence[Mutant], log: Path, jobs: int, budget: float) -> None:
     """Judge mutants, and append each verdict to the log."""
     cache = log.with_suffix(".reach.json")
-    if cache.exists() and json.loads(cache.read_text(encoding="utf-8"))["sources"] != sources():
-        cache.unlink()
     log.parent.mkdir(parents=True, exist_ok=True)
     began, survived = time.monotonic(), 0
     with log.open("a", encoding="utf-8") as file:

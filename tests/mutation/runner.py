@@ -8,7 +8,6 @@ imported is made by running the module's source again in the fork; where that is
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import multiprocessing
 import os
@@ -145,37 +144,38 @@ class Reach:
 
 
 def reach_of(items: Sequence[Any], cache: Path) -> Reach:
-    """Run every test once without a mutant, and note what it calls; from `cache` where that was done for the same tests."""
-    if cache.exists():
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        return Reach(known["calls"], known["seconds"])
-    calls: dict[str, list[str]] = {}
-    seconds: dict[str, float] = {}
-    for i, item in enumerate(items):
+    """What every test calls, and how long it takes without a mutant: from `cache`, and by running those that are new there."""
+    known = (
+        json.loads(cache.read_text(encoding="utf-8"))
+        if cache.exists()
+        else {"calls": {}, "seconds": {}, "left_out": []}
+    )
+    calls, seconds, left_out = known["calls"], known["seconds"], set(known["left_out"])
+    new = [item for item in items if item.nodeid not in seconds and item.nodeid not in left_out]
+    for i, item in enumerate(new):
         is_conformance = CONFORMANCE in item.nodeid  # chosen by their loss; tracing them would take longest
         seen: set[CodeType] = set()
         began = time.process_time()
         sys.settrace(None if is_conformance else _noting(seen))
-        passed = is_conformance or run_item(item, items[i + 1] if i + 1 < len(items) else None)
+        passed = is_conformance or run_item(item, new[i + 1] if i + 1 < len(new) else None)
         sys.settrace(None)
         took = 0.3 if is_conformance else time.process_time() - began
-        if not passed:
-            print(f"left out, because it fails without any mutant: {item.nodeid}", file=sys.stderr)
-        elif took <= SLOWEST:
-            calls[item.nodeid] = sorted(
-                {f"{_relative(code)}:{code.co_qualname.partition('.<locals>')[0]}" for code in seen}
-            )
-            seconds[item.nodeid] = took
-    partial = cache.with_suffix(".partial")
-    partial.write_text(json.dumps({"sources": sources(), "calls": calls, "seconds": seconds}), encoding="utf-8")
-    partial.rename(cache)
-    return Reach(calls, seconds)
-
-
-def sources() -> str:
-    """A digest of the code and of its tests."""
-    files = [path for part in ("losses", "tests/losses") for path in sorted((ROOT / part).rglob("*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        if not passed or took > SLOWEST:
+            left_out.add(item.nodeid)
+            continue
+        calls[item.nodeid] = sorted(
+            {f"{_relative(code)}:{code.co_qualname.partition('.<locals>')[0]}" for code in seen}
+        )
+        seconds[item.nodeid] = took
+    if new:
+        partial = cache.with_suffix(".partial")
+        everything = {"calls": calls, "seconds": seconds, "left_out": sorted(left_out)}
+        partial.write_text(json.dumps(everything), encoding="utf-8")
+        partial.rename(cache)
+    collected = {item.nodeid for item in items}
+    return Reach(
+        {k: v for k, v in calls.items() if k in collected}, {k: v for k, v in seconds.items() if k in collected}
+    )
 
 
 def _relative(code: CodeType) -> str:
