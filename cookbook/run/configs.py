@@ -123,8 +123,9 @@ class RecipeConfig(BaseModel):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The defaults of all settings, as JSON values."""
-        values = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+        """The defaults of the settings that have one, as JSON values."""
+        fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
+        values = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
         return to_jsonable_python(values)
 
 

@@ -170,8 +170,8 @@ def _check_same(path: Path, opening: Opening) -> None:
     unknown = sorted(before.keys() - now.keys())
     if unknown:
         raise RunError(
-            f"{path} holds a run with settings that this lossbook or recipe does not have: {', '.join(unknown)}. Continue it "
-            "with the recipe and the version that began it"
+            f"{path / CONFIG} has settings that this lossbook or recipe does not have: {', '.join(unknown)}. Continue the run "
+            "with the recipe and the version that began it, or mend the file"
         )
     before = {key: before.get(key, defaults.get(key)) for key in now}
     refused = sorted(key for key in now if before[key] != now[key] and key not in opening.may_change)

@@ -187,7 +187,8 @@ def reinforce_plus_plus(
     """Rewards whitened over the batch's tokens [n]. Hu 2025, arXiv:2501.03262. With groups, their means are subtracted first.
 
     groups: None for REINFORCE++, given for its variant with a baseline. lengths: number of tokens of each response, above 0;
-    without it every sample counts once. For rewards of single tokens, see `returns.reinforce_plus_plus_tokens`. For a KL penalty, change the rewards before, or use `returns.kl_penalized_advantages` after.
+    without it every sample counts once. For rewards of single tokens, see `returns.reinforce_plus_plus_tokens`. For a KL
+    penalty, change the rewards before, or use `returns.kl_penalized_advantages` after.
     """
     values, members = _grouped(rewards, groups, nonfinite)
     finite = np.concatenate(members) if members else np.zeros(0, dtype=np.int64)

