@@ -11,8 +11,7 @@ def brief_count(answer: str, row: Mapping[str, Any]) -> float:
     answer  the model's text
     row     {"question": ..., "answer": "2", ...}, as in the task letter_counting
 
-    With a share of words instead of characters SmolLM2 learned "1:1:1:1:1:1:1:", a right number and one word (in a run
-    before 29 November 2026, when the tokenizer of a GGUF file began to follow tokenizer.ggml.pre).
+    With a share of words instead of characters SmolLM2 learned "1:1:1:1:1:1:1:", a right number and one word.
     """
     first = re.search(r"\d+", answer)
     if first is None:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 MEAN_LIMIT, LARGEST_LIMIT = 0.002, 0.02
 REASON = "a ratio is clipped at 0.18 nats (0.8 to 1.2); the limits are a tenth of that for one token, a hundredth for the mean"
 #: The factor on these limits in bfloat16 and float16, where sampler and trainer multiply matrices of different shapes and so
-#: round differently. Measured with SmolLM2-135M (before 29 November 2026, when the tokenizer of a GGUF file began to follow
-#: tokenizer.ggml.pre): both are 0.04 nats on average from float32 products of the same weights, and 0.05 (largest 0.25) from
-#: each other. Up to twice that counts as rounding; a wrong temperature, position or set of weights gives more.
+#: round differently. Measured with SmolLM2-135M: both are 0.04 nats on average from float32 products of the same weights,
+#: and 0.05 (largest 0.25) from each other. Up to twice that counts as rounding; a wrong temperature, position or set of
+#: weights gives more.
 HALF_PRECISION = 50
 HALF_REASON = (
     "in {dtype} rounding alone gives a mean of 0.05 nats and up to 0.3 for single tokens in a small model, enough to be clipped; "
