@@ -106,7 +106,7 @@ def test_settings_that_were_added_since_a_run_began_have_their_defaults_there(tm
 def test_settings_that_only_the_earlier_run_has_are_named(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run", seed=0, pooling="mean")
     with pytest.raises(
-        RunError, match=r"settings that this lossbook or recipe does not have: pooling\. Continue it with"
+        RunError, match=r"settings that this lossbook or recipe does not have: pooling\. Continue the run with"
     ):
         open_run(folder, {"seed": 0}, resume=True)
 
