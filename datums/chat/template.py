@@ -165,7 +165,10 @@ class ChatTemplate:
     def _apply(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         from jinja2 import TemplateError as JinjaError
 
+        from .limits import limit_templates
+
         _ = self.source
+        limit_templates()
         try:
             return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], **{**self.options, **options, "tokenize": False}

@@ -157,14 +157,16 @@ class TrainingClient:
 
     def save_state(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
         """Save weights, optimizer, accumulated gradients and random state, atomically; `load_state` resumes bit for bit."""
-        return self._calls.submit("save_state", lambda: self._save_state(name, overwrite))
+        root = self._context.checkpoint_dir.absolute()  # wherever the process goes before the call runs
+        return self._calls.submit("save_state", lambda: self._save_state(root, name, overwrite))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> Future[SaveStateResponse]:
         """Resume from a checkpoint of the same model; optimizer=False takes the weights only and starts a fresh optimizer.
 
         Raises CheckpointError, having changed nothing, when it is damaged, of another model, or lacks the optimizer.
         """
-        return self._calls.submit("load_state", lambda: self._load_state(path, optimizer))
+        place = str(Path(path).absolute())
+        return self._calls.submit("load_state", lambda: self._load_state(place, optimizer))
 
     def load_state_with_optimizer(self, path: str) -> Future[SaveStateResponse]:
         """As `load_state(path)`."""
@@ -172,7 +174,8 @@ class TrainingClient:
 
     def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
         """Save the weights alone; for a LoRA client also as an adapter folder that peft loads."""
-        return self._calls.submit("save_weights_for_sampler", lambda: self._save_weights(name, overwrite))
+        root = self._context.checkpoint_dir.absolute()
+        return self._calls.submit("save_weights_for_sampler", lambda: self._save_weights(root, name, overwrite))
 
     def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
         """A sampler of the current weights, copied in memory; later training does not change it."""
@@ -207,20 +210,22 @@ class TrainingClient:
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
         """Write the LoRA adapter, and a value head, into a folder that `peft.PeftModel.from_pretrained` loads."""
+        folder = Path(directory).absolute()
 
         def export() -> SaveStateResponse:
-            export_adapter(self._model, Path(directory))
-            export_value_head(self._model, Path(directory))
-            return SaveStateResponse(str(directory))
+            export_adapter(self._model, folder)
+            export_value_head(self._model, folder)
+            return SaveStateResponse(str(folder))
 
         return self._calls.submit("export_adapter", export)
 
     def export_model(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> Future[SaveStateResponse]:
         """Write the whole model, adapters merged, as a folder that transformers loads; weights in `dtype` or their own."""
+        folder = Path(directory).absolute()
 
         def export() -> SaveStateResponse:
-            export_model(self._model, Path(directory), dtype=dtype)
-            return SaveStateResponse(str(directory))
+            export_model(self._model, folder, dtype=dtype)
+            return SaveStateResponse(str(folder))
 
         return self._calls.submit("export_model", export)
 
@@ -261,8 +266,8 @@ class TrainingClient:
             parameter.grad = None
         self._accumulated = Accumulated()
 
-    def _save_state(self, name: str, overwrite: bool) -> SaveStateResponse:
-        root, accumulated = self._context.checkpoint_dir, asdict(self._accumulated)
+    def _save_state(self, root: Path, name: str, overwrite: bool) -> SaveStateResponse:
+        accumulated = asdict(self._accumulated)
         path = save_training(root, name, self._model, self._optimizer, accumulated, overwrite=overwrite)
         return SaveStateResponse(str(path))
 
@@ -273,8 +278,8 @@ class TrainingClient:
             self._optimizer = AdamW(self._model.trainable())
         return SaveStateResponse(str(path))
 
-    def _save_weights(self, name: str, overwrite: bool) -> SaveStateResponse:
-        path = save_weights(self._context.checkpoint_dir, name, self._model, overwrite=overwrite)
+    def _save_weights(self, root: Path, name: str, overwrite: bool) -> SaveStateResponse:
+        path = save_weights(root, name, self._model, overwrite=overwrite)
         return SaveStateResponse(str(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,3 +142,28 @@ def test_changes_of_prompts_seeds_and_sampling_params_after_the_call_change_noth
 def test_what_is_no_adam_params_is_refused_at_once(params: Any, training: TrainingClient) -> None:
     with pytest.raises(lb.errors.OptimizerError, match=r"optim_step takes AdamParams\(learning_rate=...\), got"):
         training.optim_step(params)
+
+
+def test_relative_paths_are_those_of_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    monkeypatch.chdir(before)
+    service = lb.ServiceClient(device="cpu", checkpoint_dir="checkpoints")
+    training = service.create_lora_training_client("tiny", rank=1, seed=0)
+    released, held = hold(service)
+    futures = [
+        training.save_state("state"),
+        training.load_state("checkpoints/state"),
+        training.save_weights_for_sampler("weights"),
+        training.export_adapter("adapter"),
+        training.export_model("model"),
+    ]
+    monkeypatch.chdir(after)
+    released.set()
+    held.result()
+    paths = [Path(future.result().path) for future in futures]
+    places = ["checkpoints/state", "checkpoints/state", "checkpoints/weights", "adapter", "model"]
+    assert paths == [before / place for place in places]
+    assert all(path.is_dir() for path in paths)
+    assert list(after.iterdir()) == []
