@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...datums.errors import TemplateError, panics_as
 from ...datums.types import ModelInput, SamplingParams
 from .loggers import StepDisplay
 from .names import SAMPLES
@@ -19,10 +20,11 @@ SHOWN = 160
 
 def prompt_tokens(text: str, tokenizer: Any) -> list[int]:
     """The text as a user's turn, up to where the assistant answers; the plain text where there is no chat template."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        return list(tokenizer.encode(text))
     message = [{"role": "user", "content": text}]
-    return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+    with panics_as(TemplateError, f"the tokenizer, on the text {text[:40]!r},"):
+        if getattr(tokenizer, "chat_template", None) is None:
+            return list(tokenizer.encode(text))
+        return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def record_samples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DataFileError
+from ..errors import DataFileError, panics_as
 from ..types import token_array
 
 #: Texts that a completion is encoded behind, where tokens of the joined text would cross from the prompt into it. The
@@ -60,7 +60,8 @@ def _ended(tokenizer: Any, learned: list[int]) -> list[int]:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    return token_array(list(tokenizer(text, add_special_tokens=False)["input_ids"])).tolist()
+    with panics_as(DataFileError, f"the tokenizer, on the text {text[:40]!r},"):
+        return token_array(list(tokenizer(text, add_special_tokens=False)["input_ids"])).tolist()
 
 
 def _decode(tokenizer: Any, tokens: list[int]) -> str:

@@ -221,7 +221,7 @@ def test_a_signal_ends_the_run_after_its_step_saved_and_with_the_code_that_shell
     rows = read_metrics("stopped/metrics.jsonl")
     last, saved = Run(Path("stopped")).last_checkpoint()
     assert rows[-1]["step"] == last < steps
-    assert f"stopped after step {last}, saved in {saved}; continue with --resume" in errors
+    assert f"stopped after step {last}, saved in {Path(saved).absolute()}; continue with --resume" in errors
     assert not Path("stopped/adapter").exists()
     assert main(flags("stopped", "--resume", steps=last + 2)) == 0
     assert main(flags("whole", steps=last + 2)) == 0
@@ -363,7 +363,8 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_and_the_one_before_stays(
         signal.signal(signal.SIGXFSZ, before)
     error = capsys.readouterr().err.splitlines()[-1]
     assert code == 1
-    assert "CheckpointError: step 4: checkpoint 'step-000004' could not be written to run/checkpoints" in error
+    where = Path("run/checkpoints").absolute()
+    assert f"CheckpointError: step 4: checkpoint 'step-000004' could not be written to {where}" in error
     assert "The last checkpoint is run/checkpoints/step-000002" in error
     assert leftovers("run") == []
 

@@ -9,7 +9,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lossbook.datums.chat import limits
 from lossbook.datums.chat.masks import check_template, datum_from_messages
-from lossbook.datums.errors import TemplateError
+from lossbook.datums.errors import DataFileError, TemplateError
+from lossbook.datums.files.text_rows import encode_completion
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 MESSAGES = [{"role": "user", "content": "a" * 40 + "!"}, {"role": "assistant", "content": "b"}]
@@ -104,4 +105,6 @@ def test_a_regular_expression_that_never_ends_is_an_error_of_one_line(capfd: pyt
     with pytest.raises(TemplateError, match="the tokenizer gave up") as caught:
         datum_from_messages(MESSAGES, tokenizer)
     assert "\n" not in str(caught.value)
+    with pytest.raises(DataFileError, match=r"on the text 'aaaa.* gave up"):
+        encode_completion(tokenizer, "a" * 40 + "!", "b")
     capfd.readouterr()  # Rust writes of its panic to stderr
