@@ -207,7 +207,7 @@ def panics_as(kind: type[LossbookError], what: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:300]
         raise kind(
-            f"{what} gave up: {reason}. Its file is damaged, or its regular expression too slow for this text"
+            f"{what} gave up: {reason}. Its tokenizer.json is damaged, or a regular expression in it too slow for this text"
         ) from None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...datums.builders.topk import datum_from_teacher_topk
-from ...datums.errors import LengthMismatchError, ModelError
+from ...datums.errors import LengthMismatchError, ModelError, panics_as
 from ...datums.types import Datum, TensorData
 from ..run.names import CHECKPOINTS, METRICS
 from ..run.runs import find_checkpoint
@@ -62,7 +62,10 @@ def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
             f"the teacher ({len(own)} and {len(other)} tokens). Logprobs can only be compared token by token: choose a "
             "teacher of the student's family"
         )
-    pieces = [tokenizer(PROBE, add_special_tokens=False)["input_ids"] for tokenizer in (student, teacher)]
+    pieces = []
+    for whose, tokenizer in (("the student", student), (f"the teacher {name!r}", teacher)):
+        with panics_as(ModelError, f"the tokenizer of {whose}"):
+            pieces.append(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     if pieces[0] != pieces[1]:
         first = next((i for i, (a, b) in enumerate(zip(*pieces, strict=False)) if a != b), min(map(len, pieces)))
         raise ModelError(

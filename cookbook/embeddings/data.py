@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from ...datums.checks.numbers import is_finite
-from ...datums.errors import ConfigError, DataFileError, EmptyLossError, did_you_mean, located
+from ...datums.errors import ConfigError, DataFileError, EmptyLossError, did_you_mean, located, panics_as
 from ...datums.files.formats import key_names
 from ...datums.types import Datum, ModelInput
 
@@ -201,8 +201,8 @@ def encode(
     for side, known in sides.items():
         prefix = prefixes.get(side, "")
         whole = [(prefix + text).lower() if lower_case else prefix + text for text in known]
-        full = [len(ids) for ids in tokenizer(whole, verbose=False)["input_ids"]]
-        ids = tokenizer(whole, truncation=True, max_length=max_length)["input_ids"]
+        full = [len(ids) for ids in _tokens(tokenizer, side, whole, verbose=False)]
+        ids = _tokens(tokenizer, side, whole, truncation=True, max_length=max_length)
         made[side] = {text: ModelInput.from_ints(one) for text, one in zip(known, ids, strict=True)}
         longest, cut = max(longest, *full), cut + sum(length > max_length for length in full)
         if prefix and not pools_prefix:
@@ -215,9 +215,22 @@ def encode(
     return Encoded(made["query"], made["document"], longest, cut, pooled_from)
 
 
+def _tokens(tokenizer: Any, side: Side, texts: list[str], **options: Any) -> list[list[int]]:
+    """The tokens of each text. Raises DataFileError naming the text on which the tokenizer gives up."""
+    try:
+        with panics_as(DataFileError, f"the tokenizer, on a {side},"):
+            return tokenizer(texts, **options)["input_ids"]
+    except DataFileError:
+        for text in texts:
+            with panics_as(DataFileError, f"the tokenizer, on the {side} {text[:40]!r},"):
+                tokenizer(text, **options)
+        raise
+
+
 def prefix_tokens(tokenizer: Any, prefix: str) -> int:
     """How many tokens a prefix has with the special tokens before it, as Sentence Transformers counts them."""
-    ids = tokenizer(prefix)["input_ids"]
+    with panics_as(ConfigError, f"the tokenizer, on the prefix {prefix[:40]!r},"):
+        ids = tokenizer(prefix)["input_ids"]
     return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 

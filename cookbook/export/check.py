@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...datums.builders.tokens import datum_from_tokens_weights
-from ...datums.errors import ExportError
+from ...datums.errors import ExportError, panics_as
 from ...datums.types import Datum, ModelInput
 from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
@@ -61,7 +61,8 @@ class Verification:
 def probe_tokens(tokenizer: Any, run: Path | None, limit: int | None) -> list[list[int]]:
     """Token sequences for the comparison: general texts, and sequences that the run recorded."""
     longest = min(LONGEST, limit or LONGEST)
-    sequences = [list(tokenizer.encode(text)) for text in TEXTS]
+    with panics_as(ExportError, "the tokenizer, on the texts of the check,"):
+        sequences = [list(tokenizer.encode(text)) for text in TEXTS]
     for row in read_sequences(run)[-RECORDED:] if run is not None else ():
         sequences.append([int(token) for token in row["tokens"]["id"]] if "tokens" in row else [])
     return [tokens[:longest] for tokens in sequences if len(tokens) > 1]

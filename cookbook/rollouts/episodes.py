@@ -14,7 +14,7 @@ import numpy as np
 
 from ...datums.chat.messages import check_messages
 from ...datums.chat.omissions import check_rendered, with_readable_arguments
-from ...datums.chat.template import ChatTemplate
+from ...datums.chat.template import ChatTemplate, decoded
 from ...datums.errors import LossbookError, RewardError, TemplateError, located
 from ...datums.types import SamplingParams
 from ..environments.protocol import Environment, Message, Problem
@@ -133,7 +133,7 @@ class _Episode:
         """Append an answer and the environment's reply."""
         has_stopped = sequence.stop_reason == "stop"
         text_tokens = sequence.tokens[:-1] if has_stopped else sequence.tokens
-        answer = self.template.tokenizer.decode(text_tokens, skip_special_tokens=True)
+        answer = decoded(text_tokens, self.template.tokenizer, skip_special_tokens=True)
         self._extend(sequence.tokens, sequence.logprobs, 1.0)
         self.answers.append(answer)
         self.longest_answer = max(self.longest_answer, len(sequence.tokens))

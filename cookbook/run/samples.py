@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...datums.chat.template import decoded, prompt_of_user
 from ...datums.errors import TemplateError, panics_as
 from ...datums.types import ModelInput, SamplingParams
 from .loggers import StepDisplay
@@ -20,11 +21,10 @@ SHOWN = 160
 
 def prompt_tokens(text: str, tokenizer: Any) -> list[int]:
     """The text as a user's turn, up to where the assistant answers; the plain text where there is no chat template."""
-    message = [{"role": "user", "content": text}]
+    if getattr(tokenizer, "chat_template", None) is not None:
+        return prompt_of_user(text, tokenizer)
     with panics_as(TemplateError, f"the tokenizer, on the text {text[:40]!r},"):
-        if getattr(tokenizer, "chat_template", None) is None:
-            return list(tokenizer.encode(text))
-        return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+        return list(tokenizer.encode(text))
 
 
 def record_samples(
@@ -40,7 +40,7 @@ def record_samples(
     sampler = training.save_weights_and_get_sampling_client()
     for prompt, response in zip(prompts, sampler.sample_batch(inputs, greedy).result(), strict=True):
         sequence = response.sequences[0]
-        answer = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
+        answer = decoded(sequence.tokens, tokenizer, skip_special_tokens=True)
         run.append(SAMPLES, {"step": step, "prompt": prompt, "answer": answer, "stop_reason": sequence.stop_reason})
         display.note(f"step {step}  {_short(prompt)} -> {_short(answer)}")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...datums.chat.masks import datum_from_messages
+from ...datums.chat.template import decoded, prompt_of_user
 from ...datums.errors import TaskError, did_you_mean
 from ...datums.types import Datum, ModelInput, SamplingParams
 from ..confined.process import SECONDS, Failure, Failures, confined
@@ -194,8 +195,7 @@ def _is_code(answer: str) -> bool:
 
 def question_prompt(question: Question, tokenizer: Any) -> list[int]:
     """The tokens of the question as a user's turn, up to where the assistant answers."""
-    message = [{"role": "user", "content": question.text}]
-    return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return prompt_of_user(question.text, tokenizer)
 
 
 def question_datum(question: Question, tokenizer: Any, **options: Any) -> Datum:
@@ -215,7 +215,7 @@ def answer_questions(sampler: SamplingClient, questions: Sequence[Question], *, 
     prompts = [ModelInput.from_ints(question_prompt(question, tokenizer)) for question in questions]
     greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     responses = sampler.sample_batch(prompts, greedy).result()
-    return [tokenizer.decode(one.sequences[0].tokens, skip_special_tokens=True).strip() for one in responses]
+    return [decoded(one.sequences[0].tokens, tokenizer, skip_special_tokens=True).strip() for one in responses]
 
 
 def mean_score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> float:

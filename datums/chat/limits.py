@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any
 
+from jinja2 import TemplateError as JinjaError
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from ..errors import TemplateError
 
 #: Steps of one rendering, some ten seconds of them: a turn of a loop, an operation, a filter; a call takes CALL. Of a text,
 #: each PER_STEP characters are one more.
@@ -192,6 +196,30 @@ def limit_templates() -> None:
     if utils.ImmutableSandboxedEnvironment is not LimitedEnvironment:
         utils.ImmutableSandboxedEnvironment = LimitedEnvironment
         utils._compile_jinja_template.cache_clear()  # what was compiled without
+
+
+@contextmanager
+def within_limits(count: int) -> Iterator[None]:
+    """Render a template for this many messages: limited, and whatever it raises is a TemplateError of one line."""
+    limit_templates()
+    try:
+        yield
+    except (
+        JinjaError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        if isinstance(error, TemplateError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise TemplateError(
+            f"the chat template refuses these {count} messages: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _filter(node: Any, name: str, as_list: bool = False) -> nodes.Filter:

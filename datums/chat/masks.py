@@ -14,7 +14,7 @@ from ..errors import EmptyLossError, MessageError, TemplateError, did_you_mean
 from ..types import Datum
 from .messages import check_messages, text_parts
 from .omissions import check_rendered, with_readable_arguments
-from .template import ChatTemplate, derived_mask, turn_span
+from .template import ChatTemplate, decoded, derived_mask, turn_span
 
 #: What is learned: every answer, the last one only, or every token of the conversation.
 TrainOn = Literal["all_assistant", "last_assistant", "all"]
@@ -117,7 +117,7 @@ def check_template(tokenizer: Any, *, template_options: Mapping[str, Any] | None
             problems += _stop_problems(template, whole[stop], bool(mask[stop]), turn)
     except TemplateError as error:
         problems.append(str(error))
-    if "".join(tokenizer.decode(whole).split()) != "".join(text.split()):  # SentencePiece may add spaces
+    if "".join(decoded(whole, tokenizer).split()) != "".join(text.split()):  # SentencePiece may add spaces
         problems.append("its tokens do not decode to the rendered text")
     if problems:
         raise TemplateError("the chat template cannot be trained with: " + "; ".join(problems))
@@ -214,7 +214,7 @@ def _turn_positions(
 
 
 def _mask_problems(template: ChatTemplate, whole: list[int], mask: np.ndarray) -> list[str]:
-    learned = template.tokenizer.decode([token for token, m in zip(whole, mask, strict=True) if m])
+    learned = decoded([token for token, m in zip(whole, mask, strict=True) if m], template.tokenizer)
     problems: list[str] = []
     for message in _PROBE:
         (content,) = text_parts(message["content"])

@@ -128,7 +128,7 @@ class ChatTemplate:
 
     def describe(self, token: int | None) -> str:
         """`198 ('\\n')`, for error messages; `none` past the end."""
-        return "none" if token is None else f"{token} ({self.tokenizer.decode([token])!r})"
+        return "none" if token is None else f"{token} ({decoded([token], self.tokenizer)!r})"
 
     def _encode(self, text: str, with_offsets: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and, if asked for, each token's first and past-the-last character, guards not counted."""
@@ -163,29 +163,31 @@ class ChatTemplate:
         return list(encoded["input_ids"]), encoded["offset_mapping"] if with_offsets else []
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        from jinja2 import TemplateError as JinjaError
-
-        from .limits import limit_templates
+        from .limits import within_limits
 
         _ = self.source
-        limit_templates()
-        try:
+        with within_limits(len(messages)):
             return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], **{**self.options, **options, "tokenize": False}
             )
-        except (
-            JinjaError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-            MemoryError,
-            RecursionError,
-        ) as error:
-            raise TemplateError(
-                f"the chat template refuses these {len(messages)} messages: {type(error).__name__}: {str(error)[:300]}"
-            ) from error
+
+
+def prompt_of_user(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of a text as a user's turn, up to where the assistant answers.
+
+    Raises TemplateError, in one line, where the template or the tokenizer fails on it.
+    """
+    from .limits import within_limits
+
+    message = [{"role": "user", "content": text}]
+    with within_limits(1), panics_as(TemplateError, f"the tokenizer, on the text {text[:40]!r},"):
+        return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def decoded(tokens: Sequence[int], tokenizer: Any, **options: Any) -> str:
+    """The text of tokens. Raises TemplateError where the tokenizer's decoder, in Rust, gives up on them."""
+    with panics_as(TemplateError, f"the tokenizer, on {len(tokens)} tokens,"):
+        return tokenizer.decode(list(tokens), **options)
 
 
 def derived_mask(
@@ -231,7 +233,7 @@ def turn_span(
 
 def _turn_end(template: ChatTemplate, through: Sequence[int], start: int) -> int:
     last = max((i for i in range(start, len(through)) if through[i] in template.control_ids), default=None)
-    if last is None or template.tokenizer.decode(through[last + 1 :]).strip():
+    if last is None or decoded(through[last + 1 :], template.tokenizer).strip():
         return len(through)
     return last + 1
 

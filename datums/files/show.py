@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..chat.template import decoded
 from ..checks.validation import count_labels
 from ..errors import LossbookError, RowLeftOut, ShapeError, located
 from ..types import Datum
@@ -154,7 +155,7 @@ def _characters(tokens: Sequence[int], weights: np.ndarray, tokenizer: Any) -> I
 
 def _decoded(tokens: Sequence[int], start: int, end: int, tokenizer: Any) -> str:
     def decode(ids: Sequence[int]) -> str:
-        return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return decoded(ids, tokenizer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     alone = decode(tokens[start:end])
     if start == 0:

@@ -65,10 +65,12 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _decode(tokenizer: Any, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    with panics_as(DataFileError, f"the tokenizer, on {len(tokens)} tokens,"):
+        return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _begin(tokenizer: Any) -> list[int]:
     """The token that this tokenizer puts before every text, if there is one."""
     begin = getattr(tokenizer, "bos_token_id", None)
-    return [begin] if begin is not None and list(tokenizer("")["input_ids"])[:1] == [begin] else []
+    with panics_as(DataFileError, "the tokenizer, on an empty text,"):
+        return [begin] if begin is not None and list(tokenizer("")["input_ids"])[:1] == [begin] else []

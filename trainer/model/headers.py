@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +19,41 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: A module per layer takes time and memory even without weights: this many times the layers of the weights, and no more, are
 #: built. Architectures that use a layer several times, such as ALBERT, have more in config.json than in the weights.
 MOST_USES = 100
+#: The most layers at all, and the names of their number in config.json.
+MOST_LAYERS = 2_000
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 #: Parts of a layer that predicts several tokens ahead, which transformers' models do not have.
 PREDICTING = ("eh_proj", "enorm", "hnorm", "shared_head")
 
 
-def check_headers(name: str, source: str, config: Any, loader: Any) -> None:
+@dataclass(frozen=True)
+class Memory:
+    """How many bytes there are, None where that is not known, and the dtype in which a model is going to take them."""
+
+    dtype: torch.dtype
+    total: int | None
+
+
+def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memory) -> None:
     """Load the model from the shapes that its safetensors headers give, without memory, and see that nothing is left over.
 
     name, source  the model, as the user named it and as transformers finds it
     loader        the class of transformers that is going to load it
 
-    Raises ModelError for a parameter whose shape config.json has otherwise, one that the weights lack, and one that the
+    Raises ModelError where the model needs more memory than there is, for a parameter whose shape config.json has otherwise, one that the weights lack, and one that the
     weights have but config.json leaves out: another layer, or a bias. Parameters of other parts, such as the head of another
     task, are left out without an error.
     """
     files = _files(source)
-    if not files:
-        return  # loading says so
     state = _empty(files)
     _check_layer_count(name, config, state)
     with _quiet():
-        with torch.device("meta"):
-            is_auto = hasattr(loader, "from_config")
-            model = loader.from_config(config, trust_remote_code=False) if is_auto else loader._from_config(config)
-        _check_largest(name, model, state)
+        model = _without_memory(name, config, loader)
+        if files:
+            _check_largest(name, model, state)
+        _check_memory(name, model, config, memory)
+        if not files:
+            return  # loading says so
         architecture: Any = type(model)
         model, report = architecture.from_pretrained(
             None,
@@ -71,6 +84,90 @@ def check_missing(name: str, missing: Sequence[str]) -> None:
         raise ModelError(
             f"the weights of {name!r} lack {len(missing)} parameters, which would stay random: {', '.join(missing[:3])}"
         )
+
+
+def check_layers(name: str, source: str) -> None:
+    """ModelError for a number of layers that no model has: transformers' configurations make lists of that length."""
+    from transformers import PretrainedConfig
+
+    for key, value in _sizes(PretrainedConfig.get_config_dict(source)[0]):
+        if key.rpartition(".")[2] in LAYERS and value > MOST_LAYERS:
+            raise ModelError(
+                f"the config.json of {name!r} has {key} {value}; no model has more than {MOST_LAYERS} layers"
+            )
+
+
+def total_memory(device: torch.device, groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory and swap that this process may use, and those of the GPU it loads onto; None where not known.
+
+    groups: where Linux says what a container may use, of its memory.
+    """
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # it may be "max"
+            total = min(total, int((groups / file).read_text()))
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        total += 1024 * int(next(line for line in lines if line.startswith("SwapTotal")).split()[1])
+    return total + (torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0)
+
+
+def _without_memory(name: str, config: Any, loader: Any) -> Any:
+    """The model on the meta device. Raises ModelError where not even its sizes can be computed."""
+    try:
+        with torch.device("meta"):
+            is_auto = hasattr(loader, "from_config")
+            return loader.from_config(config, trust_remote_code=False) if is_auto else loader._from_config(config)
+    except (RuntimeError, OverflowError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        key, value = max(_sizes(config.to_dict()), key=lambda size: size[1])
+        raise ModelError(
+            f"the model {name!r} needs more memory than can be counted, by {key} {value} in config.json"
+        ) from None
+
+
+def _check_memory(name: str, model: Any, config: Any, memory: Memory) -> None:
+    """ModelError where parameters and buffers, without gradients and activations, take more than all memory."""
+    bytes_of: dict[str, int] = {}
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        width = memory.dtype.itemsize if isinstance(tensor, torch.nn.Parameter) else tensor.element_size()
+        bytes_of[key] = tensor.numel() * width
+    needed = sum(bytes_of.values())
+    if memory.total is None or needed <= memory.total:
+        return
+    groups: dict[str, list[str]] = {}  # one parameter of all layers
+    for key in bytes_of:
+        groups.setdefault(re.sub(r"\.\d+\.", ".*.", key), []).append(key)
+    largest = max(groups.values(), key=lambda keys: sum(bytes_of[key] for key in keys))
+    parts = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    factor = max(len(largest), *parts[largest[0]].shape)
+    sizes = _sizes(config.to_dict())
+    # it may be a multiple of a number in config.json, such as three times it, or have two more
+    key, value = max(sizes, key=lambda size: (size[1] == factor, size[1] > 2 and factor % size[1] <= 2, size[1]))
+    raise ModelError(
+        f"the model {name!r} needs {_gigabytes(needed)} in {str(memory.dtype).removeprefix('torch.')}, and there are "
+        f"{_gigabytes(memory.total)} of memory. The largest part is {largest[0]} {list(parts[largest[0]].shape)}, by {key} "
+        f"{value} in config.json"
+    )
+
+
+def _sizes(config: Mapping[str, Any], inside: str = "") -> list[tuple[str, int]]:
+    """The positive whole numbers of config.json with their keys, but not ids of tokens."""
+    sizes: list[tuple[str, int]] = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            sizes += _sizes(value, f"{inside}{key}.")
+        elif type(value) is int and value > 0 and not str(key).endswith("_id"):
+            sizes.append((f"{inside}{key}", value))
+    return sizes
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
 
 
 def _files(source: str) -> list[str]:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...datums.chat.limits import limit_templates
 from ...datums.errors import ModelError, WorkerError, did_you_mean, panics_as
 from .defaults import usual_defaults
 from .gguf.convert import converted
-from .headers import check_headers, check_missing
+from .headers import Memory, check_headers, check_layers, check_missing, total_memory
 from .model import WAYS_TO_NAME, Kind, LoadedModel
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 
@@ -37,6 +38,7 @@ def load_model(
     there; WorkerError in a forked process in which torch would wait for threads that stayed in its parent.
     """
     _check_not_forked()
+    limit_templates()  # of every tokenizer, also where a recipe or a script calls it itself
     place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     if base_model in BUILT_IN:
@@ -46,7 +48,7 @@ def load_model(
         for parameter in module.parameters():  # not module.to(dtype), which would round the rotary frequencies too
             parameter.data = parameter.data.to(dtype)
     else:
-        module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype)
+        module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype, place)
     model = LoadedModel(base_model, module.to(place).eval().requires_grad_(False), tokenizer, kind, place)  # type: ignore[arg-type]
     _check_text(model)
     return model
@@ -120,14 +122,15 @@ def _model_directory(path: Path) -> str:
     raise ModelError(f"directory {str(path)!r} holds {contents}. {WAYS_TO_NAME}")
 
 
-def _load_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Kind]:
+def _load_pretrained(name: str, source: str, dtype: torch.dtype, place: torch.device) -> tuple[nn.Module, Any, Kind]:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
+        check_layers(name, source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = _kind(name, config)
         loader = loader_of(kind, config)
-        check_headers(name, source, config, loader)
+        check_headers(name, source, config, loader, Memory(dtype, total_memory(place)))
         module, report = loader.from_pretrained(
             source,
             config=config,

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from ...datums.chat.template import decoded
+from ...datums.errors import TemplateError, panics_as
+
 #: What decoders write for bytes that are no character, or not yet one.
 REPLACEMENT = "\ufffd"
 #: Tokens decoded beyond those that a stop string can have, because decoders may change the first few.
@@ -61,10 +64,11 @@ class StopStrings:
     def _ordinary(self) -> int | None:
         """A token of ordinary text, for contexts whose own text is not known: half a character, or nothing."""
         for text in ORDINARY:
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            with panics_as(TemplateError, f"the tokenizer, on the text {text!r},"):
+                tokens = self.tokenizer.encode(text, add_special_tokens=False)
             if tokens and self._decode(tokens[-1:]).strip() == text:
                 return tokens[-1]
         return None
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return decoded(tokens, self.tokenizer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
