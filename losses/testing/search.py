@@ -20,7 +20,7 @@ PROFILES = {"ci": (15, True), "dev": (15, False), "nightly": (300, False)}
 #: Failing examples tried while shrinking one.
 MAX_SHRINKS = 100
 #: Least number of examples for a check that needs one passing example; the search ends with the first that passes.
-MIN_TRIES = 40
+MIN_TRIES = 200
 
 Failure = tuple[Mapping[str, Any], BaseException]
 

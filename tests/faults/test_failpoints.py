@@ -50,9 +50,7 @@ KINDS = [
 OPTIONAL = (
     "sync whole",
     "remove ",
-    "write whole/curve.png",
-    "sync whole/curve.png",
-    "rename whole/curve.png",
+    "curve.png",
     "/references",
 )
 
