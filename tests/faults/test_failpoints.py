@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -83,7 +84,8 @@ def swept(tmp_path: Path) -> Any:
 def problems(cases: list[dict[str, Any]]) -> Iterator[str]:
     """A sentence for each case in which something was lost, half, applied twice, or said in more than one line."""
     for one in cases:
-        where = f"{one['action']} at operation {one['number']} ({one['operation']})"
+        operation = re.sub(r" \S*/whole", " whole", one["operation"])
+        where = f"{one['action']} at operation {one['number']} ({operation})"
         if one["action"] in ("kill", "torn"):
             if one["code"] != -9:
                 yield f"{where}: it was not killed: exit {one['code']} {one['error']}"
@@ -91,7 +93,7 @@ def problems(cases: list[dict[str, Any]]) -> Iterator[str]:
             last = one["error"].splitlines()[-1]
             if "Traceback" in one["error"] or "Error: " not in last:
                 yield f"{where}: the error is not one line: {one['error']}"
-        elif one["code"] != 0 or not any(word in one["operation"] for word in OPTIONAL):
+        elif one["code"] != 0 or not any(word in operation for word in OPTIONAL):
             yield f"{where}: exit {one['code']}: {one['error']}"
         if one["resumed"] != 0 or not one["equal"]:
             yield f"{where}: going on gives exit {one['resumed']}, other {one['differs']}: {one['resume_error']}"
