@@ -40,9 +40,9 @@ def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memo
     name, source  the model, as the user named it and as transformers finds it
     loader        the class of transformers that is going to load it
 
-    Raises ModelError where the model needs more memory than there is, for a parameter whose shape config.json has otherwise, one that the weights lack, and one that the
-    weights have but config.json leaves out: another layer, or a bias. Parameters of other parts, such as the head of another
-    task, are left out without an error.
+    Raises ModelError where the model needs more memory than there is, for a parameter whose shape config.json has otherwise,
+    one that the weights lack, and one that the weights have but config.json leaves out: another layer, or a bias. Parameters
+    of other parts, such as the head of another task, are left out without an error.
     """
     files = _files(source)
     state = _empty(files)
