@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("testing",),
     ),
     "trainer": (
-        ("responses",),
+        ("responses", "device"),
         ("head", "optim"),
         ("model",),
         ("packing", "checkpoint"),

@@ -26,6 +26,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
 from ...losses.spec.spec import OUTPUT_NAMES
+from ..device import path_of
 from ..model.defaults import usual_defaults
 from ..model.linear import set_adapter_dropout
 from ..model.model import LoadedModel
@@ -48,7 +49,7 @@ class Engine:
 
     @usual_defaults()  # probes run here
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
-        on_gpu = model.device.type != "cpu"
+        on_gpu = path_of(model.device) != "cpu"
         self.model = model
         self.settings = replace(
             settings,

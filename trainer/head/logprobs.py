@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import DtypeError, ModelError, ShapeError, TokenRangeError
+from ..device import path_of
 from .autograd import ChosenStrategy, LinearLogprobs, Plan
 from .backends import Backend, ChosenBackend, choose_backend, cut_cross_entropy_logprobs
 from .tiles import Transform, logits_of, product_dtype
@@ -32,9 +33,14 @@ HEAD_MEMORY = {"cpu": 2**30, "other": 2**31}
 LEAST_KNOWN_ROWS = 128
 
 
+def _size(device: torch.device) -> str:
+    """Which of the sizes above a device takes."""
+    return "cpu" if path_of(device) == "cpu" else "other"
+
+
 def default_head_memory(device: torch.device) -> int:
     """Bytes of the product that may be held for the backward on a device, by default."""
-    return HEAD_MEMORY["cpu" if device.type == "cpu" else "other"]
+    return HEAD_MEMORY[_size(device)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +204,7 @@ def _check(hidden: Tensor, head: Head, targets: Tensor, chunk_tokens: int | None
         raise DtypeError(f"targets must be int64 token ids, not {targets.dtype}")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ShapeError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
-    if targets.device.type == "cpu" and targets.numel():
+    if path_of(targets.device) == "cpu" and targets.numel():
         outside = (targets < 0) | (targets >= vocabulary)
         if outside.any():
             row, token = int(outside.nonzero()[0, 0]), int(targets[outside][0])
@@ -237,7 +243,7 @@ def _tile(
     hidden: Tensor, head: Head, strategy: ChosenStrategy, memory: int, chunk_tokens: int | None
 ) -> tuple[int, int]:
     """Rows and columns of a tile. Rows are divided evenly, so that no small part is left over."""
-    device = "cpu" if hidden.device.type == "cpu" else "other"
+    device = _size(hidden.device)
     most = TILE_ROWS[device]
     if strategy == "known-gradient":
         most = max(1, min(most, _rows_held(memory, head, product_dtype(hidden, head.weight))))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import ModelError
+from ..device import path_of
 from ..model.lengths import by_side, cut_on_its_side
 from ..model.model import LoadedModel
 from . import layouts
@@ -98,7 +99,7 @@ def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
 
 def _chosen(model: LoadedModel, asked: Batching | None) -> Batching:
     if asked is None:
-        on_gpu = model.device.type != "cpu"  # elsewhere a mask over the whole row costs more than padding
+        on_gpu = path_of(model.device) != "cpu"  # elsewhere a mask over the whole row costs more than padding
         if packing_way(model) is not None and (on_gpu or supports_packing(model)):
             return "packed"
         return "padded" if verdict(model, "padded") else "single"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..device import path_of
 from ..head.logprobs import Head
 from ..model.model import LoadedModel
 
@@ -106,7 +107,7 @@ def _reordered(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def _reorders(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn_reorders()
+    return path_of(weight.device) == "cpu" and weight.dtype == torch.float32 and _onednn_reorders()
 
 
 @cache
