@@ -53,6 +53,13 @@ def train(training: lb.TrainingClient, datums: Sequence[lb.Datum], loss: str, se
     return output.result().metrics["loss:sum"]
 
 
+def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """What the hand-written loops do after the backward: clip, step, clear."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     """The options that every benchmark of steps takes."""
     command_line = argparse.ArgumentParser(description=description)

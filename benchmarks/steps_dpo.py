@@ -28,7 +28,7 @@ import measuring
 import torch
 import transformers
 import workloads
-from steps import ADAM, CLIP, TOLERANCE, Step, compare, parse, parser, train, wanted
+from steps import ADAM, TOLERANCE, Step, compare, parse, parser, train, update, wanted
 
 import lossbook as lb
 
@@ -111,9 +111,7 @@ class HandWritten:
         chosen, rejected = (self.logprobs() - self.reference).chunk(2)
         loss = -torch.nn.functional.logsigmoid(BETA * (chosen - rejected)).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        update(self.model, self.optimizer)
         return loss.item()
 
 

@@ -28,7 +28,7 @@ import measuring
 import torch
 import transformers
 import workloads
-from steps import ADAM, CLIP, TOLERANCE, Step, adam_params, compare, parse, parser, wanted
+from steps import ADAM, TOLERANCE, Step, adam_params, compare, parse, parser, update, wanted
 
 import lossbook as lb
 from lossbook.losses import advantages
@@ -131,9 +131,7 @@ class HandWritten:
         given = (centred / (rewards.std(1, keepdim=True) + 1e-4)).view(-1).to(answers.device)
         loss = self.loss(answers, None, given)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        update(self.model, self.optimizer)
         return loss.item()
 
     def loss(self, answers: torch.Tensor, sampling: torch.Tensor | None, given: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from typing import Any
 import measuring
 import torch
 import workloads
-from steps import ADAM, CLIP, TOLERANCE, Step, compare, parse, parser, train, wanted
+from steps import ADAM, TOLERANCE, Step, compare, parse, parser, train, update, wanted
 from workloads import Example
 
 import lossbook as lb
@@ -57,9 +57,7 @@ class HandWritten:
         tokens, mask, labels = (tensor.to(self.device) for tensor in (tokens, mask, labels))
         loss = self.model(input_ids=tokens, attention_mask=mask, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        update(self.model, self.optimizer)
         return loss.item()
 
 

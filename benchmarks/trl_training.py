@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,11 +46,14 @@ class PausedTraining:
     """A trainer's own `train()` in a separate thread that makes one optimizer step per call.
 
     A call returns the step's loss. It covers everything that the trainer does between two steps: fetching and collating data,
-    sampling if the method samples, forward, backward, clipping, the optimizer.
+    sampling if the method samples, forward, backward, clipping, the optimizer. All of this happens inside the context
+    `around`, in the trainer's own thread.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer: Any = trainer
+        self.around: AbstractContextManager[Any] = nullcontext()
+        self._is_inside = False
         self._may_go, self._has_stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._closing = False
         self._error: BaseException | None = None
@@ -88,10 +92,14 @@ class PausedTraining:
             self._has_stopped.release()
 
     def _pause(self) -> None:
+        if self._is_inside:
+            self.around.__exit__(None, None, None)
         self._has_stopped.release()
         self._may_go.acquire()
         if self._closing:
             raise _Closed
+        self.around.__enter__()
+        self._is_inside = True
 
     def _record_losses(self) -> None:
         step = self.trainer.training_step

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,3 +18,8 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for name in [file.stem for file in BENCHMARKS.glob("*.py")]:
         monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.fixture
+def counting(neighbours: None) -> ModuleType:
+    return importlib.import_module("counting")

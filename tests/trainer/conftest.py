@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,18 @@ def service(tmp_path: Path) -> lb.ServiceClient:
 def training(service: lb.ServiceClient) -> TrainingClient:
     """A LoRA client of the tiny decoder."""
     return service.create_lora_training_client("tiny", rank=4, seed=0)
+
+
+@pytest.fixture(scope="session")
+def counting() -> ModuleType:
+    """benchmarks/counting.py: launches on a device, uploads to it and reads from it, counted on a CPU."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "counting.py"
+    spec = importlib.util.spec_from_file_location("counting", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
