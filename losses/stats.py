@@ -93,25 +93,26 @@ def values(stats: Mapping[str, Stat]) -> dict[str, float]:
     return {name: stat.value() for name, stat in stats.items()}
 
 
-def _flat(values: Tensor) -> Tensor:
-    slots = _active.get()
-    if slots is not None and values.shape == slots.shape:
-        return values.detach()[slots.to(values.device)]
-    return values.detach().reshape(-1)
+def _counted(values: Tensor, filler: float) -> tuple[Tensor, Tensor]:
+    """The values, with `filler` in the slots that do not count, and how many count, which the shape says where all do."""
+    values, slots = values.detach(), _active.get()
+    if slots is None or values.shape != slots.shape:
+        return values, torch.tensor(float(values.numel()), dtype=torch.float64, device="cpu")
+    slots = slots.to(values.device)
+    return values.where(slots, filler), slots.sum(dtype=torch.float64)
 
 
 def _sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(values, Proxy):  # traced: single_datum.py sums them over active positions
         return values, values
-    flat = _flat(values)
-    return flat.sum(dtype=torch.float64), torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device)
+    counted, count = _counted(values, 0)
+    return counted.sum(dtype=torch.float64), count
 
 
 def _extreme(kind: Literal["min", "max"], values: Tensor, of_nothing: float) -> Stat:
     if isinstance(values, Proxy):
         return Stat(kind, values, values)
-    flat = _flat(values).to(torch.float64)
-    start = torch.full((1,), of_nothing, dtype=torch.float64, device=flat.device)
-    joined = torch.cat([start, flat])
-    total = joined.min() if kind == "min" else joined.max()
-    return Stat(kind, total, torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device))
+    counted, count = _counted(values.to(torch.float64), of_nothing)
+    if not counted.numel():
+        return Stat(kind, torch.full((), of_nothing, dtype=torch.float64, device=counted.device), count)
+    return Stat(kind, counted.min() if kind == "min" else counted.max(), count)

@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trainer": (
         ("responses", "device"),
+        ("transfer",),
         ("head", "optim"),
         ("model",),
         ("packing", "checkpoint"),

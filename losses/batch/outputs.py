@@ -33,6 +33,8 @@ class Outputs:
     embeddings: [N, D], one row per datum.
     active: [positions of all datums] bool, which of them the S rows are; None for all.
     numbers: each datum's index in the caller's batch, for error messages; None where it is its index here.
+    is_unchecked: the caller checks these numbers later, by `BoundLoss.check_outputs`, since to look at them is to wait for
+    the device.
     """
 
     logprobs: Tensor | None = None
@@ -43,6 +45,7 @@ class Outputs:
     embeddings: Tensor | None = None
     active: Tensor | None = None
     numbers: Sequence[int] | None = None
+    is_unchecked: bool = False
 
     def number(self, datum: int) -> int:
         """A datum's index in the caller's batch."""
@@ -53,19 +56,11 @@ class Outputs:
         values = getattr(self, name)
         if values is None:
             raise LossContractError(f"the loss reads {name!r}, which these outputs do not hold")
-        if name == "embeddings":
-            return (
-                values
-                if len(packed.active_datums) == len(values)
-                else values[torch.from_numpy(packed.active_datums).to(values.device)]
-            )
-        wanted, given = packed.active, self.active
-        if given is not None and given.device == wanted.device and torch.equal(given, wanted):
-            return values  # as in a pass over one loss: nothing to select, and no device to wait for
-        wanted = wanted.to(values.device)
-        if given is not None:
-            wanted = wanted[given.to(values.device)]
-        return values if bool(wanted.all()) else values[wanted]
+        places = (
+            packed.places(None if self.active is None else self.active.cpu()) if packed.rows is None else packed.rows
+        )
+        rows = places["datums" if name == "embeddings" else "positions"]
+        return values if rows is None else values[rows.to(values.device)]
 
 
 #: Outputs that the hosted APIs pass to a custom loss: a bare list of tensors is one of these.
@@ -119,7 +114,9 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
     output: which one it is. All embeddings count: they have no positions.
     """
     values = values.detach()
-    wrong = ~torch.isfinite(values)
+    limits = torch.finfo(values.dtype)
+    highest = MAX_LOGPROB if key_kind(output) == "logprob" else float("inf")
+    wrong = values.clamp(limits.min, min(highest, limits.max)) != values  # NaN is not itself either
     if output == "embeddings":
         if bool(wrong.any()):
             row = int(wrong.any(1).nonzero()[0])
@@ -127,8 +124,8 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
                 name, output, outputs.number(int(packed.active_datums[row])), None, float(values[row].sum())
             )
         return
-    highest = MAX_LOGPROB if key_kind(output) == "logprob" else float("inf")
-    wrong = (wrong | (values > highest)) & weighted_positions(packed.weights, values)
+    if packed.spec.wants_weights or packed.weights.ndim > 1:  # else every position has a weight
+        wrong &= weighted_positions(packed.weights, values)
     if output == "logprobs" and packed.absent is not None:
         wrong &= ~packed.absent.to(values.device)
     if not bool(wrong.any()):

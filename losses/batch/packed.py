@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,7 @@ class Packed:
     inputs: packed tensors by name, None for an optional one that is absent. One number per position is [T], or [T, K] beside
     [T, K] logprobs, except in a loss that wants weights. `PerDatum` inputs are over the active datums.
     is_even: every tensor with columns has the same number of them in all datums.
+    rows: once `placed`, where the active positions, and the active datums, lie among those that the outputs hold.
     """
 
     spec: LossSpec
@@ -36,6 +37,7 @@ class Packed:
     weights: Tensor
     inputs: dict[str, Tensor | None]
     is_even: bool = True
+    rows: Mapping[str, Tensor | None] | None = None
 
     @property
     def per(self) -> Per:
@@ -119,6 +121,33 @@ class Packed:
                 f"{self.spec.name}: datum {datum} has negative weights, which reduction {reduction!r} cannot divide by. "
                 "Use reduction 'sum', which takes any real weights"
             )
+
+    def places(self, computed: Tensor | None) -> dict[str, Tensor | None]:
+        """Where the active "positions", and the active "datums", lie among those that outputs hold; None for all of them.
+
+        computed: [positions of all datums] bool, on the CPU, which positions the outputs hold; None for all.
+        """
+        positions = self.active.numpy()
+        if computed is not None and self.spec.reads_tokens:
+            positions = positions[computed.numpy()]
+        masks = {"positions": positions, "datums": self.tokens > 0}
+        return {of: None if mask.all() else torch.from_numpy(np.flatnonzero(mask)) for of, mask in masks.items()}
+
+    def tensors(self, computed: Tensor | None) -> dict[str, Tensor]:
+        """What the loss reads where the model is, by name: `placed` takes it back from there."""
+        given = {f"input {name}": value for name, value in self.inputs.items()}
+        given |= {f"places of {of}": value for of, value in self.places(computed).items()}
+        own = {"weights": self.weights, "lengths": self.seqs.lengths, "index": self.seqs.index}
+        return own | {name: value for name, value in given.items() if value is not None}
+
+    def placed(self, tensors: Mapping[str, Tensor]) -> Packed:
+        """The same, with its `tensors` on another device."""
+        inputs = {name: tensors.get(f"input {name}") for name in self.inputs}
+        rows = {of: tensors.get(f"places of {of}") for of in ("positions", "datums")}
+        other = replace(self, weights=tensors["weights"], inputs=inputs, rows=rows)
+        other.seqs = self.seqs.placed(tensors["lengths"], tensors["index"], other.weights)
+        other.value_count = self.value_count  # which may take reading the inputs
+        return other
 
     def select(self, order: Sequence[int] | np.ndarray) -> Packed:
         """Some of the datums in the order given: what packing just those gives, provided that `is_even`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,9 +31,12 @@ class Seqs:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         place = device if device is not None or isinstance(lengths, Tensor) else "cpu"
+        on_host = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        self._sizes: list[int] = on_host.numpy().tolist()
         self.lengths = torch.as_tensor(lengths, dtype=torch.int64, device=place)
-        numbers = torch.arange(len(self.lengths), device=self.lengths.device)
-        self.index = torch.repeat_interleave(numbers, self.lengths)
+        numbers = torch.arange(len(self._sizes), device=self.lengths.device)
+        # told its size, it has no need to read the lengths from a device
+        self.index = torch.repeat_interleave(numbers, self.lengths, output_size=int(np.sum(self._sizes)))
         self.dtype = dtype
         self._weights = weights
 
@@ -69,8 +73,8 @@ class Seqs:
     def last(self, values: Tensor) -> Tensor:
         """[T] to [N]: each datum's value at its last token."""
         self._check(values, len(self.index), "token")
-        if self.lengths.device.type == "cpu" and bool((self.lengths == 0).any()):  # no call packs such a datum
-            raise ShapeError(f"datum {int((self.lengths == 0).nonzero()[0])} has no token, so none is its last")
+        if 0 in self._sizes:  # no call packs such a datum
+            raise ShapeError(f"datum {self._sizes.index(0)} has no token, so none is its last")
         return values[self.lengths.cumsum(0) - 1]
 
     def broadcast(self, values: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ class Seqs:
     def split(self, values: Tensor) -> list[Tensor]:
         """[T] to N tensors, one per datum."""
         self._check(values, len(self.index), "token")
-        return list(torch.split(values, self.lengths.tolist()))
+        return list(torch.split(values, self._sizes))
 
     def pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """[N] to ([N/2], [N/2]): datums 2i and 2i+1, chosen and rejected."""
@@ -96,7 +100,16 @@ class Seqs:
         if like.device == self.lengths.device and like.dtype == self.dtype:
             return self
         weights = None if self._weights is None else self._weights.to(like.device)
-        return Seqs(self.lengths, weights=weights, device=like.device, dtype=like.dtype)
+        moved = self.placed(self.lengths.to(like.device), self.index.to(like.device), weights)
+        moved.dtype = like.dtype
+        return moved
+
+    def placed(self, lengths: Tensor, index: Tensor, weights: Tensor | None) -> Seqs:
+        """The same with its tensors elsewhere."""
+        other = copy.copy(self)
+        other.lengths, other.index = lengths, index
+        other._weights = None if self._weights is None else weights
+        return other
 
     def _summable(self, values: Tensor) -> Tensor:
         """Values of tokens in `dtype` at least: a sum of booleans in their own type is another boolean."""

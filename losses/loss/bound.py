@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from ..reductions import Count
 from ..spec.settings import Settings
 from ..spec.spec import LossSpec
 from ..stats import Stat
-from .evaluate import evaluate
+from .evaluate import check_outputs, evaluate
 from .harmless import harmless_datums
 from .hosted import call_batch_style
 
@@ -68,6 +68,28 @@ class BoundLoss(ABC):
         """What the loss's function returns, neither weighed nor reduced. Raises LossContractError where it is not one."""
         raise LossContractError(f"{self.name} returns no values per token, datum or pair; ask its parts")
 
+    @abstractmethod
+    def part(self, order: Sequence[int]) -> BoundLoss:
+        """The loss bound to some of these datums; its denominator is their share."""
+
+    def tensors(self, computed: Tensor | None) -> dict[str, Tensor]:
+        """What the loss reads of its data, by name, to be moved to the model's device at once: `placed` takes it back.
+
+        computed: [positions of all datums] bool, on the CPU: which of them the model's outputs will hold; None for all.
+        """
+        return {}
+
+    def placed(self, tensors: Mapping[str, Tensor]) -> BoundLoss:
+        """The same loss, its `tensors` on another device."""
+        return self
+
+    @abstractmethod
+    def check_outputs(self, outputs: Outputs) -> None:
+        """Raise, as `terms` does, where a model's output that the loss reads is not finite, or a log-probability above 0.
+
+        For a caller that handed `terms` unchecked outputs, and has their numbers now, on this loss's own device.
+        """
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """[N] int64: how many positions each datum has."""
@@ -108,11 +130,11 @@ class BoundLoss(ABC):
         if not self.is_linear:
             return None
         active = self.active if order is None else self.active[torch.from_numpy(self.positions(order))]
-        width = width_of(self.chosen(order))
-        shape = (int(active.sum()),) if width is None else (int(active.sum()), width)
+        width, rows = width_of(self.chosen(order)), int(active.numpy().sum())
+        shape = (rows,) if width is None else (rows, width)
         with torch.enable_grad():
             logprobs = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-            total, _ = self.terms(Outputs(logprobs=logprobs, active=active), order)
+            total, _ = self.terms(Outputs(logprobs=logprobs, active=active, is_unchecked=True), order)
             (gradient,) = torch.autograd.grad(total / (self.count if count is None else count), logprobs)
         return gradient
 
@@ -120,10 +142,12 @@ class BoundLoss(ABC):
 class BoundSingle(BoundLoss):
     """One loss whose function is called on packed tensors."""
 
-    def __init__(self, spec: LossSpec, settings: Settings, datums: Sequence[Datum]) -> None:
+    def __init__(
+        self, spec: LossSpec, settings: Settings, datums: Sequence[Datum], packed: Packed | None = None
+    ) -> None:
         super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear)
         self._spec, self._settings = spec, settings
-        self._packed = self._pack(datums)
+        self._packed = self._pack(datums) if packed is None else packed
 
     @cached_property
     def active(self) -> Tensor:
@@ -157,6 +181,22 @@ class BoundSingle(BoundLoss):
     def values(self, outputs: Any, order: Sequence[int] | None = None) -> Tensor:
         """What the loss's function returns."""
         return evaluate(self._spec, self._settings.function, self._part(order), self.given(outputs, order))[0]
+
+    def part(self, order: Sequence[int]) -> BoundSingle:
+        """The loss bound to some of these datums."""
+        return BoundSingle(self._spec, self._settings, self.chosen(order), self._part(order))
+
+    def tensors(self, computed: Tensor | None) -> dict[str, Tensor]:
+        """Weights, inputs, and how tokens lie in datums and outputs."""
+        return self._packed.tensors(computed)
+
+    def placed(self, tensors: Mapping[str, Tensor]) -> BoundSingle:
+        """The same loss, its `tensors` on another device."""
+        return BoundSingle(self._spec, self._settings, self.datums, self._packed.placed(tensors))
+
+    def check_outputs(self, outputs: Outputs) -> None:
+        """Of the outputs that its function reads."""
+        check_outputs(self._spec, self._packed, outputs)
 
     def _part(self, order: Sequence[int] | None) -> Packed:
         if order is None or np.array_equal(order, np.arange(len(self.datums))):
@@ -196,48 +236,20 @@ class BoundBatchStyle(BoundLoss):
         """What the function says about these datums."""
         numbers = range(len(self.datums)) if order is None else order
         datums = [self._harmless[i] for i in numbers]
-        return call_batch_style(self._spec, self._settings.function, datums, outputs, numbers)
+        given = getattr(outputs, "numbers", None)
+        return call_batch_style(
+            self._spec, self._settings.function, datums, outputs, numbers if given is None else given
+        )
+
+    def part(self, order: Sequence[int]) -> BoundBatchStyle:
+        """The function with some of these datums."""
+        part = BoundBatchStyle(self._spec, self._settings, self.chosen(order))
+        part._harmless = [self._harmless[i] for i in order]
+        return part
+
+    def check_outputs(self, outputs: Outputs) -> None:
+        """Nothing is left to check: such a function is given its outputs on the host, and they are checked there."""
 
     @cached_property
     def _harmless(self) -> list[Datum]:
         return harmless_datums(self.datums, self.name)
-
-
-class BoundMixture(BoundLoss):
-    """A weighted sum of losses: one total and one denominator per part.
-
-    parts: (factor, loss, the keys that it reads).
-    """
-
-    def __init__(self, name: str, datums: Sequence[Datum], parts: Sequence[tuple[float, BoundLoss, set[str]]]) -> None:
-        outputs = tuple(dict.fromkeys(output for _, part, _ in parts for output in part.outputs))
-        super().__init__(name, datums, outputs, is_linear=all(part.is_linear for _, part, _ in parts))
-        self._parts = parts
-
-    @cached_property
-    def active(self) -> Tensor:
-        """[positions of all datums] bool: where any part reads the model's outputs."""
-        masks = [part.active for _, part, _ in self._parts if part.outputs != ("embeddings",)]
-        return torch.stack(masks).any(0) if masks else torch.zeros(0, dtype=torch.bool)
-
-    @cached_property
-    def count(self) -> Count:
-        """One denominator per part."""
-        return Count(tuple(value for _, part, _ in self._parts for value in part.count.values))
-
-    def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
-        """Part by part; no part takes another part's keys for misspellings of its own."""
-        known = set(others).union(*(keys for _, _, keys in self._parts))
-        for _, part, _ in self._parts:
-            part.check(strict=strict, others=known)
-
-    def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
-        """One total per part [parts], factors applied, and the parts' metrics as `part/metric`."""
-        given = self.given(outputs, order)
-        totals: list[Tensor] = []
-        metrics: dict[str, Stat] = {}
-        for factor, part, _ in self._parts:
-            total, part_metrics = part.terms(given, order)
-            totals.append(factor * total)
-            metrics.update({f"{part.name}/{key}": stat for key, stat in part_metrics.items()})
-        return (torch.stack(totals) if len(totals) > 1 else totals[0]), metrics

@@ -36,18 +36,23 @@ def evaluate(
     return values if values.is_floating_point() else values.to(arguments[spec.outputs[0]].dtype), metrics
 
 
+def check_outputs(spec: LossSpec, packed: Packed, outputs: Outputs) -> None:
+    """Raise as `evaluate` does where an output that the function reads is not finite, or a log-probability above 0."""
+    for name in spec.outputs:
+        check_finite_output(name, _output(spec, packed, outputs, name), packed, outputs, spec.name)
+
+
 def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, Any]:
     """The positional arguments by name, in the model outputs' precision (float32 at least) and on their device."""
-    like = _full_precision(outputs.rows(spec.outputs[0], packed))
+    own = {name: _output(spec, packed, outputs, name) for name in spec.outputs}
+    if not outputs.is_unchecked:
+        for name, value in own.items():
+            check_finite_output(name, value, packed, outputs, spec.name)
+    like = own[spec.outputs[0]]
     arguments: dict[str, Any] = {}
     for name in spec.parameters:
-        if name in spec.outputs:
-            value = _full_precision(outputs.rows(name, packed))
-            value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
-            if spec.wants_weights and name != "embeddings":
-                value = harmless(value, packed.weights)
-            check_finite_output(name, value, packed, outputs, spec.name)
-            arguments[name] = value
+        if name in own:
+            arguments[name] = own[name]
         elif name == "seqs":
             arguments[name] = packed.seqs.to(like)
         elif name == "weights":
@@ -57,6 +62,13 @@ def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, An
             is_float = value is not None and value.is_floating_point()
             arguments[name] = value if value is None else value.to(like if is_float else like.device)
     return arguments
+
+
+def _output(spec: LossSpec, packed: Packed, outputs: Outputs, name: str) -> Tensor:
+    """Output `name` as the function reads it."""
+    value = _full_precision(outputs.rows(name, packed))
+    value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
+    return harmless(value, packed.weights) if spec.wants_weights and name != "embeddings" else value
 
 
 def _neutralised(spec: LossSpec, logprobs: Tensor, packed: Packed) -> Tensor:

@@ -24,7 +24,8 @@ from ..spec.settings import resolve_settings
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
-from .bound import BoundBatchStyle, BoundLoss, BoundMixture, BoundSingle
+from .bound import BoundBatchStyle, BoundLoss, BoundSingle
+from .mixed import BoundMixture
 
 
 class LossLike(ABC):
