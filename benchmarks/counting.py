@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -58,18 +58,25 @@ MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.copy_}
 FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}
 
 
+class Event(NamedTuple):
+    """An upload or a read: the part of the step in which it was made, and the operation with its lines of code."""
+
+    phase: str
+    place: str
+
+
 class Counts:
     """Launches by operation, and for each upload and each read the place in the code that asked for it.
 
-    phase    a name under which `by_phase` counts launches, set by whoever runs a step in parts
-    refused  operations that mix the host's tensors with the device's, at which a GPU would raise an error
+    by_phase  launches by the part of a step that made them, see `during`
+    refused   operations that mix the host's tensors with the device's, at which a GPU would raise an error
     """
 
     def __init__(self) -> None:
         self.launches: Counter[str] = Counter()
         self.by_phase: Counter[str] = Counter()
-        self.uploads: list[str] = []
-        self.reads: list[str] = []
+        self.uploads: list[Event] = []
+        self.reads: list[Event] = []
         self.refused: list[str] = []
         self.phase = ""
         self._host: dict[int, StorageWeakRef] = {}
@@ -104,7 +111,7 @@ class Counts:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Inside, launches count under this phase, too."""
+        """Inside, what is counted belongs to this part of a step."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -115,6 +122,9 @@ class Counts:
         """Whether a tensor's memory stands for the host's."""
         reference = self._host.get(tensor.untyped_storage()._cdata)
         return reference is not None and not reference.expired()
+
+    def _note(self, events: list[Event], place: str) -> None:
+        events.append(Event(self.phase, place))
 
     def _on_host(self, value: Any) -> Any:
         for tensor in _tensors(value):
@@ -135,14 +145,15 @@ class Counts:
         if function in MOVES and tensors:
             return self._move(function, args, kwargs)
         if function in VALUES and tensors and not self.is_on_host(tensors[0]):
-            self.reads.append(_place(function.__name__))
+            self._note(self.reads, _place(function.__name__))
             return self._unseen(function, args, kwargs)
         if tensors:
             return function(*args, **kwargs)
         is_host = self._is_host(kwargs.get("device"))
         if function in FROM_NUMBERS and not is_host:
             made = self._unseen(function, args, kwargs)
-            self.uploads += [_place(function.__name__)] if made.numel() else []
+            if made.numel():
+                self._note(self.uploads, _place(function.__name__))
             return made
         before, self._new_on_host = self._new_on_host, is_host
         try:
@@ -158,7 +169,7 @@ class Counts:
             source, goal = self.is_on_host(args[0]), True if function is torch.Tensor.cpu else self._goal(args, kwargs)
         if source is None or goal is None or source == goal:
             return function(*args, **kwargs)
-        (self.uploads if source else self.reads).append(_place(function.__name__))
+        self._note(self.uploads if source else self.reads, _place(function.__name__))
         result = self._unseen(function, args, kwargs)
         if function is torch.Tensor.copy_:
             return result
@@ -203,7 +214,7 @@ class Counts:
         elif on_host:
             self.refused.append(_place(name))
         if name in WAITING and kwargs.get("output_size") is None:
-            self.reads.append(_place(name))
+            self._note(self.reads, _place(name))
         if _launches(operation, name):
             self.launches[name] += 1
             self.by_phase[self.phase] += 1
@@ -213,9 +224,9 @@ class Counts:
         """An index on the host is copied; a boolean one is turned into positions, whose number the host must know."""
         for index in indices:
             if self.is_on_host(index) and not self.is_on_host(indexed) and index.ndim:
-                self.uploads.append(_place(name))
+                self._note(self.uploads, _place(name))
             elif index.dtype in (torch.bool, torch.uint8):
-                self.reads.append(_place(f"{name} by bool"))
+                self._note(self.reads, _place(f"{name} by bool"))
 
 
 class _Functions(TorchFunctionMode):

@@ -68,16 +68,21 @@ def ours(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> Ste
     """The step as a user of lossbook writes it; the reference's forward is made once."""
     service = lb.ServiceClient(device=options.device, dtype=options.dtype)
     training = service.create_training_client(folder)
+    references = reference_logprobs(training, pairs)
+    return lambda: train(training, datums(pairs, references), "dpo", {"beta": BETA})
+
+
+def datums(pairs: Sequence[Pair], references: Sequence[tuple[torch.Tensor, torch.Tensor]] | None) -> list[lb.Datum]:
+    """Two datums a pair, with the reference's logprobs of both answers where they are there."""
     columns = [[getattr(pair, side) for pair in pairs] for side in ("prompt", "chosen", "rejected")]
-    outputs = training.forward(lb.datums_from_pairs(*columns), "cross_entropy").result().loss_fn_outputs
+    return lb.datums_from_pairs(*columns, ref_logprobs=references)
+
+
+def reference_logprobs(training: lb.TrainingClient, pairs: Sequence[Pair]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Logprobs (nats) of each pair's answers under the model as it is."""
+    outputs = training.forward(datums(pairs, None), "cross_entropy").result().loss_fn_outputs
     logprobs = [output["logprobs"].to_torch() for output in outputs]
-    references = list(zip(logprobs[0::2], logprobs[1::2], strict=True))
-
-    def step() -> float:
-        datums = lb.datums_from_pairs(*columns, ref_logprobs=references)
-        return train(training, datums, "dpo", {"beta": BETA})
-
-    return step
+    return list(zip(logprobs[0::2], logprobs[1::2], strict=True))
 
 
 class HandWritten:

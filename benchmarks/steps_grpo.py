@@ -86,19 +86,26 @@ class Ours:
 
     def loss_and_norm(self, answers: torch.Tensor, sampling: torch.Tensor, given: torch.Tensor) -> tuple[float, float]:
         """Of given answers [prompts x samples, tokens], logprobs they were sampled with, and advantages [answers]."""
-        trajectories = [
-            lb.Trajectory(
-                prompt_tokens=self.prompts[row // SAMPLES],
-                response_tokens=answers[row].tolist(),
-                sampling_logprobs=sampling[row].tolist(),
-                advantages=float(given[row]),
-            )
-            for row in range(len(answers))
-        ]
-        datums = lb.datums_from_trajectories(trajectories)
-        output = self.training.forward_backward(datums, "grpo", {"kl_coefficient": 0.0}).result()
+        made = datums(self.prompts, answers, sampling, given)
+        output = self.training.forward_backward(made, "grpo", {"kl_coefficient": 0.0}).result()
         step = self.training.optim_step(lb.AdamParams(learning_rate=0.0)).result()
         return output.metrics["loss:sum"], step.metrics["grad_norm"]
+
+
+def datums(
+    prompts: Sequence[Sequence[int]], answers: torch.Tensor, sampling: torch.Tensor, given: torch.Tensor
+) -> list[lb.Datum]:
+    """A datum for each of the answers [prompts x samples, tokens], with the logprobs they were sampled with and advantages."""
+    trajectories = [
+        lb.Trajectory(
+            prompt_tokens=prompts[row // SAMPLES],
+            response_tokens=answers[row].tolist(),
+            sampling_logprobs=sampling[row].tolist(),
+            advantages=float(given[row]),
+        )
+        for row in range(len(answers))
+    ]
+    return lb.datums_from_trajectories(trajectories)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -241,15 +248,19 @@ def ways(folder: str, prompts: Sequence[str], options: argparse.Namespace) -> di
     }
 
 
-def check_same_loss(steps: dict[str, Any], options: argparse.Namespace, vocabulary: int) -> None:
-    """Raise AssertionError unless loss and gradient norm of made-up off-policy answers agree."""
+def made_up_answers(count: int, tokens: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random answers [count, tokens], logprobs they might have been sampled with (nats), and advantages [count]."""
     generator = torch.Generator().manual_seed(0)
-    count = options.prompts * SAMPLES
-    answers = torch.randint(0, vocabulary, (count, options.new_tokens), generator=generator)
+    answers = torch.randint(0, vocabulary, (count, tokens), generator=generator)
     given = torch.randn(count, generator=generator)
     level = -float(torch.tensor(vocabulary).log())
-    sampling = level + 0.3 * torch.randn(answers.shape, generator=generator)
-    tensors = [tensor.to(options.device) for tensor in (answers, sampling, given)]
+    return answers, level + 0.3 * torch.randn(answers.shape, generator=generator), given
+
+
+def check_same_loss(steps: dict[str, Any], options: argparse.Namespace, vocabulary: int) -> None:
+    """Raise AssertionError unless loss and gradient norm of made-up off-policy answers agree."""
+    made = made_up_answers(options.prompts * SAMPLES, options.new_tokens, vocabulary)
+    tensors = [tensor.to(options.device) for tensor in made]
     results = {label: step.loss_and_norm(*tensors) for label, step in steps.items()}
     for label, values in results.items():
         for ours, other in zip(results["ours"], values, strict=True):

@@ -157,6 +157,37 @@ SECTIONS = (
         ),
     ),
     Section(
+        "launches",
+        "What a step asks a GPU for",
+        (
+            Aim(
+                "launches: ours, packed / plain loop ≤ 1.05",
+                worst("launches / plain loop", ("step", "products"), max, way="ours, packed".__eq__),
+                at_most=1.05,
+            ),
+            Aim(
+                "launches: a sampled token / generate's ≤ 1",
+                worst("launches / generate", ("step", "products"), max, way="ours, packed".__eq__),
+                at_most=1.0,
+            ),
+            Aim(
+                "reads in a micro-batch ≤ 1",
+                worst("reads", ("step", "products"), max, way="ours, packed".__eq__),
+                at_most=1.0,
+            ),
+            Aim(
+                "uploads in a micro-batch ≤ 2",
+                worst("uploads", ("step", "products"), max, way="ours, packed".__eq__),
+                at_most=2.0,
+            ),
+            Aim(
+                "launches of clip and optimizer ≤ 20",
+                worst("clip and optimizer", ("step", "products"), max, way="ours, packed".__eq__),
+                at_most=20.0,
+            ),
+        ),
+    ),
+    Section(
         "import_time", "Import", (Aim("import lossbook beyond torch < 0.3 s", worst("extra s", (), max), at_most=0.3),)
     ),
 )
