@@ -82,6 +82,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         device=config.device,
         dtype=torch_dtype(config.dtype),
         checkpoint_dir=checkpoints,
+        fused_layers=config.fused_layers,
         deterministic=config.deterministic,
     )
     if config.all_weights:

@@ -103,6 +103,7 @@ class ModelInfo:
                  where only prompts of one length are decoded together, or "none"; None before the first sample
     reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting", and
                  the kinds of cache
+    fused        how many parts run in fused kernels, by kind ("norms", "MLPs", "rotations"); `reasons` says why others do not
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"
     dtype        of products, such as "bfloat16"
@@ -124,6 +125,7 @@ class ModelInfo:
     shares: bool = False
     cache: str | None = None
     reasons: dict[str, str] = field(default_factory=dict)
+    fused: dict[str, int] = field(default_factory=dict)
     head: str | None = None
     kind: Literal["decoder", "encoder"] = "decoder"
     dtype: str = "float32"

@@ -39,8 +39,8 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 #: GPU kernels, and what uses them.
 KERNELS = {
     "cut_cross_entropy": "a head that is used only on request: ServiceClient(head_backend='cut-cross-entropy')",
-    "triton": "the GPU compiler behind cut-cross-entropy and torch.compile",
-    "liger_kernel": "a comparison in the benchmarks; the trainer does not use it",
+    "triton": "the GPU compiler behind liger-kernel, cut-cross-entropy and torch.compile",
+    "liger_kernel": "fused norms, rotations and MLPs of models on a GPU: ServiceClient(fused_layers='auto')",
 }
 #: Environment variables that change what lossbook does, with their effect.
 VARIABLES = {

@@ -17,6 +17,7 @@ from ...datums.errors import ConfigError, LossContractError, did_you_mean
 from ...datums.types import AdamParams
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
+from ...trainer.model.fused.fuse import FusedLayers
 from .names import TrackerName
 from .schedules import Schedule, learning_rate_factor
 
@@ -82,6 +83,10 @@ class RecipeConfig(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, ...; None: the best available")
     dtype: Precision | None = Field(
         None, description="dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
+    )
+    fused_layers: FusedLayers = Field(
+        "auto",
+        description="norms, rotations and MLPs in liger-kernel's kernels: auto (on a GPU), liger (or an error), none",
     )
     deterministic: bool = Field(
         False, description="use torch's deterministic algorithms: the same bits on the same GPU, more slowly"

@@ -124,7 +124,7 @@ def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_what_it_lacks
     train(config_in(tmp_path / "run"), datums, 2)
     path = tmp_path / "run" / "config.json"
     settings = json.loads(path.read_text())
-    for name in ("lora_alpha", "lora_targets", "train_mlp", "deterministic"):
+    for name in ("lora_alpha", "lora_targets", "train_mlp", "deterministic", "fused_layers"):
         del settings[name]
     path.write_text(json.dumps(settings))
     train(config_in(tmp_path / "run", resume=True), datums, 3)

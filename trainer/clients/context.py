@@ -11,6 +11,8 @@ import torch
 
 from ...losses.loss.loss import LossLike
 from ..engine.settings import EngineSettings
+from ..model.fused.fuse import fuse_layers
+from ..model.model import LoadedModel
 from .futures import Worker
 
 #: A call's loss: an id, "module:function", a `Loss` or mixture, or a function.
@@ -32,3 +34,9 @@ class ClientContext:
     checkpoint_dir: Path
     device: str | None = None
     dtype: torch.dtype | None = None
+
+    def fused(self, model: LoadedModel) -> LoadedModel:
+        """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""
+        settings = self.settings
+        choice = "none" if settings.compile_layers and settings.fused_layers == "auto" else settings.fused_layers
+        return fuse_layers(model, choice)

@@ -27,6 +27,7 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         shares=shares_prefixes(model, settings.batching),
         cache=cache_of(model),
         reasons=failed_probes(model),
+        fused=dict(model.fused),
         head=model.head_choice,
         kind=model.kind,
         dtype=str(model.product_dtype).removeprefix("torch."),

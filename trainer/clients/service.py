@@ -16,6 +16,7 @@ from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
+from ..model.fused.fuse import FusedLayers
 from ..model.load import load_model
 from ..model.lora.lora import add_lora
 from ..model.model import LoadedModel
@@ -53,6 +54,7 @@ class ServiceClient:
         checkpoint_layers: bool = False,
         offload_activations: bool = False,
         compile_layers: bool = False,
+        fused_layers: FusedLayers = "auto",
         head_strategy: Strategy = "auto",
         head_memory: int | None = None,
         head_backend: Backend = "auto",
@@ -66,6 +68,7 @@ class ServiceClient:
             checkpoint_layers=checkpoint_layers,
             offload_activations=offload_activations,
             compile_layers=compile_layers,
+            fused_layers=fused_layers,
             head_strategy=head_strategy,
             head_memory=head_memory,
             head_backend=head_backend,
@@ -155,7 +158,7 @@ class ServiceClient:
         """
         checkpoint = read_checkpoint(Path(path), names=[])
         model = saved_model(checkpoint, device=self.context.device, dtype=self.context.dtype, base_model=base_model)
-        client = TrainingClient(self.context, model, self._name())
+        client = TrainingClient(self.context, self.context.fused(model), self._name())
         client.load_state(path, optimizer=optimizer).result()
         return client
 
@@ -191,13 +194,14 @@ class ServiceClient:
         return TrainingClient(self.context, model, self._name())
 
     def _load(self, base_model: str) -> LoadedModel:
-        return load_model(base_model, device=self.context.device, dtype=self.context.dtype)
+        return self.context.fused(load_model(base_model, device=self.context.device, dtype=self.context.dtype))
 
     def _snapshot(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Snapshot, str]:
         """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
         if model_path is not None:
             context = self.context
             snapshot = load_snapshot(model_path, device=context.device, dtype=context.dtype, base_model=base_model)
+            self.context.fused(snapshot.model)
             return snapshot, model_path
         if base_model is None:
             raise ModelError(f"{caller} needs model_path or base_model")

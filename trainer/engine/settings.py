@@ -8,6 +8,7 @@ from typing import Any, get_args
 from ...datums.errors import ModelError, did_you_mean
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
+from ..model.fused.fuse import FusedLayers
 from ..packing.hidden import Batching
 
 
@@ -26,6 +27,9 @@ class EngineSettings:
                             FLOPs, and activation memory of one layer (Chen et al. 2016, arXiv:1604.06174)
     offload_activations     keep what the backward needs in the host's memory
     compile_layers          run each layer through torch.compile; needs a compiler, and minutes at the first call
+    fused_layers            norms, rotations and gated MLPs in liger-kernel's fused kernels, where these give the layers' own
+                            numbers: "auto" on a GPU where it is installed and layers are not compiled, "liger" or an error,
+                            "none" never
     head_strategy           how the head's gradient is computed: see `linear_logprobs`
     head_memory             bytes of logits that the head may hold for the backward; None for a device default
     head_backend            whose code computes the head: see `head.backends`
@@ -42,13 +46,19 @@ class EngineSettings:
     checkpoint_layers: bool = False
     offload_activations: bool = False
     compile_layers: bool = False
+    fused_layers: FusedLayers = "auto"
     head_strategy: Strategy = "auto"
     head_memory: int | None = None
     head_backend: Backend = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"batching": Batching, "head_strategy": Strategy, "head_backend": Backend}
+        choices = {
+            "batching": Batching,
+            "fused_layers": FusedLayers,
+            "head_strategy": Strategy,
+            "head_backend": Backend,
+        }
         for name, kind in choices.items():
             value = getattr(self, name)
             if value not in get_args(kind) and not (name == "batching" and value is None):

@@ -33,6 +33,7 @@ class LoadedModel:
     compute_dtype     of products, where that is narrower than the weights; None for their own
     head_choice       strategy and backend of the last call of the head; None before the first
     verdicts          what probes of this model saw, by probe; each is tried once
+    fused             how many parts run in fused kernels, by kind; see `fused.fuse_layers`
     adapters_drop     whether the adapters' dropout is on, as it is inside `forward_backward`
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
@@ -49,6 +50,7 @@ class LoadedModel:
     compute_dtype: torch.dtype | None = None
     head_choice: str | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict, repr=False)
+    fused: dict[str, int] = field(default_factory=dict)
     adapters_drop: bool = False
 
     @property

@@ -16,16 +16,25 @@ def how_it_runs(model: LoadedModel, batching: Batching) -> str:
 
     "pads (packs: no, layer 0 has attention sinks); shares no prefixes; cuts what is not read; samples with the model's own cache"
     """
+    fused = _fused(model)
     if model.kind != "decoder":
-        return f"{WAYS[batching]}; computes every token"
+        return "; ".join([WAYS[batching], "computes every token", *fused])
     cuts = verdict(model, "cut")
     parts = (
         f"{WAYS[batching]}{_why_not_packed(model, batching)}",
         "shares prefixes" if shares_prefixes(model, batching) else "shares no prefixes",
         "cuts what is not read" if cuts else f"computes every token ({cuts.reason})",
         _samples(plan_of(model)),
+        *fused,
     )
     return "; ".join(parts)
+
+
+def _fused(model: LoadedModel) -> tuple[str, ...]:
+    """What runs in fused kernels, or on a GPU why nothing does; nothing on a CPU."""
+    if model.fused:
+        return (f"fuses {', '.join(f'{count} {kind}' for kind, count in model.fused.items())}",)
+    return tuple(f"fuses nothing ({each.reason})" for name, each in model.verdicts.items() if name == "fused")
 
 
 def cache_of(model: LoadedModel) -> str | None:

@@ -1,0 +1,1 @@
+"""Norms, rotations and gated MLPs of a model in fused kernels."""
