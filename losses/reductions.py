@@ -57,14 +57,15 @@ class Count:
 
     def __rtruediv__(self, totals: Any) -> Any:
         if len(self.values) == 1:
-            return totals if self.values[0] is None else totals / self.values[0]
+            return totals if None in self.values else totals / float(self)
         divisors = torch.tensor([1.0 if v is None else v for v in self.values], dtype=torch.float64)
         return (totals / divisors.to(totals)).sum()
 
     def __float__(self) -> float:
         if len(self.values) != 1:
             raise TypeError(f"a mixture has one denominator per part: {self.values}")
-        return 1.0 if self.values[0] is None else self.values[0]
+        (value,) = self.values
+        return 1.0 if value is None else value
 
     @property
     def is_zero(self) -> bool:

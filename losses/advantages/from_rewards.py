@@ -58,7 +58,9 @@ def group_advantages(
     """
     one_of("center", center, ("mean", "leave-one-out"))
     one_of("scale", scale, ("none", "group", "batch"))
-    _check_numbers(ddof, epsilon, floor)
+    if ddof not in (0, 1):
+        raise LossConfigError(f"ddof={ddof!r}: squares are divided by n - ddof, and ddof is 0 or 1")
+    _check_numbers(epsilon=epsilon, floor=floor)
     values, members = _grouped(rewards, groups, nonfinite)
     advantages = np.zeros(len(values))
     everywhere = values[np.concatenate(members)] if members else values
@@ -126,7 +128,7 @@ def maxrl(
     For rewards >= 0, such as right or wrong. Raises LossConfigError for a negative reward, because the mean could be 0.
     """
     values, members = _grouped(rewards, groups, nonfinite)
-    _check_numbers(0, epsilon, 0)
+    _check_numbers(epsilon=epsilon)
     if (negative := np.isfinite(values) & (values < 0)).any():
         at = int(np.flatnonzero(negative)[0])
         raise LossConfigError(
@@ -195,7 +197,7 @@ def reinforce_plus_plus(
     tokens = np.ones(len(values))
     if lengths is not None:
         tokens = positive_lengths(lengths, "reinforce_plus_plus", np.isfinite(values))
-    _check_numbers(0, epsilon, 0)
+    _check_numbers(epsilon=epsilon)
     if groups is not None:
         values = centred(rewards, groups, nonfinite=nonfinite).numpy()
     advantages = np.zeros(len(values))
@@ -257,9 +259,7 @@ def _root_mean_square(values: np.ndarray, weights: np.ndarray, count: float) -> 
     return scale * float(np.sqrt((weights * (values / scale) ** 2).sum() / count))
 
 
-def _check_numbers(ddof: int, epsilon: float, floor: float) -> None:
-    if ddof not in (0, 1):
-        raise LossConfigError(f"ddof={ddof!r}: squares are divided by n - ddof, and ddof is 0 or 1")
-    for name, value in (("epsilon", epsilon), ("floor", floor)):
+def _check_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
         if not 0 <= value < np.inf:
             raise LossConfigError(f"{name}={value!r} must be a finite number, 0 or more")

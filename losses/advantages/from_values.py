@@ -80,12 +80,14 @@ def reinforce_plus_plus_tokens(
     check_number("epsilon", epsilon)
     if masks is not None and len(masks) != len(rewards):
         raise LengthMismatchError(f"there are {len(rewards)} rows of rewards but {len(masks)} masks; give one per row")
+    if not len(rewards):
+        return []
     rows = [_Steps.of(f"sample {i}", row, None if masks is None else masks[i]) for i, row in enumerate(rewards)]
     sums = [_discounted(row.gained, discount) for row in rows]
-    flat = np.concatenate(sums) if sums else np.zeros(0)
+    flat = np.concatenate(sums)
     scaled = whitened(flat, np.ones(len(flat)), epsilon)
     ends = np.cumsum([len(one) for one in sums], dtype=np.int64)[:-1]
-    return [row.at_tokens(part) for row, part in zip(rows, np.split(scaled, ends), strict=True)] if rows else []
+    return [row.at_tokens(part) for row, part in zip(rows, np.split(scaled, ends), strict=True)]
 
 
 @dataclass(frozen=True)

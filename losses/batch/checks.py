@@ -123,7 +123,7 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
             f"{index} of {total} are {shape}. datum_from_teacher_topk makes them from a teacher's top K"
         )
     weights = datum.loss_fn_inputs.get("weights")
-    if weights is not None and targets.shape[1] > 1 and np.prod(weights.shape) == np.prod(targets.shape):
+    if weights is not None and np.prod(weights.shape) == np.prod(targets.shape) != targets.shape[0]:
         raise LengthMismatchError(
             f"datum {index} of {total}: weights is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
             f"{spec.name} takes one per position, {targets.shape[0]}: {spec.candidates} says how the candidates compare"
@@ -192,14 +192,12 @@ def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: I
         raise ShapeError(
             f"{spec.name} reads one {wanted.name!r} per datum, but datum {datum} carries {array.size} numbers"
         )
-    if not np.isfinite(array).all():
-        raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0])}")
+    value = array.item()
+    if not np.isfinite(value):
+        raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {value}")
     if wanted.is_id and array.dtype.kind == "f":
-        raise LabelError(
-            f"{spec.name}: {wanted.name} of datum {datum} is {float(array.reshape(-1)[0]):g}: give an integer"
-        )
-    if wanted.is_flag and not np.isin(array, (0, 1)).all():
-        value = float(array.reshape(-1)[0])
+        raise LabelError(f"{spec.name}: {wanted.name} of datum {datum} is {value:g}: give an integer")
+    if wanted.is_flag and value not in (0, 1):
         hint = " Did you mean 0?" if value == -1 else ""
         raise LabelError(f"{spec.name}: {wanted.name} of datum {datum} is {value:g}: it must be 0 or 1.{hint}")
 

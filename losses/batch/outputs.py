@@ -79,7 +79,7 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
             name: getattr(as_outputs(list(tensors), data, name, is_named=True), name) for name, tensors in value.items()
         }
         return Outputs(**joined)
-    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+    if not isinstance(value, Sequence):
         raise LossContractError(f"expected a list with one tensor of {kind} per datum, got {type(value).__name__}")
     if len(value) != len(data):
         raise LengthMismatchError(f"{len(value)} tensors of {kind} for {len(data)} datums")
@@ -102,7 +102,7 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
             if width is not None:
                 columns = tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
                 tensors[i] = torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
-    empty = torch.zeros((0,) if width is None else (0, width), dtype=torch.float32, device="cpu")
+    empty = torch.zeros(0, dtype=torch.float32, device="cpu")
     joined_outputs = Outputs()
     setattr(joined_outputs, kind, torch.cat(tensors) if tensors else empty)
     return joined_outputs

@@ -81,7 +81,7 @@ def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type
     joined = np.full((sum(len(a) for a in arrays), width), fill, dtype=dtype)
     start = 0
     for array in arrays:
-        columns = array.reshape(len(array), -1)
+        columns = array[:, None] if array.ndim == 1 else array
         joined[start : start + len(array), : columns.shape[1]] = columns
         start += len(array)
     return joined
@@ -156,9 +156,9 @@ def _input(layout: _Layout, wanted: Input, datums: np.ndarray) -> tuple[Tensor |
 
 def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Each datum's numbers, one row per position; beside [T, K] logprobs one column per target."""
-    over_targets = has_columns(layout.weights, layout.spec)
-    if not over_targets and [array.shape for array in arrays] == layout.shapes:
+    if [array.shape for array in arrays] == layout.shapes:
         return arrays
+    over_targets = has_columns(layout.weights, layout.spec)
     rows: list[np.ndarray] = []
     for i, (array, shape) in enumerate(zip(arrays, layout.shapes, strict=True)):
         if array.ndim == 0:  # a scalar holds for the whole datum

@@ -57,14 +57,13 @@ class Packed:
 
     @cached_property
     def value_count(self) -> int:
-        """How many values the loss returns. Raises ShapeError where the datums are not laid out as it needs them."""
+        """How many values a loss per datum or pair, or one of groups, returns. Raises ShapeError where the datums are not laid out as it needs them."""
         datums = len(self.active_datums)
         if self.spec.groups is not None:
             values = self.spec.groups(datums, self.config, self.inputs).values
             if values is not None:
                 return values
-        tokens = int(self.tokens.sum()) if self.spec.reads_tokens else 0
-        return {"token": tokens, "datum": datums, "pair": datums // 2, "batch": 1}[self.per]
+        return datums // 2 if self.per == "pair" else datums
 
     @cached_property
     def targets(self) -> Tensor | None:
@@ -102,7 +101,10 @@ class Packed:
         return (sums / torch.where(weight == 0, torch.ones_like(weight), weight)).sum()
 
     def count(self, reduction: str, norm_length: int | None) -> Count:
-        """The denominator that belongs to `total`, from data alone. Raises WeightsError for negative weights in it."""
+        """The denominator that belongs to `total`, from data alone.
+
+        norm_length: None unless `reduction` divides by it. Raises WeightsError for negative weights in the denominator.
+        """
         if reduction == "sum":
             return Count((None,))
         self._check_not_negative(reduction)
@@ -110,7 +112,7 @@ class Packed:
             return Count((float(self.weight_per_datum.sum()),))
         if reduction in ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
             datums = float((self.weight_per_datum != 0).sum())
-            return Count((datums * (norm_length or 1) if reduction.endswith("-norm") else datums,))
+            return Count((datums * (norm_length or 1),))
         return Count((float(self.value_count),))
 
     def _check_not_negative(self, reduction: str) -> None:
@@ -166,8 +168,7 @@ class Packed:
 
 def blocks(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Indices of blocks, one after the other: starts[i], starts[i] + 1, ... of which there are lengths[i]."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 
 def row_sums(values: Tensor) -> Tensor:

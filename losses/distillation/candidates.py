@@ -225,7 +225,7 @@ def candidate_stats(logprobs: Tensor, teacher_logprobs: Tensor) -> dict[str, Sta
         "teacher_mass": stats.mean(teacher_mass),
         "teacher_mass_min": stats.min(teacher_mass),
         "student_mass": stats.mean(torch.where(present, student.exp(), 0.0).sum(-1)),
-        "teacher_entropy": stats.mean(_cross_entropy(torch.where(present, teacher, 0.0), teacher, present)),
+        "teacher_entropy": stats.mean(_cross_entropy(teacher, teacher, present)),
         "teacher_cross_entropy": stats.mean(_cross_entropy(student, teacher, present)),
     }
 

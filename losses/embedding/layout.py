@@ -66,7 +66,7 @@ def pairs_in_one(name: str) -> Groups:
     def groups(datums: int, config: Any, inputs: Any) -> Grouping:
         if datums % 2:
             raise ShapeError(f"{name} takes pairs, datums 2i and 2i+1, but there are {datums} datums")
-        return Grouping([[i, i + 1] for i in range(0, datums, 2)], 1)
+        return Grouping([[i, i + 1] for i in range(0, datums, 2)])
 
     return groups
 

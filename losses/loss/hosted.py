@@ -26,15 +26,14 @@ def call_batch_style(
     settings: Mapping[str, Any],
     datums: Sequence[Datum],
     outputs: Any,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int],
 ) -> tuple[Tensor, dict[str, Stat]]:
     """Call the function and hold it to its contract: a scalar with a graph, float metrics, inputs left as they were.
 
     numbers: the datums' indices in the call, for messages.
     """
-    numbers = range(len(datums)) if numbers is None else numbers
-    tensors = split_outputs(outputs, datums, spec.outputs[0])
-    tensors = harmless_outputs(tensors, datums, numbers, spec.outputs[0], spec.name)
+    (kind,) = spec.outputs
+    tensors = harmless_outputs(split_outputs(outputs, datums, kind), datums, numbers, kind, spec.name)
     before = [(d.model_input, dict(d.loss_fn_inputs)) for d in datums]
     copies = [t.detach().clone() for t in tensors]
     returned = spec.function(list(datums), tensors, **settings)
@@ -50,7 +49,7 @@ def call_batch_style(
         raise LossContractError(f"{spec.name} must return a scalar tensor as its loss, not {given}: sum or average it")
     if not loss.requires_grad and any(t.requires_grad for t in tensors):
         raise NonDifferentiableLossError(
-            f"{spec.name}: the loss does not depend on its {spec.outputs[0]}, so nothing would be learned. Was it built "
+            f"{spec.name}: the loss does not depend on its {kind}, so nothing would be learned. Was it built "
             "with .item(), .detach(), torch.tensor(...) or float(...)?"
         )
     if not isinstance(metrics, Mapping):
@@ -94,7 +93,7 @@ def _check_untouched(
         # Not their version counters: a change through .data or .numpy() does not count there.
         if not torch.equal(tensor.detach().nan_to_num(), copy.nan_to_num()):
             raise LossContractError(
-                f"{spec.name} changed the {spec.outputs[0]} of datum {i} in place; clone them first"
+                f"{spec.name} changed the {', '.join(spec.outputs)} of datum {i} in place; clone them first"
             )
 
 

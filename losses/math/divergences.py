@@ -43,9 +43,9 @@ def jsd(logprobs: Tensor, teacher_logprobs: Tensor, beta: float = 0.5) -> Tensor
         )
     student, teacher = _full(logprobs), _full(teacher_logprobs)
     nowhere = (student == -torch.inf) & (teacher == -torch.inf)
-    # Both -inf has no gradient in logaddexp: put 0 there before, -inf after.
+    # Both -inf has no gradient in logaddexp: put 0 there, where _kl reads nothing.
     weighed = [torch.where(nowhere, 0.0, x) for x in (student + math.log1p(-beta), teacher + math.log(beta))]
-    mixture = torch.where(nowhere, -torch.inf, torch.logaddexp(*weighed))
+    mixture = torch.logaddexp(*weighed)
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 
 

@@ -190,6 +190,7 @@ def test_counts_add_up_and_divide_term_by_term() -> None:
     assert float(torch.tensor([12.0, 5.0]) / mixed) == 12 / 6 + 5
     assert float(torch.tensor(12.0) / Count((4.0,))) == 3
     assert float(torch.tensor(12.0) / (Count((None,)) + Count((None,)))) == 12
+    assert Count((None, 1.0)) + Count((2.0, 3.0)) == Count((2.0, 1.0)) + Count((None, 3.0)) == Count((None, 4.0))
     assert [Count((0.0, 1.0)).is_zero, Count((None,)).is_zero] == [True, False]
     assert [float(Count((3.0,))), float(Count((None,)))] == [3, 1]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lossbook import describe_loss, get_loss, list_losses, register_loss, unregister_loss
 from lossbook.datums.errors import DuplicateLossError, LossConfigError, LossContractError, UnknownLossError
 from lossbook.losses import Loss, Positive, plugin_errors, registry
-from lossbook.losses.registry import register_resolver, reserve_ids
+from lossbook.losses.registry import functions_in, register_resolver, reserve_ids
 
 from .cases import datum, evaluated
 
@@ -68,6 +68,24 @@ def test_registering_returns_the_function_unchanged_and_makes_it_known() -> None
     assert get_loss(scaled).name == "mine/scaled:v1.0"
     unregister_loss("mine/scaled:v1.0")
     assert "mine/scaled:v1.0" not in list_losses()
+
+
+def test_with_a_loss_its_other_ids_are_free_again() -> None:
+    for own in ("mine/first", "mine/second"):
+        register_loss(own, aliases=["mine/other", "mine/third"])(scaled)
+        assert get_loss("mine/other").name == get_loss("mine/third").name == own
+        unregister_loss("mine/third")
+        with pytest.raises(UnknownLossError, match="no loss is registered as 'mine/other'"):
+            get_loss("mine/other")
+
+
+def test_the_functions_of_a_package_are_those_registered_in_it() -> None:
+    names = {function.__name__ for function in functions_in("lossbook.losses.value")}
+    assert names == {
+        name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.losses.value")
+    }
+    register_loss("mine/scaled")(scaled)
+    assert functions_in(__name__.rpartition(".")[0]) == [scaled]
 
 
 def test_an_id_that_is_taken_is_refused_and_says_by_whom() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -83,6 +84,22 @@ NAN = float("nan")
             [math.sqrt(1.5), -math.sqrt(1.5), 0, 0],
             id="with a baseline: group means off, then whitened",
         ),
+        pytest.param(
+            partial(reinforce_plus_plus, epsilon=1.0),
+            [1, 0, 0, 0],
+            [0.5, -1 / 6, -1 / 6, -1 / 6],
+            id="deviation 1/2 + 1",
+        ),
+        # One function: ±1/2 of deviation sqrt(1/2), whitened twice with 1 added to the deviation each time.
+        pytest.param(
+            partial(gdpo, epsilon=1.0),
+            [[1], [0]],
+            [
+                0.5 / (1 + math.sqrt(0.5)) / (1 + math.sqrt(0.5) / (1 + math.sqrt(0.5))),
+                -0.5 / (1 + math.sqrt(0.5)) / (1 + math.sqrt(0.5) / (1 + math.sqrt(0.5))),
+            ],
+            id="weight 1 unless given",
+        ),
         # Function 1: ±sqrt(1/2) twice, function 2 twice as heavy and against it: the sum is ±sqrt(1/2), whitened the same.
         pytest.param(
             partial(gdpo, weights=[1.0, 2.0], epsilon=0.0),
@@ -96,6 +113,31 @@ def test_advantages_are_their_formula(function: Callable[..., Any], rewards: lis
     advantages = function(rewards)
     assert advantages.dtype == torch.float64
     assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def exactly(values: list[float], lengths: list[int]) -> list[float]:
+    """Rewards whitened over tokens, in rational numbers up to the last square root."""
+    own, counts = [Fraction(one) for one in values], [Fraction(one) for one in lengths]
+    mean = sum(c * v for c, v in zip(counts, own, strict=True)) / sum(counts)
+    square = sum(c * (v - mean) ** 2 for c, v in zip(counts, own, strict=True)) / (sum(counts) - 1)
+    return [float(v - mean) / math.sqrt(square) for v in own]
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1, 1], [3, 1, 4, 1, 5]])
+@pytest.mark.parametrize("offset", [0.0, 1e5, -3e5])
+def test_the_size_of_rewards_costs_no_digits(offset: float, lengths: list[int]) -> None:
+    rewards = [offset + one for one in (0.7, 0.1, 0.9, 0.4, 0.2)]
+    right = exactly(rewards, lengths)
+    assert reinforce_plus_plus(rewards, lengths=lengths, epsilon=0.0).tolist() == pytest.approx(right, rel=1e-13)
+    if len(set(lengths)) == 1:
+        assert group_advantages(rewards, epsilon=0.0).tolist() == pytest.approx(right, rel=1e-13)
+
+
+def test_of_tokens_that_count_less_than_two_squares_are_divided_by_one() -> None:
+    assert reinforce_plus_plus([1, 0], lengths=[0.5, 0.5], epsilon=0.0).tolist() == [
+        1,
+        -1,
+    ]  # 2 x .5 x (1/2)^2 = (1/2)^2
 
 
 def test_groups_are_apart_and_any_ids_will_do() -> None:
@@ -284,6 +326,7 @@ def test_a_function_that_scored_nothing_leaves_the_others_alone() -> None:
         (lambda: group_advantages([1], epsilon=-1e-9), LossConfigError, "epsilon=-1e-09"),
         (lambda: group_advantages([1], floor=math.inf), LossConfigError, "floor=inf"),
         (lambda: maxrl([0, 1, -1]), LossConfigError, "reward 2 is -1.0"),
+        (lambda: maxrl([0, -2, -1]), LossConfigError, "reward 1 is -2.0"),
         (lambda: maxrl([0, 1], epsilon=NAN), LossConfigError, "epsilon=nan"),
         (lambda: opo([0, 1], [1]), LengthMismatchError, "2 rewards but 1 lengths"),
         (lambda: opo([0, 1], [1, 0]), LossConfigError, "length 1 is 0"),

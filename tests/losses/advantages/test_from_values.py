@@ -106,6 +106,13 @@ def test_a_centred_penalty_moves_no_mean_and_no_weights_mean_all() -> None:
     assert kl_penalized_advantages([1.0], [[-1.0]], [[-2.0]], coefficient=1.0, weights=[[0]])[0].tolist() == [1.0]
 
 
+def test_an_advantage_that_is_no_number_is_0_where_its_weight_is() -> None:
+    (row,) = kl_penalized_advantages(
+        [[NAN, 1.0, math.inf]], [[-1.0] * 3], [[-2.0] * 3], coefficient=0.5, weights=[[0, 1, 0]], is_centred=False
+    )
+    assert row.tolist() == [0, 0.5, 0]
+
+
 def test_igpo_normalises_gains_and_outcomes_apart_and_discounts() -> None:
     # Gains of the group: [2, 0] and [1]: mean 1, deviation 1. Outcomes 1 and 0: ±sqrt(1/2).
     root = math.sqrt(0.5)
@@ -135,6 +142,13 @@ def test_igpo_keeps_groups_apart_and_takes_answers_at_once() -> None:
         (lambda: gae([1], [1, 2]), LengthMismatchError, "gae: 2 values for 1 steps"),
         (lambda: gae([1, NAN], [1, 2]), NonFiniteLossInput, "gae: reward 1 of 2 is nan"),
         (lambda: gae([1, 2], [1, NAN]), NonFiniteLossInput, "value 1 of 2 is nan"),
+        (lambda: gae([1, NAN, math.inf], [1, 2, 3]), NonFiniteLossInput, "gae: reward 1 of 3 is nan"),
+        (lambda: discounted([0, 3, 2, 1], 0.5, mask=[0, 0, 0, 1]), LossConfigError, "reward 1 is 3.0, before the pol"),
+        (
+            lambda: kl_penalized_advantages([0.0], [[-1, NAN, NAN]], [[-1.0] * 3], coefficient=1.0),
+            NonFiniteLossInput,
+            "sample 0: the KL at token 1 is nan",
+        ),
         (lambda: gae([1], [1], last_value=NAN), LossConfigError, "last_value=nan must be a finite number"),
         (lambda: gae([1], [1], discount=NAN), LossConfigError, "discount=nan must lie in"),
         (lambda: gae([[1, 2]], [[1, 2]]), ShapeError, r"gae: rewards must be one number per step, got shape \[1, 2\]"),

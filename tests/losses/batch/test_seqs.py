@@ -112,3 +112,34 @@ def test_values_of_another_length_are_refused(method: str) -> None:
 def test_a_datum_without_tokens_has_no_last_one() -> None:
     with pytest.raises(ShapeError, match=r"^datum 0 has no token, so none is its last$"):
         Seqs([0, 2]).last(torch.ones(2))
+    with pytest.raises(ShapeError, match=r"^datum 1 has no token, so none is its last$"):
+        Seqs([2, 0, 0]).last(torch.ones(2))
+    assert Seqs([2, 1, 3]).last(torch.arange(6.0)).tolist() == [1, 2, 5]
+
+
+def test_weights_a_position_weigh_each_of_its_columns() -> None:
+    seqs = Seqs([2, 1], weights=torch.tensor([1.0, 3.0, 0.5]))
+    assert seqs.sum(torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])).tolist() == [[7, 70], [2, 20]]
+    assert Seqs([1], weights=torch.tensor([2.0])).sum(torch.ones(1, 2)).tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize("method", ["sum", "plain_sum", "last", "split", "broadcast"])
+def test_one_number_for_all_tokens_is_refused(method: str) -> None:
+    with pytest.raises(ShapeError, match=r", not a tensor of \[\]$"):
+        getattr(Seqs([1]), method)(torch.ones(()))
+
+
+def test_beside_another_tensor_sums_are_of_its_precision_at_least() -> None:
+    third = torch.tensor([1 / 3], dtype=torch.float64)
+    seqs = Seqs([1], weights=torch.ones(1))
+    assert seqs.to(third).sum(torch.ones(1)).dtype == torch.float64
+    assert seqs.to(third).to(torch.ones(1)).sum(third.float()).dtype == torch.float32
+    assert seqs.to(third).sum(third).tolist() == third.tolist()
+    assert seqs.to(torch.ones(1)) is seqs
+
+
+def test_lengths_in_a_list_are_on_the_cpu_whatever_the_default_device() -> None:
+    with torch.device("meta"):  # as a script might set its default
+        seqs = Seqs([2, 1])
+    assert seqs.lengths.device.type == seqs.index.device.type == "cpu"
+    assert seqs.index.tolist() == [0, 0, 1]

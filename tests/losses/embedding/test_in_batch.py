@@ -63,6 +63,14 @@ def test_a_hard_negative_that_is_the_document_itself_is_left_out() -> None:
     assert math.isnan(metrics["negative_similarity"]), "no negative is left"
 
 
+def test_recall_counts_queries_that_find_their_document() -> None:
+    # Queries at 0, 20 and -20 degrees, their documents at 0, 53 and -53: all of them are nearest to the first.
+    side = math.cos(math.radians(20)), math.sin(math.radians(20))
+    rows = [[1.0, 0.0], [side[0], side[1]], [side[0], -side[1]], [1.0, 0.0], [0.6, 0.8], [0.6, -0.8]]
+    for name in ("info_nce", "mnrl", "siglip"):
+        assert evaluated(get_loss(name), texts(6), rows)[2]["in_batch_recall_at_1"] == pytest.approx(1 / 3)
+
+
 def test_two_views_alone_have_nothing_to_tell_apart() -> None:
     value, gradients, _ = evaluated(get_loss("ntxent"), texts(2), PLANE[:2])
     assert value == pytest.approx(0, abs=1e-12)

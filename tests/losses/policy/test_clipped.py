@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from lossbook import get_loss
 from lossbook.datums.errors import LossConfigError
@@ -58,6 +59,13 @@ def test_the_dual_clip_bounds_how_hard_a_punished_token_is_pulled_back(
     value, slope, metrics = one_token(name, ratio, advantage, dual_clip=3.0, clip_high=1.2)
     assert (value, slope) == pytest.approx((loss, gradient))
     assert metrics["dual_clip_fraction"] == capped
+
+
+def test_exactly_at_the_dual_clip_a_punished_token_keeps_its_gradient() -> None:
+    bound = float(torch.tensor(1.5, dtype=torch.float64).exp())
+    data = [datum(1, sampling_logprobs=[-4.0], advantages=[-2.0])]
+    value, gradients, metrics = evaluated(get_loss("dual_clip", reduction="sum", dual_clip=bound), data, [[-2.5]])
+    assert (value, gradients[0].tolist(), metrics["dual_clip_fraction"]) == (2 * bound, [2 * bound], 0)
 
 
 def test_dapo_without_a_dual_clip_pulls_back_without_bound_and_reports_no_such_metric() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lossbook import get_loss
+from lossbook.datums.errors import LossConfigError
 
 from ..cases import assert_rows_equal, datum, evaluated
 
@@ -111,3 +112,19 @@ def test_one_token_alone_has_no_covariance(name: str) -> None:
     data = [datum(1, sampling_logprobs=[-1.0], advantages=[1.0])]
     value, gradients, _ = evaluated(get_loss(name, reduction="sum"), data, [[-1.0]])
     assert (value, float(gradients[0])) == (-1.0, -1.0)
+
+
+def test_a_band_needs_a_width() -> None:
+    with pytest.raises(
+        LossConfigError, match="covariance_low=1 is not below covariance_high=1, so no token could be drawn"
+    ):
+        get_loss("clip_cov", covariance_low=1.0, covariance_high=1.0)
+
+
+def test_zero_draws_the_same_lot_with_either_sign() -> None:
+    def drawn(zero: float, seed: int) -> list[float]:
+        data = [datum(4, sampling_logprobs=[zero, -1.0, zero, -2.0], advantages=[1.0, -1.0, 2.0, -2.0])]
+        loss = get_loss("clip_cov", reduction="sum", seed=seed, covariance_low=-9.0, covariance_high=9.0)
+        return evaluated(loss, data, [[zero, -1.0, zero, -2.0]])[1][0].tolist()
+
+    assert [drawn(0.0, seed) for seed in range(12)] == [drawn(-0.0, seed) for seed in range(12)]

@@ -136,6 +136,11 @@ def test_exactly_at_its_bound_a_token_of_gmpo_keeps_its_gradient(advantage: floa
     assert (value, slope, metrics["clip_fraction"]) == (-advantage, -advantage, 0)
 
 
+def test_gmpo_clips_no_likelier_token_where_nothing_pushes() -> None:
+    value, slopes, metrics = response("gmpo", [0.6, 0.5], [0.0, 0.0])
+    assert (value, slopes, metrics["clip_fraction"]) == (0, [0, 0], 0)
+
+
 def test_gmpo_of_a_response_far_from_its_sampler_is_capped() -> None:
     value, gradients, _ = response("gmpo", [30.0], [-1.0])
     assert value == pytest.approx(math.exp(20))

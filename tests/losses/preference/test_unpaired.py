@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lossbook import get_loss
-from lossbook.datums.errors import EmptyLossError, LabelError, MissingInput
+from lossbook.datums.errors import EmptyLossError, LabelError, LossConfigError, MissingInput
 
 from ..cases import datum
 from .preference_pairs import of_ratios, sigmoid
@@ -102,3 +102,11 @@ def test_kto_is_bounded_however_far_the_policy_went() -> None:
     assert value == pytest.approx(0.5)
     assert all(math.isfinite(g) for g in gradients)
     assert metrics["desirable_reward"] == -1e4
+
+
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+def test_one_kind_of_response_may_weigh_nothing(name: str) -> None:
+    for settings in ({"desirable_weight": 0.0}, {"undesirable_weight": 0.0}):
+        assert get_loss(name, **settings).settings.items() >= settings.items()
+    with pytest.raises(LossConfigError, match="desirable_weight and undesirable_weight are both 0"):
+        get_loss(name, desirable_weight=0.0, undesirable_weight=0.0)

@@ -85,6 +85,24 @@ def card_of(function: Callable[..., Any]) -> LossCard:
         ),
         pytest.param("dpo", {"beta": 0.0}, "dpo: beta=0.0: input should be greater than 0.", id="zero for a scale"),
         pytest.param(
+            "ppo",
+            {"clip_low": -0.5},
+            "ppo: clip_low=-0.5: is a bound on the ratio itself and lies in [0, 1], got -0.5.",
+            id="a lower bound below 0",
+        ),
+        pytest.param(
+            "ppo",
+            {"clip_high": 0.0},
+            "ppo: clip_high=0.0: is a bound on the ratio itself, at least 1, got 0.0.",
+            id="an upper bound of 0",
+        ),
+        pytest.param(
+            "ppo",
+            {"clip_high": -0.5},
+            "ppo: clip_high=-0.5: is a bound on the ratio itself, at least 1, got -0.5.",
+            id="an upper bound below 0",
+        ),
+        pytest.param(
             "grpo",
             {"kl_estimator": "k4"},
             "grpo: kl_estimator='k4': input should be 'k1', 'k2', 'k3', 'abs', 'k1+', 'k3+' or 'k3-corrected'.",
@@ -233,3 +251,12 @@ def test_a_loss_of_ones_own_says_which_settings_exclude_each_other() -> None:
     assert loss_of(bounded, conflict=conflict, config={"low": 0.5}).settings == {"low": 0.5, "high": 1.0}
     with pytest.raises(LossConfigError, match=r"^bounded: low must be below high$"):
         loss_of(bounded, conflict=conflict, config={"low": 2.0})
+
+
+def test_a_setting_of_several_types_is_named_itself() -> None:
+    def of_either(logprobs: Tensor, *, window: int | list[int] = 1) -> Tensor:
+        return -logprobs
+
+    assert loss_of(of_either, config={"window": [1, 2]}).settings == {"window": [1, 2]}
+    with pytest.raises(LossConfigError, match=r"^of_either: window='wide': .* of_either: window='wide': .*Settings of"):
+        loss_of(of_either, config={"window": "wide"})

@@ -11,7 +11,7 @@ import torch
 
 from lossbook import Datum, describe_preset, get_loss, list_losses, list_presets, register_loss, unregister_loss
 from lossbook.datums.errors import LossConfigError, UnknownLossError
-from lossbook.losses import UNPUBLISHED, Loss
+from lossbook.losses import UNPUBLISHED, Loss, Preset
 
 #: Presets that the specification of this field has exact numbers for.
 NUMBERS = [
@@ -129,3 +129,21 @@ def test_a_loss_registered_under_such_a_name_comes_first() -> None:
 
 def test_a_function_of_a_module_is_still_found_by_its_path() -> None:
     assert get_loss("lossbook.losses.policy:ppo").name == "ppo"
+
+
+def test_a_preset_says_what_it_is_made_of() -> None:
+    assert str(describe_preset("tinker:ppo")).splitlines()[:2] == [
+        "tinker:ppo: ppo with clip_low=0.8, clip_high=1.2, reduction='sum'",
+        "read from: Tinker SDK 0.38.0 and its documentation",
+    ]
+    assert str(describe_preset("trl:grpo")).splitlines()[1] == "+correction: sequence_mask with cap=3.0"
+    assert str(describe_preset("prime:default")).splitlines()[1] == (
+        "plus 0.002 * sampler_kl with estimator='k2', reduction='token-mean'"
+    )
+    bare = Preset("own:ppo", "ppo", "release 1", "nothing", correction="token_mask")
+    assert str(bare).splitlines() == [
+        "own:ppo: ppo with its defaults",
+        "+correction: token_mask with its defaults",
+        "read from: release 1",
+        "not the same: nothing",
+    ]

@@ -167,6 +167,19 @@ def test_a_loss_without_a_ratio_gets_the_trainers_logprobs_as_an_input() -> None
     assert evaluated(loss, datum([-TWO]))[1][0] == pytest.approx([0.5], rel=1e-5)
 
 
+@pytest.mark.parametrize("advantage", [0.0, 0.5])
+def test_only_what_is_punished_is_dropped(advantage: float) -> None:
+    _, gradients, metrics = evaluated(off_policy_mask("ppo", threshold=0.5), datum([-1.0, -0.4], advantage))
+    assert gradients == [[-advantage] * 2]
+    assert (metrics["off_policy_masked"], metrics["off_policy_responses"]) == (0, 1)
+
+
+def test_a_response_of_one_token_is_its_own_mean() -> None:
+    for name in ("ppo+geometric_band", "ppo+sequence_band", "ppo+token_band"):
+        assert evaluated(get_loss(name), datum([TWO]))[0] == pytest.approx(2, rel=1e-5)
+        assert evaluated(get_loss(f"{name}_normalized"), datum([TWO]))[0] == pytest.approx(1, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("advantage", "drift", "kept"),
     [
@@ -230,6 +243,7 @@ def response(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, se
         (lambda: rollout_correction(lambda data, logprobs: 0), LossContractError, "weighs a policy loss per token"),
         (lambda: rollout_correction(own), LossContractError, "reads rollout_logprobs itself"),
         (lambda: get_loss("ppo+token_truncate+sequence_mask"), LossContractError, "has a setting 'cap' of its own"),
+        (lambda: get_loss("ppo+token_reject+sequence_band"), LossContractError, "has a setting 'low' of its own"),
         (lambda: get_loss("ppo+token_truncate+token_band"), LossContractError, "weighed by token_truncate already"),
     ],
 )
