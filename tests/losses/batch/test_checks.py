@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -60,6 +61,17 @@ def test_weights_in_another_order_than_the_targets_are_refused(targets: Any, wei
 
 def candidates(positions: int, columns: int, **inputs: Any) -> Datum:
     return datum([list(range(columns))] * positions, teacher_logprobs=[[-1.0] * columns] * positions, **inputs)
+
+
+def test_a_datum_without_positions_goes_beside_candidates() -> None:
+    nothing = Datum(
+        [], {"target_tokens": np.zeros((0, 2), dtype=int), "weights": [], "teacher_logprobs": np.zeros((0, 2))}
+    )
+    full, loss = candidates(2, 2, weights=[1.0, 0.5]), get_loss("topk_forward_kl")
+    row = [[-1.0, -2.0], [-3.0, -1.0]]
+    value = evaluated(loss, [full], [row])[0]
+    assert evaluated(loss, [nothing, full], [np.zeros((0, 2)), row])[0] == value
+    assert evaluated(get_loss("sdft"), [candidates(2, 1, weights=[1, 1])], [[[-1.0], [-3.0]]])[0] == 4
 
 
 @pytest.mark.parametrize("weights", [[[1.0, 1.0]] * 3, [1.0] * 6])
