@@ -192,7 +192,7 @@ def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: I
         raise ShapeError(
             f"{spec.name} reads one {wanted.name!r} per datum, but datum {datum} carries {array.size} numbers"
         )
-    value = array.item()
+    value = float(array.sum())  # of the one there is
     if not np.isfinite(value):
         raise NonFiniteLossInput(f"{spec.name}: {wanted.name} of datum {datum} is {value}")
     if wanted.is_id and array.dtype.kind == "f":
