@@ -227,9 +227,15 @@ class Engine:
                 p.grad = old
             self._set_random_state(state)
             raise
+        both = [
+            (old, p.grad) for p, old in zip(parameters, before, strict=True) if old is not None and p.grad is not None
+        ]
+        if both:
+            olds, news = zip(*both, strict=True)
+            torch._foreach_add_(olds, news)  # type: ignore[attr-defined]
         for p, old in zip(parameters, before, strict=True):
             if old is not None:
-                p.grad = old if p.grad is None else old.add_(p.grad)
+                p.grad = old
 
     def _random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]

@@ -7,24 +7,28 @@ name and restored bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from ...datums.errors import NonFiniteGradientError, OptimizerError
 from ...datums.types import AdamParams
+from ..device import path_of
 from .state import STATE_KEYS, PreparedState, check_meta, check_tensors
 
 __all__ = ["AdamW"]
 
-#: Numbers summed at a time for a norm in float32; short runs keep the rounding error near 1e-7.
-_NORM_RUN = 1024
-#: Norms for which squares in float32 neither overflow nor underflow; others are computed again, scaled.
-_SAFE_NORM = (1e-12, 1e18)
+#: Numbers of a gradient that a CPU sums at a time. It makes a copy of them in float64, which should fit the cache, and
+#: from 32,768 on torch sums in as many parts as there are threads: below, the norm does not depend on their number.
+_NORM_RUN = 24_576
+#: Norms for which squares neither overflow nor underflow in the dtype of their sum; others are computed again, scaled.
+_SAFE_NORMS = {torch.float32: (1e-12, 1e18), torch.float64: (1e-150, 1e150)}
 #: For each hyperparameter: its condition, the condition in words, and a usual value.
 _BOUNDS: dict[str, tuple[Callable[[float], bool], str, str]] = {
     "learning_rate": (lambda x: 0 <= x < math.inf, "a number >= 0 and finite", "1e-4"),
@@ -103,7 +107,7 @@ class AdamW:
             "with_moments": [name for name, p in self._parameters.items() if p in self._state()],
         }
 
-    def state_tensors(self) -> dict[str, torch.Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU of each parameter's step count and moments, as `exp_avg.<parameter name>` and so on."""
         state = self._state()
         return {
@@ -113,21 +117,21 @@ class AdamW:
             for key in STATE_KEYS
         }
 
-    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    def load_state_tensors(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore the state that `state_tensors()` and `meta()` returned. Raises CheckpointError as `prepared` does."""
         self.restore(self.prepared(tensors, meta))
 
-    def prepared(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> PreparedState:
+    def prepared(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PreparedState:
         """The state that `state_tensors()` and `meta()` returned, checked and copied, for `restore`; nothing is changed.
 
         Raises CheckpointError naming the parameter when the state is incomplete, impossible or of other parameters.
         """
         steps, with_moments = check_meta(meta, self._parameters)
         check_tensors(tensors, with_moments, self._parameters, steps)
-        moments: dict[torch.Tensor, Any] = {}
+        moments: dict[Tensor, Any] = {}
         for name in with_moments:
             parameter = self._parameters[name]
-            moments[parameter] = self._zero_moments(parameter)
+            moments[parameter] = self._empty_moments(parameter)
             for key in STATE_KEYS:
                 moments[parameter][key].copy_(tensors[f"{key}.{name}"])
         return PreparedState(steps, moments)
@@ -139,26 +143,29 @@ class AdamW:
         optimizer.state.update(state.moments)
         self._steps = state.steps
 
-    def _state(self) -> Mapping[Any, dict[str, torch.Tensor]]:
+    def _state(self) -> Mapping[Any, dict[str, Tensor]]:
         return {} if self._made is None else self._made.state
 
     def _optimizer(self) -> torch.optim.AdamW:
         if self._made is None:
             fused = all(_can_be_fused(p) for p in self._parameters.values())
-            self._made = torch.optim.AdamW(list(self._parameters.values()), fused=fused or None)
+            self._made = torch.optim.AdamW(list(self._parameters.values()), fused=fused, foreach=not fused)
         return self._made
 
     def _make_moments(self, optimizer: torch.optim.AdamW, parameters: Iterable[Parameter]) -> None:
-        fresh: dict[torch.Tensor, Any] = {p: self._zero_moments(p) for p in parameters if p not in optimizer.state}
+        fresh: dict[Tensor, Any] = {p: self._empty_moments(p) for p in parameters if p not in optimizer.state}
+        if fresh:
+            zeros = [value for moments in fresh.values() for value in moments.values()]
+            torch._foreach_zero_(zeros)  # type: ignore[attr-defined]
         optimizer.state.update(fresh)
 
-    def _zero_moments(self, parameter: Parameter) -> dict[str, torch.Tensor]:
-        """As torch makes them at a parameter's first step."""
+    def _empty_moments(self, parameter: Parameter) -> dict[str, Tensor]:
+        """Memory for what torch makes, as zeros, at a parameter's first step."""
         fused = self._optimizer().param_groups[0]["fused"]
         return {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "step": torch.empty((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.empty_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.empty_like(parameter, memory_format=torch.preserve_format),
         }
 
 
@@ -176,24 +183,22 @@ def _check_params(params: AdamParams, divisor: float) -> None:
 
 
 def _gradient_norms(with_grad: Mapping[str, Parameter]) -> dict[str, float]:
-    """The 2-norm of each gradient. Raises NonFiniteGradientError where one holds NaN or infinity."""
-    gradients = [p.grad.detach() for p in with_grad.values() if p.grad is not None]
-    raw = torch.stack([_norm(gradient).to(gradients[0].device) for gradient in gradients]).tolist()
-    norms, bad = {}, []
-    for name, gradient, norm in zip(with_grad, gradients, raw, strict=True):
-        if not _SAFE_NORM[0] < norm < _SAFE_NORM[1]:
-            largest = float(gradient.abs().amax()) if gradient.numel() else 0.0
-            if not math.isfinite(largest):
-                bad.append(name)
-                continue
-            norm = largest * float(_norm(gradient / largest)) if largest else 0.0
-        norms[name] = norm
+    """The 2-norm of each gradient, with one read from the device. Raises NonFiniteGradientError where one is not finite."""
+    gradients = {name: p.grad.detach() for name, p in with_grad.items() if p.grad is not None}
+    norms = dict(zip(gradients, _norms(list(gradients.values())), strict=True))
+    bad = []
+    for name, gradient in gradients.items():
+        if _is_exact(norms[name], gradient):
+            continue
+        largest = float(gradient.abs().amax()) if gradient.numel() else 0.0
+        if not math.isfinite(largest):
+            bad.append(name)
+        elif largest:
+            norms[name] = largest * _norms([gradient / largest])[0]
     if bad:
-        gradient = with_grad[bad[0]].grad
-        assert gradient is not None
-        wrong = int((~torch.isfinite(gradient)).sum())
+        wrong, of = int((~torch.isfinite(gradients[bad[0]])).sum()), gradients[bad[0]].numel()
         raise NonFiniteGradientError(
-            f"the gradient of {bad[0]!r} is NaN or infinite at {wrong} of {gradient.numel()} entries "
+            f"the gradient of {bad[0]!r} is NaN or infinite at {wrong} of {of} entries "
             f"({len(bad)} of {len(with_grad)} parameters have such). Nothing was changed: weights, moments and gradients "
             "are as before. Look at the loss of the batches since the last optim_step; load_state goes back to a "
             "checkpoint"
@@ -201,15 +206,28 @@ def _gradient_norms(with_grad: Mapping[str, Parameter]) -> dict[str, float]:
     return norms
 
 
-def _norm(values: torch.Tensor) -> torch.Tensor:
-    """The 2-norm in at least float32, summed in short runs: one long float32 sum of 1e7 squares is off by 4e-4."""
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    values = values.reshape(-1)
-    while values.numel() > _NORM_RUN:
-        whole = values.numel() // _NORM_RUN * _NORM_RUN
-        runs = torch.linalg.vector_norm(values[:whole].view(-1, _NORM_RUN), dim=1, dtype=dtype)
-        values = torch.cat([runs, torch.linalg.vector_norm(values[whole:], dtype=dtype)[None]])
-    return torch.linalg.vector_norm(values, dtype=dtype)
+def _norms(gradients: Sequence[Tensor]) -> list[float]:
+    """The 2-norms, summed in float64: one long float32 sum of 1e7 squares is off by 4e-4 on a CPU."""
+    dtype = _sum_dtype(gradients[0])
+    whole = path_of(gradients[0].device) != "cpu"  # there torch's kernel sums in chunks, without a copy
+    runs = [(gradient,) if whole else gradient.reshape(-1).split(_NORM_RUN) for gradient in gradients]
+    norms = torch._foreach_norm([run for one in runs for run in one], 2, dtype=dtype)  # type: ignore[attr-defined]
+    values = iter(torch.stack(norms).tolist())
+    return [math.hypot(*itertools.islice(values, len(one))) for one in runs]
+
+
+def _sum_dtype(gradient: Tensor) -> torch.dtype:
+    """The dtype of sums of squares: float64, where the device has it."""
+    return torch.float64 if gradient.device.type in ("cpu", "cuda") else torch.float32
+
+
+def _is_exact(norm: float, gradient: Tensor) -> bool:
+    """Whether no square can have overflowed or vanished in the sum that gave this norm."""
+    dtype = _sum_dtype(gradient)
+    if dtype.itemsize > gradient.dtype.itemsize:  # float64 holds the squares of every float32
+        return math.isfinite(norm)
+    least, most = _SAFE_NORMS[dtype]
+    return least < norm < most
 
 
 def _check_squares(with_grad: Mapping[str, Parameter], norms: Mapping[str, float], factor: float) -> None:
@@ -239,12 +257,12 @@ def _lay_out_gradients(with_grad: Mapping[str, Parameter]) -> None:
 
 
 def _scale_gradients(with_grad: Mapping[str, Parameter], divisor: float, factor: float) -> None:
-    """Divide, then clip, in place."""
-    for parameter in with_grad.values():
-        if parameter.grad is not None and divisor != 1.0:
-            parameter.grad.div_(divisor)
-        if parameter.grad is not None and factor != 1.0:
-            parameter.grad.mul_(factor)
+    """Divide and clip in place, in one launch for each dtype of gradients."""
+    gradients = [p.grad for p in with_grad.values() if p.grad is not None]
+    if factor != 1.0:
+        torch._foreach_mul_(gradients, factor / divisor)  # type: ignore[attr-defined]
+    elif divisor != 1.0:
+        torch._foreach_div_(gradients, divisor)  # type: ignore[attr-defined]
 
 
 def _can_be_fused(parameter: Parameter) -> bool:

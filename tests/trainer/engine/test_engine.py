@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossbook as lb
 from lossbook.datums.errors import (
@@ -138,6 +139,36 @@ def test_a_backward_that_fails_halfway_leaves_no_half_gradient(make_datums: Make
     with pytest.raises(RuntimeError, match="at the end of the second backward"):
         client.forward_backward(datums, "cross_entropy").result()
     assert state_of(client) == before
+
+
+def test_gradients_of_several_calls_are_added_by_one_operation_for_all_parameters(make_datums: MakeDatums) -> None:
+    class Additions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted.extend([len(args[0])] if func.name() == "aten::_foreach_add_.List" else [])
+            return func(*args, **(kwargs or {}))
+
+    counted: list[int] = []
+    model, loss = (
+        load_model("tiny", device="cpu", dtype=torch.float64).train_all_weights(),
+        lb.get_loss("cross_entropy"),
+    )
+    engine, parts = (
+        Engine(model, EngineSettings()),
+        [make_datums(3, seed=1), make_datums(4, seed=2), make_datums(5, seed=3)],
+    )
+    weights = list(model.trainable().values())
+    alone = []
+    for part in parts:
+        engine.forward_backward(part, loss)
+        alone.append([p.grad for p in weights])
+        for p in weights:
+            p.grad = None
+    with Additions():
+        for part in parts:
+            engine.forward_backward(part, loss)
+    assert counted == [len(weights)] * 2
+    for p, *gradients in zip(weights, *alone, strict=True):
+        torch.testing.assert_close(p.grad, sum(gradients), rtol=1e-12, atol=1e-15)
 
 
 def test_an_interrupt_leaves_no_half_gradient(make_datums: MakeDatums, state_of: StateOf) -> None:
