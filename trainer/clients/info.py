@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.settings import EngineSettings
 from ..model.lora.lora import adapted_names
 from ..model.model import LoadedModel
-from ..packing.hidden import shares_prefixes
+from ..packing.hidden import attention_name, shares_prefixes
 from ..packing.probes import failed_probes, verdict
 from ..responses import ModelData, ModelInfo
 from ..sampling.summary import cache_of
@@ -23,6 +23,7 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         trainable_parameters=sum(p.numel() for p in model.trainable().values()),
         device=str(model.device),
         batching=settings.batching or "padded",
+        attention=attention_name(model, settings.batching),
         cuts_tails=bool(verdict(model, "cut")),
         shares=shares_prefixes(model, settings.batching),
         cache=cache_of(model),

@@ -59,7 +59,7 @@ def _forward_of(layer: nn.Module, model: LoadedModel, settings: EngineSettings) 
     if settings.compile_layers:
         forward = functools.partial(_compiled(type(layer)), layer)
     if settings.checkpoint_layers and torch.is_grad_enabled():
-        contexts = functools.partial(_same_attention_again, model.module)
+        contexts = functools.partial(_same_attention_again, model)
         forward = functools.partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
     return forward
 
@@ -70,6 +70,6 @@ def _compiled(kind: type[nn.Module]) -> Callable[..., Any]:
     return torch.compile(kind.forward, dynamic=True)
 
 
-def _same_attention_again(module: Any) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _same_attention_again(model: LoadedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts for a layer's two runs: by the second the model's attention function may have been exchanged."""
-    return nullcontext(), attending(module, module.config._attn_implementation)
+    return nullcontext(), attending(model, model.config._attn_implementation)

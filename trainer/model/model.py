@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -139,6 +140,12 @@ class LoadedModel:
         if self._unpadded is not None:
             weight, bias = weight[: self._unpadded], None if bias is None else bias[: self._unpadded]
         return Head(weight, bias, softcap, scale)
+
+    @cached_property
+    def attention_configs(self) -> list[Any]:
+        """The configurations that tell the module's parts which attention function to call."""
+        configs = [getattr(part, "config", None) for part in self.module.modules()]
+        return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
     @property
     def _unpadded(self) -> int | None:

@@ -1,35 +1,72 @@
-"""Attention over a packed row, block by block.
+"""Attention over a packed row: what transformers' attention interface calls, and the layout that says who sees whom.
 
-Within a block attention is plain causal attention, which needs no mask. Where sequences share a prefix, its keys and
-values come first. The layout is passed through the forward's keyword arguments, so that activation checkpointing has it
-again when it repeats a layer in the backward.
+The layout is passed through the forward's keyword arguments, so that activation checkpointing has it again when it repeats a
+layer in the backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..device import path_of
+from ..model.model import LoadedModel
+from ..transfer import to_device
 from .rows import Block
 
-#: The name of `block_attention` among transformers' attention functions.
-NAME = "lossbook_blocks"
+#: The name of `packed_attention` among transformers' attention functions.
+NAME = "lossbook_packed"
+#: What scaled_dot_product_attention may run on CUDA. cuDNN, its first choice on new GPUs, plans anew for every new shape.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-class Layout:
-    """The blocks of a packed row as one object; with a tuple torch.compile would recompile for each number of blocks."""
+class Call(NamedTuple):
+    """What one layer asks of attention: heads of queries and of keys, their sizes, dtype, scale, and tokens seen."""
 
-    def __init__(self, blocks: tuple[Block, ...]) -> None:
+    heads: int
+    key_heads: int
+    depth: int
+    value_depth: int
+    dtype: torch.dtype
+    scaling: float | None
+    window: int | None
+
+
+class Layout(ABC):
+    """A packed row as attention reads it. One object: with a tuple torch.compile would recompile for each number of blocks.
+
+    blocks   of the row, in its order
+    arrays   int64 and int32 arrays that `attend` reads on the model's device, by name
+    tensors  those arrays there; set them, or call `to`
+    calls    where it is a set, what layers ask is noted in it
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = blocks
+        self.arrays: dict[str, np.ndarray] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.calls: set[Call] | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """Put the arrays on a device; returns this layout."""
+        self.tensors = to_device({name: torch.from_numpy(array) for name, array in self.arrays.items()}, device)
+        return self
+
+    @abstractmethod
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """query [T, H, D], key [T, G, D], value [T, G, E] to [T, H, E]. window: how many tokens a token sees, itself included."""
 
 
-@torch.compiler.disable
-def block_attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -62,13 +99,10 @@ def block_attention(
     )
     assert packed_layout is not None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
-    sizes = [block.tokens for block in packed_layout.blocks]
-    blocks = zip(packed_layout.blocks, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-    attended = [
-        _attend(block, queries, (keys, values), _prefix(block, k, v), dropout, scaling, sliding_window)
-        for block, queries, keys, values in blocks
-    ]
-    return (attended[0] if len(attended) == 1 else torch.cat(attended))[None], None
+    if packed_layout.calls is not None:
+        shape = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+        packed_layout.calls.add(Call(*shape, q.dtype, scaling, sliding_window))
+    return packed_layout.attend(q, k, v, dropout=dropout, scaling=scaling, window=sliding_window)[None], None
 
 
 def _refuse_unknown(reasons: dict[str, bool], module: nn.Module) -> None:
@@ -80,6 +114,8 @@ def _refuse_unknown(reasons: dict[str, bool], module: nn.Module) -> None:
 
 def _should_slide(module: nn.Module) -> bool:
     """Whether the configuration gives this layer a sliding window."""
+    if torch.compiler.is_compiling():  # a probe has asked; here each layer's number would be compiled on its own
+        return False
     config: Any = getattr(module, "config", None)
     if getattr(config, "sliding_window", None) is None:
         return False
@@ -87,63 +123,27 @@ def _should_slide(module: nn.Module) -> bool:
     return kinds is None or index is None or kinds[index] == "sliding_attention"
 
 
-def _prefix(block: Block, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
-    if block.prefix is None:
-        return None
-    seen = slice(*block.prefix)
-    return keys[seen], values[seen]
-
-
-def _attend(
-    block: Block,
-    query: Tensor,
-    own: tuple[Tensor, Tensor],
-    prefix: tuple[Tensor, Tensor] | None,
-    dropout: float,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    """Attention of one block: [tokens, heads, D] in and out. own, prefix: keys and values."""
-    rows = len(block.lengths)
-    q, k, v = (_as_rows(block, x, rows) for x in (query, *own))
-    if prefix is not None:
-        k, v = (torch.cat([x.expand(rows, *x.shape), y], dim=1) for x, y in zip(prefix, (k, v), strict=True))
-    mask = _mask(q.shape[1], k.shape[1], window, q.device)
-    attended = scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    flat = attended.transpose(1, 2).flatten(0, 1)
-    return flat if block.unpadded is None else flat.index_select(0, block.unpadded)
-
-
-def _as_rows(block: Block, tokens: Tensor, rows: int) -> Tensor:
-    """[tokens, heads, D] to [B, L, heads, D]."""
-    padded = tokens if block.padded is None else tokens.index_select(0, block.padded)
-    return padded.unflatten(0, (rows, -1))
-
-
-def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[queries, keys] bool, where the last query sees the last key; None where causal attention needs no mask."""
-    if queries == keys and (window is None or keys <= window):
-        return None
-    back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    seen = back >= 0
-    return seen if window is None else seen & (back < window)
-
-
 @contextmanager
-def attending(module: Any, implementation: str) -> Iterator[None]:
-    """Inside, the model's layers call one of transformers' attention functions; afterwards the one they called before."""
-    before = module.config._attn_implementation
+def attending(model: LoadedModel, implementation: str | None = None) -> Iterator[None]:
+    """Inside, the model's layers call one of transformers' attention functions; afterwards the one they called before.
+
+    None changes nothing but what scaled_dot_product_attention may run on CUDA.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
+    configs = [] if implementation is None else model.attention_configs
+    before = [config._attn_implementation_internal for config in configs]
     try:
-        module.set_attn_implementation(implementation)
-        yield
+        for config in configs:
+            config._attn_implementation_internal = implementation  # set_attn_implementation walks all modules
+        with _backends(model.device):
+            yield
     finally:
-        module.set_attn_implementation(before)
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+def _backends(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if path_of(device) == "cpu" else sdpa_kernel(BACKENDS)

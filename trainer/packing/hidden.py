@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ from ..model.model import LoadedModel
 from . import layouts
 from .layouts import Way
 from .micro_batches import lengths_read
-from .probes import WAYS, verdict
+from .paths import attention_path
+from .probes import verdict
 
 Batching = Literal["packed", "padded", "single"]
 
@@ -58,8 +60,11 @@ def _way(model: LoadedModel, batching: Batching | None) -> Way:
     name = packing_way(model)
     if name is None:
         raise _refused(model, "packed")
+    if name == "restarting":
+        return layouts.restarting
     # Dropout in a shared prefix would be the same for all its sequences.
-    return WAYS["blocks" if name == "sharing" and model.drops else name]
+    lay = layouts.sharing if name == "sharing" and not model.drops else layouts.blocks
+    return partial(lay, path=attention_path(model))
 
 
 def packing_way(model: LoadedModel) -> str | None:
@@ -76,6 +81,13 @@ def supports_packing(model: LoadedModel) -> bool:
     return packing_way(model) in ("sharing", "blocks")
 
 
+def attention_name(model: LoadedModel, batching: Batching | None) -> str:
+    """How attention runs over packed rows, and elsewhere the name of transformers' attention function."""
+    if batching == "packed" and supports_packing(model):
+        return attention_path(model)
+    return str(model.config._attn_implementation)
+
+
 def shares_prefixes(model: LoadedModel, batching: Batching | None) -> bool:
     """Whether a prefix that several sequences begin with is computed once."""
     return batching == "packed" and not model.drops and packing_way(model) == "sharing"
@@ -89,6 +101,8 @@ def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
     """
     batching = _chosen(model, asked)
     cut = verdict(model, "cut")  # tried now, so that no call runs a probe in its midst; the others have mostly seen it
+    if batching == "packed":
+        attention_path(model)
     if model.kind == "decoder" and cut.off is not None and not cut:
         raise ModelError(
             f"{model.name} ({type(model.module).__name__}) cannot be trained on next tokens: its {cut.reason}, so it would be "

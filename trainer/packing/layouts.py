@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..model.model import LoadedModel
+from ..transfer import to_device
 from . import attention
 from .attention import Layout, attending
+from .block_attention import BlockAttention
 from .micro_batches import SHORTEST_PREFIX
 from .rows import pack_row
+from .varlen import VarlenAttention
+
+#: How attention runs over a packed row.
+AttentionPath = Literal["varlen", "blocks"]
+LAYOUTS: dict[AttentionPath, type[Layout]] = {"varlen": VarlenAttention, "blocks": BlockAttention}
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,12 @@ class Laid:
 
     inputs     the backbone's arguments, on its device
     positions  [tokens of all sequences] int64: where each token lies in the flattened rows; None where they fill them
-    blocks     whether attention runs block by block
+    packed     whether attention follows a layout of its own, `packed_layout` of the inputs
     """
 
     inputs: dict[str, Any]
     positions: Tensor | None = field(default=None, repr=False)
-    blocks: bool = False
+    packed: bool = False
 
     def read(self, flat: Tensor, rows: Tensor | None = None) -> Tensor:
         """[rows x columns, d] of the layout to [tokens, d] sequence after sequence, or only `rows` of those."""
@@ -42,7 +48,7 @@ class Laid:
     def run(self, model: LoadedModel, rows: Tensor | None = None) -> Tensor:
         """Last hidden states [tokens, d], sequence after sequence, or only `rows` of those."""
         options = {} if model.kind == "encoder" else {"use_cache": False}
-        with _attending_blocks(model) if self.blocks else nullcontext():
+        with attending(model, attention.NAME if self.packed else None):
             hidden = model.backbone(**self.inputs, **options).last_hidden_state
         return self.read(hidden.reshape(-1, hidden.shape[-1]), rows)
 
@@ -75,27 +81,25 @@ def restarting(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
     return Laid({"input_ids": tokens, "position_ids": position_ids})
 
 
-def blocks(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
-    """One row for all, with attention block by block."""
-    return _blocks(model, sequences, share=False)
+def blocks(model: LoadedModel, sequences: Sequence[np.ndarray], path: AttentionPath = "blocks") -> Laid:
+    """One row for all, in which each sequence sees itself; `path`: how attention runs over it."""
+    return _packed(model, sequences, path, share=False)
 
 
-def sharing(model: LoadedModel, sequences: Sequence[np.ndarray], shortest: int = SHORTEST_PREFIX) -> Laid:
+def sharing(
+    model: LoadedModel, sequences: Sequence[np.ndarray], path: AttentionPath = "blocks", shortest: int = SHORTEST_PREFIX
+) -> Laid:
     """As `blocks`, with a prefix of `shortest` tokens or more that several sequences begin with laid once."""
-    return _blocks(model, sequences, share=True, shortest=shortest)
+    return _packed(model, sequences, path, share=True, shortest=shortest)
 
 
-def _blocks(model: LoadedModel, sequences: Sequence[np.ndarray], *, share: bool, shortest: int = 0) -> Laid:
+def _packed(
+    model: LoadedModel, sequences: Sequence[np.ndarray], path: AttentionPath, *, share: bool, shortest: int = 0
+) -> Laid:
     row = pack_row(sequences, share=share, shortest=shortest)
-    tokens, positions = (torch.from_numpy(x)[None].to(model.device) for x in (row.tokens, row.position_ids))
-    layout = Layout(tuple(block.to(model.device) for block in row.blocks))
-    inputs = {"input_ids": tokens, "position_ids": positions, "packed_layout": layout}
-    return Laid(inputs, torch.from_numpy(np.concatenate(row.positions)), blocks=True)
-
-
-def _attending_blocks(model: LoadedModel) -> Any:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if attention.NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(attention.NAME, attention.block_attention)
-    return attending(model.module, attention.NAME)
+    layout = LAYOUTS[path](row.blocks)
+    arrays = {"input_ids": row.tokens[None], "position_ids": row.position_ids[None]} | layout.arrays
+    there = to_device({name: torch.from_numpy(array) for name, array in arrays.items()}, model.device)
+    inputs: dict[str, Any] = {name: there.pop(name) for name in ("input_ids", "position_ids")}
+    layout.tensors, inputs["packed_layout"] = there, layout
+    return Laid(inputs, torch.from_numpy(np.concatenate(row.positions)), packed=True)

@@ -132,7 +132,7 @@ def _tried(model: LoadedModel, name: str) -> Verdict:
         return Verdict(False, reason)
     sequences = probe_sequences(model)
     try:
-        laid = layouts.sharing(model, sequences, SHARED) if name == "sharing" else WAYS[name](model, sequences)
+        laid = layouts.sharing(model, sequences, shortest=SHARED) if name == "sharing" else WAYS[name](model, sequences)
         together = laid.run(model)
         apart = [alone(model, sequence).run(model) for sequence in sequences]
     except NotImplementedError as error:  # of attention block by block, which names the layer

@@ -10,11 +10,9 @@ similar length (a and b; p), and the remainders of sequences that share a prefix
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .micro_batches import SHORTEST_PREFIX, PrefixGroup, find_prefix_groups
 
@@ -23,33 +21,27 @@ from .micro_batches import SHORTEST_PREFIX, PrefixGroup, find_prefix_groups
 PADDING_IN_ATTENTION = 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Neighbours in the row that share one call of attention.
 
     start       the row index of their first token
     lengths     tokens of each of the B sequences, L the longest
     prefix      (start, stop) in the row of the prefix that they share, or None
-    padded      [B·L] index into the block's tokens that pads them to [B, L]; None where all have length L
-    unpadded    [tokens] index into those B·L that drops the padding again
+    padded      [B·L] int64 index into the block's tokens that pads them to [B, L]; None where all have length L
+    unpadded    [tokens] int64 index into those B·L that drops the padding again
     """
 
     start: int
     lengths: tuple[int, ...]
     prefix: tuple[int, int] | None
-    padded: Tensor | None
-    unpadded: Tensor | None
+    padded: np.ndarray | None
+    unpadded: np.ndarray | None
 
     @property
     def tokens(self) -> int:
         """Number of tokens in the block."""
         return sum(self.lengths)
-
-    def to(self, device: torch.device) -> Block:
-        """The same block with its indices on a device."""
-        if self.padded is None or self.unpadded is None:
-            return self
-        return replace(self, padded=self.padded.to(device), unpadded=self.unpadded.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,4 +128,4 @@ def _block(start: int, lengths: tuple[int, ...], prefix: tuple[int, int] | None)
     begins = (np.cumsum(each) - each)[:, None]
     # Padding follows every real token, and causal attention looks back only, so its content does not matter.
     padded = np.where(real, begins + column, 0).reshape(-1)
-    return Block(start, lengths, prefix, torch.from_numpy(padded), torch.from_numpy(np.flatnonzero(real)))
+    return Block(start, lengths, prefix, padded, np.flatnonzero(real))

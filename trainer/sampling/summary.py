@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..model.model import LoadedModel
-from ..packing.hidden import Batching, packing_way, shares_prefixes, supports_packing
+from ..packing.hidden import Batching, attention_name, packing_way, shares_prefixes, supports_packing
 from ..packing.probes import verdict
 from .plan import NO_CACHE, PLANS, Plan, plan_of
 
 #: How sequences run, by batching.
 WAYS = {"packed": "packs", "padded": "pads", "single": "runs one sequence at a time"}
+#: How attention runs over a packed row, where it is not block by block.
+CALLS = {"varlen": ", one attention call per layer"}
 
 
 def how_it_runs(model: LoadedModel, batching: Batching) -> str:
@@ -21,7 +23,7 @@ def how_it_runs(model: LoadedModel, batching: Batching) -> str:
         return "; ".join([WAYS[batching], "computes every token", *fused])
     cuts = verdict(model, "cut")
     parts = (
-        f"{WAYS[batching]}{_why_not_packed(model, batching)}",
+        f"{WAYS[batching]}{CALLS.get(attention_name(model, batching), '')}{_why_not_packed(model, batching)}",
         "shares prefixes" if shares_prefixes(model, batching) else "shares no prefixes",
         "cuts what is not read" if cuts else f"computes every token ({cuts.reason})",
         _samples(plan_of(model)),

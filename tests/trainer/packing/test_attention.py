@@ -101,10 +101,10 @@ def test_a_window_that_is_not_passed_to_the_attention_function_is_refused(monkey
     model = decoder(PACKED["a window shorter than the sequences"])
     monkeypatch.setattr(
         attention,
-        "block_attention",
-        lambda *given, sliding_window=None, _real=attention.block_attention, **options: _real(*given, **options),
+        "packed_attention",
+        lambda *given, sliding_window=None, _real=attention.packed_attention, **options: _real(*given, **options),
     )
-    monkeypatch.setattr(attention, "NAME", "lossbook_blocks_without_window")
+    monkeypatch.setattr(attention, "NAME", "lossbook_packed_without_window")
     assert not supports_packing(model)
 
 
