@@ -249,7 +249,7 @@ def test_on_a_cpu_nothing_is_fused_and_asking_for_it_says_why() -> None:
 
 
 #: Compares Liger's kernels with the reference in Triton's interpreter, which hands numbers to a kernel as Python's; a GPU's
-#: have a method that casts them. It lacks CUDA's rsqrt and tanh: Triton's stands in for the one, GeGLU is left out.
+#: have a method that casts them. It lacks CUDA's rsqrt and tanh, for which Triton's own stand in.
 INTERPRETED = """
 import torch, triton.runtime.interpreter as interpreter
 import triton.language as tl
@@ -261,8 +261,9 @@ class Scalar(float):
 convert = interpreter._implicit_cvt
 interpreter._implicit_cvt = lambda given: Scalar(given) if isinstance(given, float) else convert(given)
 
-import liger_kernel.ops.rms_norm
-liger_kernel.ops.rms_norm.rsqrt = tl.rsqrt
+import liger_kernel.ops.geglu, liger_kernel.ops.rms_norm
+liger_kernel.ops.rms_norm.rsqrt = lambda x: tl.rsqrt(x)
+liger_kernel.ops.geglu.tanh = lambda x: 2 / (1 + tl.exp(-2 * x)) - 1
 
 from lossbook.trainer.model.fused.check import apart, numbers
 from lossbook.trainer.model.fused.kernels import kernels_for
@@ -277,6 +278,7 @@ calls = {
     "rms_norm": (lambda kernels, x, w: kernels.rms_norm(x, w, 1e-5, 1.0, "gemma"), (x, weight)),
     "rotate": (lambda kernels, q, k: kernels.rotate(q, k, angles.cos(), angles.sin()), (q, k)),
     "silu": (lambda kernels, x, y: kernels.gated["silu"](x, y), (x, y)),
+    "gelu_tanh": (lambda kernels, x, y: kernels.gated["gelu_tanh"](x, y), (x, y)),
     "halves": (lambda kernels, x: kernels.halves["silu"](x), (x,)),
 }
 for name, (call, leaves) in calls.items():
@@ -295,4 +297,4 @@ def test_ligers_kernels_are_the_reference_in_tritons_interpreter() -> None:
         [sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["rms_norm", "rotate", "silu", "halves"]
+    assert done.stdout.split() == ["rms_norm", "rotate", "silu", "gelu_tanh", "halves"]

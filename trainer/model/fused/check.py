@@ -55,7 +55,8 @@ def numbers(run: Callable[..., Any], leaves: Sequence[Tensor]) -> list[Tensor]:
         outputs = run(*(leaf * 1 for leaf in inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         upstream = [random_like(output, seed) for seed, output in enumerate(outputs)]
-        return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
+        gradients = torch.autograd.grad(outputs, inputs, upstream)
+    return [*(output.detach() for output in outputs), *gradients]
 
 
 def numbers_of_norm(norm: nn.Module, forward: Callable[..., Any] | None, dtype: torch.dtype) -> list[Tensor]:

@@ -70,10 +70,14 @@ def liger_kernels() -> Kernels:
     def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, casting: str) -> Tensor:
         return norm(x, weight, eps, offset, casting, False, None)
 
+    def silu_halves(both: Tensor) -> Tensor:  # its gradient is two-dimensional whatever it was given
+        rows = swiglu.LigerFusedGateUpSiLUMulFunction.apply(both.reshape(-1, both.shape[-1]))
+        return rows.view(*both.shape[:-1], -1)
+
     return Kernels(
         "liger-kernel",
         rms_norm,
         rope,
         {"silu": swiglu.LigerSiLUMulFunction.apply, "gelu_tanh": geglu},
-        {"silu": swiglu.LigerFusedGateUpSiLUMulFunction.apply},
+        {"silu": silu_halves},
     )
