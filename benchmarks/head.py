@@ -72,6 +72,13 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -_ChunkedSelectiveLogProbFunction.apply(hidden, weight, targets, None, 1.0, 4096).mean()
 
 
+def liger_per_token(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Liger's loss per token, through which `head_backend="liger"` goes: one kernel on a Hopper GPU, else plain torch."""
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    return LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets).mean()
+
+
 def ours(strategy: Any) -> Loss:
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         # The mean's gradient is known before the forward.
@@ -91,6 +98,7 @@ THEIRS: dict[str, Loss] = {
     "cut-cross-entropy": cut_cross_entropy,
     "torch linear_cross_entropy": torch_linear_cross_entropy,
     "Liger": liger,
+    "Liger, per token": liger_per_token,
 }
 
 

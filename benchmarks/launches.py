@@ -7,7 +7,8 @@ Small steps are bound by these numbers rather than by arithmetic, and they depen
 is a Llama of 12 layers with random weights, narrow enough for a CPU. lossbook runs on the path that it takes on a GPU. See
 `counting.py` for what counts.
 
-* ours, packed: `forward_backward` and `optim_step`; padded: the same with `batching="padded"`
+* ours, packed: `forward_backward` and `optim_step`; padded: the same with `batching="padded"`; fused: packed, with each of
+  liger-kernel's fused operations as one, and what its functions launch beside it
 * plain loop: the hand-written loops of `steps_sft.py`, `steps_dpo.py` and `steps_grpo.py`, with torch's AdamW and clipping
 * TRL tuned: one padded batch, as in those scripts
 * sampling, per token of a batch of 8 rows: `sample_batch` and transformers' `generate`
@@ -41,10 +42,13 @@ from steps import quiet, train, update
 from trl_training import TUNED
 
 import lossbook as lb
+from lossbook.trainer.model.fused.kernels import standing_in
+from lossbook.trainer.model.fused.reference import reference_kernels
 
 #: A `torch.device` stands for the device, see `counting`.
 DEVICE = torch.device("cpu")
-OURS, PADDED, PLAIN, TRL = "ours, packed", "ours, padded", "plain loop", "TRL tuned"
+OURS, FUSED, PADDED, PLAIN, TRL = "ours, packed", "ours, fused", "ours, padded", "plain loop", "TRL tuned"
+WAYS = [OURS, FUSED, PADDED, PLAIN, TRL]
 #: Parts of a step: what ours calls them, and the others.
 WORK, OPTIMIZER, SAMPLING = ("forward_backward", "work"), ("optim_step", "optimizer", ""), ("sample_batch", "sampling")
 #: Tokens sampled in two calls; the difference is free of what reading the prompt takes.
@@ -66,6 +70,12 @@ def ours(case: Case, folder: str, options: argparse.Namespace, counts: Counts, b
             train(training, datums, case.loss, case.settings)
 
     return step
+
+
+def fused(case: Case, folder: str, options: argparse.Namespace, counts: Counts) -> Step:
+    """lossbook's step with fused layers."""
+    with standing_in(reference_kernels()):
+        return ours(case, folder, options, counts)
 
 
 def plain(case: Case, options: argparse.Namespace, counts: Counts) -> Step:
@@ -123,6 +133,7 @@ def steps(name: str, folder: str, options: argparse.Namespace) -> dict[str, Coun
     case = CASES[name](folder)
     makers: dict[str, Callable[[Counts], Step]] = {
         OURS: lambda counts: ours(case, folder, options, counts),
+        FUSED: lambda counts: fused(case, folder, options, counts),
         PADDED: lambda counts: ours(case, folder, options, counts, "padded"),
         PLAIN: lambda counts: plain(case, options, counts),
         TRL: lambda counts: trl(case, options, counts),
@@ -234,7 +245,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, with what the peers' scripts read from theirs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--ways", nargs="+", choices=[OURS, PADDED, PLAIN, TRL], default=[OURS, PADDED, PLAIN, TRL])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--no-sampling", dest="sampling", action="store_false")
     parser.add_argument("--layers", type=int, default=12)

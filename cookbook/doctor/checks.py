@@ -40,7 +40,7 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 KERNELS = {
     "cut_cross_entropy": "a head that is used only on request: ServiceClient(head_backend='cut-cross-entropy')",
     "triton": "the GPU compiler behind liger-kernel, cut-cross-entropy and torch.compile",
-    "liger_kernel": "fused norms, rotations and MLPs of models on a GPU: ServiceClient(fused_layers='auto')",
+    "liger_kernel": "fused norms, rotations and MLPs on a GPU; a head on request: ServiceClient(head_backend='liger')",
 }
 #: Environment variables that change what lossbook does, with their effect.
 VARIABLES = {

@@ -13,6 +13,8 @@ import pytest
 
 #: At most, for each kind of step: launches over the plain loop's, uploads and reads in a micro-batch. The aims are 1.05, 2, 1.
 LIMITS = {"SFT": (1.6, 16, 10), "DPO": (2.45, 18, 17), "GRPO": (1.8, 17, 24)}
+#: Launches with fused layers over the plain loop's. The aim is 0.6.
+FUSED = {"SFT": 0.9, "DPO": 1.8, "GRPO": 1.2}
 #: Launches of clipping and optimizer, whatever the number of parameters. The aim is 20.
 OPTIMIZER = 410
 #: Launches of a sampled token over those of `generate`, uploads, reads. The aims are 1.0, 0, and less than 1.
@@ -26,11 +28,22 @@ def launches() -> ModuleType:
 
 @pytest.mark.parametrize("step", LIMITS)
 def test_a_packed_step_launches_uploads_and_reads_at_most(launches: ModuleType, step: str, tmp_path: Any):
-    ways = ["--ways", launches.OURS, launches.PLAIN, "--dtypes", "float32", "--no-sampling", "--out", str(tmp_path)]
-    ours, plain = launches.main(["--steps", step, *ways])
+    ways = [
+        "--ways",
+        launches.OURS,
+        launches.FUSED,
+        launches.PLAIN,
+        "--dtypes",
+        "float32",
+        "--no-sampling",
+        "--out",
+        str(tmp_path),
+    ]
+    ours, fused, plain = launches.main(["--steps", step, *ways])
     ratio, uploads, reads = LIMITS[step]
     assert plain["forward and backward"] > 1000  # the loop was seen
     assert ours["launches / plain loop"] <= ratio
+    assert fused["launches / plain loop"] <= FUSED[step]
     assert ours["uploads"] <= uploads
     assert ours["reads"] <= reads
     assert ours["clip and optimizer"] <= OPTIMIZER

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...datums.errors import DtypeError, ModelError, ShapeError, TokenRangeError
 from ..device import path_of
 from .autograd import ChosenStrategy, LinearLogprobs, Plan
-from .backends import Backend, ChosenBackend, choose_backend, cut_cross_entropy_logprobs
+from .backends import Backend, ChosenBackend, choose_backend, cut_cross_entropy_logprobs, liger_logprobs
 from .tiles import Transform, logits_of, product_dtype
 
 Strategy = Literal["auto", "keep", "recompute", "known-gradient"]
@@ -92,7 +92,7 @@ class HeadOutputs:
     topk_logprobs    [M, k] nats of the likeliest tokens, likeliest first
     topk_tokens      [M, k] int64 ids; of equally likely ones any
     strategy         how the gradient is or will be computed
-    backend          whose code computes it; cut-cross-entropy always recomputes
+    backend          whose code computes it; libraries always recompute
     """
 
     logprobs: Tensor
@@ -162,13 +162,18 @@ def linear_logprobs(
     memory = default_head_memory(hidden.device) if head_memory is None else head_memory
     strategy = _choose(hidden, head, head_strategy, memory, known_gradient is not None, kept_dtype)
     wants = {"entropy": entropy, "mean logprobs": mean_logprobs, "top k": topk > 0, "second target": targets.ndim == 2}
-    lacking = [name for name, is_asked in {**wants, "bias": head.bias is not None}.items() if is_asked]
+    wants |= {"bias": head.bias is not None, "soft cap": head.softcap is not None}
+    asked = [name for name, is_asked in wants.items() if is_asked]
     wants_gradient = strategy != "forward-only"
-    backend = choose_backend(head_backend, hidden, head.weight, lacking=lacking, wants_gradient=wants_gradient)
+    backend = choose_backend(head_backend, hidden, head.weight, asked=asked, wants_gradient=wants_gradient)
     with torch.autocast(hidden.device.type, enabled=False):
-        if backend == "cut-cross-entropy" and len(hidden):
-            pair = cut_cross_entropy_logprobs(hidden, head.weight, targets, head.softcap, head.scale)
-            return HeadOutputs(*pair, None, None, strategy="recompute" if wants_gradient else strategy, backend=backend)
+        if backend != "chunked" and len(hidden):
+            if backend == "liger":
+                computed = liger_logprobs(hidden, head.weight, targets, head.scale, entropy=entropy)
+            else:
+                pair = cut_cross_entropy_logprobs(hidden, head.weight, targets, head.softcap, head.scale)
+                computed = (*pair, None)
+            return HeadOutputs(*computed, None, strategy="recompute" if wants_gradient else strategy, backend=backend)
         rows, columns = _tile(hidden, head, strategy, memory, chunk_tokens)
         kept = kept_dtype if strategy == "keep" else None
         plan = Plan(strategy, Transform(head.softcap, head.scale), rows, columns, entropy, mean_logprobs, topk, kept)

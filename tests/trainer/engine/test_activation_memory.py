@@ -206,6 +206,17 @@ def test_what_was_chosen_can_be_seen(make_datums: MakeDatums) -> None:
     assert training.get_info().head == "forward-only, chunked"
 
 
+def test_liger_serves_a_loss_of_logprobs_and_entropy(make_datums: MakeDatums, gradients_of: GradientsOf) -> None:
+    pytest.importorskip("liger_kernel")
+    training, expected = client(head_backend="liger"), client()
+    for each in (training, expected):
+        each.forward_backward(make_datums(), "entropy_bonus").result()
+    assert training.get_info().head == "recompute, liger"
+    ours = gradients_of(training)
+    for name, gradient in gradients_of(expected).items():
+        assert (ours[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
 def test_a_backend_that_cannot_serve_the_loss_is_an_error(make_datums: MakeDatums) -> None:
     failing = client(head_backend="cut-cross-entropy").forward_backward(make_datums(), "entropy_bonus")
     with pytest.raises(ModelError, match="has no entropy"):

@@ -1,8 +1,8 @@
-"""The head through cut-cross-entropy: the same numbers on a CPU, and clear words where it cannot serve."""
+"""The head through cut-cross-entropy and Liger: the same numbers on a CPU, and clear words where they cannot serve."""
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 from typing import Any
 
 import pytest
@@ -31,31 +31,57 @@ def compiled(monkeypatch):
         pytest.skip("needs g++")
 
 
+def assert_ours(
+    backend: Any, head: tuple[float | None, float], dtype: torch.dtype, *, frozen: bool, entropy: bool
+) -> None:
+    """A backend's outputs and gradients are those of our tiles, with a gradient of its own at each position and some of 0."""
+    count = 600  # more than a library takes at a time
+    hidden, weight, targets = leaves(count, dtype)
+    weight.requires_grad_(not frozen)
+    trained = [hidden] if frozen else [hidden, weight]
+    factors = torch.linspace(-1, 2, count)
+    factors[:3] = 0.0
+    numbers = []
+    for each in (backend, "chunked"):
+        outputs = linear_logprobs(hidden, Head(weight, None, *head), targets, entropy=entropy, head_backend=each)
+        assert outputs.backend == each
+        assert outputs.strategy == ("keep" if each == "chunked" else "recompute")
+        given = [outputs.logprobs, outputs.logsumexp, *([] if outputs.entropy is None else [outputs.entropy])]
+        assert {one.dtype for one in given} == {torch.float32}
+        assert len(given) == 2 + entropy
+        total = torch.stack([(one * factors.roll(7 * k)).sum() for k, one in enumerate(given)]).sum()
+        numbers.append([*given, *torch.autograd.grad(total, trained)])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    for theirs, ours in zip(*numbers, strict=True):
+        assert theirs.dtype == ours.dtype
+        assert (theirs - ours).float().norm() <= tolerance * ours.float().norm()
+
+
+WAYS = [
+    pytest.param((None, 1.0), torch.float32, False, id="plain"),
+    pytest.param((None, 1.0), torch.float32, True, id="a frozen weight"),
+    pytest.param((None, 0.7), torch.float32, False, id="a temperature"),
+    pytest.param((None, 1.0), torch.bfloat16, False, id="bfloat16"),
+    pytest.param((3.0, 0.5), torch.float32, False, id="a soft cap"),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_cut_cross_entropy_gives_the_numbers_and_gradients_of_our_tiles(compiled):
-    for softcap, scale, frozen, dtype in (
-        (None, 1.0, False, torch.float32),
-        (3.0, 0.5, False, torch.float32),
-        (None, 1.0, True, torch.float32),
-        (None, 1.0, False, torch.bfloat16),
-    ):
-        hidden, weight, targets = leaves(12, dtype)
-        weight.requires_grad_(not frozen)
-        trained = [hidden] if frozen else [hidden, weight]
-        factors = torch.linspace(-1, 2, 12)
-        factors[:3] = 0.0
-        gradients = {}
-        for backend in ("cut-cross-entropy", "chunked"):
-            outputs = linear_logprobs(hidden, Head(weight, None, softcap, scale), targets, head_backend=backend)
-            assert outputs.backend == backend
-            assert outputs.logprobs.dtype == torch.float32
-            total = (outputs.logprobs * factors).sum() + (outputs.logsumexp * factors.flip(0)).sum()
-            gradients[backend] = [outputs.logprobs, outputs.logsumexp, *torch.autograd.grad(total, trained)]
-        tolerance = 1e-5 if dtype == torch.float32 else 0.05
-        for theirs, ours in zip(gradients["cut-cross-entropy"], gradients["chunked"], strict=True):
-            assert theirs.dtype == ours.dtype
-            torch.testing.assert_close(theirs, ours, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize(("head", "dtype", "frozen"), WAYS)
+def test_cut_cross_entropy_gives_the_numbers_and_gradients_of_our_tiles(
+    head: tuple[float | None, float], dtype: torch.dtype, frozen: bool, compiled: None
+):
+    assert_ours("cut-cross-entropy", head, dtype, frozen=frozen, entropy=False)
+
+
+@pytest.mark.parametrize("entropy", [False, True], ids=["logprobs", "and entropy"])
+@pytest.mark.parametrize(("head", "dtype", "frozen"), WAYS[:-1])
+def test_liger_gives_the_numbers_and_gradients_of_our_tiles(
+    head: tuple[float | None, float], dtype: torch.dtype, frozen: bool, entropy: bool
+):
+    pytest.importorskip("liger_kernel")
+    assert_ours("liger", head, dtype, frozen=frozen, entropy=entropy)
 
 
 def test_on_a_cpu_our_own_tiles_are_chosen():
@@ -66,25 +92,33 @@ def test_on_a_cpu_our_own_tiles_are_chosen():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"entropy": True}, "has no entropy; take 'chunked'", id="entropy"),
+        pytest.param({"entropy": True}, "'cut-cross-entropy' has no entropy; take 'chunked'", id="entropy"),
+        pytest.param({"head": Head(torch.zeros(60, 16), None, 3.0)}, "'liger' has no soft cap", id="soft cap"),
         pytest.param({"mean_logprobs": True, "topk": 2}, "has no mean logprobs, no top k", id="mean and top k"),
         pytest.param({"targets": torch.zeros(3, 2, dtype=torch.int64)}, "has no second target", id="two targets"),
         pytest.param({"head": Head(torch.zeros(60, 16), torch.zeros(60))}, "has no bias", id="bias"),
         pytest.param({"hidden": torch.zeros(3, 16).double()}, "would round float64", id="float64"),
     ],
 )
-def test_what_cut_cross_entropy_cannot_serve_is_refused_by_name(change: dict[str, Any], message: str):
+def test_what_a_library_cannot_serve_is_refused_by_name(change: dict[str, Any], message: str):
     hidden, weight, targets = leaves(3)
     arguments: dict[str, Any] = {"hidden": hidden, "head": Head(weight), "targets": targets, **change}
-    with pytest.raises(ModelError, match=message):
-        linear_logprobs(**arguments, head_backend="cut-cross-entropy")
+    libraries: list[Any] = ["cut-cross-entropy", "liger"]
+    for library in [one for one in libraries if one in message] or libraries:
+        with pytest.raises(ModelError, match=message):
+            linear_logprobs(**arguments, head_backend=library)
 
 
-def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cut_cross_entropy", None)
+@pytest.mark.parametrize(
+    ("backend", "package"), [("cut-cross-entropy", "cut_cross_entropy"), ("liger", "liger_kernel"), ("liger", "triton")]
+)
+def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch, backend: Any, package: str):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else object())
     hidden, weight, targets = leaves(3)
-    with pytest.raises(MissingExtraError, match=r"pip install 'lossbook\[cuda\]'"):
-        linear_logprobs(hidden, Head(weight), targets, head_backend="cut-cross-entropy")
+    with pytest.raises(
+        MissingExtraError, match=rf"backend '{backend}' needs a package: pip install 'lossbook\[cuda\]'"
+    ):
+        linear_logprobs(hidden, Head(weight), targets, head_backend=backend)
     assert linear_logprobs(hidden, Head(weight), targets).backend == "chunked"
 
 
@@ -97,12 +131,14 @@ def test_reference_logprobs_and_those_of_training_come_from_the_same_code(dtype:
         assert linear_logprobs(hidden, Head(weight), targets).backend == "chunked"
 
 
-def test_cut_cross_entropy_gives_no_logprob_above_zero():
-    """Its target logit and its sum over the vocabulary are rounded apart: seen at +0.0016 on a GPU, in bfloat16."""
+@pytest.mark.parametrize(
+    ("backend", "package"), [("cut-cross-entropy", "cut_cross_entropy"), ("liger", "liger_kernel")]
+)
+def test_a_library_gives_no_logprob_above_zero(backend: Any, package: str):
+    """The first's target logit and its sum over the vocabulary are rounded apart: seen at +0.0016 on a GPU, in bfloat16."""
+    pytest.importorskip(package)
     certain = torch.zeros(VOCABULARY, WIDTH)
     certain[7] = 100.0
-    outputs = linear_logprobs(
-        torch.full((5, WIDTH), 1.7), Head(certain), torch.full((5,), 7), head_backend="cut-cross-entropy"
-    )
+    outputs = linear_logprobs(torch.full((5, WIDTH), 1.7), Head(certain), torch.full((5,), 7), head_backend=backend)
     assert bool((outputs.logprobs <= 0).all())
     assert bool((outputs.logprobs > -1e-3).all())
