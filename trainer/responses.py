@@ -103,12 +103,13 @@ class ModelInfo:
     shares       whether a prefix that several datums begin with is computed once
     cache        how samples are decoded: "shared prompts" (each kept once), "cache" (the model's own), either "... of one length"
                  where only prompts of one length are decoded together, or "none"; None before the first sample
-    reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting", and
-                 the kinds of cache
+    reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting",
+                 "narrow weights", and the kinds of cache
     fused        how many parts run in fused kernels, by kind ("norms", "MLPs", "rotations"); `reasons` says why others do not
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"
     dtype        of products, such as "bfloat16"
+    narrow_weights  linear weights that are cast to that dtype once per call, and not in every forward
     max_length   in tokens, None where the architecture sets no limit
     vocab_size   rows of the output head, which may be more than the tokenizer has tokens
     lora_targets   weights with an adapter, layer numbers as *
@@ -132,6 +133,7 @@ class ModelInfo:
     head: str | None = None
     kind: Literal["decoder", "encoder"] = "decoder"
     dtype: str = "float32"
+    narrow_weights: int = 0
     max_length: int | None = None
     value_head: bool = False
     vocab_size: int | None = None

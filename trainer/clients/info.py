@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine.settings import EngineSettings
 from ..model.lora.lora import adapted_names
 from ..model.model import LoadedModel
+from ..model.narrow import casts_once, linear_parameters
 from ..packing.hidden import attention_name, shares_prefixes
 from ..packing.probes import failed_probes, verdict
 from ..responses import ModelData, ModelInfo
@@ -32,6 +33,7 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         head=model.head_choice,
         kind=model.kind,
         dtype=str(model.product_dtype).removeprefix("torch."),
+        narrow_weights=len(linear_parameters(model)) if casts_once(model) else 0,
         max_length=model.max_length,
         value_head=model.value_head is not None,
         vocab_size=model.vocab_size,

@@ -30,6 +30,7 @@ from ..device import path_of
 from ..model.defaults import usual_defaults
 from ..model.linear import set_adapter_dropout
 from ..model.model import LoadedModel
+from ..model.narrow import casts_once, narrow_weights
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from .checks import Pooling, checked_tokens
@@ -51,6 +52,7 @@ class Engine:
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         on_gpu = path_of(model.device) != "cpu"
         self.model = model
+        casts_once(model)  # tried now, so that no call runs a probe in its midst
         self.settings = replace(
             settings,
             tokens_per_micro_batch=settings.tokens_per_micro_batch or (16384 if on_gpu else 4096),
@@ -207,7 +209,8 @@ class Engine:
         self.model.adapters_drop = adapters and self.model.lora is not None and self.model.lora.dropout > 0
         set_adapter_dropout(self.model.module, on=self.model.adapters_drop)
         try:
-            yield
+            with narrow_weights(self.model):
+                yield
         finally:
             self.model.module.train(before)
             self.model.adapters_drop = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..model.model import LoadedModel
+from ..model.narrow import casts_once
 from ..packing.hidden import Batching, attention_name, packing_way, shares_prefixes, supports_packing
 from ..packing.probes import verdict
 from .plan import NO_CACHE, PLANS, Plan, plan_of
@@ -18,16 +19,16 @@ def how_it_runs(model: LoadedModel, batching: Batching) -> str:
 
     "pads (packs: no, layer 0 has attention sinks); shares no prefixes; cuts what is not read; samples with the model's own cache"
     """
-    fused = _fused(model)
+    layers = (*_fused(model), *(["casts its linear weights once per call"] if casts_once(model) else []))
     if model.kind != "decoder":
-        return "; ".join([WAYS[batching], "computes every token", *fused])
+        return "; ".join([WAYS[batching], "computes every token", *layers])
     cuts = verdict(model, "cut")
     parts = (
         f"{WAYS[batching]}{CALLS.get(attention_name(model, batching), '')}{_why_not_packed(model, batching)}",
         "shares prefixes" if shares_prefixes(model, batching) else "shares no prefixes",
         "cuts what is not read" if cuts else f"computes every token ({cuts.reason})",
         _samples(plan_of(model)),
-        *fused,
+        *layers,
     )
     return "; ".join(parts)
 
