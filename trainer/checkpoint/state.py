@@ -102,6 +102,7 @@ def _assign(
     weights: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
 ) -> None:
+    model.before_writing()
     for key, parameter in parameters.items():
         parameter.copy_(weights[key])
     for key, parameter in model.trainable().items():

@@ -178,10 +178,10 @@ class TrainingClient:
         return self._calls.submit("save_weights_for_sampler", lambda: self._save_weights(root, name, overwrite))
 
     def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
-        """A sampler of the current weights, copied in memory; later training does not change it."""
+        """A sampler of the current weights; later training does not change it. They are copied when training moves on."""
         if name is not None:
             self.save_weights_for_sampler(name).result()
-        snapshot = self._calls.submit("snapshot", lambda: Snapshot.take(self._model)).result()
+        snapshot = self._calls.submit("snapshot", lambda: Snapshot.sharing(self._model)).result()
         return SamplingClient(self._context.worker, snapshot, f"{self.model_id}/sampler")
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
@@ -191,8 +191,8 @@ class TrainingClient:
         return SamplingClient(context.worker, snapshot, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:
-        """A frozen copy of the current weights, for `forward` only."""
-        snapshot = self._calls.submit("snapshot", lambda: Snapshot.take(self._model)).result()
+        """The current weights, frozen, for `forward` only. They are copied when training moves on."""
+        snapshot = self._calls.submit("snapshot", lambda: Snapshot.sharing(self._model)).result()
         return ReferenceClient(self._context, snapshot, f"{self.model_id}/reference")
 
     def get_tokenizer(self) -> Any:
@@ -239,8 +239,10 @@ class TrainingClient:
         return output
 
     def _optim_step(self, params: AdamParams, normalization: Normalization | None) -> OptimStepResponse:
-        metrics = self._optimizer.step(params, divisor=self._divisor(normalization))
-        metrics["normalizer"] = self._divisor(normalization)
+        divisor = self._divisor(normalization)
+        self._model.before_writing()
+        metrics = self._optimizer.step(params, divisor=divisor)
+        metrics["normalizer"] = divisor
         metrics["accumulated_calls"] = float(self._accumulated.calls)
         self._accumulated = Accumulated()
         return OptimStepResponse(metrics)

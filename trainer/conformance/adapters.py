@@ -95,6 +95,7 @@ def adapters(test: ModelUnderTest) -> Iterator[LoadedModel]:
     """Inside, the model has adapters with an effect; afterwards it is as before. Its own are used where it has some."""
     model = test.model
     own, trained = model.lora, model.trainable()
+    model.before_writing()
     before = Snapshot.take(model) if own is not None else None
     try:
         if own is None:

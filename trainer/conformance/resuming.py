@@ -29,6 +29,7 @@ def resuming(test: ModelUnderTest) -> Off:
     weights = sum(p.numel() for p in model.trainable().values())
     ways = "adapters"
     if model.lora is not None or weights < FEW:
+        model.before_writing()
         before = Snapshot.take(model)
         try:
             wrong += _differing(test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,7 @@ class LoadedModel:
     verdicts          what probes of this model saw, by probe; each is tried once
     fused             how many parts run in fused kernels, by kind; see `fused.fuse_layers`
     adapters_drop     whether the adapters' dropout is on, as it is inside `forward_backward`
+    moment            refers to what snapshots share of the parameters as they are now; None where nothing shares them
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -53,6 +55,7 @@ class LoadedModel:
     verdicts: dict[str, Verdict] = field(default_factory=dict, repr=False)
     fused: dict[str, int] = field(default_factory=dict)
     adapters_drop: bool = False
+    moment: Callable[[], Any] | None = field(default=None, repr=False)
 
     @property
     def drops(self) -> bool:
@@ -65,6 +68,13 @@ class LoadedModel:
         if self.value_head is not None:
             parameters |= {f"value_head.{name}": value for name, value in self.value_head.named_parameters()}
         return {name: value for name, value in sorted(parameters.items()) if value.requires_grad}
+
+    def before_writing(self) -> None:
+        """Give snapshots that share the parameters a copy of their own; call it before parameters are written."""
+        weights = None if self.moment is None else self.moment()
+        if weights is not None:
+            weights.copy()
+        self.moment = None
 
     def train_all_weights(self) -> LoadedModel:
         """Make every parameter require a gradient, in float32 at least; returns this model.

@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...datums.errors import ModelError
 from .model import LoadedModel
+
+
+class SharedWeights(Mapping[str, Tensor]):
+    """A model's trained parameters as they are now: the parameters themselves until they are written, then copies.
+
+    Who writes parameters calls `model.before_writing()` first. All snapshots of one moment have the same object, so their
+    weights lie in memory at most once more, and not at all while the model has not moved on.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._parameters = model.trainable()
+        self._versions = {name: p._version for name, p in self._parameters.items()}
+        self._weights = {name: p.detach() for name, p in self._parameters.items()}
+        self.are_copies = False
+
+    def copy(self) -> None:
+        """Copy the parameters, which are about to be written."""
+        if not self.are_copies:
+            self._check(self._parameters)
+            self._weights = {name: weight.clone() for name, weight in self._weights.items()}
+            self._parameters, self.are_copies = {}, True
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._check([name])
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def _check(self, names: Iterable[str]) -> None:
+        """Raise ModelError where one of these parameters is shared and was written, so that its earlier values are lost."""
+        for name in names:
+            if name in self._parameters and self._parameters[name]._version != self._versions[name]:
+                raise ModelError(
+                    f"{name} was written while a snapshot shared it, without a call of before_writing(): the snapshot's "
+                    "weights are lost"
+                )
 
 
 @dataclass
 class Snapshot:
-    """A copy of a model's trained parameters. All others are shared: training never changes them."""
+    """A model's trained parameters at one moment. All others are shared: training never changes them."""
 
     model: LoadedModel
     weights: Mapping[str, Tensor]
@@ -22,6 +64,15 @@ class Snapshot:
     def take(cls, model: LoadedModel) -> Snapshot:
         """Copy the trained parameters as they are now."""
         return cls(model, {name: p.detach().clone() for name, p in model.trainable().items()})
+
+    @classmethod
+    def sharing(cls, model: LoadedModel) -> Snapshot:
+        """The same, copied only when something is about to write the parameters, and once for all that share them."""
+        weights = None if model.moment is None else model.moment()
+        if not isinstance(weights, SharedWeights):
+            weights = SharedWeights(model)
+            model.moment = weakref.ref(weights)
+        return cls(model, weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
