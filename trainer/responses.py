@@ -102,9 +102,10 @@ class ModelInfo:
     cuts_tails   whether tokens after the last one that is read are left out
     shares       whether a prefix that several datums begin with is computed once
     cache        how samples are decoded: "shared prompts" (each kept once), "cache" (the model's own), either "... of one length"
-                 where only prompts of one length are decoded together, or "none"; None before the first sample
+                 where only prompts of one length are decoded together, or "none"; on a GPU also "fixed buffers", and "fixed
+                 buffers, replayed as a graph" where a step is recorded once as a CUDA graph; None before the first sample
     reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting",
-                 "narrow weights", and the kinds of cache
+                 "narrow weights", the kinds of cache, and "graph": why no step of decoding can be recorded
     fused        how many parts run in fused kernels, by kind ("norms", "MLPs", "rotations"); `reasons` says why others do not
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"

@@ -25,14 +25,47 @@ def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tenso
     if uniforms is None:
         chosen, logsumexp = logits.argmax(1), logits.logsumexp(1)
     else:
-        # Sums over 10^5 tokens need more than float32, except on Apple's GPUs, which have nothing wider.
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64
-        parts = uniforms.to(logits.device, wide)[:, None]
+        parts = uniforms.to(logits.device, wide_dtype(logits.device))[:, None]
         if 0 < rules.top_k < logits.shape[1] or rules.top_p < 1:
             chosen, logsumexp = _choose_among_likeliest(logits, rules, parts), logits.logsumexp(1)
         else:
             chosen, logsumexp = _choose_among_all(logits, rules.temperature, parts)
     return chosen, logits.gather(1, chosen[:, None])[:, 0] - logsumexp
+
+
+def choose_unread(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in few launches, with nothing read back by the host: for devices where both cost more than arithmetic.
+
+    logits    [rows, V]  float32 or float64
+    uniforms  [rows]     of `wide_dtype`, on the logits' device; None for the likeliest token
+    """
+    if uniforms is None:
+        chosen = logits.argmax(1, keepdim=True)
+        return chosen[:, 0], logits.log_softmax(1).gather(1, chosen)[:, 0]
+    plain = rules.temperature == 1
+    logprobs = None if plain else logits.log_softmax(1)
+    p = (logits if logprobs is None else logprobs / max(rules.temperature, 1e-30)).softmax(1)
+    kept, ids = p, None
+    if 0 < rules.top_k < logits.shape[1]:
+        kept, ids = p.topk(rules.top_k, dim=1)
+    elif rules.top_p < 1:
+        kept, ids = p.sort(dim=1, descending=True)
+    gathered = kept.cumsum(1, dtype=uniforms.dtype)
+    total = gathered[:, -1:]
+    if rules.top_p < 1:  # likeliest first: keep tokens while the sum before them is below top_p
+        count = (gathered - kept < rules.top_p * total).sum(1, keepdim=True)
+        total = gathered.gather(1, (count - 1).clamp(min=0))
+    # A uniform is at most 1 - 2^-53, so its part of the total lies below the total also after rounding, and the position is
+    # one at which the running sum grows. The clamp is for NaN alone.
+    position = torch.searchsorted(gathered, uniforms[:, None] * total, right=True).clamp(max=gathered.shape[1] - 1)
+    chosen = position if ids is None else ids.gather(1, position)
+    logprob = p.gather(1, chosen).log() if logprobs is None else logprobs.gather(1, chosen)
+    return chosen[:, 0], logprob[:, 0]
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Of sums over 10^5 tokens, which need more than float32, except on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _choose_among_all(logits: Tensor, temperature: float, parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ class Continuations:
     Prompts of different lengths are padded on the left and masked. Where the model rotates in another way beyond some
     length (`switch_length`), rows that cross it are read anew; there all prompts need one length.
 
+    Tokens stay on the device until something needs them on the host.
+
     limit          tokens that any row gets at most
     share_prompts  keep each prompt once for all its rows, not in the model's own cache
     cached         False: read every row as a whole for each token
@@ -40,18 +42,31 @@ class Continuations:
         cached: bool = True,
     ) -> None:
         self.model, self.prompts, self.num_samples, self.cached = model, prompts, num_samples, cached
-        self.rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+        self._rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+        self.unread: list[Tensor] = []
+        self.positions = torch.empty(0, device="cpu")
+        self.length = len(self._rows[0])
         self.switch = switch_length(model)
         self.cache: Any = None
         self.mask: Tensor | None = None
         self.configs: list[Any] = []
         accepted = inspect.signature(model.backbone.forward).parameters
         self.takes_positions = "position_ids" in accepted
+        self.last = (model.max_length or 1 << 62) - 1
         self.cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         if share_prompts:
             from .shared_prompts import SharedPromptCache, attending_configs
 
             self.cache, self.configs = SharedPromptCache(limit), attending_configs(model.backbone)
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each row. Tokens that it was extended by are read from the device when they are asked for."""
+        if self.unread:
+            for row, tokens in zip(self._rows, torch.stack(self.unread, 1).tolist(), strict=True):
+                row.extend(tokens)
+            self.unread = []
+        return self._rows
 
     def read(self) -> Tensor:
         """The last hidden states [rows, d] of the prompts, each read once for its rows."""
@@ -61,30 +76,34 @@ class Continuations:
 
     def extend(self, tokens: Tensor) -> Tensor:
         """Hidden states [rows, d] after one more token [rows] each."""
-        for row, token in zip(self.rows, tokens.tolist(), strict=True):
-            row.append(token)
+        self.unread.append(tokens)
+        self.length += 1
         if not self.cached:
             return self._whole_rows()
-        if self.switch is not None and len(self.rows[0]) == self.switch + 1:
+        if self.switch is not None and self.length == self.switch + 1:
             self.cache, self.configs, self.mask = None, [], None  # its keys are rotated as in shorter rows
             return self._prefill(self.rows, 1)
-        positions = torch.tensor([[len(row) - 1] for row in self.rows], device=self.model.device)
+        self.positions = (self.positions + 1).clamp(max=self.last)  # rows that have ended do not leave the context
         if self.mask is not None:
             self.mask = nn.functional.pad(self.mask, (0, 1), value=True)
-        options = self._options(self.mask, positions)
+        options = self._options(self.mask, self.positions)
         with self._attention():
             output = self.model.backbone(input_ids=tokens[:, None], use_cache=True, **options, **self._own_cache())
         return output.last_hidden_state[:, -1]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these, given in ascending order."""
-        self.rows = [self.rows[row] for row in rows.tolist()]
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drop all rows but these, given in ascending order; returns them."""
+        self._rows = [self.rows[row] for row in rows]
+        kept = torch.tensor(rows, device=self.model.device)
         if self.configs:
-            self.cache.batch_select_indices(rows)
+            self.cache.batch_select_indices(kept)
         elif self.cache is not None:
-            self.cache.reorder_cache(rows)
+            self.cache.reorder_cache(kept)
         if self.mask is not None:
-            self.mask = self.mask[rows]
+            self.mask = self.mask[kept]
+        if self.cached:
+            self.positions = self.positions[kept]
+        return list(rows)
 
     def _prefill(self, prompts: Sequence[list[int]], repeats: int) -> Tensor:
         """Read prompts into the cache, and give each `repeats` rows there."""
@@ -105,11 +124,12 @@ class Continuations:
             owners = torch.arange(len(prompts), device=padded.device).repeat_interleave(repeats)
             self.cache.reorder_cache(owners)
         self.mask = None if mask is None else mask.repeat_interleave(repeats, 0)
+        self.positions = (width - 1 - starts).repeat_interleave(repeats, 0)
         return output.last_hidden_state[:, -1].repeat_interleave(repeats, 0)
 
     def _whole_rows(self) -> Tensor:
         """The last hidden states [rows, d] of rows that are read as a whole."""
-        rows = [np.asarray(row, dtype=np.int64) for row in self.rows]
+        rows = [np.asarray(row[: self.model.max_length], dtype=np.int64) for row in self.rows]  # more have ended
         last = torch.tensor(np.cumsum([len(row) for row in rows]) - 1)
         return hidden_states(self.model, rows, "padded" if verdict(self.model, "padded") else "single", last)
 

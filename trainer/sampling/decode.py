@@ -8,19 +8,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...datums.errors import ModelError
+from ..device import path_of
 from ..model.model import LoadedModel
-from .choice import choose
+from .blocks import STEPS, Blocks, Chosen, StaticBlocks
 from .continuations import Continuations
 from .params import Rules
 from .plan import Plan
+from .static.graph import Graphs
+from .static.rows import StaticRows
+from .static.state import States
 from .stops import StopStrings
 
 #: Finished rows are dropped once they are this fraction of all: each costs its share of every step, dropping costs a copy.
-FINISHED_PART = 1 / 8
+#: On a GPU a row costs little, and other shapes of buffers have to be made and recorded.
+FINISHED_PART = {"cpu": 1 / 8, "cuda": 1 / 2, "other": 1 / 2}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Row:
 
 
 class Batch:
-    """Decodes some prompts together. `rows` and the continuations' rows are the same, in the same order."""
+    """Decodes some prompts together. `rows` and the rows that `blocks` extends are the same, in the same order."""
 
     def __init__(
         self,
@@ -81,9 +87,10 @@ class Batch:
         seeds: Sequence[int | None],
         logits: Callable[[Tensor], Tensor],
         plan: Plan,
+        states: States,
         meter: Meter,
     ) -> None:
-        self.model, self.num_samples, self.rules, self.logits, self.meter = model, num_samples, rules, logits, meter
+        self.model, self.num_samples, self.rules, self.meter = model, num_samples, rules, meter
         self.random = [_generator(seed) for seed in seeds]
         limits = [limit(model, prompt, rules) for prompt in prompts]
         self.stops = StopStrings(model.tokenizer, rules.stop_strings)
@@ -91,57 +98,57 @@ class Batch:
             Row(p, sample, prompts[p][-1], most) for p, most in enumerate(limits) for sample in range(num_samples)
         ]
         self.rows = list(self.everything)
-        self.continuations = Continuations(
-            model, prompts, num_samples, max(limits), share_prompts=plan.share, cached=plan.cached
-        )
+        path = path_of(model.device)
+        self.steps, self.finished_part = STEPS[path], FINISHED_PART[path]
+        self.blocks = blocks_for(model, prompts, num_samples, max(limits), plan, states, logits, rules)
 
     def run(self) -> list[list[Row]]:
         """Decode until every row has stopped; the rows of each prompt."""
-        hidden = self.continuations.read()
-        while True:
-            tokens = self._record(*choose(self.logits(hidden), self.rules, self._uniforms()))
-            if not any(row.stop_reason is None for row in self.rows):
-                break
-            hidden = self.continuations.extend(self._drop_finished(tokens))
+        while left := [row.limit - len(row.tokens) for row in self.rows if row.stop_reason is None]:
+            self._drop_finished()
+            steps = min(self.steps, max(left))
+            self._record(self.blocks.run(steps, self._uniforms(steps)))
         return [self.everything[i : i + self.num_samples] for i in range(0, len(self.everything), self.num_samples)]
 
-    def _record(self, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Append a token and its logprob [rows] to each running row; returns the tokens."""
-        running = [row for row in self.rows if row.stop_reason is None]
-        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            if row.stop_reason is not None:
-                continue
-            if math.isnan(logprob):
-                raise ModelError(f"{self.model.name} gave NaN logits after {len(row.tokens)} generated tokens")
-            row.tokens.append(token)
-            row.logprobs.append(min(logprob, 0.0))  # rounding can put a certain token slightly above 0
-            if token in self.rules.stop_ids or self.stops.completed(row.before, row.tokens):
-                row.stop_reason = "stop"
-            elif len(row.tokens) == row.limit:
-                row.stop_reason = "length"
-        going_on = sum(row.stop_reason is None for row in running)
-        self.meter.advance(len(running), going_on, len(running) - going_on)
-        return tokens
+    def _record(self, chosen: Chosen) -> None:
+        """Append to each running row what was chosen for it, until it stops."""
+        columns = zip(chosen.tokens.tolist(), chosen.logprobs.tolist(), chosen.ends.tolist(), strict=True)
+        for tokens, logprobs, ends in columns:
+            running = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
+            if not running:
+                return
+            for i in running:
+                self._append(self.rows[i], tokens[i], logprobs[i], ends[i])
+            going_on = sum(self.rows[i].stop_reason is None for i in running)
+            self.meter.advance(len(running), going_on, len(running) - going_on)
 
-    def _uniforms(self) -> Tensor | None:
-        """One number in [0, 1) per row. Each prompt has its own stream, so other prompts do not change its samples."""
+    def _append(self, row: Row, token: int, logprob: float, is_end: bool) -> None:
+        if math.isnan(logprob):
+            raise ModelError(f"{self.model.name} gave NaN logits after {len(row.tokens)} generated tokens")
+        row.tokens.append(token)
+        row.logprobs.append(min(logprob, 0.0))  # rounding can put a certain token slightly above 0
+        if is_end or self.stops.completed(row.before, row.tokens):
+            row.stop_reason = "stop"
+        elif len(row.tokens) == row.limit:
+            row.stop_reason = "length"
+
+    def _uniforms(self, steps: int) -> np.ndarray | None:
+        """[steps, rows] numbers in [0, 1). Each prompt has its own stream, so other prompts do not change its samples."""
         if self.rules.temperature == 0:
             return None
         drawn = {
-            prompt: torch.rand(self.num_samples, generator=self.random[prompt], dtype=torch.float64).tolist()
+            prompt: torch.rand(
+                steps, self.num_samples, generator=self.random[prompt], dtype=torch.float64, device="cpu"
+            ).numpy()
             for prompt in {row.prompt for row in self.rows}
         }
-        return torch.tensor([drawn[row.prompt][row.sample] for row in self.rows], dtype=torch.float64)
+        return np.stack([drawn[row.prompt][:, row.sample] for row in self.rows], 1)
 
-    def _drop_finished(self, tokens: Tensor) -> Tensor:
-        """Drop finished rows once they are many; returns the tokens [rows] of those that stay."""
+    def _drop_finished(self) -> None:
+        """Drop finished rows once they are many."""
         running = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
-        if len(self.rows) - len(running) < max(1, FINISHED_PART * len(self.rows)):
-            return tokens
-        kept = torch.tensor(running, device=tokens.device)
-        self.continuations.keep(kept)
-        self.rows = [self.rows[i] for i in running]
-        return tokens[kept]
+        if len(self.rows) - len(running) >= max(1, self.finished_part * len(self.rows)):
+            self.rows = [self.rows[i] for i in self.blocks.keep(running)]
 
 
 def limit(model: LoadedModel, prompt: Sequence[int], rules: Rules) -> int:
@@ -154,3 +161,21 @@ def _generator(seed: int | None) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(generator.seed() if seed is None else seed)
     return generator
+
+
+def blocks_for(
+    model: LoadedModel,
+    prompts: Sequence[list[int]],
+    num_samples: int,
+    limit: int,
+    plan: Plan,
+    states: States,
+    logits: Callable[[Tensor], Tensor],
+    rules: Rules,
+) -> Blocks:
+    """What extends `num_samples` rows of each prompt by at most `limit` tokens, in the way of a plan."""
+    if plan.fixed:
+        rows = StaticRows(model, prompts, num_samples, limit, states=states)
+        return StaticBlocks(rows, logits, rules, model.device, Graphs(model))
+    own = Continuations(model, prompts, num_samples, limit, share_prompts=plan.share, cached=plan.cached)
+    return Blocks(own, logits, rules, model.device)

@@ -18,6 +18,7 @@ from .decode import Batch, Meter, Progress, limit
 from .params import check_params, check_prompt, check_seeds, is_integer
 from .plan import plan_of
 from .prepacked import prepacked_weights
+from .static.state import States
 
 #: At most so many sequences are decoded together, unless one prompt has more samples.
 MAX_ROWS = 64
@@ -68,7 +69,7 @@ def generate_batch(
                  `stop` None stops at any end-of-sequence token of model and tokenizer; else only at the given token ids or
                  strings (searched in the decoded continuation), with [] at none
     seeds        one per prompt, replacing the seed of `params`, with which equal prompts get equal samples
-    on_progress  called after every token, on the sampling thread. An error that it raises ends the call; weights and modes
+    on_progress  called for every token (on a GPU for several in a row), on the sampling thread. An error that it raises ends the call; weights and modes
                  are then as before
 
     Raises ModelError for an encoder or impossible parameters, TruncationError for a prompt that fills the
@@ -86,7 +87,7 @@ def generate_batch(
     meter = Meter(on_progress)
     # Not inference_mode: buffers filled under it could not take part in training later.
     with torch.no_grad(), _evaluating(model.module), prepacked_weights(model, steps) as logits:
-        plan = plan_of(model)
+        plan, states = plan_of(model), States(model.device, model.max_length)
         for members in _together(order, checked, together, pads=plan.pads):
             batch = Batch(
                 model,
@@ -96,6 +97,7 @@ def generate_batch(
                 seeds=[own_seeds[i] for i in members],
                 logits=logits,
                 plan=plan,
+                states=states,
                 meter=meter,
             )
             for i, rows in zip(members, batch.run(), strict=True):

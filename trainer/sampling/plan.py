@@ -9,25 +9,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device import path_of
 from ..model.lengths import SHORT_WINDOW, switch_length
 from ..model.model import LoadedModel
 from ..model.verdict import Verdict
 from ..packing.hidden import Batching, hidden_states, packing_way
 from ..packing.probes import differ, trying, verdict
 from .continuations import Continuations
+from .static.rows import StaticRows
 
 
 @dataclass(frozen=True)
 class Plan:
-    """share: prompts are kept once for all their samples. cached: with a cache. pads: prompts of several lengths together."""
+    """share: prompts are kept once for all their samples. cached: with a cache. pads: prompts of several lengths together.
+
+    fixed: in buffers of fixed size, for devices where launches cost more than arithmetic.
+    """
 
     share: bool
     cached: bool
     pads: bool
+    fixed: bool = False
 
 
 #: The plans that probes try, the best first; the last one needs no probe.
 PLANS = {
+    "fixed buffers": Plan(True, True, True, True),
     "shared prompts": Plan(True, True, True),
     "shared prompts of one length": Plan(True, True, False),
     "cache": Plan(False, True, True),
@@ -38,7 +45,13 @@ NO_CACHE = Plan(False, False, True)
 
 def plan_of(model: LoadedModel) -> Plan:
     """The first plan whose hidden states are those without a cache; each is tried once for a model."""
-    return next((plan for name, plan in PLANS.items() if plan_verdict(model, name)), NO_CACHE)
+    return next((PLANS[name] for name in plans_for(model) if plan_verdict(model, name)), NO_CACHE)
+
+
+def plans_for(model: LoadedModel) -> list[str]:
+    """The names of the plans that serve on a model's device, the best first."""
+    on_gpu = path_of(model.device) != "cpu"
+    return [name for name, plan in PLANS.items() if on_gpu or not plan.fixed]
 
 
 def plan_verdict(model: LoadedModel, name: str) -> Verdict:
@@ -65,13 +78,20 @@ def _tried(model: LoadedModel, plan: Plan) -> Verdict:
     length = switch - 1 if switch is not None and 8 <= switch <= len(tokens) - 6 else SHORT_WINDOW + 1
     prompts = [tokens[:length], tokens[3 : 3 + length - (3 if plan.pads else 0)]]
     try:
-        rows = Continuations(model, prompts, 2, 4, share_prompts=plan.share)
-        seen, ours = [list(row) for row in rows.rows], [rows.read()]
-        for step in range(2 if switch is None else 3):
-            ours.append(rows.extend(torch.tensor(tokens[step : step + len(rows.rows)], device=model.device)))
-            seen += [list(row) for row in rows.rows]
-            if step == 0:
-                rows.keep(torch.tensor([0, 2, 3], device=model.device))
+        seen, ours = [], []
+        for slots in (1, 2) if plan.fixed else (None,):
+            rows = Continuations(model, prompts, 2, 4, share_prompts=plan.share)
+            if slots is not None:
+                rows = StaticRows(model, prompts, 2, 4, slots=slots)
+            texts = [prompts[row // 2] for row in range(4)]
+            seen, ours = [*seen, *texts], [*ours, rows.read()]
+            for step in range(2 if switch is None else 3):
+                newest = tokens[step : step + len(texts)]
+                ours.append(rows.extend(torch.tensor(newest, device=model.device)))
+                texts = [[*text, token] for text, token in zip(texts, newest, strict=True)]
+                seen += texts
+                if step == 0:
+                    texts = [texts[row] for row in rows.keep([0, 2, 3])]
         theirs = _without_cache(model, seen)
     except Exception as error:  # an architecture with another kind of state may fail with any error
         return Verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())}")

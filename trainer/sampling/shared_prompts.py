@@ -225,12 +225,12 @@ def attending_configs(module: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def attending(configs: Sequence[Any]) -> Iterator[None]:
-    """Inside, modules with these configurations call `attention`; afterwards the function they called before."""
+def attending(configs: Sequence[Any], name: str = NAME) -> Iterator[None]:
+    """Inside, modules with these configurations call one of transformers' attention functions; afterwards the one before."""
     before = [config._attn_implementation_internal for config in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = NAME  # the public setter would change further configurations
+            config._attn_implementation_internal = name  # the public setter would change further configurations
         yield
     finally:
         for config, implementation in zip(configs, before, strict=True):

@@ -6,7 +6,8 @@ from ..model.model import LoadedModel
 from ..model.narrow import casts_once
 from ..packing.hidden import Batching, attention_name, packing_way, shares_prefixes, supports_packing
 from ..packing.probes import verdict
-from .plan import NO_CACHE, PLANS, Plan, plan_of
+from .plan import NO_CACHE, PLANS, Plan, plan_of, plans_for
+from .static.graph import VERDICT
 
 #: How sequences run, by batching.
 WAYS = {"packed": "packs", "padded": "pads", "single": "runs one sequence at a time"}
@@ -27,7 +28,7 @@ def how_it_runs(model: LoadedModel, batching: Batching) -> str:
         f"{WAYS[batching]}{CALLS.get(attention_name(model, batching), '')}{_why_not_packed(model, batching)}",
         "shares prefixes" if shares_prefixes(model, batching) else "shares no prefixes",
         "cuts what is not read" if cuts else f"computes every token ({cuts.reason})",
-        _samples(plan_of(model)),
+        _samples(model, plan_of(model)),
         *layers,
     )
     return "; ".join(parts)
@@ -42,9 +43,11 @@ def _fused(model: LoadedModel) -> tuple[str, ...]:
 
 def cache_of(model: LoadedModel) -> str | None:
     """The cache that samples are decoded with, or "none"; None while no probe has tried it."""
-    names = [name for name in PLANS if name in model.verdicts]
+    names = [name for name in plans_for(model) if name in model.verdicts]
     holding = [name for name in names if model.verdicts[name]]
-    return holding[0] if holding else "none" if len(names) == len(PLANS) else None
+    if holding and PLANS[holding[0]].fixed and model.verdicts.get(VERDICT):
+        return f"{holding[0]}, replayed as a graph"
+    return holding[0] if holding else "none" if len(names) == len(plans_for(model)) else None
 
 
 def _why_not_packed(model: LoadedModel, batching: Batching) -> str:
@@ -55,8 +58,12 @@ def _why_not_packed(model: LoadedModel, batching: Batching) -> str:
     return " (as asked)" if supports_packing(model) else " (packs on a GPU)"
 
 
-def _samples(plan: Plan) -> str:
+def _samples(model: LoadedModel, plan: Plan) -> str:
     if plan == NO_CACHE:
         return "samples without a cache"
+    if plan.fixed:
+        graph = model.verdicts.get(VERDICT)
+        recorded = "" if graph is None else ", replayed as a graph" if graph else f" (no graph: {graph.reason})"
+        return f"samples with a cache of fixed size{recorded}"
     cache = "a cache that keeps each prompt once" if plan.share else "the model's own cache"
     return f"samples with {cache}{'' if plan.pads else ', prompts of one length together'}"

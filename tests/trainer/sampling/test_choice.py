@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossbook.trainer.sampling import choice as token_choice
-from lossbook.trainer.sampling.choice import choose
+from lossbook.trainer.sampling.choice import choose, choose_unread
 from lossbook.trainer.sampling.params import Rules
+
+Choose = Callable[[Tensor, Rules, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def rules(temperature: float = 1.0, top_k: int = -1, top_p: float = 1.0) -> Rules:
@@ -32,11 +35,15 @@ def simple(logits: Tensor, rules: Rules, uniforms: Tensor) -> Tensor:
     return ids.gather(1, torch.searchsorted(gathered, uniforms[:, None] * gathered[:, -1:], right=True))[:, 0]
 
 
+both = pytest.mark.parametrize("choose", [choose, choose_unread], ids=["a CPU's", "a GPU's"])
+
+
+@both
 @pytest.mark.parametrize("vocabulary", [3, 256, 257, 5000])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(-1, 1.0), (7, 1.0), (-1, 0.5), (-1, 0.999), (50, 0.9), (10**6, 1.0)])
 def test_tokens_and_logprobs_are_those_of_the_simple_algorithm(
-    vocabulary: int, temperature: float, top_k: int, top_p: float
+    vocabulary: int, temperature: float, top_k: int, top_p: float, choose: Choose
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(500, vocabulary, generator=generator)
@@ -51,6 +58,7 @@ def test_tokens_and_logprobs_are_those_of_the_simple_algorithm(
     assert torch.equal(logits, before)
 
 
+@both
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([3, 300, 700]),
@@ -58,7 +66,9 @@ def test_tokens_and_logprobs_are_those_of_the_simple_algorithm(
     st.sampled_from([0.0, 1e-12, 0.5, 1 - 2**-53]),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_token_of_probability_zero_is_never_drawn(seed: int, vocabulary: int, asked: Rules, uniform: float) -> None:
+def test_a_token_of_probability_zero_is_never_drawn(
+    choose: Choose, seed: int, vocabulary: int, asked: Rules, uniform: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 5 * torch.randn(4, vocabulary, generator=generator)
     possible = torch.rand(4, vocabulary, generator=generator) < 0.02
@@ -76,7 +86,8 @@ def test_where_the_likeliest_tokens_do_not_hold_top_p_all_are_sorted(monkeypatch
     assert 940 <= int(chosen) < 950
 
 
-def test_rows_do_not_depend_on_each_other() -> None:
+@both
+def test_rows_do_not_depend_on_each_other(choose: Choose) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, uniforms = (
         torch.randn(9, 1000, generator=generator),
@@ -88,7 +99,8 @@ def test_rows_do_not_depend_on_each_other() -> None:
             assert choose(logits[row : row + 1], asked, uniforms[row : row + 1])[0] == together[row]
 
 
+@both
 @pytest.mark.parametrize("asked", [rules(), rules(0.5), rules(top_p=0.5), rules(top_k=2)])
-def test_nan_logits_give_a_nan_logprob_for_the_caller_to_report(asked: Rules) -> None:
+def test_nan_logits_give_a_nan_logprob_for_the_caller_to_report(asked: Rules, choose: Choose) -> None:
     _, logprobs = choose(torch.full((2, 600), math.nan), asked, torch.tensor([0.1, 0.9], dtype=torch.float64))
     assert torch.isnan(logprobs).all()

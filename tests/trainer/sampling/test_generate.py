@@ -22,7 +22,7 @@ from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
-from lossbook.trainer.sampling import decode as decoding
+from lossbook.trainer.sampling import blocks as decoding
 from lossbook.trainer.sampling import generate as generate_module
 from lossbook.trainer.sampling.generate import Generated, generate, generate_batch
 

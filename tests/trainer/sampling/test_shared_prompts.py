@@ -153,7 +153,7 @@ def test_hidden_states_do_not_depend_on_the_cache_while_rows_leave_and_room_grow
             count = len(steps[0])
             for step in range(12):
                 if step in (2, 5, 7) and count > 1:  # some of every prompt, then whole prompts
-                    kept = torch.tensor([i for i in range(count) if i % 3 != step % 3])
+                    kept = [i for i in range(count) if i % 3 != step % 3]
                     rows.keep(kept)
                     count = len(kept)
                 steps.append(rows.extend((torch.arange(count) * 7 + step) % VOCABULARY))
@@ -261,7 +261,7 @@ def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(Continuations, "extend", extend)
         options = {"error": IndexError}
     elif request.param == "the choice fails":
-        monkeypatch.setattr("lossbook.trainer.sampling.decode.choose", lambda *_: 1 / 0)
+        monkeypatch.setattr("lossbook.trainer.sampling.blocks.choose", lambda *_: 1 / 0)
         options = {"error": ZeroDivisionError}
     return options
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.sampling import decode as decoding
+from lossbook.trainer.sampling import blocks as decoding
 from lossbook.trainer.sampling.generate import generate
 from lossbook.trainer.sampling.stops import StopStrings
 

@@ -1,0 +1,140 @@
+"""Several steps of decoding at a time: the host queues them, and reads all their tokens at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..device import path_of
+from .choice import choose, choose_unread, wide_dtype
+from .params import Rules
+from .static.graph import Graphs
+from .static.rows import StaticRows
+from .static.state import BLOCK
+
+#: On a CPU nothing waits for anything, and a step that turns out not to be needed costs a step.
+STEPS = {"cpu": 1, "cuda": BLOCK, "other": BLOCK}
+
+
+class Rows(Protocol):
+    """Rows of tokens that a model extends: `Continuations` and `StaticRows`."""
+
+    def read(self) -> Tensor:
+        """The last hidden states [rows, d] of the prompts."""
+        ...
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Hidden states [rows, d] after one more token [rows] each."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drop rows, but none of these, which are in ascending order; returns the rows that are left."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the rows were continued with, on the host: [steps, rows] each.
+
+    logprobs  nats; NaN where the logits were
+    ends      whether the token is one of the stop tokens
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    ends: np.ndarray
+
+
+class Blocks:
+    """Chooses tokens for rows, and extends the rows by them."""
+
+    def __init__(self, rows: Rows, logits: Callable[[Tensor], Tensor], rules: Rules, device: torch.device) -> None:
+        self.rows, self.logits, self.rules, self.device = rows, logits, rules, device
+        self.choose = choose if path_of(device) == "cpu" else choose_unread
+        self.stop_ids = torch.tensor(sorted(rules.stop_ids), dtype=torch.int64, device=device)
+        self.newest: Tensor | None = None
+
+    def run(self, steps: int, uniforms: np.ndarray | None) -> Chosen:
+        """Take so many steps. uniforms: [steps, rows] in [0, 1); None for the likeliest tokens."""
+        given = None if uniforms is None else self._uploaded(uniforms)
+        pairs = [self._step(None if given is None else given[step]) for step in range(steps)]
+        tokens, logprobs = (torch.stack(each) for each in zip(*pairs, strict=True))
+        return self._read(tokens, logprobs)
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drop rows, but none of these; returns the rows that are left."""
+        left = self.rows.keep(rows)
+        if self.newest is not None and len(left) < len(self.newest):
+            self.newest = self.newest[torch.tensor(left, device=self.device)]
+        return left
+
+    def _step(self, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden = self.rows.read() if self.newest is None else self.rows.extend(self.newest)
+        self.newest, logprobs = self.choose(self.logits(hidden), self.rules, uniforms)
+        return self.newest, logprobs
+
+    def _uploaded(self, uniforms: np.ndarray) -> Tensor:
+        host = torch.from_numpy(uniforms).to(wide_dtype(self.device))
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
+
+    def _read(self, tokens: Tensor, logprobs: Tensor) -> Chosen:
+        """All of a block in one copy; float64 holds every token id exactly, float32 those below 2^24."""
+        wide = wide_dtype(self.device)
+        ends = torch.isin(tokens, self.stop_ids)
+        report = torch.stack([tokens.to(wide), logprobs.to(wide), ends.to(wide)]).cpu().numpy()
+        return Chosen(report[0].astype(np.int64), report[1], report[2] != 0)
+
+
+class StaticBlocks(Blocks):
+    """The same over buffers of fixed size, where a step can be recorded once and replayed."""
+
+    def __init__(
+        self,
+        rows: StaticRows,
+        logits: Callable[[Tensor], Tensor],
+        rules: Rules,
+        device: torch.device,
+        graphs: Graphs,
+    ) -> None:
+        super().__init__(rows, logits, rules, device)
+        self.static, self.graphs = rows, graphs
+
+    def run(self, steps: int, uniforms: np.ndarray | None) -> Chosen:
+        """Take so many steps, at most BLOCK."""
+        given = None if uniforms is None else self._uploaded(uniforms)
+        if self.newest is None:
+            first = self._step(None if given is None else given[0])
+            self.static.state.token.copy_(first[0])
+            return self._joined(first, steps - 1, None if given is None else given[1:])
+        return self._joined(None, steps, given)
+
+    def _joined(self, first: tuple[Tensor, Tensor] | None, steps: int, uniforms: Tensor | None) -> Chosen:
+        tokens, logprobs = [], []
+        if first is not None:
+            tokens, logprobs = [first[0][None]], [first[1][None].to(wide_dtype(self.device))]
+        if steps:
+            self.static.begin(steps)
+            state = self.static.state
+            if uniforms is not None:
+                state.uniforms[:steps] = uniforms
+            for left in range(steps, 0, -1):
+                self.graphs.run(state, self._static_step, left)
+            tokens.append(state.tokens[:steps])
+            logprobs.append(state.logprobs[:steps])
+        return self._read(torch.cat(tokens), torch.cat(logprobs))
+
+    def _static_step(self) -> None:
+        state = self.static.state
+        uniforms = None if self.rules.temperature == 0 else state.at(state.uniforms)
+        tokens, logprobs = self.choose(self.logits(self.static.forward()), self.rules, uniforms)
+        state.token.copy_(tokens)
+        state.put(state.tokens, tokens)
+        state.put(state.logprobs, logprobs)
+        state.advance()
