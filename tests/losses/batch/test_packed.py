@@ -15,6 +15,7 @@ from torch import Tensor
 from lossbook import Datum, get_loss
 from lossbook.datums.errors import EmptyLossError, LengthMismatchError, WeightsError
 from lossbook.losses import PerDatum, Seqs
+from lossbook.losses.batch.outputs import Outputs
 
 from ..cases import assert_rows_equal, datum, evaluated, loss_of
 from .test_pack import seen_by
@@ -237,13 +238,43 @@ def test_a_part_of_a_call_is_what_its_datums_give_alone(name: str, data: st.Data
         for i in order
     ]
     try:
-        total, metrics = loss.prepare(batch).terms(own_rows, order)
+        bound = loss.prepare(batch)
     except EmptyLossError:
         assume(False)
     alone, own_metrics = loss.terms([batch[i] for i in order], own_rows)
-    assert total.item() == pytest.approx(alone.item(), abs=1e-12)
-    assert metrics.keys() == own_metrics.keys()
-    for key, stat in metrics.items():
-        assert (float(stat.total), float(stat.count)) == pytest.approx(
-            (float(own_metrics[key].total), float(own_metrics[key].count))
-        ), key
+    part = bound.part(order)
+    assert part.count == loss.count([batch[i] for i in order])
+    placed = part.placed(part.tensors(None))  # as on another device
+    for total, metrics in (bound.terms(own_rows, order), part.terms(own_rows), placed.terms(own_rows)):
+        assert total.item() == pytest.approx(alone.item(), abs=1e-12)
+        assert metrics.keys() == own_metrics.keys()
+        for key, stat in metrics.items():
+            assert (float(stat.total), float(stat.count)) == pytest.approx(
+                (float(own_metrics[key].total), float(own_metrics[key].count))
+            ), key
+
+
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_each_part_of_a_mixture_takes_its_own_rows_of_what_was_computed(is_placed: bool) -> None:
+    def everywhere(logprobs: Tensor, weights: Tensor) -> Tensor:
+        return -logprobs
+
+    data = [
+        datum(3, weights=[0, 2, 1], label=3.0),
+        datum(1, weights=[0], label=5.0),
+        datum(2, weights=[0.5, 0], label=7.0),
+    ]
+    rows = torch.tensor([-1.0, -2.0, -4.0, -8.0, -16.0, -32.0])
+    # Weighed: 2 x 2 + 4 + 16/2; labelled: 3 x (-4 - 4) + 7 x (-8); everywhere: 1 + 2 + 4 + 8 + 16 + 32.
+    for losses, computed, right in (
+        ([get_loss("cross_entropy"), loss_of(labelled, per="datum", reduction="sum")], [1, 2, 4], [16, -80]),
+        ([get_loss("cross_entropy"), loss_of(labelled, per="datum", reduction="sum")], [0, 1, 2, 4, 5], [16, -80]),
+        ([get_loss("cross_entropy"), loss_of(everywhere)], range(6), [16, 63]),
+    ):
+        bound = (losses[0] + losses[1]).prepare(data)
+        active = torch.zeros(6, dtype=torch.bool)
+        active[list(computed)] = True
+        if is_placed:
+            bound = bound.placed(bound.tensors(active))
+        totals, _ = bound.terms(Outputs(logprobs=rows[active], active=active))
+        assert totals.tolist() == right

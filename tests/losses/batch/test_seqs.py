@@ -143,3 +143,12 @@ def test_lengths_in_a_list_are_on_the_cpu_whatever_the_default_device() -> None:
         seqs = Seqs([2, 1])
     assert seqs.lengths.device.type == seqs.index.device.type == "cpu"
     assert seqs.index.tolist() == [0, 0, 1]
+
+
+def test_lengths_are_where_they_are_wanted() -> None:
+    seqs = Seqs([2, 1], device=torch.device("meta"), weights=torch.ones(3))
+    assert seqs.lengths.device.type == seqs.index.device.type == "meta"
+    assert seqs.index.shape == (3,)
+    moved = Seqs([2, 1], weights=torch.ones(3)).to(torch.ones(3, device="meta"))
+    assert moved.sum(torch.ones(3, device="meta")).shape == (2,)
+    assert [one.shape for one in moved.split(torch.ones(3, device="meta"))] == [(2,), (1,)]
