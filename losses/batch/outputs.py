@@ -124,7 +124,7 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
                 name, output, outputs.number(int(packed.active_datums[row])), None, float(values[row].sum())
             )
         return
-    if packed.spec.wants_weights or packed.weights.ndim > 1:  # else every position has a weight
+    if packed.spec.wants_weights:  # any other loss is handed nothing that does not count
         wrong &= weighted_positions(packed.weights, values)
     if output == "logprobs" and packed.absent is not None:
         wrong &= ~packed.absent.to(values.device)

@@ -100,6 +100,10 @@ def config_maker(
             raise LossConfigError(
                 f"{name}: {parameter.name!r} belongs to the registry; a loss returns losses unreduced"
             )
+        if parameter.name.startswith("_") or hasattr(LossConfig, parameter.name):
+            raise LossConfigError(
+                f"{name}: no setting can be called {parameter.name!r}, as pydantic's models use that name"
+            )
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         annotation = hints.get(parameter.name, Any if default is ... or default is None else type(default))
         if default is not ... and not isinstance(default, bool | int | float | str | None):

@@ -157,7 +157,9 @@ def test_another_loss_is_refused_with_the_reason(loss: Loss) -> None:
 
 
 def test_the_report_says_of_every_loss_whether_it_can_be_traced_and_why_not() -> None:
-    report = trace_report({name: with_needed(name, reduction="sum").settings for name in NEEDED})
+    settings = {name: with_needed(name, reduction="sum").settings for name in NEEDED}
+    report = trace_report({**settings, "ppo": {"clip_high": 1.625}})
+    assert "1.625" in str(report["ppo"])
     assert list(report) == list_losses()
     without = {name for name, result in report.items() if isinstance(result, str)}
     assert without == {loss.name for loss in ELSE} | set(NOT_TRACEABLE)

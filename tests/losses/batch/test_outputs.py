@@ -13,6 +13,7 @@ from torch import Tensor
 from lossbook import Datum, get_loss
 from lossbook.datums.errors import (
     DtypeError,
+    InvalidLogprobError,
     LengthMismatchError,
     LossContractError,
     NonFiniteLossInput,
@@ -102,6 +103,22 @@ def test_an_absent_candidate_may_be_impossible_for_the_model_also_where_the_loss
     assert_rows_equal(gradients, [[[-2, 0], [0, -1]]], 0)
     with pytest.raises(NonFiniteLossInput, match="the model's logprobs of datum 0 are -inf at position 1, where"):
         evaluated(loss, data, [[[-3.0, -4.0], [-5.0, -math.inf]]])
+
+
+def own_weights(logprobs: Tensor, weights: Tensor) -> Tensor:
+    return -torch.where(weights != 0, weights * logprobs, 0)
+
+
+@pytest.mark.parametrize("loss", [lambda: get_loss("cross_entropy"), lambda: loss_of(own_weights)])
+def test_a_logprob_above_0_may_stand_where_nothing_has_a_weight(loss: Any) -> None:
+    for targets, weights, row in (
+        (2, [0, 1], [7.0, -1.0]),
+        ([[1, 2], [3, 4]], [[0, 1], [0, 2]], [[7.0, -1.0], [5.0, -2.0]]),
+    ):
+        value = evaluated(loss(), [datum(targets, weights=weights)], [row])[0]
+        assert value == (1 if targets == 2 else 5)
+        with pytest.raises(InvalidLogprobError, match="logprobs of datum 0 are 7 at position 0"):
+            evaluated(loss(), [datum(targets, weights=[1, 1] if targets == 2 else [[1, 1]] * 2)], [row])
 
 
 def test_of_several_embeddings_that_are_no_numbers_the_first_is_named() -> None:

@@ -71,6 +71,12 @@ def test_recall_counts_queries_that_find_their_document() -> None:
         assert evaluated(get_loss(name), texts(6), rows)[2]["in_batch_recall_at_1"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(("count", "extra"), [(1, 3), (2, 4), (1, 0), (4, 1)])
+def test_extra_negatives_leave_pairs(count: int, extra: int) -> None:
+    with pytest.raises(ShapeError, match=f"and {extra} extra negatives, but there are {count} datums"):
+        get_loss("info_nce", num_extra_negatives=extra).check(texts(count))
+
+
 def test_two_views_alone_have_nothing_to_tell_apart() -> None:
     value, gradients, _ = evaluated(get_loss("ntxent"), texts(2), PLANE[:2])
     assert value == pytest.approx(0, abs=1e-12)

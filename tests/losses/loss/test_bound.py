@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import Datum, TensorData, get_loss
-from lossbook.datums.errors import LossContractError, NonFiniteLossInput
+from lossbook.datums.errors import InvalidLogprobError, LossContractError, NonFiniteLossInput
 from lossbook.losses import Outputs, PerDatum, Seqs, stats
 from lossbook.losses.loss.bound import BoundLoss
 from lossbook.losses.spec.spec import make_spec
@@ -121,6 +121,25 @@ def test_errors_name_a_datum_by_its_number_in_the_call() -> None:
     prepared = get_loss("cross_entropy").prepare(data)
     with pytest.raises(NonFiniteLossInput, match="logprobs of datum 1 are nan at position 1"):
         prepared.terms([torch.tensor([-1.0]), torch.tensor([0.0, torch.nan])], [2, 1])
+    with pytest.raises(NonFiniteLossInput, match="logprobs of datum 2 are nan at position 0"):
+        prepared.terms([torch.tensor([torch.nan])], [2])
+    numbered = Outputs(logprobs=torch.tensor([torch.nan]), numbers=[7])
+    for of_one in (lambda: prepared.terms(numbered, [2]), lambda: prepared.part([2]).terms(numbered)):
+        with pytest.raises(NonFiniteLossInput, match="logprobs of datum 7 are nan at position 0"):
+            of_one()
+
+
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_outputs_that_were_taken_unchecked_are_checked_when_asked(factor: float | None) -> None:
+    data = [datum(2, weights=[0.0, 1.0])]
+    loss = get_loss("cross_entropy") if factor is None else factor * get_loss("cross_entropy")
+    prepared = loss.prepare(data)
+    for wrong, error in ((torch.nan, NonFiniteLossInput), (0.5, InvalidLogprobError)):
+        outputs = Outputs(logprobs=torch.tensor([-1.0, wrong]), is_unchecked=True)
+        prepared.terms(outputs)
+        with pytest.raises(error, match=r"logprobs of datum 0 are .* at position 1"):
+            prepared.check_outputs(outputs)
+    prepared.check_outputs(Outputs(logprobs=torch.tensor([torch.nan, -1.0])))
 
 
 def test_data_is_packed_once_however_much_is_asked() -> None:

@@ -260,3 +260,11 @@ def test_a_setting_of_several_types_is_named_itself() -> None:
     assert loss_of(of_either, config={"window": [1, 2]}).settings == {"window": [1, 2]}
     with pytest.raises(LossConfigError, match=r"^of_either: window='wide': .* of_either: window='wide': .*Settings of"):
         loss_of(of_either, config={"window": "wide"})
+
+
+@pytest.mark.parametrize("setting", ["model_config", "model_extra", "model_dump", "copy", "_scale"])
+def test_a_setting_that_would_not_be_one_is_refused_at_registration(setting: str) -> None:
+    namespace: dict[str, Any] = {"Tensor": Tensor}
+    exec(f"def own(logprobs: Tensor, *, {setting}: float = 1.0) -> Tensor:\n    return -logprobs", namespace)
+    with pytest.raises(LossConfigError, match=f"^own: no setting can be called '{setting}', as pydantic's models use"):
+        register_loss("own")(namespace["own"])

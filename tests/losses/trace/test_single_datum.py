@@ -118,6 +118,7 @@ def test_a_metric_that_the_service_cannot_have_is_left_out_with_the_reason() -> 
             "low": stats.mean(advantages[advantages < 0]),
             "chosen": stats.mean(advantages[(advantages < 0,)]),
             "some": stats.sum(advantages.masked_select(advantages > 0)),
+            "by_place": stats.sum(advantages[(advantages * 0).long()]),
             "fine": stats.mean(advantages[[0, 0, 0, 0, 0]] * advantages[:, None][:, 0]),
         }
 
@@ -130,6 +131,19 @@ def test_a_metric_that_the_service_cannot_have_is_left_out_with_the_reason() -> 
         "chosen": selects,
         "some": selects,
     }
+
+
+def of_features(logprobs: Tensor, features: Tensor, seqs: Seqs) -> Tensor:
+    one = logprobs.sum() * 0 + 1
+    sums = (seqs.sum(features) * torch.stack([one, 10 * one, 0 * one])).sum(1)
+    return sums + 100 * seqs.last(features)[:, 1] + 1000 * seqs.broadcast(seqs.last(logprobs)).sum().reshape(1)
+
+
+def test_sums_over_one_datum_keep_columns_apart_and_leave_masked_positions_out() -> None:
+    loss = loss_of(of_features, per="datum", reduction="sum")
+    features = [[9.0, 9.0, 9.0], [1.0, 2.0, 9.0], [3.0, 4.0, 9.0], [9.0, 9.0, 9.0]]
+    # Two positions count: 1 + 3, 10 (2 + 4), 100 x 4, and twice -2.
+    assert by_both(loss, [NAN, -1.0, -2.0, NAN], features=features, weights=[0, 1, 1, 0])[0] == 4 + 60 + 400 - 4000
 
 
 # What a graph may call, and where it may not.
