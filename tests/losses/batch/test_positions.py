@@ -65,3 +65,8 @@ def test_the_mean_negative_logprob_is_of_the_active_ones() -> None:
     logprobs = torch.tensor([-1.0, NAN, -4.0])
     assert nll(logprobs, torch.tensor([True, False, True])).value() == 2.5
     assert nll(logprobs[::2]).value() == 2.5
+
+
+def test_which_positions_have_a_weight_is_said_where_the_values_are() -> None:
+    for shape in ((2,), (2, 3), ()):
+        assert weighted_positions(torch.ones(2), torch.ones(shape, device="meta")).device.type == "meta"
