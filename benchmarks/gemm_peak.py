@@ -27,7 +27,7 @@ import measuring
 import torch
 import transformers
 import workloads
-from steps import TOLERANCE, check_same_losses
+from steps import TOLERANCE, batches_of, check_same_losses
 from steps_sft import HandWritten, ours
 from workloads import Example
 
@@ -68,22 +68,27 @@ def products(device: str, dtype: torch.dtype, repeats: int) -> dict[str, tuple[f
     return calls
 
 
-def pack(tokens: int, vocabulary: int) -> list[Example]:
+def pack(tokens: int, vocabulary: int, seed: int = 0) -> list[Example]:
     """Sequences of lognormal length, as many as have just `tokens` tokens; the last is cut."""
     sizes: list[int] = []
-    for size in workloads.lengths(tokens // 16):
+    for size in workloads.lengths(tokens // 16, seed=seed):
         if sum(sizes) < tokens:
             sizes.append(min(size, tokens - sum(sizes)))
-    return workloads.examples([size for size in sizes if size > 1], 1.0, vocabulary)
+    return workloads.examples([size for size in sizes if size > 1], 1.0, vocabulary, seed)
 
 
 def measure(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per product and per step."""
-    batch = pack(options.tokens, workloads.vocabulary(folder))
-    loop = HandWritten(folder, batch, options)
-    steps = {"ours": ours(folder, batch, options), "hand-written": loop}
+    vocabulary = workloads.vocabulary(folder)
+    batches = batches_of(lambda seed: pack(options.tokens, vocabulary, seed), options)
+    steps = {"ours": ours(folder, batches, options)}
+    if not options.alone:
+        steps["hand-written"] = HandWritten(folder, batches, options)
     check_same_losses({label: step() for label, step in steps.items()}, TOLERANCE[options.dtype], {})
-    work: dict[str, float] = dict.fromkeys(steps, operations(loop.model, batch))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    needed = [operations(model, batch) for batch in batches]
+    work: dict[str, float] = dict.fromkeys(steps, sum(needed) / len(needed))
     ways: dict[str, measuring.Way] = dict(steps)
     for label, (count, way) in products(options.device, options.dtype, options.repeats).items():
         work[label], ways[label] = count, way
@@ -95,7 +100,7 @@ def measure(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         row = {
             "device": options.device,
             "model": options.model,
-            "tokens": sum(len(e.tokens) for e in batch),
+            "tokens": sum(len(e.tokens) for e in batches[0]),
             "what": label,
         }
         row |= {"seconds": statistics.median(times[label]), "TFLOP/s": rate / 1e12, "of the measured peak": rate / peak}
@@ -112,6 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--tokens", type=int, help="tokens per step; by default 2048, and 8192 on a GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default float32, and bfloat16 on a GPU")
+    parser.add_argument(
+        "--alone", action="store_true", help="without the hand-written step, whose logits take much memory"
+    )
+    parser.add_argument(
+        "--autocast", action="store_true", help="the hand-written step in float32 weights, as ours has them"
+    )
+    parser.add_argument("--fresh", action="store_true", help="another pack in each step")
     parser.add_argument("--peak-tflops", type=float, help="peak from the data sheet: 989 for bfloat16 on an H100 SXM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="products timed together")

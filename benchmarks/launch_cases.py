@@ -45,8 +45,8 @@ def sft(folder: str) -> Case:
         loss="cross_entropy",
         settings={"reduction": "token-mean"},
         datums=lambda _: workloads.datums(batch),
-        plain=lambda options: steps_sft.HandWritten(folder, batch, options),
-        trl=lambda options, tuned: steps_sft.trl(folder, batch, options, **tuned, **size),
+        plain=lambda options: steps_sft.HandWritten(folder, [batch], options),
+        trl=lambda options, tuned: steps_sft.trl(folder, [batch], options, **tuned, **size),
     )
 
 
@@ -60,8 +60,8 @@ def dpo(folder: str) -> Case:
         loss="dpo",
         settings={"beta": steps_dpo.BETA},
         datums=lambda training: steps_dpo.datums(pairs, steps_dpo.reference_logprobs(training, pairs)),
-        plain=lambda options: steps_dpo.HandWritten(folder, pairs, options),
-        trl=lambda options, tuned: steps_dpo.trl(folder, pairs, options, **tuned, **own),
+        plain=lambda options: steps_dpo.HandWritten(folder, [pairs], options),
+        trl=lambda options, tuned: steps_dpo.trl(folder, [pairs], options, **tuned, **own),
     )
 
 
@@ -84,7 +84,7 @@ def grpo(folder: str) -> Case:
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(prompts)["input_ids"]
 
     def plain(options: argparse.Namespace) -> Any:
-        loop = GivenAnswers(folder, prompts, argparse.Namespace(**vars(options), new_tokens=new_tokens))
+        loop = GivenAnswers(folder, [prompts], argparse.Namespace(**vars(options), new_tokens=new_tokens))
         loop.answers = answers
         return loop
 
@@ -96,7 +96,7 @@ def grpo(folder: str) -> Case:
         datums=lambda _: steps_grpo.datums(tokens, *answers),
         plain=plain,
         trl=lambda options, tuned: (
-            steps_grpo.Trl(folder, prompts, argparse.Namespace(**vars(options), new_tokens=new_tokens), **tuned).step
+            steps_grpo.Trl(folder, [prompts], argparse.Namespace(**vars(options), new_tokens=new_tokens), **tuned).step
         ),
     )
 

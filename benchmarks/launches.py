@@ -39,7 +39,7 @@ import workloads
 from counting import Counts, as_on_a_gpu, watched
 from launch_cases import CASES, Case
 from steps import quiet, train, update
-from trl_training import TUNED
+from trl_training import tuned
 
 import lossbook as lb
 from lossbook.trainer.model.fused.kernels import standing_in
@@ -61,7 +61,7 @@ Step = Callable[[], Any]
 
 def ours(case: Case, folder: str, options: argparse.Namespace, counts: Counts, batching: Any = "packed") -> Step:
     """lossbook's step; where all weights are trained, dtype is that of products."""
-    service = lb.ServiceClient(device="cpu", dtype=options.products, batching=batching)
+    service = lb.ServiceClient(device="cpu", dtype=options.dtype, batching=batching)
     training = service.create_training_client(folder)
     datums = case.datums(training)
 
@@ -81,8 +81,6 @@ def fused(case: Case, folder: str, options: argparse.Namespace, counts: Counts) 
 def plain(case: Case, options: argparse.Namespace, counts: Counts) -> Step:
     """The hand-written loop, in autocast where products are narrower than weights."""
     loop = case.plain(options)
-    if options.products != torch.float32:
-        loop.model.forward = torch.autocast("cpu", dtype=options.products)(loop.model.forward)
 
     def step() -> None:
         with ExitStack() as stack:
@@ -97,7 +95,7 @@ def plain(case: Case, options: argparse.Namespace, counts: Counts) -> Step:
 
 def trl(case: Case, options: argparse.Namespace, counts: Counts) -> Step:
     """TRL's own training step; what it does outside of `training_step` counts as the optimizer's."""
-    step = case.trl(options, {**TUNED, "bf16": options.products == torch.bfloat16, "use_cpu": True})
+    step = case.trl(options, {**tuned(options), "use_cpu": True})
     trainer = step.trainer
     trainer.training_step = during(counts, WORK[1], trainer.training_step)
     if hasattr(trainer, "_generate_and_score_completions"):
@@ -165,9 +163,9 @@ def sampling(folder: str, options: argparse.Namespace) -> dict[str, Counts]:
     """The counts of MANY - FEW tokens of 8 rows: ours, and `generate`."""
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, 256, (2, 16), generator=generator).tolist()
-    training = lb.ServiceClient(device="cpu", dtype=options.products).create_training_client(folder)
+    training = lb.ServiceClient(device="cpu", dtype=options.dtype).create_training_client(folder)
     sampler = training.save_weights_and_get_sampling_client()
-    module = workloads.load_module(folder, DEVICE, options.products).eval()  # type: ignore[arg-type]
+    module = workloads.load_module(folder, DEVICE, options.dtype).eval()  # type: ignore[arg-type]
     rows = torch.tensor(prompts).repeat_interleave(4, 0)
     never = {"eos_token_id": steps_grpo.NEVER, "pad_token_id": 0, "attention_mask": torch.ones_like(rows)}
 
@@ -225,7 +223,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dic
     """The rows of steps, and those of sampling."""
     rows, sampled = [], []
     for products in options.dtypes:
-        options.products = products
+        options.dtype, options.autocast = products, products != torch.float32
         with workloads.written(options.shape) as folder, as_on_a_gpu():
             for name in options.steps:
                 counted = steps(name, folder, options)
@@ -259,7 +257,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.layers, options.steps, options.dtypes = 2, ["SFT"], ["float32"]
     options.shape = workloads.Shape("llama", 512, 48, 96, options.layers, 12, 4, 4)
     options.dtypes = [getattr(torch, name) for name in options.dtypes]
-    options.device, options.dtype, options.rounds = DEVICE, torch.float32, 1
+    options.device, options.rounds, options.fresh = DEVICE, 1, False
     quiet()
     return options
 

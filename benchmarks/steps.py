@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import measuring
 import torch
 import transformers
+import workloads
 from workloads import MODELS
 
 import lossbook as lb
@@ -23,7 +25,10 @@ ADAM: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_d
 CLIP = 1.0
 #: The largest relative difference between losses before timing; bfloat16 has three decimal digits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+#: The hand-written loop with weights and moments in `--dtype`: faster, and the update is rounded.
+NARROW = "hand-written, narrow weights"
 Step = Callable[[], float]
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -70,6 +75,13 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
     command_line.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    command_line.add_argument(
+        "--autocast", action="store_true", help="in all ways float32 weights, and products in --dtype as ours has them"
+    )
+    command_line.add_argument(
+        "--tolerance", type=float, help="largest relative difference between losses before timing"
+    )
+    command_line.add_argument("--fresh", action="store_true", help="other sequences in each step, as in training")
     command_line.add_argument("--rounds", type=int, default=3, help="timed rounds")
     command_line.add_argument("--ways", nargs="+", help="only these ways to compute the step; ours is always included")
     command_line.add_argument("--quick", action="store_true", help="the tiny model, one round")
@@ -87,16 +99,37 @@ def parse(
     if options.quick:
         options.rounds = 1
     options.dtype = getattr(torch, options.dtype)
+    options.tolerance = options.tolerance or TOLERANCE[options.dtype]
     quiet()
     return options
 
 
+def batches_of(make: Callable[[int], T], options: argparse.Namespace) -> list[T]:
+    """What the steps get, from a function of the seed: one batch that is repeated, or with `--fresh` one for each step."""
+    return [make(seed) for seed in range(options.rounds + 3 if options.fresh else 1)]
+
+
+def narrow(options: argparse.Namespace) -> argparse.Namespace:
+    """The options of NARROW: weights and moments in `--dtype`, too."""
+    return argparse.Namespace(**{**vars(options), "autocast": False})
+
+
+def peer_module(folder: str, options: argparse.Namespace) -> Any:
+    """The model of the hand-written loops."""
+    module = workloads.load_module(folder, options.device, torch.float32 if options.autocast else options.dtype)
+    if options.autocast:
+        kind = torch.device(options.device).type
+        module.forward = torch.autocast(kind, dtype=options.dtype)(module.forward)
+    return module
+
+
 def wanted(makers: Mapping[str, Callable[[], Step]], chosen: Sequence[str] | None) -> dict[str, Step]:
-    """The steps that were asked for, made. Raises ValueError for a name that is not there."""
+    """Ours and the steps that were asked for, by default all but NARROW, made. Raises ValueError for an unknown name."""
     unknown = set(chosen or ()) - set(makers)
     if unknown:
         raise ValueError(f"--ways {' '.join(sorted(unknown))}: there are {', '.join(makers)}")
-    return {label: make() for label, make in makers.items() if chosen is None or label in chosen or label == "ours"}
+    names = {"ours", *(set(makers) - {NARROW} if chosen is None else chosen)}
+    return {label: make() for label, make in makers.items() if label in names}
 
 
 def compare(
@@ -149,9 +182,10 @@ def check_same_losses(losses: Mapping[str, float], tolerance: float, looser: Map
 
 def quiet() -> None:
     """No progress bars, and none of the warnings that TRL's use of transformers causes."""
-    import datasets
-
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ["TQDM_DISABLE"] = "1"
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if importlib.util.find_spec("datasets") is not None:
+        import datasets
+
+        datasets.disable_progress_bars()

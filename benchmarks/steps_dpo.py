@@ -19,6 +19,7 @@ The aim: at least 3 times the speed of TRL's fastest working configuration.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,21 @@ import measuring
 import torch
 import transformers
 import workloads
-from steps import ADAM, TOLERANCE, Step, compare, parse, parser, train, update, wanted
+from steps import (
+    ADAM,
+    NARROW,
+    TOLERANCE,
+    Step,
+    batches_of,
+    compare,
+    narrow,
+    parse,
+    parser,
+    peer_module,
+    train,
+    update,
+    wanted,
+)
 
 import lossbook as lb
 
@@ -50,13 +65,12 @@ class Pair:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
-def make_pairs(count: int, vocabulary: int) -> list[Pair]:
+def make_pairs(count: int, vocabulary: int, seed: int = 0) -> list[Pair]:
     """Random tokens, the same each time."""
-    prompts = workloads.lengths(count)
-    answers = workloads.lengths(2 * count, median=48.0, low=8, high=256)
-    tokens = iter(
-        torch.randint(0, vocabulary, (sum(prompts) + sum(answers),), generator=torch.Generator().manual_seed(1))
-    )
+    prompts = workloads.lengths(count, seed=seed)
+    answers = workloads.lengths(2 * count, median=48.0, low=8, high=256, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    tokens = iter(torch.randint(0, vocabulary, (sum(prompts) + sum(answers),), generator=generator))
 
     def take(number: int) -> list[int]:
         return [int(next(tokens)) for _ in range(number)]
@@ -64,12 +78,12 @@ def make_pairs(count: int, vocabulary: int) -> list[Pair]:
     return [Pair(take(prompts[i]), take(answers[2 * i]), take(answers[2 * i + 1])) for i in range(count)]
 
 
-def ours(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> Step:
-    """The step as a user of lossbook writes it; the reference's forward is made once."""
+def ours(folder: str, batches: Sequence[Sequence[Pair]], options: argparse.Namespace) -> Step:
+    """The step as a user of lossbook writes it; the reference's forwards are made once."""
     service = lb.ServiceClient(device=options.device, dtype=options.dtype)
     training = service.create_training_client(folder)
-    references = reference_logprobs(training, pairs)
-    return lambda: train(training, datums(pairs, references), "dpo", {"beta": BETA})
+    given = itertools.cycle([(pairs, reference_logprobs(training, pairs)) for pairs in batches])
+    return lambda: train(training, datums(*next(given)), "dpo", {"beta": BETA})
 
 
 def datums(pairs: Sequence[Pair], references: Sequence[tuple[torch.Tensor, torch.Tensor]] | None) -> list[lb.Datum]:
@@ -88,18 +102,18 @@ def reference_logprobs(training: lb.TrainingClient, pairs: Sequence[Pair]) -> li
 class HandWritten:
     """A straightforward hand-written loop: chosen and rejected answers in one padded batch."""
 
-    def __init__(self, folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> None:
-        self.model = workloads.load_module(folder, options.device, options.dtype).train()
+    def __init__(self, folder: str, batches: Sequence[Sequence[Pair]], options: argparse.Namespace) -> None:
+        self.model = peer_module(folder, options).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **ADAM)
-        self.pairs, self.device = pairs, options.device
+        self.device = options.device
         with torch.no_grad():
-            self.reference = self.logprobs()
+            self.given = itertools.cycle([(pairs, self.logprobs(pairs)) for pairs in batches])
 
-    def logprobs(self) -> torch.Tensor:
+    def logprobs(self, pairs: Sequence[Pair]) -> torch.Tensor:
         """[2 pairs]: nats of each answer, the chosen first."""
-        answers = [pair.chosen for pair in self.pairs] + [pair.rejected for pair in self.pairs]
-        prompts = [pair.prompt for pair in self.pairs] * 2
-        longest = max(pair.longest for pair in self.pairs)
+        answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        prompts = [pair.prompt for pair in pairs] * 2
+        longest = max(pair.longest for pair in pairs)
         tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask, answered = torch.zeros_like(tokens), torch.zeros_like(tokens)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -113,61 +127,65 @@ class HandWritten:
         return (logprobs * answered[:, 1:]).sum(1)
 
     def __call__(self) -> float:
-        chosen, rejected = (self.logprobs() - self.reference).chunk(2)
+        pairs, reference = next(self.given)
+        chosen, rejected = (self.logprobs(pairs) - reference).chunk(2)
         loss = -torch.nn.functional.logsigmoid(BETA * (chosen - rejected)).mean()
         loss.backward()
         update(self.model, self.optimizer)
         return loss.item()
 
 
-def trl(folder: str, pairs: Sequence[Pair], options: argparse.Namespace, **settings: Any) -> Step:
+def trl(folder: str, batches: Sequence[Sequence[Pair]], options: argparse.Namespace, **settings: Any) -> Any:
     """DPOTrainer on the same pairs. Its constructor tokenises text, so the tokens are set afterwards."""
     import datasets
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
-    from trl_training import SAME_STEP, PausedTraining, repeated
+    from trl_training import SAME_STEP, PausedTraining, repeated, trl_module
 
     arguments = {**SAME_STEP, "use_cpu": options.device == "cpu", "output_dir": tempfile.mkdtemp(), **settings}
     trainer = DPOTrainer(
-        model=workloads.load_module(folder, options.device, options.dtype),
+        model=trl_module(folder, options),
         args=DPOConfig(**arguments, beta=BETA),
         train_dataset=datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=transformers.AutoTokenizer.from_pretrained(folder),
     )
-    rows = [{"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected} for p in pairs]
+    rows = [
+        {"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected} for pairs in batches for p in pairs
+    ]
     if arguments.get("precompute_ref_log_probs"):
-        prepared = trainer._precompute_ref_logps(repeated(rows, 1), "train", len(pairs))
+        prepared = trainer._precompute_ref_logps(repeated(rows, 1), "train", len(batches[0]))
         rows = [dict(row) for row in prepared]
     trainer.train_dataset = repeated(rows, options.rounds + 8)
     return PausedTraining(trainer)
 
 
-def ways(folder: str, pairs: Sequence[Pair], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
+def ways(folder: str, batches: Sequence[Sequence[Pair]], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
     """By way, a function that makes its step."""
-    from trl_training import TUNED
+    from trl_training import tuned
 
-    tuned = {**TUNED, "precompute_ref_log_probs": True}
-    by_length = sorted(pairs, key=lambda pair: -pair.longest)
-    whole = len(pairs)
+    fast = {**tuned(options), "precompute_ref_log_probs": True}
+    by_length = [sorted(pairs, key=lambda pair: -pair.longest) for pairs in batches]
+    whole = len(batches[0])
     defaults, part = min(8, whole), -(-whole // 4)
     return {
-        "ours": lambda: ours(folder, pairs, options),
-        "hand-written": lambda: HandWritten(folder, pairs, options),
+        "ours": lambda: ours(folder, batches, options),
+        "hand-written": lambda: HandWritten(folder, batches, options),
+        NARROW: lambda: HandWritten(folder, batches, narrow(options)),
         DEFAULTS: lambda: trl(
             folder,
-            pairs,
+            batches,
             options,
             per_device_train_batch_size=defaults,
             gradient_accumulation_steps=whole // defaults,
         ),
-        "TRL tuned, padded": lambda: trl(folder, pairs, options, per_device_train_batch_size=whole, **tuned),
+        "TRL tuned, padded": lambda: trl(folder, batches, options, per_device_train_batch_size=whole, **fast),
         "TRL tuned, sorted micro-batches": lambda: trl(
             folder,
             by_length,
             options,
             per_device_train_batch_size=part,
             gradient_accumulation_steps=4,
-            **tuned,
+            **fast,
         ),
     }
 
@@ -181,12 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for model in options.model:
         with workloads.model_folder(model) as folder:
-            pairs = make_pairs(options.pairs, workloads.vocabulary(folder))
-            steps = wanted(ways(folder, pairs, options), options.ways)
-            tokens = sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
-            padded = 2 * len(pairs) * max(p.longest for p in pairs)
-            about = {"model": model, "pairs": len(pairs), "tokens": tokens, "padded": padded}
-            bounds = {"tolerance": TOLERANCE[options.dtype], "looser": {DEFAULTS: TOLERANCE[torch.bfloat16]}}
+            vocabulary = workloads.vocabulary(folder)
+            batches = batches_of(lambda seed, size=vocabulary: make_pairs(options.pairs, size, seed), options)
+            steps = wanted(ways(folder, batches, options), options.ways)
+            lengths = [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for pairs in batches for p in pairs]
+            tokens = sum(lengths) // len(batches)
+            padded = sum(2 * len(pairs) * max(p.longest for p in pairs) for pairs in batches) // len(batches)
+            about = {"model": model, "pairs": options.pairs, "tokens": tokens, "padded": padded}
+            bounds = {"tolerance": options.tolerance, "looser": {DEFAULTS: TOLERANCE[torch.bfloat16]}}
             rows += compare(steps, options.rounds, tokens, about, **bounds)
     print(measuring.markdown(rows))
     measuring.write(options.name or "steps_dpo", rows, measuring.folder_for(options.out, quick=options.quick))

@@ -19,6 +19,7 @@ The aim: at least 2 times the speed of TRL's fastest working configuration.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,7 +29,21 @@ import measuring
 import torch
 import transformers
 import workloads
-from steps import ADAM, TOLERANCE, Step, adam_params, compare, parse, parser, update, wanted
+from steps import (
+    ADAM,
+    NARROW,
+    TOLERANCE,
+    Step,
+    adam_params,
+    batches_of,
+    compare,
+    narrow,
+    parse,
+    parser,
+    peer_module,
+    update,
+    wanted,
+)
 
 import lossbook as lb
 from lossbook.losses import advantages
@@ -45,9 +60,10 @@ def reward(tokens: Sequence[int]) -> float:
     return float(sum(token % 2 == 0 for token in tokens))
 
 
-def make_prompts(count: int, length: int) -> list[str]:
-    """Random digits: `length` tokens each, for tokenizers that take digits singly and for those of bytes."""
-    drawn = random.Random(0)
+def make_prompts(count: int, length: int, seed: int = 0) -> list[str]:
+    """Random digits, for tokenizers that take digits singly and for those of bytes: `length` tokens each, or up to a quarter
+    less with other seeds."""
+    drawn, length = random.Random(seed), length - seed % 5 * (length // 16)
     return ["".join(drawn.choices("0123456789", k=length)) for _ in range(count)]
 
 
@@ -57,14 +73,16 @@ def make_prompts(count: int, length: int) -> list[str]:
 class Ours:
     """The step as a user of lossbook writes it."""
 
-    def __init__(self, folder: str, prompts: Sequence[str], options: argparse.Namespace) -> None:
+    def __init__(self, folder: str, batches: Sequence[Sequence[str]], options: argparse.Namespace) -> None:
         service = lb.ServiceClient(device=options.device, dtype=options.dtype)
         self.training = service.create_training_client(folder)
         tokenizer = self.training.get_tokenizer()
-        self.prompts = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        tokens = [[tokenizer(prompt)["input_ids"] for prompt in prompts] for prompts in batches]
+        self.prompts, self.batches = tokens[0], itertools.cycle(tokens)
         self.sampling = lb.SamplingParams(max_tokens=options.new_tokens, temperature=1.0, stop=[])
 
     def __call__(self) -> float:
+        self.prompts = next(self.batches)
         sampler = self.training.save_weights_and_get_sampling_client()
         answers = [r.sequences for r in sampler.sample_batch(self.prompts, self.sampling, num_samples=SAMPLES).result()]
         rewards = [reward(sequence.tokens) for group in answers for sequence in group]
@@ -114,15 +132,17 @@ def datums(
 class HandWritten:
     """A straightforward hand-written loop."""
 
-    def __init__(self, folder: str, prompts: Sequence[str], options: argparse.Namespace) -> None:
-        self.model = workloads.load_module(folder, options.device, options.dtype).train()
+    def __init__(self, folder: str, batches: Sequence[Sequence[str]], options: argparse.Namespace) -> None:
+        self.model = peer_module(folder, options).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **ADAM)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-        rows = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(SAMPLES)]
-        self.prompts = torch.tensor(rows, device=options.device)
+        rows = [[tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(SAMPLES)] for prompts in batches]
+        tensors = [torch.tensor(each, device=options.device) for each in rows]
+        self.prompts, self.batches = tensors[0], itertools.cycle(tensors)
         self.new_tokens = options.new_tokens
 
     def __call__(self) -> float:
+        self.prompts = next(self.batches)
         sampled = self.model.generate(
             input_ids=self.prompts,
             attention_mask=torch.ones_like(self.prompts),
@@ -170,12 +190,14 @@ def gradient_norm(model: torch.nn.Module) -> float:
 class Trl:
     """GRPOTrainer on the same prompts and reward."""
 
-    def __init__(self, folder: str, prompts: Sequence[str], options: argparse.Namespace, **settings: Any) -> None:
+    def __init__(
+        self, folder: str, batches: Sequence[Sequence[str]], options: argparse.Namespace, **settings: Any
+    ) -> None:
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
-        from trl_training import SAME_STEP, PausedTraining, repeated
+        from trl_training import SAME_STEP, PausedTraining, repeated, trl_module
 
-        rows = len(prompts) * SAMPLES
+        rows = len(batches[0]) * SAMPLES
         same = {"per_device_train_batch_size": rows, "num_generations": SAMPLES, "steps_per_generation": 1, "beta": 0.0}
         same |= {
             "max_completion_length": options.new_tokens,
@@ -193,15 +215,17 @@ class Trl:
         }
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         trainer = GRPOTrainer(
-            model=workloads.load_module(folder, options.device, options.dtype),
+            model=trl_module(folder, options),
             reward_funcs=lambda completion_ids, **_: [reward(tokens) for tokens in completion_ids],
             args=GRPOConfig(**arguments),
-            train_dataset=repeated([{"prompt": prompt} for prompt in prompts], options.rounds + 8),
+            train_dataset=repeated(
+                [{"prompt": prompt} for prompts in batches for prompt in prompts], options.rounds + 8
+            ),
             processing_class=tokenizer,
         )
         trainer.eos_token_ids = [NEVER]
         self.trainer: Any = trainer
-        self.prompts = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(SAMPLES)]
+        self.prompts = [tokenizer(prompt)["input_ids"] for prompt in batches[0] for _ in range(SAMPLES)]
         self.step = PausedTraining(trainer)
 
     def __call__(self) -> float:
@@ -233,18 +257,20 @@ class Trl:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def ways(folder: str, prompts: Sequence[str], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
+def ways(folder: str, batches: Sequence[Sequence[str]], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
     """By way, a function that makes its step."""
-    from trl_training import TUNED
+    from trl_training import tuned
 
+    fast = tuned(options)
     micro_batches = {"per_device_train_batch_size": 8, "steps_per_generation": None}
-    micro_batches["gradient_accumulation_steps"] = len(prompts) * SAMPLES // 8
+    micro_batches["gradient_accumulation_steps"] = len(batches[0]) * SAMPLES // 8
     return {
-        "ours": lambda: Ours(folder, prompts, options),
-        "hand-written": lambda: HandWritten(folder, prompts, options),
-        DEFAULTS: lambda: Trl(folder, prompts, options, **micro_batches),
-        "TRL tuned, dynamic cache": lambda: Trl(folder, prompts, options, **TUNED),
-        "TRL tuned, static cache": lambda: Trl(folder, prompts, options, **TUNED, cache_implementation="static"),
+        "ours": lambda: Ours(folder, batches, options),
+        "hand-written": lambda: HandWritten(folder, batches, options),
+        NARROW: lambda: HandWritten(folder, batches, narrow(options)),
+        DEFAULTS: lambda: Trl(folder, batches, options, **micro_batches),
+        "TRL tuned, dynamic cache": lambda: Trl(folder, batches, options, **fast),
+        "TRL tuned, static cache": lambda: Trl(folder, batches, options, **fast, cache_implementation="static"),
     }
 
 
@@ -264,7 +290,7 @@ def check_same_loss(steps: dict[str, Any], options: argparse.Namespace, vocabula
     results = {label: step.loss_and_norm(*tensors) for label, step in steps.items()}
     for label, values in results.items():
         for ours, other in zip(results["ours"], values, strict=True):
-            bound = TOLERANCE[torch.bfloat16 if label == DEFAULTS else options.dtype]
+            bound = TOLERANCE[torch.bfloat16] if label == DEFAULTS else options.tolerance
             if not abs(ours - other) <= bound * max(1.0, abs(ours)):
                 raise AssertionError(f"{label} does not compute the loss and gradient norm of lossbook: {results}")
 
@@ -282,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for model in options.model:
         with workloads.model_folder(model) as folder:
             for length in options.prompt_lengths:
-                steps = wanted(ways(folder, make_prompts(options.prompts, length), options), options.ways)
+                batches = batches_of(lambda seed, n=length: make_prompts(options.prompts, n, seed), options)
+                steps = wanted(ways(folder, batches, options), options.ways)
                 check_same_loss(steps, options, workloads.vocabulary(folder))
                 tokens = options.prompts * SAMPLES * options.new_tokens
                 about = {

@@ -20,6 +20,7 @@ The aims: at least 2 times the tokens/s of TRL's fastest working configuration, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,21 @@ from typing import Any
 import measuring
 import torch
 import workloads
-from steps import ADAM, TOLERANCE, Step, compare, parse, parser, train, update, wanted
+from steps import (
+    ADAM,
+    NARROW,
+    TOLERANCE,
+    Step,
+    batches_of,
+    compare,
+    narrow,
+    parse,
+    parser,
+    peer_module,
+    train,
+    update,
+    wanted,
+)
 from workloads import Example
 
 import lossbook as lb
@@ -40,16 +55,17 @@ PADDED, PADDING_FREE, SORTED = "TRL tuned, padded", "TRL tuned, padding-free", "
 class HandWritten:
     """A straightforward hand-written loop."""
 
-    def __init__(self, folder: str, batch: Sequence[Example], options: argparse.Namespace) -> None:
-        self.model = workloads.load_module(folder, options.device, options.dtype).train()
+    def __init__(self, folder: str, batches: Sequence[Sequence[Example]], options: argparse.Namespace) -> None:
+        self.model = peer_module(folder, options).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **ADAM)
-        self.batch, self.device = batch, options.device
+        self.batches, self.device = itertools.cycle(batches), options.device
 
     def __call__(self) -> float:
-        longest = max(len(example.tokens) for example in self.batch)
-        tokens = torch.zeros(len(self.batch), longest, dtype=torch.long)
+        batch = next(self.batches)
+        longest = max(len(example.tokens) for example in batch)
+        tokens = torch.zeros(len(batch), longest, dtype=torch.long)
         mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)
-        for row, example in enumerate(self.batch):
+        for row, example in enumerate(batch):
             start, end = len(example.prompt), len(example.tokens)
             tokens[row, :end] = torch.tensor(example.tokens)
             mask[row, :end] = 1
@@ -61,24 +77,27 @@ class HandWritten:
         return loss.item()
 
 
-def ours(folder: str, batch: Sequence[Example], options: argparse.Namespace) -> Step:
+def ours(folder: str, batches: Sequence[Sequence[Example]], options: argparse.Namespace) -> Step:
     """The step as a user of lossbook writes it."""
     service = lb.ServiceClient(device=options.device, dtype=options.dtype)
     training = service.create_training_client(folder)
-    return lambda: train(training, workloads.datums(batch), "cross_entropy", {"reduction": "token-mean"})
+    given = itertools.cycle(batches)
+    return lambda: train(training, workloads.datums(next(given)), "cross_entropy", {"reduction": "token-mean"})
 
 
-def trl(folder: str, batch: Sequence[Example], options: argparse.Namespace, **settings: Any) -> Step:
+def trl(folder: str, batches: Sequence[Sequence[Example]], options: argparse.Namespace, **settings: Any) -> Any:
     """SFTTrainer on the same sequences, tokenised already."""
     import transformers
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
-    from trl_training import SAME_STEP, PausedTraining, repeated
+    from trl_training import SAME_STEP, PausedTraining, repeated, trl_module
 
-    rows = [{"input_ids": e.tokens, "labels": [-100] * len(e.prompt) + e.completion} for e in batch]
+    rows = [
+        {"input_ids": e.tokens, "labels": [-100] * len(e.prompt) + e.completion} for batch in batches for e in batch
+    ]
     arguments = {**SAME_STEP, "use_cpu": options.device == "cpu", "output_dir": tempfile.mkdtemp(), **settings}
     trainer = SFTTrainer(
-        model=workloads.load_module(folder, options.device, options.dtype),
+        model=trl_module(folder, options),
         args=SFTConfig(**arguments),
         train_dataset=repeated(rows, options.rounds + 8),
         processing_class=transformers.AutoTokenizer.from_pretrained(folder),
@@ -86,27 +105,30 @@ def trl(folder: str, batch: Sequence[Example], options: argparse.Namespace, **se
     return PausedTraining(trainer)
 
 
-def ways(folder: str, batch: Sequence[Example], options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
+def ways(
+    folder: str, batches: Sequence[Sequence[Example]], options: argparse.Namespace
+) -> dict[str, Callable[[], Step]]:
     """By way, a function that makes its step."""
-    from trl_training import TUNED
+    from trl_training import tuned
 
-    whole, defaults = len(batch), min(8, len(batch))
-    by_length = sorted(batch, key=lambda example: -len(example.tokens))
+    whole, defaults, fast = len(batches[0]), min(8, len(batches[0])), tuned(options)
+    by_length = [sorted(batch, key=lambda example: -len(example.tokens)) for batch in batches]
     quarter = -(-whole // 4)
     free = {"padding_free": True, "max_length": None}
     return {
-        "ours": lambda: ours(folder, batch, options),
-        "hand-written": lambda: HandWritten(folder, batch, options),
-        DEFAULTS: lambda: trl(folder, batch, options, gradient_accumulation_steps=whole // defaults),
-        PADDED: lambda: trl(folder, batch, options, per_device_train_batch_size=whole, **TUNED),
-        PADDING_FREE: lambda: trl(folder, batch, options, per_device_train_batch_size=whole, **TUNED, **free),
+        "ours": lambda: ours(folder, batches, options),
+        "hand-written": lambda: HandWritten(folder, batches, options),
+        NARROW: lambda: HandWritten(folder, batches, narrow(options)),
+        DEFAULTS: lambda: trl(folder, batches, options, gradient_accumulation_steps=whole // defaults),
+        PADDED: lambda: trl(folder, batches, options, per_device_train_batch_size=whole, **fast),
+        PADDING_FREE: lambda: trl(folder, batches, options, per_device_train_batch_size=whole, **fast, **free),
         SORTED: lambda: trl(
             folder,
             by_length,
             options,
             per_device_train_batch_size=quarter,
             gradient_accumulation_steps=4,
-            **TUNED,
+            **fast,
         ),
     }
 
@@ -133,12 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 def run(model: str, folder: str, fraction: float, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All ways on one model and one share of labels."""
-    sizes = workloads.lengths(options.sequences)
-    batch = workloads.examples(sizes, fraction, workloads.vocabulary(folder))
-    steps = wanted(ways(folder, batch, options), options.ways)
-    about = {"model": model, "labels": fraction, "tokens": sum(sizes), "padded": len(sizes) * max(sizes)}
+    sizes = batches_of(lambda seed: workloads.lengths(options.sequences, seed=seed), options)
+    vocabulary = workloads.vocabulary(folder)
+    batches = [workloads.examples(each, fraction, vocabulary, seed) for seed, each in enumerate(sizes)]
+    steps = wanted(ways(folder, batches, options), options.ways)
+    tokens, padded = (sum(map(count, sizes)) // len(sizes) for count in (sum, lambda each: len(each) * max(each)))
+    about = {"model": model, "labels": fraction, "tokens": tokens, "padded": padded}
     looser = {DEFAULTS: TOLERANCE[torch.bfloat16]}
-    return compare(steps, options.rounds, sum(sizes), about, tolerance=TOLERANCE[options.dtype], looser=looser)
+    return compare(steps, options.rounds, tokens, about, tolerance=options.tolerance, looser=looser)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+import workloads
 from steps import ADAM, CLIP
 
 #: Settings that make a trainer's step the same as all others; they do not change its speed.
@@ -36,6 +38,16 @@ TUNED = {
     "dataloader_num_workers": 0,
     "dataloader_pin_memory": False,
 }
+
+
+def tuned(options: argparse.Namespace) -> dict[str, Any]:
+    """TUNED, in autocast where all ways are."""
+    return {**TUNED, "bf16": options.autocast}
+
+
+def trl_module(folder: str, options: argparse.Namespace) -> Any:
+    """The model that a trainer gets; where products are in another dtype than weights, the trainer sees to it."""
+    return workloads.load_module(folder, options.device, torch.float32 if options.autocast else options.dtype)
 
 
 class _Closed(Exception):

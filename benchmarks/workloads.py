@@ -114,9 +114,11 @@ class Example:
         return self.prompt + self.completion
 
 
-def lengths(count: int, *, median: float = 80.0, sigma: float = 0.6, low: int = 16, high: int = 512) -> list[int]:
+def lengths(
+    count: int, *, median: float = 80.0, sigma: float = 0.6, low: int = 16, high: int = 512, seed: int = 0
+) -> list[int]:
     """Lengths of a lognormal distribution in the order they were drawn, the same each time."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     drawn = median * (sigma * torch.randn(count, generator=generator)).exp()
     return drawn.round().int().clamp(low, high).tolist()
 
