@@ -32,6 +32,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lossbook.benchmarks.varlen_on_cpu import as_flash_attention
 from lossbook.trainer.device import taking_gpu_path
 
 #: Operations that start nothing on the device though they return a new tensor.
@@ -270,14 +271,22 @@ def _place(what: str = "") -> str:
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Inside, lossbook takes a GPU's path on a CPU, and torch's optimizers and clipping update all tensors together."""
+    """Inside, lossbook takes a GPU's path on a CPU, and torch's optimizers and clipping update all tensors together.
+
+    Attention over packed rows is torch's variable-length operation, by a reference that takes the dtypes of FlashAttention.
+    """
 
     def both() -> list[str]:
         return ["cpu", "cuda"]
 
     name = "_get_foreach_kernels_supported_devices"
     optimizer = importlib.import_module("torch.optim.optimizer")
-    with taking_gpu_path(), patch.object(_foreach_utils, name, both), patch.object(optimizer, name, both):
+    with (
+        taking_gpu_path(),
+        as_flash_attention(),
+        patch.object(_foreach_utils, name, both),
+        patch.object(optimizer, name, both),
+    ):
         yield
 
 

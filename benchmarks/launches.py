@@ -255,7 +255,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.layers, options.steps, options.dtypes = 2, ["SFT"], ["float32"]
-    options.shape = workloads.Shape("llama", 512, 48, 96, options.layers, 12, 4, 4)
+    options.shape = workloads.Shape("llama", 512, 48, 96, options.layers, 12, 4, 8)
     options.dtypes = [getattr(torch, name) for name in options.dtypes]
     options.device, options.rounds, options.fresh = DEVICE, 1, False
     quiet()

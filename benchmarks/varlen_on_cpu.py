@@ -12,10 +12,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.attention import varlen
+
+#: Dtypes that the reference refuses.
+_refused: frozenset[torch.dtype] = frozenset()
+
+
+@contextmanager
+def as_flash_attention() -> Iterator[None]:
+    """Inside, the reference is there and refuses the dtypes that FlashAttention, which runs on CUDA, refuses."""
+    global _refused
+    register_varlen_on_cpu()
+    before, _refused = _refused, frozenset({torch.float32, torch.float64})
+    try:
+        yield
+    finally:
+        _refused = before
 
 
 @functools.cache
@@ -42,6 +58,8 @@ def _forward(
     num_splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """query [Q, H, D], key and value [K, G, D] to outputs [Q, H, D], log-sum-exps [H, Q] and a state that is unused."""
+    if query.dtype in _refused:
+        raise RuntimeError(f"FlashAttention only supports fp16 and bf16, not {query.dtype}")
     if seqused_k is not None or block_table is not None or num_splits is not None:
         raise NotImplementedError("the reference has no paged keys and no splits")
     _check(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, enable_gqa)

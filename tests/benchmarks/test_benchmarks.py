@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HELPERS = {"measuring", "workloads", "steps", "trl_training", "summary", "run", "counting", "launch_cases"}
+HELPERS = {
+    "measuring",
+    "workloads",
+    "steps",
+    "trl_training",
+    "summary",
+    "run",
+    "counting",
+    "launch_cases",
+    "varlen_on_cpu",
+}
 NEEDED = {"head": ("cut_cross_entropy", "liger_kernel")}
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
 
