@@ -1,4 +1,4 @@
-"""How a model's layers run in training: checkpointed, compiled, or with their activations in the host's memory.
+"""How a model's layers run in training: checkpointed, compiled, or with their activations in the host's memory; what they keep.
 
 None of it changes a number beyond rounding. All of it is undone after each forward, so that sampling and checkpoints see
 the plain model.
@@ -7,12 +7,16 @@ the plain model.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ...datums.errors import ModelError
@@ -73,3 +77,46 @@ def _compiled(kind: type[nn.Module]) -> Callable[..., Any]:
 def _same_attention_again(model: LoadedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts for a layer's two runs: by the second the model's attention function may have been exchanged."""
     return nullcontext(), attending(model, model.config._attn_implementation)
+
+
+@contextmanager
+def held_bytes(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Around a forward: yields what tells, afterwards, how many bytes of what was allocated inside are still held.
+
+    CUDA's allocator counts them. Elsewhere the results of operations are followed until they are freed.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.memory_allocated(device) - before
+        return
+    results = _Results()
+    with results:
+        yield results.held
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device; for others than CUDA, in the host's memory."""
+    if device.type != "cuda":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+class _Results(TorchDispatchMode):
+    """Follows the memory of what operations return, views aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for tensor in () if func.is_view else tree_leaves(results):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                ref = StorageWeakRef(storage)
+                self._sizes.setdefault(ref.cdata, (ref, storage.nbytes()))
+        return results
+
+    def held(self) -> int:
+        return sum(size for ref, size in self._sizes.values() if not ref.expired())

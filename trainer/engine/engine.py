@@ -9,7 +9,6 @@ micro-batch, a forward with the same random state and a backward.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,16 +32,13 @@ from ..model.model import LoadedModel
 from ..model.narrow import casts_once, narrow_weights
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
+from .activation_memory import free_memory, held_bytes
 from .checks import Pooling, checked_tokens
 from .gradients import OwnGradients, output_gradients
 from .micro_batch_run import MicroBatches
 from .results import Collected, count_metrics, loss_stat, output_of, per_datum, stat_of, with_nll
 from .settings import EngineSettings
 from .top_logprobs import top_logprobs
-
-#: Values that a transformer layer keeps for the backward, per token and hidden unit: about 34 (Korthikanti et al. 2022,
-#: arXiv:2205.05198, eq. 2). An estimate, used only to decide when a batch-coupled loss recomputes.
-VALUES_KEPT_PER_UNIT = 34
 
 
 class Engine:
@@ -111,11 +107,14 @@ class Engine:
     ) -> ForwardBackwardOutput:
         batches = self._plan(loss, bound, sequences, pooling, everywhere=False)
         together = loss.couples == "batch"
-        recompute = together and len(batches.cuts) > 1 and not self._graphs_fit(int(bound.lengths.sum()))
+        several, limit = together and len(batches.cuts) > 1, self.settings.kept_graph_tokens
+        recompute = (None if limit is None else int(bound.lengths.sum()) > limit) if several else False
         collected, own = Collected(), OwnGradients()
         for group in [batches.cuts] if together else [[cut] for cut in batches.cuts]:
             order = range(len(bound.datums)) if together else group[0]
-            self._run_group(batches, group, order, collected, own, recompute=recompute, on_host=loss.on_host)
+            recompute = self._run_group(
+                batches, group, order, collected, own, recompute=recompute, on_host=loss.on_host
+            )
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{bound.name}: the loss is {collected.loss}, though its inputs are finite")
         metrics = {
@@ -137,19 +136,24 @@ class Engine:
         collected: Collected,
         own: OwnGradients,
         *,
-        recompute: bool,
+        recompute: bool | None,
         on_host: bool,
-    ) -> None:
+    ) -> bool:
         """Forward the micro-batches of a group, compute the loss on all their outputs, and go backward through each.
 
-        order: the datums of the group, as the loss reads them. recompute: forward twice, to keep no graph for the loss.
-        on_host: the loss reads outputs on the CPU. own: gets the gradients of the loss's own parameters.
+        order: the datums of the group, as the loss reads them. recompute: forward twice, to keep no graph for the loss; None:
+        where the graphs would not fit. on_host: the loss reads outputs on the CPU. own: gets the gradients of the loss's own
+        parameters. Returns whether it was forwarded twice.
         """
         bound = batches.bound
         states: list[list[Tensor]] = []
         parts: list[Outputs] = []
         for cut in group:
             states.append(self._random_state())
+            if recompute is None:
+                part, recompute = self._measured(batches, cut)
+                parts.append(part)
+                continue
             with torch.set_grad_enabled(not recompute):
                 parts.append(batches.run(cut))
         outputs = batches.join(group, parts, order)
@@ -166,6 +170,7 @@ class Engine:
                     parts[k] = batches.run(cut)
             batches.backward(split[k], parts[k])
             parts[k] = Outputs()  # frees the graph
+        return bool(recompute)
 
     def _check(
         self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool
@@ -188,18 +193,19 @@ class Engine:
             everywhere=everywhere,
         )
 
-    def _graphs_fit(self, tokens: int) -> bool:
-        """Whether the graphs of a batch of so many tokens may be kept."""
-        if self.settings.kept_graph_tokens is not None:
-            return tokens <= self.settings.kept_graph_tokens
-        config = self.model.config.get_text_config()
-        per_token = VALUES_KEPT_PER_UNIT * config.num_hidden_layers * config.hidden_size
-        size = next(self.model.module.parameters()).element_size()
-        if self.model.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.model.device)
-        else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return tokens * per_token * size <= free // 2
+    def _measured(self, batches: MicroBatches, cut: Sequence[int]) -> tuple[Outputs, bool]:
+        """The outputs of the first of several micro-batches, and whether all their graphs are too large to be kept together.
+
+        They may take half of what is free. If they would take more, the outputs have no graph.
+        """
+        with held_bytes(self.model.device) as kept:
+            outputs = batches.run(cut)
+        sizes = np.array([len(sequence) for sequence in batches.sequences])
+        expected = kept() * sizes.sum() / sizes[list(cut)].sum()
+        if expected <= (free_memory(self.model.device) + kept()) / 2:
+            return outputs, False
+        with torch.no_grad():
+            return detached_leaves(outputs, cut, on_host=False), True
 
     @contextmanager
     def _mode(self, *, training: bool, adapters: bool = False) -> Iterator[None]:

@@ -20,7 +20,8 @@ class EngineSettings:
     batching                "packed" (one row without padding), "padded", or "single" (one sequence per forward); None for
                             the first of these that gives each sequence its own numbers, as probes of the model see it
     kept_graph_tokens       for how many tokens a loss over the whole batch may keep graphs before it takes a second
-                            forward; None for as many as fill half of the free memory, by estimate
+                            forward; None for as many as fill half of the free memory, which each such call measures
+                            at its first micro-batch
     dropout                 train with the model's dropout; off by default, so that the same data gives the same numbers
                             however it is cut
     checkpoint_layers       keep only each layer's input and compute the layer again in the backward: about 4/3 of the

@@ -13,7 +13,7 @@ import lossbook as lb
 from lossbook.datums.errors import ModelError
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.engine import forward
-from lossbook.trainer.engine.activation_memory import layers_as_set, repeated_layers
+from lossbook.trainer.engine.activation_memory import held_bytes, layers_as_set, repeated_layers
 from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.head import autograd
 from lossbook.trainer.head.logprobs import HeadOutputs
@@ -48,6 +48,18 @@ def assert_same(
     ours = gradients_of(other)
     for name, gradient in gradients_of(plain).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e3 * precision, atol=precision)
+
+
+def test_what_a_forward_holds_is_counted_to_the_byte() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    with held_bytes(x.device) as kept:
+        y = (3 * x)[:500].exp()  # the product is freed: the backward of exp needs its result alone
+        z = y.view(5, 100).log()  # needs y
+    assert kept() == 4 * 500 + 4 * 500
+    del z
+    assert kept() == 4 * 500
+    del y
+    assert kept() == 0
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
@@ -101,6 +113,30 @@ def test_checkpointed_layers_keep_less_for_the_backward() -> None:
     weights = sum(p.nbytes for p in model.module.parameters())
     plain, checkpointed = (kept_bytes(model, EngineSettings(checkpoint_layers=on)) for on in (False, True))
     assert checkpointed < weights + (plain - weights) / 3
+
+
+def test_what_a_forward_holds_is_what_autograd_saves_without_the_weights() -> None:
+    model = load_model("tiny", device="cpu").train_all_weights()
+    weights = {p.data_ptr() for p in model.module.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    held = {}
+    for on in (False, True):
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with held_bytes(model.device) as kept, hooks, layers_as_set(model, EngineSettings(checkpoint_layers=on)):
+            hidden = hidden_states(model, [range(50), range(60)], "packed")
+        held[on] = kept()
+        if not on:
+            assert sum(saved.values()) <= held[False] <= 1.1 * sum(saved.values())
+        del hidden
+    inputs = 4 * 110 * model.config.hidden_size * model.config.num_hidden_layers
+    assert inputs <= held[True] < held[False] / 3  # checkpoints save nothing, but hold the layers' inputs
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_targets_of_several_widths_may_lie_in_several_micro_batches(
         torch.testing.assert_close(other["logprobs"].to_torch(), one["logprobs"].to_torch(), rtol=1e-6, atol=1e-6)
     for name, gradient in gradients_of(whole).items():
         torch.testing.assert_close(gradients_of(cut)[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_layers": True}, {"offload_activations": True}], ids=str)
+def test_graphs_are_kept_where_what_the_first_one_takes_leaves_memory_for_all(
+    settings: dict[str, Any], make_datums: MakeDatums, gradients_of: GradientsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datums, passes, gradients = make_datums(8), {}, []
+    for free in (0, 2**20, 2**40):
+        monkeypatch.setattr(os, "sysconf", lambda name, free=free: {"SC_AVPHYS_PAGES": free, "SC_PAGE_SIZE": 1}[name])
+        client = client_of("tiny", **SMALL, **settings)
+        passes[free] = client.forward_backward(datums, "info_nce").result().metrics["forward_passes"]
+        gradients.append(gradients_of(client))
+    # one of these micro-batches holds about 0.3 MB of float64, and a tenth of it with checkpoints
+    assert passes == {0: 2, 2**20: 1 if "checkpoint_layers" in settings else 2, 2**40: 1}
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient, gradients[2][name], rtol=1e-9, atol=1e-12)
 
 
 def test_a_batch_of_one_micro_batch_never_needs_a_second_forward(make_datums: MakeDatums) -> None:

@@ -51,10 +51,10 @@ def test_training_in_bfloat16_gives_autocasts_bits(
         client = client_of(source, once=once, dropout=name == "dropout", **settings)
         for step in range(2):
             for part in (1, 2):
-                outputs = client.forward_backward(make_datums(6, seed=10 * step + part), kind).result()
+                client.forward_backward(make_datums(6, seed=10 * step + part), kind).result()
             if step == 0:
                 client.optim_step(PARAMS).result()
-        states.append((state_of(client), outputs.metrics, client.forward(make_datums(4), kind).result().metrics))
+        states.append((state_of(client), client.forward(make_datums(4), kind).result().metrics))
     assert states[0] == states[1]
 
 
@@ -101,9 +101,9 @@ def short_vocabulary(datums: list[lb.Datum]) -> list[lb.Datum]:
 
 def test_what_reads_a_weight_in_float32_too_is_left_to_autocast() -> None:
     class Careful(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:
             with torch.autocast("cpu", enabled=False):
-                return nn.functional.linear(x.float(), self.weight.float())
+                return nn.functional.linear(input.float(), self.weight.float())
 
     model = load_model("tiny", device="cpu", dtype=torch.bfloat16).train_all_weights()
     layer: Any = model.backbone.get_submodule("layers.0.mlp.down_proj")
