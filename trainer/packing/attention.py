@@ -98,7 +98,8 @@ def packed_attention(
         module,
     )
     assert packed_layout is not None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+    # [T, heads, D]; not x[0], whose backward copies into zeros
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if packed_layout.calls is not None:
         shape = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
         packed_layout.calls.add(Call(*shape, q.dtype, scaling, sliding_window))

@@ -132,5 +132,5 @@ class _Gathered(torch.autograd.Function):
         key, value = gradients
         both = torch.cat([key, value], dim=-1).to(torch.promote_types(key.dtype, torch.float32))
         summed = both.new_zeros(ctx.tokens, *both.shape[1:]).index_add_(0, rows, both)
-        keys, values = summed.split([key.shape[-1], value.shape[-1]], dim=-1)
-        return keys.to(key.dtype), values.to(value.dtype), None
+        keys, values = summed.to(key.dtype).split([key.shape[-1], value.shape[-1]], dim=-1)
+        return keys, values, None
