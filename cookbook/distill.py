@@ -73,7 +73,13 @@ def main(config: DistillConfig) -> dict[str, float]:
     loss = configured_loss(config)  # raises for an unknown id or setting, before anything is loaded
     top_k = candidates_wanted(config, loss)
     run, training = begin(config)
-    teacher = open_teacher(config.teacher, training, device=config.device, dtype=torch_dtype(config.dtype))
+    teacher = open_teacher(
+        config.teacher,
+        training,
+        device=config.device,
+        dtype=torch_dtype(config.dtype),
+        tokens_per_micro_batch=config.tokens_per_micro_batch,
+    )
     vocabulary = shared_vocabulary(training, teacher, samples=config.mode == "on_policy")
     examples, report, held_out_examples, held_out = load_examples(config, training.get_tokenizer())
     print(report.render())

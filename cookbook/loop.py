@@ -26,7 +26,7 @@ from ..trainer import ServiceClient, seed_everything
 from .export.export import write_weights
 from .inspect.token_records import record_loss, record_sequences
 from .reports.plots import try_plot
-from .run.configs import EXTENDABLE, RecipeConfig, resolved_settings, torch_dtype
+from .run.configs import EXTENDABLE, MEMORY, RecipeConfig, resolved_settings, torch_dtype
 from .run.data_digest import check_data, data_digests
 from .run.interrupts import StopAtOnce, StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
@@ -84,6 +84,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         checkpoint_dir=checkpoints,
         fused_layers=config.fused_layers,
         deterministic=config.deterministic,
+        **{name: getattr(config, name) for name in MEMORY},
     )
     if config.all_weights:
         return service.create_training_client(config.model, value_head=value_head)

@@ -30,9 +30,14 @@ PROBE = "The quick brown fox's 1,234 jumps:\n\tdef f(x): return x**2  # naÃ¯ve Ã
 
 
 def open_teacher(
-    name: str, training: TrainingClient, *, device: str | None = None, dtype: torch.dtype | None = None
+    name: str,
+    training: TrainingClient,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    tokens_per_micro_batch: int | None = None,
 ) -> ReferenceClient:
-    """A client of the teacher, whose weights do not change.
+    """A client of the teacher, whose weights do not change; the keywords are those of `ServiceClient`.
 
     name: "self", a run's folder, a checkpoint, or a model as `load_model` takes it. Raises ModelError when it cannot be
     loaded or has another tokenizer, RunError for a run without a checkpoint, and CheckpointError.
@@ -41,7 +46,8 @@ def open_teacher(
 
     if name == SELF:
         return training.create_reference_client()
-    service, path = ServiceClient(device=device, dtype=dtype), Path(name)
+    service = ServiceClient(device=device, dtype=dtype, tokens_per_micro_batch=tokens_per_micro_batch)
+    path = Path(name)
     if _is_run(path) or (path / "MANIFEST.json").exists():
         teacher = service.create_reference_client(model_path=str(find_checkpoint(path)))
     else:

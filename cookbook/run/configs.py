@@ -30,11 +30,14 @@ Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(v
 #: The dtype of matrix products.
 Precision = Literal["float32", "bfloat16"]
 
+#: Settings that trade memory for time, as `ServiceClient` names them; they change no number beyond rounding.
+MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
 #: Settings that `--resume` may change: the number of steps (which changes a linear schedule too), how often the run
-#: evaluates and saves, its trackers, its device and its folder.
+#: evaluates and saves, its trackers, its device and its folder, and what it does about memory.
 EXTENDABLE = (
     *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out"),
     *("sample_prompts", "sample_every", "sample_tokens"),
+    *MEMORY,
 )
 
 
@@ -88,6 +91,13 @@ class RecipeConfig(BaseModel):
         "auto",
         description="norms, rotations and MLPs in liger-kernel's kernels: auto (on a GPU), liger (or an error), none",
     )
+    tokens_per_micro_batch: int | None = Field(
+        None, ge=1, description="most tokens that run together; None: 16,384 on a GPU, 4,096 on a CPU"
+    )
+    checkpoint_layers: bool = Field(
+        False, description="compute each layer again in the backward: a layer's activations in memory, 4/3 of the FLOPs"
+    )
+    offload_activations: bool = Field(False, description="keep what the backward needs in the host's memory")
     deterministic: bool = Field(
         False, description="use torch's deterministic algorithms: the same bits on the same GPU, more slowly"
     )

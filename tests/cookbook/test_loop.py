@@ -11,10 +11,12 @@ import torch
 import transformers
 
 import lossbook as lb
+from lossbook.cookbook.cli import main
 from lossbook.cookbook.loop import Loop, begin
-from lossbook.cookbook.run.configs import RecipeConfig, configured_loss
+from lossbook.cookbook.run.configs import MEMORY, RecipeConfig, configured_loss
 from lossbook.cookbook.run.runs import find_checkpoint, read_rows
 from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
+from lossbook.trainer.engine import activation_memory
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 SMALL: dict[str, Any] = {
@@ -124,7 +126,7 @@ def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_what_it_lacks
     train(config_in(tmp_path / "run"), datums, 2)
     path = tmp_path / "run" / "config.json"
     settings = json.loads(path.read_text())
-    for name in ("lora_alpha", "lora_targets", "train_mlp", "deterministic", "fused_layers"):
+    for name in ("lora_alpha", "lora_targets", "train_mlp", "deterministic", "fused_layers", *MEMORY):
         del settings[name]
     path.write_text(json.dumps(settings))
     train(config_in(tmp_path / "run", resume=True), datums, 3)
@@ -134,9 +136,37 @@ def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_what_it_lacks
         begin(config_in(tmp_path / "run", resume=True, lora_alpha=8.0))
 
 
+def test_what_is_done_about_memory_changes_how_a_run_computes_and_no_number(
+    tmp_path: Path, datums: list[lb.Datum], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointed, offloaded = [], []
+    checkpoint, save_on_cpu = activation_memory.checkpoint, torch.autograd.graph.save_on_cpu
+    monkeypatch.setattr(activation_memory, "checkpoint", lambda *a, **k: checkpointed.append(1) or checkpoint(*a, **k))
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", lambda **k: offloaded.append(1) or save_on_cpu(**k))
+    plain = train(config_in(tmp_path / "plain", seed=1), datums, 2)
+    assert not checkpointed
+    assert not offloaded
+    memory = {"tokens_per_micro_batch": 3, "checkpoint_layers": True, "offload_activations": True}
+    small = train(config_in(tmp_path / "small", seed=1, **memory), datums, 2)
+    assert len(checkpointed) == 2 * 2 * 2  # steps, micro-batches, layers
+    assert len(offloaded) == 2 * 2
+    torch.testing.assert_close(logprobs(small, datums), logprobs(plain, datums), rtol=1e-5, atol=1e-5)
+    train(config_in(tmp_path / "small", seed=1, resume=True), datums, 3)  # on a machine with more memory
+    assert len(checkpointed) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "reward", "rl", "distill", "embed"])
+def test_every_recipe_takes_the_flags_of_memory(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--help"]) == 0
+    printed = capsys.readouterr().out
+    for flag in ("--tokens-per-micro-batch", "--checkpoint-layers", "--offload-activations"):
+        assert flag in printed
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"tokens_per_micro_batch": 0}, "greater than or equal to 1"),
         ({"all_weights": True, "lora_targets": ("q_proj",)}, "so lora_targets would be ignored"),
         ({"all_weights": True, "train_mlp": False}, "so train_mlp would be ignored"),
         ({"lora_targets": ("q_proj",), "train_mlp": False}, "not by both"),
