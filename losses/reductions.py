@@ -58,8 +58,8 @@ class Count:
     def __rtruediv__(self, totals: Any) -> Any:
         if len(self.values) == 1:
             return totals if None in self.values else totals / float(self)
-        divisors = torch.tensor([1.0 if v is None else v for v in self.values], dtype=torch.float64)
-        return (totals / divisors.to(totals)).sum()
+        divided = [one if v is None else one / v for one, v in zip(totals.unbind(), self.values, strict=True)]
+        return torch.stack(divided).sum()
 
     def __float__(self) -> float:
         if len(self.values) != 1:

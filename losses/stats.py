@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -37,11 +37,13 @@ class Stat:
     """A number that merges with the same number of another part of the data.
 
     total: 0-d; the sum of the values (`mean`, `sum`) or their extreme (`min`, `max`). count: 0-d, how many values.
+    is_known: shapes alone say how many, so `count` is on the CPU wherever `total` is.
     """
 
     kind: Kind
     total: Tensor
     count: Tensor
+    is_known: bool = field(default=False, repr=False, compare=False)
 
     def merge(self, other: Stat) -> Stat:
         """The number over both parts. Raises ValueError when the kinds differ."""
@@ -59,14 +61,25 @@ class Stat:
         return float(self.total / self.count) if self.kind == "mean" else float(self.total)
 
 
-def mean(values: Tensor) -> Stat:
-    """The mean over all elements; booleans count as 0 and 1."""
-    return Stat("mean", *_sum_and_count(values))
+def mean(values: Tensor, where: Tensor | None = None) -> Stat:
+    """The mean over all elements, or those where `where` is true; booleans count as 0 and 1.
+
+    `mean(values[chosen])` is the same, but on a GPU it waits: the size of what is chosen has to be read.
+    """
+    if where is None:
+        return _added_up("mean", values)
+    if isinstance(values, Proxy):  # traced: single_datum.py leaves out what selects
+        return _added_up("mean", values[where])
+    slots = _active.get()
+    if slots is not None and where.shape == slots.shape:
+        where = where & slots.to(where.device)
+    total = torch.where(where, values.detach(), 0).sum(dtype=torch.float64)
+    return Stat("mean", total, where.sum(dtype=torch.float64))
 
 
 def sum(values: Tensor) -> Stat:
     """The sum over all elements; booleans count as 0 and 1."""
-    return Stat("sum", *_sum_and_count(values))
+    return _added_up("sum", values)
 
 
 def min(values: Tensor) -> Stat:
@@ -93,26 +106,27 @@ def values(stats: Mapping[str, Stat]) -> dict[str, float]:
     return {name: stat.value() for name, stat in stats.items()}
 
 
-def _counted(values: Tensor, filler: float) -> tuple[Tensor, Tensor]:
-    """The values, with `filler` in the slots that do not count, and how many count, which the shape says where all do."""
+def _counted(values: Tensor, filler: float) -> tuple[Tensor, Tensor, bool]:
+    """The values, with `filler` in the slots that do not count; how many count, and whether the shape says so."""
     values, slots = values.detach(), _active.get()
     if slots is None or values.shape != slots.shape:
-        return values, torch.tensor(float(values.numel()), dtype=torch.float64, device="cpu")
+        return values, torch.tensor(float(values.numel()), dtype=torch.float64, device="cpu"), True
     slots = slots.to(values.device)
-    return values.where(slots, filler), slots.sum(dtype=torch.float64)
+    return values.where(slots, filler), slots.sum(dtype=torch.float64), False
 
 
-def _sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
+def _added_up(kind: Literal["mean", "sum"], values: Tensor) -> Stat:
     if isinstance(values, Proxy):  # traced: single_datum.py sums them over active positions
-        return values, values
-    counted, count = _counted(values, 0)
-    return counted.sum(dtype=torch.float64), count
+        return Stat(kind, values, values)
+    counted, count, is_known = _counted(values, 0)
+    return Stat(kind, counted.sum(dtype=torch.float64), count, is_known)
 
 
 def _extreme(kind: Literal["min", "max"], values: Tensor, of_nothing: float) -> Stat:
     if isinstance(values, Proxy):
         return Stat(kind, values, values)
-    counted, count = _counted(values.to(torch.float64), of_nothing)
-    if not counted.numel():
-        return Stat(kind, torch.full((), of_nothing, dtype=torch.float64, device=counted.device), count)
-    return Stat(kind, counted.min() if kind == "min" else counted.max(), count)
+    counted, count, is_known = _counted(values.to(torch.float64), of_nothing)
+    total = torch.full((), of_nothing, dtype=torch.float64, device=counted.device)
+    if counted.numel():
+        total = counted.min() if kind == "min" else counted.max()
+    return Stat(kind, total, count, is_known)

@@ -66,12 +66,12 @@ def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, 
 class Report:
     """Numbers on their way to the host: the copy is queued where the report is made, and awaited where it is read.
 
-    So whatever is queued in between runs meanwhile. Tensors that are on the host already stay as they are.
+    So whatever is queued in between runs meanwhile. is_here: all tensors are on the host already.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, is_here: bool = False) -> None:
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-        self._away = {name: one for name, one in self._tensors.items() if path_of(one.device) != "cpu"}
+        self._away = {} if is_here else {n: one for n, one in self._tensors.items() if path_of(one.device) != "cpu"}
         self._event: torch.cuda.Event | None = None
         if not self._away:
             return

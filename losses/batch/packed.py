@@ -53,7 +53,9 @@ class Packed:
     def seqs(self) -> Seqs:
         """How the packed tokens lie in the active datums."""
         is_weighed = self.per != "token" and self.spec.reads_tokens
-        return Seqs(self.tokens[self.active_datums], weights=self.weights if is_weighed else None)
+        seqs = Seqs(self.tokens[self.active_datums], weights=self.weights if is_weighed else None)
+        seqs.values = None if self.spec.groups is None else self.value_count
+        return seqs
 
     @cached_property
     def value_count(self) -> int:

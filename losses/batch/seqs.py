@@ -18,6 +18,8 @@ class Seqs:
     In a loss per token, `sum` is unweighted, since the weights multiply the values that the loss returns. In a loss per
     datum, pair or batch, `sum` itself weighs the tokens, Σ_t w_t x_t, and `mean` divides that by Σ_t w_t.
 
+    values: how many values the loss returns, where its data say so, such as flags of datums that have none; else None.
+
     Sums and means are computed in `dtype` at least, that of the model's outputs: booleans count as 0 and 1. Values of
     another length than these datums have raise ShapeError.
     """
@@ -38,6 +40,7 @@ class Seqs:
         # told its size, it has no need to read the lengths from a device
         self.index = torch.repeat_interleave(numbers, self.lengths, output_size=int(np.sum(self._sizes)))
         self.dtype = dtype
+        self.values: int | None = None
         self._weights = weights
 
     @property

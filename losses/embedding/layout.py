@@ -97,12 +97,6 @@ def retrieval(cosines: Tensor, partner: Tensor, negative: Tensor) -> dict[str, S
     is_found = ~(negative & (cosines >= own)).any(1)
     return {
         "in_batch_recall_at_1": stats.mean(is_found),
-        "positive_similarity": mean_where(partner, cosines),
-        "negative_similarity": mean_where(negative, cosines),
+        "positive_similarity": stats.mean(cosines, partner),
+        "negative_similarity": stats.mean(cosines, negative),
     }
-
-
-def mean_where(chosen: Tensor, values: Tensor) -> Stat:
-    """The mean over the chosen elements; a mean of no values where none is chosen."""
-    total = torch.where(chosen, values.detach(), 0).sum(dtype=torch.float64)
-    return Stat("mean", total, chosen.sum(dtype=torch.float64))

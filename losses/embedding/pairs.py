@@ -11,7 +11,7 @@ from ..registry import register_loss
 from ..spec.settings import NonNegative
 from ..spec.spec import PerDatum
 from ..stats import Stat
-from .layout import Distance, cosine, distance_between, mean_where
+from .layout import Distance, cosine, distance_between
 
 
 @register_loss(
@@ -42,8 +42,8 @@ def contrastive_pairs(
     apart = distance_between(first, second, distance)
     losses = 0.5 * (same * apart.square() + (1 - same) * relu(margin - apart).square())
     return losses, {
-        "positive_distance": mean_where(same > 0.5, apart),
-        "negative_distance": mean_where(same <= 0.5, apart),
+        "positive_distance": stats.mean(apart, same > 0.5),
+        "negative_distance": stats.mean(apart, same <= 0.5),
         "labels_disagree": stats.sum(same != same_again),
     }
 

@@ -12,7 +12,7 @@ from ..registry import register_loss
 from ..spec.settings import Positive
 from ..spec.spec import PerDatum
 from ..stats import Stat
-from .layout import cosine, mean_where, normalized, pairs_in_one
+from .layout import cosine, normalized, pairs_in_one
 
 
 @register_loss(
@@ -77,7 +77,7 @@ def _in_order(similarity: Tensor, label: Tensor, seqs: Seqs, scale: float) -> tu
     excess = similarity[:, None] - similarity[None, :]  # [P, P]: positive where the order is wrong
     terms = (scale * excess).masked_fill(~is_compared, -torch.inf).reshape(-1)
     return torch.cat([terms.new_zeros(1), terms]).logsumexp(0), {
-        "order_accuracy": mean_where(is_compared, (excess < 0).double()),
+        "order_accuracy": stats.mean(excess < 0, is_compared),
         "similarity": stats.mean(similarity),
         "labels_disagree": stats.sum(wanted != wanted_again),
     }

@@ -66,7 +66,10 @@ def kto(
     ratios = seqs.sum(logprobs - ref_logprobs)
     aside = torch.zeros_like(ratios, dtype=torch.bool) if is_mismatched is None else is_mismatched.bool()
     kl = (torch.where(aside, ratios.detach(), 0).sum() / aside.sum().clamp(min=1)).clamp(min=0)
-    losses, metrics = _labelled_losses(ratios[~aside], label[~aside], beta, desirable_weight, undesirable_weight, kl)
+    if is_mismatched is not None:
+        labelled = _labelled_places(aside, seqs)
+        ratios, label = ratios[labelled], label[labelled]
+    losses, metrics = _labelled_losses(ratios, label, beta, desirable_weight, undesirable_weight, kl)
     return losses, {**metrics, "kl": stats.mean(kl)}
 
 
@@ -105,6 +108,12 @@ def apo_zero_unpaired(
     return _labelled_losses(ratios, label, beta, desirable_weight, undesirable_weight, ratios.new_zeros(()))
 
 
+def _labelled_places(aside: Tensor, seqs: Seqs) -> Tensor:
+    """[L] indices of the datums that are not aside, in order; nothing is read where the host has counted them."""
+    count = seqs.values if seqs.values is not None else int((~aside).sum())
+    return aside.byte().argsort(stable=True)[:count]
+
+
 def _labelled_losses(
     ratios: Tensor, label: Tensor, beta: float, desirable_weight: float, undesirable_weight: float, zero: Tensor
 ) -> Returned:
@@ -115,7 +124,7 @@ def _labelled_losses(
         is_desirable, desirable_weight * torch.sigmoid(-shifted), undesirable_weight * torch.sigmoid(shifted)
     )
     return losses, {
-        "desirable_reward": stats.mean(beta * ratios[is_desirable]),
-        "undesirable_reward": stats.mean(beta * ratios[~is_desirable]),
+        "desirable_reward": stats.mean(beta * ratios, is_desirable),
+        "undesirable_reward": stats.mean(beta * ratios, ~is_desirable),
         "desirable": stats.mean(is_desirable),
     }

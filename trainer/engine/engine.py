@@ -24,7 +24,6 @@ from ...datums.types import Datum
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
-from ...losses.spec.spec import OUTPUT_NAMES
 from ..device import path_of
 from ..model.defaults import usual_defaults
 from ..model.linear import set_adapter_dropout
@@ -32,9 +31,11 @@ from ..model.model import LoadedModel
 from ..model.narrow import casts_once, narrow_weights
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
+from ..transfer import to_host
 from .activation_memory import free_memory, held_bytes
 from .checks import Pooling, checked_tokens
-from .gradients import OwnGradients, output_gradients
+from .gradients import OwnGradients, loss_gradients
+from .group_report import GroupReport, tensors_of
 from .micro_batch_run import MicroBatches
 from .results import Collected, count_metrics, loss_stat, output_of, per_datum, stat_of, with_nll
 from .settings import EngineSettings
@@ -64,13 +65,17 @@ class Engine:
         batches = self._plan(loss, bound, sequences, pooling, everywhere=True)
         order = range(len(datums))
         with torch.no_grad(), self._restoring_random_state(), self._mode(training=False):
-            outputs = batches.join(batches.cuts, [batches.run(cut) for cut in batches.cuts], order)
+            group, places = batches.group(batches.cuts, order, on_host=loss.on_host)
+            parts = [batches.run(cut) for cut in batches.cuts]
+            outputs = batches.join(read_back(parts) if loss.on_host else parts, order, places)
             try:
-                total, metrics = bound.terms(detached_leaves(outputs, order, on_host=loss.on_host))
-                value = float(total / bound.count)
+                total, metrics = group.terms(group.leaves(outputs), outputs)
+                arrived = GroupReport(group, outputs, total / bound.count, metrics).read()
+                value, metrics, outputs = arrived.value, arrived.metrics, arrived.outputs
             except NonFiniteLossInput as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 value, metrics = float("nan"), {}
+                outputs = replace(outputs, **to_host(tensors_of(outputs)))
         own = {
             "loss:sum": loss_stat(value, bound.count),
             "forward_passes": stat_of("max", 1.0),
@@ -110,11 +115,14 @@ class Engine:
         several, limit = together and len(batches.cuts) > 1, self.settings.kept_graph_tokens
         recompute = (None if limit is None else int(bound.lengths.sum()) > limit) if several else False
         collected, own = Collected(), OwnGradients()
-        for group in [batches.cuts] if together else [[cut] for cut in batches.cuts]:
-            order = range(len(bound.datums)) if together else group[0]
-            recompute = self._run_group(
-                batches, group, order, collected, own, recompute=recompute, on_host=loss.on_host
-            )
+        behind: list[GroupReport] = []
+        for cuts in [batches.cuts] if together else [[cut] for cut in batches.cuts]:
+            order = range(len(bound.datums)) if together else cuts[0]
+            report, recompute = self._run_group(batches, cuts, order, own, recompute=recompute, on_host=loss.on_host)
+            behind.append(report)
+            if len(behind) > 1:  # a report is read while the device runs the next group
+                collected.add(behind.pop(0).read())
+        collected.add(behind.pop().read())
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{bound.name}: the loss is {collected.loss}, though its inputs are finite")
         metrics = {
@@ -131,46 +139,48 @@ class Engine:
     def _run_group(
         self,
         batches: MicroBatches,
-        group: list[list[int]],
+        cuts: list[list[int]],
         order: Sequence[int],
-        collected: Collected,
         own: OwnGradients,
         *,
         recompute: bool | None,
         on_host: bool,
-    ) -> bool:
+    ) -> tuple[GroupReport, bool]:
         """Forward the micro-batches of a group, compute the loss on all their outputs, and go backward through each.
 
         order: the datums of the group, as the loss reads them. recompute: forward twice, to keep no graph for the loss; None:
         where the graphs would not fit. on_host: the loss reads outputs on the CPU. own: gets the gradients of the loss's own
-        parameters. Returns whether it was forwarded twice.
+        parameters. Nothing but such outputs is read from the device: what is to be looked at is in the report that is
+        returned, with whether it was forwarded twice.
         """
-        bound = batches.bound
+        group, places = batches.group(cuts, order, on_host=on_host)
+        known = batches.known_gradient(group) if len(cuts) == 1 else None
         states: list[list[Tensor]] = []
         parts: list[Outputs] = []
-        for cut in group:
-            states.append(self._random_state())
+        for cut in cuts:
+            states += [self._random_state()] if len(cuts) > 1 else []
             if recompute is None:
                 part, recompute = self._measured(batches, cut)
                 parts.append(part)
                 continue
             with torch.set_grad_enabled(not recompute):
-                parts.append(batches.run(cut))
-        outputs = batches.join(group, parts, order)
-        leaves = detached_leaves(outputs, order, on_host=on_host)
-        total, metrics = bound.terms(leaves, order)
-        value = total / bound.count
-        gradients = output_gradients(value, leaves, bound, bound.lengths[order], own)
-        collected.add(order, bound, outputs, value, metrics, gradients)
-        split = batches.split_gradients(gradients, group, order)
-        for k, cut in enumerate(group):
+                parts.append(batches.run(cut, known))
+        outputs = batches.join(read_back(parts) if on_host else parts, order, places)
+        leaves = group.leaves(outputs)
+        total, metrics = group.terms(leaves, outputs)
+        value = total / batches.bound.count
+        gradients = loss_gradients(value, leaves, group.part, known)
+        own.add(gradients.parameters, gradients.of_parameters)
+        report = GroupReport(group, outputs, value, metrics, gradients)
+        split = batches.split_gradients(gradients.outputs, cuts, places)
+        for k, cut in enumerate(cuts):
             if recompute:
                 with self._restoring_random_state():
                     self._set_random_state(states[k])
                     parts[k] = batches.run(cut)
-            batches.backward(split[k], parts[k])
+            batches.backward(split[k], parts[k], on_host=on_host)
             parts[k] = Outputs()  # frees the graph
-        return bool(recompute)
+        return report, bool(recompute)
 
     def _check(
         self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool
@@ -204,21 +214,26 @@ class Engine:
         expected = kept() * sizes.sum() / sizes[list(cut)].sum()
         if expected <= (free_memory(self.model.device) + kept()) / 2:
             return outputs, False
-        with torch.no_grad():
-            return detached_leaves(outputs, cut, on_host=False), True
+        return replace(outputs, **{name: one.detach() for name, one in tensors_of(outputs).items()}), True
 
     @contextmanager
     def _mode(self, *, training: bool, adapters: bool = False) -> Iterator[None]:
         """Inside, the model drops what its own dropout says, and the adapters what theirs says."""
-        before = self.model.module.training
-        self.model.module.train(training)
-        self.model.adapters_drop = adapters and self.model.lora is not None and self.model.lora.dropout > 0
-        set_adapter_dropout(self.model.module, on=self.model.adapters_drop)
+        module, lora = self.model.module, self.model.lora
+        before, drops = module.training, adapters and lora is not None and lora.dropout > 0
+        if before != training:  # either walks all modules, which takes as long as launching a layer
+            module.train(training)
+        if drops:
+            set_adapter_dropout(module, on=True)
+        self.model.adapters_drop = drops
         try:
             with narrow_weights(self.model):
                 yield
         finally:
-            self.model.module.train(before)
+            if before != training:
+                module.train(before)
+            if drops:
+                set_adapter_dropout(module, on=False)
             self.model.adapters_drop = False
 
     @contextmanager
@@ -266,13 +281,9 @@ class Engine:
             self._set_random_state(state)
 
 
-def detached_leaves(outputs: Outputs, order: Sequence[int], *, on_host: bool) -> Outputs:
-    """Copies of the outputs, as leaves of a new graph where gradients are on; on_host: on the CPU."""
-    copies = Outputs(active=outputs.active, numbers=order)
-    for name in OUTPUT_NAMES:
-        if (values := getattr(outputs, name)) is not None:
-            copy = (
-                values.cpu() if on_host else values
-            ).clone()  # a loss must not change the outputs that the user gets
-            setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))
-    return copies
+def read_back(parts: Sequence[Outputs]) -> list[Outputs]:
+    """The outputs of several micro-batches on the host."""
+    tensors = {(i, name): one for i, part in enumerate(parts) for name, one in tensors_of(part).items()}
+    here = to_host({f"{i} {name}": one for (i, name), one in tensors.items()})
+    named = [{name: here[f"{i} {name}"] for k, name in tensors if k == i} for i in range(len(parts))]
+    return [replace(Outputs(), **outputs) for outputs in named]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
+from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
 from ..head.logprobs import Head, linear_logprobs
 from ..model.model import LoadedModel
@@ -41,22 +42,21 @@ def model_outputs(
     known_gradient  d loss / d logprobs at `rows`, for a loss that is linear in them
     """
     outputs = Outputs()
-    if "embeddings" in names:
-        hidden = hidden_states(model, sequences, settings.batching)
-        outputs.embeddings = pool(hidden, [len(s) for s in sequences], pooling, pooled_from(datums))
-        hidden = hidden if rows is None else hidden[rows.to(hidden.device)]
-    else:
-        hidden = hidden_states(model, sequences, settings.batching, rows)
+    lengths = [len(sequence) for sequence in sequences]
+    beside: dict[str, Tensor] = {}  # goes to the device together with the tokens
+    if wants_head := any(name in HEAD_OUTPUTS for name in names):
+        targets = target_tokens(datums, lengths)
+        # Other ids outside the vocabulary were refused before; targets of weight 0 may be -100, for instance.
+        beside["targets"] = (targets if rows is None else targets[rows]).clamp(0, model.vocab_size - 1)
+    pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if "embeddings" in names else None
+    hidden, outputs.embeddings = _hidden_and_pooled(model, sequences, settings, rows, beside, pooled)
     if "values" in names:
         outputs.values = values_of(model, hidden)
-    if not any(name in HEAD_OUTPUTS for name in names):
+    if not wants_head:
         return outputs
-    targets = target_tokens(datums, [len(s) for s in sequences])
-    targets = targets if rows is None else targets[rows]
     head_outputs = linear_logprobs(
         *in_autocast_precision(hidden, model.head()),
-        # Other ids outside the vocabulary were refused before; targets of weight 0 may be -100, for instance.
-        targets.clamp(0, model.vocab_size - 1).to(hidden.device),
+        beside["targets"],
         entropy="entropy" in names,
         mean_logprobs="mean_logprobs" in names,
         known_gradient=known_gradient,
@@ -70,6 +70,23 @@ def model_outputs(
     return outputs
 
 
+def _hidden_and_pooled(
+    model: LoadedModel,
+    sequences: Sequence[np.ndarray],
+    settings: EngineSettings,
+    rows: Tensor | None,
+    beside: dict[str, Tensor],
+    pooled: dict[str, Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states at `rows`, and one vector per sequence where `pooled` says of which tokens. beside: see `hidden_states`."""
+    if pooled is None:
+        return hidden_states(model, sequences, settings.batching, rows, beside), None
+    beside |= pooled | ({} if rows is None else {"rows": rows})
+    hidden = hidden_states(model, sequences, settings.batching, beside=beside)
+    vectors = pool(hidden, {name: beside[name] for name in pooled})
+    return hidden if rows is None else hidden[beside["rows"]], vectors
+
+
 def in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     """Hidden states and head in autocast's dtype where autocast is on, for the head's products; logprobs stay float32."""
     if not torch.is_autocast_enabled(hidden.device.type):
@@ -78,25 +95,35 @@ def in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     return hidden.to(dtype), replace(head, weight=head.weight.to(dtype))
 
 
-def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling, starts: Sequence[int] | None = None) -> Tensor:
-    """[tokens, d] to [N, d] float32 (or float64): each sequence's mean over its tokens, its last token, or its first ("cls").
+def pooled_tokens(lengths: Sequence[int], pooling: Pooling, starts: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Which tokens a sequence's vector is made of, on the CPU: its mean's, its last, or its first ("cls").
 
     starts: the first token of each sequence that counts; None: 0. It must lie within the sequence.
+
+    Returns `chosen`, indices among the tokens of all sequences, absent for all of them; and for means `owner`, the sequence of
+    each chosen token, and `counts` [N].
     """
-    values = hidden if hidden.dtype == torch.float64 else hidden.float()
-    counts = torch.tensor(lengths, device=hidden.device)
-    skipped = torch.zeros_like(counts) if starts is None else torch.tensor(starts, device=hidden.device)
-    if pooling == "last":
-        return values[counts.cumsum(0) - 1]
-    begins = counts.cumsum(0) - counts
-    if pooling == "cls":
-        return values[begins + skipped]
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), counts)
+    sizes = np.asarray(lengths, dtype=np.int64)
+    begins = np.cumsum(sizes) - sizes
+    skipped = np.zeros_like(sizes) if starts is None else np.asarray(starts, dtype=np.int64)
+    if pooling != "mean":
+        return {"chosen": torch.from_numpy(begins + sizes - 1 if pooling == "last" else begins + skipped)}
+    counts = sizes - skipped
+    arrays = {"owner": np.repeat(np.arange(len(sizes)), counts), "counts": counts}
     if starts is not None:
-        counted = torch.arange(len(owner), device=hidden.device) - begins[owner] >= skipped[owner]
-        values, owner = values[counted], owner[counted]
-    sums = values.new_zeros(len(lengths), values.shape[-1]).index_add(0, owner, values)
-    return sums / (counts - skipped).unsqueeze(1)
+        arrays["chosen"] = blocks(begins + skipped, counts)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def pool(hidden: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
+    """[tokens, d] to [N, d] float32 (or float64): what `pooled_tokens` says, on the device."""
+    values = hidden if hidden.dtype == torch.float64 else hidden.float()
+    values = values[tokens["chosen"]] if "chosen" in tokens else values
+    if "owner" not in tokens:
+        return values
+    counts = tokens["counts"]
+    sums = values.new_zeros(len(counts), values.shape[-1]).index_add(0, tokens["owner"], values)
+    return sums / counts.unsqueeze(1)
 
 
 def pooled_from(datums: Sequence[Datum]) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...datums.errors import NonDifferentiableLossError, NonFiniteLossError
+from ...datums.errors import LossContractError, NonDifferentiableLossError, NonFiniteLossError
 from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
@@ -24,14 +25,9 @@ class OwnGradients:
 
     sums: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def add(self, parameters: list[Tensor], gradients: list[Tensor], name: str) -> None:
-        """Add one micro-batch's. Raises NonFiniteLossError where one is not finite."""
+    def add(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add one micro-batch's."""
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if not bool(torch.isfinite(gradient).all()):
-                raise NonFiniteLossError(
-                    f"{name}: the gradient of its own parameter of shape {list(parameter.shape)} is not finite. Nothing was "
-                    "changed"
-                )
             _, before = self.sums.get(id(parameter), (parameter, None))
             self.sums[id(parameter)] = parameter, gradient if before is None else before + gradient
 
@@ -42,12 +38,53 @@ class OwnGradients:
             parameter.grad = gradient
 
 
-def output_gradients(
-    value: Tensor, leaves: Outputs, bound: BoundLoss, lengths: np.ndarray, own: OwnGradients
-) -> dict[str, Tensor]:
-    """d value / d outputs by output name; d value / d the loss's own parameters is added to `own`.
+@dataclass(frozen=True)
+class LossGradients:
+    """d value / d outputs by output name, and d value / d the loss's own parameters, on the device and not yet checked.
 
-    Raises when the loss does not depend on the outputs, or where gradients are not finite.
+    is_other: [] bool, whether the gradient of a loss that is declared linear differs from the one known before the forward.
+    """
+
+    bound: BoundLoss
+    outputs: dict[str, Tensor]
+    parameters: list[Tensor]
+    of_parameters: list[Tensor]
+    is_other: Tensor | None = None
+
+    def to_check(self) -> dict[str, Tensor]:
+        """What `check` looks at: each row's largest entry, by magnitude, and a 0 for a finite gradient of a parameter."""
+        rows = {name: one if one.ndim == 1 else one.abs().amax(1) for name, one in self.outputs.items()}
+        own = {f"own {i}": (one * 0).sum() for i, one in enumerate(self.of_parameters)}
+        other = {} if self.is_other is None else {"is other": self.is_other}
+        return {**{f"gradient {name}": one for name, one in rows.items()}, **own, **other}
+
+    def check(self, numbers: Mapping[str, Tensor], leaves: Outputs) -> None:
+        """Raise NonFiniteLossError where a gradient is not finite, LossContractError where linear is declared wrongly.
+
+        numbers: those of `to_check`, on the host. leaves: the outputs that the loss read, there or on the device.
+        """
+        for name in self.outputs:
+            finite = np.isfinite(numbers[f"gradient {name}"].numpy())
+            if not finite.all():
+                raise NonFiniteLossError(_not_finite(self.bound, name, int(np.flatnonzero(~finite)[0]), leaves))
+        for i, parameter in enumerate(self.parameters):
+            if not np.isfinite(float(numbers[f"own {i}"])):
+                raise NonFiniteLossError(
+                    f"{self.bound.name}: the gradient of its own parameter of shape {list(parameter.shape)} is not finite. "
+                    "Nothing was changed"
+                )
+        if self.is_other is not None and bool(numbers["is other"]):
+            raise LossContractError(
+                f"{self.bound.name} is declared linear, but the gradient of its logprobs depends on the logprobs: register it "
+                "without linear=True"
+            )
+
+
+def loss_gradients(value: Tensor, leaves: Outputs, bound: BoundLoss, known: Tensor | None = None) -> LossGradients:
+    """The gradients of a loss; nothing is read from the device.
+
+    known: the gradient of the logprobs, where it was computed before the forward: it is taken, so that the head sees that it
+    has used it already. Raises NonDifferentiableLossError when the loss does not depend on the outputs.
     """
     tensors = {name: getattr(leaves, name) for name in bound.outputs}
     if not value.requires_grad:
@@ -63,15 +100,15 @@ def output_gradients(
             f"{bound.name}: the loss has a graph, but it does not lead to its {' or '.join(tensors)}, so nothing would be "
             "learned. Does it read a copy made with torch.tensor(...) or .detach()?"
         )
-    gradients: dict[str, Tensor] = {}
-    for (name, leaf), gradient in zip(tensors.items(), computed, strict=True):
-        gradients[name] = torch.zeros_like(leaf) if gradient is None else gradient
-        finite = torch.isfinite(gradients[name])
-        finite = finite if finite.ndim == 1 else finite.all(1)
-        if not bool(finite.all()):
-            raise NonFiniteLossError(_not_finite(bound, name, int((~finite).nonzero()[0]), leaves, lengths))
-    own.add(parameters, list(of_parameters), bound.name)
-    return gradients
+    gradients = {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(tensors.items(), computed, strict=True)
+    }
+    is_other = None
+    if known is not None:
+        is_other = (gradients["logprobs"] != known).any()
+        gradients["logprobs"] = known
+    return LossGradients(bound, gradients, parameters, list(of_parameters), is_other)
 
 
 def _other_leaves(value: Tensor, known: list[Tensor]) -> list[Tensor]:
@@ -92,12 +129,12 @@ def _other_leaves(value: Tensor, known: list[Tensor]) -> list[Tensor]:
     return list(leaves.values())
 
 
-def _not_finite(bound: BoundLoss, name: str, row: int, leaves: Outputs, lengths: np.ndarray) -> str:
+def _not_finite(bound: BoundLoss, name: str, row: int, leaves: Outputs) -> str:
     """The message for a gradient that is not finite at one row of output `name`."""
-    value = getattr(leaves, name)[row].tolist()
     if name == "embeddings" or leaves.active is None:
         return f"{bound.name}: the gradient of the loss is not finite at the {name} of datum {leaves.number(row)}"
-    datum, position = locate(row, leaves.active.cpu().numpy(), lengths)
+    value = getattr(leaves, name)[row].tolist()
+    datum, position = locate(row, leaves.active.numpy(), bound.lengths)
     return (
         f"{bound.name}: the gradient of the loss is not finite at position {position} of datum "
         f"{leaves.number(datum)}, where {name} is {value}. Nothing was changed. Does the loss take exp or log of an unbounded number?"

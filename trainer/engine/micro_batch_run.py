@@ -17,10 +17,15 @@ from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
 from ..packing.hidden import lengths_computed, shares_prefixes
 from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups, plan_micro_batches
+from ..transfer import to_device
 from .activation_memory import layers_as_set
 from .checks import TOKEN_OUTPUTS, Pooling
 from .forward import model_outputs
+from .group_report import Group
 from .settings import EngineSettings
+
+#: Indices of rows by what they are rows of: "tokens" or "datums".
+Places = dict[str, Tensor]
 
 
 @dataclass
@@ -78,8 +83,11 @@ class MicroBatches:
         masks = [active[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
         return cls(model, bound, pooling, settings, sequences, masks, cuts)
 
-    def run(self, cut: Sequence[int]) -> Outputs:
-        """The model's outputs for one micro-batch, with a graph unless gradients are off."""
+    def run(self, cut: Sequence[int], known_gradient: Tensor | None = None) -> Outputs:
+        """The model's outputs for one micro-batch, with a graph unless gradients are off.
+
+        known_gradient: d loss / d logprobs of these datums, where it is known.
+        """
         sequences = [self.sequences[i] for i in cut]
         active = np.concatenate([self.active[i][: len(self.sequences[i])] for i in cut])
         with layers_as_set(self.model, self.settings), self.model.precision():
@@ -91,68 +99,88 @@ class MicroBatches:
                 rows=None if active.all() else torch.from_numpy(np.flatnonzero(active)),
                 pooling=self.pooling,
                 settings=self.settings,
-                known_gradient=self._known_gradient(cut),
+                known_gradient=known_gradient,
             )
 
-    def join(self, cuts: Sequence[Sequence[int]], outputs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
+    def group(self, cuts: Sequence[Sequence[int]], order: Sequence[int], *, on_host: bool) -> tuple[Group, Places]:
+        """The datums of some micro-batches as the loss reads them, its data already on the way to the device.
+
+        on_host: the loss reads outputs on the host. Also returns where the rows of its outputs lie in the micro-batches'.
+        """
+        part, places = self.bound.part(order), self.places(cuts, order)
+        if on_host:
+            return Group(part, part, order, on_host=True), places
+        tensors = part.tensors(self._active(order))
+        there = to_device({**tensors, **{f"places {of}": one for of, one in places.items()}}, self.model.device)
+        placed = part.placed({name: there[name] for name in tensors})
+        return Group(part, placed, order, on_host=False), {of: there[f"places {of}"] for of in places}
+
+    def places(self, cuts: Sequence[Sequence[int]], order: Sequence[int]) -> Places:
+        """Where the rows of the datums in `order` lie in the outputs of `cuts` one after the other; empty if in this order."""
+        source = np.concatenate([np.asarray(cut, dtype=np.int64) for cut in cuts])
+        if np.array_equal(source, order):
+            return {}
+        return {of: self._rows(counts, source, order) for of, counts in self._row_counts.items()}
+
+    def join(self, outputs: Sequence[Outputs], order: Sequence[int], places: Places) -> Outputs:
         """The outputs of several micro-batches as one, detached, datums in `order`."""
-        joined = Outputs(active=torch.from_numpy(np.concatenate([self.active[i] for i in order])))
+        joined = Outputs(active=self._active(order))
         for name in self.bound.outputs:
             together = cat_padded([getattr(part, name).detach() for part in outputs])
-            rows = self._rows(name, cuts, order)
-            setattr(joined, name, together if rows is None else together[rows.to(together.device)])
+            setattr(joined, name, together[places[_rows_of(name)]] if places else together)
         return joined
 
     def split_gradients(
-        self, gradients: dict[str, Tensor], cuts: Sequence[Sequence[int]], order: Sequence[int]
+        self, gradients: dict[str, Tensor], cuts: Sequence[Sequence[int]], places: Places
     ) -> list[dict[str, Tensor]]:
         """Gradients of joined outputs, split into each micro-batch's own rows: the inverse of `join`."""
-        if len(cuts) == 1 and np.array_equal(cuts[0], order):
+        if len(cuts) == 1 and not places:
             return [gradients]
         parts: list[dict[str, Tensor]] = [{} for _ in cuts]
         for name, gradient in gradients.items():
-            rows = self._rows(name, cuts, order)
             unjoined = gradient
-            if rows is not None:
+            if places:
                 unjoined = torch.empty_like(gradient)
-                unjoined[rows.to(gradient.device)] = gradient
-            sizes = [int(self._counts(name)[cut].sum()) for cut in cuts]
+                unjoined[places[_rows_of(name)]] = gradient
+            sizes = [int(self._row_counts[_rows_of(name)][cut].sum()) for cut in cuts]
             for part, own in zip(parts, torch.split(unjoined, sizes), strict=True):
                 part[name] = own
         return parts
 
-    def backward(self, gradients: dict[str, Tensor], outputs: Outputs) -> None:
-        """Backward through a micro-batch, from the gradients of its outputs."""
+    def backward(self, gradients: dict[str, Tensor], outputs: Outputs, *, on_host: bool) -> None:
+        """Backward through a micro-batch, from the gradients of its outputs; on_host: these are still on the host."""
+        gradients = to_device(gradients, self.model.device) if on_host else gradients
         tensors = [getattr(outputs, name) for name in gradients]
         torch.autograd.backward(
             tensors, [unpad(gradients[name], x) for name, x in zip(gradients, tensors, strict=True)]
         )
 
-    def _known_gradient(self, cut: Sequence[int]) -> Tensor | None:
-        """d loss / d logprobs, where it is known before the forward and of use."""
+    def known_gradient(self, group: Group) -> Tensor | None:
+        """d loss / d logprobs of a group's datums, where it is known before the forward and of use."""
         if not self.bound.is_linear or not torch.is_grad_enabled():
             return None
         dtype = torch.promote_types(next(self.model.module.parameters()).dtype, torch.float32)
-        return self.bound.logprob_gradient(cut, dtype=dtype, device=self.model.device)
+        return group.placed.logprob_gradient(count=self.bound.count, dtype=dtype, device=self.model.device)
+
+    def _active(self, order: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.concatenate([self.active[i] for i in order]))
 
     @cached_property
-    def _active_counts(self) -> np.ndarray:
-        return np.array([mask.sum() for mask in self.active], dtype=np.int64)
+    def _row_counts(self) -> dict[str, np.ndarray]:
+        """[N] each: how many rows every datum has, of outputs per token and of those per datum."""
+        active = np.array([mask.sum() for mask in self.active], dtype=np.int64)
+        return {"tokens": active, "datums": np.ones(len(self.bound.datums), dtype=np.int64)}
 
-    def _counts(self, name: str) -> np.ndarray:
-        """[N]: rows of output `name` that each datum has."""
-        return self._active_counts if name in TOKEN_OUTPUTS else np.ones(len(self.bound.datums), dtype=np.int64)
-
-    def _rows(self, name: str, cuts: Sequence[Sequence[int]], order: Sequence[int]) -> Tensor | None:
-        """Where the rows of the datums in `order` lie in the concatenated outputs of `cuts`; None if in this order."""
-        source = np.concatenate([np.asarray(cut, dtype=np.int64) for cut in cuts])
-        if np.array_equal(source, order):
-            return None
-        counts = self._counts(name)
+    @staticmethod
+    def _rows(counts: np.ndarray, source: np.ndarray, order: Sequence[int]) -> Tensor:
         starts = np.empty_like(counts)
         starts[source] = np.cumsum(counts[source]) - counts[source]
         wanted = np.asarray(order, dtype=np.int64)
         return torch.from_numpy(blocks(starts[wanted], counts[wanted]))
+
+
+def _rows_of(name: str) -> str:
+    return "tokens" if name in TOKEN_OUTPUTS else "datums"
 
 
 def cat_padded(tensors: Sequence[Tensor]) -> Tensor:

@@ -14,11 +14,11 @@ from ...losses import stats
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
 from ...losses.batch.positions import active_in, active_targets, nll, width_of
-from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
 from ...losses.stats import Kind, Stat
 from ..responses import ForwardBackwardOutput
 from .checks import TOKEN_OUTPUTS
+from .group_report import Arrived
 
 
 @dataclass
@@ -30,21 +30,13 @@ class Collected:
     metrics: dict[str, Stat] = field(default_factory=dict)
     outputs: dict[int, dict[str, TensorData]] = field(default_factory=dict)
 
-    def add(
-        self,
-        order: Sequence[int],
-        bound: BoundLoss,
-        outputs: Outputs,
-        value: Tensor,
-        metrics: dict[str, Stat],
-        gradients: dict[str, Tensor],
-    ) -> None:
-        """Add the loss, its metrics and its gradients for the datums of `bound` whose indices are `order`."""
-        datums, lengths = [bound.datums[i] for i in order], bound.lengths[order]
-        self.loss += float(value.detach())
-        self.metrics = stats.merge([self.metrics, with_nll(metrics, datums, outputs)])
-        self.datums_without_grad += _datums_without_grad(lengths, outputs, gradients)
-        self.outputs.update(zip(order, per_datum(datums, lengths, outputs), strict=True))
+    def add(self, arrived: Arrived) -> None:
+        """Add what a group of datums reported."""
+        part, order = arrived.group.part, arrived.group.order
+        self.loss += arrived.value
+        self.metrics = stats.merge([self.metrics, with_nll(arrived.metrics, part.datums, arrived.outputs)])
+        self.datums_without_grad += arrived.datums_without_gradient()
+        self.outputs.update(zip(order, per_datum(part.datums, part.lengths, arrived.outputs), strict=True))
 
     def in_order(self) -> list[dict[str, TensorData]]:
         """One dict per datum, in the call's order."""
@@ -54,7 +46,7 @@ class Collected:
 def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) -> list[dict[str, TensorData]]:
     """Each datum's outputs in its own shape; 0.0 where a position was not computed. Views of one array per output.
 
-    lengths: [N] positions of each datum.
+    lengths: [N] positions of each datum. outputs: on the host, without a graph.
     """
     results: list[dict[str, TensorData]] = [{} for _ in datums]
     ends = np.cumsum(lengths).tolist()
@@ -62,17 +54,16 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
         values: Tensor | None = getattr(outputs, name)
         if values is None:
             continue
-        rows = values.detach().float().cpu()
+        array, start = values.float().numpy(), 0
         if outputs.active is not None:
-            full = rows.new_zeros(len(outputs.active), *rows.shape[1:])
-            full[outputs.active.cpu()] = rows
-            rows = full
-        array, start = rows.numpy(), 0
+            full = np.zeros((len(outputs.active), *array.shape[1:]), dtype=np.float32)
+            full[outputs.active.numpy()] = array
+            array = full
         for result, datum, end in zip(results, datums, ends, strict=True):
             result[name] = TensorData.view(_as_targets(array[start:end], datum))
             start = end
     if outputs.embeddings is not None:
-        for result, row in zip(results, outputs.embeddings.detach().float().cpu().numpy(), strict=True):
+        for result, row in zip(results, outputs.embeddings.float().numpy(), strict=True):
             result["embedding"] = TensorData.view(row)
     return results
 
@@ -140,26 +131,13 @@ def with_nll(metrics: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs
         if weights is not None and weights.shape != targets.shape and weights.shape == targets.shape[:1]:
             return metrics
         arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
-    active = active_targets(torch.from_numpy(join(arrays, width_of(datums), np.float64)))
+    active = active_targets(join(arrays, width_of(datums), np.float64))
     if outputs.active is not None:
-        active = active[outputs.active.cpu()]
-    return {"nll": nll(outputs.logprobs, active.to(outputs.logprobs.device)), **metrics}
+        active = active[outputs.active.numpy()]
+    return {"nll": nll(outputs.logprobs, torch.from_numpy(active)), **metrics}
 
 
 def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
     """Positions with a non-zero weight, and datums that have any; without weights every target position counts."""
     counts = np.array([np.count_nonzero(active_in(datum)) for datum in datums], dtype=np.int64)
     return int(counts.sum()), int((counts > 0).sum())
-
-
-def _datums_without_grad(lengths: np.ndarray, outputs: Outputs, gradients: dict[str, Tensor]) -> int:
-    moved = np.zeros(len(lengths), dtype=bool)
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    for name, gradient in gradients.items():
-        rows = ((gradient if gradient.ndim == 1 else gradient.abs().amax(1)) != 0).cpu().numpy()
-        if name == "embeddings":
-            moved |= rows
-        else:
-            owners = owner if outputs.active is None else owner[outputs.active.cpu().numpy()]
-            moved[owners[rows]] = True
-    return int((~moved).sum())

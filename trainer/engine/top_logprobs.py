@@ -15,6 +15,7 @@ from ..model.model import LoadedModel
 from ..packing.hidden import hidden_states, trim_to_last_read
 from ..packing.micro_batches import plan_micro_batches
 from ..responses import TopLogprobs
+from ..transfer import to_host
 from .checks import checked_tokens
 from .forward import in_autocast_precision
 from .settings import EngineSettings
@@ -69,7 +70,7 @@ def _of_micro_batch(
         outputs = linear_logprobs(hidden, narrow, any_target, topk=k)
         assert outputs.topk_tokens is not None
         assert outputs.topk_logprobs is not None
-        tokens[positions] = outputs.topk_tokens.cpu().numpy()
-        logprobs[positions] = outputs.topk_logprobs.float().cpu().numpy()
+        here = to_host({"tokens": outputs.topk_tokens, "logprobs": outputs.topk_logprobs})
+        tokens[positions], logprobs[positions] = here["tokens"].numpy(), here["logprobs"].float().numpy()
     ends = np.cumsum([len(mask) for mask in active])[:-1]
     return [TopLogprobs(*each) for each in zip(np.split(tokens, ends), np.split(logprobs, ends), strict=True)]

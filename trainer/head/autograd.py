@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..device import path_of
 from .backward import Gradients, kept_blocks, recomputed_blocks
 from .saved import KeptProduct
 from .tiles import RunningSoftmax, Softmax, Transform, Upstream, logits_of, product_dtype, slices, statistics_dtype
@@ -94,7 +95,7 @@ class LinearLogprobs(torch.autograd.Function):
         is_only = all(gradient is None for gradient in (*others, best))
         if logprobs is None and is_only:
             return None, None, None, None, None, None
-        if saved.known is not None and logprobs is not None and is_only and torch.equal(logprobs, saved.known):
+        if saved.known is not None and logprobs is not None and is_only and _are_same(logprobs, saved.known):
             return saved.hidden_gradient, saved.weight_gradient, saved.bias_gradient, None, None, None
         targets = saved.targets
         if best is not None:  # the likeliest tokens are further targets
@@ -105,6 +106,14 @@ class LinearLogprobs(torch.autograd.Function):
         with torch.autocast(saved.hidden.device.type, enabled=False):
             computed = _backward(saved, kept, softmax, Upstream(logprobs, *others), plan, ctx.needs_input_grad[:3])
         return *computed, None, None, None
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, as far as the host can see: equal numbers on a CPU, one memory elsewhere."""
+    if path_of(one.device) == "cpu":
+        return torch.equal(one, other)
+    own, others = ((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in (one, other))
+    return own == others
 
 
 def _empty_outputs(hidden: Tensor, weight: Tensor, targets: Tensor, plan: Plan) -> Outputs:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..device import path_of
 from .saved import KeptProduct
 from .tiles import (
     Softmax,
@@ -36,10 +37,13 @@ class Block(NamedTuple):
 
 
 def rows_with_gradient(upstream: Upstream) -> Tensor | None:
-    """Positions with a non-zero gradient; None where all have one.
+    """Positions with a non-zero gradient, as far as the host can see: on a CPU; None where all may have one.
 
     A custom loss reads every position but often gives prompts weight 0, and a clipped token has no gradient either.
+    Elsewhere the host would have to wait for the device, in the middle of the backward, to learn how many rows there are.
     """
+    if any(grad is not None and path_of(grad.device) != "cpu" for grad in upstream):
+        return None
     nonzero = [grad != 0 if grad.ndim == 1 else (grad != 0).any(dim=1) for grad in upstream if grad is not None]
     any_nonzero = torch.stack(nonzero).any(dim=0)
     return None if bool(any_nonzero.all()) else any_nonzero.nonzero().squeeze(1)

@@ -144,13 +144,13 @@ def linear_logprobs(
     `keep`            keeps the products: 3 products (2 with a frozen weight), and M·V numbers held until the backward.
     `known-gradient`  computes the gradients in the forward, for as many positions at a time as head_memory holds products
                       of: 3 products (2), and no more memory than that, whatever M is. The backward returns them if the
-                      logprobs' gradient equals `known_gradient` bit for bit and no other output has one; else it
-                      recomputes, so a wrong `known_gradient` costs time and nothing else.
+                      logprobs' gradient equals `known_gradient` bit for bit (on a GPU: is that very tensor, since to
+                      compare numbers is to wait for them) and no other output has one; else it recomputes, so a wrong `known_gradient` costs time and nothing else.
     `auto`            `known-gradient` if there is one and head_memory holds LEAST_KNOWN_ROWS positions; else `keep` if
                       head_memory holds all of the product; else `recompute`.
 
     Where no gradient is wanted (`torch.no_grad`, or nothing requires one) there is one product and nothing held. In a
-    backward, a position whose gradient is zero costs nothing. An autocast context does not apply inside. There are no
+    backward on a CPU, a position whose gradient is zero costs nothing. An autocast context does not apply inside. There are no
     second derivatives.
 
     Raises ShapeError for shapes that disagree, DtypeError for targets that are not int64, TokenRangeError for ids

@@ -14,6 +14,7 @@ from ...datums.errors import ModelError
 from ..device import path_of
 from ..model.lengths import by_side, cut_on_its_side
 from ..model.model import LoadedModel
+from ..transfer import to_device
 from . import layouts
 from .layouts import Way
 from .micro_batches import lengths_read
@@ -31,8 +32,11 @@ def hidden_states(
     sequences: Sequence[Sequence[int] | np.ndarray],
     batching: Batching | None,
     rows: Tensor | None = None,
+    beside: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """[tokens of all sequences, d]: last hidden states, sequence after sequence, without padding; or only those in `rows`.
+
+    rows: on the CPU. beside: tensors on the CPU that go to the device with the tokens; they are replaced by those there.
 
     "padded" (or None): one row per sequence in one forward. "packed": one row for all, in the way that the model's probes
     allow; an encoder is padded. "single": one sequence per forward. Sequences on different sides of a model's switch
@@ -44,14 +48,14 @@ def hidden_states(
     if batching == "single":
         groups = [[i] for i in range(len(arrays))]
     if len(groups) == 1:
-        return way(model, arrays).run(model, rows)
+        return way(model, arrays).run(model, rows, beside)
     parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(arrays)
     for group in groups:
-        together = way(model, [arrays[i] for i in group]).run(model)
+        together = way(model, [arrays[i] for i in group]).run(model, beside=beside if group is groups[0] else None)
         for i, part in zip(group, together.split([len(arrays[i]) for i in group]), strict=True):
             parts[i] = part
     hidden = torch.cat(parts)
-    return hidden if rows is None else hidden[rows.to(hidden.device)]
+    return hidden if rows is None else hidden[to_device({"rows": rows}, model.device)["rows"]]
 
 
 def _way(model: LoadedModel, batching: Batching | None) -> Way:

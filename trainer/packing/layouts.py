@@ -26,31 +26,51 @@ LAYOUTS: dict[AttentionPath, type[Layout]] = {"varlen": VarlenAttention, "blocks
 
 @dataclass(frozen=True)
 class Laid:
-    """Sequences laid out for one forward.
+    """Sequences laid out for one forward, still on the host.
 
-    inputs     the backbone's arguments, on its device
+    inputs     arrays that the backbone takes, by argument
     positions  [tokens of all sequences] int64: where each token lies in the flattened rows; None where they fill them
-    packed     whether attention follows a layout of its own, `packed_layout` of the inputs
+    layout     of attention over a packed row; None where attention is the model's own
     """
 
-    inputs: dict[str, Any]
-    positions: Tensor | None = field(default=None, repr=False)
-    packed: bool = False
+    inputs: dict[str, np.ndarray]
+    positions: np.ndarray | None = field(default=None, repr=False)
+    layout: Layout | None = None
 
-    def read(self, flat: Tensor, rows: Tensor | None = None) -> Tensor:
-        """[rows x columns, d] of the layout to [tokens, d] sequence after sequence, or only `rows` of those."""
+    def run(self, model: LoadedModel, rows: Tensor | None = None, beside: dict[str, Tensor] | None = None) -> Tensor:
+        """Last hidden states [tokens, d], sequence after sequence, or only `rows` of those; rows is on the host.
+
+        All goes to the device in one copy, with the tensors of `beside`, which are replaced by those there.
+        """
+        beside = {} if beside is None else beside
+        own = {} if self.layout is None else self.layout.arrays
+        places = self._places(rows)
+        sent = {f"input {name}": torch.from_numpy(array) for name, array in self.inputs.items()}
+        sent |= {f"layout {name}": torch.from_numpy(array) for name, array in own.items()}
+        sent |= {} if places is None else {"places": places}
+        there = to_device(sent | {f"beside {name}": tensor for name, tensor in beside.items()}, model.device)
+        beside.update({name: there[f"beside {name}"] for name in beside})
+        arguments: dict[str, Any] = {name: there[f"input {name}"] for name in self.inputs}
+        if self.layout is not None:
+            self.layout.tensors = {name: there[f"layout {name}"] for name in own}
+            arguments["packed_layout"] = self.layout
+        if model.kind != "encoder":
+            arguments["use_cache"] = False
+        with attending(model, None if self.layout is None else attention.NAME):
+            hidden = model.backbone(**arguments).last_hidden_state
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return flat if places is None else flat[there["places"]]
+
+    def read(self, flat: Tensor) -> Tensor:
+        """[rows x columns, d] of the layout to [tokens, d], sequence after sequence."""
+        places = self._places(None)
+        return flat if places is None else flat[places.to(flat.device)]
+
+    def _places(self, rows: Tensor | None) -> Tensor | None:
+        """Where the wanted tokens lie in the flattened rows; None for all of them, as they lie."""
         if self.positions is None:
-            return flat if rows is None else flat[rows.to(flat.device)]
-        return flat[
-            (self.positions if rows is None else self.positions[rows.to(self.positions.device)]).to(flat.device)
-        ]
-
-    def run(self, model: LoadedModel, rows: Tensor | None = None) -> Tensor:
-        """Last hidden states [tokens, d], sequence after sequence, or only `rows` of those."""
-        options = {} if model.kind == "encoder" else {"use_cache": False}
-        with attending(model, attention.NAME if self.packed else None):
-            hidden = model.backbone(**self.inputs, **options).last_hidden_state
-        return self.read(hidden.reshape(-1, hidden.shape[-1]), rows)
+            return rows
+        return torch.from_numpy(self.positions if rows is None else self.positions[rows.numpy()])
 
 
 #: Lays sequences [length] int64 out for a model.
@@ -68,17 +88,16 @@ def padded(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
     for row, sequence in enumerate(sequences):
         tokens[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = True
-    inputs = {"input_ids": torch.from_numpy(tokens).to(model.device)}
+    inputs = {"input_ids": tokens}
     if model.kind == "encoder":
-        inputs["attention_mask"] = torch.from_numpy(mask).to(model.device).long()
-    return Laid(inputs, None if mask.all() else torch.from_numpy(np.flatnonzero(mask)))
+        inputs["attention_mask"] = mask.astype(np.int64)
+    return Laid(inputs, None if mask.all() else np.flatnonzero(mask))
 
 
 def restarting(model: LoadedModel, sequences: Sequence[np.ndarray]) -> Laid:
     """One row for all; position ids restart at each sequence, from which transformers keeps attention within it."""
-    tokens = torch.from_numpy(np.concatenate(sequences)).unsqueeze(0).to(model.device)
-    position_ids = torch.cat([torch.arange(len(s), device="cpu") for s in sequences]).unsqueeze(0).to(model.device)
-    return Laid({"input_ids": tokens, "position_ids": position_ids})
+    position_ids = np.concatenate([np.arange(len(s)) for s in sequences])
+    return Laid({"input_ids": np.concatenate(sequences)[None], "position_ids": position_ids[None]})
 
 
 def blocks(model: LoadedModel, sequences: Sequence[np.ndarray], path: AttentionPath = "blocks") -> Laid:
@@ -97,9 +116,5 @@ def _packed(
     model: LoadedModel, sequences: Sequence[np.ndarray], path: AttentionPath, *, share: bool, shortest: int = 0
 ) -> Laid:
     row = pack_row(sequences, share=share, shortest=shortest)
-    layout = LAYOUTS[path](row.blocks)
-    arrays = {"input_ids": row.tokens[None], "position_ids": row.position_ids[None]} | layout.arrays
-    there = to_device({name: torch.from_numpy(array) for name, array in arrays.items()}, model.device)
-    inputs: dict[str, Any] = {name: there.pop(name) for name in ("input_ids", "position_ids")}
-    layout.tensors, inputs["packed_layout"] = there, layout
-    return Laid(inputs, torch.from_numpy(np.concatenate(row.positions)), packed=True)
+    inputs = {"input_ids": row.tokens[None], "position_ids": row.position_ids[None]}
+    return Laid(inputs, np.concatenate(row.positions), LAYOUTS[path](row.blocks))

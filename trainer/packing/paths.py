@@ -61,7 +61,8 @@ def _tried(model: LoadedModel, path: AttentionPath) -> Verdict:
 def _calls(model: LoadedModel) -> set[Call]:
     """What the model's layers ask of attention, with short windows."""
     laid = (sharing if verdict(model, "sharing") else blocks)(model, probe_sequences(model))
-    laid.inputs["packed_layout"].calls = calls = set[Call]()
+    assert laid.layout is not None
+    laid.layout.calls = calls = set[Call]()
     laid.run(model)
     return calls
 

@@ -14,7 +14,7 @@ import lossbook as lb
 from lossbook.datums.errors import MissingInput, ModelError, TokenRangeError
 from lossbook.trainer.engine import forward
 from lossbook.trainer.engine.checks import checked_tokens
-from lossbook.trainer.engine.forward import model_outputs, pool, target_tokens
+from lossbook.trainer.engine.forward import model_outputs, pool, pooled_tokens, target_tokens
 from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.model import LoadedModel
@@ -53,8 +53,8 @@ def test_an_encoder_sees_each_sequence_as_if_it_were_alone(encoder: LoadedModel,
 
 def test_pooling_is_over_own_tokens_whatever_stands_beside_them() -> None:
     hidden = torch.tensor([[1.0, 0.0], [3.0, 2.0], [10.0, 10.0], [0.0, 6.0], [2.0, 0.0]])
-    assert pool(hidden, [2, 1, 2], "mean").tolist() == [[2.0, 1.0], [10.0, 10.0], [1.0, 3.0]]
-    assert pool(hidden, [2, 1, 2], "last").tolist() == [[3.0, 2.0], [10.0, 10.0], [2.0, 0.0]]
+    assert pool(hidden, pooled_tokens([2, 1, 2], "mean")).tolist() == [[2.0, 1.0], [10.0, 10.0], [1.0, 3.0]]
+    assert pool(hidden, pooled_tokens([2, 1, 2], "last")).tolist() == [[3.0, 2.0], [10.0, 10.0], [2.0, 0.0]]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_pooling_is_over_own_tokens_whatever_stands_beside_them() -> None:
 )
 def test_pooling_adds_up_in_full_precision(dtype: torch.dtype, expected: torch.dtype) -> None:
     hidden = torch.full((600, 2), 1.0, dtype=dtype)
-    pooled = pool(hidden, [600], "mean")
+    pooled = pool(hidden, pooled_tokens([600], "mean"))
     assert pooled.dtype == expected
     assert pooled.tolist() == [[1.0, 1.0]]
 

@@ -53,10 +53,11 @@ def test_outputs_joined_in_any_order_are_split_as_they_were(draw: Any) -> None:
     order = draw.draw(st.permutations(range(len(weights))))
     batches = batches_of(weights, cuts)
     parts = [outputs_of(batches, cut) for cut in cuts]
-    joined = batches.join(cuts, parts, order)
+    places = batches.places(cuts, order)
+    joined = batches.join(parts, order, places)
     assert joined.logprobs is not None
     assert torch.equal(joined.logprobs, cast(torch.Tensor, outputs_of(batches, order).logprobs))
-    split = batches.split_gradients({"logprobs": joined.logprobs}, cuts, order)
+    split = batches.split_gradients({"logprobs": joined.logprobs}, cuts, places)
     for part, gradient in zip(parts, split, strict=True):
         assert torch.equal(gradient["logprobs"], cast(torch.Tensor, part.logprobs))
 
@@ -84,11 +85,12 @@ def test_twice_the_micro_batches_are_no_more_than_twice_the_work(what: str) -> N
         cuts = [[i] for i in reversed(range(count))]
         batches = batches_of([[1.0, 0.0, 1.0]] * count, cuts)
         parts = [outputs_of(batches, cut) for cut in cuts]
-        joined = batches.join(cuts, parts, range(count))
+        places = batches.places(cuts, range(count))
+        joined = batches.join(parts, range(count), places)
         gradients = {"logprobs": cast(torch.Tensor, joined.logprobs)}
         actions: dict[str, Callable[[], Any]] = {
-            "join": lambda: batches.join(cuts, parts, range(count)),
-            "split_gradients": lambda: batches.split_gradients(gradients, cuts, range(count)),
+            "join": lambda: batches.join(parts, range(count), batches.places(cuts, range(count))),
+            "split_gradients": lambda: batches.split_gradients(gradients, cuts, places),
             "bind": lambda: lb.get_loss("cross_entropy").prepare(batches.bound.datums),
         }
         return calls_while(actions[what])

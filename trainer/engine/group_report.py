@@ -1,0 +1,121 @@
+"""What the datums of one group report: their outputs, loss, metrics and gradients, checked once they are on the host.
+
+A loss's function and the backward are queued without looking at any number: to look is to wait for the device. All that is
+to be looked at goes to the host in one copy, and whatever is wrong is raised then. Gradients are in buffers of their own
+until a whole call has succeeded, so that a backward from wrong numbers changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...losses.batch.outputs import Outputs
+from ...losses.loss.bound import BoundLoss
+from ...losses.spec.spec import OUTPUT_NAMES
+from ...losses.stats import Stat
+from ..transfer import Report, to_host
+from .gradients import LossGradients
+
+
+@dataclass(frozen=True)
+class Group:
+    """Datums that a loss sees together.
+
+    part     the loss bound to them, its data on the host
+    placed   the same, its data where it reads the model's outputs
+    order    their indices in the call
+    on_host  whether the loss reads outputs on the host
+    """
+
+    part: BoundLoss
+    placed: BoundLoss
+    order: Sequence[int]
+    on_host: bool
+
+    def leaves(self, outputs: Outputs) -> Outputs:
+        """Copies of the outputs, as leaves of a new graph where gradients are on. Their numbers are checked in the report."""
+        copies = Outputs(active=outputs.active, numbers=self.order, is_unchecked=True)
+        for name, values in tensors_of(outputs).items():
+            copy = values.clone()  # a loss must not change the outputs that the user gets
+            setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))
+        return copies
+
+    def terms(self, leaves: Outputs, outputs: Outputs) -> tuple[Tensor, dict[str, Stat]]:
+        """The loss's total and metrics. Where its function fails, the outputs are checked: NaN explains it best."""
+        try:
+            return self.placed.terms(leaves)
+        except Exception:
+            self.check(tensors_of(outputs) if self.on_host else to_host(tensors_of(outputs)), outputs.active)
+            raise
+
+    def check(self, outputs: Mapping[str, Tensor], active: Tensor | None) -> Outputs:
+        """The outputs, on the host, once it is clear that those which the loss reads are finite."""
+        arrived = replace(Outputs(active=active, numbers=self.order), **outputs)
+        self.part.check_outputs(arrived)
+        return arrived
+
+
+class GroupReport:
+    """The numbers of one group, on their way to the host."""
+
+    def __init__(
+        self,
+        group: Group,
+        outputs: Outputs,
+        value: Tensor,
+        metrics: Mapping[str, Stat],
+        gradients: LossGradients | None = None,
+    ) -> None:
+        self.group, self._active, self._metrics, self._gradients = group, outputs.active, metrics, gradients
+        counts = {f"count {name}": stat.count for name, stat in metrics.items() if not stat.is_known}
+        totals = {f"total {name}": stat.total for name, stat in metrics.items()}
+        tensors = {f"output {name}": values for name, values in tensors_of(outputs).items()}
+        looked_at = {} if gradients is None else gradients.to_check()
+        tensors |= {**totals, **counts, **looked_at, "value": value}
+        self._report = Report(tensors, is_here=group.on_host)
+
+    def read(self) -> Arrived:
+        """The numbers, awaited here. Raises what is wrong with them: outputs first, then what they led to."""
+        numbers = self._report.read()
+        outputs = {name: numbers[f"output {name}"] for name in OUTPUT_NAMES if f"output {name}" in numbers}
+        arrived = self.group.check(outputs, self._active)
+        if self._gradients is not None:
+            self._gradients.check(numbers, arrived)
+        metrics = {
+            name: Stat(stat.kind, numbers[f"total {name}"], numbers.get(f"count {name}", stat.count), stat.is_known)
+            for name, stat in self._metrics.items()
+        }
+        return Arrived(self.group, arrived, float(numbers["value"]), metrics, numbers)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A group's numbers on the host."""
+
+    group: Group
+    outputs: Outputs
+    value: float
+    metrics: dict[str, Stat]
+    numbers: Mapping[str, Tensor]
+
+    def datums_without_gradient(self) -> int:
+        """How many of the group's datums no gradient reaches."""
+        lengths = self.group.part.lengths
+        moved = np.zeros(len(lengths), dtype=bool)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        owner = owner if self.outputs.active is None else owner[self.outputs.active.numpy()]
+        for name in OUTPUT_NAMES:
+            if (gradient := self.numbers.get(f"gradient {name}")) is not None:
+                rows = gradient.numpy() != 0
+                moved[rows if name == "embeddings" else owner[rows]] = True
+        return int((~moved).sum())
+
+
+def tensors_of(outputs: Outputs) -> dict[str, Tensor]:
+    """The outputs that there are, by name."""
+    return {name: values for name in OUTPUT_NAMES if (values := getattr(outputs, name)) is not None}
