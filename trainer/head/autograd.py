@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..device import path_of
 from .backward import Gradients, kept_blocks, recomputed_blocks
+from .products import times_transposed
 from .saved import KeptProduct
 from .tiles import RunningSoftmax, Softmax, Transform, Upstream, logits_of, product_dtype, slices, statistics_dtype
 
@@ -144,11 +145,12 @@ def _forward(
         width = tile.stop - tile.start
         buffer = scratch[: len(rows) * width].view(len(rows), width)
         columns = weight[tile].to(dtype)
-        product = torch.mm(rows, columns.t(), out=kept.tile(tile) if kept is not None and is_in_place else buffer)
+        place = kept.tile(tile) if kept is not None and is_in_place else buffer
+        product = times_transposed(rows, columns, place, in_place=is_in_place)
         if kept is not None and not is_in_place:
             kept.put(product, tile)
         logits = logits_of(product, None if bias is None else bias[tile], plan.transform)
-        running.add(logits, tile, buffer if logits is product else logits)
+        running.add(logits, tile, buffer if is_in_place and logits is product else logits)
     _write(outputs, part, running, plan, len(weight))
     return kept
 

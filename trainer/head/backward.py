@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..device import path_of
+from .products import add_product, times_transposed
 from .saved import KeptProduct
 from .tiles import (
     Softmax,
     Transform,
     Upstream,
-    add_product,
     logits_of,
     product_dtype,
     slices,
@@ -167,6 +167,7 @@ def _product(block: Block, columns: Tensor, tile: slice, scratch: Tensor) -> tup
     rows, width = len(block.hidden), len(columns)
     buffer = scratch[: rows * width].view(rows, width)
     if block.kept is None:
-        return torch.mm(block.hidden, columns.t(), out=buffer), buffer
+        product = times_transposed(block.hidden, columns, buffer, in_place=False)
+        return product, product
     product = block.kept.product(tile, block.positions)
     return product, buffer if block.kept.is_exact and block.positions is None else product

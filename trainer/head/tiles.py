@@ -168,14 +168,3 @@ def columns_of(targets: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
     column = targets - tile.start
     width = tile.stop - tile.start
     return (column >= 0) & (column < width), column.clamp_(0, width - 1)
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool = False) -> None:
-    """total += left @ right, or total = left @ right where `is_first`; nothing is rounded to less than total's dtype."""
-    beta = 0 if is_first else 1  # with 0 the uninitialised memory is not read
-    if total.dtype == left.dtype:
-        total.addmm_(left, right, beta=beta)
-    elif total.device.type == "cuda":
-        torch.addmm(total, left, right, beta=beta, out_dtype=total.dtype, out=total)
-    else:  # rounding the product to bfloat16 before the sum would cost precision, and on a CPU time too
-        total.addmm_(left.to(total.dtype), right.to(total.dtype), beta=beta)
