@@ -22,6 +22,7 @@ from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.packing.hidden import hidden_states, supports_packing
 
 VOCABULARY = 260
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MakeDatums = Callable[..., list[lb.Datum]]
 GradientsOf = Callable[[TrainingClient], dict[str, Tensor]]
 
@@ -50,14 +51,15 @@ def assert_same(
         torch.testing.assert_close(ours[name], gradient, rtol=1e3 * precision, atol=precision)
 
 
-def test_what_a_forward_holds_is_counted_to_the_byte() -> None:
-    x = torch.ones(1000, requires_grad=True)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_what_a_forward_holds_is_counted_to_the_byte(device: str) -> None:
+    x = torch.ones(1024, device=device, requires_grad=True)
     with held_bytes(x.device) as kept:
-        y = (3 * x)[:500].exp()  # the product is freed: the backward of exp needs its result alone
-        z = y.view(5, 100).log()  # needs y
-    assert kept() == 4 * 500 + 4 * 500
+        y = (3 * x)[:512].exp()  # the product is freed: the backward of exp needs its result alone
+        z = y.view(4, 128).log()  # needs y
+    assert kept() == 4 * 512 + 4 * 512
     del z
-    assert kept() == 4 * 500
+    assert kept() == 4 * 512
     del y
     assert kept() == 0
 

@@ -26,11 +26,13 @@ from ..kinds import KINDS, model_of
 MakeDatums = Callable[..., list[lb.Datum]]
 StateOf = Callable[[TrainingClient], dict[str, Any]]
 PARAMS = lb.AdamParams(learning_rate=1e-2)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def client_of(name: str, *, once: bool, tokens: int = 24, **settings: Any) -> TrainingClient:
     """All weights in training, products in bfloat16, several micro-batches per call; once=False: cast by autocast alone."""
-    service = lb.ServiceClient(device="cpu", dtype=torch.bfloat16, tokens_per_micro_batch=tokens, **settings)
+    options: dict[str, Any] = {"device": "cpu", "dtype": torch.bfloat16, "tokens_per_micro_batch": tokens, **settings}
+    service = lb.ServiceClient(**options)
     client = service.create_training_client(name)
     assert casts_once(client._model)
     if not once:
@@ -55,6 +57,19 @@ def test_training_in_bfloat16_gives_autocasts_bits(
             if step == 0:
                 client.optim_step(PARAMS).result()
         states.append((state_of(client), client.forward(make_datums(4), kind).result().metrics))
+    assert states[0] == states[1]
+
+
+@needs_cuda
+def test_on_a_gpu_too_the_bits_are_autocasts(make_datums: MakeDatums, state_of: StateOf) -> None:
+    states = []
+    for once in (True, False):
+        client = client_of("tiny", once=once, device="cuda", deterministic=True)
+        for seed in (1, 2):
+            client.forward_backward(make_datums(6, seed=seed), "cross_entropy").result()
+            client.optim_step(PARAMS).result()
+        client.forward_backward(make_datums(6), "cross_entropy").result()
+        states.append(state_of(client))
     assert states[0] == states[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -234,6 +235,28 @@ def test_the_gradient_norm_of_a_million_numbers_is_numpys(
         metrics = AdamW(parameters).step(PARAMS)
     in_float64 = dtype == torch.float64 or path is taking_gpu_path
     assert metrics["grad_norm"] == pytest.approx(math.sqrt(squares), rel=1e-10 if in_float64 else 1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_steps_as_a_cpu_does_and_waits_once() -> None:
+    ours, theirs = make_parameters(), {name: Parameter(p.detach().cuda()) for name, p in make_parameters().items()}
+    on_cpu, on_gpu, params = AdamW(ours), AdamW(theirs), replace(PARAMS, grad_clip_norm=0.5)
+    for step in range(3):
+        set_gradients(ours, step)
+        for name, p in theirs.items():
+            gradient = ours[name].grad
+            assert gradient is not None
+            p.grad = gradient.cuda()
+        expected = on_cpu.step(params, divisor=3.0)
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            metrics = on_gpu.step(params, divisor=3.0)
+            torch.cuda.set_sync_debug_mode("default")
+        assert len([one for one in waits if "synchroniz" in str(one.message)]) == 1
+        assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-6)
+    for name, p in ours.items():
+        torch.testing.assert_close(theirs[name].detach().cpu(), p.detach(), rtol=1e-5, atol=1e-6)
 
 
 class Dispatched(TorchDispatchMode):
