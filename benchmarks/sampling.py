@@ -28,6 +28,7 @@ from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.sampling.generate import generate_batch
+from lossbook.trainer.sampling.summary import cache_of
 
 RANDOM_LLAMA = "random-llama-38m"
 OURS, PEER = "lossbook", "generate"
@@ -124,6 +125,7 @@ def measure(name: str, lora: int, options: argparse.Namespace) -> list[dict[str,
             {
                 "model": RANDOM_LLAMA if name == RANDOM_LLAMA else Path(name).name[:24],
                 "weights": f"LoRA, rank {lora}" if lora else "all",
+                "cache": cache_of(model),
                 "cache of generate": "static" if options.static else "dynamic",
                 "prompts x samples": f"{options.prompts} x {options.samples}",
                 "prompt tokens": length,

@@ -37,7 +37,7 @@ class SamplingClient:
     ) -> Future[SampleResponse]:
         """`num_samples` continuations of one prompt, with each token's logprob under the model itself (nats).
 
-        on_progress is called after every token, on the sampling thread: it must not wait for this client. An error that it
+        on_progress is called for every token, on a GPU for several in a row, on the sampling thread: it must not wait for this client. An error that it
         raises ends the call.
         """
         tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ...datums.errors import ModelError
 from ..model.lengths import switch_length
 from ..model.model import LoadedModel
+from ..packing.attention import attending
 from ..packing.hidden import hidden_states
 from ..packing.probes import verdict
 
@@ -49,15 +49,15 @@ class Continuations:
         self.switch = switch_length(model)
         self.cache: Any = None
         self.mask: Tensor | None = None
-        self.configs: list[Any] = []
+        self.attention: str | None = None
         accepted = inspect.signature(model.backbone.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.last = (model.max_length or 1 << 62) - 1
         self.cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         if share_prompts:
-            from .shared_prompts import SharedPromptCache, attending_configs
+            from .shared_prompts import NAME, SharedPromptCache
 
-            self.cache, self.configs = SharedPromptCache(limit), attending_configs(model.backbone)
+            self.cache, self.attention = SharedPromptCache(limit), NAME
 
     @property
     def rows(self) -> list[list[int]]:
@@ -81,13 +81,13 @@ class Continuations:
         if not self.cached:
             return self._whole_rows()
         if self.switch is not None and self.length == self.switch + 1:
-            self.cache, self.configs, self.mask = None, [], None  # its keys are rotated as in shorter rows
+            self.cache, self.attention, self.mask = None, None, None  # its keys are rotated as in shorter rows
             return self._prefill(self.rows, 1)
         self.positions = (self.positions + 1).clamp(max=self.last)  # rows that have ended do not leave the context
         if self.mask is not None:
             self.mask = nn.functional.pad(self.mask, (0, 1), value=True)
         options = self._options(self.mask, self.positions)
-        with self._attention():
+        with attending(self.model, self.attention):
             output = self.model.backbone(input_ids=tokens[:, None], use_cache=True, **options, **self._own_cache())
         return output.last_hidden_state[:, -1]
 
@@ -95,7 +95,7 @@ class Continuations:
         """Drop all rows but these, given in ascending order; returns them."""
         self._rows = [self.rows[row] for row in rows]
         kept = torch.tensor(rows, device=self.model.device)
-        if self.configs:
+        if self.attention is not None:
             self.cache.batch_select_indices(kept)
         elif self.cache is not None:
             self.cache.reorder_cache(kept)
@@ -117,7 +117,7 @@ class Continuations:
         self.cache = getattr(output, self.cache_name, None)
         if self.cache is None:
             raise ModelError(f"{self.model.name} keeps no cache that sampling could extend")
-        if self.configs:
+        if self.attention is not None:
             self.cache.batch_repeat_interleave(repeats)
         elif repeats > 1:
             # Every kind of cache layer can be reordered, also those that hold a state and no keys.
@@ -135,13 +135,6 @@ class Continuations:
 
     def _own_cache(self) -> dict[str, Any]:
         return {} if self.cache is None else {self.cache_name: self.cache}
-
-    def _attention(self) -> Any:
-        if not self.configs:
-            return nullcontext()
-        from .shared_prompts import attending
-
-        return attending(self.configs)
 
     def _options(self, mask: Tensor | None, positions: Tensor) -> dict[str, Tensor]:
         options = {"position_ids": positions} if self.takes_positions else {}

@@ -15,13 +15,12 @@ from torch import Tensor
 from ...datums.errors import ModelError
 from ..device import path_of
 from ..model.model import LoadedModel
-from .blocks import STEPS, Blocks, Chosen, StaticBlocks
+from .blocks import STEPS, Blocks, Chosen
 from .continuations import Continuations
 from .params import Rules
 from .plan import Plan
 from .static.graph import Graphs
-from .static.rows import StaticRows
-from .static.state import States
+from .static.states import States
 from .stops import StopStrings
 
 #: Finished rows are dropped once they are this fraction of all: each costs its share of every step, dropping costs a copy.
@@ -175,6 +174,9 @@ def blocks_for(
 ) -> Blocks:
     """What extends `num_samples` rows of each prompt by at most `limit` tokens, in the way of a plan."""
     if plan.fixed:
+        from .static.blocks import StaticBlocks
+        from .static.rows import StaticRows
+
         rows = StaticRows(model, prompts, num_samples, limit, states=states)
         return StaticBlocks(rows, logits, rules, model.device, Graphs(model))
     own = Continuations(model, prompts, num_samples, limit, share_prompts=plan.share, cached=plan.cached)

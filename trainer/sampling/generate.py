@@ -18,7 +18,7 @@ from .decode import Batch, Meter, Progress, limit
 from .params import check_params, check_prompt, check_seeds, is_integer
 from .plan import plan_of
 from .prepacked import prepacked_weights
-from .static.state import States
+from .static.states import States
 
 #: At most so many sequences are decoded together, unless one prompt has more samples.
 MAX_ROWS = 64

@@ -15,8 +15,8 @@ from ..model.model import LoadedModel
 from ..model.verdict import Verdict
 from ..packing.hidden import Batching, hidden_states, packing_way
 from ..packing.probes import differ, trying, verdict
+from .blocks import Rows
 from .continuations import Continuations
-from .static.rows import StaticRows
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def _tried(model: LoadedModel, plan: Plan) -> Verdict:
     try:
         seen, ours = [], []
         for slots in (1, 2) if plan.fixed else (None,):
-            rows = Continuations(model, prompts, 2, 4, share_prompts=plan.share)
-            if slots is not None:
-                rows = StaticRows(model, prompts, 2, 4, slots=slots)
+            rows = _rows(model, prompts, plan, slots)
             texts = [prompts[row // 2] for row in range(4)]
             seen, ours = [*seen, *texts], [*ours, rows.read()]
             for step in range(2 if switch is None else 3):
@@ -97,6 +95,14 @@ def _tried(model: LoadedModel, plan: Plan) -> Verdict:
         return Verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())}")
     wrong, off = differ(torch.cat(ours), theirs)
     return Verdict(not wrong, f"hidden states differ from those without a cache by {off:.2g}" if wrong else "", off)
+
+
+def _rows(model: LoadedModel, prompts: Sequence[list[int]], plan: Plan, slots: int | None) -> Rows:
+    if slots is None:
+        return Continuations(model, prompts, 2, 4, share_prompts=plan.share)
+    from .static.rows import StaticRows
+
+    return StaticRows(model, prompts, 2, 4, slots=slots)
 
 
 def _without_cache(model: LoadedModel, rows: Sequence[list[int]]) -> Tensor:

@@ -8,8 +8,7 @@ Masks are transformers' own, so sliding windows and padding are as the model def
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -216,22 +215,3 @@ def _refuse_unknown(query: Tensor, mask: Tensor | None, others: dict[str, Any]) 
 
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def attending_configs(module: nn.Module) -> list[Any]:
-    """The configurations that tell a module's parts which attention function to call."""
-    configs = [getattr(part, "config", None) for part in module.modules()]
-    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
-
-
-@contextmanager
-def attending(configs: Sequence[Any], name: str = NAME) -> Iterator[None]:
-    """Inside, modules with these configurations call one of transformers' attention functions; afterwards the one before."""
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = name  # the public setter would change further configurations
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation

@@ -235,3 +235,29 @@ def test_one_block_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks.Blocks, "_read", read)
     on_gpu_path(model, [[5, 6]], 16, num_samples=3, params=SamplingParams(max_tokens=40, seed=0, stop=[]))
     assert reads == [(16, 3), (16, 3), (8, 3)]
+
+
+@pytest.mark.parametrize("kind", ["grouped queries", "a window", "soft-capped scores"])
+def test_in_bfloat16_too_the_hidden_states_are_those_without_a_cache(kind: str) -> None:
+    model = model_of(KINDS[kind](), seed=1)
+    model.module.to(torch.bfloat16)
+    with taking_gpu_path():
+        assert plan_of(model).fixed, model.verdicts["fixed buffers"].reason
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", FIXED)
+@torch.no_grad()
+def test_on_cuda_a_graph_gives_the_samples_of_single_steps(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(KINDS[kind](), seed=1)
+    model.module.to("cuda", dtype)
+    model.device = torch.device("cuda")
+    options: dict[str, Any] = {"num_samples": 3, "params": SamplingParams(max_tokens=70, seed=3, stop=[7])}
+    with_graph = generate_batch(model, PROMPTS, **options)
+    grows = kind == "a rotation that grows beyond the context"
+    assert bool(model.verdicts["graph"]) != grows, model.verdicts["graph"].reason
+    monkeypatch.setattr(graph, "RECORDERS", {})
+    check_equal(with_graph, generate_batch(model, PROMPTS, **options))

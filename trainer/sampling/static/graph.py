@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...model.model import LoadedModel
 from ...model.verdict import Verdict
-from .state import State
+
+if TYPE_CHECKING:  # it imports transformers
+    from .state import State
 
 #: Runs a step while recording what it does to tensors, and returns a function that does the same to the same tensors again.
 #: Whatever a recording cannot hold, such as a number read from the device, is an error of any class.

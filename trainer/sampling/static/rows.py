@@ -11,13 +11,16 @@ from torch import Tensor
 
 from ...model.lengths import switch_length
 from ...model.model import LoadedModel
-from ..shared_prompts import attending, attending_configs
+from ...packing.attention import attending
+from ..blocks import BLOCK
 from .cache import NAME, Shape
 from .masks import CURRENT
-from .state import BLOCK, States
+from .states import States
 
 #: Prompts are padded to multiples of this, so that batches with prompts of about one length have buffers of one shape.
 WIDTH_UNIT = 32
+#: Rooms are multiples of this, as long as they are smaller than FIRST_ROOM: masks of other widths would be copied on CUDA.
+ROOM_UNIT = 16
 #: Tokens that each sample has room for at first; the room is doubled when used up, from MOST_ADDED on raised by that.
 FIRST_ROOM, MOST_ADDED = 64, 512
 #: A prompt of so many tokens lies in the buffer once for up to MOST_SLOTS of its samples. A shorter one is copied for each:
@@ -55,9 +58,9 @@ class StaticRows:
         self.slots = slots or (_divisor(num_samples, MOST_SLOTS) if longest >= SHARED_FROM else 1)
         self.copies = num_samples // self.slots
         width = -(-longest // WIDTH_UNIT) * WIDTH_UNIT
-        shape = Shape(len(prompts) * self.copies, self.slots, width, FIRST_ROOM)
+        room = min(FIRST_ROOM, -(-limit // ROOM_UNIT) * ROOM_UNIT)
+        shape = Shape(len(prompts) * self.copies, self.slots, width, room)
         self.state = self.states.of(shape)
-        self.configs = attending_configs(model.backbone)
 
     def read(self) -> Tensor:
         """The last hidden states [rows, d] of the prompts, each read once for its rows."""
@@ -69,13 +72,14 @@ class StaticRows:
         mask = {"attention_mask": (columns >= starts).long()} if len(set(map(len, self.prompts))) > 1 else {}
         owners = torch.arange(len(self.prompts), device=device).repeat_interleave(self.copies)
         state.cache.owners = owners
-        output = self.model.backbone(
-            input_ids=padded,
-            position_ids=(columns - starts).clamp(min=0),
-            past_key_values=state.cache,
-            use_cache=True,
-            **mask,
-        )
+        with attending(self.model):
+            output = self.model.backbone(
+                input_ids=padded,
+                position_ids=(columns - starts).clamp(min=0),
+                past_key_values=state.cache,
+                use_cache=True,
+                **mask,
+            )
         state.cache.owners = None
         state.lengths.copy_(lengths[owners])
         return output.last_hidden_state[:, -1].repeat_interleave(self.copies * self.slots, 0)
@@ -95,7 +99,7 @@ class StaticRows:
         positions = state.start_forward()
         token = CURRENT.set(state)
         try:
-            with attending(self.configs, NAME):
+            with attending(self.model, NAME):
                 output = self.model.backbone(
                     input_ids=state.token[:, None], position_ids=positions, past_key_values=state.cache, use_cache=True
                 )

@@ -7,16 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..blocks import BLOCK
 from ..choice import wide_dtype
 from .cache import Shape, StaticCache
 from .masks import MaskFunction, additive_masks
 
-#: Steps between two reads by the host at most: the tables below have a row for each.
-BLOCK = 16
-
 
 class State:
-    """The buffers of one shape. Tables have a row per step of a block; `at` gives the row of the step that runs.
+    """The buffers of one shape. Tables have a row for each step of a block; `at` gives the row of the step that runs.
 
     lengths    [copies] tokens of each copy's prompt
     used       tokens that each sample has in the buffers
@@ -114,23 +112,3 @@ class State:
         token = self.token.view(self.shape.copies, -1)
         other.token.copy_((token if copies is None else token[copies]).flatten())
         return other
-
-
-class States:
-    """The states of a call, by shape. A later batch of the same shape has the buffers and the recording of an earlier one.
-
-    limit  of positions, that is the longest sequence of the model
-    """
-
-    def __init__(self, device: torch.device, limit: int | None) -> None:
-        self.device, self.limit = device, limit
-        self.kept: dict[Shape, State] = {}
-
-    def of(self, shape: Shape) -> State:
-        """A state to fill. Those of another width are dropped: prompts come sorted by length, so theirs do not come again."""
-        if any(other.width != shape.width for other in self.kept):
-            self.kept.clear()
-        if shape not in self.kept:
-            self.kept[shape] = State(shape, self.device, self.limit)
-        self.kept[shape].used = 0
-        return self.kept[shape]
