@@ -44,9 +44,9 @@ class Chosen:
     ends      whether the token is one of the stop tokens
     """
 
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    ends: np.ndarray
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    ends: list[list[bool]]
 
 
 class Blocks:
@@ -54,7 +54,8 @@ class Blocks:
 
     def __init__(self, rows: Rows, logits: Callable[[Tensor], Tensor], rules: Rules, device: torch.device) -> None:
         self.rows, self.logits, self.rules, self.device = rows, logits, rules, device
-        self.choose = choose if path_of(device) == "cpu" else choose_unread
+        self.on_cpu = path_of(device) == "cpu"
+        self.choose = choose if self.on_cpu else choose_unread
         self.stop_ids = torch.tensor(sorted(rules.stop_ids), dtype=torch.int64, device=device)
         self.newest: Tensor | None = None
 
@@ -62,8 +63,10 @@ class Blocks:
         """Take so many steps. uniforms: [steps, rows] in [0, 1); None for the likeliest tokens."""
         given = None if uniforms is None else self._uploaded(uniforms)
         pairs = [self._step(None if given is None else given[step]) for step in range(steps)]
-        tokens, logprobs = (torch.stack(each) for each in zip(*pairs, strict=True))
-        return self._read(tokens, logprobs)
+        if self.on_cpu:
+            tokens, logprobs = ([row.tolist() for row in each] for each in zip(*pairs, strict=True))
+            return Chosen(tokens, logprobs, [[token in self.rules.stop_ids for token in row] for row in tokens])
+        return self._read(*(torch.stack(each) for each in zip(*pairs, strict=True)))
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Drop rows, but none of these; returns the rows that are left."""
@@ -88,4 +91,4 @@ class Blocks:
         wide = wide_dtype(self.device)
         ends = torch.isin(tokens, self.stop_ids)
         report = torch.stack([tokens.to(wide), logprobs.to(wide), ends.to(wide)]).cpu().numpy()
-        return Chosen(report[0].astype(np.int64), report[1], report[2] != 0)
+        return Chosen(report[0].astype(np.int64).tolist(), report[1].tolist(), (report[2] != 0).tolist())

@@ -45,7 +45,7 @@ class Continuations:
         self._rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
         self.unread: list[Tensor] = []
         self.positions = torch.empty(0, device="cpu")
-        self.length = len(self._rows[0])
+        self.length, self.longest = len(self._rows[0]), 0
         self.switch = switch_length(model)
         self.cache: Any = None
         self.mask: Tensor | None = None
@@ -83,7 +83,10 @@ class Continuations:
         if self.switch is not None and self.length == self.switch + 1:
             self.cache, self.attention, self.mask = None, None, None  # its keys are rotated as in shorter rows
             return self._prefill(self.rows, 1)
-        self.positions = (self.positions + 1).clamp(max=self.last)  # rows that have ended do not leave the context
+        self.positions = self.positions + 1
+        self.longest += 1
+        if self.longest > self.last:  # rows that have ended do not leave the context
+            self.positions.clamp_(max=self.last)
         if self.mask is not None:
             self.mask = nn.functional.pad(self.mask, (0, 1), value=True)
         options = self._options(self.mask, self.positions)
@@ -124,7 +127,7 @@ class Continuations:
             owners = torch.arange(len(prompts), device=padded.device).repeat_interleave(repeats)
             self.cache.reorder_cache(owners)
         self.mask = None if mask is None else mask.repeat_interleave(repeats, 0)
-        self.positions = (width - 1 - starts).repeat_interleave(repeats, 0)
+        self.positions, self.longest = (width - 1 - starts).repeat_interleave(repeats, 0), width - 1
         return output.last_hidden_state[:, -1].repeat_interleave(repeats, 0)
 
     def _whole_rows(self) -> Tensor:

@@ -111,8 +111,7 @@ class Batch:
 
     def _record(self, chosen: Chosen) -> None:
         """Append to each running row what was chosen for it, until it stops."""
-        columns = zip(chosen.tokens.tolist(), chosen.logprobs.tolist(), chosen.ends.tolist(), strict=True)
-        for tokens, logprobs, ends in columns:
+        for tokens, logprobs, ends in zip(chosen.tokens, chosen.logprobs, chosen.ends, strict=True):
             running = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
             if not running:
                 return
@@ -135,13 +134,13 @@ class Batch:
         """[steps, rows] numbers in [0, 1). Each prompt has its own stream, so other prompts do not change its samples."""
         if self.rules.temperature == 0:
             return None
-        drawn = {
-            prompt: torch.rand(
-                steps, self.num_samples, generator=self.random[prompt], dtype=torch.float64, device="cpu"
-            ).numpy()
-            for prompt in {row.prompt for row in self.rows}
-        }
-        return np.stack([drawn[row.prompt][:, row.sample] for row in self.rows], 1)
+        prompts = sorted({row.prompt for row in self.rows})
+        shape = (steps, self.num_samples)
+        drawn = [
+            torch.rand(shape, generator=self.random[p], dtype=torch.float64, device="cpu").numpy() for p in prompts
+        ]
+        first = {prompt: i * self.num_samples for i, prompt in enumerate(prompts)}
+        return np.concatenate(drawn, 1)[:, [first[row.prompt] + row.sample for row in self.rows]]
 
     def _drop_finished(self) -> None:
         """Drop finished rows once they are many."""
