@@ -13,13 +13,15 @@ from torch import Tensor
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.packed import blocks
 from ...losses.loss.bound import BoundLoss
+from ..head.autograd import expect_rows
+from ..head.backward import KnownRows
 from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
 from ..packing.hidden import lengths_computed, shares_prefixes
 from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups, plan_micro_batches
 from ..transfer import to_device
 from .activation_memory import layers_as_set
-from .checks import TOKEN_OUTPUTS, Pooling
+from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling
 from .forward import model_outputs
 from .group_report import Group
 from .settings import EngineSettings
@@ -149,11 +151,22 @@ class MicroBatches:
 
     def backward(self, gradients: dict[str, Tensor], outputs: Outputs, *, on_host: bool) -> None:
         """Backward through a micro-batch, from the gradients of its outputs; on_host: these are still on the host."""
-        gradients = to_device(gradients, self.model.device) if on_host else gradients
+        gradients = self._sent(gradients, outputs) if on_host else gradients
         tensors = [getattr(outputs, name) for name in gradients]
         torch.autograd.backward(
             tensors, [unpad(gradients[name], x) for name, x in zip(gradients, tensors, strict=True)]
         )
+
+    def _sent(self, gradients: dict[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
+        """The gradients on the device; the head is told which of its rows have one, which is to be seen here."""
+        of_head = [name for name in gradients if name in HEAD_OUTPUTS]
+        if not of_head:
+            return to_device(gradients, self.model.device)
+        nonzero = [gradients[name].numpy() != 0 for name in of_head]
+        rows = np.flatnonzero(np.any([one if one.ndim == 1 else one.any(1) for one in nonzero], axis=0))
+        there = to_device({**gradients, "rows": torch.from_numpy(rows)}, self.model.device)
+        expect_rows(getattr(outputs, of_head[0]), KnownRows(rows, there.pop("rows")))
+        return there
 
     def known_gradient(self, group: Group) -> Tensor | None:
         """d loss / d logprobs of a group's datums, where it is known before the forward and of use."""

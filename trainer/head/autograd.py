@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..device import path_of
-from .backward import Gradients, kept_blocks, recomputed_blocks
+from .backward import Gradients, KnownRows, kept_blocks, recomputed_blocks
 from .products import times_transposed
 from .saved import KeptProduct
 from .tiles import RunningSoftmax, Softmax, Transform, Upstream, logits_of, product_dtype, slices, statistics_dtype
@@ -67,7 +67,7 @@ class LinearLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, known: Tensor | None, plan: Plan
     ):
         ctx.set_materialize_grads(False)
-        ctx.plan = plan
+        ctx.plan, ctx.known_rows = plan, None
         outputs = _empty_outputs(hidden, weight, targets, plan)
         known = None if known is None else known.to(outputs.logprobs.dtype).reshape(targets.shape)
         precomputed: tuple[Tensor | None, ...] = (None, None, None)
@@ -105,8 +105,19 @@ class LinearLogprobs(torch.autograd.Function):
             logprobs = torch.cat([logprobs, best], dim=1)
         softmax = Softmax(saved.logsumexp, saved.entropy, targets)
         with torch.autocast(saved.hidden.device.type, enabled=False):
-            computed = _backward(saved, kept, softmax, Upstream(logprobs, *others), plan, ctx.needs_input_grad[:3])
+            upstream = Upstream(logprobs, *others)
+            computed = _backward(saved, kept, softmax, upstream, plan, ctx.needs_input_grad[:3], ctx.known_rows)
         return *computed, None, None, None
+
+
+def expect_rows(output: Tensor, rows: KnownRows) -> None:
+    """Say, before the backward, which positions have a gradient in it; `output` is any of the head's. Another head ignores it."""
+    node: Any = output.grad_fn
+    while node is not None:
+        if isinstance(getattr(node, "plan", None), Plan):
+            node.known_rows = rows
+            return
+        node = node.next_functions[0][0] if node.next_functions else None
 
 
 def _are_same(one: Tensor, other: Tensor) -> bool:
@@ -192,7 +203,13 @@ def _precompute(
 
 
 def _backward(
-    saved: _Saved, kept: Sequence[Tensor], softmax: Softmax, upstream: Upstream, plan: Plan, needs: Sequence[bool]
+    saved: _Saved,
+    kept: Sequence[Tensor],
+    softmax: Softmax,
+    upstream: Upstream,
+    plan: Plan,
+    needs: Sequence[bool],
+    known: KnownRows | None,
 ) -> tuple[Tensor | None, ...]:
     hidden, weight = saved.hidden, saved.weight
     dtype = product_dtype(hidden, weight)
@@ -201,9 +218,9 @@ def _backward(
             KeptProduct(flat, offsets, plan.tile_columns) for flat, offsets in zip(kept[::2], kept[1::2], strict=True)
         ]
         parts = list(zip(slices(len(hidden), plan.tile_rows), stores, strict=True))
-        blocks = kept_blocks(hidden, dtype, softmax, upstream, parts)
+        blocks = kept_blocks(hidden, dtype, softmax, upstream, parts, known)
     else:
-        blocks = recomputed_blocks(hidden, dtype, softmax, upstream, plan.tile_rows)
+        blocks = recomputed_blocks(hidden, dtype, softmax, upstream, plan.tile_rows, known)
     gradients = Gradients(hidden, weight, saved.bias, needs, is_one_call=True)
     gradients.add(blocks, weight, saved.bias, plan.transform, plan.tile_columns)
     return gradients.finished()

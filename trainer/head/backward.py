@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,25 +37,36 @@ class Block(NamedTuple):
     positions: Tensor | None  # their indices in that part; None for all of it
 
 
-def rows_with_gradient(upstream: Upstream) -> Tensor | None:
-    """Positions with a non-zero gradient, as far as the host can see: on a CPU; None where all may have one.
+class KnownRows(NamedTuple):
+    """The only positions that have a gradient, ascending: [R] int64 on the host, and where the head is."""
 
-    A custom loss reads every position but often gives prompts weight 0, and a clipped token has no gradient either.
-    Elsewhere the host would have to wait for the device, in the middle of the backward, to learn how many rows there are.
+    here: np.ndarray
+    there: Tensor
+
+
+def rows_with_gradient(upstream: Upstream, known: KnownRows | None) -> KnownRows | None:
+    """Positions with a non-zero gradient, as far as the host can see; None where all may have one.
+
+    A custom loss reads every position but often gives prompts weight 0, and a clipped token has no gradient either. On a CPU
+    the gradients show it. Elsewhere the host would have to wait for the device, in the middle of the backward, to learn how
+    many rows there are, so that it goes by what is `known`.
     """
     if any(grad is not None and path_of(grad.device) != "cpu" for grad in upstream):
-        return None
+        return known
     nonzero = [grad != 0 if grad.ndim == 1 else (grad != 0).any(dim=1) for grad in upstream if grad is not None]
     any_nonzero = torch.stack(nonzero).any(dim=0)
-    return None if bool(any_nonzero.all()) else any_nonzero.nonzero().squeeze(1)
+    if bool(any_nonzero.all()):
+        return None
+    rows = any_nonzero.nonzero().squeeze(1)
+    return KnownRows(rows.numpy(), rows)
 
 
 def recomputed_blocks(
-    hidden: Tensor, dtype: torch.dtype, softmax: Softmax, upstream: Upstream, size: int
+    hidden: Tensor, dtype: torch.dtype, softmax: Softmax, upstream: Upstream, size: int, known: KnownRows | None
 ) -> list[Block]:
     """The positions with a gradient, `size` at a time."""
-    rows = rows_with_gradient(upstream)
-    parts: Iterable[Rows] = slices(len(hidden), size) if rows is None else rows.split(size)
+    rows = rows_with_gradient(upstream, known)
+    parts: Iterable[Rows] = slices(len(hidden), size) if rows is None else rows.there.split(size)
     return [_block(part, hidden, dtype, softmax, upstream, None, None) for part in parts]
 
 
@@ -64,15 +76,17 @@ def kept_blocks(
     softmax: Softmax,
     upstream: Upstream,
     kept: Sequence[tuple[slice, KeptProduct]],
+    known: KnownRows | None = None,
 ) -> list[Block]:
     """The positions with a gradient, in the parts whose products were kept."""
-    rows = rows_with_gradient(upstream)
+    rows = rows_with_gradient(upstream, known)
     blocks = []
     for part, store in kept:
         if rows is None:
             blocks.append(_block(part, hidden, dtype, softmax, upstream, store, None))
             continue
-        inside = rows[(rows >= part.start) & (rows < part.stop)]
+        start, stop = np.searchsorted(rows.here, [part.start, part.stop])
+        inside = rows.there[start:stop]
         if len(inside):
             blocks.append(_block(inside, hidden, dtype, softmax, upstream, store, inside - part.start))
     return blocks

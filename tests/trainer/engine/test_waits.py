@@ -19,6 +19,7 @@ import lossbook as lb
 from lossbook.datums.errors import LossContractError, NonFiniteLossError, NonFiniteLossInput, ShapeError
 from lossbook.losses.cards.examples import example_batch, kind_of
 from lossbook.trainer.clients.training import TrainingClient
+from lossbook.trainer.head.backward import Gradients
 from lossbook.trainer.transfer import counting_transfers
 
 NEEDED = {"dr_grpo": {"norm_length": 7}}
@@ -128,6 +129,38 @@ def test_a_forward_is_read_once(on_gpu_path: TrainingClient, make_datums: Callab
     with counting_transfers() as transfers:
         on_gpu_path.forward(make_datums(4), "dpo").result()
     assert (transfers.reads, transfers.uploads) == (1, 2)
+
+
+@pytest.mark.parametrize("strategy", ["keep", "recompute"])
+def test_on_a_gpu_the_head_goes_over_those_rows_only_that_a_loss_on_the_host_gave_a_gradient(
+    strategy: Any,
+    counting: ModuleType,
+    make_datums: Callable[..., list[lb.Datum]],
+    gradients_of: Callable[[TrainingClient], dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sizes: list[int] = []
+    add = Gradients.add
+
+    def noting(self: Gradients, blocks: Any, *others: Any) -> None:
+        sizes.extend(len(block.hidden) for block in blocks)
+        add(self, blocks, *others)
+
+    monkeypatch.setattr(Gradients, "add", noting)
+
+    def client() -> TrainingClient:
+        service = lb.ServiceClient(device="cpu", dtype=torch.float64, head_strategy=strategy)
+        training = service.create_training_client("tiny")
+        sizes.clear()
+        training.forward_backward_custom(make_datums(5), tail_only).result()
+        return training
+
+    expected, on_cpu = client(), sum(sizes)
+    with counting.as_on_a_gpu():
+        ours = client()
+    assert sum(sizes) == on_cpu == 2 * 5
+    for name, gradient in gradients_of(expected).items():
+        torch.testing.assert_close(gradients_of(ours)[name], gradient, rtol=1e-6, atol=1e-9)
 
 
 def broken(logprobs: Tensor, advantages: Tensor) -> Tensor:
