@@ -17,6 +17,7 @@ run here on a CPU, not on a GPU; so "auto" is our own tiles.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Sequence
@@ -117,11 +118,10 @@ def liger_logprobs(
 
     The logsumexp is computed as in `cut_cross_entropy_logprobs`.
     """
-    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
-
+    operations = importlib.import_module("liger_kernel.ops.fused_linear_scaled_cross_entropy")
     dtype = product_dtype(hidden, weight)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
-    computed = LigerFusedLinearScaledCrossEntropyFunction.apply(
+    computed = operations.LigerFusedLinearScaledCrossEntropyFunction.apply(
         hidden, weight, targets, temperature=1 / scale, return_entropy=entropy
     )
     losses, entropies = computed if entropy else (computed, None)
