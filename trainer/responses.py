@@ -97,8 +97,8 @@ class ModelInfo:
     """The model that a training client trains, and how.
 
     batching     "packed", "padded" or "single"
-    attention    how it runs over a packed row: "varlen" (one call per layer) or "blocks" (one call per block and layer);
-                 where nothing is packed, the name of transformers' attention function
+    attention    how it runs over a packed row: "varlen" or "flex" (one call per layer), or "blocks" (one per block and
+                 layer); where nothing is packed, the name of transformers' attention function
     cuts_tails   whether tokens after the last one that is read are left out
     shares       whether a prefix that several datums begin with is computed once
     cache        how samples are decoded: "shared prompts" (each kept once), "cache" (the model's own), either "... of one length"

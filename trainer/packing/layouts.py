@@ -15,13 +15,18 @@ from ..transfer import to_device
 from . import attention
 from .attention import Layout, attending
 from .block_attention import BlockAttention
+from .flex import FlexAttention
 from .micro_batches import SHORTEST_PREFIX
 from .rows import pack_row
 from .varlen import VarlenAttention
 
 #: How attention runs over a packed row.
-AttentionPath = Literal["varlen", "blocks"]
-LAYOUTS: dict[AttentionPath, type[Layout]] = {"varlen": VarlenAttention, "blocks": BlockAttention}
+AttentionPath = Literal["varlen", "flex", "blocks"]
+LAYOUTS: dict[AttentionPath, type[Layout]] = {
+    "varlen": VarlenAttention,
+    "flex": FlexAttention,
+    "blocks": BlockAttention,
+}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from .probes import probe_sequences, trying, verdict
 from .rows import pack_row
 
 #: What is tried on CUDA, the best first.
-ONE_CALL: tuple[AttentionPath, ...] = ("varlen",)
+ONE_CALL: tuple[AttentionPath, ...] = ("varlen", "flex")
+#: Weights of the smallest model for which flex_attention is compiled, which takes half a minute.
+COMPILE_FROM = 50_000_000
 #: How far an operation may be off, as a fraction of the norm of what attention block by block gives.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 2e-3, torch.float64: 1e-9}
 
@@ -44,6 +46,8 @@ def _verdict(model: LoadedModel, path: AttentionPath) -> Verdict:
 
 
 def _tried(model: LoadedModel, path: AttentionPath) -> Verdict:
+    if path == "flex" and (weights := sum(p.numel() for p in model.module.parameters())) < COMPILE_FROM:
+        return Verdict(False, f"compiling flex_attention does not pay for {weights:,} weights")
     worst = 0.0
     for call in sorted(_calls(model), key=str):
         try:

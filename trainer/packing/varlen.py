@@ -109,12 +109,18 @@ def _operation() -> tuple[Callable[..., Any], dict[str, bool]]:
 
 def _in_one_shape(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
     """In autocast's dtype, where that is on, and padded to one size of head; zeros in queries and keys change no score."""
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     depth = max(query.shape[-1], value.shape[-1])
     depth += -depth % DEPTH
-    tensors = (query, key, value) if dtype is None else (x.to(dtype) for x in (query, key, value))
+    tensors = in_autocast(query, key, value)
     return [x if x.shape[-1] == depth else pad(x, (0, depth - x.shape[-1])) for x in tensors]
+
+
+def in_autocast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in autocast's dtype, where that is on, as scaled_dot_product_attention takes them."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 
 
 class _Gathered(torch.autograd.Function):

@@ -12,7 +12,7 @@ from .static.graph import VERDICT
 #: How sequences run, by batching.
 WAYS = {"packed": "packs", "padded": "pads", "single": "runs one sequence at a time"}
 #: How attention runs over a packed row, where it is not block by block.
-CALLS = {"varlen": ", one attention call per layer"}
+CALLS = {"varlen": ", one attention call per layer", "flex": ", one call of flex_attention per layer"}
 
 
 def how_it_runs(model: LoadedModel, batching: Batching) -> str:

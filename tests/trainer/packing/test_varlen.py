@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lossbook as lb
 from lossbook.benchmarks.varlen_on_cpu import register_varlen_on_cpu
 from lossbook.trainer.device import taking_gpu_path
+from lossbook.trainer.engine.activation_memory import layers_as_set
+from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.packing import layouts
 from lossbook.trainer.packing.attention import Layout
@@ -244,3 +246,38 @@ def test_a_client_says_how_attention_runs(make_datums: Any) -> None:
     assert client.how_it_runs().result().startswith("packs, one attention call per layer; ")
     padded = lb.ServiceClient(device="cpu", batching="padded").create_training_client("tiny")
     assert padded.get_info().attention == "sdpa"
+
+
+def test_a_checkpointed_layer_makes_its_call_again_in_the_backward_and_changes_no_number() -> None:
+    model = decoder(PACKED["windows in some layers"])
+    assert choose_batching(model, None) == "packed"
+    results: list[dict[str, Tensor]] = []
+    counts: list[int] = []
+    for checkpointed in (False, True):
+        with layers_as_set(model, EngineSettings(checkpoint_layers=checkpointed)), Operations() as operations:
+            hidden = hidden_states(model, SEQUENCES, "packed")
+            results.append(gradients(model, hidden))
+        counts.append(operations.counts["torch_attn::_varlen_attn"])
+        assert "aten::_scaled_dot_product_flash_attention_for_cpu" not in operations.counts
+    assert counts == [2, 4]
+    for name, gradient in results[0].items():
+        assert torch.equal(results[1][name], gradient), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
+def test_compiled_layers_hold_the_call_and_are_compiled_once_for_all_rows() -> None:
+    torch._dynamo.reset()
+    model = model_of(KINDS["grouped queries"]()).train_all_weights()
+    assert choose_batching(model, None) == "packed"
+    torch._dynamo.utils.counters.clear()
+    graphs: list[int] = []
+    for rows in (SEQUENCES, SEQUENCES[3:], SEQUENCES[:2]):
+        expected = gradients(model, hidden_states(model, rows, "packed"))
+        with layers_as_set(model, EngineSettings(compile_layers=True)):
+            ours = gradients(model, hidden_states(model, rows, "packed"))
+        for name, gradient in expected.items():
+            torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-4 * float(gradient.abs().max()) + 1e-6)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert graphs == [1, 2, 2], "one where a prefix is shared, one where none is"
