@@ -96,3 +96,31 @@ def test_extremes_do_not_see_masked_slots_either() -> None:
         assert stats.max(torch.tensor([[1.0, 9.0]])).value() == 1
         assert stats.max(torch.tensor([1.0, 9.0])).value() == 9  # of another shape: not about slots
     assert stats.max(torch.tensor([[1.0, 9.0]])).value() == 9
+
+
+@given(rows=st.lists(st.tuples(st.integers(-9, 9).map(float), st.booleans()), max_size=6))
+def test_a_mean_of_some_is_that_of_these_alone(rows: list[tuple[float, bool]]) -> None:
+    given_values, where = torch.tensor([x for x, _ in rows]), torch.tensor([y for _, y in rows], dtype=torch.bool)
+    alone = stats.mean(given_values[where])
+    among = stats.mean(torch.where(where, given_values, torch.nan), where)
+    assert (float(among.total), float(among.count)) == (float(alone.total), float(alone.count))
+    assert stats.mean(where, where).value() == pytest.approx(1.0 if where.any() else math.nan, nan_ok=True)
+
+
+def test_a_mean_of_some_leaves_out_slots_that_do_not_count() -> None:
+    with stats.counting(torch.tensor([[True, False], [True, True]])):
+        chosen = torch.tensor([[True, True], [False, True]])
+        assert stats.mean(torch.tensor([[1.0, 9.0], [5.0, 3.0]]), chosen).value() == 2
+        assert stats.mean(torch.tensor([1.0, 3.0]), torch.tensor([True, False])).value() == 1  # not about slots
+    assert stats.mean(torch.tensor([[1.0, 9.0], [5.0, 2.0]]), chosen).value() == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_count_that_shapes_tell_is_on_the_cpu_wherever_the_values_are(kind: str) -> None:
+    elsewhere = torch.ones(2, 3, device="meta")
+    stat = KINDS[kind](elsewhere)
+    assert (stat.is_known, stat.count.item(), stat.total.device.type) == (True, 6, "meta")
+    with stats.counting(torch.ones(2, 3, dtype=torch.bool)):
+        assert not KINDS[kind](elsewhere).is_known
+        assert KINDS[kind](elsewhere[0]).count.item() == 3
+    assert not stats.mean(elsewhere, elsewhere > 0).is_known

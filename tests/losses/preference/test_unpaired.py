@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from lossbook import get_loss
 from lossbook.datums.errors import EmptyLossError, LabelError, LossConfigError, MissingInput
+from lossbook.losses import Seqs
+from lossbook.losses.preference import kto
 
 from ..cases import datum
 from .preference_pairs import of_ratios, sigmoid
@@ -60,6 +63,21 @@ def test_mismatched_responses_are_not_counted() -> None:
     data = [datum(1, weights=[1], ref_logprobs=[-1.0], label=1, is_mismatched=int(i in (1, 2))) for i in range(5)]
     assert float(get_loss("kto").check(data)) == 3
     assert float(get_loss("kto").check([d for i, d in enumerate(data) if i not in (1, 2)])) == 3
+
+
+def test_losses_of_labelled_responses_keep_their_order_among_mismatched_ones() -> None:
+    ratios, label, aside = [3.0, 1.0, -2.0, 0.5, -1.0, 0.0], [1, 1, 0, 0, 0, 1], [0, 1, 0, 1, 0, 0]
+    data = [
+        datum(1, weights=[1], ref_logprobs=[-8.0], label=one, is_mismatched=two)
+        for one, two in zip(label, aside, strict=True)
+    ]
+    rows = [torch.tensor([-8.0 + ratio], dtype=torch.float64) for ratio in ratios]
+    # z0 is (1 + 0.5) / 2; of labels 1, 0, 0, 1 and ratios 3, -2, -1, 0.
+    right = [sigmoid(0.75 - 3), sigmoid(-2 - 0.75), sigmoid(-1 - 0.75), sigmoid(0.75)]
+    assert get_loss("kto", beta=1.0).values(data, rows).tolist() == pytest.approx(right)
+    logprobs, flags = torch.cat(rows), torch.tensor(aside).double()
+    called, _ = kto(logprobs, torch.full((6,), -8.0), Seqs([1] * 6), torch.tensor(label), flags, beta=1.0)
+    assert called.tolist() == pytest.approx(right)
 
 
 def test_a_batch_of_mismatched_responses_alone_has_nothing_to_divide_by() -> None:
