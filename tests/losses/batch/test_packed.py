@@ -16,6 +16,7 @@ from lossbook import Datum, get_loss
 from lossbook.datums.errors import EmptyLossError, LengthMismatchError, WeightsError
 from lossbook.losses import PerDatum, Seqs
 from lossbook.losses.batch.outputs import Outputs
+from lossbook.losses.spec.spec import Grouping
 
 from ..cases import assert_rows_equal, datum, evaluated, loss_of
 from .test_pack import seen_by
@@ -120,13 +121,27 @@ def test_the_sums_of_a_loss_per_token_do_not_weigh() -> None:
         sums.append(seqs.sum(logprobs).tolist())
         return -logprobs
 
-    def per_datum(logprobs: Tensor, seqs: Seqs) -> Tensor:
-        return -seqs.sum(logprobs)
-
     data = [datum(2, weights=[2.0, 0.5]), datum(1, weights=[3.0])]
     evaluated(loss_of(per_token), data, [[-1.0, -2.0], [-4.0]])
     assert sums == [[-3, -4]]
     assert evaluated(loss_of(per_datum, per="datum", reduction="sum"), data, [[-1.0, -2.0], [-4.0]])[0] == 3 + 12
+
+
+def test_seqs_say_how_many_values_are_wanted_where_the_data_do() -> None:
+    def of_firsts(logprobs: Tensor, is_first: PerDatum, seqs: Seqs) -> Tensor:
+        return -seqs.sum(logprobs)[is_first.bool()]
+
+    def wanted(datums: int, config: Any, inputs: Any) -> Grouping:
+        return Grouping(values=None if inputs is None else int(inputs["is_first"].sum()))
+
+    data = [datum(1, weights=[1.0], is_first=float(i != 1)) for i in range(3)]
+    rows = [[-1.0], [-2.0], [-4.0]]
+    assert seen_by(of_firsts, data, rows, per="datum", reduction="sum", groups=wanted)["seqs"].values == 2
+    assert seen_by(per_datum, data, rows, per="datum", reduction="sum")["seqs"].values is None
+
+
+def per_datum(logprobs: Tensor, seqs: Seqs) -> Tensor:
+    return -seqs.sum(logprobs)
 
 
 def own_weights(logprobs: Tensor, weights: Tensor) -> Tensor:
