@@ -168,7 +168,7 @@ def reach_of(items: Sequence[Any], cache: Path) -> Reach:
         )
         seconds[item.nodeid] = took
     if new:
-        partial = cache.with_suffix(".partial")
+        partial = cache.with_suffix(f".{os.getpid()}.partial")  # each worker writes its own
         everything = {"calls": calls, "seconds": seconds, "left_out": sorted(left_out)}
         partial.write_text(json.dumps(everything), encoding="utf-8")
         partial.rename(cache)
