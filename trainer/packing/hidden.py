@@ -68,7 +68,9 @@ def _way(model: LoadedModel, batching: Batching | None) -> Way:
         return layouts.restarting
     # Dropout in a shared prefix would be the same for all its sequences.
     lay = layouts.sharing if name == "sharing" and not model.drops else layouts.blocks
-    return partial(lay, path=attention_path(model))
+    # The path was tried with autocast's products; outside of it, as in sampling, they are as wide as the weights.
+    is_wide = model.compute_dtype is not None and not torch.is_autocast_enabled(model.device.type)
+    return partial(lay, path="blocks" if is_wide else attention_path(model))
 
 
 def packing_way(model: LoadedModel) -> str | None:
