@@ -110,7 +110,7 @@ def gmpo(
     advantage = seqs.mean(advantages)
     log_ratio = logprobs - sampling_logprobs
     pushed = seqs.broadcast(advantage)
-    too_high, too_low = (pushed > 0) & (log_ratio > log_clip_high), (pushed <= 0) & (log_ratio < -log_clip_low)
+    too_high, too_low = (pushed > 0) & (log_ratio > log_clip_high), (pushed < 0) & (log_ratio < -log_clip_low)
     held = torch.where(too_high, torch.full_like(log_ratio, log_clip_high), log_ratio)
     held = torch.where(too_low, torch.full_like(log_ratio, -log_clip_low), held)
     ratio = sequence_ratio(seqs.mean(held))

@@ -136,8 +136,9 @@ def test_exactly_at_its_bound_a_token_of_gmpo_keeps_its_gradient(advantage: floa
     assert (value, slope, metrics["clip_fraction"]) == (-advantage, -advantage, 0)
 
 
-def test_gmpo_clips_no_likelier_token_where_nothing_pushes() -> None:
-    value, slopes, metrics = response("gmpo", [0.6, 0.5], [0.0, 0.0])
+@pytest.mark.parametrize("log_ratios", [[0.6, 0.5], [-0.6, -0.5]], ids=["likelier", "less likely"])
+def test_gmpo_clips_no_token_where_nothing_pushes(log_ratios: list[float]) -> None:
+    value, slopes, metrics = response("gmpo", log_ratios, [0.0, 0.0])
     assert (value, slopes, metrics["clip_fraction"]) == (0, [0, 0], 0)
 
 
