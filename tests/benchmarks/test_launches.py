@@ -15,8 +15,8 @@ import pytest
 #: At most, for each kind of step: launches over the plain loop's, the same with fused layers, uploads and reads in a micro-batch.
 #: The aims are 1.05, 0.6, 2, 1.
 LIMITS = {"SFT": (0.9, 0.45, 2, 1), "DPO": (0.95, 0.5, 2, 1), "GRPO": (1.0, 0.56, 2, 1)}
-#: Float32 has no variable-length attention on CUDA.
-FLOAT32 = {"SFT": 1.4, "DPO": 2.4, "GRPO": 1.55}
+#: Float32 has no variable-length attention on CUDA: small models are padded there, larger ones attend through flex_attention.
+FLOAT32 = 1.05
 #: Launches of clipping and optimizer, whatever the number of parameters.
 OPTIMIZER = 20
 #: Launches of a sampled token over those of `generate`, uploads, reads. The aims are 1.0, 0, and less than 1.
@@ -47,10 +47,10 @@ def test_a_packed_step_launches_uploads_and_reads_at_most(launches: ModuleType, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", FLOAT32)
-def test_a_packed_step_in_float32_launches_at_most(launches: ModuleType, step: str, tmp_path: Path):
-    ours, _ = counted(launches, step, "float32", (launches.OURS, launches.PLAIN), tmp_path)
-    assert ours["launches / plain loop"] <= FLOAT32[step]
+@pytest.mark.parametrize("step", LIMITS)
+def test_a_padded_step_in_float32_launches_at_most(launches: ModuleType, step: str, tmp_path: Path):
+    ours, _ = counted(launches, step, "float32", (launches.PADDED, launches.PLAIN), tmp_path)
+    assert ours["launches / plain loop"] <= FLOAT32
 
 
 def test_a_sampled_token_launches_uploads_and_reads_at_most(launches: ModuleType, tmp_path: Path):

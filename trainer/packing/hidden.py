@@ -119,8 +119,7 @@ def choose_batching(model: LoadedModel, asked: Batching | None) -> Batching:
 
 def _chosen(model: LoadedModel, asked: Batching | None) -> Batching:
     if asked is None:
-        on_gpu = path_of(model.device) != "cpu"  # elsewhere a mask over the whole row costs more than padding
-        if packing_way(model) is not None and (on_gpu or supports_packing(model)):
+        if _packing_pays(model):
             return "packed"
         return "padded" if verdict(model, "padded") else "single"
     holds = {
@@ -131,6 +130,15 @@ def _chosen(model: LoadedModel, asked: Batching | None) -> Batching:
     if not holds[asked]():
         raise _refused(model, asked)
     return asked
+
+
+def _packing_pays(model: LoadedModel) -> bool:
+    """Whether packing is the fastest way that gives each sequence its own numbers."""
+    path = path_of(model.device)
+    if not supports_packing(model):  # a mask over the whole row costs more than padding on a CPU
+        return path != "cpu" and packing_way(model) is not None
+    # On CUDA each block is a dozen launches in every layer, and padding none.
+    return path != "cuda" or attention_path(model) != "blocks" or not verdict(model, "padded")
 
 
 def lengths_computed(model: LoadedModel, lengths: np.ndarray, read: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossbook as lb
-from lossbook.benchmarks.varlen_on_cpu import register_varlen_on_cpu
+from lossbook.benchmarks.varlen_on_cpu import as_flash_attention, register_varlen_on_cpu
 from lossbook.trainer.device import taking_gpu_path
 from lossbook.trainer.engine.activation_memory import layers_as_set
 from lossbook.trainer.engine.settings import EngineSettings
@@ -39,6 +39,8 @@ UNEVEN = transformers.DeepseekV3Config(
     **SIZES | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 7, "v_head_dim": 6},
     **{"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 2},
 )
+#: Heads of 10 numbers.
+SMALL_HEADS = transformers.LlamaConfig(**SIZES | {"head_dim": 10})
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +126,16 @@ def test_a_layer_makes_one_call_for_the_row_and_gathers_only_where_a_prefix_is_s
         assert operations.counts["torch_attn::_varlen_attn"] == 2, "layers"
         assert operations.counts.get("aten::index_select", 0) == 2 * gathers
         assert not [name for name in operations.counts if "scaled_dot_product" in name or "softmax" in name]
+
+
+def test_rows_are_padded_where_attention_would_run_block_by_block() -> None:
+    with as_flash_attention():
+        model = model_of(
+            SMALL_HEADS
+        )  # of a size that no other test tries with the operation, which would be remembered
+        assert choose_batching(model, None) == "padded"
+        assert choose_batching(model, "packed") == "packed"
+        assert attention_path(model) == "blocks"
 
 
 def test_bfloat16_products_of_float32_weights_run_in_one_call() -> None:
