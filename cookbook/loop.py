@@ -81,6 +81,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
     service = ServiceClient(
         device=config.device,
         dtype=torch_dtype(config.dtype),
+        base_weights=config.base_weights,
         checkpoint_dir=checkpoints,
         fused_layers=config.fused_layers,
         deterministic=config.deterministic,

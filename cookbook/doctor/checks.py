@@ -39,6 +39,7 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 #: GPU kernels, and what uses them.
 KERNELS = {
     "cut_cross_entropy": "a head that is used only on request: ServiceClient(head_backend='cut-cross-entropy')",
+    "bitsandbytes": "frozen weights in 4 bits, on request: --base-weights 4bit, ServiceClient(base_weights='4bit')",
     "triton": "the GPU compiler behind liger-kernel, cut-cross-entropy and torch.compile",
     "liger_kernel": "fused norms, rotations and MLPs on a GPU; a head on request: ServiceClient(head_backend='liger')",
 }

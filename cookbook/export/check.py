@@ -18,7 +18,7 @@ from ...datums.types import Datum, ModelInput
 from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
 from ...trainer.model.load import load_model, loader_of
-from ...trainer.model.model import Kind, LoadedModel
+from ...trainer.model.model import BaseWeights, Kind, LoadedModel
 from ..inspect.token_records import read_sequences
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def verify_export(
     kind: Kind,
     *,
     tolerance: float,
+    base_weights: BaseWeights = "full",
 ) -> Verification:
     """Load the folder with peft or transformers, and compare its outputs with `expected` and with the base model.
 
@@ -96,7 +97,7 @@ def verify_export(
     Raises ExportError if the outputs differ by more than `tolerance`, if keys of an adapter match nothing, and if the export
     does not differ from the base model.
     """
-    base = load_model(base_model, device="cpu", dtype=torch.float32)
+    base = load_model(base_model, device="cpu", dtype=torch.float32, base_weights=base_weights)
     if (folder / "adapter_config.json").exists():
         module = _with_adapter(base, folder)
         without = module.disable_adapter

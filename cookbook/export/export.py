@@ -13,6 +13,7 @@ import tyro
 from ...datums import disk
 from ...datums.errors import ConfigError, ExportError
 from ...trainer import ServiceClient
+from ...trainer.checkpoint.contents import Contents, contents_of
 from ...trainer.checkpoint.folder import read_checkpoint
 from ..embeddings.sentence_encoder import copy_settings
 from ..run.loggers import quiet_libraries
@@ -79,17 +80,12 @@ def export(
     export is not what was trained.
     """
     checkpoint = find_checkpoint(source)
-    manifest = read_checkpoint(checkpoint, names=[]).manifest
-    is_lora = manifest.get("lora") is not None
-    form: Format = format or ("adapter" if is_lora else "merged")
-    if form == "adapter" and not is_lora:
-        raise ConfigError(f"{checkpoint} holds a whole model and no adapter: choose --format merged")
-    if form == "adapter" and dtype != "float32":
-        raise ConfigError("--dtype is for --format merged; an adapter is written as it was trained, in float32")
+    contents = contents_of(read_checkpoint(checkpoint, names=[]))
+    form, base_weights = _form_of(checkpoint, contents, format, dtype), contents.base_weights or "full"
     _check_free(out, overwrite)
-    service = ServiceClient(device="cpu", dtype=torch.float32)
+    service = ServiceClient(device="cpu", dtype=torch.float32, base_weights=base_weights)
     training = service.create_training_client_from_state(str(checkpoint))
-    base, run = str(manifest["base_model"]), run_of(checkpoint)
+    base, run = contents.base_model, run_of(checkpoint)
     kind = training.get_info().kind
     sequences = probe_tokens(training.get_tokenizer(), run, training.get_info().max_length)
     with _new_folder(out) as folder:
@@ -101,10 +97,32 @@ def export(
                 copy_settings(run / MODEL, folder)
         expected = trained_outputs(training, sequences, kind)
         checked = verify_export(
-            expected, sequences, folder, base, kind, tolerance=TOLERANCES[dtype] if tolerance is None else tolerance
+            expected,
+            sequences,
+            folder,
+            base,
+            kind,
+            tolerance=TOLERANCES[dtype] if tolerance is None else tolerance,
+            base_weights=base_weights,
         )
-        _write_card(folder, run, training, adapter=form == "adapter", verified=f"After loading, {checked}.")
+        loaded = "loading" if base_weights == "full" else "loading onto 4-bit base weights (nf4), as it was trained"
+        _write_card(folder, run, training, adapter=form == "adapter", verified=f"After {loaded}, {checked}.")
     return checked
+
+
+def _form_of(checkpoint: Path, contents: Contents, asked: Format | None, dtype: Dtype) -> Format:
+    """The form that was asked for, or that was trained. Raises ConfigError for one that does not fit the checkpoint."""
+    is_lora = contents.lora is not None
+    form: Format = asked or ("adapter" if is_lora else "merged")
+    if form == "adapter" and not is_lora:
+        raise ConfigError(f"{checkpoint} holds a whole model and no adapter: choose --format merged")
+    if form == "adapter" and dtype != "float32":
+        raise ConfigError("--dtype is for --format merged; an adapter is written as it was trained, in float32")
+    if form == "merged" and contents.base_weights == "4bit":
+        raise ConfigError(
+            f"{checkpoint} was trained on 4-bit base weights, which are not merged: choose --format adapter"
+        )
+    return form
 
 
 def write_weights(run: Run, training: TrainingClient) -> Path:

@@ -16,6 +16,7 @@ from ...datums.errors import LengthMismatchError, ModelError
 from ...datums.files.rows import datum_from_row
 from ...datums.types import Datum
 from ...trainer import ServiceClient
+from ...trainer.checkpoint.contents import contents_of
 from ...trainer.checkpoint.folder import read_checkpoint
 from ..run.runs import Run, find_checkpoint, writing_run
 from .evaluation import accuracy_and_margin, sides
@@ -80,11 +81,13 @@ class Scorer:
 
     def __init__(self, path: str | Path, *, device: str | None = None) -> None:
         checkpoint = find_checkpoint(path)
-        if not read_checkpoint(checkpoint, names=[]).manifest.get("value_head"):
+        contents = contents_of(read_checkpoint(checkpoint, names=[]))
+        if not contents.value_head:
             raise ModelError(
                 f"{checkpoint} has no scalar head, so it is not a reward model; `lossbook train reward` makes one"
             )
-        self._training = ServiceClient(device=device).create_training_client_from_state(str(checkpoint))
+        service = ServiceClient(device=device, base_weights=contents.base_weights or "full")
+        self._training = service.create_training_client_from_state(str(checkpoint))
 
     def score(self, prompts: Sequence[Any], answers: Sequence[Any]) -> list[float]:
         """A score for each prompt with its answer, both texts or both lists of messages; higher is better.

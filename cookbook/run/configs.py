@@ -18,6 +18,7 @@ from ...datums.types import AdamParams
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from ...trainer.model.fused.fuse import FusedLayers
+from ...trainer.model.model import BaseWeights
 from .names import TrackerName
 from .schedules import Schedule, learning_rate_factor
 
@@ -87,6 +88,9 @@ class RecipeConfig(BaseModel):
     dtype: Precision | None = Field(
         None, description="dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
     )
+    base_weights: BaseWeights = Field(
+        "full", description="4bit: frozen weights of the layers in 4 bits (nf4, by bitsandbytes), under LoRA adapters"
+    )
     fused_layers: FusedLayers = Field(
         "auto",
         description="norms, rotations and MLPs in liger-kernel's kernels: auto (on a GPU), liger (or an error), none",
@@ -121,6 +125,8 @@ class RecipeConfig(BaseModel):
             raise ValueError(
                 f"--all-weights trains no adapters, so {given[0]} would be ignored: leave one of the two out"
             )
+        if self.all_weights and self.base_weights == "4bit":
+            raise ValueError("--all-weights trains all weights, and 4-bit ones cannot be: leave one of the two out")
         if self.lora_targets and not (self.train_mlp and self.train_attn):
             raise ValueError(
                 "choose layers by --lora-targets, or parts by --no-train-mlp and --no-train-attn, not by both"

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from ...datums.errors import CheckpointError, ModelError, located
 from ..model.load import is_at_hand, load_model
 from ..model.lora.lora import add_lora, export_adapter
-from ..model.model import LoadedModel
+from ..model.model import BaseWeights, LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..optim.adamw import AdamW
@@ -136,15 +136,17 @@ def saved_model(
     dtype: torch.dtype | None,
     base_model: str | None = None,
     known: Collection[str] = (),
+    base_weights: BaseWeights = "full",
 ) -> LoadedModel:
     """The model that a checkpoint was saved from, with adapters and a value head like its own, of fresh weights.
 
     base_model   what the caller says it is
     known        models that the caller loaded before
+    base_weights what its base weights must be; those of a service
 
     A checkpoint does not decide what is downloaded: its base model must be given or known, be built in or a folder or file
-    here, or be in the hub's cache. Raises CheckpointError for others, and where `base_model` is not the saved one, or the
-    model or its adapter cannot be made.
+    here, or be in the hub's cache. Raises CheckpointError for others, where `base_model` or `base_weights` is not the saved
+    one, and where the model or its adapter cannot be made.
     """
     contents = contents_of(checkpoint)
     saved = contents.base_model
@@ -155,8 +157,9 @@ def saved_model(
             f"{checkpoint.path} was saved from {saved!r}, which is neither here nor in the hub's cache, and a checkpoint does "
             f"not decide what is downloaded. Give base_model={saved!r} if you trust it, or fetch it first (hf download)"
         )
+    _check_base_weights(checkpoint, contents, base_weights)
     try:
-        model = load_model(saved, device=device, dtype=dtype)
+        model = load_model(saved, device=device, dtype=dtype, base_weights=base_weights)
         if contents.lora is not None:
             add_lora(model, **contents.lora.arguments())
         else:
@@ -175,13 +178,16 @@ def load_snapshot(
     dtype: torch.dtype | None,
     base_model: str | None = None,
     known: Collection[str] = (),
+    base_weights: BaseWeights = "full",
 ) -> Snapshot:
     """A checkpoint's weights, in a model loaded for them; see `saved_model`.
 
     Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
     """
     checkpoint = read_checkpoint(Path(path), names=["weights"])
-    model = saved_model(checkpoint, device=device, dtype=dtype, base_model=base_model, known=known)
+    model = saved_model(
+        checkpoint, device=device, dtype=dtype, base_model=base_model, known=known, base_weights=base_weights
+    )
     check_matches(checkpoint, contents_of(checkpoint), model)
     return Snapshot(model, {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()})
 
@@ -191,6 +197,7 @@ def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel
 
     keeps_head: whether the model keeps its own value head.
     """
+    _check_base_weights(checkpoint, contents, model.base_weights)
     own, saved = _identity(model), contents.model_dump()
     if contents.lora is not None:
         saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
@@ -202,6 +209,16 @@ def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel
                 f"{checkpoint.path} was saved with {key}={saved[key]!r}, but this model has {value!r}"
             )
     check_like(_file(checkpoint, "weights"), checkpoint.tensors["weights"], _loaded(model, keeps_head))
+
+
+def _check_base_weights(checkpoint: Checkpoint, contents: Contents, base_weights: BaseWeights) -> None:
+    """Raise CheckpointError where a checkpoint was trained on other base weights: on them its adapters give other numbers."""
+    saved = contents.base_weights or "full"
+    if saved != base_weights:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on {saved} base weights, but this model has {base_weights} ones: take "
+            f"ServiceClient(base_weights={saved!r}), or --base-weights {saved}"
+        )
 
 
 def _file(checkpoint: Checkpoint, group: str) -> Path:
@@ -220,4 +237,5 @@ def _identity(model: LoadedModel) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "lora": None if model.lora is None else model.lora.to_json(),
         "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
+        **({} if model.base_weights == "full" else {"base_weights": model.base_weights}),
     }

@@ -12,7 +12,7 @@ import torch
 from ...losses.loss.loss import LossLike
 from ..engine.settings import EngineSettings
 from ..model.fused.fuse import fuse_layers
-from ..model.model import LoadedModel
+from ..model.model import BaseWeights, LoadedModel
 from .futures import Worker
 
 #: A call's loss: an id, "module:function", a `Loss` or mixture, or a function.
@@ -27,6 +27,7 @@ class ClientContext:
     settings        how their models run
     checkpoint_dir  where `save_state` writes
     device, dtype   of models loaded later; None for defaults
+    base_weights    of models loaded later
     """
 
     worker: Worker
@@ -34,6 +35,7 @@ class ClientContext:
     checkpoint_dir: Path
     device: str | None = None
     dtype: torch.dtype | None = None
+    base_weights: BaseWeights = "full"
 
     def fused(self, model: LoadedModel) -> LoadedModel:
         """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""

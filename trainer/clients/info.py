@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.settings import EngineSettings
 from ..model.lora.lora import adapted_names
 from ..model.model import LoadedModel
-from ..model.narrow import casts_once, linear_parameters
+from ..model.weights.narrow import casts_once, linear_parameters
 from ..packing.hidden import attention_name, shares_prefixes
 from ..packing.probes import failed_probes, verdict
 from ..responses import ModelData, ModelInfo
@@ -37,6 +37,7 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         max_length=model.max_length,
         value_head=model.value_head is not None,
         vocab_size=model.vocab_size,
+        base_weights=model.base_weights,
         lora_targets=adapted_names(model),
         lora_left_out={} if lora is None else lora.left_out,
     )

@@ -19,9 +19,10 @@ from ..head.logprobs import Strategy
 from ..model.fused.fuse import FusedLayers
 from ..model.load import load_model
 from ..model.lora.lora import add_lora
-from ..model.model import LoadedModel
+from ..model.model import BaseWeights, LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
+from ..model.weights.four_bit import check_base_weights
 from ..packing.hidden import Batching
 from .context import ClientContext
 from .reference import ReferenceClient
@@ -36,6 +37,8 @@ class ServiceClient:
     device          "cpu", "cuda", ...; by default the first GPU, else the CPU
     dtype           of the model's weights; by default float32 on the CPU and bfloat16 on a GPU. Where all weights are
                     trained they are float32 and dtype is that of products: bfloat16 products, float32 weights and logprobs
+    base_weights    "4bit": the linear layers of a decoder's layers are quantized to NF4 by bitsandbytes when a model is loaded,
+                    a quarter of the bytes of bfloat16; adapters alone are trained on them (QLoRA, arXiv:2305.14314)
     checkpoint_dir  where `save_state` writes
 
     The others are those of `EngineSettings`; none but dropout changes a loss or a gradient beyond rounding.
@@ -46,6 +49,7 @@ class ServiceClient:
         *,
         device: str | None = None,
         dtype: torch.dtype | None = None,
+        base_weights: BaseWeights = "full",
         checkpoint_dir: str | Path = "checkpoints",
         tokens_per_micro_batch: int | None = None,
         batching: Batching | None = None,
@@ -74,9 +78,11 @@ class ServiceClient:
             head_backend=head_backend,
             deterministic=deterministic,
         )
+        check_base_weights(base_weights)
         if deterministic:
             prepare_determinism(device)
-        self.context = ClientContext(Worker(deterministic=deterministic), settings, Path(checkpoint_dir), device, dtype)
+        worker, folder = Worker(deterministic=deterministic), Path(checkpoint_dir)
+        self.context = ClientContext(worker, settings, folder, device, dtype, base_weights)
         self._numbers = itertools.count()
 
     @property
@@ -157,7 +163,13 @@ class ServiceClient:
         checkpoint does not decide that. Raises CheckpointError as `load_state` does.
         """
         checkpoint = read_checkpoint(Path(path), names=[])
-        model = saved_model(checkpoint, device=self.context.device, dtype=self.context.dtype, base_model=base_model)
+        model = saved_model(
+            checkpoint,
+            device=self.context.device,
+            dtype=self.context.dtype,
+            base_model=base_model,
+            base_weights=self.context.base_weights,
+        )
         client = TrainingClient(self.context, self.context.fused(model), self._name())
         client.load_state(path, optimizer=optimizer).result()
         return client
@@ -194,13 +206,22 @@ class ServiceClient:
         return TrainingClient(self.context, model, self._name())
 
     def _load(self, base_model: str) -> LoadedModel:
-        return self.context.fused(load_model(base_model, device=self.context.device, dtype=self.context.dtype))
+        context = self.context
+        return context.fused(
+            load_model(base_model, device=context.device, dtype=context.dtype, base_weights=context.base_weights)
+        )
 
     def _snapshot(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Snapshot, str]:
         """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
         if model_path is not None:
             context = self.context
-            snapshot = load_snapshot(model_path, device=context.device, dtype=context.dtype, base_model=base_model)
+            snapshot = load_snapshot(
+                model_path,
+                device=context.device,
+                dtype=context.dtype,
+                base_model=base_model,
+                base_weights=context.base_weights,
+            )
             self.context.fused(snapshot.model)
             return snapshot, model_path
         if base_model is None:

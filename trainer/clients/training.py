@@ -187,7 +187,9 @@ class TrainingClient:
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""
         context, known = self._context, [self._model.name]
-        snapshot = load_snapshot(model_path, device=context.device, dtype=context.dtype, known=known)
+        snapshot = load_snapshot(
+            model_path, device=context.device, dtype=context.dtype, known=known, base_weights=context.base_weights
+        )
         return SamplingClient(context.worker, snapshot, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:

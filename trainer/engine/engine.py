@@ -28,7 +28,7 @@ from ..device import path_of
 from ..model.defaults import usual_defaults
 from ..model.linear import set_adapter_dropout
 from ..model.model import LoadedModel
-from ..model.narrow import casts_once, narrow_weights
+from ..model.weights.narrow import casts_once, narrow_weights
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..transfer import to_host

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...datums import disk
+from ...datums.errors import ModelError
 from .linear import adapted, without_wrappers
 from .model import LoadedModel
 
@@ -24,7 +25,7 @@ def export_model(model: LoadedModel, directory: str | Path, *, dtype: torch.dtyp
 
     Adapters are merged into the weights, in the weights' dtype. A tied output head with an adapter is written as a weight
     of its own. dtype: of the written weights, by default their own. The model itself does not change. A value head is
-    written into a file of its own.
+    written into a file of its own. Raises ModelError where the base weights are 4-bit.
     """
     module: Any = model.module
     state = merged_state(model)
@@ -61,6 +62,8 @@ def _head_is_adapted(model: LoadedModel) -> bool:
 
 def merged_state(model: LoadedModel) -> dict[str, Tensor]:
     """The weights with adapters merged, by the names they have without adapters. Weights without one are not copied."""
+    if model.base_weights == "4bit":
+        raise ModelError(f"the base weights of {model.name} are 4-bit, and are not merged: export the adapter")
     layers = adapted(model.module)
     state: dict[str, Tensor] = {}
     for name, tensor in model.module.state_dict().items():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .weights.four_bit import scales
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +36,9 @@ def weights_fingerprint(model: LoadedModel) -> str:
             digest.update(f"{model.module.get_submodule(_layer(name)).scaling['default']} ".encode())  # type: ignore[index]
         digest.update(f"{name.replace('.base_layer', '')} {weight.dtype} {list(weight.shape)} ".encode())
         digest.update(_bytes(weight))
+        for key, scale in scales(weight).items():
+            digest.update(f"{key} ".encode())
+            digest.update(_bytes(scale))
     return digest.hexdigest()
 
 

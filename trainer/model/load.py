@@ -14,8 +14,9 @@ from ...datums.errors import ModelError, WorkerError, did_you_mean, panics_as
 from .defaults import usual_defaults
 from .gguf.convert import converted
 from .headers import Memory, check_headers, check_layers, check_missing, total_memory
-from .model import WAYS_TO_NAME, Kind, LoadedModel
+from .model import WAYS_TO_NAME, BaseWeights, Kind, LoadedModel
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
+from .weights.four_bit import check_base_weights, quantize_base
 
 BUILT_IN = ("tiny", "tiny-encoder")
 #: The process that loaded a model first. What is forked from it inherits torch's threads as stopped ones.
@@ -24,7 +25,11 @@ _first_process: int | None = None
 
 @usual_defaults()
 def load_model(
-    base_model: str, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    base_model: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    base_weights: BaseWeights = "full",
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode and with nothing requiring a gradient.
 
@@ -32,12 +37,14 @@ def load_model(
                 .gguf file, or a hub id. A GGUF is converted once and kept under $LOSSBOOK_CACHE (~/.cache/lossbook)
     device      by default the first GPU, else the CPU
     dtype       of the parameters; by default float32 on a CPU and bfloat16 elsewhere
+    base_weights  "4bit" quantizes the linear layers of a decoder's layers: see `four_bit`
 
     Code that comes with a model is never run, and weights are read from safetensors or GGUF only, never pickles.
     Raises ModelError when the model cannot be found, is damaged or is of an unsupported kind, and for a device that is not
     there; WorkerError in a forked process in which torch would wait for threads that stayed in its parent.
     """
     _check_not_forked()
+    check_base_weights(base_weights)
     limit_templates()  # of every tokenizer, also where a recipe or a script calls it itself
     place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
@@ -49,7 +56,10 @@ def load_model(
             parameter.data = parameter.data.to(dtype)
     else:
         module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype, place)
-    model = LoadedModel(base_model, module.to(place).eval().requires_grad_(False), tokenizer, kind, place)  # type: ignore[arg-type]
+    model = LoadedModel(base_model, module.eval().requires_grad_(False), tokenizer, kind, place)
+    if base_weights == "4bit":
+        quantize_base(model)  # layer by layer: the device never holds the full weights
+    module.to(place)  # type: ignore[arg-type]
     _check_text(model)
     return model
 

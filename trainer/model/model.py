@@ -17,6 +17,8 @@ from .linear import LoraSettings, effective_weight
 from .verdict import Verdict
 
 Kind = Literal["decoder", "encoder"]
+#: "full": the weights as they are stored; "4bit": the linear layers of a decoder's layers in NF4, see `four_bit`.
+BaseWeights = Literal["full", "4bit"]
 
 WAYS_TO_NAME = (
     "A model is named as 'tiny' or 'tiny-encoder' (built in code), a directory with config.json and safetensors "
@@ -36,6 +38,7 @@ class LoadedModel:
     head_choice       strategy and backend of the last call of the head; None before the first
     verdicts          what probes of this model saw, by probe; each is tried once
     fused             how many parts run in fused kernels, by kind; see `fused.fuse_layers`
+    base_weights      "4bit" where the linear layers of its layers are quantized; see `four_bit`
     adapters_drop     whether the adapters' dropout is on, as it is inside `forward_backward`
     moment            refers to what snapshots share of the parameters as they are now; None where nothing shares them
 
@@ -54,6 +57,7 @@ class LoadedModel:
     head_choice: str | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict, repr=False)
     fused: dict[str, int] = field(default_factory=dict)
+    base_weights: BaseWeights = "full"
     adapters_drop: bool = False
     moment: Callable[[], Any] | None = field(default=None, repr=False)
 
@@ -80,8 +84,13 @@ class LoadedModel:
         """Make every parameter require a gradient, in float32 at least; returns this model.
 
         A bfloat16 weight has 8 bits of mantissa: an optimizer step smaller than 1/512 of it would be rounded away. A model
-        that was loaded in bfloat16 still computes its products in it.
+        that was loaded in bfloat16 still computes its products in it. Raises ModelError where the weights are 4-bit.
         """
+        if self.base_weights == "4bit":
+            raise ModelError(
+                f"the base weights of {self.name} are 4-bit, which adapters alone are trained on: choose a LoRA rank, or "
+                "base_weights='full'"
+            )
         loaded = next(self.module.parameters()).dtype
         if torch.promote_types(loaded, torch.float32) != loaded:
             self.compute_dtype = loaded

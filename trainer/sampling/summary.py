@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..model.model import LoadedModel
-from ..model.narrow import casts_once
+from ..model.weights.narrow import casts_once
 from ..packing.hidden import Batching, attention_name, packing_way, shares_prefixes, supports_packing
 from ..packing.probes import verdict
 from .plan import NO_CACHE, PLANS, Plan, plan_of, plans_for
@@ -20,7 +20,11 @@ def how_it_runs(model: LoadedModel, batching: Batching) -> str:
 
     "pads (packs: no, layer 0 has attention sinks); shares no prefixes; cuts what is not read; samples with the model's own cache"
     """
-    layers = (*_fused(model), *(["casts its linear weights once per call"] if casts_once(model) else []))
+    layers = (
+        *(["4-bit base weights (nf4)"] if model.base_weights == "4bit" else []),
+        *_fused(model),
+        *(["casts its linear weights once per call"] if casts_once(model) else []),
+    )
     if model.kind != "decoder":
         return "; ".join([WAYS[batching], "computes every token", *layers])
     cuts = verdict(model, "cut")

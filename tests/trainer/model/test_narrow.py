@@ -16,10 +16,10 @@ import lossbook as lb
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.engine.engine import Engine
 from lossbook.trainer.engine.settings import EngineSettings
-from lossbook.trainer.model import narrow
 from lossbook.trainer.model.load import load_model
-from lossbook.trainer.model.narrow import PROBE, casts_once, linear_parameters
 from lossbook.trainer.model.verdict import Verdict
+from lossbook.trainer.model.weights import narrow
+from lossbook.trainer.model.weights.narrow import PROBE, casts_once, linear_parameters
 
 from ..kinds import KINDS, model_of
 

@@ -42,7 +42,7 @@ def fuse_layers(model: LoadedModel, fused_layers: FusedLayers = "auto") -> Loade
     """
     if fused_layers == "none" or model.fused:
         return model
-    kernels = kernels_for(model.device)
+    kernels = kernels_for(model.device) if model.base_weights == "full" else "its base weights are 4-bit"
     if isinstance(kernels, Kernels):
         _fuse(model, kernels)
     elif model.device.type == "cuda" or fused_layers == "liger":

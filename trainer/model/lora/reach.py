@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import LoadedModel
+from ..weights.four_bit import dense_weight
 
 #: Tokens of the forward pass.
 PROBED_TOKENS = 8
@@ -56,7 +57,7 @@ def _other_product(module: nn.Module, given: tuple[Any, ...], output: Any) -> st
     if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward or not given:
         return ""
     with torch.no_grad():
-        product = nn.functional.linear(given[0], module.weight, module.bias)
+        product = nn.functional.linear(given[0], dense_weight(module), module.bias)
     same = isinstance(output, Tensor) and product.shape == output.shape
     if same and torch.allclose(product, output, rtol=1e-2, atol=1e-3):
         return ""

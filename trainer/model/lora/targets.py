@@ -129,7 +129,8 @@ def _candidates(model: LoadedModel) -> list[Target]:
     targets = []
     for name, module in model.module.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and not _returns_choices(module):
-            sides = tuple(module.get_parameter("weight").shape)
+            is_linear = isinstance(module, nn.Linear)  # a 4-bit one holds its weight as bytes
+            sides = (module.out_features, module.in_features) if is_linear else tuple(module.weight.shape)
             targets.append(Target(name, _part(model, name, module, sides), sides, True))
             continue
         for leaf, parameter in module.named_parameters(recurse=False):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from .model import LoadedModel
-from .verdict import Verdict
+from ..model import LoadedModel
+from ..verdict import Verdict
 
 #: Bytes of narrow gradients that may wait to be added to the wide sums together.
 WAITING_BYTES = 2**28
