@@ -288,7 +288,7 @@ LOSSES = (
         "N31",
         "a fused head that cannot serve the loss",
         "refused, with what can",
-        ("trainer/head/test_backends.py::test_what_cut_cross_entropy_cannot_serve_is_refused_by_name",),
+        ("trainer/head/test_backends.py::test_what_a_library_cannot_serve_is_refused_by_name",),
     ),
     Row(
         "N32",
