@@ -92,6 +92,8 @@ def run(names: set[str]) -> None:
     kept = json.loads(OUTCOMES.read_text()) if OUTCOMES.exists() else {"outcomes": {}, "figures": {}}
     kept["outcomes"] |= {name: dict(count) for name, count in recorder.outcomes.items() if count}
     kept["figures"] |= recorder.figures
+    known = {test for row in load_rows().ROWS for test in row.tests}
+    kept = {part: {name: value for name, value in kept[part].items() if name in known} for part in kept}
     OUTCOMES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

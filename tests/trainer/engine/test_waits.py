@@ -42,7 +42,7 @@ def shipped() -> list[str]:
 def on_gpu_path(counting: ModuleType) -> Any:
     """A client of the tiny decoder, with a value head, that takes a GPU's path."""
     with counting.as_on_a_gpu():
-        yield lb.ServiceClient(device="cpu").create_training_client("tiny", value_head=True)
+        yield lb.ServiceClient(device="cpu", batching="packed").create_training_client("tiny", value_head=True)
 
 
 def counted(counting: ModuleType, client: TrainingClient, call: Callable[[], Any]) -> Any:
@@ -115,7 +115,7 @@ def test_so_is_one_of_pooled_vectors(pooling: Any, on_gpu_path: TrainingClient, 
 
 def test_each_micro_batch_is_read_once(counting: ModuleType, make_datums: Callable[..., list[lb.Datum]]):
     with counting.as_on_a_gpu():
-        service = lb.ServiceClient(device="cpu", tokens_per_micro_batch=16)
+        service = lb.ServiceClient(device="cpu", batching="packed", tokens_per_micro_batch=16)
         client = service.create_training_client("tiny")
         with counting_transfers() as transfers:
             output = client.forward_backward(make_datums(6), "ppo").result()
@@ -149,7 +149,7 @@ def test_on_a_gpu_the_head_goes_over_those_rows_only_that_a_loss_on_the_host_gav
     monkeypatch.setattr(Gradients, "add", noting)
 
     def client() -> TrainingClient:
-        service = lb.ServiceClient(device="cpu", dtype=torch.float64, head_strategy=strategy)
+        service = lb.ServiceClient(device="cpu", batching="packed", dtype=torch.float64, head_strategy=strategy)
         training = service.create_training_client("tiny")
         sizes.clear()
         training.forward_backward_custom(make_datums(5), tail_only).result()
