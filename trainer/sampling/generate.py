@@ -69,8 +69,8 @@ def generate_batch(
                  `stop` None stops at any end-of-sequence token of model and tokenizer; else only at the given token ids or
                  strings (searched in the decoded continuation), with [] at none
     seeds        one per prompt, replacing the seed of `params`, with which equal prompts get equal samples
-    on_progress  called for every token (on a GPU for several in a row), on the sampling thread. An error that it raises ends the call; weights and modes
-                 are then as before
+    on_progress  called for every token (on a GPU for several in a row), on the sampling thread. An error that it raises ends
+                 the call; weights and modes are then as before
 
     Raises ModelError for an encoder or impossible parameters, TruncationError for a prompt that fills the
     context, TokenRangeError for ids outside the vocabulary, before anything is computed.
