@@ -488,11 +488,14 @@ def test_at_exit_services_that_wait_for_each_other_end() -> None:
     done = script(
         """
         a, b = Calls("a", Worker()), Calls("b", Worker())
-        both = threading.Barrier(2)
+        begun, queued = threading.Barrier(2), threading.Barrier(3)
         def loss(other):
-            both.wait(PATIENCE)
-            return other.submit("forward", int).result()
+            begun.wait(PATIENCE)
+            forward = other.submit("forward", int)
+            queued.wait(PATIENCE)
+            return forward.result()
         kept = a.submit("custom", lambda: loss(b)), b.submit("custom", lambda: loss(a))
+        queued.wait(PATIENCE)  # an interpreter that shuts down takes no more calls
         """
     )
     assert done.returncode == 0
