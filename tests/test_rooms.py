@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("testing",),
     ),
     "trainer": (
-        ("responses", "device"),
+        ("responses", "device", "ranks"),
         ("transfer",),
         ("head", "optim"),
         ("model",),

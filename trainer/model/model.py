@@ -6,16 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from ...datums.errors import ModelError
 from ..head.logprobs import Head
+from ..ranks import ALONE, Ranks
 from .linear import LoraSettings, effective_weight
 from .verdict import Verdict
 
+T = TypeVar("T")
 Kind = Literal["decoder", "encoder"]
 #: "full": the weights as they are stored; "4bit": the linear layers of a decoder's layers in NF4, see `four_bit`.
 BaseWeights = Literal["full", "4bit"]
@@ -41,6 +43,8 @@ class LoadedModel:
     base_weights      "4bit" where the linear layers of its layers are quantized; see `four_bit`
     adapters_drop     whether the adapters' dropout is on, as it is inside `forward_backward`
     moment            refers to what snapshots share of the parameters as they are now; None where nothing shares them
+    ranks             the processes that train it together; a single one unless it is sharded
+    root              the module that holds all sharded parameters, and whose forward gathers them; None where none are
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -60,6 +64,8 @@ class LoadedModel:
     base_weights: BaseWeights = "full"
     adapters_drop: bool = False
     moment: Callable[[], Any] | None = field(default=None, repr=False)
+    ranks: Ranks = ALONE
+    root: nn.Module | None = field(default=None, repr=False)
 
     @property
     def drops(self) -> bool:
@@ -72,6 +78,13 @@ class LoadedModel:
         if self.value_head is not None:
             parameters |= {f"value_head.{name}": value for name, value in self.value_head.named_parameters()}
         return {name: value for name, value in sorted(parameters.items()) if value.requires_grad}
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """What `function` returns, tensors in dicts, tuples or dataclasses, called where all parameters can be read.
+
+        A sharded model has its parameters whole only inside the forward of its root; all ranks must call this together.
+        """
+        return function() if self.root is None else self.root(function)
 
     def before_writing(self) -> None:
         """Give snapshots that share the parameters a copy of their own; call it before parameters are written."""
