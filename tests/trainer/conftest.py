@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor
 import lossbook as lb
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
+
+from .ranks.processes import RankProcesses
 
 VOCABULARY = 260
 #: A tiny model of random weights gives every token about this logprob, in nats.
@@ -65,6 +67,14 @@ def gradients_of() -> Callable[[TrainingClient], dict[str, Tensor]]:
 def state_of() -> Callable[[TrainingClient], State]:
     """state_of(client): all that a failed call must leave as it was, with NaN-safe, bit-exact equality."""
     return whole_state
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[RankProcesses]:
+    """ranks.run(function, *args, size=2): what function(ranks, *args) returns on each of `size` ranks, in processes that are kept."""
+    processes = RankProcesses()
+    yield processes
+    processes.close()
 
 
 @pytest.fixture(scope="session")
