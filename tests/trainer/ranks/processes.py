@@ -43,7 +43,7 @@ class RankProcesses:
     """
 
     def __init__(self, timeout: float = COLLECTIVE) -> None:
-        self.timeout = timeout
+        self.timeout, self.grace = timeout, GRACE
         self._processes: list[Process] = []
         self._folder = tempfile.mkdtemp(prefix="lossbook-ranks-")
         self._size, self._meetings, self._meeting = 0, 0, ""
@@ -99,7 +99,7 @@ class RankProcesses:
         waiting = {process.pipe: rank for rank, process in enumerate(self._processes[:size])}
         answers: dict[int, Any] = {}
         failures: dict[int, tuple[BaseException, str]] = {}
-        deadline = time.monotonic() + self.timeout + GRACE
+        deadline = time.monotonic() + self.timeout + self.grace
         while waiting and (ready := wait(list(waiting), max(deadline - time.monotonic(), 0.0))):
             for pipe in ready:
                 assert isinstance(pipe, Connection)
@@ -111,7 +111,7 @@ class RankProcesses:
                 if error is not None:
                     failures[rank] = error, where
                     self._size = 0  # the next call meets anew
-                    deadline = min(deadline, time.monotonic() + GRACE)
+                    deadline = min(deadline, time.monotonic() + self.grace)
         if waiting:
             rank = min(waiting.values())
             failures.setdefault(rank, (self._hangs(rank), ""))
