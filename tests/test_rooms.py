@@ -46,6 +46,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("model",),
         ("packing", "checkpoint"),
         ("engine", "sampling"),
+        ("training",),
         ("workers",),
         ("clients",),
         ("conformance",),

@@ -75,7 +75,7 @@ def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
 def test_the_flags_choose_the_adapters_and_the_first_line_says_where_they_are(tmp_path: Path, capsys) -> None:
     config = config_in(tmp_path / "run", train_mlp=False, lora_alpha=4.0, lora_dropout=0.25)
     _, training = begin(config)
-    lora = training._model.lora
+    lora = training.local.model.lora
     assert lora is not None
     assert (lora.alpha, lora.dropout, lora.train_mlp) == (4.0, 0.25, False)
     runs, line = capsys.readouterr().out.splitlines()

@@ -227,16 +227,16 @@ class Clients(RuleBasedStateMachine):
     def forward(self, who: int, seed: int) -> None:
         self.both("forward", lambda c, _: c[who].forward(random_datums(3, seed), "cross_entropy").result())
 
-    @precondition(lambda self: any(w.clients[0]._accumulated.calls for w in self.worlds))
+    @precondition(lambda self: any(w.clients[0].local.accumulated.calls for w in self.worlds))
     @rule(rate=st.sampled_from((0.0, 1e-3, 0.1)), clip=st.sampled_from((0.0, 1.0)), decay=st.sampled_from((0.0, 0.1)))
     def step_of_the_first(self, rate: float, clip: float, decay: float) -> None:
         params = lb.AdamParams(learning_rate=rate, grad_clip_norm=clip, weight_decay=decay)
         self.both("optim_step", lambda c, _: c[0].optim_step(params).result())
 
-    @precondition(lambda self: any(w.clients[1]._accumulated.calls for w in self.worlds))
+    @precondition(lambda self: any(w.clients[1].local.accumulated.calls for w in self.worlds))
     @rule(norm=st.sampled_from(("none", "num_sequences")))
     def step_of_the_second(self, norm: Any) -> None:
-        if norm != "none" and self.worlds[0].clients[1]._accumulated.means:
+        if norm != "none" and self.worlds[0].clients[1].local.accumulated.means:
             norm = "none"
         params = lb.AdamParams(learning_rate=1e-2)
         self.both("optim_step", lambda c, _: c[1].optim_step(params, grad_accumulation_normalization=norm).result())

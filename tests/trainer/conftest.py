@@ -121,21 +121,21 @@ def copied_gradients(client: TrainingClient) -> dict[str, Tensor]:
     """Gradients by parameter name."""
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
-        for name, p in client._model.trainable().items()
+        for name, p in client.local.model.trainable().items()
     }
 
 
 def whole_state(client: TrainingClient) -> State:
     """Weights, gradients, optimizer, accumulation and random state as bytes, so that `==` is bit for bit."""
-    parameters = client._model.trainable()
+    parameters = client.local.model.trainable()
     return {
         "weights": {name: _bytes(p) for name, p in parameters.items()},
         "gradients": {name: None if p.grad is None else _bytes(p.grad) for name, p in parameters.items()},
-        "moments": {name: _bytes(tensor) for name, tensor in client._optimizer.state_tensors().items()},
-        "optimizer": client._optimizer.meta(),
-        "accumulated": copy.deepcopy(vars(client._accumulated)),
+        "moments": {name: _bytes(tensor) for name, tensor in client.local.optimizer.state_tensors().items()},
+        "optimizer": client.local.optimizer.meta(),
+        "accumulated": copy.deepcopy(vars(client.local.accumulated)),
         "random": _bytes(torch.get_rng_state()),
-        "training": client._model.module.training,
+        "training": client.local.model.module.training,
     }
 
 

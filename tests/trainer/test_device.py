@@ -46,7 +46,7 @@ def test_both_paths_give_the_same_gradients(
     expected = client()
     with taking_gpu_path():
         ours = client()
-    sizes = [training._engine.settings.tokens_per_micro_batch for training in (expected, ours)]
+    sizes = [training.local.engine.settings.tokens_per_micro_batch for training in (expected, ours)]
     assert sizes == [4096, 16384]
     for name, gradient in gradients_of(expected).items():
         assert (gradients_of(ours)[name] - gradient).norm() <= 1e-6 * gradient.norm(), name

@@ -41,7 +41,7 @@ def teacher_datums() -> list[lb.Datum]:
 
 def dense_gradient(training: TrainingClient, datums: list[lb.Datum]) -> tuple[float, Gradients]:
     """Value and gradient by way of the whole log-softmax."""
-    module = training._model.module
+    module = training.local.model.module
     total, weight = torch.zeros((), dtype=torch.float64), 0.0
     for datum in datums:
         targets, teacher, weights = (

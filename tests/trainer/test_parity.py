@@ -306,7 +306,7 @@ def test_a_loss_over_the_whole_softmax_has_the_gradient_of_the_dense_computation
     output = client.forward_backward(datums, loss).result()
     gradients = gradients_of(client)
     read = list(inspect.signature(loss).parameters)
-    module = client._model.module
+    module = client.local.model.module
     parameters = dict(module.named_parameters())
     total = torch.zeros((), dtype=torch.float64)
     for datum, own in zip(datums, output.loss_fn_outputs, strict=True):

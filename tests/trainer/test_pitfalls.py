@@ -423,7 +423,7 @@ def test_a_gradient_of_nan_is_refused_by_the_step_and_named(
     training: TrainingClient, make_datums: MakeDatums, state_of: StateOf
 ) -> None:
     training.forward_backward(make_datums(2), "cross_entropy").result()
-    name, parameter = next((n, p) for n, p in training._model.trainable().items() if "lora_B" in n)
+    name, parameter = next((n, p) for n, p in training.local.model.trainable().items() if "lora_B" in n)
     assert parameter.grad is not None
     parameter.grad.view(-1)[0] = float("nan")
     before = state_of(training)

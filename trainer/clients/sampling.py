@@ -6,24 +6,19 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
-from ...datums.errors import ModelError, TokenRangeError
+from ...datums.errors import ModelError
 from ...datums.types import ModelInput, SamplingParams, as_model_input
-from ..head.logprobs import linear_logprobs
-from ..model.snapshot import Snapshot
-from ..packing.hidden import hidden_states
-from ..responses import SampledSequence, SampleResponse
+from ..responses import SampleResponse
 from ..sampling.decode import Progress
-from ..sampling.generate import Generated, generate, generate_batch
+from ..training.protocol import Frozen
 from .futures import Calls, Future, Worker
 
 
 class SamplingClient:
     """Samples from fixed weights. Logprobs agree with the trainer's at the same weights."""
 
-    def __init__(self, worker: Worker, snapshot: Snapshot, name: str) -> None:
-        self._snapshot = snapshot
+    def __init__(self, worker: Worker, frozen: Frozen, name: str) -> None:
+        self._frozen = frozen
         self._calls = Calls(name, worker)
 
     def sample(
@@ -43,12 +38,9 @@ class SamplingClient:
         tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)
 
         def run() -> SampleResponse:
-            with self._snapshot.applied():
-                samples = generate(
-                    self._snapshot.model, tokens, num_samples=num_samples, params=params, on_progress=on_progress
-                )
-                prompt_logprobs = self._logprobs(tokens) if include_prompt_logprobs else None
-            return SampleResponse(_sequences(samples), prompt_logprobs)
+            return self._frozen.sample(
+                [tokens], num_samples, params, on_progress=on_progress, prompt_logprobs=include_prompt_logprobs
+            )[0]
 
         return self._calls.submit("sample", run)
 
@@ -70,16 +62,7 @@ class SamplingClient:
         own_seeds = None if seeds is None else list(seeds)
 
         def run() -> list[SampleResponse]:
-            with self._snapshot.applied():
-                samples = generate_batch(
-                    self._snapshot.model,
-                    lists,
-                    num_samples=num_samples,
-                    params=params,
-                    seeds=own_seeds,
-                    on_progress=on_progress,
-                )
-            return [SampleResponse(_sequences(of_prompt)) for of_prompt in samples]
+            return self._frozen.sample(lists, num_samples, params, seeds=own_seeds, on_progress=on_progress)
 
         return self._calls.submit("sample_batch", run)
 
@@ -90,36 +73,11 @@ class SamplingClient:
         more than its context, as in training.
         """
         tokens = as_model_input(prompt).to_ints()
-
-        def run() -> list[float | None]:
-            with self._snapshot.applied():
-                return self._logprobs(tokens)
-
-        return self._calls.submit("compute_logprobs", run)
+        return self._calls.submit("compute_logprobs", lambda: self._frozen.logprobs(tokens))
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
-        return self._snapshot.model.tokenizer
-
-    def _logprobs(self, tokens: list[int]) -> list[float | None]:
-        model = self._snapshot.model
-        if not tokens or any(not 0 <= t < model.vocab_size for t in tokens):
-            raise TokenRangeError(f"the prompt needs at least one token, all within 0 to {model.vocab_size - 1}")
-        if model.max_length is not None and len(tokens) - 1 > model.max_length:  # the last one is not read
-            raise ModelError(
-                f"the prompt has {len(tokens)} tokens, but {model.name} reads at most {model.max_length}, and so gives "
-                f"logprobs of {model.max_length + 1}. Cut the prompt"
-            )
-        with torch.no_grad():
-            if len(tokens) == 1:
-                return [None]
-            hidden = hidden_states(model, [tokens[:-1]], "padded")
-            targets = torch.tensor(tokens[1:], device=hidden.device)
-            return [None, *linear_logprobs(hidden, model.head(), targets).logprobs.tolist()]
-
-
-def _sequences(samples: Sequence[Generated]) -> list[SampledSequence]:
-    return [SampledSequence(one.tokens, one.logprobs, one.stop_reason) for one in samples]
+        return self._frozen.tokenizer
 
 
 def _params(params: SamplingParams | Any) -> SamplingParams:

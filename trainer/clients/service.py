@@ -10,20 +10,14 @@ from typing import Any
 import torch
 
 from ...datums.errors import ModelError
-from ..checkpoint.folder import read_checkpoint
-from ..checkpoint.state import load_snapshot, saved_model
-from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
 from ..model.fused.fuse import FusedLayers
-from ..model.load import load_model
-from ..model.lora.lora import add_lora
-from ..model.model import BaseWeights, LoadedModel
-from ..model.snapshot import Snapshot
-from ..model.value_head import add_value_head
-from ..model.weights.four_bit import check_base_weights
+from ..model.model import BaseWeights
 from ..packing.hidden import Batching
+from ..training.local_models import LocalModels
+from ..training.protocol import Frozen
 from .context import ClientContext
 from .reference import ReferenceClient
 from .sampling import SamplingClient
@@ -78,11 +72,9 @@ class ServiceClient:
             head_backend=head_backend,
             deterministic=deterministic,
         )
-        check_base_weights(base_weights)
-        if deterministic:
-            prepare_determinism(device)
-        worker, folder = Worker(deterministic=deterministic), Path(checkpoint_dir)
-        self.context = ClientContext(worker, settings, folder, device, dtype, base_weights)
+        models = LocalModels(settings, device, dtype, base_weights)
+        self.context = ClientContext(Worker(deterministic=deterministic), models, settings, Path(checkpoint_dir))
+        self._device = device
         self._numbers = itertools.count()
 
     @property
@@ -126,7 +118,7 @@ class ServiceClient:
         """
         if alpha is not None and lora_alpha is not None:
             raise ModelError("alpha is the older word for lora_alpha: give lora_alpha alone")
-        return self._lora_client(
+        trainer = self.context.models.adapters(
             base_model,
             value_head=value_head,
             rank=rank,
@@ -138,6 +130,7 @@ class ServiceClient:
             targets=lora_targets,
             dropout=lora_dropout,
         )
+        return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client(
         self, base_model: str, lora_rank: int = 0, *, value_head: bool = False
@@ -148,11 +141,8 @@ class ServiceClient:
         """
         if lora_rank:
             return self.create_lora_training_client(base_model, rank=lora_rank, value_head=value_head)
-        model = self._load(base_model)
-        model.train_all_weights()
-        if value_head:
-            add_value_head(model)
-        return TrainingClient(self.context, model, self._name())
+        trainer = self.context.models.all_weights(base_model, value_head=value_head)
+        return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client_from_state(
         self, path: str, *, optimizer: bool = False, base_model: str | None = None
@@ -162,15 +152,8 @@ class ServiceClient:
         base_model: the model that it was saved from. It must be given where the model would have to be downloaded: a
         checkpoint does not decide that. Raises CheckpointError as `load_state` does.
         """
-        checkpoint = read_checkpoint(Path(path), names=[])
-        model = saved_model(
-            checkpoint,
-            device=self.context.device,
-            dtype=self.context.dtype,
-            base_model=base_model,
-            base_weights=self.context.base_weights,
-        )
-        client = TrainingClient(self.context, self.context.fused(model), self._name())
+        trainer = self.context.models.like(path, base_model=base_model)
+        client = TrainingClient(self.context, trainer, self._name())
         client.load_state(path, optimizer=optimizer).result()
         return client
 
@@ -185,48 +168,27 @@ class ServiceClient:
 
         A checkpoint of a model that would have to be downloaded needs both.
         """
-        snapshot, name = self._snapshot("create_sampling_client", model_path, base_model)
-        return SamplingClient(self.context.worker, snapshot, f"{name}/sampler")
+        frozen, name = self._frozen("create_sampling_client", model_path, base_model)
+        return SamplingClient(self.context.worker, frozen, f"{name}/sampler")
 
     def create_reference_client(
         self, *, model_path: str | None = None, base_model: str | None = None
     ) -> ReferenceClient:
         """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's."""
-        snapshot, name = self._snapshot("create_reference_client", model_path, base_model)
-        return ReferenceClient(self.context, snapshot, f"{name}/reference")
+        frozen, name = self._frozen("create_reference_client", model_path, base_model)
+        return ReferenceClient(self.context.worker, frozen, f"{name}/reference")
 
     def get_server_capabilities(self) -> dict[str, Any]:
         """The base models that need no download, and the device."""
-        return {"supported_models": ["tiny", "tiny-encoder"], "device": self.context.device or "best available"}
+        return {"supported_models": ["tiny", "tiny-encoder"], "device": self._device or "best available"}
 
-    def _lora_client(self, base_model: str, *, value_head: bool, **lora: Any) -> TrainingClient:
-        model = add_lora(self._load(base_model), **lora)
-        if value_head:
-            add_value_head(model)
-        return TrainingClient(self.context, model, self._name())
-
-    def _load(self, base_model: str) -> LoadedModel:
-        context = self.context
-        return context.fused(
-            load_model(base_model, device=context.device, dtype=context.dtype, base_weights=context.base_weights)
-        )
-
-    def _snapshot(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Snapshot, str]:
+    def _frozen(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Frozen, str]:
         """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
         if model_path is not None:
-            context = self.context
-            snapshot = load_snapshot(
-                model_path,
-                device=context.device,
-                dtype=context.dtype,
-                base_model=base_model,
-                base_weights=context.base_weights,
-            )
-            self.context.fused(snapshot.model)
-            return snapshot, model_path
+            return self.context.models.saved(model_path, base_model=base_model), model_path
         if base_model is None:
             raise ModelError(f"{caller} needs model_path or base_model")
-        return Snapshot(self._load(base_model), {}), base_model
+        return self.context.models.base(base_model), base_model
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"

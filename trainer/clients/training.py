@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ...datums.errors import LossContractError, OptimizerError
-from ...datums.types import AdamParams, Datum, own_datums
+from ...datums.errors import LossContractError, ModelError, OptimizerError
+from ...datums.types import AdamParams, own_datums
 from ...losses.loss.loss import Loss, LossLike
 from ...losses.registry import get_loss, is_registered, spec_of_function
-from ..checkpoint.state import load_snapshot, load_training, save_training, save_weights
 from ..engine.checks import Pooling, check_pooling
-from ..engine.engine import Engine
-from ..model.export import export_model, export_value_head
-from ..model.lora.lora import export_adapter
-from ..model.model import LoadedModel
-from ..model.snapshot import Snapshot
-from ..optim.adamw import AdamW
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SaveStateResponse
-from ..sampling.summary import how_it_runs
+from ..training.model_trainer import ModelTrainer
+from ..training.protocol import Normalization, Trainer
 from .context import ClientContext, LossFunction
 from .futures import Calls, Future
-from .info import model_info
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 
 #: What forward_backward_custom may hand to a function, by the names that callers give it.
 OUTPUTS = {"logprobs": "logprobs", "embedding": "embeddings", "embeddings": "embeddings"}
-
-Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
-
-
-@dataclass
-class Accumulated:
-    """Counts of what was added to the gradients since the last step. means: losses that were divided by a count already."""
-
-    calls: int = 0
-    tokens: int = 0
-    sequences: int = 0
-    means: list[str] = field(default_factory=list)
 
 
 class TrainingClient:
@@ -53,12 +33,9 @@ class TrainingClient:
     next call.
     """
 
-    def __init__(self, context: ClientContext, model: LoadedModel, model_id: str) -> None:
+    def __init__(self, context: ClientContext, trainer: Trainer, model_id: str) -> None:
         self._context = context
-        self._model = model
-        self._engine = Engine(model, context.settings)
-        self._optimizer = AdamW(model.trainable())
-        self._accumulated = Accumulated()
+        self._trainer = trainer
         self._calls = Calls(model_id, context.worker)
         self.model_id = model_id
 
@@ -76,7 +53,7 @@ class TrainingClient:
         """
         check_pooling(pooling)
         datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
-        return self._calls.submit("forward", lambda: self._engine.forward(datums, loss, pooling))
+        return self._calls.submit("forward", lambda: self._trainer.forward(datums, loss, pooling))
 
     def forward_backward(
         self,
@@ -93,7 +70,7 @@ class TrainingClient:
         """
         check_pooling(pooling)
         datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
-        return self._calls.submit("forward_backward", lambda: self._forward_backward(datums, loss, pooling))
+        return self._calls.submit("forward_backward", lambda: self._trainer.forward_backward(datums, loss, pooling))
 
     def forward_backward_custom(
         self,
@@ -119,7 +96,9 @@ class TrainingClient:
             loss = get_loss(loss_fn).copied()
         else:
             loss = Loss(spec_of_function(loss_fn, output=OUTPUTS[output]), {})
-        return self._calls.submit("forward_backward_custom", lambda: self._forward_backward(datums, loss, pooling))
+        return self._calls.submit(
+            "forward_backward_custom", lambda: self._trainer.forward_backward(datums, loss, pooling)
+        )
 
     def forward_backward_contrastive(
         self,
@@ -149,24 +128,32 @@ class TrainingClient:
         mean already. Raises OptimizerError or NonFiniteGradientError; then nothing has changed.
         """
         params = _adam_params(adam_params)
-        return self._calls.submit("optim_step", lambda: self._optim_step(params, grad_accumulation_normalization))
+        return self._calls.submit(
+            "optim_step", lambda: self._trainer.optim_step(params, grad_accumulation_normalization)
+        )
 
     def discard_gradients(self) -> Future[None]:
         """Clear the gradient that has accumulated since the last step."""
-        return self._calls.submit("discard_gradients", self._discard)
+        return self._calls.submit("discard_gradients", self._trainer.discard_gradients)
 
     def save_state(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
         """Save weights, optimizer, accumulated gradients and random state, atomically; `load_state` resumes bit for bit."""
         root = self._context.checkpoint_dir.absolute()  # wherever the process goes before the call runs
-        return self._calls.submit("save_state", lambda: self._save_state(root, name, overwrite))
+        save = self._trainer.save_state
+        return self._calls.submit("save_state", lambda: _saved(save(root, name, overwrite=overwrite)))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> Future[SaveStateResponse]:
         """Resume from a checkpoint of the same model; optimizer=False takes the weights only and starts a fresh optimizer.
 
         Raises CheckpointError, having changed nothing, when it is damaged, of another model, or lacks the optimizer.
         """
-        place = str(Path(path).absolute())
-        return self._calls.submit("load_state", lambda: self._load_state(place, optimizer))
+        place = Path(path).absolute()
+
+        def load() -> SaveStateResponse:
+            self._trainer.load_state(place, optimizer=optimizer)
+            return SaveStateResponse(str(place))
+
+        return self._calls.submit("load_state", load)
 
     def load_state_with_optimizer(self, path: str) -> Future[SaveStateResponse]:
         """As `load_state(path)`."""
@@ -175,48 +162,44 @@ class TrainingClient:
     def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
         """Save the weights alone; for a LoRA client also as an adapter folder that peft loads."""
         root = self._context.checkpoint_dir.absolute()
-        return self._calls.submit("save_weights_for_sampler", lambda: self._save_weights(root, name, overwrite))
+        save = self._trainer.save_weights
+        return self._calls.submit("save_weights_for_sampler", lambda: _saved(save(root, name, overwrite=overwrite)))
 
     def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
         """A sampler of the current weights; later training does not change it. They are copied when training moves on."""
         if name is not None:
             self.save_weights_for_sampler(name).result()
-        snapshot = self._calls.submit("snapshot", lambda: Snapshot.sharing(self._model)).result()
-        return SamplingClient(self._context.worker, snapshot, f"{self.model_id}/sampler")
+        frozen = self._calls.submit("snapshot", self._trainer.frozen).result()
+        return SamplingClient(self._context.worker, frozen, f"{self.model_id}/sampler")
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""
-        context, known = self._context, [self._model.name]
-        snapshot = load_snapshot(
-            model_path, device=context.device, dtype=context.dtype, known=known, base_weights=context.base_weights
-        )
-        return SamplingClient(context.worker, snapshot, f"{model_path}/sampler")
+        frozen = self._context.models.saved(model_path, known=[self._trainer.base_model])
+        return SamplingClient(self._context.worker, frozen, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:
         """The current weights, frozen, for `forward` only. They are copied when training moves on."""
-        snapshot = self._calls.submit("snapshot", lambda: Snapshot.sharing(self._model)).result()
-        return ReferenceClient(self._context, snapshot, f"{self.model_id}/reference")
+        frozen = self._calls.submit("snapshot", self._trainer.frozen).result()
+        return ReferenceClient(self._context.worker, frozen, f"{self.model_id}/reference")
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
-        return self._model.tokenizer
+        return self._trainer.tokenizer
 
     def get_info(self) -> ModelInfo:
         """The model that this client trains, and how."""
-        return model_info(self._model, self._engine.settings, self.model_id)
+        return self._trainer.info(self.model_id)
 
     def how_it_runs(self) -> Future[str]:
         """How sequences run and samples are decoded, and why not in a better way, in one line; tries what was not tried yet."""
-        batching = self._engine.settings.batching or "padded"
-        return self._calls.submit("how_it_runs", lambda: how_it_runs(self._model, batching))
+        return self._calls.submit("how_it_runs", self._trainer.how_it_runs)
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
         """Write the LoRA adapter, and a value head, into a folder that `peft.PeftModel.from_pretrained` loads."""
         folder = Path(directory).absolute()
 
         def export() -> SaveStateResponse:
-            export_adapter(self._model, folder)
-            export_value_head(self._model, folder)
+            self._trainer.export_adapter(folder)
             return SaveStateResponse(str(folder))
 
         return self._calls.submit("export_adapter", export)
@@ -226,65 +209,21 @@ class TrainingClient:
         folder = Path(directory).absolute()
 
         def export() -> SaveStateResponse:
-            export_model(self._model, folder, dtype=dtype)
+            self._trainer.export_model(folder, dtype=dtype)
             return SaveStateResponse(str(folder))
 
         return self._calls.submit("export_model", export)
 
-    def _forward_backward(self, datums: list[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
-        output = self._engine.forward_backward(datums, loss, pooling)
-        self._accumulated.calls += 1
-        self._accumulated.tokens += int(output.metrics["response_tokens"])
-        self._accumulated.sequences += int(output.metrics["response_sequences"])
-        if loss.is_mean:
-            self._accumulated.means.append(loss.name)
-        return output
+    @property
+    def local(self) -> ModelTrainer:
+        """The model itself with its engine and optimizer, for debugging. Raises ModelError where it lives on workers."""
+        if not isinstance(self._trainer, ModelTrainer):
+            raise ModelError(f"{self.model_id} is trained on workers: its parts are not in this process")
+        return self._trainer
 
-    def _optim_step(self, params: AdamParams, normalization: Normalization | None) -> OptimStepResponse:
-        divisor = self._divisor(normalization)
-        self._model.before_writing()
-        metrics = self._optimizer.step(params, divisor=divisor)
-        metrics["normalizer"] = divisor
-        metrics["accumulated_calls"] = float(self._accumulated.calls)
-        self._accumulated = Accumulated()
-        return OptimStepResponse(metrics)
 
-    def _divisor(self, normalization: Normalization | None) -> float:
-        if normalization in (None, "none"):
-            return 1.0
-        if normalization not in ("num_loss_tokens", "num_sequences"):
-            raise OptimizerError(
-                f"grad_accumulation_normalization is 'none', 'num_loss_tokens' or 'num_sequences', not {normalization!r}"
-            )
-        if self._accumulated.means:
-            raise OptimizerError(
-                f"this would divide twice: {self._accumulated.means[0]} was reduced to a mean, and "
-                f"grad_accumulation_normalization={normalization!r} divides again. Give the loss reduction='sum', or leave "
-                "the normalization out"
-            )
-        count = self._accumulated.tokens if normalization == "num_loss_tokens" else self._accumulated.sequences
-        return float(max(count, 1))
-
-    def _discard(self) -> None:
-        for parameter in self._model.trainable().values():
-            parameter.grad = None
-        self._accumulated = Accumulated()
-
-    def _save_state(self, root: Path, name: str, overwrite: bool) -> SaveStateResponse:
-        accumulated = asdict(self._accumulated)
-        path = save_training(root, name, self._model, self._optimizer, accumulated, overwrite=overwrite)
-        return SaveStateResponse(str(path))
-
-    def _load_state(self, path: str, with_optimizer: bool) -> SaveStateResponse:
-        accumulated = load_training(Path(path), self._model, self._optimizer if with_optimizer else None)
-        self._accumulated = Accumulated(**accumulated)
-        if not with_optimizer:  # moments of other weights would lead the first steps astray
-            self._optimizer = AdamW(self._model.trainable())
-        return SaveStateResponse(str(path))
-
-    def _save_weights(self, root: Path, name: str, overwrite: bool) -> SaveStateResponse:
-        path = save_weights(root, name, self._model, overwrite=overwrite)
-        return SaveStateResponse(str(path))
+def _saved(path: Path) -> SaveStateResponse:
+    return SaveStateResponse(str(path))
 
 
 def _adam_params(params: AdamParams | Any) -> AdamParams:

@@ -12,9 +12,9 @@ from torch import Tensor
 from ...datums.types import AdamParams
 from ...losses.registry import get_loss
 from ..checkpoint.state import load_training, save_training
-from ..clients.training import Accumulated
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
+from ..training.model_trainer import Accumulated
 from .adapters import adapters
 from .under_test import ModelUnderTest, Off, without_gradients
 

@@ -22,7 +22,7 @@ def check_model(model: str | TrainingClient, *, device: str | None = None) -> Mo
     and temporary disk space again as the weights in float32. Raises ModelError where the model cannot be loaded.
     """
     client = model if isinstance(model, TrainingClient) else ServiceClient(device=device).create_training_client(model)
-    engine = client._engine
+    engine = client.local.engine
     runs = client.how_it_runs().result()
     if engine.model.kind != "decoder":
         reason = "an encoder has no logprobs of next tokens"

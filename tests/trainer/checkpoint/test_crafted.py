@@ -316,11 +316,11 @@ def test_weights_alone_leave_no_gradient_of_a_value_head_behind(saved: Saved) ->
     plain = saved.service.create_lora_training_client("tiny", rank=1, seed=0, train_mlp=False)
     path = plain.save_weights_for_sampler("plain").result().path
     saved.client.load_state(path, optimizer=False).result()
-    assert all(p.grad is None for p in saved.client._model.trainable().values())
+    assert all(p.grad is None for p in saved.client.local.model.trainable().values())
 
 
 def test_a_state_that_nothing_could_go_on_from_is_not_saved(saved: Saved, state_of: StateOf) -> None:
-    parameter = next(iter(saved.client._model.trainable().values()))
+    parameter = next(iter(saved.client.local.model.trainable().values()))
     assert parameter.grad is not None
     parameter.grad.fill_(float("nan"))
     before = state_of(saved.client)

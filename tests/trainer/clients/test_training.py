@@ -29,7 +29,7 @@ PARAMS = lb.AdamParams(learning_rate=1e-2)
 
 
 def all_parameters(client: TrainingClient) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in client._model.module.named_parameters()}
+    return {name: p.detach().clone() for name, p in client.local.model.module.named_parameters()}
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -156,7 +156,7 @@ def test_bfloat16_weights_are_trained_in_float32_and_their_logprobs_are_float32(
 ) -> None:
     service = lb.ServiceClient(device="cpu", dtype=torch.bfloat16)
     client = getattr(service, create)("tiny", **({"rank": 4, "seed": 0} if "lora" in create else {}))
-    assert {p.dtype for p in client._model.trainable().values()} == {torch.float32}
+    assert {p.dtype for p in client.local.model.trainable().values()} == {torch.float32}
     losses = []
     for _ in range(4):
         losses.append(client.forward_backward_custom(make_datums(3), weighted_sum).result().metrics["loss:sum"])

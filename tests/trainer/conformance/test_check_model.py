@@ -48,12 +48,12 @@ def test_a_model_with_a_state_holds_every_check_and_the_reason_for_padding_is_gi
 def test_a_layout_that_mixes_sequences_fails_by_name() -> None:
     client = lb.ServiceClient(device="cpu").create_training_client("tiny")
     with torch.no_grad():
-        for parameter in client._model.module.parameters():
+        for parameter in client.local.model.module.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(4)
     for probe in ("sharing", "blocks"):
-        client._model.verdicts[probe] = Verdict(False, "planted")
-    rotation: Any = client._model.module.model.rotary_emb  # type: ignore[union-attr]
+        client.local.model.verdicts[probe] = Verdict(False, "planted")
+    rotation: Any = client.local.model.module.model.rotary_emb  # type: ignore[union-attr]
     rotation.register_forward_hook(
         lambda _module, given, output: tuple(x * (1 + 0.1 * given[0].shape[1]) for x in output)
     )
@@ -80,14 +80,14 @@ def test_a_layer_without_an_adapter_that_nobody_named_fails(tmp_path: Path) -> N
     config = transformers.MambaConfig(vocab_size=260, hidden_size=32, state_size=8, num_hidden_layers=1)
     client = lb.ServiceClient(device="cpu").create_lora_training_client(folder_of(config, tmp_path), rank=2, seed=0)
     assert LORA not in failures_of(client)
-    client._model.lora = replace(client._model.lora, left_out={})  # type: ignore[type-var]
+    client.local.model.lora = replace(client.local.model.lora, left_out={})  # type: ignore[type-var]
     assert "mixer.conv1d.weight (no adapter, and not named as left out)" in failures_of(client)[LORA]
 
 
 def test_a_base_weight_that_a_step_changes_and_an_adapter_that_is_not_trained_fail(
     lora_client: lb.TrainingClient,
 ) -> None:
-    layer: Any = lora_client._model.module.get_submodule("model.layers.0.mlp.up_proj")
+    layer: Any = lora_client.local.model.module.get_submodule("model.layers.0.mlp.up_proj")
     layer.base_layer.weight.requires_grad_(True)
     layer.lora_B["default"].weight.requires_grad_(False)
     text = failures_of(lora_client)[LORA]
@@ -96,14 +96,14 @@ def test_a_base_weight_that_a_step_changes_and_an_adapter_that_is_not_trained_fa
 
 
 def test_an_adapter_that_its_file_does_not_describe_fails_on_reloading(lora_client: lb.TrainingClient) -> None:
-    layer: Any = lora_client._model.module.get_submodule("model.layers.1.self_attn.q_proj")
+    layer: Any = lora_client.local.model.module.get_submodule("model.layers.1.self_attn.q_proj")
     layer.scaling["default"] *= 2
     assert set(failures_of(lora_client)) == {EXPORTS}
 
 
 def test_state_that_a_checkpoint_does_not_hold_fails_on_resuming(lora_client: lb.TrainingClient) -> None:
     calls = itertools.count()
-    lora_client._model.module.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
+    lora_client.local.model.module.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
         lambda _module, _given, output: output * (1 + 1e-6 * next(calls))
     )
     assert "logprobs of datum 0" in failures_of(lora_client)[RESUME]
@@ -133,7 +133,7 @@ def test_in_bfloat16_the_models_own_rounding_is_the_limit(rank: int) -> None:
     }
     assert 1e-3 < limits["sampled logprobs are those of a forward"] < 0.03
     assert limits[EXPORTS] == 1e-4  # compared in float32
-    rotation: Any = client._model.backbone.rotary_emb
+    rotation: Any = client.local.model.backbone.rotary_emb
     rotation.register_forward_hook(
         lambda _module, _given, kwargs, output: tuple(x * (1 + kwargs["position_ids"][:, -1:, None]) for x in output),
         with_kwargs=True,

@@ -270,12 +270,12 @@ def test_in_bfloat16_weights_gradients_and_logprobs_are_float32_and_products_are
     datums = make_datums()
     low, full = client(dtype=torch.bfloat16), client()
     products: list[torch.dtype] = []
-    layer: nn.Module = low._model.module.base_model.layers[0].mlp.up_proj  # type: ignore[union-attr]
+    layer: nn.Module = low.local.model.module.base_model.layers[0].mlp.up_proj  # type: ignore[union-attr]
     layer.register_forward_hook(lambda module, given, result: products.append(result.dtype))
     output, expected = (each.forward_backward(datums, "cross_entropy").result() for each in (low, full))
     assert set(products) == {torch.bfloat16}
-    assert {p.dtype for p in low._model.trainable().values()} == {torch.float32}
-    assert {p.grad.dtype for p in low._model.trainable().values() if p.grad is not None} == {torch.float32}
+    assert {p.dtype for p in low.local.model.trainable().values()} == {torch.float32}
+    assert {p.grad.dtype for p in low.local.model.trainable().values() if p.grad is not None} == {torch.float32}
     assert output.loss_fn_outputs[0]["logprobs"].to_torch().dtype == torch.float32
     assert output.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=0.02)
     assert output.metrics["loss:sum"] != expected.metrics["loss:sum"]

@@ -48,7 +48,7 @@ def fail_at(client: TrainingClient, k: int, error: BaseException, times: int = 1
             raise error
         ran.append(len(ran))
 
-    client._model.backbone.register_forward_pre_hook(failing)
+    client.local.model.backbone.register_forward_pre_hook(failing)
     return ran
 
 
@@ -133,7 +133,7 @@ def test_a_backward_that_fails_halfway_leaves_no_half_gradient(make_datums: Make
         if len(calls) == 2:
             raise RuntimeError("at the end of the second backward")
 
-    embedding = client._model.module.get_input_embeddings().weight  # type: ignore[operator]
+    embedding = client.local.model.module.get_input_embeddings().weight  # type: ignore[operator]
     embedding.register_post_accumulate_grad_hook(failing)
     before = state_of(client)
     with pytest.raises(RuntimeError, match="at the end of the second backward"):
@@ -245,7 +245,7 @@ def test_a_forward_between_two_calls_touches_nothing(
 
 def poison(client: TrainingClient, token: int) -> None:
     """Let the model give NaN wherever it reads `token`."""
-    embedding = client._model.module.get_input_embeddings()
+    embedding = client.local.model.module.get_input_embeddings()
     with torch.no_grad():
         embedding.weight[token] = float("nan")
 
@@ -388,9 +388,9 @@ def test_a_gradient_that_is_not_finite_is_located(make_datums: MakeDatums) -> No
 
 def test_a_mode_that_a_user_set_comes_back(make_datums: MakeDatums) -> None:
     client = small_client(dropout=True)
-    assert not client._model.module.training
+    assert not client.local.model.module.training
     client.forward_backward(make_datums(3), "cross_entropy").result()
-    assert not client._model.module.training
+    assert not client.local.model.module.training
     with pytest.raises(LossbookError):
         client.forward_backward(make_datums(2), is_nan).result()
-    assert not client._model.module.training
+    assert not client.local.model.module.training

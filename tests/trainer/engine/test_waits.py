@@ -190,7 +190,7 @@ def test_an_output_that_is_not_finite_is_named_also_where_the_loss_fails_over_it
             raise ValueError("NaN")
         return -logprobs
 
-    module: Any = on_gpu_path._model.module
+    module: Any = on_gpu_path.local.model.module
     embedding = module.get_input_embeddings().weight
     datums = make_datums(4)
     token = int(datums[3].model_input.to_ints()[-1])

@@ -61,7 +61,7 @@ def row_of(model_type: str, folder: Path) -> Row:
         expected = _logprobs(client)
     except LossbookError as error:
         return Row(model_type, architecture, "refused", (_quoted(error, base),))
-    _check_same(expected, client._model.module, _datum(client), "logprobs")
+    _check_same(expected, client.local.model.module, _datum(client), "logprobs")
     report = check_model(client)
     assert report.ok, str(report)
     _check_step(client, base)
@@ -108,7 +108,7 @@ def _check_same(ours: Tensor, module: nn.Module, datum: lb.Datum, what: str) -> 
 
 def _check_step(client: TrainingClient, base: str) -> None:
     """One step is that of torch's AdamW with autograd's gradient, on a module of the same weights."""
-    datum, module = _datum(client), client._model.module
+    datum, module = _datum(client), client.local.model.module
     twin = type(module).from_pretrained(base).eval()
     twin.load_state_dict(module.state_dict())
     optimizer = torch.optim.AdamW(twin.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=0.01, weight_decay=0.1)
@@ -117,7 +117,7 @@ def _check_step(client: TrainingClient, base: str) -> None:
     client.forward_backward([datum], "cross_entropy").result()
     client.optim_step(lb.AdamParams(learning_rate=LEARNING_RATE, beta2=0.95, eps=0.01, weight_decay=0.1)).result()
     theirs = dict(twin.named_parameters())
-    for name, ours in client._model.trainable().items():
+    for name, ours in client.local.model.trainable().items():
         off = float((ours - theirs[name]).abs().max()) / LEARNING_RATE
         assert off <= OF_A_STEP, f"after one step {name} is off by {off:.2g} of the learning rate"
 
@@ -135,7 +135,7 @@ def _check_explicit(base: str, folder: Path) -> None:
         outputs = client.forward(datums, "cross_entropy").result().loss_fn_outputs
         for datum, fields in zip(datums, outputs, strict=True):
             ours = fields["logprobs"].to_torch().float()
-            _check_same(ours, client._model.module, datum, f"logprobs with batching={batching!r}")
+            _check_same(ours, client.local.model.module, datum, f"logprobs with batching={batching!r}")
 
 
 # --- the row ----------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _check_explicit(base: str, folder: Path) -> None:
 
 def _how_it_runs(client: TrainingClient) -> tuple[str, str]:
     """How datums run, and how samples are drawn; without figures, which differ between machines."""
-    model = client._model
+    model = client.local.model
     way, plan = packing_way(model), plan_of(model)
     reason = re.sub(r"(; it)? is off by \S+ of its scale", "", verdict(model, "blocks").reason)
     if way is None:

@@ -59,7 +59,7 @@ def client_of(service: lb.ServiceClient, name: str = "tiny") -> TrainingClient:
     """A client whose adapters change something: their B is random."""
     client = service.create_lora_training_client(name, rank=4, seed=0)
     generator = torch.Generator().manual_seed(1)
-    for key, parameter in client._model.trainable().items():
+    for key, parameter in client.local.model.trainable().items():
         if ".lora_B." in key:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     return client
@@ -112,10 +112,10 @@ def test_gradients_are_autograds_through_the_dequantized_weights(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(dtype: torch.dtype) -> None:
     client = service_of(dtype=dtype).create_lora_training_client("tiny", rank=4, seed=0)
-    before = {name: p.clone() for name, p in client._model.module.named_parameters() if not p.requires_grad}
+    before = {name: p.clone() for name, p in client.local.model.module.named_parameters() if not p.requires_grad}
     losses = trained(client, 8)
     assert losses[-1] < 0.7 * losses[0]
-    after = dict(client._model.module.named_parameters())
+    after = dict(client.local.model.module.named_parameters())
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     info = client.get_info()
     assert (info.base_weights, info.dtype, info.narrow_weights) == ("4bit", str(dtype).removeprefix("torch."), 0)
@@ -170,7 +170,7 @@ def test_an_exported_adapter_gives_the_trained_numbers_on_the_same_base(tmp_path
     client.export_adapter(tmp_path / "adapter").result()
     again = load_adapter_into(load_model("tiny", device="cpu", base_weights="4bit"), tmp_path / "adapter")
     tokens = torch.tensor([[1, 2, 3, 4]])
-    assert torch.equal(again.module(tokens).logits, client._model.module(tokens).logits)
+    assert torch.equal(again.module(tokens).logits, client.local.model.module(tokens).logits)
     assert again.lora is not None
     assert again.lora.targets is None  # whole parts were recognised
     checked = export(Path(client.save_state("state").result().path), tmp_path / "out")

@@ -200,7 +200,7 @@ def client(**options: Any) -> TrainingClient:
 
 def test_a_client_says_what_is_fused() -> None:
     training = client()
-    layers = len(training._model.backbone.layers)  # type: ignore[arg-type]
+    layers = len(training.local.model.backbone.layers)  # type: ignore[arg-type]
     assert training.get_info().fused == {"norms": 2 * layers + 1, "MLPs": layers, "rotations": layers}
     assert f"; fuses {2 * layers + 1} norms, {layers} MLPs, {layers} rotations" in training.how_it_runs().result()
 
@@ -232,8 +232,8 @@ def test_samplers_references_and_loaded_states_are_fused_too(tmp_path: Path) -> 
         path = service.create_lora_training_client("tiny", rank=2, seed=0).save_state("step").result().path
         assert service.create_training_client_from_state(path).get_info().fused
         for choice in ({"model_path": path}, {"base_model": "tiny"}):
-            assert service.create_sampling_client(**choice)._snapshot.model.fused
-            assert service.create_reference_client(**choice)._snapshot.model.fused
+            assert service.create_sampling_client(**choice)._frozen.model.fused
+            assert service.create_reference_client(**choice)._frozen.model.fused
 
 
 def test_on_a_cpu_nothing_is_fused_and_asking_for_it_says_why() -> None:

@@ -47,7 +47,7 @@ def adapted(client: TrainingClient) -> set[str]:
     """The weights with an adapter, by the names of their modules or parameters."""
     wrapped = {
         (path, getattr(layer, "parameter_name", "weight"))
-        for path, layer in client._model.module.named_modules()
+        for path, layer in client.local.model.module.named_modules()
         if hasattr(layer, "lora_A")
     }
     return {f"{path.replace('.base_layer', '')}.{leaf}".removesuffix(".weight") for path, leaf in wrapped}
@@ -90,9 +90,9 @@ def test_adapters_are_on_what_was_asked_for_and_the_rest_is_named(name: str, sav
 @EACH
 def test_a_step_changes_every_adapter_and_nothing_else(name: str, saved, tmp_path: Path):
     client = client_of(saved(name), tmp_path)
-    before = {key: value.detach().clone() for key, value in client._model.module.state_dict().items()}
+    before = {key: value.detach().clone() for key, value in client.local.model.module.state_dict().items()}
     step(client)
-    after = client._model.module.state_dict()
+    after = client.local.model.module.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {key for key in before if ".lora_A." in key or ".lora_B." in key}
 

@@ -34,9 +34,9 @@ def client_of(name: str, *, once: bool, tokens: int = 24, **settings: Any) -> Tr
     options: dict[str, Any] = {"device": "cpu", "dtype": torch.bfloat16, "tokens_per_micro_batch": tokens, **settings}
     service = lb.ServiceClient(**options)
     client = service.create_training_client(name)
-    assert casts_once(client._model)
+    assert casts_once(client.local.model)
     if not once:
-        client._model.verdicts[PROBE] = Verdict(False, "for comparison")
+        client.local.model.verdicts[PROBE] = Verdict(False, "for comparison")
     return client
 
 
@@ -195,13 +195,13 @@ def test_a_failed_call_leaves_the_float32_weights_and_their_gradients(
             raise RuntimeError("in the second backward")
 
     before = state_of(client)
-    layer: Any = client._model.backbone.get_submodule("layers.0.mlp.down_proj")
+    layer: Any = client.local.model.backbone.get_submodule("layers.0.mlp.down_proj")
     hook = layer.weight.register_post_accumulate_grad_hook(failing)
     with pytest.raises(RuntimeError, match="in the second backward"):
         client.forward_backward(make_datums(8), "cross_entropy").result()
     hook.remove()
     assert state_of(client) == before
-    assert {p.dtype for p in client._model.module.parameters()} == {torch.float32}
+    assert {p.dtype for p in client.local.model.module.parameters()} == {torch.float32}
 
 
 def test_checkpoints_exports_and_samplers_see_the_float32_weights(make_datums: MakeDatums, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_checkpoints_exports_and_samplers_see_the_float32_weights(make_datums: M
 
 def test_how_weights_are_cast_is_told(service: lb.ServiceClient) -> None:
     client = client_of("tiny", once=True)
-    assert client.get_info().narrow_weights == len(linear_parameters(client._model)) > 0
+    assert client.get_info().narrow_weights == len(linear_parameters(client.local.model)) > 0
     assert "casts its linear weights once per call" in client.how_it_runs().result()
     plain = service.create_training_client("tiny")
     assert plain.get_info().narrow_weights == 0

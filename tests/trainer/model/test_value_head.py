@@ -43,7 +43,7 @@ def datums(make_datums: MakeDatums) -> list[lb.Datum]:
 
 def with_random_head(client: TrainingClient) -> TrainingClient:
     """The same client, its head no longer at zero, so that the weights below it get a gradient too."""
-    head = client._model.value_head
+    head = client.local.model.value_head
     assert head is not None
     with torch.no_grad():
         head.weight.copy_(torch.linspace(-0.2, 0.3, head.weight.numel()).view_as(head.weight))
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_a_linear_map_of_the_hidden_states(
 ) -> None:
     client = with_random_head(create(lb.ServiceClient(device="cpu", dtype=torch.float64, **settings), value_head=True))
     output = client.forward_backward(datums, "value_mse").result()
-    gradients, model = gradients_of(client), client._model
+    gradients, model = gradients_of(client), client.local.model
     assert model.value_head is not None
     total, count = torch.zeros((), dtype=torch.float64), 0.0
     for datum, own in zip(datums, output.loss_fn_outputs, strict=True):
@@ -147,7 +147,7 @@ def test_a_checkpoint_from_before_there_were_value_heads_has_none(service: lb.Se
     old = {key: value for key, value in new.manifest.items() if key != "value_head"}
     path = write_checkpoint(new.path.parent, "old", tensors=new.tensors, manifest=old)
     resumed = service.create_training_client_from_state_with_optimizer(str(path))
-    assert resumed._model.value_head is None
+    assert resumed.local.model.value_head is None
 
 
 @BOTH
@@ -177,7 +177,7 @@ def test_without_a_head_a_loss_over_values_is_refused_before_any_forward(
 ) -> None:
     client = create(service)
     before = state_of(client)
-    client._model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
+    client.local.model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
     for call in (client.forward_backward, client.forward):
         with pytest.raises(ModelError, match=r"tiny has no value head.*value_head=True"):
             call(datums, "value_clip").result()

@@ -156,8 +156,8 @@ def test_a_prompt_that_datums_share_is_computed_once_and_changes_no_number(loss:
         batching: lb.ServiceClient(device="cpu", dtype=torch.float64, batching=batching).create_training_client("tiny")
         for batching in ("padded", "packed")
     }
-    assert supports_packing(clients["packed"]._model)
-    seen = tokens_seen(clients["packed"]._model)
+    assert supports_packing(clients["packed"].local.model)
+    seen = tokens_seen(clients["packed"].local.model)
     outputs = {name: client.forward_backward(datums, loss).result() for name, client in clients.items()}
     shared = len(PROMPT) - 1  # each datum keeps a token of its own, and the shortest ends with the prompt
     assert seen() == shared + sum(datum.model_input.length - shared for datum in datums)
@@ -170,7 +170,7 @@ def test_a_prompt_that_datums_share_is_computed_once_and_changes_no_number(loss:
 
 def test_tokens_after_the_last_position_that_is_read_are_not_computed() -> None:
     client = lb.ServiceClient(device="cpu").create_training_client("tiny")
-    seen = tokens_seen(client._model)
+    seen = tokens_seen(client.local.model)
     datum = lb.datum_from_tokens_weights(list(range(40)), [1.0] * 10 + [0.0] * 30)
     client.forward_backward([datum], "cross_entropy").result()
     assert seen() == 9

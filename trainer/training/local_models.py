@@ -1,0 +1,96 @@
+"""`LocalModels`: models that are loaded into this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.folder import read_checkpoint
+from ..checkpoint.state import load_snapshot, saved_model
+from ..engine.determinism import prepare_determinism
+from ..engine.settings import EngineSettings
+from ..model.fused.fuse import fuse_layers
+from ..model.load import load_model
+from ..model.lora.lora import add_lora
+from ..model.model import BaseWeights, LoadedModel
+from ..model.snapshot import Snapshot
+from ..model.value_head import add_value_head
+from ..model.weights.four_bit import check_base_weights
+from .frozen_model import FrozenModel
+from .model_trainer import ModelTrainer
+
+
+@dataclass(frozen=True)
+class LocalModels:
+    """Loads models into this process.
+
+    settings       how they run
+    device, dtype  None for defaults
+    base_weights   "full" or "4bit"
+
+    Raises ModelError for other base weights, and where determinism on a GPU comes too late.
+    """
+
+    settings: EngineSettings
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    base_weights: BaseWeights = "full"
+
+    def __post_init__(self) -> None:
+        check_base_weights(self.base_weights)
+        if self.settings.deterministic:
+            prepare_determinism(self.device)
+
+    def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> ModelTrainer:
+        """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
+        return self._trainer(add_lora(self._load(base_model), **lora), value_head=value_head)
+
+    def all_weights(self, base_model: str, *, value_head: bool) -> ModelTrainer:
+        """All weights of a model."""
+        return self._trainer(self._load(base_model).train_all_weights(), value_head=value_head)
+
+    def like(self, path: str, *, base_model: str | None) -> ModelTrainer:
+        """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
+        model = saved_model(
+            read_checkpoint(Path(path), names=[]),
+            device=self.device,
+            dtype=self.dtype,
+            base_model=base_model,
+            base_weights=self.base_weights,
+        )
+        return ModelTrainer(self._fused(model), self.settings)
+
+    def base(self, base_model: str) -> FrozenModel:
+        """A model as it is loaded."""
+        return FrozenModel(Snapshot(self._load(base_model), {}), self.settings)
+
+    def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> FrozenModel:
+        """A checkpoint's weights; see `saved_model` for `base_model` and `known`."""
+        snapshot = load_snapshot(
+            path,
+            device=self.device,
+            dtype=self.dtype,
+            base_model=base_model,
+            known=known,
+            base_weights=self.base_weights,
+        )
+        self._fused(snapshot.model)
+        return FrozenModel(snapshot, self.settings)
+
+    def _trainer(self, model: LoadedModel, *, value_head: bool) -> ModelTrainer:
+        if value_head:
+            add_value_head(model)
+        return ModelTrainer(model, self.settings)
+
+    def _load(self, base_model: str) -> LoadedModel:
+        return self._fused(load_model(base_model, device=self.device, dtype=self.dtype, base_weights=self.base_weights))
+
+    def _fused(self, model: LoadedModel) -> LoadedModel:
+        """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""
+        settings = self.settings
+        choice = "none" if settings.compile_layers and settings.fused_layers == "auto" else settings.fused_layers
+        return fuse_layers(model, choice)

@@ -1,0 +1,144 @@
+"""What clients ask of a model, wherever it lives: in this process, or on workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from ...datums.types import AdamParams, Datum, SamplingParams
+from ...losses.loss.loss import LossLike
+from ..engine.checks import Pooling
+from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SampleResponse, TopLogprobs
+from ..sampling.decode import Progress
+
+Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
+#: Called for tokens as they are sampled.
+OnProgress = Callable[[Progress], None]
+
+
+class Frozen(Protocol):
+    """A model's weights at one moment. Methods do what those of `SamplingClient` and `ReferenceClient` say, at once."""
+
+    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+        """Outputs at every position and the loss."""
+        ...
+
+    def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
+        """The k likeliest next tokens at every position whose weight is not 0."""
+        ...
+
+    def sample(
+        self, prompts: Sequence[list[int]], num_samples: int, params: SamplingParams, **options: Any
+    ) -> list[SampleResponse]:
+        """`num_samples` continuations of each prompt, decoded together.
+
+        options: `seeds`, one per prompt; `on_progress`, an `OnProgress`; `prompt_logprobs`, whether to return these too.
+        """
+        ...
+
+    def logprobs(self, tokens: list[int]) -> list[float | None]:
+        """The logprob of each token given those before it (nats); None for the first."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short text, equal for equal weights; see `weights_fingerprint`."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output head."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        ...
+
+
+class Trainer(Protocol):
+    """One model in training. Methods do what those of `TrainingClient` say, at once; a failed one changes nothing."""
+
+    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+        """Outputs at every position and the loss, without gradients."""
+        ...
+
+    def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+        """Add a loss's gradient to the accumulated one."""
+        ...
+
+    def optim_step(self, params: AdamParams, normalization: Normalization | None) -> OptimStepResponse:
+        """One AdamW step on the accumulated gradient, which is then cleared."""
+        ...
+
+    def discard_gradients(self) -> None:
+        """Clear the accumulated gradient."""
+        ...
+
+    def save_state(self, root: Path, name: str, *, overwrite: bool) -> Path:
+        """Write the whole state; returns the checkpoint's folder."""
+        ...
+
+    def load_state(self, path: Path, *, optimizer: bool) -> None:
+        """Take a checkpoint's state, or its weights alone."""
+        ...
+
+    def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
+        """Write the weights alone; returns the checkpoint's folder."""
+        ...
+
+    def export_adapter(self, folder: Path) -> None:
+        """Write the adapter as peft loads it."""
+        ...
+
+    def export_model(self, folder: Path, *, dtype: torch.dtype | None) -> None:
+        """Write the whole model as transformers loads it."""
+        ...
+
+    def frozen(self) -> Frozen:
+        """The weights as they are now, whatever training does later."""
+        ...
+
+    def info(self, model_id: str) -> ModelInfo:
+        """The model, and how it runs."""
+        ...
+
+    def how_it_runs(self) -> str:
+        """The same in one line."""
+        ...
+
+    @property
+    def base_model(self) -> str:
+        """The name that the model was loaded by."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        ...
+
+
+class Models(Protocol):
+    """Where a service's models live. Raises ModelError and CheckpointError as `ServiceClient` says."""
+
+    def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> Trainer:
+        """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
+        ...
+
+    def all_weights(self, base_model: str, *, value_head: bool) -> Trainer:
+        """All weights of a model."""
+        ...
+
+    def like(self, path: str, *, base_model: str | None) -> Trainer:
+        """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
+        ...
+
+    def base(self, base_model: str) -> Frozen:
+        """A model as it is loaded."""
+        ...
+
+    def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> Frozen:
+        """A checkpoint's weights; see `saved_model` for `base_model` and `known`."""
+        ...
