@@ -93,7 +93,7 @@ def test_gradients_are_autograds_through_the_dequantized_weights(
     client = client_of(service_of(**settings))
     logprobs(client)  # a forward without gradients must not stand in the way of one with them
     client.forward_backward(DATUMS, "cross_entropy").result()
-    reference = client_of(service_of(base_weights="full"), dense)._model
+    reference = client_of(service_of(base_weights="full"), dense).local.model
     total = torch.zeros(())
     for datum in DATUMS:
         tokens = torch.tensor([datum.model_input.to_ints()])
