@@ -37,6 +37,7 @@ from .distillation.teachers import SELF, open_teacher, shared_vocabulary, with_c
 from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss, torch_dtype
+from .run.interrupts import restarted
 from .run.names import REPORT
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
@@ -68,6 +69,7 @@ class DistillConfig(DataConfig):
     max_tokens: int = Field(64, ge=1, description="most tokens in a sampled answer")
 
 
+@restarted
 def main(config: DistillConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)  # raises for an unknown id or setting, before anything is loaded

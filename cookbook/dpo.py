@@ -36,6 +36,7 @@ from .preferences.from_tasks import WrongAnswer, preference_rows
 from .preferences.references import References
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
+from .run.interrupts import restarted
 from .run.names import REPORT
 from .tasks.held_out import warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
@@ -64,6 +65,7 @@ class DPOConfig(PreferenceConfig):
     )
 
 
+@restarted
 def main(config: DPOConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)

@@ -34,6 +34,7 @@ from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from .loop import Loop, begin, finish
 from .run.configs import RecipeConfig
+from .run.interrupts import restarted
 from .run.names import MODEL, REPORT
 
 #: Most tokens of a text where neither the settings nor the model's files say.
@@ -94,6 +95,7 @@ class EmbedConfig(RecipeConfig):
         return replace(own.with_prefixes(prefixes), pooling=own.pooling or "mean", max_length=length)
 
 
+@restarted
 def main(config: EmbedConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)

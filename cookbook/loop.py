@@ -85,6 +85,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         checkpoint_dir=checkpoints,
         fused_layers=config.fused_layers,
         deterministic=config.deterministic,
+        **({} if config.workers is None else {"workers": config.workers}),
         **{name: getattr(config, name) for name in MEMORY},
     )
     if config.all_weights:

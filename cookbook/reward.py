@@ -27,6 +27,7 @@ from .preferences.examples import flat, needs_of
 from .preferences.reward_models import HeldOutScores, export_scorer
 from .run.batches import Batches
 from .run.configs import configured_loss
+from .run.interrupts import restarted
 from .run.names import REPORT
 
 
@@ -43,6 +44,7 @@ class RewardConfig(PreferenceConfig):
         return self
 
 
+@restarted
 def main(config: RewardConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)

@@ -38,6 +38,7 @@ from .rollouts.collector import ADVANTAGES, OVER_THE_BATCH, Overlong, RolloutCol
 from .rollouts.episodes import Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
 from .run.configs import RecipeConfig
+from .run.interrupts import restarted
 from .run.names import SAMPLES
 from .run.runs import Run
 
@@ -105,6 +106,7 @@ class RLConfig(ProblemSettings, RecipeConfig):
             )
 
 
+@restarted
 def main(config: RLConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = policy_loss(config)  # raises for unknown ids and settings, before anything is loaded

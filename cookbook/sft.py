@@ -34,6 +34,7 @@ from ..losses.loss.loss import Loss
 from .loop import Loop, begin, finish
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
+from .run.interrupts import restarted
 from .run.names import REPORT
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task, question_datum
@@ -49,6 +50,7 @@ class SFTConfig(DataConfig):
     )
 
 
+@restarted
 def main(config: SFTConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = single_sequence_loss(config)  # raises for an unknown id or setting, before anything is loaded

@@ -159,6 +159,10 @@ class WorkerError(LossbookError, RuntimeError):
     """A client was called where it cannot answer: inside one of its own operations, or after a fork."""
 
 
+class WorkerDiedError(LossbookError, RuntimeError):
+    """A worker process died or did not answer in time. All of its group were ended, and nothing of the call was applied."""
+
+
 class ConfigError(LossbookError, ValueError):
     """A recipe's configuration file cannot be read, or has an unknown key or a value of the wrong kind."""
 

@@ -34,9 +34,9 @@ Precision = Literal["float32", "bfloat16"]
 #: Settings that trade memory for time, as `ServiceClient` names them; they change no number beyond rounding.
 MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
 #: Settings that `--resume` may change: the number of steps (which changes a linear schedule too), how often the run
-#: evaluates and saves, its trackers, its device and its folder, and what it does about memory.
+#: evaluates and saves, its trackers, its device and its folder, its workers, and what it does about memory.
 EXTENDABLE = (
-    *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out"),
+    *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out", "workers", "restarts"),
     *("sample_prompts", "sample_every", "sample_tokens"),
     *MEMORY,
 )
@@ -85,6 +85,10 @@ class RecipeConfig(BaseModel):
     sample_tokens: int = Field(64, ge=1, description="most tokens in such an answer")
     log_to: tuple[TrackerName, ...] = Field((), description="trackers that receive the metrics, besides metrics.jsonl")
     device: str | None = Field(None, description="cpu, cuda, ...; None: the best available")
+    workers: int | None = Field(
+        None, ge=1, description="worker processes that share the model and the work; None: this process alone"
+    )
+    restarts: int = Field(0, ge=0, description="how often to go on from the last checkpoint after a worker died")
     dtype: Precision | None = Field(
         None, description="dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -115,6 +119,12 @@ class RecipeConfig(BaseModel):
     def _resumed_with_changes(self) -> Self:
         if self.changed_data and not self.resume:
             raise ValueError("changed_data is for --resume only: a new run reads the data as they are")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_are_restarted(self) -> Self:
+        if self.restarts and self.workers is None:
+            raise ValueError("restarts are for workers that died: give --workers too")
         return self
 
     @model_validator(mode="after")

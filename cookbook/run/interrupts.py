@@ -1,13 +1,20 @@
-"""Ctrl-C and SIGTERM: finish the step, save, then exit with the code that shells expect. A second signal stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, then exit with the code that shells expect. A second signal stops at once.
+
+And dead workers: a recipe goes on by itself, as often as it was asked to.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+from ...datums.errors import WorkerDiedError
 
 
 class StopAtOnce(KeyboardInterrupt):
@@ -57,3 +64,36 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Restartable(Protocol):
+    """What a recipe's settings need for restarts: `restarts`, and pydantic's `model_copy`."""
+
+    restarts: int
+
+    def model_copy(self, *, update: dict[str, Any]) -> Any:
+        """The settings with changes."""
+        ...
+
+
+Config = TypeVar("Config", bound=Restartable)
+Result = TypeVar("Result")
+
+
+def restarted(main: Callable[[Config], Result]) -> Callable[[Config], Result]:
+    """A recipe's `main` that is called again, up to `config.restarts` times, after a worker died.
+
+    It resumes the run from its last checkpoint with new workers, or begins again where none was saved.
+    """
+
+    @wraps(main)
+    def whatever_happens(config: Config) -> Result:
+        for left in reversed(range(config.restarts)):
+            try:
+                return main(config)
+            except WorkerDiedError as error:
+                print(f"{error}\nrestarting; {left} restarts are left", file=sys.stderr)
+            config = config.model_copy(update={"resume": True, "overwrite": False})
+        return main(config)
+
+    return whatever_happens
