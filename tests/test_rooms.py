@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("testing",),
     ),
     "trainer": (
-        ("responses", "device", "ranks"),
+        ("responses", "device", "ranks", "shards"),
         ("transfer",),
         ("head", "optim"),
         ("model",),

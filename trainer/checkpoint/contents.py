@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from ...datums.errors import CheckpointError
-from .files import MANIFEST_NAME
 from .folder import Checkpoint
+from .manifest import MANIFEST_NAME
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -108,7 +108,7 @@ def check_groups(checkpoint: Checkpoint, contents: Contents) -> None:
     for group in checkpoint.tensors:
         if group not in allowed:
             raise CheckpointError(
-                f"{checkpoint.path} holds {group}.safetensors, which this lossbook does not know and would not restore"
+                f"{checkpoint.path} holds {checkpoint.file(group).name}, which this lossbook does not know and would not restore"
             )
     calls = 0 if contents.accumulated is None else contents.accumulated.calls
     if checkpoint.tensors.get("gradients") and not calls:

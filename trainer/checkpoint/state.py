@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ...datums.errors import CheckpointError, ModelError, located
-from ..model.load import is_at_hand, load_model
-from ..model.lora.lora import add_lora, export_adapter
-from ..model.model import BaseWeights, LoadedModel
-from ..model.snapshot import Snapshot
-from ..model.value_head import add_value_head
+from ...datums.errors import CheckpointError, located
+from ..model.lora.lora import export_adapter
+from ..model.model import LoadedModel
 from ..optim.adamw import AdamW
-from .contents import Contents, check_groups, check_like, check_random, contents_of, plain_accumulated
-from .files import MANIFEST_NAME
+from ..optim.state import STATE_KEYS
+from ..shards import Part, is_sharded, local, part_of, placed_like
+from .contents import check_groups, check_like, check_random, contents_of, plain_accumulated
 from .folder import Checkpoint, read_checkpoint, write_checkpoint
+from .models import check_matches, identity_of, loaded_parameters, locals_of
 
 
 def save_training(
@@ -29,70 +28,102 @@ def save_training(
 ) -> Path:
     """Write everything that `load_training` needs to continue as if nothing had happened.
 
-    Raises CheckpointError where weights or gradients are NaN or infinite: nothing could go on from there.
+    Of a model that lies over ranks each writes what it holds; all of them call this together, with the same arguments.
+    Raises CheckpointError, on every rank, where weights or gradients are NaN or infinite: nothing could go on from there.
     """
-    trainable = model.trainable()
-    for what, values in (("weight", trainable), ("gradient", {key: p.grad for key, p in trainable.items()})):
-        for key, tensor in values.items():
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(
-                    f"the {what} of {key!r} holds NaN or infinite numbers, so nothing could go on from this state. "
-                    "discard_gradients clears gradients; load_state goes back to a checkpoint"
-                )
-    tensors: dict[str, Mapping[str, Tensor]] = {
-        "weights": {key: p.detach() for key, p in trainable.items()},
-        "optimizer": optimizer.state_tensors(),
-        "random": {"cpu": torch.get_rng_state()},
-    }
-    if model.device.type == "cuda":
-        tensors["random"] = {**tensors["random"], "cuda": torch.cuda.get_rng_state(model.device)}
+    ranks, trainable = model.ranks, model.trainable()
     gradients = {key: p.grad for key, p in trainable.items() if p.grad is not None}
+    with ranks.agree():
+        _check_finite("weight", trainable)
+        _check_finite("gradient", gradients)
+        moments = optimizer.state_tensors()
+        cut = _cut(model, trainable, moments, gradients)
+        random = {"cpu": torch.get_rng_state()}
+        if model.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(model.device)
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "weights": {key: local(p) for key, p in trainable.items()},
+        "optimizer": moments,
+        "random": random,
+    }
     if gradients:
-        tensors["gradients"] = gradients
+        tensors["gradients"] = {key: local(gradient) for key, gradient in gradients.items()}
     manifest = {
         "kind": "training",
         "optimizer": optimizer.meta(),
         "accumulated": dict(accumulated),
-        **_identity(model),
+        **identity_of(model),
     }
-    return write_checkpoint(root, name, tensors=tensors, manifest=manifest, overwrite=overwrite)
+    return write_checkpoint(root, name, tensors=tensors, manifest=manifest, overwrite=overwrite, ranks=ranks, parts=cut)
+
+
+def _check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if not bool(torch.isfinite(local(tensor)).all()):
+            raise CheckpointError(
+                f"the {what} of {key!r} holds NaN or infinite numbers, so nothing could go on from this state. "
+                "discard_gradients clears gradients; load_state goes back to a checkpoint"
+            )
 
 
 def load_training(path: Path, model: LoadedModel, optimizer: AdamW | None) -> dict[str, Any]:
     """Load a checkpoint's weights into `model`; with an `optimizer`, also its state, gradients and random state.
 
-    Returns what had accumulated. Everything is read and checked first: on an error nothing has changed. Without an
-    optimizer, gradients are cleared, and a value head that the checkpoint lacks keeps its weights.
+    Returns what had accumulated. Everything is read and checked first: on an error nothing has changed, on any rank. Without
+    an optimizer, gradients are cleared, and a value head that the checkpoint lacks keeps its weights. Ranks call this
+    together; it does not matter over how many the checkpoint was written.
     """
-    checkpoint = read_checkpoint(path, names=["weights"] if optimizer is None else None)
+    ranks, trainable = model.ranks, model.trainable()
+    moments = [f"{key}.{name}" for name in trainable for key in STATE_KEYS]
+    checkpoint = read_checkpoint(
+        path,
+        names=["weights"] if optimizer is None else None,
+        ranks=ranks,
+        parts=_cut(model, trainable, moments, trainable),
+    )
+    with ranks.agree():
+        take = _checked(checkpoint, model, optimizer)
+    return take()  # nothing in it can fail
+
+
+def _checked(checkpoint: Checkpoint, model: LoadedModel, optimizer: AdamW | None) -> Callable[[], dict[str, Any]]:
+    """What remains to be done when a checkpoint is known to fit: take its state, and return what had accumulated."""
     contents = contents_of(checkpoint)
     keeps_head = optimizer is None and contents.value_head is None
     if optimizer is not None and contents.kind == "training":
         check_groups(checkpoint, contents)
     check_matches(checkpoint, contents, model, keeps_head=keeps_head)
-    parameters = _loaded(model, keeps_head)
+    parameters, weights = loaded_parameters(model, keeps_head), checkpoint.tensors["weights"]
     if optimizer is None:
-        _assign(model, parameters, checkpoint.tensors["weights"], {})
-        return {}
+
+        def take_weights() -> dict[str, Any]:
+            _assign(model, parameters, weights, {})
+            return {}
+
+        return take_weights
     if contents.optimizer is None:
         raise CheckpointError(
-            f"{path} holds weights only, no optimizer state; load it with optimizer=False, or resume from a "
+            f"{checkpoint.path} holds weights only, no optimizer state; load it with optimizer=False, or resume from a "
             "checkpoint that save_state wrote"
         )
     gradients, random = checkpoint.tensors.get("gradients", {}), checkpoint.tensors["random"]
-    check_like(_file(checkpoint, "gradients"), gradients, parameters, complete=False)
-    check_random(_file(checkpoint, "random"), random, model.device)
+    check_like(checkpoint.file("gradients"), gradients, locals_of(parameters), complete=False)
+    check_random(checkpoint.file("random"), random, model.device)
     try:
         state = optimizer.prepared(checkpoint.tensors["optimizer"], contents.optimizer.model_dump())
     except CheckpointError as error:
-        raise located(error, str(_file(checkpoint, "optimizer"))) from None
+        raise located(error, str(checkpoint.file("optimizer"))) from None
     moved = {key: gradient.to(model.device) for key, gradient in gradients.items()}
-    optimizer.restore(state)  # from here on nothing can fail
-    torch.set_rng_state(random["cpu"])
-    if model.device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], model.device)
-    _assign(model, parameters, checkpoint.tensors["weights"], moved)
-    return plain_accumulated(contents)
+
+    def take_all() -> dict[str, Any]:
+        optimizer.restore(state)
+        torch.set_rng_state(random["cpu"])
+        if model.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], model.device)
+        _assign(model, parameters, weights, moved)
+        return plain_accumulated(contents)
+
+    return take_all
 
 
 @torch.no_grad()
@@ -104,138 +135,55 @@ def _assign(
 ) -> None:
     model.before_writing()
     for key, parameter in parameters.items():
-        parameter.copy_(weights[key])
+        local(parameter).copy_(weights[key])
     for key, parameter in model.trainable().items():
-        parameter.grad = gradients.get(key)
+        gradient = gradients.get(key)
+        parameter.grad = None if gradient is None else placed_like(gradient, parameter)
 
 
 def save_weights(root: Path, name: str, model: LoadedModel, *, overwrite: bool) -> Path:
-    """Write the trained weights alone; for a LoRA model also as an adapter that peft loads from the same folder."""
+    """Write the trained weights alone; for a LoRA model also as an adapter that peft loads from the same folder.
+
+    Ranks call this together. What lies over them is written by each; adapters are whole on each, and the first writes them.
+    """
+    ranks, trainable = model.ranks, model.trainable()
     adapter: dict[str, bytes] = {}
-    if model.lora is not None:
-        folder = Path(tempfile.mkdtemp(prefix="lossbook-adapter-"))
-        try:
-            export_adapter(model, folder)
-            adapter = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with ranks.agree():
+        if model.lora is not None and ranks.is_first:
+            adapter = _adapter_files(model)
     return write_checkpoint(
         root,
         name,
-        tensors={"weights": {key: p.detach() for key, p in model.trainable().items()}},
-        manifest={"kind": "weights", **_identity(model)},
+        tensors={"weights": {key: local(p) for key, p in trainable.items()}},
+        manifest={"kind": "weights", **identity_of(model)},
         extra_files=adapter,
         overwrite=overwrite,
+        ranks=ranks,
+        parts=_cut(model, trainable, (), ()),
     )
 
 
-def saved_model(
-    checkpoint: Checkpoint,
-    *,
-    device: str | None,
-    dtype: torch.dtype | None,
-    base_model: str | None = None,
-    known: Collection[str] = (),
-    base_weights: BaseWeights = "full",
-) -> LoadedModel:
-    """The model that a checkpoint was saved from, with adapters and a value head like its own, of fresh weights.
-
-    base_model   what the caller says it is
-    known        models that the caller loaded before
-    base_weights what its base weights must be; those of a service
-
-    A checkpoint does not decide what is downloaded: its base model must be given or known, be built in or a folder or file
-    here, or be in the hub's cache. Raises CheckpointError for others, where `base_model` or `base_weights` is not the saved
-    one, and where the model or its adapter cannot be made.
-    """
-    contents = contents_of(checkpoint)
-    saved = contents.base_model
-    if base_model is not None and base_model != saved:
-        raise CheckpointError(f"{checkpoint.path} was saved from {saved!r}, not from {base_model!r}")
-    if base_model is None and saved not in known and not is_at_hand(saved):
-        raise CheckpointError(
-            f"{checkpoint.path} was saved from {saved!r}, which is neither here nor in the hub's cache, and a checkpoint does "
-            f"not decide what is downloaded. Give base_model={saved!r} if you trust it, or fetch it first (hf download)"
-        )
-    _check_base_weights(checkpoint, contents, base_weights)
+def _adapter_files(model: LoadedModel) -> dict[str, bytes]:
+    """The files of an adapter as peft reads it, by name."""
+    folder = Path(tempfile.mkdtemp(prefix="lossbook-adapter-"))
     try:
-        model = load_model(saved, device=device, dtype=dtype, base_weights=base_weights)
-        if contents.lora is not None:
-            add_lora(model, **contents.lora.arguments())
-        else:
-            model.train_all_weights()
-        return add_value_head(model) if contents.value_head else model
-    except ModelError as error:
-        raise CheckpointError(
-            f"{checkpoint.path / MANIFEST_NAME} describes a model that cannot be made: {error}"
-        ) from error
+        export_adapter(model, folder)
+        return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_snapshot(
-    path: str,
-    *,
-    device: str | None,
-    dtype: torch.dtype | None,
-    base_model: str | None = None,
-    known: Collection[str] = (),
-    base_weights: BaseWeights = "full",
-) -> Snapshot:
-    """A checkpoint's weights, in a model loaded for them; see `saved_model`.
+def _cut(
+    model: LoadedModel, trainable: Mapping[str, Tensor], moments: Iterable[str], gradients: Iterable[str]
+) -> dict[str, dict[str, Part]] | None:
+    """Which part this rank holds of each weight, moment and gradient, by group; None where all of them are whole.
 
-    Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
+    Moments and gradients lie as their parameters do. Step counts are the same on all ranks, and the first one's are stored.
     """
-    checkpoint = read_checkpoint(Path(path), names=["weights"])
-    model = saved_model(
-        checkpoint, device=device, dtype=dtype, base_model=base_model, known=known, base_weights=base_weights
-    )
-    check_matches(checkpoint, contents_of(checkpoint), model)
-    return Snapshot(model, {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()})
-
-
-def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel, *, keeps_head: bool = False) -> None:
-    """Raise CheckpointError with the first difference between a checkpoint's model and weights and the one that loads it.
-
-    keeps_head: whether the model keeps its own value head.
-    """
-    _check_base_weights(checkpoint, contents, model.base_weights)
-    own, saved = _identity(model), contents.model_dump()
-    if contents.lora is not None:
-        saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
-    if keeps_head:
-        del own["value_head"]
-    for key, value in own.items():
-        if saved[key] != value:
-            raise CheckpointError(
-                f"{checkpoint.path} was saved with {key}={saved[key]!r}, but this model has {value!r}"
-            )
-    check_like(_file(checkpoint, "weights"), checkpoint.tensors["weights"], _loaded(model, keeps_head))
-
-
-def _check_base_weights(checkpoint: Checkpoint, contents: Contents, base_weights: BaseWeights) -> None:
-    """Raise CheckpointError where a checkpoint was trained on other base weights: on them its adapters give other numbers."""
-    saved = contents.base_weights or "full"
-    if saved != base_weights:
-        raise CheckpointError(
-            f"{checkpoint.path} was trained on {saved} base weights, but this model has {base_weights} ones: take "
-            f"ServiceClient(base_weights={saved!r}), or --base-weights {saved}"
-        )
-
-
-def _file(checkpoint: Checkpoint, group: str) -> Path:
-    return checkpoint.path / f"{group}.safetensors"
-
-
-def _loaded(model: LoadedModel, keeps_head: bool) -> dict[str, Parameter]:
-    """The parameters that are loaded from a checkpoint."""
-    return {k: p for k, p in model.trainable().items() if not (keeps_head and k.startswith("value_head."))}
-
-
-def _identity(model: LoadedModel) -> dict[str, Any]:
-    """Properties that a checkpoint and the model that loads it must share."""
-    return {
-        "base_model": model.name,
-        "vocab_size": model.vocab_size,
-        "lora": None if model.lora is None else model.lora.to_json(),
-        "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
-        **({} if model.base_weights == "full" else {"base_weights": model.base_weights}),
-    }
+    if not is_sharded(trainable):
+        return None
+    parts = {key: part_of(p, is_first=model.ranks.is_first) for key, p in trainable.items()}
+    count = Part((), (), (), model.ranks.is_first)
+    of_moments = {key: count if key.startswith("step.") else parts[key.partition(".")[2]] for key in moments}
+    groups = {"weights": parts, "optimizer": of_moments, "gradients": {key: parts[key] for key in gradients}}
+    return {group: of for group, of in groups.items() if of}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.folder import read_checkpoint
-from ..checkpoint.state import load_snapshot, saved_model
+from ..checkpoint.models import load_snapshot, saved_model
 from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..model.fused.fuse import fuse_layers

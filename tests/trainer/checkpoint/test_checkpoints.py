@@ -22,7 +22,6 @@ from torch.nn import Parameter
 
 from lossbook.datums.errors import CheckpointError
 from lossbook.datums.types import AdamParams
-from lossbook.trainer.checkpoint.files import MANIFEST_NAME, sealed
 from lossbook.trainer.checkpoint.folder import (
     Checkpoint,
     check_name,
@@ -30,6 +29,7 @@ from lossbook.trainer.checkpoint.folder import (
     read_checkpoint,
     write_checkpoint,
 )
+from lossbook.trainer.checkpoint.manifest import MANIFEST_NAME, sealed
 from lossbook.trainer.optim.adamw import AdamW
 
 
@@ -389,11 +389,13 @@ def test_a_manifest_that_lossbook_did_not_write_is_refused(tmp_path: Path, kind:
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1e300])
+@pytest.mark.parametrize("version", [0, 3, "1", None, 1e300])
 def test_an_unknown_format_version_is_refused_with_the_versions_that_wrote_it(tmp_path: Path, version: Any) -> None:
     path = save(tmp_path, 1)
     edit_manifest(path, format_version=version, versions={"lossbook": "9.0"})
-    with pytest.raises(CheckpointError, match=r"has format version .*; this lossbook reads 1\. .*'lossbook': '9.0'"):
+    with pytest.raises(
+        CheckpointError, match=r"has format version .*; this lossbook reads 1 and 2\. .*'lossbook': '9.0'"
+    ):
         read_checkpoint(path)
 
 

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from lossbook.datums.errors import CheckpointError
 from lossbook.trainer.checkpoint import files as checkpoint_files
-from lossbook.trainer.checkpoint.files import MANIFEST_NAME
 from lossbook.trainer.checkpoint.folder import Checkpoint, latest_checkpoint, read_checkpoint, write_checkpoint
+from lossbook.trainer.checkpoint.manifest import MANIFEST_NAME
 
 
 @pytest.fixture(autouse=True)

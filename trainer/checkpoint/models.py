@@ -1,0 +1,137 @@
+"""The model that a checkpoint was saved from: made anew, and compared with the one that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ...datums.errors import CheckpointError, ModelError
+from ..model.load import is_at_hand, load_model
+from ..model.lora.lora import add_lora
+from ..model.model import BaseWeights, LoadedModel
+from ..model.snapshot import Snapshot
+from ..model.value_head import add_value_head
+from ..shards import local
+from .contents import Contents, check_like, contents_of
+from .folder import Checkpoint, read_checkpoint
+from .manifest import MANIFEST_NAME
+
+
+def saved_model(
+    checkpoint: Checkpoint,
+    *,
+    device: str | None,
+    dtype: torch.dtype | None,
+    base_model: str | None = None,
+    known: Collection[str] = (),
+    base_weights: BaseWeights = "full",
+) -> LoadedModel:
+    """The model that a checkpoint was saved from, with adapters and a value head like its own, of fresh weights.
+
+    base_model   what the caller says it is
+    known        models that the caller loaded before
+    base_weights what its base weights must be; those of a service
+
+    A checkpoint does not decide what is downloaded: its base model must be given or known, be built in or a folder or file
+    here, or be in the hub's cache. Raises CheckpointError for others, where `base_model` or `base_weights` is not the saved
+    one, and where the model or its adapter cannot be made.
+    """
+    contents = contents_of(checkpoint)
+    saved = contents.base_model
+    if base_model is not None and base_model != saved:
+        raise CheckpointError(f"{checkpoint.path} was saved from {saved!r}, not from {base_model!r}")
+    if base_model is None and saved not in known and not is_at_hand(saved):
+        raise CheckpointError(
+            f"{checkpoint.path} was saved from {saved!r}, which is neither here nor in the hub's cache, and a checkpoint does "
+            f"not decide what is downloaded. Give base_model={saved!r} if you trust it, or fetch it first (hf download)"
+        )
+    _check_base_weights(checkpoint, contents, base_weights)
+    try:
+        model = load_model(saved, device=device, dtype=dtype, base_weights=base_weights)
+        if contents.lora is not None:
+            add_lora(model, **contents.lora.arguments())
+        else:
+            model.train_all_weights()
+        return add_value_head(model) if contents.value_head else model
+    except ModelError as error:
+        raise CheckpointError(
+            f"{checkpoint.path / MANIFEST_NAME} describes a model that cannot be made: {error}"
+        ) from error
+
+
+def load_snapshot(
+    path: str,
+    *,
+    device: str | None,
+    dtype: torch.dtype | None,
+    base_model: str | None = None,
+    known: Collection[str] = (),
+    base_weights: BaseWeights = "full",
+) -> Snapshot:
+    """A checkpoint's weights, in a model loaded for them; see `saved_model`.
+
+    Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
+    """
+    checkpoint = read_checkpoint(Path(path), names=["weights"])
+    model = saved_model(
+        checkpoint, device=device, dtype=dtype, base_model=base_model, known=known, base_weights=base_weights
+    )
+    check_matches(checkpoint, contents_of(checkpoint), model)
+    return Snapshot(model, {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()})
+
+
+def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel, *, keeps_head: bool = False) -> None:
+    """Raise CheckpointError with the first difference between a checkpoint's model and weights and the one that loads it.
+
+    keeps_head: whether the model keeps its own value head.
+    """
+    _check_base_weights(checkpoint, contents, model.base_weights)
+    own, saved = identity_of(model), contents.model_dump()
+    if contents.lora is not None:
+        saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
+    if keeps_head:
+        del own["value_head"]
+    for key, value in own.items():
+        if saved[key] != value:
+            raise CheckpointError(
+                f"{checkpoint.path} was saved with {key}={saved[key]!r}, but this model has {value!r}"
+            )
+    check_like(
+        checkpoint.file("weights"), checkpoint.tensors["weights"], locals_of(loaded_parameters(model, keeps_head))
+    )
+
+
+def _check_base_weights(checkpoint: Checkpoint, contents: Contents, base_weights: BaseWeights) -> None:
+    """Raise CheckpointError where a checkpoint was trained on other base weights: on them its adapters give other numbers."""
+    saved = contents.base_weights or "full"
+    if saved != base_weights:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on {saved} base weights, but this model has {base_weights} ones: take "
+            f"ServiceClient(base_weights={saved!r}), or --base-weights {saved}"
+        )
+
+
+def locals_of(parameters: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    """What this rank holds of each."""
+    return {key: local(parameter) for key, parameter in parameters.items()}
+
+
+def loaded_parameters(model: LoadedModel, keeps_head: bool) -> dict[str, Parameter]:
+    """The parameters that are loaded from a checkpoint."""
+    return {k: p for k, p in model.trainable().items() if not (keeps_head and k.startswith("value_head."))}
+
+
+def identity_of(model: LoadedModel) -> dict[str, Any]:
+    """Properties that a checkpoint and the model that loads it must share."""
+    return {
+        "base_model": model.name,
+        "vocab_size": model.vocab_size,
+        "lora": None if model.lora is None else model.lora.to_json(),
+        "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
+        **({} if model.base_weights == "full" else {"base_weights": model.base_weights}),
+    }
