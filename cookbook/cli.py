@@ -78,6 +78,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("export",): Command("write trained weights for peft or transformers, and check them", "export.export"),
     ("doctor",): Command("check this machine, its packages, and a training step", "doctor.environment"),
     ("doctor", "model"): Command("check a model against its own logits, and say how it is run", "doctor.model"),
+    ("doctor", "plan"): Command(
+        "work out memory, communication and efficiency of training on many GPUs", "doctor.plan.command"
+    ),
     ("doctor", "parity"): Command("check that sampler and trainer give the same logprobs", "doctor.parity"),
 }
 

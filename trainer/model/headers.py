@@ -48,7 +48,7 @@ def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memo
     state = _empty(files)
     _check_layer_count(name, config, state)
     with _quiet():
-        model = _without_memory(name, config, loader)
+        model = without_memory(name, config, loader)
         if files:
             _check_largest(name, model, state)
         _check_memory(name, model, config, memory)
@@ -115,7 +115,7 @@ def total_memory(device: torch.device, groups: Path = Path("/sys/fs/cgroup")) ->
     return total + (torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0)
 
 
-def _without_memory(name: str, config: Any, loader: Any) -> Any:
+def without_memory(name: str, config: Any, loader: Any) -> Any:
     """The model on the meta device. Raises ModelError where not even its sizes can be computed."""
     try:
         with torch.device("meta"):

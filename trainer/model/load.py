@@ -138,7 +138,7 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype, place: torch.de
     try:
         check_layers(name, source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        kind = _kind(name, config)
+        kind = kind_of(name, config)
         loader = loader_of(kind, config)
         check_headers(name, source, config, loader, Memory(dtype, total_memory(place)))
         module, report = loader.from_pretrained(
@@ -161,7 +161,7 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype, place: torch.de
     return module, tokenizer, kind
 
 
-def _kind(name: str, config: Any) -> Kind:
+def kind_of(name: str, config: Any) -> Kind:
     """Decoder if the checkpoint was saved with a causal language-model head, or its type has no other."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
