@@ -44,7 +44,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transfer",),
         ("head", "optim"),
         ("model",),
-        ("packing", "checkpoint"),
+        ("sharding", "packing", "checkpoint"),
         ("engine", "sampling"),
         ("training",),
         ("workers",),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ def whole_part(tensor: Tensor, *, is_stored: bool = True) -> Part:
 
 def part_of(tensor: Tensor, *, is_first: bool = True) -> Part:
     """The part of a parameter that this rank holds: of a DTensor its shard, of any other all of it, stored by the first rank."""
-    if not isinstance(tensor, DTensor):
+    if not is_shard(tensor):
         return whole_part(tensor, is_stored=is_first)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     mesh, placements = tensor.device_mesh, tensor.placements
     size, begin = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     end = tuple(b + s for b, s in zip(begin, size, strict=True))
@@ -65,25 +70,33 @@ def part_of(tensor: Tensor, *, is_first: bool = True) -> Part:
     return Part(tuple(tensor.shape), tuple(begin), end, not any(copies))
 
 
+def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor lies over several ranks, so that this process holds a part of it."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # to import it takes long; who shards a tensor has done so
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
 def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
     """Whether any of the tensors lies over several ranks."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    return any(is_shard(tensor) for tensor in tensors.values())
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, in the same memory; without a graph."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+    return (tensor.to_local() if is_shard(tensor) else tensor).detach()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, without a graph; gathered where it is sharded, by all ranks together."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    return (tensor.full_tensor() if is_shard(tensor) else tensor).detach()
 
 
 def placed_like(shard: Tensor, tensor: Tensor) -> Tensor:
     """A rank's shard as a tensor that lies over the ranks as `tensor` does."""
-    if not isinstance(tensor, DTensor):
+    if not is_shard(tensor):
         return shard
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         shard, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ...datums.errors import ModelError
+from ..model.layers import transformer_layers
 from ..model.model import LoadedModel
 from ..packing.attention import attending
 from .settings import EngineSettings
@@ -47,9 +48,7 @@ def layers_as_set(model: LoadedModel, settings: EngineSettings) -> Iterator[None
 
 def repeated_layers(model: LoadedModel) -> Sequence[nn.Module]:
     """The model's transformer layers. Raises ModelError where transformers marks none."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = transformer_layers(model)
     if not layers:
         raise ModelError(
             f"{model.name} ({type(model.module).__name__}) has no layers that can be checkpointed or compiled one by one. "

@@ -84,7 +84,34 @@ class LoadedModel:
 
         A sharded model has its parameters whole only inside the forward of its root; all ranks must call this together.
         """
-        return function() if self.root is None else self.root(function)
+        if self.root is None:
+            return function()
+        try:
+            outputs = self.root(function)
+        except BaseException:
+            self.reshard()
+            raise
+        if not torch.is_grad_enabled():  # no backward will do it
+            self.reshard()
+        return outputs
+
+    def reshard(self) -> None:
+        """Leave this rank its shards alone, also after a forward whose backward does not come."""
+        if self.root is not None:
+            self.root.reset_iter_state()  # type: ignore[operator]  # of FSDPModule
+
+    def tried(self, probe: str, function: Callable[[], Verdict]) -> Verdict:
+        """What a probe of this model saw, tried once. A sharded model is tried by all ranks together; the first one's verdict counts."""
+        if probe not in self.verdicts:
+            self.verdicts[probe] = self.inside(function)
+            if self.root is not None:
+                self.agree_on_verdicts()
+        return self.verdicts[probe]
+
+    def agree_on_verdicts(self) -> None:
+        """Take the verdicts of all ranks, the first one's before the others', so that every rank runs in the same ways."""
+        for verdicts in reversed(self.ranks.gather(dict(self.verdicts))):
+            self.verdicts |= verdicts
 
     def before_writing(self) -> None:
         """Give snapshots that share the parameters a copy of their own; call it before parameters are written."""

@@ -39,10 +39,10 @@ def attention_path(model: LoadedModel) -> AttentionPath:
 
 
 def _verdict(model: LoadedModel, path: AttentionPath) -> Verdict:
-    if path not in model.verdicts:
-        with trying(model), model.precision():
-            model.verdicts[path] = _tried(model, path)
-    return model.verdicts[path]
+    if path in model.verdicts:
+        return model.verdicts[path]
+    with trying(model), model.precision():
+        return model.tried(path, lambda: _tried(model, path))
 
 
 def _tried(model: LoadedModel, path: AttentionPath) -> Verdict:

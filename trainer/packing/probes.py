@@ -37,10 +37,10 @@ STATES = ("Mamba", "Recurrent", "Rwkv", "DeltaNet", "Delta", "Conv", "LSTM", "Li
 
 def verdict(model: LoadedModel, probe: str) -> Verdict:
     """What the probe "cut" (a sequence may be cut after the last token that is read) or one of WAYS sees; tried once."""
-    if probe not in model.verdicts:
-        with trying(model):
-            model.verdicts[probe] = _cut(model) if probe == "cut" else _tried(model, probe)
-    return model.verdicts[probe]
+    if probe in model.verdicts:
+        return model.verdicts[probe]
+    with trying(model):
+        return model.tried(probe, lambda: _cut(model) if probe == "cut" else _tried(model, probe))
 
 
 def failed_probes(model: LoadedModel) -> dict[str, str]:

@@ -56,10 +56,10 @@ def plans_for(model: LoadedModel) -> list[str]:
 
 def plan_verdict(model: LoadedModel, name: str) -> Verdict:
     """What the probe of one of PLANS sees."""
-    if name not in model.verdicts:
-        with trying(model):
-            model.verdicts[name] = _tried(model, PLANS[name])
-    return model.verdicts[name]
+    if name in model.verdicts:
+        return model.verdicts[name]
+    with trying(model):
+        return model.tried(name, lambda: _tried(model, PLANS[name]))
 
 
 def can_share_prompts(model: LoadedModel) -> bool:

@@ -58,6 +58,8 @@ def casts_once(model: LoadedModel) -> Verdict:
     """Whether copies of the linear weights give the bits that autocast gives; tried once, on weights that bfloat16 rounds."""
     if model.compute_dtype is None:
         return Verdict(False, "products are in the dtype of the weights")
+    if model.root is not None:
+        return Verdict(False, "the weights lie sharded over ranks")
     if PROBE not in model.verdicts:
         model.verdicts[PROBE] = _tried(model)
     return model.verdicts[PROBE]

@@ -1,0 +1,105 @@
+"""`shard_model`: a model's weights over ranks, each layer gathered where it is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from ...datums.errors import ModelError
+from ..model.layers import separate_layers
+from ..model.model import LoadedModel
+from ..ranks import Ranks
+from .root import RankModule
+from .sending import Sender
+
+
+def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -> LoadedModel:
+    """Shard a model over ranks, in place; returns it, with `ranks` and `root` set. All ranks call it together.
+
+    Call it when the parameters that are trained have been chosen (`train_all_weights` or `add_lora`) and a value head, if any,
+    was added. Every rank gets the first rank's numbers, whatever its own were; a module of the others may be on "meta".
+
+    Each repeated layer, and all the rest together, are gathered for a forward or backward and freed after it. All weights: the
+    trained ones are sharded, in their own dtype, and the gradient that arrives at a shard is the sum over the ranks. LoRA: the
+    frozen weights are sharded; adapters and value head lie whole on every rank, and `sum_gradients` adds their gradients up.
+
+    Raises ModelError for what cannot be sharded, and where the ranks hold different models.
+    """
+    if ranks.size == 1:
+        return model
+    _check(model, ranks, tensor_parallel)
+    assert ranks.data is not None
+    mesh = DeviceMesh.from_group(ranks.data, model.device.type)
+    is_lora = model.lora is not None
+    everything = RankModule(model.module, model.value_head)
+    root = RankModule(model.module, None) if is_lora else everything
+    sender = Sender(everything, ranks, model.device)
+    for layer in separate_layers(model):
+        sender.send(layer)
+        fully_shard(layer, mesh=mesh, ignored_params=_trained(layer) if is_lora else None)
+    sender.send(everything)
+    fully_shard(root, mesh=mesh, ignored_params=_trained(root) if is_lora else None)
+    model.ranks, model.root = ranks, root
+    _add_gradients_up(root)
+    with torch.no_grad():
+        model.inside(lambda: None)  # FSDP settles at the first forward which module is its root
+        if not is_lora:
+            _watch_gradients(model, root)
+    return model
+
+
+def _check(model: LoadedModel, ranks: Ranks, tensor_parallel: int) -> None:
+    """Raise ModelError on every rank where the model cannot be sharded, or is not the same everywhere."""
+    if tensor_parallel != 1:
+        raise ModelError(f"tensor_parallel={tensor_parallel} is not supported: leave it at 1")
+    if model.root is not None:
+        raise ModelError(f"{model.name} is sharded over ranks already")
+    if model.base_weights == "4bit":
+        raise ModelError(
+            f"the base weights of {model.name} are 4-bit, which are not sharded over ranks: take base_weights='full', or one process"
+        )
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise ModelError(f"several ranks need torch 2.13 or later; this is {torch.__version__}")
+    scalars = [name for name, parameter in model.module.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise ModelError(
+            f"{model.name} has a weight without dimensions ({scalars[0]}), which cannot be sharded over ranks"
+        )
+    lora = None if model.lora is None else model.lora.to_json()
+    settings = [("model", model.name), ("LoRA settings", lora), ("value head", model.value_head is not None)]
+    for rank, others in enumerate(ranks.gather(settings)):
+        for (what, own), (_, other) in zip(settings, others, strict=True):
+            if own != other:
+                raise ModelError(
+                    f"ranks hold different models: the {what} is {own} on rank {ranks.rank} and {other} on rank {rank}"
+                )
+
+
+def _trained(module: nn.Module) -> set[nn.Parameter]:
+    return {parameter for parameter in module.parameters() if parameter.requires_grad}
+
+
+def _add_gradients_up(root: RankModule) -> None:
+    """Let FSDP add gradients up, where it would take their mean: losses are divided by the count of the whole call before."""
+    for part in root.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # else gloo is asked for a reduction that it lacks
+    assert isinstance(root, FSDPModule)
+    # A parameter without a gradient on one rank alone, such as an expert that no token chose, would shift the others' places.
+    root.set_reduce_scatter_unused_params(True)
+
+
+def _watch_gradients(model: LoadedModel, root: RankModule) -> None:
+    """Note in `root.used` which sharded parameters get a gradient, by name: FSDP gives zeros to the others."""
+    for part in root.modules():
+        if not isinstance(part, FSDPModule):
+            continue
+        part.unshard()  # the parameter that gets the gradient lives on when its memory is freed
+        for name, parameter in model.trainable().items():
+            if not isinstance(parameter, DTensor):
+                parameter.register_post_accumulate_grad_hook(lambda _parameter, name=name: root.used.add(name))
+        part.reshard()
