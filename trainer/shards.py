@@ -72,7 +72,7 @@ def part_of(tensor: Tensor, *, is_first: bool = True) -> Part:
 
 def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether a tensor lies over several ranks, so that this process holds a part of it."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # to import it takes long; who shards a tensor has done so
+    distributed = sys.modules.get("torch.distributed.tensor")  # to import it takes long; who shards has done so
     return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 
