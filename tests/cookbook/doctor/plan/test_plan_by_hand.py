@@ -72,6 +72,13 @@ def test_a_layer_keeps_what_its_operations_save_for_the_backward(tiny: Shape) ->
     assert (tiny.kept.fixed, tiny.product_bytes) == (0, 4)
 
 
+def test_each_further_layer_keeps_as_much_again(tiny: Shape) -> None:
+    deep = shape(Sizes(64, 6, 4, 2, 192, 260))
+    layer = tiny.one_layer.per_token - 4 * 2 * 16  # without cosine and sine
+    assert deep.kept.per_token == tiny.kept.per_token + 4 * layer
+    assert deep.checkpointed.per_token == tiny.checkpointed.per_token + 4 * 4 * D
+
+
 def test_under_autocast_the_graph_holds_a_copy_of_every_linear_weight() -> None:
     narrow = shape(dtype=torch.bfloat16)
     linear = 2 * (LAYER - 2 * D)
