@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...datums.errors import CheckpointError, located
-from ..model.lora.lora import export_adapter
+from ..model.lora.lora import write_adapter
 from ..model.model import LoadedModel
 from ..optim.adamw import AdamW
 from ..optim.state import STATE_KEYS
@@ -167,7 +167,7 @@ def _adapter_files(model: LoadedModel) -> dict[str, bytes]:
     """The files of an adapter as peft reads it, by name."""
     folder = Path(tempfile.mkdtemp(prefix="lossbook-adapter-"))
     try:
-        export_adapter(model, folder)
+        write_adapter(model, folder)
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -118,8 +118,16 @@ def adapted_names(model: LoadedModel) -> tuple[str, ...]:
 def export_adapter(model: LoadedModel, directory: str | Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
 
-    Raises ModelError when the model has no adapter.
+    Ranks call this together: adapters are whole on each, and the first writes. Raises ModelError when the model has no
+    adapter, and on every rank what the first one raises.
     """
+    with model.ranks.agree():
+        if model.ranks.is_first:
+            write_adapter(model, directory)
+
+
+def write_adapter(model: LoadedModel, directory: str | Path) -> None:
+    """The same by this process alone."""
     if model.adapter is None:
         raise ModelError(f"{model.name} has no LoRA adapter: call add_lora first, or save the whole model")
     others = {name: other for name, other in names_in_files(model).items() if other is not None}
