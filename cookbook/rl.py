@@ -3,6 +3,7 @@
     lossbook train rl --task letter_counting --model HuggingFaceTB/SmolLM2-135M-Instruct --rl-loss-method dapo
     lossbook train rl --data math.jsonl --reward my_rewards:short --kl-coefficient 0.001
     lossbook train rl --environment guess_number --off-policy-steps 1 --rollout-correction token_truncate
+    lossbook train rl --data math.jsonl --sampler-url http://localhost:8000 --sampler-adapters /shared/adapters
 
 Data: a reasoning-gym task; JSON Lines of {"prompt": ..., "answer": ...}, with answers compared by math-verify or scored by a
 function `reward(answer, row) -> float`; or an environment of several turns (`cookbook/environments`).
@@ -30,13 +31,13 @@ from tyro.conf import arg
 
 from ..datums.errors import ConfigError, did_you_mean
 from ..datums.types import Datum
-from ..trainer import TrainingClient
 from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, ProblemSettings, load_problems
 from .loop import Loop, begin, finish
 from .rollouts.collector import ADVANTAGES, OVER_THE_BATCH, Overlong, RolloutCollector, StepRollouts, datums_of
-from .rollouts.episodes import Rollout, RolloutRunner
+from .rollouts.episodes import Policy, Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
+from .rollouts.server.settings import SamplerSettings, policy_of
 from .run.configs import RecipeConfig
 from .run.interrupts import restarted
 from .run.names import SAMPLES
@@ -46,7 +47,7 @@ from .run.runs import Run
 SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")
 
 
-class RLConfig(ProblemSettings, RecipeConfig):
+class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
     """Settings of the recipe; each field is a flag."""
 
     out: Path = Field(Path("runs/rl"), description="the run's folder: settings, metrics, checkpoints, adapter")
@@ -115,11 +116,14 @@ def main(config: RLConfig) -> dict[str, float]:
     run, training = begin(config)
     reference = training.create_reference_client() if reads(loss, "ref_logprobs") else None
     runner = RolloutRunner(training.get_tokenizer(), config.max_tokens, config.max_length, config.temperature)
-    collector = RolloutCollector(config, runner, problems, training)
-    with collector, Loop(config, run, training, config.steps, keep=collector.keep) as loop:
+    with (
+        policy_of(config, training, run.path) as policy,
+        RolloutCollector(config, runner, problems, policy) as collector,
+        Loop(config, run, training, config.steps, keep=collector.keep) as loop,
+    ):
         collector.restore(loop.kept)
         if loop.start == 0:
-            loop.log_evaluation(0, evaluate(0, runner, held_out, training, run))
+            loop.log_evaluation(0, evaluate(0, runner, held_out, policy, run))
         for step in loop:
             rollouts = collector.get(step, is_last=step == config.steps)
             datums = datums_of(collector, rollouts.groups, config.advantages, allow_biased=config.allow_biased)
@@ -137,7 +141,7 @@ def main(config: RLConfig) -> dict[str, float]:
             loop.record(step, loss, batches[-1], outputs[-1])  # the last minibatch, whose ratios have moved most
             record_rollouts(run, step, "training", rollouts, config.samples)
             if loop.is_evaluated(step):
-                loop.log_evaluation(step, evaluate(step, runner, held_out, training, run))
+                loop.log_evaluation(step, evaluate(step, runner, held_out, policy, run))
     return finish(run, training)
 
 
@@ -159,13 +163,13 @@ def minibatches(datums: Sequence[Datum], config: RLConfig, step: int) -> list[li
 
 
 def evaluate(
-    step: int, runner: RolloutRunner, held_out: Sequence[Problem], training: TrainingClient, run: Run
+    step: int, runner: RolloutRunner, held_out: Sequence[Problem], policy: Policy, run: Run
 ) -> dict[str, float]:
     """The mean reward of greedy answers to held-out problems; some are recorded."""
     if not held_out:
         return {}
     greedy = replace(runner, temperature=0.0)
-    groups = greedy.run(training.save_weights_and_get_sampling_client(), held_out, 1, (0,))
+    groups = greedy.run(policy.save_weights_and_get_sampling_client(), held_out, 1, (0,))
     record_rollouts(run, step, "held out", StepRollouts(groups, {}), 4)
     return {"held_out_score": float(np.mean([rollout.reward for (rollout,) in groups]))}
 

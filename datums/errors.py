@@ -163,6 +163,10 @@ class WorkerDiedError(LossbookError, RuntimeError):
     """A worker process died or did not answer in time. All of its group were ended, and nothing of the call was applied."""
 
 
+class SamplerError(LossbookError, RuntimeError):
+    """A sampling server is away, refuses a request, or answers with something that cannot be trained on."""
+
+
 class ConfigError(LossbookError, ValueError):
     """A recipe's configuration file cannot be read, or has an unknown key or a value of the wrong kind."""
 

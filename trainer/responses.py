@@ -113,6 +113,7 @@ class ModelInfo:
     narrow_weights  linear weights that are cast to that dtype once per call, and not in every forward
     max_length   in tokens, None where the architecture sets no limit
     vocab_size   rows of the output head, which may be more than the tokenizer has tokens
+    end_tokens   ids of the tokens at which sampling stops by default
     base_weights   "full", or "4bit" where the linear layers of its layers are quantized (nf4)
     lora_targets   weights with an adapter, layer numbers as *
     lora_left_out  weights of the chosen parts, and routers, that have none, layer numbers as *, with the reason
@@ -139,6 +140,7 @@ class ModelInfo:
     max_length: int | None = None
     value_head: bool = False
     vocab_size: int | None = None
+    end_tokens: tuple[int, ...] = ()
     base_weights: str = "full"
     lora_targets: tuple[str, ...] = ()
     lora_left_out: Mapping[str, str] = field(default_factory=dict)

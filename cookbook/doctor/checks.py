@@ -21,7 +21,18 @@ from .finding import Finding
 
 #: With less free space than this (bytes), the checkpoints of a small model may not fit.
 LITTLE_SPACE = 2 * 10**9
-REQUIRED = ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "tyro", "rich", "huggingface_hub")
+REQUIRED = (
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "pydantic",
+    "numpy",
+    "tyro",
+    "rich",
+    "huggingface_hub",
+    "httpx2",
+)
 #: By import name: the extra that installs the package, and its purpose.
 OPTIONAL: dict[str, tuple[str, str]] = {
     "hypothesis": ("testing", "testing losses (check_loss, lossbook losses check)"),
@@ -52,6 +63,7 @@ VARIABLES = {
     "HF_HUB_OFFLINE": "1: nothing is downloaded",
     "HF_TOKEN": "login to the hub",
     "LOSSBOOK_CACHE": "where converted GGUF models are kept",
+    "LOSSBOOK_SAMPLER_API_KEY": "login to the server of --sampler-url",
     "MLFLOW_EXPERIMENT_NAME": "experiment for --log-to mlflow",
     "MLFLOW_TRACKING_URI": "server for --log-to mlflow",
     "NO_COLOR": "plain output",

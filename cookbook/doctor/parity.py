@@ -6,89 +6,24 @@ same model, so every ratio should be 1. Any difference is rounding, or a bug tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ...datums.builders.tokens import datum_from_tokens_weights
 from ...datums.chat.masks import check_template
 from ...datums.errors import ConfigError, ModelError, TemplateError
-from ...datums.types import ModelInput, SamplingParams
 from ...trainer import ServiceClient
+from ..rollouts.episodes import Sampler
+from ..rollouts.parity import Parity, measure_parity
+from ..rollouts.server.adapters import MENDS, ServedPolicy
+from ..rollouts.server.settings import server_of
 from ..run.configs import Precision, torch_dtype
 from ..run.loggers import quiet_libraries
 from ..run.runs import find_checkpoint
-from ..run.samples import prompt_tokens
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
-
-#: PPO's clip bounds, 0.8 and 1.2, lie at least 0.18 nats from a ratio of 1. A mean difference of a hundredth of that has no
-#: effect on such a loss, and a single token that differs by a tenth of it is still far from being clipped.
-MEAN_LIMIT, LARGEST_LIMIT = 0.002, 0.02
-REASON = "a ratio is clipped at 0.18 nats (0.8 to 1.2); the limits are a tenth of that for one token, a hundredth for the mean"
-#: The factor on these limits in bfloat16 and float16, where sampler and trainer multiply matrices of different shapes and so
-#: round differently. Measured with SmolLM2-135M: both are 0.04 nats on average from float32 products of the same weights,
-#: and 0.05 (largest 0.25) from each other. Up to twice that counts as rounding; a wrong temperature, position or set of
-#: weights gives more.
-HALF_PRECISION = 50
-HALF_REASON = (
-    "in {dtype} rounding alone gives a mean of 0.05 nats and up to 0.3 for single tokens in a small model, enough to be clipped; "
-    "to avoid it, train in float32 (--dtype float32) or use a rollout correction"
-)
-PROMPTS = (
-    "What is the capital of France?",
-    "Write a haiku about rain.",
-    "How many legs do three spiders have?",
-    "Continue: once upon a time",
-)
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Differences d = trainer's logprob - sampler's logprob, in nats, over sampled tokens.
-
-    largest, mean   of |d|
-    k1, k3          mean(-d) and mean(exp(d) - 1 - d): two estimates of KL(sampler || trainer), nats per token
-    equal           fraction of tokens whose logprobs are equal to the last bit
-    dtype           of the matrix products
-    """
-
-    tokens: int
-    largest: float
-    mean: float
-    k1: float
-    k3: float
-    equal: float
-    dtype: str = "float32"
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The largest and the mean |d| that rounding explains in this dtype, nats."""
-        factor = HALF_PRECISION if self.dtype in ("bfloat16", "float16") else 1
-        return factor * LARGEST_LIMIT, factor * MEAN_LIMIT
-
-    @property
-    def agrees(self) -> bool:
-        """Whether rounding explains the differences."""
-        largest, mean = self.limits
-        return self.largest <= largest and self.mean <= mean
-
-    @property
-    def reason(self) -> str:
-        """The reason for the limits."""
-        return REASON if self.limits[0] == LARGEST_LIMIT else HALF_REASON.format(dtype=self.dtype)
-
-    def __str__(self) -> str:
-        return (
-            f"tokens                 {self.tokens}, of which {self.equal:.0%} agree to the last bit\n"
-            f"|trainer - sampler|    largest {self.largest:.2g}, mean {self.mean:.2g} nats "
-            f"(limits {self.limits[0]:g} and {self.limits[1]:g} for {self.dtype})\n"
-            f"KL per token           k1 {self.k1:.2g}, k3 {self.k3:.2g} nats"
-        )
 
 
 def main(
@@ -100,6 +35,10 @@ def main(
     seed: int = 0,
     device: str | None = None,
     dtype: Precision | None = None,
+    sampler_url: str | None = None,
+    sampler_model: str | None = None,
+    sampler_adapters: Path | None = None,
+    sampler_bound: float | None = None,
 ) -> int:
     """Sample, compute the trainer's logprobs of the same tokens, and compare. The exit code is 1 when they disagree.
 
@@ -112,73 +51,66 @@ def main(
         seed: of the sampling.
         device: cpu, cuda, ...; by default the best available.
         dtype: of the matrix products; by default float32 on a CPU, bfloat16 on a GPU.
+        sampler_url: sample on a server of the OpenAI completions API (vLLM, SGLang), such as http://localhost:8000.
+        sampler_model: the server's name for the model; by default the one it serves.
+        sampler_adapters: a folder through which the run's adapters reach the server; without it the base model is compared.
+        sampler_bound: the largest mean difference that is accepted, nats; by default 0.002 in float32, 0.1 in bfloat16.
     """
     quiet_libraries()
     training = _client(model, run, device, dtype)
     info = training.get_info()
     print(f"model                  {info.model_name} on {info.device}{f', weights of {run}' if run else ''}")
     template_is_sound = _print_template(training.get_tokenizer())
-    result = measure_parity(
-        training, max_tokens=max_tokens, num_samples=num_samples, temperature=temperature, seed=seed
-    )
-    print(result)
-    if result.agrees:
-        print(f"verdict                they agree: {result.reason}")
-    else:
-        print(
-            f"verdict                they DISAGREE: {result.reason}. Until you find the cause, train on logprobs that the "
-            "trainer computes itself (`training.forward` on the sampled tokens)"
+    where = _sampler(training, run, sampler_url, sampler_model, sampler_adapters)
+    with where as sampler:
+        result = measure_parity(
+            training,
+            max_tokens=max_tokens,
+            num_samples=num_samples,
+            temperature=temperature,
+            seed=seed,
+            sampler=sampler,
+            bound=sampler_bound,
         )
+    print(result)
+    print(f"verdict                {_verdict(result, served=sampler_url is not None)}")
     return 0 if result.agrees and template_is_sound else 1
 
 
-def measure_parity(
-    training: TrainingClient,
-    *,
-    max_tokens: int = 48,
-    num_samples: int = 2,
-    temperature: float = 1.0,
-    seed: int = 0,
-    prompts: Sequence[str] = PROMPTS,
-) -> Parity:
-    """Sample from the current weights, and compare with the trainer's forward pass over the same tokens."""
-    tokenizer = training.get_tokenizer()
-    inputs = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    sampler = training.save_weights_and_get_sampling_client()
-    model_inputs = [ModelInput.from_ints(tokens) for tokens in inputs]
-    responses = sampler.sample_batch(model_inputs, params, num_samples=num_samples).result()
-    pairs = [
-        (tokens, sequence)
-        for tokens, response in zip(inputs, responses, strict=True)
-        for sequence in response.sequences
-    ]
-    datums = [
-        datum_from_tokens_weights([*tokens, *sequence.tokens], [0.0] * len(tokens) + [1.0] * len(sequence.tokens))
-        for tokens, sequence in pairs
-    ]
-    outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
-    trainers = [
-        output["logprobs"].to_numpy()[len(tokens) - 1 :] for (tokens, _), output in zip(pairs, outputs, strict=True)
-    ]
-    samplers = [np.asarray(sequence.logprobs) for _, sequence in pairs]
-    return compare(np.concatenate(trainers), np.concatenate(samplers), dtype=training.get_info().dtype)
+def _verdict(result: Parity, *, served: bool) -> str:
+    if result.agrees:
+        return f"they agree: {result.reason}"
+    mend = "Until you find the cause, train on logprobs that the trainer computes itself (`training.forward` on the sampled tokens)"
+    return f"they DISAGREE: {result.reason}. {MENDS if served else mend}"
 
 
-def compare(trainer: Any, sampler: Any, *, dtype: str = "float32") -> Parity:
-    """Compare logprobs [T] (nats) of the same tokens. dtype: of the matrix products behind them."""
-    trainer, sampler = np.asarray(trainer, np.float32), np.asarray(sampler, np.float32)
-    difference = trainer.astype(np.float64) - sampler.astype(np.float64)
-    size = np.abs(difference)
-    return Parity(
-        tokens=len(difference),
-        largest=float(size.max()),
-        mean=float(size.mean()),
-        k1=float(-difference.mean()),
-        k3=float((np.expm1(difference) - difference).mean()),
-        equal=float((difference == 0).mean()),
-        dtype=dtype,
-    )
+@contextmanager
+def _sampler(
+    training: TrainingClient, run: Path | None, url: str | None, model: str | None, adapters: Path | None
+) -> Iterator[Sampler | None]:
+    """A sampler on a server, of the adapters in training or of the base model; None: the trainer's own."""
+    if url is None:
+        if model is not None or adapters is not None:
+            raise ConfigError("--sampler-model and --sampler-adapters are for --sampler-url only")
+        yield None
+        return
+    is_lora = training.get_info().is_lora
+    if adapters is not None and not is_lora:
+        raise ConfigError(
+            f"{run} trained all weights, which no server loads while it runs: leave --sampler-adapters out"
+        )
+    if adapters is None and is_lora and run is not None:
+        raise ConfigError(
+            f"{run} has adapters: name a folder that this process and the server share, --sampler-adapters"
+        )
+    server = server_of(url, training, model=model)
+    print(f"server                 {server.connection.url}, {server.kind}, model {server.base}")
+    if adapters is None:
+        with closing(server):
+            yield server.sampler(training.get_tokenizer())
+    else:
+        with ServedPolicy(training, server, adapters, run=f"doctor {run}", compared=0) as policy:
+            yield policy.save_weights_and_get_sampling_client()
 
 
 def _client(model: str | None, run: Path | None, device: str | None, dtype: Precision | None) -> TrainingClient:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +17,7 @@ from ...datums.types import Datum
 from ...losses import advantages as advantage_functions
 from ..environments.protocol import Problem
 from ..run.batches import Batches
-from .episodes import Rollout, RolloutRunner
-
-if TYPE_CHECKING:
-    from ...trainer import SamplingClient, TrainingClient
+from .episodes import Policy, Rollout, RolloutRunner, Sampler
 
 Groups = list[list[Rollout]]
 Overlong = Literal["keep", "mask", "soft"]
@@ -87,12 +84,12 @@ class RolloutCollector:
     """
 
     def __init__(
-        self, config: CollectorSettings, runner: RolloutRunner, problems: Sequence[Problem], training: TrainingClient
+        self, config: CollectorSettings, runner: RolloutRunner, problems: Sequence[Problem], policy: Policy
     ) -> None:
         self.config = config
         self.runner = runner
         self.problems = problems
-        self.training = training
+        self.policy = policy
         self.batches = Batches(len(problems), config.problems_per_step, config.seed)
         self._ahead: Future[StepRollouts] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
@@ -106,8 +103,8 @@ class RolloutCollector:
     def get(self, step: int, *, is_last: bool) -> StepRollouts:
         """The rollouts of a step; off policy, sampling for the next step begins too, unless this is the last."""
         if self._ahead is None and not self.config.off_policy_steps:
-            return self.collect(self.training.save_weights_and_get_sampling_client(), step)
-        sampler = self.training.save_weights_and_get_sampling_client()
+            return self.collect(self.policy.save_weights_and_get_sampling_client(), step)
+        sampler = self.policy.save_weights_and_get_sampling_client()
         ahead, self._ahead = self._ahead, None
         rollouts = self.collect(sampler, step) if ahead is None else ahead.result()
         if not is_last:
@@ -124,7 +121,7 @@ class RolloutCollector:
             self._ahead = Future()
             self._ahead.set_result(StepRollouts.from_json(kept))
 
-    def collect(self, sampler: SamplingClient, step: int) -> StepRollouts:
+    def collect(self, sampler: Sampler, step: int) -> StepRollouts:
         """Sample a step's groups, and up to `dynamic_sampling` times replace those of equal rewards by other problems'."""
         started = time.perf_counter()
         groups = self._run(sampler, self.batches.at(step), (step, 0))
@@ -158,7 +155,7 @@ class RolloutCollector:
         buffer = self.config.overlong_buffer or max(limit // 4, 1)
         return [rollout.reward + overlong_penalty(rollout.longest_answer, limit, buffer) for rollout in group]
 
-    def _run(self, sampler: SamplingClient, indices: Sequence[int], key: tuple[int, int]) -> Groups:
+    def _run(self, sampler: Sampler, indices: Sequence[int], key: tuple[int, int]) -> Groups:
         problems = [self.problems[i] for i in indices]
         return self.runner.run(sampler, problems, self.config.group_size, (self.config.seed, *key))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,13 +16,44 @@ from ...datums.chat.messages import check_messages
 from ...datums.chat.omissions import check_rendered, with_readable_arguments
 from ...datums.chat.template import ChatTemplate, decoded
 from ...datums.errors import LossbookError, RewardError, TemplateError, located
-from ...datums.types import SamplingParams
+from ...datums.types import ModelInput, SamplingParams
 from ..environments.protocol import Environment, Message, Problem
 from ..environments.rewards import checked_number, shortened
 
 if TYPE_CHECKING:
-    from ...trainer import SamplingClient
-    from ...trainer.responses import SampledSequence
+    from ...trainer.responses import SampledSequence, SampleResponse
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Awaited(Protocol[T_co]):
+    """What a call returns at once; `result` waits for it."""
+
+    def result(self) -> T_co: ...
+
+
+class Sampler(Protocol):
+    """What rollouts ask of a sampler: `SamplingClient`, or `ServerSampler`."""
+
+    def sample_batch(
+        self,
+        prompts: Sequence[ModelInput | Sequence[int]],
+        sampling_params: SamplingParams | Any = None,
+        *,
+        num_samples: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> Awaited[list[SampleResponse]]:
+        """`num_samples` continuations of each prompt, with seeds of their own."""
+        ...
+
+
+class Policy(Protocol):
+    """What gives samplers of the weights in training: `TrainingClient`, or `ServedPolicy`."""
+
+    def save_weights_and_get_sampling_client(self) -> Sampler:
+        """A sampler of the current weights."""
+        ...
+
 
 #: Stands for an answer while the text after it is rendered.
 _PLACEHOLDER = "PLACEHOLDER-OF-AN-ANSWER"
@@ -74,7 +105,7 @@ class RolloutRunner:
     temperature: float = 1.0
 
     def run(
-        self, sampler: SamplingClient, problems: Sequence[Problem], group_size: int, key: Sequence[int]
+        self, sampler: Sampler, problems: Sequence[Problem], group_size: int, key: Sequence[int]
     ) -> list[list[Rollout]]:
         """Run `group_size` episodes of each problem. Equal weights, problems and `key` (integers >= 0) give equal ones.
 

@@ -34,10 +34,11 @@ Precision = Literal["float32", "bfloat16"]
 #: Settings that trade memory for time, as `ServiceClient` names them; they change no number beyond rounding.
 MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
 #: Settings that `--resume` may change: the number of steps (which changes a linear schedule too), how often the run
-#: evaluates and saves, its trackers, its device and its folder, its workers, and what it does about memory.
+#: evaluates and saves, its trackers, its device and its folder, its workers, the server it samples on, and memory.
 EXTENDABLE = (
     *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out", "workers", "restarts"),
     *("sample_prompts", "sample_every", "sample_tokens"),
+    *("sampler_url", "sampler_model", "sampler_adapters", "sampler_bound", "sampler_connections", "sampler_timeout"),
     *MEMORY,
 )
 

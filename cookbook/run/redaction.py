@@ -30,7 +30,10 @@ def redacted(value: Any) -> Any:
 
     Long texts under a name such as api_key are replaced as well.
     """
-    secrets = [text for name, text in os.environ.items() if len(text) >= _SHORTEST and is_secret_name(name)]
+    named = [
+        text.strip() for name, text in os.environ.items() if is_secret_name(name)
+    ]  # a file's last line break came along
+    secrets = [text for text in named if len(text) >= _SHORTEST]
     return _without(value, sorted(secrets, key=len, reverse=True))  # one may be a part of another
 
 

@@ -184,6 +184,16 @@ class LoadedModel:
             limit = min(limit, int(getattr(self.tokenizer, "model_max_length", limit)))
         return limit
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a sequence: those of the config, of the generation config and of the tokenizer."""
+        module: Any = self.module
+        sources = (module.config.get_text_config(), getattr(module, "generation_config", None), self.tokenizer)
+        named = [getattr(source, "eos_token_id", None) for source in sources]
+        return frozenset(
+            token for ids in named if ids is not None for token in (ids if isinstance(ids, list) else [ids])
+        )
+
     def head(self) -> Head:
         """The map from hidden states to logits.
 

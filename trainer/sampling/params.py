@@ -6,13 +6,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...datums.errors import ModelError, TokenRangeError, TruncationError
 from ...datums.types import SamplingParams, token_list
-from ..model.model import LoadedModel
+
+
+class Sampled(Protocol):
+    """What the checks ask of a model that is sampled from, here or on a server."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def end_tokens(self) -> frozenset[int]: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Rules:
     stop_strings: tuple[str, ...]
 
 
-def check_params(model: LoadedModel, params: SamplingParams) -> Rules:
+def check_params(model: Sampled, params: SamplingParams) -> Rules:
     """Every field checked. Raises ModelError, or TokenRangeError for stop ids, with the field's name."""
     limit, top_k = params.max_tokens, params.top_k
     temperature, top_p = _number(params.temperature), _number(params.top_p)
@@ -78,9 +90,9 @@ def _number(value: Any) -> float:
         return math.inf
 
 
-def _stops(model: LoadedModel, stop: Any) -> tuple[frozenset[int], tuple[str, ...]]:
+def _stops(model: Sampled, stop: Any) -> tuple[frozenset[int], tuple[str, ...]]:
     if stop is None:
-        return frozenset(_end_tokens(model)), ()
+        return model.end_tokens, ()
     if hasattr(stop, "tolist") and not isinstance(stop, memoryview):  # arrays and tensors
         stop = stop.tolist()
     if isinstance(stop, str) or is_integer(stop):
@@ -103,16 +115,7 @@ def _stops(model: LoadedModel, stop: Any) -> tuple[frozenset[int], tuple[str, ..
     return frozenset(map(int, items)), ()
 
 
-def _end_tokens(model: LoadedModel) -> set[int]:
-    module: Any = model.module
-    sources = (module.config.get_text_config(), getattr(module, "generation_config", None), model.tokenizer)
-    named = [getattr(source, "eos_token_id", None) for source in sources]
-    return {token for ids in named if ids is not None for token in (ids if isinstance(ids, list) else [ids])}
-
-
-def check_prompt(
-    model: LoadedModel, prompt: Sequence[int], index: int, count: int, params: SamplingParams
-) -> list[int]:
+def check_prompt(model: Sampled, prompt: Sequence[int], index: int, count: int, params: SamplingParams) -> list[int]:
     who = "the prompt" if count == 1 else f"prompt {index} of {count}"
     tokens = token_list(prompt)
     if not tokens:

@@ -37,6 +37,7 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         max_length=model.max_length,
         value_head=model.value_head is not None,
         vocab_size=model.vocab_size,
+        end_tokens=tuple(sorted(model.end_tokens)),
         base_weights=model.base_weights,
         lora_targets=adapted_names(model),
         lora_left_out={} if lora is None else lora.left_out,

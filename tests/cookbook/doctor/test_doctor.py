@@ -21,8 +21,8 @@ from lossbook.cookbook.doctor import checks as doctor_checks
 from lossbook.cookbook.doctor import parity
 from lossbook.cookbook.doctor.environment import guarded, verdict
 from lossbook.cookbook.doctor.finding import Finding
-from lossbook.cookbook.doctor.parity import compare, measure_parity
 from lossbook.cookbook.doctor.self_test import self_tests
+from lossbook.cookbook.rollouts.parity import LARGEST_LIMIT, compare, measure_parity
 from lossbook.cookbook.run.names import TrackerName
 from lossbook.trainer import SamplingClient, TrainingClient
 
@@ -177,7 +177,7 @@ def test_equal_logprobs_agree_and_a_shift_beyond_the_limit_does_not(logprobs: li
     assert compare(logprobs, logprobs).agrees
     shifted = compare(np.asarray(logprobs) + shift, logprobs)
     assert shifted.k3 >= 0
-    if abs(shift) > parity.LARGEST_LIMIT:
+    if abs(shift) > LARGEST_LIMIT:
         assert not shifted.agrees
 
 
