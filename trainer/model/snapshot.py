@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from ...datums.errors import ModelError
+from ..shards import is_shard, local
 from .model import LoadedModel
 
 
@@ -21,9 +23,9 @@ class SharedWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        self._parameters = model.trainable()
+        self._parameters = {name: local(p) for name, p in model.trainable().items()}
         self._versions = {name: p._version for name, p in self._parameters.items()}
-        self._weights = {name: p.detach() for name, p in self._parameters.items()}
+        self._weights = dict(self._parameters)
         self.are_copies = False
 
     def copy(self) -> None:
@@ -55,7 +57,7 @@ class SharedWeights(Mapping[str, Tensor]):
 
 @dataclass
 class Snapshot:
-    """A model's trained parameters at one moment. All others are shared: training never changes them."""
+    """A model's trained parameters at one moment, of each what this process holds. All others are shared: training never changes them."""
 
     model: LoadedModel
     weights: Mapping[str, Tensor]
@@ -63,7 +65,7 @@ class Snapshot:
     @classmethod
     def take(cls, model: LoadedModel) -> Snapshot:
         """Copy the trained parameters as they are now."""
-        return cls(model, {name: p.detach().clone() for name, p in model.trainable().items()})
+        return cls(model, {name: local(p).clone() for name, p in model.trainable().items()})
 
     @classmethod
     def sharing(cls, model: LoadedModel) -> Snapshot:
@@ -78,11 +80,25 @@ class Snapshot:
     def applied(self) -> Iterator[None]:
         """Inside, the model has these weights; at the end it gets its current ones back, also after an error."""
         parameters = self.model.trainable()
-        current = {name: p.data for name, p in parameters.items()}
+        current = {name: _current(p, self.weights[name]) for name, p in parameters.items()}
         try:
             for name, parameter in parameters.items():
-                parameter.data = self.weights[name]
+                _put(parameter, self.weights[name])
             yield
         finally:
             for name, parameter in parameters.items():
-                parameter.data = current[name]
+                _put(parameter, current[name])
+
+
+def _current(parameter: Parameter, other: Tensor) -> Tensor:
+    """A parameter's weight, to be given back after another; of a shard a copy, unless the other is the same memory."""
+    weight = local(parameter).data
+    return weight.clone() if is_shard(parameter) and weight.data_ptr() != other.data_ptr() else weight
+
+
+def _put(parameter: Parameter, weight: Tensor) -> None:
+    """Give a parameter a weight: another memory where it is whole, numbers in its own where FSDP gathers it from there."""
+    if not is_shard(parameter):
+        parameter.data = weight
+    elif (shard := local(parameter).data).data_ptr() != weight.data_ptr():
+        shard.copy_(weight)

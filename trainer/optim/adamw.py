@@ -7,27 +7,24 @@ name and restored bit for bit.
 
 from __future__ import annotations
 
-import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ...datums.errors import NonFiniteGradientError, OptimizerError
+from ...datums.errors import OptimizerError
 from ...datums.types import AdamParams
-from ..device import path_of
+from ..ranks import ALONE, Ranks
+from ..shards import is_shard, local
+from .norms import check_squares, gradient_norms, with_large_squares
 from .state import STATE_KEYS, PreparedState, check_meta, check_tensors
 
 __all__ = ["AdamW"]
 
-#: Numbers that a CPU sums at a time in float32, the fastest there; short runs keep the rounding error near 1e-7.
-_NORM_RUN = 1024
-#: Norms for which squares neither overflow nor underflow in the dtype of their sum; others are computed again, scaled.
-_SAFE_NORMS = {torch.float32: (1e-12, 1e18), torch.float64: (1e-150, 1e150)}
 #: For each hyperparameter: its condition, the condition in words, and a usual value.
 _BOUNDS: dict[str, tuple[Callable[[float], bool], str, str]] = {
     "learning_rate": (lambda x: 0 <= x < math.inf, "a number >= 0 and finite", "1e-4"),
@@ -43,10 +40,16 @@ class AdamW:
     """AdamW over named parameters; the torch optimizer and its moments are made at the first step.
 
     Uses torch's fused kernel where it is safe: float32 on CPU or CUDA, in a dense layout.
+
+    Over several ranks each has one, and all call `step` together. It updates this rank's shards, in place; parameters that are
+    not sharded lie whole on every rank and are updated alike on all. Norms are of whole gradients, and an error of one rank is
+    raised on all of them.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
-        self._parameters = dict(parameters)
+    def __init__(self, parameters: Mapping[str, Parameter], ranks: Ranks = ALONE) -> None:
+        self._whole = dict(parameters)
+        self._parameters = {name: Parameter(local(p)) if is_shard(p) else p for name, p in parameters.items()}
+        self._ranks = ranks
         self._steps = 0
         self._made: torch.optim.AdamW | None = None
 
@@ -61,31 +64,52 @@ class AdamW:
         or infinite gradients; then parameters, gradients and moments are as they were.
         """
         _check_params(params, divisor)
-        with_grad = {name: p for name, p in self._parameters.items() if p.grad is not None}
+        with_grad = self._with_gradients()
         if not with_grad:
             raise OptimizerError(
                 "optim_step has nothing to apply: no parameter has a gradient. Call forward_backward first; every "
                 "optim_step clears the accumulated gradient"
             )
-        norms = _gradient_norms(with_grad)
+        with self._ranks.agree():
+            norms = gradient_norms(with_grad)
+        norms = self._of_all_ranks(norms)
         norm = math.hypot(*norms.values()) / divisor
         clip = float(params.grad_clip_norm)
         factor = clip / norm if 0 < clip < norm else 1.0
-        _check_squares(with_grad, norms, factor / divisor)
+        if large := with_large_squares(with_grad, norms, factor / divisor):
+            with self._ranks.agree():
+                check_squares(large, factor / divisor)
         self._apply(with_grad, params, divisor, factor)
         return {
             "grad_norm": norm,
             "grad_norm_clipped": norm * factor,
             "learning_rate": float(params.learning_rate),
             "step": float(self._steps),
-            "parameters_updated": float(sum(p.numel() for p in with_grad.values())),
+            "parameters_updated": float(sum(self._whole[name].numel() for name in with_grad)),
         }
+
+    def _with_gradients(self) -> dict[str, Parameter]:
+        """The parameters with a gradient, by name: what this rank holds of them and of it."""
+        for name, whole in self._whole.items():
+            if is_shard(whole):
+                self._parameters[name].grad = None if whole.grad is None else local(whole.grad)
+        return {name: p for name, p in self._parameters.items() if p.grad is not None}
+
+    def _of_all_ranks(self, norms: dict[str, float]) -> dict[str, float]:
+        """The norms of whole gradients, from those of what each rank holds: the same numbers on every rank.
+
+        Of a gradient that lies whole on every rank the first one's counts.
+        """
+        of_ranks = self._ranks.gather(list(norms.values()))
+        by_name = zip(norms, zip(*of_ranks, strict=True), strict=True)
+        return {name: math.hypot(*own) if is_shard(self._whole[name]) else own[0] for name, own in by_name}
 
     def _apply(self, with_grad: Mapping[str, Parameter], params: AdamParams, divisor: float, factor: float) -> None:
         """Take the step, all checks passed. Memory is allocated before the first gradient changes."""
         optimizer = self._optimizer()
-        _lay_out_gradients(with_grad)
-        self._make_moments(optimizer, with_grad.values())
+        with self._ranks.agree():
+            _lay_out_gradients(with_grad)
+            self._make_moments(optimizer, with_grad.values())
         _scale_gradients(with_grad, divisor, factor)
         optimizer.param_groups[0].update(
             lr=float(params.learning_rate),
@@ -94,11 +118,15 @@ class AdamW:
             weight_decay=float(params.weight_decay),
         )
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in (*self._parameters.values(), *self._whole.values()):
+            parameter.grad = None
         self._steps += 1
 
     def meta(self) -> dict[str, Any]:
-        """The part of the state for a checkpoint's manifest, JSON values only; `state_tensors()` has the rest."""
+        """The part of the state for a checkpoint's manifest, JSON values only; `state_tensors()` has the rest.
+
+        It is the same on every rank: parameters by their names in the model.
+        """
         return {
             "optimizer": "adamw",
             "steps": self._steps,
@@ -107,7 +135,11 @@ class AdamW:
         }
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU of each parameter's step count and moments, as `exp_avg.<parameter name>` and so on."""
+        """Copies on the CPU of each parameter's step count and moments, as `exp_avg.<parameter name>` and so on.
+
+        `step.` is [], the same on every rank. `exp_avg.` and `exp_avg_sq.` are like what this rank holds of the parameter: the
+        rows of its shard, [0, ...] where it holds none, and all of it where it is not sharded.
+        """
         state = self._state()
         return {
             f"{key}.{name}": state[p][key].detach().to("cpu", copy=True)
@@ -122,6 +154,8 @@ class AdamW:
 
     def prepared(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PreparedState:
         """The state that `state_tensors()` and `meta()` returned, checked and copied, for `restore`; nothing is changed.
+
+        tensors: this rank's part, of the shapes that its `state_tensors()` have. No collective: ranks agree on errors elsewhere.
 
         Raises CheckpointError naming the parameter when the state is incomplete, impossible or of other parameters.
         """
@@ -179,79 +213,6 @@ def _check_params(params: AdamParams, divisor: float) -> None:
             f"gradients cannot be divided by {divisor}: what grad_accumulation_normalization counts must be positive. "
             "Were all weights zero since the last optim_step?"
         )
-
-
-def _gradient_norms(with_grad: Mapping[str, Parameter]) -> dict[str, float]:
-    """The 2-norm of each gradient, with one read from the device. Raises NonFiniteGradientError where one is not finite."""
-    gradients = {name: p.grad.detach() for name, p in with_grad.items() if p.grad is not None}
-    norms = dict(zip(gradients, _norms(list(gradients.values())), strict=True))
-    bad = []
-    for name, gradient in gradients.items():
-        if _is_exact(norms[name], gradient):
-            continue
-        largest = float(gradient.abs().amax()) if gradient.numel() else 0.0
-        if not math.isfinite(largest):
-            bad.append(name)
-        elif largest:
-            norms[name] = largest * _norms([gradient / largest])[0]
-    if bad:
-        wrong, of = int((~torch.isfinite(gradients[bad[0]])).sum()), gradients[bad[0]].numel()
-        raise NonFiniteGradientError(
-            f"the gradient of {bad[0]!r} is NaN or infinite at {wrong} of {of} entries "
-            f"({len(bad)} of {len(with_grad)} parameters have such). Nothing was changed: weights, moments and gradients "
-            "are as before. Look at the loss of the batches since the last optim_step; load_state goes back to a "
-            "checkpoint"
-        )
-    return norms
-
-
-def _norms(gradients: Sequence[Tensor]) -> list[float]:
-    """The 2-norms. One long float32 sum of 1e7 squares would be off by 4e-4, so no long sum is in float32 where there is float64."""
-    path = path_of(gradients[0].device)
-    parts = [_runs(gradient) if path == "cpu" else (gradient,) for gradient in gradients]
-    dtype = torch.float64 if path == "cpu" else _sum_dtype(gradients[0])
-    norms = torch._foreach_norm([part for one in parts for part in one], 2, dtype=dtype)  # type: ignore[attr-defined]
-    values = iter(torch.stack(norms).tolist())
-    return [math.hypot(*itertools.islice(values, len(one))) for one in parts]
-
-
-def _runs(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The norms of a gradient's runs, and the numbers that are left over."""
-    flat = gradient.reshape(-1)
-    whole = len(flat) // _NORM_RUN * _NORM_RUN
-    runs = flat[:whole].view(-1, _NORM_RUN)
-    return torch.linalg.vector_norm(runs, dim=1, dtype=_sum_dtype(gradient)), flat[whole:]
-
-
-def _sum_dtype(gradient: Tensor) -> torch.dtype:
-    """The dtype in which squares are summed first: float64 on CUDA, whose kernel sums in chunks without a copy."""
-    if path_of(gradient.device) == "cuda":
-        return torch.float64
-    return torch.promote_types(gradient.dtype, torch.float32)
-
-
-def _is_exact(norm: float, gradient: Tensor) -> bool:
-    """Whether no square can have overflowed or vanished in the sum that gave this norm."""
-    dtype = _sum_dtype(gradient)
-    if dtype == torch.float64 != gradient.dtype:  # it holds the squares of every float32
-        return math.isfinite(norm)
-    least, most = _SAFE_NORMS[dtype]
-    return least < norm < most
-
-
-def _check_squares(with_grad: Mapping[str, Parameter], norms: Mapping[str, float], factor: float) -> None:
-    """Raise NonFiniteGradientError where a finite gradient's square would be infinite in `exp_avg_sq`, for good."""
-    for name, parameter in with_grad.items():
-        limit = math.sqrt(torch.finfo(parameter.dtype).max)
-        if norms[name] * factor <= limit or parameter.grad is None:  # no entry exceeds the norm
-            continue
-        largest = float(parameter.grad.abs().amax()) * factor
-        if largest > limit:
-            raise NonFiniteGradientError(
-                f"the gradient of {name!r} reaches {largest:.3g}, whose square overflows {parameter.dtype}: Adam's second "
-                "moment would stay infinite and the weight would never move again. Nothing was changed. Set "
-                "grad_clip_norm (usual: 1.0), or look at the loss of the batches since the last optim_step"
-            )
 
 
 def _lay_out_gradients(with_grad: Mapping[str, Parameter]) -> None:

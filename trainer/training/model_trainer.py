@@ -47,7 +47,7 @@ class ModelTrainer:
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         self.model = model
         self.engine = Engine(model, settings)
-        self.optimizer = AdamW(model.trainable())
+        self.optimizer = AdamW(model.trainable(), model.ranks)
         self.accumulated = Accumulated()
         self._settings = settings
 
@@ -100,7 +100,7 @@ class ModelTrainer:
         accumulated = load_training(path, self.model, self.optimizer if optimizer else None)
         self.accumulated = Accumulated(**accumulated)
         if not optimizer:  # moments of other weights would lead the first steps astray
-            self.optimizer = AdamW(self.model.trainable())
+            self.optimizer = AdamW(self.model.trainable(), self.model.ranks)
 
     def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
         """Write the weights alone; returns the checkpoint's folder."""
