@@ -10,8 +10,7 @@ micro-batch, a forward with the same random state and a backward.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,31 +18,37 @@ import torch
 from torch import Tensor
 
 from ...datums.checks.validation import check_datums
-from ...datums.errors import NonFiniteLossError, NonFiniteLossInput
+from ...datums.errors import LossContractError, NonFiniteLossError
 from ...datums.types import Datum
-from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
 from ..device import path_of
 from ..model.defaults import usual_defaults
-from ..model.linear import set_adapter_dropout
 from ..model.model import LoadedModel
-from ..model.weights.narrow import casts_once, narrow_weights
+from ..model.weights.narrow import casts_once
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
-from ..transfer import to_host
-from .activation_memory import free_memory, held_bytes
-from .checks import Pooling, checked_tokens
-from .gradients import OwnGradients, loss_gradients
-from .group_report import GroupReport, tensors_of
+from ..sharding.gradients import sum_gradients
+from .checks import TOKEN_OUTPUTS, Pooling, checked_tokens
+from .gradients import OwnGradients
+from .group_report import GroupReport, Valued, differentiated, valued
 from .micro_batch_run import MicroBatches
+from .ranks.held import HeldBack
+from .ranks.merged import as_first, merged, own_random_numbers
 from .results import Collected, count_metrics, loss_stat, output_of, per_datum, stat_of, with_nll
+from .run.passes import Passes, read_back
+from .run.undo import all_or_nothing, mode, restoring_random_state
 from .settings import EngineSettings
 from .top_logprobs import top_logprobs
 
 
 class Engine:
-    """Forward and backward passes over one model. Not thread-safe: its service runs calls one after the other."""
+    """Forward and backward passes over one model. Not thread-safe: its service runs calls one after the other.
+
+    Where several ranks train the model, each has an engine, and all are given the same calls: each runs its share of the
+    micro-batches, and returns the whole call's metrics with the outputs of its own datums ({} for the others'). A mistake in
+    numbers or in a loss's function is raised by all of them.
+    """
 
     @usual_defaults()  # probes run here
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
@@ -61,40 +66,52 @@ class Engine:
 
         Where the model gives NaN, the loss is NaN with a warning that names the datum, and all outputs are returned.
         """
-        bound, sequences = self._check(datums, loss, everywhere=True)
-        batches = self._plan(loss, bound, sequences, pooling, everywhere=True)
-        order = range(len(datums))
-        with torch.no_grad(), self._restoring_random_state(), self._mode(training=False):
-            group, places = batches.group(batches.cuts, order, on_host=loss.on_host)
+        with self.model.ranks.agree():
+            bound, sequences = self._check(datums, loss, everywhere=True)
+        batches, together = self._plan(loss, bound, sequences, pooling, everywhere=True), loss.couples == "batch"
+        held, seen, collected = HeldBack(self.model.ranks), None, Collected()
+        with torch.no_grad(), restoring_random_state(self.model.device), mode(self.model, training=False):
+            cuts, order = batches.seen(batches.cuts, batches.own, together=together)
+            group, places = batches.group(bound, cuts, order, on_host=loss.on_host) if order else (None, {})
             parts = [batches.run(cut) for cut in batches.cuts]
-            outputs = batches.join(read_back(parts) if loss.on_host else parts, order, places)
-            try:
-                total, metrics = group.terms(group.leaves(outputs), outputs)
-                arrived = GroupReport(group, outputs, total / bound.count, metrics).read()
-                value, metrics, outputs = arrived.value, arrived.metrics, arrived.outputs
-            except NonFiniteLossInput as error:
-                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-                value, metrics = float("nan"), {}
-                outputs = replace(outputs, **to_host(tensors_of(outputs)))
+            parts = batches.of_all_ranks(parts) if together else parts
+            with held.back():
+                if group is not None:
+                    outputs = batches.rows.join(read_back(parts) if loss.on_host else parts, order, places)
+                    seen = valued(group, outputs, bound.count)
+                    results = per_datum(group.part.datums, group.part.lengths, seen.outputs)
+                    collected = Collected(seen.value, 0, seen.metrics, dict(zip(order, results, strict=True)))
+        held.release()
+        if self._troubles(seen):  # then there is no metric on any rank
+            collected.metrics = {}
+        if group is not None and seen is not None:
+            collected.metrics = with_nll(collected.metrics, group.part.datums, seen.outputs)
+        collected = merged(self.model.ranks, collected, is_whole=together)
         own = {
-            "loss:sum": loss_stat(value, bound.count),
+            "loss:sum": loss_stat(collected.loss, bound.count),
             "forward_passes": stat_of("max", 1.0),
             **count_metrics(datums, bound.count),
         }
-        results = per_datum(datums, bound.lengths, outputs)
-        return output_of(results, value, own, with_nll(metrics, datums, outputs), bound.name)
+        results = collected.in_order(len(datums), batches.own)
+        return output_of(results, collected.loss, own, collected.metrics, bound.name)
 
     def forward_backward(
         self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
     ) -> ForwardBackwardOutput:
         """Add the loss's gradient to the parameters'. On any error gradients and random state are as they were."""
-        bound, sequences = self._check(datums, loss, everywhere=loss.on_host)
+        with self.model.ranks.agree():
+            bound, sequences = self._check(datums, loss, everywhere=loss.on_host)
         while True:
             try:
-                with self._all_or_nothing(), self._mode(training=self.settings.dropout, adapters=True):
+                with all_or_nothing(self.model), mode(self.model, training=self.settings.dropout, adapters=True):
                     return self._forward_backward(loss, bound, sequences, pooling)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 tokens = self.settings.tokens_per_micro_batch or 0
+                if self.model.ranks.size > 1:  # the others are waiting for this rank in the midst of a layer
+                    raise torch.OutOfMemoryError(
+                        f"out of memory on rank {self.model.ranks.rank} with tokens_per_micro_batch={tokens}: make it "
+                        f"smaller, or set checkpoint_layers=True. {error}"
+                    ) from error
                 if loss.couples == "batch" or tokens <= max(len(sequence) for sequence in sequences):
                     raise
                 # A finer cut gives the same numbers.
@@ -110,77 +127,70 @@ class Engine:
     def _forward_backward(
         self, loss: LossLike, bound: BoundLoss, sequences: Sequence[np.ndarray], pooling: Pooling
     ) -> ForwardBackwardOutput:
-        batches = self._plan(loss, bound, sequences, pooling, everywhere=False)
-        together = loss.couples == "batch"
-        several, limit = together and len(batches.cuts) > 1, self.settings.kept_graph_tokens
-        recompute = (None if limit is None else int(bound.lengths.sum()) > limit) if several else False
-        collected, own = Collected(), OwnGradients()
+        batches, together = self._plan(loss, bound, sequences, pooling, everywhere=False), loss.couples == "batch"
+        held, collected, own = HeldBack(self.model.ranks), Collected(), OwnGradients()
+        recompute = recomputes(batches) if together else False
         behind: list[GroupReport] = []
-        for cuts in [batches.cuts] if together else [[cut] for cut in batches.cuts]:
-            order = range(len(bound.datums)) if together else cuts[0]
-            report, recompute = self._run_group(batches, cuts, order, own, recompute=recompute, on_host=loss.on_host)
-            behind.append(report)
-            if len(behind) > 1:  # a report is read while the device runs the next group
-                collected.add(behind.pop(0).read())
-        collected.add(behind.pop().read())
+        with own_random_numbers(self.model, drops=self.model.drops):
+            for cuts in [batches.cuts] if together else [[cut] for cut in batches.cuts]:
+                passes = Passes(batches, cuts, recompute)
+                behind += self._run_group(passes, loss, bound, own, held)
+                recompute = passes.recompute
+                with held.back():
+                    if len(behind) > 1:  # a report is read while the device runs the next group
+                        collected.add(behind.pop(0).read())
+            with held.back():
+                if behind:
+                    collected.add(behind.pop().read())
+            held.release()
+        collected = merged(self.model.ranks, collected, is_whole=together)
         if not np.isfinite(collected.loss):
             raise NonFiniteLossError(f"{bound.name}: the loss is {collected.loss}, though its inputs are finite")
+        sum_gradients(self.model)
         metrics = {
             "loss:sum": loss_stat(collected.loss, bound.count),
             "forward_passes": stat_of("max", 2.0 if recompute else 1.0),
-            "micro_batches": stat_of("sum", len(batches.cuts)),
+            "micro_batches": stat_of("sum", batches.count),
             "datums_without_grad": stat_of("sum", collected.datums_without_grad),
             **count_metrics(bound.datums, bound.count),
         }
-        output = output_of(collected.in_order(), collected.loss, metrics, collected.metrics, bound.name)
+        results = collected.in_order(len(bound.datums), batches.own)
+        output = output_of(results, collected.loss, metrics, collected.metrics, bound.name)
         own.apply()
         return output
 
     def _run_group(
-        self,
-        batches: MicroBatches,
-        cuts: list[list[int]],
-        order: Sequence[int],
-        own: OwnGradients,
-        *,
-        recompute: bool | None,
-        on_host: bool,
-    ) -> tuple[GroupReport, bool]:
+        self, passes: Passes, loss: LossLike, bound: BoundLoss, own: OwnGradients, held: HeldBack
+    ) -> list[GroupReport]:
         """Forward the micro-batches of a group, compute the loss on all their outputs, and go backward through each.
 
-        order: the datums of the group, as the loss reads them. recompute: forward twice, to keep no graph for the loss; None:
-        where the graphs would not fit. on_host: the loss reads outputs on the CPU. own: gets the gradients of the loss's own
-        parameters. Nothing but such outputs is read from the device: what is to be looked at is in the report that is
-        returned, with whether it was forwarded twice.
+        own: gets the gradients of the loss's own parameters. Nothing but outputs for a loss on the host is read from the
+        device: what is to be looked at is in the report that is returned; there is none where this rank has no datum of the
+        group, or the loss failed. It then goes backward from zeros, so that it is where the other ranks are.
         """
-        group, places = batches.group(cuts, order, on_host=on_host)
-        known = batches.known_gradient(group) if len(cuts) == 1 else None
-        states: list[list[Tensor]] = []
-        parts: list[Outputs] = []
-        for cut in cuts:
-            states += [self._random_state()] if len(cuts) > 1 else []
-            if recompute is None:
-                part, recompute = self._measured(batches, cut)
-                parts.append(part)
-                continue
-            with torch.set_grad_enabled(not recompute):
-                parts.append(batches.run(cut, known))
-        outputs = batches.join(read_back(parts) if on_host else parts, order, places)
-        leaves = group.leaves(outputs)
-        total, metrics = group.terms(leaves, outputs)
-        value = total / batches.bound.count
-        gradients = loss_gradients(value, leaves, group.part, known)
-        own.add(gradients.parameters, gradients.of_parameters)
-        report = GroupReport(group, outputs, value, metrics, gradients)
-        split = batches.split_gradients(gradients.outputs, cuts, places)
-        for k, cut in enumerate(cuts):
-            if recompute:
-                with self._restoring_random_state():
-                    self._set_random_state(states[k])
-                    parts[k] = batches.run(cut)
-            batches.backward(split[k], parts[k], on_host=on_host)
-            parts[k] = Outputs()  # frees the graph
-        return report, bool(recompute)
+        batches, together, group, known, reports = passes.batches, loss.couples == "batch", None, None, []
+        cuts, order = batches.seen(passes.cuts, passes.cuts[0], together=together)
+        places, split = {}, [{} for _ in cuts]
+        with held.back():
+            if order:
+                group, places = batches.group(bound, cuts, order, on_host=loss.on_host)
+            if len(cuts) == 1:
+                known = batches.known_gradient(bound, group)
+        parts = passes.forward(known)
+        if together:
+            parts = batches.of_all_ranks(parts)
+            if self.model.drops:  # a loss that draws random numbers draws the same on every rank
+                as_first(self.model)
+        with held.back():
+            if group is not None and held.error is None:
+                outputs = batches.rows.join(read_back(parts) if loss.on_host else parts, order, places)
+                report, gradients = differentiated(group, outputs, bound.count, known)
+                own.add(gradients.parameters, gradients.of_parameters)
+                self._check_own(bound, gradients.parameters)
+                split = batches.rows.split_gradients(gradients.outputs, cuts, places)
+                reports.append(report)
+        passes.backward(batches.this_ranks(split) if together else split, on_host=loss.on_host)
+        return reports
 
     def _check(
         self, datums: Sequence[Datum], loss: LossLike, *, everywhere: bool
@@ -193,97 +203,40 @@ class Engine:
     def _plan(
         self, loss: LossLike, bound: BoundLoss, sequences: Sequence[np.ndarray], pooling: Pooling, *, everywhere: bool
     ) -> MicroBatches:
+        names = bound.outputs
+        reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in names)
         return MicroBatches.plan(
             self.model,
-            bound,
+            bound.datums,
             sequences,
-            loss.couples,
+            names,
+            None if reads_all else bound.active.numpy(),
+            couples=loss.couples,
             pooling=pooling,
             settings=self.settings,
-            everywhere=everywhere,
         )
 
-    def _measured(self, batches: MicroBatches, cut: Sequence[int]) -> tuple[Outputs, bool]:
-        """The outputs of the first of several micro-batches, and whether all their graphs are too large to be kept together.
+    def _check_own(self, bound: BoundLoss, parameters: Sequence[Tensor]) -> None:
+        """Refuse a loss with parameters of its own on several ranks: nothing keeps these alike."""
+        if parameters and self.model.ranks.size > 1:
+            raise LossContractError(
+                f"{bound.name} holds a parameter of shape {list(parameters[0].shape)}, of which each of "
+                f"{self.model.ranks.size} ranks would train one of its own. Compute it in one place, from outputs kept by "
+                "forward_kept"
+            )
 
-        They may take half of what is free. If they would take more, the outputs have no graph.
-        """
-        with held_bytes(self.model.device) as kept:
-            outputs = batches.run(cut)
-        sizes = np.array([len(sequence) for sequence in batches.sequences])
-        expected = kept() * sizes.sum() / sizes[list(cut)].sum()
-        if expected <= (free_memory(self.model.device) + kept()) / 2:
-            return outputs, False
-        return replace(outputs, **{name: one.detach() for name, one in tensors_of(outputs).items()}), True
-
-    @contextmanager
-    def _mode(self, *, training: bool, adapters: bool = False) -> Iterator[None]:
-        """Inside, the model drops what its own dropout says, and the adapters what theirs says."""
-        module, lora = self.model.module, self.model.lora
-        before, drops = module.training, adapters and lora is not None and lora.dropout > 0
-        if before != training:  # either walks all modules, which takes as long as launching a layer
-            module.train(training)
-        if drops:
-            set_adapter_dropout(module, on=True)
-        self.model.adapters_drop = drops
-        try:
-            with narrow_weights(self.model):
-                yield
-        finally:
-            if before != training:
-                module.train(before)
-            if drops:
-                set_adapter_dropout(module, on=False)
-            self.model.adapters_drop = False
-
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Accumulate into fresh gradients and add them to the old ones at the end; on an error put the old ones back."""
-        parameters = list(self.model.trainable().values())
-        before = [p.grad for p in parameters]
-        state = self._random_state()
-        for p in parameters:
-            p.grad = None
-        try:
-            yield
-        except BaseException:
-            for p, old in zip(parameters, before, strict=True):
-                p.grad = old
-            self._set_random_state(state)
-            raise
-        both = [
-            (old, p.grad) for p, old in zip(parameters, before, strict=True) if old is not None and p.grad is not None
-        ]
-        if both:
-            olds, news = zip(*both, strict=True)
-            torch._foreach_add_(olds, news)  # type: ignore[attr-defined]
-        for p, old in zip(parameters, before, strict=True):
-            if old is not None:
-                p.grad = old
-
-    def _random_state(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.model.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.model.device))
-        return states
-
-    def _set_random_state(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if len(states) > 1:
-            torch.cuda.set_rng_state(states[1], self.model.device)
-
-    @contextmanager
-    def _restoring_random_state(self) -> Iterator[None]:
-        state = self._random_state()
-        try:
-            yield
-        finally:
-            self._set_random_state(state)
+    def _troubles(self, seen: Valued | None) -> bool:
+        """Whether the model's outputs were not finite on any rank, of which every rank warns."""
+        troubles = self.model.ranks.gather(None if seen is None else seen.trouble)
+        for trouble in [one for one in troubles if one is not None][:1]:
+            warnings.warn(trouble, RuntimeWarning, stacklevel=3)
+        return any(trouble is not None for trouble in troubles)
 
 
-def read_back(parts: Sequence[Outputs]) -> list[Outputs]:
-    """The outputs of several micro-batches on the host."""
-    tensors = {(i, name): one for i, part in enumerate(parts) for name, one in tensors_of(part).items()}
-    here = to_host({f"{i} {name}": one for (i, name), one in tensors.items()})
-    named = [{name: here[f"{i} {name}"] for k, name in tensors if k == i} for i in range(len(parts))]
-    return [replace(Outputs(), **outputs) for outputs in named]
+def recomputes(batches: MicroBatches) -> bool | None:
+    """Whether graphs of several micro-batches are computed again; None where memory decides."""
+    limit = batches.settings.kept_graph_tokens
+    if len(batches.cuts) == 1:
+        return False
+    lengths = np.array([len(mask) for mask in batches.rows.active])
+    return None if limit is None else max(sum(lengths[cut].sum() for cut in cuts) for cuts in batches.shares) > limit

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...datums.errors import NonFiniteLossInput
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
+from ...losses.reductions import Count
 from ...losses.spec.spec import OUTPUT_NAMES
 from ...losses.stats import Stat
 from ..transfer import Report, to_host
-from .gradients import LossGradients
+from .gradients import LossGradients, loss_gradients
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,43 @@ class GroupReport:
             for name, stat in self._metrics.items()
         }
         return Arrived(self.group, arrived, float(numbers["value"]), metrics, numbers)
+
+
+def differentiated(
+    group: Group, outputs: Outputs, count: Count, known: Tensor | None = None
+) -> tuple[GroupReport, LossGradients]:
+    """A group's loss and its gradients, computed on copies of the outputs; their numbers are looked at in the report.
+
+    count: the whole call's denominator. known: the gradient of the logprobs, where it was computed before the forward.
+    """
+    leaves = group.leaves(outputs)
+    total, metrics = group.terms(leaves, outputs)
+    value = total / count
+    gradients = loss_gradients(value, leaves, group.part, known)
+    return GroupReport(group, outputs, value, metrics, gradients), gradients
+
+
+@dataclass(frozen=True)
+class Valued:
+    """A group's loss without gradients, its numbers on the host.
+
+    trouble: why it is NaN and has no metrics, where the model's outputs were not finite.
+    """
+
+    value: float
+    metrics: dict[str, Stat]
+    outputs: Outputs
+    trouble: str | None = None
+
+
+def valued(group: Group, outputs: Outputs, count: Count) -> Valued:
+    """A group's loss and metrics. count: the whole call's denominator."""
+    try:
+        total, metrics = group.terms(group.leaves(outputs), outputs)
+        arrived = GroupReport(group, outputs, total / count, metrics).read()
+        return Valued(arrived.value, arrived.metrics, arrived.outputs)
+    except NonFiniteLossInput as error:
+        return Valued(float("nan"), {}, replace(outputs, **to_host(tensors_of(outputs))), str(error))
 
 
 @dataclass(frozen=True)

@@ -1,163 +1,202 @@
-"""`MicroBatches`: one call's datums cut into micro-batches, their forwards and backwards, and their outputs in a loss's order."""
+"""`MicroBatches`: one call's datums cut into micro-batches and dealt to ranks, and their forwards and backwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...datums.types import Datum, ModelInput
 from ...losses.batch.outputs import Outputs
-from ...losses.batch.packed import blocks
+from ...losses.batch.positions import width_of
 from ...losses.loss.bound import BoundLoss
 from ..head.autograd import expect_rows
 from ..head.backward import KnownRows
 from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
 from ..packing.hidden import lengths_computed, shares_prefixes
-from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups, plan_micro_batches
+from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups
+from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
 from .activation_memory import layers_as_set
 from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling
 from .forward import model_outputs
 from .group_report import Group
+from .run.rows import OutputRows, Places, cat_padded, padded_to, unpad
 from .settings import EngineSettings
 
-#: Indices of rows by what they are rows of: "tokens" or "datums".
-Places = dict[str, Tensor]
+T = TypeVar("T")
+
+#: What a rank reads where it has nothing to do: one token, of which no output is wanted.
+DUMMY = Datum(ModelInput.from_ints([0]), {"target_tokens": [0]})
 
 
 @dataclass
 class MicroBatches:
-    """The datums of one call, which of their positions are computed, and how they are cut.
+    """The datums of one call, which of their positions are computed, and how they are cut and dealt.
 
     sequences  the tokens of each datum that the model reads, [length] int64
-    active     for each datum, [positions] bool: where outputs per token are computed
-    cuts       the datum indices of each micro-batch
+    rows       which outputs are computed, and where
+    shares     for each rank, the datum indices of its micro-batches: as many for each rank, [] where one has nothing to do
     """
 
     model: LoadedModel
-    bound: BoundLoss
+    datums: Sequence[Datum]
     pooling: Pooling
     settings: EngineSettings
     sequences: Sequence[np.ndarray]
-    active: Sequence[np.ndarray]
-    cuts: list[list[int]]
+    rows: OutputRows
+    shares: list[Cuts]
 
     @classmethod
     def plan(
         cls,
         model: LoadedModel,
-        bound: BoundLoss,
+        datums: Sequence[Datum],
         sequences: Sequence[np.ndarray],
-        couples: str,
+        names: Sequence[str],
+        active: np.ndarray | None,
         *,
+        couples: str,
         pooling: Pooling,
         settings: EngineSettings,
-        everywhere: bool,
     ) -> MicroBatches:
-        """Cut a call's datums. sequences: all tokens of each. couples: what the loss must see together.
+        """Cut a call's datums, alike on every rank. sequences: all tokens of each. names: the outputs to compute.
 
-        everywhere: compute every position, also where the loss reads none.
+        active: [positions of all datums] bool, where outputs per token are read; None for everywhere. couples: what the loss
+        must see together.
         """
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in bound.outputs)
-        active = np.ones(lengths.sum(), dtype=bool) if reads_all else bound.active.numpy()
-        if model.kind == "decoder" and "embeddings" not in bound.outputs:
+        reads_all = active is None or not any(name in TOKEN_OUTPUTS for name in names)
+        active = np.ones(lengths.sum(), dtype=bool) if reads_all else active
+        if model.kind == "decoder" and "embeddings" not in names:
             read = lengths_computed(model, lengths, lengths_read(lengths, active))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
-        shares = shares_prefixes(model, settings.batching)
-        cuts = plan_micro_batches(
+        shares = plan_shares(
             [len(sequence) for sequence in sequences],
+            ranks=model.ranks.size,
             tokens=settings.tokens_per_micro_batch,
             pairs=couples == "pair",
             padded=settings.batching == "padded",
-            prefix_groups=groups(sequences) if shares else (),
+            prefix_groups=groups(sequences) if shares_prefixes(model, settings.batching) else (),
         )
-        if couples == "batch" and len(cuts) > 1:  # the graphs of all micro-batches are held together
+        if couples == "batch" and len(shares[0]) > 1:  # the graphs of all micro-batches are held together
             memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
-            settings = replace(settings, head_memory=memory // len(cuts))
+            settings = replace(settings, head_memory=memory // len(shares[0]))
         ends = np.cumsum(lengths)
         masks = [active[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
-        return cls(model, bound, pooling, settings, sequences, masks, cuts)
+        return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares)
+
+    @cached_property
+    def cuts(self) -> Cuts:
+        """This rank's micro-batches."""
+        return self.shares[self.model.ranks.rank]
+
+    @cached_property
+    def own(self) -> list[int]:
+        """The datums of this rank, in the call's order."""
+        return sorted(i for cut in self.cuts for i in cut)
+
+    @property
+    def count(self) -> int:
+        """How many micro-batches all ranks have, dummies left out."""
+        return sum(bool(cut) for cuts in self.shares for cut in cuts)
+
+    def seen(self, cuts: Cuts, order: Sequence[int], *, together: bool) -> tuple[Cuts, Sequence[int]]:
+        """From which micro-batches a loss is computed at a time, and in which order it reads their datums.
+
+        cuts, order: this rank's. together: the loss couples the batch, so it sees all ranks' in the call's order.
+        """
+        if not together:
+            return cuts, order
+        return [cut for own in self.shares for cut in own], range(len(self.datums))
+
+    def this_ranks(self, of_all: Sequence[T]) -> Sequence[T]:
+        """This rank's of something for each micro-batch of all ranks."""
+        count = len(self.cuts)
+        return of_all[count * self.model.ranks.rank :][:count]
 
     def run(self, cut: Sequence[int], known_gradient: Tensor | None = None) -> Outputs:
-        """The model's outputs for one micro-batch, with a graph unless gradients are off.
+        """The model's outputs for one micro-batch, with a graph unless gradients are off; none of its rows for [].
 
         known_gradient: d loss / d logprobs of these datums, where it is known.
         """
-        sequences = [self.sequences[i] for i in cut]
-        active = np.concatenate([self.active[i][: len(self.sequences[i])] for i in cut])
-        with layers_as_set(self.model, self.settings), self.model.precision():
-            return model_outputs(
+        sequences = [self.sequences[i] for i in cut] or [np.zeros(1, dtype=np.int64)]
+        masks = [self.rows.active[i][: len(self.sequences[i])] for i in cut] or [np.zeros(1, dtype=bool)]
+        active = np.concatenate(masks)
+
+        def forward() -> Outputs:
+            outputs = model_outputs(
                 self.model,
-                [self.bound.datums[i] for i in cut],
+                [self.datums[i] for i in cut] or [DUMMY],
                 sequences,
-                names=self.bound.outputs,
+                names=self.rows.names,
                 rows=None if active.all() else torch.from_numpy(np.flatnonzero(active)),
                 pooling=self.pooling,
                 settings=self.settings,
                 known_gradient=known_gradient,
             )
+            if not cut and outputs.embeddings is not None:
+                outputs.embeddings = outputs.embeddings[:0]
+            return outputs
 
-    def group(self, cuts: Sequence[Sequence[int]], order: Sequence[int], *, on_host: bool) -> tuple[Group, Places]:
+        # autocast keeps the weights that it casts, so its context may span one forward only
+        with layers_as_set(self.model, self.settings), self.model.precision():
+            return self.model.inside(forward)
+
+    def group(
+        self, bound: BoundLoss, cuts: Sequence[Sequence[int]], order: Sequence[int], *, on_host: bool
+    ) -> tuple[Group, Places]:
         """The datums of some micro-batches as the loss reads them, its data already on the way to the device.
 
         on_host: the loss reads outputs on the host. Also returns where the rows of its outputs lie in the micro-batches'.
         """
-        part, places = self.bound.part(order), self.places(cuts, order)
+        part, places = bound.part(order), self.rows.places(cuts, order)
         if on_host:
             return Group(part, part, order, on_host=True), places
-        tensors = part.tensors(self._active(order))
+        tensors = part.tensors(self.rows.active_in(order))
         there = to_device({**tensors, **{f"places {of}": one for of, one in places.items()}}, self.model.device)
         placed = part.placed({name: there[name] for name in tensors})
         return Group(part, placed, order, on_host=False), {of: there[f"places {of}"] for of in places}
 
-    def places(self, cuts: Sequence[Sequence[int]], order: Sequence[int]) -> Places:
-        """Where the rows of the datums in `order` lie in the outputs of `cuts` one after the other; empty if in this order."""
-        source = np.concatenate([np.asarray(cut, dtype=np.int64) for cut in cuts])
-        if np.array_equal(source, order):
-            return {}
-        return {of: self._rows(counts, source, order) for of, counts in self._row_counts.items()}
+    def of_all_ranks(self, parts: Sequence[Outputs]) -> list[Outputs]:
+        """The outputs of all ranks' micro-batches, one rank's after the other's, without graphs. parts: this rank's.
 
-    def join(self, outputs: Sequence[Outputs], order: Sequence[int], places: Places) -> Outputs:
-        """The outputs of several micro-batches as one, detached, datums in `order`."""
-        joined = Outputs(active=self._active(order))
-        for name in self.bound.outputs:
-            together = cat_padded([getattr(part, name).detach() for part in outputs])
-            setattr(joined, name, together[places[_rows_of(name)]] if places else together)
-        return joined
+        They are added up over the ranks, where each has zeros for the others' rows: no gradient passes through a collective.
+        """
+        if self.model.ranks.size == 1:
+            return list(parts)
+        whole: dict[str, Tensor] = {}
+        for name in self.rows.names:
+            sizes = [sum(self.rows.count(name, cut) for cut in cuts) for cuts in self.shares]
+            start, size = sum(sizes[: self.model.ranks.rank]), sizes[self.model.ranks.rank]
+            rows = cat_padded([getattr(part, name).detach() for part in parts])
+            rows = padded_to(width_of(self.datums) if name == "logprobs" else None, rows)
+            whole[name] = rows.new_zeros(sum(sizes), *rows.shape[1:])
+            whole[name][start : start + size] = rows
+        self.model.ranks.add_up(list(whole.values()))
+        return [replace(Outputs(), **whole)]
 
-    def split_gradients(
-        self, gradients: dict[str, Tensor], cuts: Sequence[Sequence[int]], places: Places
-    ) -> list[dict[str, Tensor]]:
-        """Gradients of joined outputs, split into each micro-batch's own rows: the inverse of `join`."""
-        if len(cuts) == 1 and not places:
-            return [gradients]
-        parts: list[dict[str, Tensor]] = [{} for _ in cuts]
-        for name, gradient in gradients.items():
-            unjoined = gradient
-            if places:
-                unjoined = torch.empty_like(gradient)
-                unjoined[places[_rows_of(name)]] = gradient
-            sizes = [int(self._row_counts[_rows_of(name)][cut].sum()) for cut in cuts]
-            for part, own in zip(parts, torch.split(unjoined, sizes), strict=True):
-                part[name] = own
-        return parts
+    def backward(self, gradients: Mapping[str, Tensor], outputs: Outputs, *, on_host: bool) -> None:
+        """Backward through a micro-batch, from the gradients of its outputs; on_host: these are still on the host.
 
-    def backward(self, gradients: dict[str, Tensor], outputs: Outputs, *, on_host: bool) -> None:
-        """Backward through a micro-batch, from the gradients of its outputs; on_host: these are still on the host."""
+        Without any gradient it is a backward from zeros, in which a sharded model takes part beside others'.
+        """
+        if not gradients:
+            gradients, on_host = {name: torch.zeros_like(getattr(outputs, name)) for name in self.rows.names}, False
         gradients = self._sent(gradients, outputs) if on_host else gradients
         tensors = [getattr(outputs, name) for name in gradients]
         torch.autograd.backward(
             tensors, [unpad(gradients[name], x) for name, x in zip(gradients, tensors, strict=True)]
         )
 
-    def _sent(self, gradients: dict[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
+    def _sent(self, gradients: Mapping[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
         """The gradients on the device; the head is told which of its rows have one, which is to be seen here."""
         of_head = [name for name in gradients if name in HEAD_OUTPUTS]
         if not of_head:
@@ -168,49 +207,11 @@ class MicroBatches:
         expect_rows(getattr(outputs, of_head[0]), KnownRows(rows, there.pop("rows")))
         return there
 
-    def known_gradient(self, group: Group) -> Tensor | None:
+    def known_gradient(self, bound: BoundLoss, group: Group | None) -> Tensor | None:
         """d loss / d logprobs of a group's datums, where it is known before the forward and of use."""
-        if not self.bound.is_linear or not torch.is_grad_enabled():
+        if not bound.is_linear or not torch.is_grad_enabled():
             return None
+        if group is None:
+            return torch.zeros(0, dtype=torch.float32, device=self.model.device)
         dtype = torch.promote_types(next(self.model.module.parameters()).dtype, torch.float32)
-        return group.placed.logprob_gradient(count=self.bound.count, dtype=dtype, device=self.model.device)
-
-    def _active(self, order: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.concatenate([self.active[i] for i in order]))
-
-    @cached_property
-    def _row_counts(self) -> dict[str, np.ndarray]:
-        """[N] each: how many rows every datum has, of outputs per token and of those per datum."""
-        active = np.array([mask.sum() for mask in self.active], dtype=np.int64)
-        return {"tokens": active, "datums": np.ones(len(self.bound.datums), dtype=np.int64)}
-
-    @staticmethod
-    def _rows(counts: np.ndarray, source: np.ndarray, order: Sequence[int]) -> Tensor:
-        starts = np.empty_like(counts)
-        starts[source] = np.cumsum(counts[source]) - counts[source]
-        wanted = np.asarray(order, dtype=np.int64)
-        return torch.from_numpy(blocks(starts[wanted], counts[wanted]))
-
-
-def _rows_of(name: str) -> str:
-    return "tokens" if name in TOKEN_OUTPUTS else "datums"
-
-
-def cat_padded(tensors: Sequence[Tensor]) -> Tensor:
-    """[S_i] or [S_i, K_i] concatenated; narrower ones are padded with 0."""
-    if len(tensors) == 1:
-        return tensors[0]
-    width = max((tensor.shape[1] for tensor in tensors if tensor.ndim == 2), default=None)
-    if width is None:
-        return torch.cat(list(tensors))
-    columns = [tensor.unsqueeze(1) if tensor.ndim == 1 else tensor for tensor in tensors]
-    return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in columns])
-
-
-def unpad(gradient: Tensor, like: Tensor) -> Tensor:
-    """Drop padding columns from a gradient and cast it to the output's dtype."""
-    if gradient.ndim > like.ndim:
-        gradient = gradient[:, 0]
-    elif gradient.shape != like.shape:
-        gradient = gradient[:, : like.shape[1]]
-    return gradient.to(like)
+        return group.placed.logprob_gradient(count=bound.count, dtype=dtype, device=self.model.device)

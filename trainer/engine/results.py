@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,9 +38,10 @@ class Collected:
         self.datums_without_grad += arrived.datums_without_gradient()
         self.outputs.update(zip(order, per_datum(part.datums, part.lengths, arrived.outputs), strict=True))
 
-    def in_order(self) -> list[dict[str, TensorData]]:
-        """One dict per datum, in the call's order."""
-        return [self.outputs[i] for i in range(len(self.outputs))]
+    def in_order(self, datums: int, own: Iterable[int]) -> list[dict[str, TensorData]]:
+        """One dict for each of the call's `datums`, in its order; {} for those that are not this rank's `own`."""
+        chosen = set(own)
+        return [self.outputs[i] if i in chosen else {} for i in range(datums)]
 
 
 def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) -> list[dict[str, TensorData]]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import lossbook as lb
 from lossbook.losses import Outputs
 from lossbook.trainer.engine.micro_batch_run import MicroBatches
+from lossbook.trainer.engine.run.rows import OutputRows
 from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.model import LoadedModel
 
@@ -27,19 +28,18 @@ def datums_with(weights: Sequence[list[float]]) -> list[lb.Datum]:
 
 def batches_of(weights: Sequence[list[float]], cuts: list[list[int]]) -> MicroBatches:
     """Micro-batches whose model is never run."""
-    bound = lb.get_loss("cross_entropy").prepare(datums_with(weights))
     sequences = [np.arange(len(w)) for w in weights]
-    model = cast(LoadedModel, None)
-    active = [np.array(w) != 0 for w in weights]
-    return MicroBatches(model, bound, "mean", EngineSettings(batching="padded"), sequences, active, cuts)
+    rows = OutputRows(["logprobs"], [np.array(w) != 0 for w in weights])
+    settings = EngineSettings(batching="padded")
+    return MicroBatches(cast(LoadedModel, None), datums_with(weights), "mean", settings, sequences, rows, [cuts])
 
 
 def outputs_of(batches: MicroBatches, cut: Sequence[int]) -> Outputs:
     """Each active position has its own number: its index among the positions of all datums."""
     positions = np.split(
-        np.arange(sum(map(len, batches.active))), np.cumsum([len(mask) for mask in batches.active])[:-1]
+        np.arange(sum(map(len, batches.rows.active))), np.cumsum([len(mask) for mask in batches.rows.active])[:-1]
     )
-    own = np.concatenate([positions[i][batches.active[i]] for i in cut])
+    own = np.concatenate([positions[i][batches.rows.active[i]] for i in cut])
     return Outputs(logprobs=torch.from_numpy(own).float())
 
 
@@ -53,11 +53,11 @@ def test_outputs_joined_in_any_order_are_split_as_they_were(draw: Any) -> None:
     order = draw.draw(st.permutations(range(len(weights))))
     batches = batches_of(weights, cuts)
     parts = [outputs_of(batches, cut) for cut in cuts]
-    places = batches.places(cuts, order)
-    joined = batches.join(parts, order, places)
+    places = batches.rows.places(cuts, order)
+    joined = batches.rows.join(parts, order, places)
     assert joined.logprobs is not None
     assert torch.equal(joined.logprobs, cast(torch.Tensor, outputs_of(batches, order).logprobs))
-    split = batches.split_gradients({"logprobs": joined.logprobs}, cuts, places)
+    split = batches.rows.split_gradients({"logprobs": joined.logprobs}, cuts, places)
     for part, gradient in zip(parts, split, strict=True):
         assert torch.equal(gradient["logprobs"], cast(torch.Tensor, part.logprobs))
 
@@ -85,13 +85,13 @@ def test_twice_the_micro_batches_are_no_more_than_twice_the_work(what: str) -> N
         cuts = [[i] for i in reversed(range(count))]
         batches = batches_of([[1.0, 0.0, 1.0]] * count, cuts)
         parts = [outputs_of(batches, cut) for cut in cuts]
-        places = batches.places(cuts, range(count))
-        joined = batches.join(parts, range(count), places)
+        places = batches.rows.places(cuts, range(count))
+        joined = batches.rows.join(parts, range(count), places)
         gradients = {"logprobs": cast(torch.Tensor, joined.logprobs)}
         actions: dict[str, Callable[[], Any]] = {
-            "join": lambda: batches.join(parts, range(count), batches.places(cuts, range(count))),
-            "split_gradients": lambda: batches.split_gradients(gradients, cuts, places),
-            "bind": lambda: lb.get_loss("cross_entropy").prepare(batches.bound.datums),
+            "join": lambda: batches.rows.join(parts, range(count), batches.rows.places(cuts, range(count))),
+            "split_gradients": lambda: batches.rows.split_gradients(gradients, cuts, places),
+            "bind": lambda: lb.get_loss("cross_entropy").prepare(batches.datums),
         }
         return calls_while(actions[what])
 

@@ -1,0 +1,133 @@
+"""Every loss on several ranks: the loss, the metrics, the outputs and the gradients of one process.
+
+Where the plan of one process is that of the ranks too, float32 differs by the order in which gradients are added up. Where it
+is another one, products of other shapes are rounded differently: that is looked at in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lossbook import Datum, list_losses
+from lossbook.trainer.ranks import ALONE
+from tests.losses.cases import shipped
+
+from .calls import Call, Differences, Setup, call_of, differences, run_calls
+from .processes import RankProcesses
+
+#: Relative; of the gradients of a loss in float32, as issue and docs promise, and of anything in float64.
+FLOAT32, FLOAT64 = 1e-6, 1e-12
+ALL_WEIGHTS = Setup(value_head=True)
+LORA = Setup(value_head=True, lora={"rank": 4, "seed": 0})
+PADDED = {"batching": "padded"}
+SETUPS = {
+    "all weights, packed": ALL_WEIGHTS,
+    "all weights, padded": replace(ALL_WEIGHTS, settings=PADDED),
+    "LoRA, packed": LORA,
+    "LoRA, padded": replace(LORA, settings=PADDED),
+}
+#: One of each kind that the engine treats differently: linear, ratios, pairs, datums, batches, of each output.
+KINDS = ("cross_entropy", "grpo", "dpo", "gspo", "kto", "info_nce", "triplet", "value_mse", "entropy_bonus")
+MIXTURES = [
+    call_of("grpo", "entropy_bonus", "value_mse", cuts=4),
+    call_of("dpo", "cross_entropy", cuts=4),
+    call_of("kto", "z_loss", cuts=4),
+    call_of("info_nce", "cross_entropy", cuts=4),
+]
+
+
+def compared(ranks: RankProcesses, setup: Setup, calls: list[Call], size: int) -> list[Differences]:
+    """Each call's differences between `size` ranks and one process."""
+    alone = run_calls(ALONE, setup, calls)
+    several = ranks.run(run_calls, setup, calls, size=size)
+    return [differences([own[k] for own in several], result) for k, result in enumerate(alone)]
+
+
+def assert_same(ranks: RankProcesses, setup: Setup, calls: list[Call], size: int, tolerance: float) -> None:
+    names = [" + ".join(name for _, name, _ in call.loss) for call in calls]
+    for name, one in zip(names, compared(ranks, setup, calls, size), strict=True):
+        assert max(one.loss, one.metrics, one.outputs, one.gradients) <= tolerance, f"{name}: {one}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "losses"),
+    [("all weights, packed", KINDS), ("LoRA, padded", ("cross_entropy", "dpo", "info_nce"))],
+    ids=["all weights, packed", "LoRA, padded"],
+)
+def test_two_ranks_give_the_numbers_of_one_process(ranks: RankProcesses, kind: str, losses: tuple[str, ...]) -> None:
+    assert_same(ranks, SETUPS[kind], [*(call_of(name, cuts=4) for name in losses), MIXTURES[0]], 2, FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("all weights, packed", 2), ("LoRA, padded", 2), ("all weights, padded", 4), ("LoRA, packed", 4)],
+    ids=lambda value: str(value),
+)
+def test_every_loss_and_mixture_has_one_process_numbers_on_two_and_four_ranks(
+    ranks: RankProcesses, kind: str, size: int
+) -> None:
+    names = [name for name in list_losses() if name in shipped()]
+    assert_same(ranks, SETUPS[kind], [*(call_of(name, cuts=4) for name in names), *MIXTURES], size, FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SETUPS)
+def test_ranks_that_cut_a_call_otherwise_give_its_numbers_too(ranks: RankProcesses, kind: str) -> None:
+    setup = replace(SETUPS[kind], dtype=torch.float64, settings=SETUPS[kind].settings | {"tokens_per_micro_batch": 20})
+    assert_same(ranks, setup, [call_of(name, count=18) for name in KINDS], 3, FLOAT64)
+
+
+def few(name: str, datums: int) -> Call:
+    """A call of so few datums that there is not one for each rank."""
+    whole = call_of(name)
+    return replace(whole, data=whole.data[-datums:])
+
+
+def test_a_rank_without_a_datum_takes_part(ranks: RankProcesses) -> None:
+    calls = [
+        few("cross_entropy", 1),
+        few("dpo", 2),
+        few("value_mse", 1),
+        few("entropy_bonus", 1),
+        few("cross_entropy", 2),
+    ]
+    assert_same(ranks, replace(ALL_WEIGHTS, dtype=torch.float64), calls, 2, FLOAT64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SETUPS)
+def test_three_of_four_ranks_may_have_no_datum(ranks: RankProcesses, kind: str) -> None:
+    calls = [few(name, 2) for name in KINDS if name not in ("info_nce", "triplet")]
+    calls += [few("siglip", 2), few("margin_mse", 6), few("cross_entropy", 5)]
+    assert_same(ranks, replace(SETUPS[kind], dtype=torch.float64), calls, 4, FLOAT64)
+
+
+def masked(call: Call) -> Call:
+    """The call with datums in which nothing counts before and behind its own."""
+    first = call.data[0]
+    nothing = Datum(first.model_input, {**first.loss_fn_inputs, "weights": [0.0] * first.model_input.length})
+    return replace(call, data=[nothing, nothing, *call.data[-1:], nothing, nothing, nothing])
+
+
+def test_a_rank_whose_datums_do_not_count_takes_part(ranks: RankProcesses) -> None:
+    setup = replace(ALL_WEIGHTS, dtype=torch.float64, settings={"tokens_per_micro_batch": 1})
+    assert_same(ranks, setup, [masked(call_of("cross_entropy")), masked(call_of("grpo"))], 2, FLOAT64)
+
+
+def test_an_encoder_on_ranks_gives_the_numbers_of_one_process(ranks: RankProcesses) -> None:
+    calls = [call_of(name, cuts=4) for name in ("info_nce", "margin_mse", "cosent")]
+    calls += [replace(calls[0], pooling="cls"), replace(few("siglip", 2), cuts=1)]
+    assert_same(ranks, Setup(base="tiny-encoder"), calls, 2, FLOAT32)
+
+
+@pytest.mark.parametrize("limit", [0, 10_000], ids=["second forward", "kept graphs"])
+def test_a_loss_over_the_batch_may_be_computed_again_on_ranks(ranks: RankProcesses, limit: int) -> None:
+    setup = replace(ALL_WEIGHTS, settings={"kept_graph_tokens": limit})
+    calls = [call_of("info_nce", cuts=4), call_of("kto", cuts=4)]
+    assert_same(ranks, setup, calls, 2, FLOAT32)
+    several = ranks.run(run_calls, setup, calls)
+    assert {result.metrics["forward_passes"] for own in several for result in own} == {1 if limit else 2}

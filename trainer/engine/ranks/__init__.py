@@ -1,0 +1,1 @@
+"""What is different where several ranks run a call together."""
