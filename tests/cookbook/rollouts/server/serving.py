@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from lossbook import ModelInput, SamplingParams
-from lossbook.trainer import SamplingClient
-from lossbook.trainer.clients.worker import Worker
+from lossbook import SamplingParams
+from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora.lora import load_adapter_into
 from lossbook.trainer.model.snapshot import Snapshot
+from lossbook.trainer.training.frozen_model import FrozenModel
 
 Fault = Callable[["Handler", bytes], None]
 
@@ -35,8 +35,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, form: str, key: str | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.form, self.key = form, key
-        self._worker = Worker("served")
-        self._base = self._client(None)
+        self._one_at_a_time = threading.Lock()
+        self._base = _model(None)
         self.as_new()
 
     def as_new(self) -> Server:
@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
         self.cannot_load: str | None = None
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.cards: list[dict[str, Any]] = [{"id": "served", "owned_by": self.form, "max_model_len": 200}]
-        self.adapters: dict[str, SamplingClient] = {}
+        self.adapters: dict[str, FrozenModel] = {}
         return self
 
     @property
@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
         if body["lora_name"] in self.adapters:
             return f"The lora adapter '{body['lora_name']}' has already been loaded."
         try:
-            self.adapters[body["lora_name"]] = self._client(body["lora_path"])
+            self.adapters[body["lora_name"]] = _model(body["lora_path"])
         except Exception as error:
             return str(error)
         return None
@@ -74,8 +74,8 @@ class Server(ThreadingHTTPServer):
         name = body.get("lora_path") if self.form == "sglang" else body["model"]
         if name not in (None, "served", *self.adapters):
             return 404, {"error": {"message": f"The model `{name}` does not exist.", "code": 404}}
-        client = self._base if self.ignores_adapters else self.adapters.get(name or "", self._base)
-        ends = list(client._snapshot.model.end_tokens)
+        model = self._base if self.ignores_adapters else self.adapters.get(name or "", self._base)
+        ends = model.model.end_tokens
         ids = body.get("stop_token_ids") or []
         stop: Any = body.get("stop") or (ids if body.get("ignore_eos") else sorted({*ids, *ends}))
         params = SamplingParams(  # absent ones come from a generation_config.json, as vLLM's do
@@ -88,8 +88,8 @@ class Server(ThreadingHTTPServer):
         )
         count = body.get("n", 1)
         sampled = 1 if self.form == "sglang" and "seed" in body else count
-        prompt = ModelInput.from_ints(body["prompt"])
-        response = client.sample_batch([prompt], params, num_samples=sampled).result()[0]
+        with self._one_at_a_time:
+            (response,) = model.sample([body["prompt"]], sampled, params)
         sequences = response.sequences * (count // sampled)
         return 200, {"choices": [self._choice(i, body, one) for i, one in enumerate(sequences)]}
 
@@ -108,11 +108,13 @@ class Server(ThreadingHTTPServer):
             choice |= {"token_ids": tokens, "prompt_token_ids": body["prompt"]}
         return choice
 
-    def _client(self, adapter: str | None) -> SamplingClient:
-        model = load_model("tiny", device="cpu")
-        if adapter is not None:
-            load_adapter_into(model, adapter)
-        return SamplingClient(self._worker, Snapshot.sharing(model), "served")
+
+def _model(adapter: str | None) -> FrozenModel:
+    """The tiny model, with an adapter on it."""
+    model = load_model("tiny", device="cpu")
+    if adapter is not None:
+        load_adapter_into(model, adapter)
+    return FrozenModel(Snapshot.sharing(model), EngineSettings())
 
 
 class Handler(BaseHTTPRequestHandler):

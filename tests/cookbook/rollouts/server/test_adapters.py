@@ -87,6 +87,7 @@ def test_after_an_update_the_server_samples_from_the_updated_adapters_and_the_ol
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_name_is_never_used_again_also_by_a_run_that_continues(
     server: Server, training: lb.TrainingClient, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_name_is_never_used_again_also_by_a_run_that_continues(
     assert len(loaded) == len(set(loaded)) == 4  # each time one of noise, and one of the run
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_behind_is_unloaded_and_what_others_loaded_stays(
     server: Server, training: lb.TrainingClient, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_server_whose_logprobs_are_not_the_trainers_is_refused_before_the_firs
         assert policy.save_weights_and_get_sampling_client()
 
 
+@pytest.mark.slow
 def test_adapters_that_the_server_scales_in_another_way_are_refused_once_they_count(
     vllm: Server, training: lb.TrainingClient, tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_run_that_is_resumed_on_another_server_is_the_one_that_went_on(make: A
     assert_equal_up_to_rounding(whole.out, stopped.out)
 
 
+@pytest.mark.slow
 def test_the_run_ends_before_its_first_step_where_the_server_gives_other_logprobs(make: Any, server: Server) -> None:
     def colder(completion: dict[str, Any]) -> dict[str, Any]:
         for choice in completion["choices"]:
@@ -163,6 +164,7 @@ def test_a_server_that_goes_away_ends_the_step_in_one_line_that_says_how_to_resu
     assert "step-000001; --resume continues from it" in line
 
 
+@pytest.mark.slow
 def test_the_key_of_the_server_is_in_no_file_of_the_run(
     make: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
