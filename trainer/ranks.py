@@ -84,10 +84,12 @@ class Ranks:
             own = error
         failures = self.gather(None if own is None else described(own))
         if own is not None:
+            vars(own).setdefault("origin", self.rank)
             raise own
         for rank, failure in enumerate(failures):
             if failure is not None:
                 error = raised_again(*failure)
+                vars(error)["origin"] = rank
                 error.add_note(f"This was on rank {rank} of {self.size}.")
                 raise error
 
@@ -108,6 +110,14 @@ ALONE = Ranks()
 def described(error: BaseException) -> tuple[str, str]:
     """An exception as text, for another process: the name of its class, and its message."""
     return type(error).__name__, str(error)
+
+
+def origin_of(error: BaseException) -> int | None:
+    """The rank that an exception comes from which all ranks raised together; None where no `agree` saw it.
+
+    After one that no `agree` saw, other ranks may wait in a collective for ever.
+    """
+    return vars(error).get("origin")
 
 
 def raised_again(name: str, text: str) -> Exception:

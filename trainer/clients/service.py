@@ -18,6 +18,7 @@ from ..model.model import BaseWeights
 from ..packing.hidden import Batching
 from ..training.local_models import LocalModels
 from ..training.protocol import Frozen
+from ..workers.launch import placed
 from .context import ClientContext
 from .reference import ReferenceClient
 from .sampling import SamplingClient
@@ -34,6 +35,9 @@ class ServiceClient:
     base_weights    "4bit": the linear layers of a decoder's layers are quantized to NF4 by bitsandbytes when a model is loaded,
                     a quarter of the bytes of bfloat16; adapters alone are trained on them (QLoRA, arXiv:2305.14314)
     checkpoint_dir  where `save_state` writes
+    workers         how many processes hold each model together, as Ray's actors on this machine or the cluster of `RAY_ADDRESS`, or
+                    as torchrun's processes; by default the model lives in this process
+    worker_timeout  seconds that a call on workers may take; a worker that dies is noticed at once
 
     The others are those of `EngineSettings`; none but dropout changes a loss or a gradient beyond rounding.
     """
@@ -57,6 +61,8 @@ class ServiceClient:
         head_memory: int | None = None,
         head_backend: Backend = "auto",
         deterministic: bool = False,
+        workers: int | None = None,
+        worker_timeout: float = 1800.0,
     ) -> None:
         settings = EngineSettings(
             tokens_per_micro_batch=tokens_per_micro_batch,
@@ -72,7 +78,7 @@ class ServiceClient:
             head_backend=head_backend,
             deterministic=deterministic,
         )
-        models = LocalModels(settings, device, dtype, base_weights)
+        models = placed(LocalModels(settings, device, dtype, base_weights), workers, worker_timeout)
         self.context = ClientContext(Worker(deterministic=deterministic), models, settings, Path(checkpoint_dir))
         self._device = device
         self._numbers = itertools.count()

@@ -20,6 +20,7 @@ from ..model.model import BaseWeights, LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..model.weights.four_bit import check_base_weights
+from ..ranks import ALONE, Ranks
 from .frozen_model import FrozenModel
 from .model_trainer import ModelTrainer
 
@@ -31,6 +32,7 @@ class LocalModels:
     settings       how they run
     device, dtype  None for defaults
     base_weights   "full" or "4bit"
+    ranks          the processes that hold each model together; all of them make the same calls
 
     Raises ModelError for other base weights, and where determinism on a GPU comes too late.
     """
@@ -39,6 +41,7 @@ class LocalModels:
     device: str | None = None
     dtype: torch.dtype | None = None
     base_weights: BaseWeights = "full"
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         check_base_weights(self.base_weights)

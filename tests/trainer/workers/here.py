@@ -1,0 +1,46 @@
+"""A group of one rank in this process: all that travels is copied as if it did, and no process starts."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lossbook as lb
+from lossbook.trainer.training.local_models import LocalModels
+from lossbook.trainer.workers.groups import Group, client_state
+from lossbook.trainer.workers.models import WorkersModels
+from lossbook.trainer.workers.rank import Answer, Rank
+
+
+class GroupHere(Group):
+    """fail_at: the number of the call at which the rank dies."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        super().__init__(1, 60.0)
+        self.calls: list[str] = []
+        self._fail_at = fail_at
+        self._rank = Rank(0, 1, device="cpu")
+        self._rank.start("", 0, *client_state())
+
+    def end(self, why: str) -> None:
+        self.ended = self.ended or why
+        self._rank.stop()
+
+    def _answers(self, name: str, arguments: tuple[Any, ...]) -> Mapping[int, Answer]:
+        self.calls.append(name)
+        if len(self.calls) == self._fail_at:
+            self._die(name, f"{self.who(0)} died during {name}")
+        answer = self._rank.call(name, pickle.loads(pickle.dumps(arguments)))
+        return {0: pickle.loads(pickle.dumps(answer))}
+
+
+def service_here(folder: Path, make_group: Any = GroupHere, **settings: Any) -> lb.ServiceClient:
+    """A service whose models live on such a group."""
+    service = lb.ServiceClient(device="cpu", checkpoint_dir=folder, **settings)
+    local = service.context.models
+    assert isinstance(local, LocalModels)
+    service.context = replace(service.context, models=WorkersModels(local, make_group))
+    return service

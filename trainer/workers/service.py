@@ -1,0 +1,150 @@
+"""`RankService`: the models that one rank holds, and the table of what a client may call."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...datums.errors import WorkerError
+from ...datums.types import SamplingParams
+from ..engine.checks import Pooling
+from ..ranks import Ranks
+from ..sampling.params import check_params, check_prompt
+from ..training.frozen_model import FrozenModel
+from ..training.local_models import LocalModels
+from ..training.model_trainer import ModelTrainer
+from .flat import FlatDatums, FlatLists, FlatSamples, FlatTensors, flat_top
+from .sent import SentLoss, SentOutput
+
+#: What may be called by name.
+CALLS = (
+    *("make", "freeze", "drop", "imports", "forward", "forward_backward", "top_logprobs", "sample", "plain"),
+    *("forward_kept", "backward_kept", "drop_kept"),
+)
+#: Methods of models whose arguments and results travel as they are.
+PLAIN = (
+    *("optim_step", "discard_gradients", "save_state", "load_state", "save_weights", "export_adapter", "export_model"),
+    *("info", "how_it_runs", "logprobs", "fingerprint"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a client asks of a model all the time, and what does not change."""
+
+    name: str
+    tokenizer: Any
+    vocab_size: int
+
+
+class RankService:
+    """One rank's models by number. Every rank of a group gets the same calls in the same order."""
+
+    def __init__(self, ranks: Ranks, device: str) -> None:
+        self._ranks = ranks
+        self._device = device
+        self._held: dict[int, ModelTrainer | FrozenModel] = {}
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Raises WorkerError for a name that is not in the table."""
+        if name not in CALLS:
+            raise WorkerError(f"workers do not know the call {name!r}")
+        return getattr(self, name)(*arguments)
+
+    def seed(self, seed: int, state: bytes) -> None:
+        """Seed all generators; torch's of the CPU goes on from `state`. Dropout then draws what it would in the client."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+    def make(self, number: int, models: LocalModels, method: str, arguments: dict[str, Any]) -> Facts | None:
+        """Make a model by a method of `LocalModels`."""
+        own = replace(models, device=self._device, ranks=self._ranks)
+        if models.settings.deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        self._held[number] = getattr(own, method)(**arguments)
+        return self._facts(number)
+
+    def freeze(self, trainer: int, number: int) -> Facts | None:
+        """A frozen model of a trainer's weights as they are now."""
+        self._held[number] = self._trainer(trainer).frozen()
+        return self._facts(number)
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Forget models."""
+        for number in numbers:
+            self._held.pop(number, None)
+
+    def forward(self, number: int, datums: FlatDatums, loss: SentLoss, pooling: Pooling) -> SentOutput:
+        """Of a trainer or a frozen model."""
+        return SentOutput.of(self._held[number].forward(datums.datums(), loss.received(), pooling))
+
+    def forward_backward(self, number: int, datums: FlatDatums, loss: SentLoss, pooling: Pooling) -> SentOutput:
+        """Of a trainer."""
+        return SentOutput.of(self._trainer(number).forward_backward(datums.datums(), loss.received(), pooling))
+
+    def top_logprobs(self, number: int, datums: FlatDatums, k: int) -> FlatTensors:
+        """Of a frozen model: those of this rank's datums."""
+        return flat_top(self._frozen(number).top_logprobs(datums.datums(), k))
+
+    def sample(
+        self,
+        number: int,
+        prompts: FlatLists,
+        num_samples: int,
+        params: SamplingParams,
+        seeds: list[int] | None,
+        prompt_logprobs: bool,
+    ) -> FlatSamples:
+        """Of a frozen model: the continuations of this rank's prompts, which are every N-th."""
+        frozen, lists = self._frozen(number), prompts.lists()
+        check_params(frozen.model, params)
+        for i, prompt in enumerate(lists):
+            check_prompt(frozen.model, prompt, i, len(lists), params)
+        own = range(self._ranks.rank, len(lists), self._ranks.size)
+        with self._ranks.agree():
+            responses = frozen.sample(
+                [lists[i] for i in own],
+                num_samples,
+                params,
+                seeds=None if seeds is None else [seeds[i] for i in own],
+                prompt_logprobs=prompt_logprobs,
+            )
+        return FlatSamples.of(responses)
+
+    def imports(self, module: str) -> bool:
+        """Whether this rank can import a module, which registers the losses in it."""
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return False
+        return True
+
+    def plain(self, number: int, method: str, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
+        """A method that takes and gives plain values. The first rank's value is the value."""
+        if method not in PLAIN:
+            raise WorkerError(f"workers do not know the method {method!r}")
+        value = getattr(self._held[number], method)(*arguments, **options)
+        return value if self._ranks.is_first else None
+
+    def _facts(self, number: int) -> Facts | None:
+        model = self._held[number].model
+        return Facts(model.name, model.tokenizer, model.vocab_size) if self._ranks.is_first else None
+
+    def _trainer(self, number: int) -> ModelTrainer:
+        held = self._held[number]
+        assert isinstance(held, ModelTrainer)
+        return held
+
+    def _frozen(self, number: int) -> FrozenModel:
+        held = self._held[number]
+        assert isinstance(held, FrozenModel)
+        return held
