@@ -10,7 +10,7 @@ micro-batch, a forward with the same random state and a backward.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...datums.checks.validation import check_datums
-from ...datums.errors import LossContractError, NonFiniteLossError
+from ...datums.errors import LossContractError, ModelError
 from ...datums.types import Datum
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
@@ -30,13 +30,15 @@ from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..sharding.gradients import sum_gradients
 from .checks import TOKEN_OUTPUTS, Pooling, checked_tokens
+from .elsewhere import KeptOutputs
 from .gradients import OwnGradients
 from .group_report import GroupReport, Valued, differentiated, valued
 from .micro_batch_run import MicroBatches
 from .ranks.held import HeldBack
+from .ranks.kept import Kept
 from .ranks.merged import as_first, merged, own_random_numbers
-from .results import Collected, count_metrics, loss_stat, output_of, per_datum, stat_of, with_nll
-from .run.passes import Passes, read_back
+from .results import Collected, forward_output, per_datum, trained_output, with_nll
+from .run.passes import Passes, read_back, recomputes
 from .run.undo import all_or_nothing, mode, restoring_random_state
 from .settings import EngineSettings
 from .top_logprobs import top_logprobs
@@ -54,6 +56,7 @@ class Engine:
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         on_gpu = path_of(model.device) != "cpu"
         self.model = model
+        self._kept: Kept | None = None
         casts_once(model)  # tried now, so that no call runs a probe in its midst
         self.settings = replace(
             settings,
@@ -87,13 +90,7 @@ class Engine:
         if group is not None and seen is not None:
             collected.metrics = with_nll(collected.metrics, group.part.datums, seen.outputs)
         collected = merged(self.model.ranks, collected, is_whole=together)
-        own = {
-            "loss:sum": loss_stat(collected.loss, bound.count),
-            "forward_passes": stat_of("max", 1.0),
-            **count_metrics(datums, bound.count),
-        }
-        results = collected.in_order(len(datums), batches.own)
-        return output_of(results, collected.loss, own, collected.metrics, bound.name)
+        return forward_output(bound, collected, batches.own)
 
     def forward_backward(
         self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
@@ -120,6 +117,45 @@ class Engine:
                     f"out of memory: micro-batches now hold {tokens // 2} tokens", RuntimeWarning, stacklevel=2
                 )
 
+    def forward_kept(
+        self,
+        datums: Sequence[Datum],
+        names: Sequence[str],
+        active: np.ndarray | None,
+        pooling: Pooling = "mean",
+        *,
+        keep: bool = True,
+    ) -> KeptOutputs:
+        """The outputs `names` of this rank's datums, their graphs kept for `backward_kept`; see `elsewhere.LossElsewhere`.
+
+        active: [positions of all datums] bool, where outputs per token are computed; None for everywhere. Graphs that were
+        kept before are dropped. keep=False: without graphs. On any error gradients and random state are as they were.
+        """
+        self.drop_kept()
+        kept = Kept(self.model, self.settings, datums, names, active, pooling)
+        if not keep:
+            return kept.forward_only()
+        outputs = kept.forward()
+        self._kept = kept
+        return outputs
+
+    def backward_kept(self, gradients: Mapping[str, np.ndarray]) -> None:
+        """Add the gradient of the kept forward to the parameters', and forget its graphs.
+
+        gradients: d loss / d outputs by name, the rows of all datums in the call's order; each rank takes its own. On any error
+        gradients are as they were, and the random state is that before the forward. Raises ModelError where none is kept.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None:
+            raise ModelError("backward_kept needs the graphs of a forward_kept before it, and there are none")
+        kept.backward(gradients)
+
+    def drop_kept(self) -> None:
+        """Forget the graphs of `forward_kept`, if there are any: all is as it was before it."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.drop()
+
     def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
         """The k likeliest next tokens at every position whose weight is not 0; see `top_logprobs.top_logprobs`."""
         return top_logprobs(self.model, datums, k, self.settings)
@@ -143,19 +179,14 @@ class Engine:
                 if behind:
                     collected.add(behind.pop().read())
             held.release()
-        collected = merged(self.model.ranks, collected, is_whole=together)
-        if not np.isfinite(collected.loss):
-            raise NonFiniteLossError(f"{bound.name}: the loss is {collected.loss}, though its inputs are finite")
+        output = trained_output(
+            bound,
+            merged(self.model.ranks, collected, is_whole=together),
+            batches.own,
+            forward_passes=2 if recompute else 1,
+            micro_batches=batches.count,
+        )
         sum_gradients(self.model)
-        metrics = {
-            "loss:sum": loss_stat(collected.loss, bound.count),
-            "forward_passes": stat_of("max", 2.0 if recompute else 1.0),
-            "micro_batches": stat_of("sum", batches.count),
-            "datums_without_grad": stat_of("sum", collected.datums_without_grad),
-            **count_metrics(bound.datums, bound.count),
-        }
-        results = collected.in_order(len(bound.datums), batches.own)
-        output = output_of(results, collected.loss, metrics, collected.metrics, bound.name)
         own.apply()
         return output
 
@@ -231,12 +262,3 @@ class Engine:
         for trouble in [one for one in troubles if one is not None][:1]:
             warnings.warn(trouble, RuntimeWarning, stacklevel=3)
         return any(trouble is not None for trouble in troubles)
-
-
-def recomputes(batches: MicroBatches) -> bool | None:
-    """Whether graphs of several micro-batches are computed again; None where memory decides."""
-    limit = batches.settings.kept_graph_tokens
-    if len(batches.cuts) == 1:
-        return False
-    lengths = np.array([len(mask) for mask in batches.rows.active])
-    return None if limit is None else max(sum(lengths[cut].sum() for cut in cuts) for cuts in batches.shares) > limit

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...datums.errors import NonFiniteLossError
 from ...datums.types import Datum, TensorData
 from ...losses import stats
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
 from ...losses.batch.positions import active_in, active_targets, nll, width_of
+from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
 from ...losses.stats import Kind, Stat
 from ..responses import ForwardBackwardOutput
@@ -112,6 +114,37 @@ def output_of(
     """The output of a call: each datum's outputs, and the metrics of the trainer (`own`) and of the loss `name`."""
     metrics = with_loss_metrics(own, reported, name)
     return ForwardBackwardOutput(results, {**stats.values(metrics), "loss:sum": loss}, stats=metrics)
+
+
+def trained_output(
+    bound: BoundLoss, collected: Collected, own: Iterable[int], *, forward_passes: float, micro_batches: int
+) -> ForwardBackwardOutput:
+    """The output of a forward and backward over a whole call, with the outputs of the datums in `own`.
+
+    Raises NonFiniteLossError where the loss is not finite.
+    """
+    if not np.isfinite(collected.loss):
+        raise NonFiniteLossError(f"{bound.name}: the loss is {collected.loss}, though its inputs are finite")
+    metrics = {
+        "loss:sum": loss_stat(collected.loss, bound.count),
+        "forward_passes": stat_of("max", float(forward_passes)),
+        "micro_batches": stat_of("sum", micro_batches),
+        "datums_without_grad": stat_of("sum", collected.datums_without_grad),
+        **count_metrics(bound.datums, bound.count),
+    }
+    results = collected.in_order(len(bound.datums), own)
+    return output_of(results, collected.loss, metrics, collected.metrics, bound.name)
+
+
+def forward_output(bound: BoundLoss, collected: Collected, own: Iterable[int]) -> ForwardBackwardOutput:
+    """The output of a forward over a whole call, with the outputs of the datums in `own`."""
+    metrics = {
+        "loss:sum": loss_stat(collected.loss, bound.count),
+        "forward_passes": stat_of("max", 1.0),
+        **count_metrics(bound.datums, bound.count),
+    }
+    results = collected.in_order(len(bound.datums), own)
+    return output_of(results, collected.loss, metrics, collected.metrics, bound.name)
 
 
 def with_loss_metrics(own: Mapping[str, Stat], reported: Mapping[str, Stat], name: str) -> dict[str, Stat]:

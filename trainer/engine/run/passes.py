@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,16 @@ class Passes:
             return outputs
         model.reshard()
         return replace(outputs, **{name: one.detach() for name, one in tensors_of(outputs).items()})
+
+
+def recomputes(batches: MicroBatches) -> bool | None:
+    """Whether the graphs of a rank's micro-batches, which a loss sees together, are computed again; None: memory decides."""
+    if len(batches.cuts) == 1:
+        return False
+    if (limit := batches.settings.kept_graph_tokens) is None:
+        return None
+    lengths = np.array([len(mask) for mask in batches.rows.active])
+    return any(sum(lengths[cut].sum() for cut in cuts) > limit for cuts in batches.shares)
 
 
 def read_back(parts: Sequence[Outputs]) -> list[Outputs]:
