@@ -48,4 +48,5 @@ def _layer(name: str) -> str:
 
 
 def _bytes(weight: Tensor) -> memoryview:
-    return weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    """Of a copy: memory that NumPy has seen cannot be freed by FSDP any more."""
+    return weight.detach().to("cpu", copy=True).contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,11 +21,15 @@ from ..model.snapshot import Snapshot
 from ..packing.hidden import hidden_states
 from ..responses import ForwardBackwardOutput, SampledSequence, SampleResponse, TopLogprobs
 from ..sampling.generate import Generated, generate_batch
+from ..sharding.weights import gathered
 from .protocol import OnProgress
 
 
 class FrozenModel:
-    """A model's weights at one moment."""
+    """A model's weights at one moment.
+
+    Where `model.ranks` are several, all of them make the same calls; `sample` gets a share of the prompts on each, maybe none.
+    """
 
     def __init__(self, snapshot: Snapshot, settings: EngineSettings) -> None:
         self.snapshot = snapshot
@@ -69,7 +74,7 @@ class FrozenModel:
         prompt_logprobs: bool = False,
     ) -> list[SampleResponse]:
         """`num_samples` continuations of each prompt, decoded together; prompt_logprobs: those of the prompts too."""
-        with self.snapshot.applied():
+        with self._whole():
             samples = generate_batch(
                 self.model, prompts, num_samples=num_samples, params=params, seeds=seeds, on_progress=on_progress
             )
@@ -82,13 +87,19 @@ class FrozenModel:
         Raises TokenRangeError for tokens outside the vocabulary, and ModelError where the model would have to read more than
         its context.
         """
-        with self.snapshot.applied():
+        with self._whole():
             return self._logprobs(tokens)
 
     def fingerprint(self) -> str:
         """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
-        with self.snapshot.applied():
+        with self._whole():
             return weights_fingerprint(self.model)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Inside, the model has this moment's weights, all of them whole on every rank."""
+        with self.snapshot.applied(), gathered(self.model):
+            yield
 
     def _logprobs(self, tokens: list[int]) -> list[float | None]:
         model = self.model

@@ -23,6 +23,7 @@ from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse
 from ..sampling.summary import how_it_runs
+from ..sharding.weights import gathered
 from .frozen_model import FrozenModel
 from .info import model_info
 from .protocol import Normalization
@@ -125,7 +126,8 @@ class ModelTrainer:
 
     def how_it_runs(self) -> str:
         """The same in one line; tries what was not tried yet."""
-        return how_it_runs(self.model, self.engine.settings.batching or "padded")
+        with gathered(self.model):
+            return how_it_runs(self.model, self.engine.settings.batching or "padded")
 
     def _divisor(self, normalization: Normalization | None) -> float:
         if normalization in (None, "none"):
