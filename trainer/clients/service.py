@@ -18,7 +18,7 @@ from ..model.model import BaseWeights
 from ..packing.hidden import Batching
 from ..training.local_models import LocalModels
 from ..training.protocol import Frozen
-from ..workers.launch import placed
+from ..workers.launch import WORKER_TIMEOUT, placed
 from .context import ClientContext
 from .reference import ReferenceClient
 from .sampling import SamplingClient
@@ -62,7 +62,7 @@ class ServiceClient:
         head_backend: Backend = "auto",
         deterministic: bool = False,
         workers: int | None = None,
-        worker_timeout: float = 1800.0,
+        worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         settings = EngineSettings(
             tokens_per_micro_batch=tokens_per_micro_batch,

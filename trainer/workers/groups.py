@@ -25,6 +25,12 @@ class Group(ABC):
     Not thread-safe: two calls at one time could reach the ranks in different orders, and then wait for each other.
     """
 
+    #: What the client can do after a death.
+    remedy = (
+        "load_state(path) on this client starts new ones and goes on from a checkpoint, as a new client does with any number of "
+        "workers"
+    )
+
     def __init__(self, size: int, timeout: float) -> None:
         self.size = size
         self.timeout = timeout
@@ -65,9 +71,8 @@ class Group(ABC):
 
     def _die(self, name: str, why: str, trace: str = "") -> NoReturn:
         self.end(
-            f"{why.rstrip('. ')}. All {self.size} workers were ended, and what they held is gone; {name} was applied "
-            "nowhere. load_state(path) on this client starts new ones and goes on from a checkpoint, also with another "
-            "number of workers in a new client"
+            f"{why.rstrip('. ')}. All {self.size} workers were ended, and what they held is gone with what {name} did to it; "
+            f"{self.remedy}"
         )
         error = WorkerDiedError(self.ended)
         if trace:

@@ -70,12 +70,15 @@ class Rank:
         self._store = store
         return store.port
 
-    def start(self, host: str, port: int, seed: int, random_state: bytes) -> Place:
-        """Join the process groups, and take the client's random state. Returns when all ranks have."""
+    def meet(self, store: dist.Store) -> None:
+        """Meet the other ranks at a store that somebody else opened."""
+        self._store = store
+
+    def start(self, host: str, port: int) -> Place:
+        """Join the process groups. Returns when all ranks have."""
         if self._device.startswith("cuda"):
             torch.cuda.set_device(torch.device(self._device))
         self._service = RankService(self._ranks(host, port), self._device)
-        self._service.seed(seed, random_state)
         return Place(socket.gethostname(), os.getpid(), self._device)
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Answer:

@@ -78,10 +78,10 @@ class RayGroup(Group):
         try:
             host = self._each("listen", [self._actors[0].__ray_call__.remote(_address)], [0])[0]
             port = self._each("listen", [self._actors[0].listen.remote(host)], [0])[0]
-            state = client_state()
-            refs = [actor.start.remote(host, port, *state) for actor in self._actors]
+            refs = [actor.start.remote(host, port) for actor in self._actors]
             places = self._each("the start of the workers", refs, range(self.size))
             self.places = [places[rank] for rank in range(self.size)]
+            self.call("seed", *client_state())
         except BaseException:
             self.end("the workers could not be started")
             raise

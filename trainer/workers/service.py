@@ -24,7 +24,7 @@ from .sent import SentLoss, SentOutput
 
 #: What may be called by name.
 CALLS = (
-    *("make", "freeze", "drop", "imports", "forward", "forward_backward", "top_logprobs", "sample", "plain"),
+    *("seed", "make", "freeze", "drop", "imports", "forward", "forward_backward", "top_logprobs", "sample", "plain"),
     *("forward_kept", "backward_kept", "drop_kept"),
 )
 #: Methods of models whose arguments and results travel as they are.
