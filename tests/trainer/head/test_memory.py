@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from lossbook.trainer.head import logprobs as head_module
@@ -16,6 +18,15 @@ from lossbook.trainer.head.logprobs import Head, linear_logprobs
 
 WIDTH, VOCABULARY, TILE = 8, 3000, 4096
 HEAD_GRADIENT = 4 * VOCABULARY * WIDTH
+
+
+def in_memory(value: Any) -> Iterator[Tensor]:
+    """The tensors that hold the numbers of a tensor: what a shard wraps, and nothing for shapes alone."""
+    if is_traceable_wrapper_subclass(value):
+        for name in value.__tensor_flatten__()[0]:
+            yield from in_memory(getattr(value, name))
+    elif isinstance(value, Tensor) and value.device.type != "meta":
+        yield value
 
 
 class LiveBytes(TorchDispatchMode):
@@ -29,9 +40,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor) or tensor.device.type == "meta":  # shapes alone take no memory
-                continue
+        for tensor in itertools.chain.from_iterable(map(in_memory, tree_leaves(result))):
             if tensor.untyped_storage().data_ptr() not in self._known:
                 storage = tensor.untyped_storage()
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
