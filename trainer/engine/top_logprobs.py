@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ...losses.batch.positions import active_in
-from ..head.logprobs import Head, linear_logprobs
+from ..head.logprobs import linear_logprobs
 from ..model.model import LoadedModel
 from ..packing.hidden import hidden_states, trim_to_last_read
-from ..packing.micro_batches import plan_micro_batches
+from ..packing.shares import plan_shares
 from ..responses import TopLogprobs
 from ..transfer import to_host
 from .checks import checked_tokens
@@ -25,52 +26,71 @@ from .settings import EngineSettings
 def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: EngineSettings) -> list[TopLogprobs]:
     """The k likeliest next tokens at every position whose weight is not 0, one result per datum.
 
-    k: 1 to the size of the vocabulary, which gives the whole distribution. Raises ShapeError for another k, ModelError for
-    an encoder or a datum that is too long, TokenRangeError.
+    k: 1 to the size of the vocabulary, which gives the whole distribution. On several ranks each computes those of its own
+    datums, and the others' have no rows. Raises ShapeError for another k, ModelError for an encoder or a datum that is too
+    long, TokenRangeError.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.vocab_size:
-        raise ShapeError(f"k must be 1 to {model.vocab_size}, the size of {model.name}'s vocabulary, not {k!r}")
-    head = model.head()
-    sequences = checked_tokens(model, datums, ())
+    with model.ranks.agree():
+        _check(model, k)
+        sequences = checked_tokens(model, datums, ())
     active = [active_in(datum) for datum in datums]
-    cuts = plan_micro_batches(
+    shares = plan_shares(
         [len(sequence) for sequence in sequences],
+        ranks=model.ranks.size,
         tokens=settings.tokens_per_micro_batch,
         pairs=False,
         padded=settings.batching == "padded",
     )
+    nothing = TopLogprobs(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     results: dict[int, TopLogprobs] = {}
     was_training = model.module.training
     model.module.eval()
     try:
-        for cut in cuts:
+        for cut in shares[model.ranks.rank]:
             chosen = [sequences[i] for i in cut], [active[i] for i in cut]
-            results |= zip(cut, _of_micro_batch(model, head, *chosen, k, settings), strict=True)
+            results |= zip(cut, _of_micro_batch(model, *chosen, k, settings), strict=True)
     finally:
         model.module.train(was_training)
-    return [results[i] for i in range(len(datums))]
+    return [results.get(i, nothing) for i in range(len(datums))]
+
+
+def _check(model: LoadedModel, k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.vocab_size:
+        raise ShapeError(f"k must be 1 to {model.vocab_size}, the size of {model.name}'s vocabulary, not {k!r}")
+    if model.kind == "encoder":
+        model.head()  # which says what an encoder lacks
 
 
 def _of_micro_batch(
-    model: LoadedModel,
-    head: Head,
-    sequences: Sequence[np.ndarray],
-    active: Sequence[np.ndarray],
-    k: int,
-    settings: EngineSettings,
+    model: LoadedModel, sequences: Sequence[np.ndarray], active: Sequence[np.ndarray], k: int, settings: EngineSettings
 ) -> list[TopLogprobs]:
-    positions = np.concatenate(active)
+    positions = np.concatenate([np.zeros(0, bool), *active])
     tokens, logprobs = np.zeros((len(positions), k), np.int64), np.full((len(positions), k), -np.inf, np.float32)
     if positions.any():
         read, rows = trim_to_last_read(model, sequences, active)
-        with model.precision():
-            hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows))
-            hidden, narrow = in_autocast_precision(hidden, head)
+    elif model.ranks.size > 1:  # the others run a forward now
+        read, rows = [np.zeros(1, np.int64)], np.zeros(0, np.int64)
+    else:
+        return _by_datum(tokens, logprobs, active)
+
+    def forward() -> dict[str, Tensor]:
+        hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows))
+        with torch.autocast(model.device.type, enabled=False):  # an adapter on the head is added to it unrounded
+            head = model.head()
+        hidden, narrow = in_autocast_precision(hidden, head)
         any_target = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         outputs = linear_logprobs(hidden, narrow, any_target, topk=k)
         assert outputs.topk_tokens is not None
         assert outputs.topk_logprobs is not None
-        here = to_host({"tokens": outputs.topk_tokens, "logprobs": outputs.topk_logprobs})
-        tokens[positions], logprobs[positions] = here["tokens"].numpy(), here["logprobs"].float().numpy()
-    ends = np.cumsum([len(mask) for mask in active])[:-1]
-    return [TopLogprobs(*each) for each in zip(np.split(tokens, ends), np.split(logprobs, ends), strict=True)]
+        return {"tokens": outputs.topk_tokens, "logprobs": outputs.topk_logprobs}
+
+    with model.precision():
+        here = to_host(model.inside(forward))
+    tokens[positions], logprobs[positions] = here["tokens"].numpy(), here["logprobs"].float().numpy()
+    return _by_datum(tokens, logprobs, active)
+
+
+def _by_datum(tokens: np.ndarray, logprobs: np.ndarray, active: Sequence[np.ndarray]) -> list[TopLogprobs]:
+    ends = np.cumsum([len(mask) for mask in active], dtype=np.int64)[:-1]
+    parts = zip(np.split(tokens, ends), np.split(logprobs, ends), strict=True)
+    return [TopLogprobs(*each) for each in parts][: len(active)]

@@ -171,7 +171,7 @@ def differences(several: Sequence[Result], alone: Result) -> Differences:
     ]
     value = alone.metrics["loss:sum"]
     losses = [abs(result.metrics["loss:sum"] - value) / max(abs(value), 1.0) for result in several]
-    gradients = [relative(result.gradients, alone.gradients) for result in several]
+    gradients = [relative(result.gradients, alone.gradients) if alone.gradients else 0.0 for result in several]
     return Differences(max(losses), max(metrics), max(outputs), max(gradients))
 
 
