@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from ..model.lora.lora import add_lora
 from ..model.model import BaseWeights, LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
-from ..shards import local
+from ..ranks import ALONE, Ranks
+from ..shards import local, part_of
 from .contents import Contents, check_like, contents_of
 from .folder import Checkpoint, read_checkpoint
 from .manifest import MANIFEST_NAME
@@ -30,12 +31,14 @@ def saved_model(
     base_model: str | None = None,
     known: Collection[str] = (),
     base_weights: BaseWeights = "full",
+    ranks: Ranks = ALONE,
 ) -> LoadedModel:
     """The model that a checkpoint was saved from, with adapters and a value head like its own, of fresh weights.
 
     base_model   what the caller says it is
     known        models that the caller loaded before
     base_weights what its base weights must be; those of a service
+    ranks        which make it together, and shard it next; see `load_model`
 
     A checkpoint does not decide what is downloaded: its base model must be given or known, be built in or a folder or file
     here, or be in the hub's cache. Raises CheckpointError for others, where `base_model` or `base_weights` is not the saved
@@ -52,7 +55,7 @@ def saved_model(
         )
     _check_base_weights(checkpoint, contents, base_weights)
     try:
-        model = load_model(saved, device=device, dtype=dtype, base_weights=base_weights)
+        model = load_model(saved, device=device, dtype=dtype, base_weights=base_weights, ranks=ranks)
         if contents.lora is not None:
             add_lora(model, **contents.lora.arguments())
         else:
@@ -72,16 +75,23 @@ def load_snapshot(
     base_model: str | None = None,
     known: Collection[str] = (),
     base_weights: BaseWeights = "full",
+    ranks: Ranks = ALONE,
+    prepare: Callable[[LoadedModel], object] = lambda model: None,
 ) -> Snapshot:
-    """A checkpoint's weights, in a model loaded for them; see `saved_model`.
+    """A checkpoint's weights, in a model loaded for them; see `saved_model`. prepare: fuses or shards the model, in place.
 
     Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
     """
-    checkpoint = read_checkpoint(Path(path), names=["weights"])
-    model = saved_model(
-        checkpoint, device=device, dtype=dtype, base_model=base_model, known=known, base_weights=base_weights
-    )
-    check_matches(checkpoint, contents_of(checkpoint), model)
+    options: dict[str, Any] = {"base_model": base_model, "known": known, "base_weights": base_weights, "ranks": ranks}
+    several = ranks.size > 1  # which read their parts of the weights, once they know them
+    checkpoint = read_checkpoint(Path(path), names=[] if several else ["weights"])
+    model = saved_model(checkpoint, device=device, dtype=dtype, **options)
+    prepare(model)
+    if several:
+        parts = {name: part_of(p, is_first=ranks.is_first) for name, p in model.trainable().items()}
+        checkpoint = read_checkpoint(Path(path), names=["weights"], ranks=ranks, parts={"weights": parts})
+    with ranks.agree():
+        check_matches(checkpoint, contents_of(checkpoint), model)
     return Snapshot(model, {name: tensor.to(model.device) for name, tensor in checkpoint.tensors["weights"].items()})
 
 

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ...datums.errors import ModelError
-from ..model.layers import transformer_layers
 from ..model.model import LoadedModel
 from ..packing.attention import attending
+from ..sharding.layers import transformer_layers
 from .settings import EngineSettings
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from torch import nn
 
 from ...datums.chat.limits import limit_templates
 from ...datums.errors import ModelError, WorkerError, did_you_mean, panics_as
+from ..ranks import ALONE, Ranks
 from .defaults import usual_defaults
 from .gguf.convert import converted
 from .headers import Memory, check_headers, check_layers, check_missing, total_memory
 from .model import WAYS_TO_NAME, BaseWeights, Kind, LoadedModel
+from .text_check import check_text
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 from .weights.four_bit import check_base_weights, quantize_base
 
@@ -30,6 +34,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     base_weights: BaseWeights = "full",
+    ranks: Ranks = ALONE,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode and with nothing requiring a gradient.
 
@@ -38,6 +43,8 @@ def load_model(
     device      by default the first GPU, else the CPU
     dtype       of the parameters; by default float32 on a CPU and bfloat16 elsewhere
     base_weights  "4bit" quantizes the linear layers of a decoder's layers: see `four_bit`
+    ranks       of several, which call this together, the first one alone reads weights, into the host's memory. The others build
+                the module without any, on "meta", and get theirs from `shard_model`
 
     Code that comes with a model is never run, and weights are read from safetensors or GGUF only, never pickles.
     Raises ModelError when the model cannot be found, is damaged or is of an unsupported kind, and for a device that is not
@@ -48,20 +55,55 @@ def load_model(
     limit_templates()  # of every tokenizer, also where a recipe or a script calls it itself
     place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-    if base_model in BUILT_IN:
-        kind: Kind = "decoder" if base_model == "tiny" else "encoder"
-        module = build_tiny_model() if kind == "decoder" else build_tiny_encoder()
+    if ranks.size > 1:
+        return _load_over(ranks, base_model, dtype, base_weights)
+    model = _load(base_model, place, dtype)
+    if base_weights == "4bit":
+        quantize_base(model)  # layer by layer: the device never holds the full weights
+    model.module.to(place)  # type: ignore[arg-type]
+    check_text(model)
+    return model
+
+
+def _load(base_model: str, place: torch.device, dtype: torch.dtype, *, weights: bool = True) -> LoadedModel:
+    """The model, its weights still on the host; without `weights` on "meta"."""
+    if base_model not in BUILT_IN:
+        module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype, place, weights=weights)
+    else:
+        kind = "decoder" if base_model == "tiny" else "encoder"
+        with nullcontext() if weights else without_weights():
+            module = build_tiny_model() if kind == "decoder" else build_tiny_encoder()
         tokenizer = build_tiny_tokenizer()
         for parameter in module.parameters():  # not module.to(dtype), which would round the rotary frequencies too
             parameter.data = parameter.data.to(dtype)
-    else:
-        module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype, place)
-    model = LoadedModel(base_model, module.eval().requires_grad_(False), tokenizer, kind, place)
+    return LoadedModel(base_model, module.eval().requires_grad_(False), tokenizer, kind, place)
+
+
+def _load_over(ranks: Ranks, base_model: str, dtype: torch.dtype, base_weights: BaseWeights) -> LoadedModel:
+    """The model on the first rank, in the host's memory, and without weights on the others. Raises on all where one fails."""
     if base_weights == "4bit":
-        quantize_base(model)  # layer by layer: the device never holds the full weights
-    module.to(place)  # type: ignore[arg-type]
-    _check_text(model)
+        raise ModelError("4-bit base weights are for one process: they are not sharded. Leave base_weights at 'full'")
+    model: Any = None
+    for first in (True, False):  # others read what the first has fetched or converted
+        with ranks.agree():
+            if ranks.is_first == first:
+                model = _load(base_model, torch.device("cpu"), dtype, weights=first)
+                if first:
+                    check_text(model)
+    model.ranks = ranks
+    generation = ranks.gather(getattr(model.module, "generation_config", None))[0]
+    if generation is not None:  # it lies in a file of its own
+        model.module.generation_config = generation
     return model
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, modules of transformers are made on "meta", where tensors have shapes and no numbers."""
+    from transformers import initialization
+
+    with torch.device("meta"), initialization.no_init_weights(), initialization.meta_device_safe_creation_ops():
+        yield
 
 
 def _check_not_forked() -> None:
@@ -132,7 +174,9 @@ def _model_directory(path: Path) -> str:
     raise ModelError(f"directory {str(path)!r} holds {contents}. {WAYS_TO_NAME}")
 
 
-def _load_pretrained(name: str, source: str, dtype: torch.dtype, place: torch.device) -> tuple[nn.Module, Any, Kind]:
+def _load_pretrained(
+    name: str, source: str, dtype: torch.dtype, place: torch.device, *, weights: bool
+) -> tuple[nn.Module, Any, Kind]:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -140,15 +184,22 @@ def _load_pretrained(name: str, source: str, dtype: torch.dtype, place: torch.de
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = kind_of(name, config)
         loader = loader_of(kind, config)
-        check_headers(name, source, config, loader, Memory(dtype, total_memory(place)))
-        module, report = loader.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        if weights:
+            check_headers(name, source, config, loader, Memory(dtype, total_memory(place)))
+            module, report = loader.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        else:
+            report = {"missing_keys": ()}
+            make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
+            with without_weights():
+                module = make(config, dtype=dtype)
+                module.tie_weights()
         with panics_as(ModelError, f"the tokenizer of {name!r}"):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except ModelError:
@@ -229,67 +280,3 @@ def loader_of(kind: Kind, config: Any) -> Any:
         return AutoModelForCausalLM
     is_image = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return AutoModelForImageTextToText if is_image else AutoModelForMultimodalLM
-
-
-def _check_text(model: LoadedModel) -> None:
-    """Try the model on three tokens; ModelError where it does not take text alone, or computes other logits than its head."""
-    tokens = torch.arange(3, device=model.device)[None]
-    try:
-        with torch.no_grad():
-            options = {} if model.kind == "encoder" else {"use_cache": False}
-            hidden = model.backbone(tokens % model.vocab_size, **options).last_hidden_state
-            if hidden.shape[:2] != tokens.shape:
-                raise ValueError(f"hidden states of shape {list(hidden.shape)} for 3 tokens")
-            if model.kind == "decoder":
-                _check_head(model)
-    except ModelError:
-        raise
-    except Exception as error:  # an architecture may fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(
-            f"{model.name!r} ({type(model.module).__name__}) cannot be used for text alone: {reason}. Only decoders and "
-            "encoders of text are supported, also those inside of models that read images too"
-        ) from error
-    _check_gradient(model, tokens % model.vocab_size)
-
-
-def _check_gradient(model: LoadedModel, tokens: torch.Tensor) -> None:
-    """ModelError where a gradient cannot come back through the model in eval mode, in which it is trained (Reformer)."""
-    zero = torch.zeros((), device=model.device, dtype=next(model.module.parameters()).dtype, requires_grad=True)
-    embeddings: Any = model.module.get_input_embeddings()  # type: ignore[operator]
-    hook = embeddings.register_forward_hook(lambda _module, _given, output: output + zero)
-    options = {} if model.kind == "encoder" else {"use_cache": False}
-    try:
-        with torch.enable_grad():
-            total = model.backbone(tokens, **options).last_hidden_state.sum()
-            if total.requires_grad:  # some look their embeddings up without calling the layer
-                torch.autograd.grad(total, [zero], allow_unused=True)
-    except Exception as error:  # an architecture may fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(
-            f"{model.name!r} ({type(model.module).__name__}) cannot be trained as it is, in eval mode without dropout: {reason}"
-        ) from error
-    finally:
-        hook.remove()
-
-
-@torch.no_grad()
-def _check_head(model: LoadedModel) -> None:
-    """Compare our logits with the module's own on three tokens; ModelError where an architecture computes others."""
-    tokens = torch.arange(3, device=model.device)[None] % model.vocab_size
-    own = model.module(tokens, use_cache=False).logits.double()
-    ours = model.head().logits(model.backbone(tokens, use_cache=False).last_hidden_state).double()
-    tolerance = 32 * torch.finfo(next(model.module.parameters()).dtype).eps * own.abs().max().clamp(min=1.0)
-    if own.shape != ours.shape or not (own - ours).abs().max() <= tolerance:
-        raise ModelError(
-            f"{model.name!r} ({type(model.module).__name__}) {_other_head(own)}. Only heads of one product are supported, with "
-            "a bias, a scale and a soft cap"
-        )
-
-
-def _other_head(logits: torch.Tensor) -> str:
-    if not logits.isfinite().all():
-        return "gives logits that are not finite"
-    return (
-        "computes its logits in another way than by its output layer alone, such as through a transformation before it"
-    )

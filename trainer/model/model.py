@@ -100,6 +100,12 @@ class LoadedModel:
         if self.root is not None:
             self.root.reset_iter_state()  # type: ignore[operator]  # of FSDPModule
 
+    def of_first(self, function: Callable[[], T]) -> T:
+        """What a function that runs the whole model returns on the first rank, which alone has weights until they are sharded."""
+        with self.ranks.agree():
+            value: Any = function() if self.ranks.is_first else None
+        return self.ranks.gather(value)[0]
+
     def tried(self, probe: str, function: Callable[[], Verdict]) -> Verdict:
         """What a probe of this model saw, tried once. A sharded model is tried by all ranks together; the first one's verdict counts."""
         if probe not in self.verdicts:

@@ -26,9 +26,9 @@ class Sender:
     def __init__(self, model: nn.Module, ranks: Ranks, device: torch.device) -> None:
         self._ranks, self._device = ranks, device
         self._names = {id(part): name for name, part in model.named_modules()}
-        own = {name: (tuple(one.shape), one.dtype) for name, _, _, one in self._places(model)}
-        described = ranks.gather(own)
-        self._first = described[0]
+        own, alike = self._described(model)
+        described = ranks.gather((own, alike))
+        self._first, self._alike = described[0]
         with ranks.agree():
             for name in [*self._first, *own]:
                 here, there = own.get(name), self._first.get(name)
@@ -36,6 +36,23 @@ class Sender:
                     raise ModelError(
                         f"ranks hold different models: {name} is {here} on rank {ranks.rank} and {there} on rank 0"
                     )
+        self._tie(model)
+
+    def _described(self, model: nn.Module) -> tuple[dict[str, tuple[tuple[int, ...], torch.dtype]], dict[str, str]]:
+        """Shape and dtype of each tensor by name; and the first name of those that have several."""
+        described, names = {}, dict[int, str]()
+        alike = {}
+        for name, _, _, tensor in self._places(model):
+            described[name] = tuple(tensor.shape), tensor.dtype
+            alike[name] = names.setdefault(id(tensor), name)
+        return described, alike
+
+    def _tie(self, model: nn.Module) -> None:
+        """Let the tensors without numbers be one where they are one on the first rank."""
+        tensors = {name: tensor for name, _, _, tensor in self._places(model)}
+        for name, holder, key, tensor in self._places(model):
+            if tensor.is_meta:
+                holder[key] = tensors[self._alike[name]]
 
     def send(self, module: nn.Module) -> None:
         """Send a part of the model, except for what is sharded already."""
@@ -50,7 +67,7 @@ class Sender:
         if tensor.is_meta:
             memory = torch.empty(tensor.shape, dtype=self._first[name][1], device=self._device)
         else:
-            memory = tensor.detach().to(self._first[name][1]).contiguous()
+            memory = tensor.detach().to(self._device, self._first[name][1]).contiguous()
         if memory.numel():
             dist.broadcast(memory.view(-1).view(torch.uint8), group=self._ranks.data, group_src=0)
         if tensor.is_meta:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ...datums.errors import ModelError
-from ..model.layers import separate_layers
 from ..model.model import LoadedModel
 from ..ranks import Ranks
+from .layers import separate_layers
 from .root import RankModule
 from .sending import Sender
 
@@ -20,7 +21,7 @@ def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -
     """Shard a model over ranks, in place; returns it, with `ranks` and `root` set. All ranks call it together.
 
     Call it when the parameters that are trained have been chosen (`train_all_weights` or `add_lora`) and a value head, if any,
-    was added. Every rank gets the first rank's numbers, whatever its own were; a module of the others may be on "meta".
+    was added. The model may lie in the host's memory: a part of it is on a GPU only when it is sharded. Every rank gets the first rank's numbers, whatever its own were; a module of the others may be on "meta".
 
     Each repeated layer, and all the rest together, are gathered for a forward or backward and freed after it. All weights: the
     trained ones are sharded, in their own dtype, and the gradient that arrives at a shard is the sum over the ranks. LoRA: the
@@ -32,6 +33,7 @@ def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -
         return model
     _check(model, ranks, tensor_parallel)
     assert ranks.data is not None
+    model.device = _device(ranks.data)
     mesh = DeviceMesh.from_group(ranks.data, model.device.type)
     is_lora = model.lora is not None
     everything = RankModule(model.module, model.value_head)
@@ -76,6 +78,13 @@ def _check(model: LoadedModel, ranks: Ranks, tensor_parallel: int) -> None:
                 raise ModelError(
                     f"ranks hold different models: the {what} is {own} on rank {ranks.rank} and {other} on rank {rank}"
                 )
+
+
+def _device(group: dist.ProcessGroup) -> torch.device:
+    """Where the tensors of a process group lie: on this process's GPU, or in the host's memory."""
+    if dist.get_backend(group) == "gloo":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _trained(module: nn.Module) -> set[nn.Parameter]:

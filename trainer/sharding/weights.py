@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import Parameter
 
 from ..model.model import LoadedModel
@@ -42,6 +41,8 @@ def gathered(model: LoadedModel) -> Iterator[None]:
     if root is None:
         yield
         return
+    from torch.distributed.fsdp import FSDPModule  # whoever sharded the model has imported it
+
     parts = [part for part in root.modules() if isinstance(part, FSDPModule)]
     try:
         for part in parts:

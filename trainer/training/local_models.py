@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...datums.errors import ModelError
 from ..checkpoint.folder import read_checkpoint
 from ..checkpoint.models import load_snapshot, saved_model
 from ..engine.determinism import prepare_determinism
@@ -64,12 +65,13 @@ class LocalModels:
             dtype=self.dtype,
             base_model=base_model,
             base_weights=self.base_weights,
+            ranks=self.ranks,
         )
-        return ModelTrainer(self._fused(model), self.settings)
+        return ModelTrainer(self._sharded(self._fused(model)), self.settings)
 
     def base(self, base_model: str) -> FrozenModel:
         """A model as it is loaded."""
-        return FrozenModel(Snapshot(self._load(base_model), {}), self.settings)
+        return FrozenModel(Snapshot(self._sharded(self._load(base_model)), {}), self.settings)
 
     def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> FrozenModel:
         """A checkpoint's weights; see `saved_model` for `base_model` and `known`."""
@@ -80,20 +82,36 @@ class LocalModels:
             base_model=base_model,
             known=known,
             base_weights=self.base_weights,
+            ranks=self.ranks,
+            prepare=lambda model: self._sharded(self._fused(model)),
         )
-        self._fused(snapshot.model)
         return FrozenModel(snapshot, self.settings)
 
     def _trainer(self, model: LoadedModel, *, value_head: bool) -> ModelTrainer:
         if value_head:
             add_value_head(model)
-        return ModelTrainer(model, self.settings)
+        return ModelTrainer(self._sharded(model), self.settings)
+
+    def _sharded(self, model: LoadedModel) -> LoadedModel:
+        """The same model, over the ranks where there are several."""
+        if self.ranks.size == 1:
+            return model
+        from ..sharding.shard import shard_model  # imports torch's distributed tensors, which takes long
+
+        return shard_model(model, self.ranks)
 
     def _load(self, base_model: str) -> LoadedModel:
-        return self._fused(load_model(base_model, device=self.device, dtype=self.dtype, base_weights=self.base_weights))
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "base_weights": self.base_weights}
+        return self._fused(load_model(base_model, **options, ranks=self.ranks))
 
     def _fused(self, model: LoadedModel) -> LoadedModel:
         """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""
         settings = self.settings
+        if self.ranks.size > 1:
+            if settings.fused_layers == "liger":
+                raise ModelError(
+                    "fused_layers='liger' is for one process: its checks read whole weights. Leave it at 'auto'"
+                )
+            return model
         choice = "none" if settings.compile_layers and settings.fused_layers == "auto" else settings.fused_layers
         return fuse_layers(model, choice)

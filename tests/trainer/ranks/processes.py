@@ -112,9 +112,8 @@ class RankProcesses:
                     failures[rank] = error, where
                     self._size = 0  # the next call meets anew
                     deadline = min(deadline, time.monotonic() + self.grace)
-        if waiting:
-            rank = min(waiting.values())
-            failures.setdefault(rank, (self._hangs(rank), ""))
+        if waiting and not failures:  # else they wait for a rank that failed
+            failures = {rank: (self._hangs(rank), "") for rank in waiting.values()}
         if any(process.child.poll() is not None for process in self._processes) or waiting:
             self._end()
         for rank, (error, where) in sorted(failures.items()):

@@ -238,7 +238,7 @@ def _unreachable(model: LoadedModel, wanted: Mapping[str, Target]) -> dict[str, 
     kind = str(getattr(model.config, "model_type", ""))
     refused = REFUSED_BY_PEFT.get(kind, frozenset())
     owners = {name: name if target.is_layer else name.rpartition(".")[0] for name, target in wanted.items()}
-    called = obstacles(model, owners)
+    called = model.of_first(lambda: obstacles(model, owners))
     reasons = {}
     for name, target in wanted.items():
         if target.part == "unembed" or ".experts." in f".{name}.":  # a few tokens do not reach every expert

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .model import LoadedModel
+from ..model.model import LoadedModel
 
 
 def transformer_layers(model: LoadedModel) -> list[nn.Module]:
