@@ -78,6 +78,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
     The global generators of Python, NumPy and torch get the run's seed.
     """
     seed_everything(config.seed)
+    sampling = getattr(config, "sampling_workers", None)  # of recipes that sample
     service = ServiceClient(
         device=config.device,
         dtype=torch_dtype(config.dtype),
@@ -86,6 +87,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         fused_layers=config.fused_layers,
         deterministic=config.deterministic,
         **({} if config.workers is None else {"workers": config.workers}),
+        **({} if sampling is None else {"sampling_workers": sampling}),
         **{name: getattr(config, name) for name in MEMORY},
     )
     if config.all_weights:

@@ -104,9 +104,10 @@ class RolloutCollector:
         """The rollouts of a step; off policy, sampling for the next step begins too, unless this is the last."""
         if self._ahead is None and not self.config.off_policy_steps:
             return self.collect(self.policy.save_weights_and_get_sampling_client(), step)
-        sampler = self.policy.save_weights_and_get_sampling_client()
         ahead, self._ahead = self._ahead, None
-        rollouts = self.collect(sampler, step) if ahead is None else ahead.result()
+        rollouts = None if ahead is None else ahead.result()  # before new weights go to where it samples
+        sampler = self.policy.save_weights_and_get_sampling_client()
+        rollouts = self.collect(sampler, step) if rollouts is None else rollouts
         if not is_last:
             self._ahead = self._thread.submit(self.collect, sampler, step + 1)
         return rollouts

@@ -37,6 +37,7 @@ MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
 #: evaluates and saves, its trackers, its device and its folder, its workers, the server it samples on, and memory.
 EXTENDABLE = (
     *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out", "workers", "restarts"),
+    "sampling_workers",
     *("sample_prompts", "sample_every", "sample_tokens"),
     *("sampler_url", "sampler_model", "sampler_adapters", "sampler_bound", "sampler_connections", "sampler_timeout"),
     *MEMORY,

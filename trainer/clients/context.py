@@ -24,9 +24,17 @@ class ClientContext:
     models          where their models live
     settings        how their models run
     checkpoint_dir  where `save_state` writes
+    sampling        runs the calls of samplers of a model in training, where these have workers of their own
     """
 
     worker: Worker
     models: Models
     settings: EngineSettings
     checkpoint_dir: Path
+    sampling: Worker | None = None
+
+    @classmethod
+    def of(cls, models: Models, settings: EngineSettings, folder: Path, *, samples_apart: bool) -> ClientContext:
+        """A context with threads of its own; samples_apart: models in training have workers of their own to sample from."""
+        sampling = Worker("lossbook-sampling") if samples_apart else None
+        return cls(Worker(deterministic=settings.deterministic), models, settings, folder, sampling)

@@ -23,11 +23,11 @@ from .context import ClientContext
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 from .training import TrainingClient
-from .worker import Worker
 
 
 class ServiceClient:
-    """Makes training and sampling clients. All calls of all its clients run one after the other, in submission order.
+    """Makes training and sampling clients. All calls of all its clients run one after the other, in submission order; with
+    `sampling_workers` samples of models in training are drawn beside them.
 
     device          "cpu", "cuda", ...; by default the first GPU, else the CPU
     dtype           of the model's weights; by default float32 on the CPU and bfloat16 on a GPU. Where all weights are
@@ -37,6 +37,8 @@ class ServiceClient:
     checkpoint_dir  where `save_state` writes
     workers         how many processes hold each model together, as Ray's actors on this machine or the cluster of `RAY_ADDRESS`, or
                     as torchrun's processes; by default the model lives in this process
+    sampling_workers  how many further processes hold a whole copy of each model in training and sample from it, so that samples
+                    are drawn while the workers train; by default the workers sample
     worker_timeout  seconds that a call on workers may take; a worker that dies is noticed at once
 
     The others are those of `EngineSettings`; none but dropout changes a loss or a gradient beyond rounding.
@@ -62,6 +64,7 @@ class ServiceClient:
         head_backend: Backend = "auto",
         deterministic: bool = False,
         workers: int | None = None,
+        sampling_workers: int | None = None,
         worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         settings = EngineSettings(
@@ -78,10 +81,9 @@ class ServiceClient:
             head_backend=head_backend,
             deterministic=deterministic,
         )
-        models = placed(LocalModels(settings, device, dtype, base_weights), workers, worker_timeout)
-        self.context = ClientContext(Worker(deterministic=deterministic), models, settings, Path(checkpoint_dir))
-        self._device = device
-        self._numbers = itertools.count()
+        models = placed(LocalModels(settings, device, dtype, base_weights), workers, worker_timeout, sampling_workers)
+        self.context = ClientContext.of(models, settings, Path(checkpoint_dir), samples_apart=bool(sampling_workers))
+        self._device, self._numbers = device, itertools.count()
 
     @property
     def settings(self) -> EngineSettings:

@@ -169,8 +169,8 @@ class TrainingClient:
         """A sampler of the current weights; later training does not change it. They are copied when training moves on."""
         if name is not None:
             self.save_weights_for_sampler(name).result()
-        frozen = self._calls.submit("snapshot", self._trainer.frozen).result()
-        return SamplingClient(self._context.worker, frozen, f"{self.model_id}/sampler")
+        frozen = self._calls.submit("snapshot", self._trainer.sampler).result()
+        return SamplingClient(self._context.sampling or self._context.worker, frozen, f"{self.model_id}/sampler")
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""

@@ -120,6 +120,10 @@ class ModelTrainer:
         """The weights as they are now. They are copied when training moves on."""
         return FrozenModel(Snapshot.sharing(self.model), self._settings)
 
+    def sampler(self) -> FrozenModel:
+        """The same to sample from."""
+        return self.frozen()
+
     def info(self, model_id: str) -> ModelInfo:
         """The model, and how it runs."""
         return model_info(self.model, self.engine.settings, model_id)

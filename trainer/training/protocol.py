@@ -101,6 +101,10 @@ class Trainer(Protocol):
         """The weights as they are now, whatever training does later."""
         ...
 
+    def sampler(self) -> Frozen:
+        """The same to sample from, where samples are drawn."""
+        ...
+
     def info(self, model_id: str) -> ModelInfo:
         """The model, and how it runs."""
         ...

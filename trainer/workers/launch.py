@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from ...datums.errors import ModelError
 from ..training.local_models import LocalModels
 from ..training.protocol import Models
+from .apart import SamplingWorkers
 from .groups import Group, check_size, check_timeout
-from .models import WorkersModels
+from .models import WorkersFrozen, WorkersModels, WorkersTrainer
 from .ray_group import RayGroup
 from .torchrun_group import torchrun_group, under_torchrun
 
@@ -16,11 +18,16 @@ from .torchrun_group import torchrun_group, under_torchrun
 WORKER_TIMEOUT = 1800.0
 
 
-def placed(local: LocalModels, workers: int | None, timeout: float) -> Models:
-    """Models of this process, or the same on `workers` ranks.
+def placed(local: LocalModels, workers: int | None, timeout: float, sampling_workers: int | None = None) -> Models:
+    """Models of this process, or the same on `workers` ranks, sampled from on `sampling_workers` more processes.
 
-    Raises ModelError for a number of workers below 1, and for a timeout that is no positive number of seconds.
+    Raises ModelError for a number of workers below 1, sampling workers where there are none to train, and for a timeout that is
+    no positive number of seconds.
     """
+    if sampling_workers is not None and (workers is None or under_torchrun()):
+        raise ModelError(
+            "sampling_workers are Ray's, beside workers that train: give workers too, and start the program without torchrun"
+        )
     if workers is None:
         return local
     join_torchrun(workers, local.device, timeout)
@@ -28,7 +35,15 @@ def placed(local: LocalModels, workers: int | None, timeout: float) -> Models:
     make: Callable[[], Group] = functools.partial(
         kind, check_size(workers), device=local.device, timeout=check_timeout(timeout)
     )
-    return WorkersModels(local, make)
+    return WorkersModels(
+        local, make, None if sampling_workers is None else _apart(sampling_workers, local.device, timeout)
+    )
+
+
+def _apart(sampling_workers: int, device: str | None, timeout: float) -> Callable[[WorkersTrainer], WorkersFrozen]:
+    """What gives a trainer's weights on sampling workers."""
+    size = check_size(sampling_workers)
+    return SamplingWorkers(functools.partial(RayGroup, size, device=device, timeout=check_timeout(timeout))).frozen
 
 
 def join_torchrun(workers: int | None, device: str | None, timeout: float = WORKER_TIMEOUT) -> None:

@@ -38,11 +38,18 @@ class WorkersModels:
 
     local       how each rank makes its share of them; its device is the rank's own
     make_group  starts the ranks
+    apart       gives a trainer's weights as they are now on workers of their own, to sample from; None: its ranks sample
     """
 
-    def __init__(self, local: LocalModels, make_group: Callable[[], Group]) -> None:
+    def __init__(
+        self,
+        local: LocalModels,
+        make_group: Callable[[], Group],
+        apart: Callable[[WorkersTrainer], WorkersFrozen] | None = None,
+    ) -> None:
         self._local = local
         self._workers = Workers(make_group)
+        self._apart = apart
 
     def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> WorkersTrainer:
         """Low-rank adapters on frozen weights. Without a seed one is drawn here, so that all ranks begin alike."""
@@ -66,7 +73,7 @@ class WorkersModels:
         return self._frozen("saved", path=str(Path(path).absolute()), base_model=base_model, known=list(known))
 
     def _trainer(self, method: str, **arguments: Any) -> WorkersTrainer:
-        return WorkersTrainer(self._workers, Recipe(self._local, method, arguments))
+        return WorkersTrainer(self._workers, Recipe(self._local, method, arguments), self._apart)
 
     def _frozen(self, method: str, **arguments: Any) -> WorkersFrozen:
         return WorkersFrozen(self._workers, Recipe(self._local, method, arguments))
@@ -129,8 +136,11 @@ class _OnWorkers:
 class WorkersTrainer(_OnWorkers):
     """A model in training on workers; see `Trainer`."""
 
-    def __init__(self, workers: Workers, recipe: Recipe) -> None:
+    def __init__(
+        self, workers: Workers, recipe: Recipe, apart: Callable[[WorkersTrainer], WorkersFrozen] | None = None
+    ) -> None:
         super().__init__(workers, recipe)
+        self.recipe, self._apart = recipe, apart
         self._take(*self._made(recipe))
 
     @property
@@ -188,6 +198,18 @@ class WorkersTrainer(_OnWorkers):
         number = self._workers.number()
         facts = self._call("freeze", number)[0]
         return WorkersFrozen(self._workers, None, (self._group, number, facts))
+
+    def sampler(self) -> WorkersFrozen:
+        """The same to sample from: on sampling workers where there are any."""
+        return self.frozen() if self._apart is None else self._apart(self)
+
+    def trained(self) -> list[tuple[str, int]]:
+        """Names and bytes of the trained weights."""
+        return self._call("trained")[0]
+
+    def weights(self, names: Sequence[str]) -> Any:
+        """Some of them, whole, as `take` of `RankService` takes them."""
+        return self._call("weights", names)[0]
 
     def info(self, model_id: str) -> ModelInfo:
         """The model, and how it runs."""

@@ -160,3 +160,22 @@ def _stats(sent: Mapping[str, tuple[Any, np.ndarray, np.ndarray, bool]]) -> dict
         name: Stat(kind, torch.from_numpy(np.array(total)), torch.from_numpy(np.array(count)), is_known=is_known)
         for name, (kind, total, count, is_known) in sent.items()
     }
+
+
+@dataclass(frozen=True, eq=False)
+class SentWeight:
+    """A tensor of any dtype. content: its bytes; NumPy has no bfloat16."""
+
+    content: np.ndarray
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> SentWeight:
+        """A copy in the host's memory."""
+        own = weight.detach().to("cpu", copy=True).contiguous()
+        return cls(own.reshape(-1).view(torch.uint8).numpy(), own.dtype, tuple(own.shape))
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor again."""
+        return torch.from_numpy(np.array(self.content)).view(self.dtype).reshape(self.shape)

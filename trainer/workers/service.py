@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,19 @@ import torch
 from ...datums.errors import WorkerError
 from ...datums.types import SamplingParams
 from ..engine.checks import Pooling
-from ..ranks import Ranks
+from ..ranks import ALONE, Ranks
 from ..sampling.params import check_params, check_prompt
+from ..shards import whole
 from ..training.frozen_model import FrozenModel
 from ..training.local_models import LocalModels
 from ..training.model_trainer import ModelTrainer
 from .flat import FlatDatums, FlatLists, FlatSamples, FlatTensors, flat_top
-from .sent import SentLoss, SentOutput
+from .sent import SentLoss, SentOutput, SentWeight
 
 #: What may be called by name.
 CALLS = (
     *("seed", "make", "freeze", "drop", "imports", "forward", "forward_backward", "top_logprobs", "sample", "plain"),
+    *("trained", "weights", "take"),
     *("forward_kept", "backward_kept", "drop_kept"),
 )
 #: Methods of models whose arguments and results travel as they are.
@@ -64,9 +66,11 @@ class RankService:
         torch.manual_seed(seed)
         torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
-    def make(self, number: int, models: LocalModels, method: str, arguments: dict[str, Any]) -> Facts | None:
-        """Make a model by a method of `LocalModels`."""
-        own = replace(models, device=self._device, ranks=self._ranks)
+    def make(
+        self, number: int, models: LocalModels, method: str, arguments: dict[str, Any], is_whole: bool = False
+    ) -> Facts | None:
+        """Make a model by a method of `LocalModels`. is_whole: on each rank a whole one, to sample from."""
+        own = replace(models, device=self._device, ranks=ALONE if is_whole else self._ranks)
         if models.settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
@@ -119,6 +123,26 @@ class RankService:
                 prompt_logprobs=prompt_logprobs,
             )
         return FlatSamples.of(responses)
+
+    def trained(self, number: int) -> list[tuple[str, int]]:
+        """Names and bytes of a trainer's trained weights."""
+        parameters = self._trainer(number).model.trainable()
+        return [(name, p.numel() * p.element_size()) for name, p in parameters.items()]
+
+    def weights(self, number: int, names: Sequence[str]) -> dict[str, SentWeight] | None:
+        """Some of a trainer's trained weights, whole, from the first rank; all ranks gather them."""
+        parameters = self._trainer(number).model.trainable()
+        gathered = {name: SentWeight.of(whole(parameters[name])) for name in names}
+        return gathered if self._ranks.is_first else None
+
+    def take(self, number: int, weights: Mapping[str, SentWeight]) -> None:
+        """Put weights into a whole model's trained parameters. Its frozen models keep theirs."""
+        model = self._trainer(number).model
+        parameters = model.trainable()
+        model.before_writing()
+        with torch.no_grad():
+            for name, weight in weights.items():
+                parameters[name].copy_(weight.tensor())
 
     def imports(self, module: str) -> bool:
         """Whether this rank can import a module, which registers the losses in it."""

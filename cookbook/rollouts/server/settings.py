@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 class SamplerSettings(BaseModel):
     """Where rollouts are sampled: a part of a recipe's configuration."""
 
+    sampling_workers: int | None = Field(
+        None,
+        ge=1,
+        description="with --workers: further processes that sample, with --off-policy-steps 1 during training",
+    )
     sampler_url: str | None = Field(
         None,
         description="sample on a server of the OpenAI completions API (vLLM, SGLang), such as http://localhost:8000",
@@ -36,6 +41,14 @@ class SamplerSettings(BaseModel):
     )
     sampler_connections: int = Field(64, ge=1, description="most requests to the server at a time")
     sampler_timeout: float = Field(600.0, gt=0, description="seconds for one request to the server")
+
+    @model_validator(mode="after")
+    def _sampled_beside_workers(self) -> SamplerSettings:
+        if self.sampling_workers is not None and getattr(self, "workers", None) is None:
+            raise ValueError("sampling workers are beside workers that train: give --workers too")
+        if self.sampling_workers is not None and self.sampler_url is not None:
+            raise ValueError("choose one of --sampling-workers and --sampler-url")
+        return self
 
     @model_validator(mode="after")
     def _served(self) -> SamplerSettings:
@@ -55,7 +68,7 @@ class SamplerSettings(BaseModel):
         return self
 
 
-SERVER_SETTINGS = tuple(name for name in SamplerSettings.model_fields if name != "sampler_url")
+SERVER_SETTINGS = tuple(n for n in SamplerSettings.model_fields if n not in ("sampler_url", "sampling_workers"))
 
 
 def _default(name: str) -> object:

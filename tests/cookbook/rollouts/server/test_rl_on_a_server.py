@@ -185,6 +185,8 @@ def test_the_key_of_the_server_is_in_no_file_of_the_run(
         ({"sampler_url": None}, "sampler_adapters is for --sampler-url only"),
         ({"sampler_url": "http://me:secret-word@host"}, "must not hold a login"),
         ({"sampler_bound": 0.0}, "greater than 0"),
+        ({"sampling_workers": 1, "workers": 1}, "choose one of --sampling-workers and --sampler-url"),
+        ({"sampling_workers": 1}, "give --workers too"),
     ],
 )
 def test_settings_that_a_server_cannot_serve_are_refused(changes: dict[str, Any], message: str, make: Any) -> None:
