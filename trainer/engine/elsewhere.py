@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -107,7 +107,8 @@ class LossElsewhere:
         if sorted(i for cut in cuts for i in cut) != list(order):
             raise LengthMismatchError(f"{self.bound.name}: the ranks' outputs are not those of {len(order)} datums")
         tensors = [
-            Outputs(**{name: torch.from_numpy(writable(part.rows[name])) for name in self.names}) for part in filled
+            replace(Outputs(), **{name: torch.from_numpy(writable(part.rows[name])) for name in self.names})
+            for part in filled
         ]
         group = Group(self.bound.part(order), self.bound.part(order), order, on_host=True)
         return group, rows.join(tensors, order, rows.places(cuts, order))

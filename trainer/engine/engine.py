@@ -69,6 +69,7 @@ class Engine:
 
         Where the model gives NaN, the loss is NaN with a warning that names the datum, and all outputs are returned.
         """
+        self.drop_kept()
         with self.model.ranks.agree():
             bound, sequences = self._check(datums, loss, everywhere=True)
         batches, together = self._plan(loss, bound, sequences, pooling, everywhere=True), loss.couples == "batch"
@@ -96,6 +97,7 @@ class Engine:
         self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
     ) -> ForwardBackwardOutput:
         """Add the loss's gradient to the parameters'. On any error gradients and random state are as they were."""
+        self.drop_kept()
         with self.model.ranks.agree():
             bound, sequences = self._check(datums, loss, everywhere=loss.on_host)
         while True:

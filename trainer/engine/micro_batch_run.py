@@ -72,8 +72,8 @@ class MicroBatches:
         must see together.
         """
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        reads_all = active is None or not any(name in TOKEN_OUTPUTS for name in names)
-        active = np.ones(lengths.sum(), dtype=bool) if reads_all else active
+        if active is None or not any(name in TOKEN_OUTPUTS for name in names):
+            active = np.ones(lengths.sum(), dtype=bool)
         if model.kind == "decoder" and "embeddings" not in names:
             read = lengths_computed(model, lengths, lengths_read(lengths, active))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -25,7 +28,7 @@ def cost(cut: list[int], lengths: list[int], padded: bool) -> int:
     return len(own) * max(own, default=0) if padded else sum(own)
 
 
-def families(draw: st.DrawFn, *, pairs: bool) -> list[np.ndarray]:
+def families(draw: Callable[..., Any], *, pairs: bool) -> list[np.ndarray]:
     """Sequences of which some begin with the same tokens."""
     heads = [np.full(draw(st.integers(16, 40)), head) for head in range(draw(st.integers(1, 4)))]
     sequences: list[np.ndarray] = []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lossbook import Datum, ModelInput
-from lossbook.losses.loss.loss import LossLike
+from lossbook.losses.loss.loss import LossLike, Mixture
 from lossbook.trainer.engine.checks import Pooling
 from lossbook.trainer.engine.engine import Engine
 from lossbook.trainer.engine.settings import EngineSettings
@@ -67,8 +67,9 @@ class Result:
 
 
 def loss_of(parts: Sequence[tuple[float, str, Mapping[str, Any]]]) -> LossLike:
+    """The loss of a call, or the mixture."""
     losses = [(factor, with_needed(name, **config)) for factor, name, config in parts]
-    return losses[0][1] if len(losses) == 1 else sum(factor * loss for factor, loss in losses)
+    return losses[0][1] if len(losses) == 1 else Mixture(losses)
 
 
 def call_of(

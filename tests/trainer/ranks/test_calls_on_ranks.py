@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossbook import Datum, ModelInput, register_loss, unregister_loss
 from lossbook.datums.errors import LossContractError, MissingInput
-from lossbook.losses.loss.loss import Loss
+from lossbook.losses.loss.loss import Loss, LossLike
 from lossbook.losses.registry import get_loss, spec_of_function
 from lossbook.trainer.engine.engine import Engine
 from lossbook.trainer.model.model import LoadedModel
@@ -80,7 +80,7 @@ def test_likeliest_tokens_of_each_datum_come_from_one_rank(ranks: RankProcesses,
 
 
 def test_likeliest_tokens_of_a_datum_without_weight_keep_no_rank_waiting(ranks: RankProcesses) -> None:
-    datums = call_of("cross_entropy").data[:2]
+    datums = [*call_of("cross_entropy").data[:2]]
     datums[0] = Datum(
         datums[0].model_input, {**datums[0].loss_fn_inputs, "weights": [0.0] * datums[0].model_input.length}
     )
@@ -137,16 +137,16 @@ def picky(logprobs: Tensor, seqs: Any) -> Tensor:
     return -logprobs
 
 
-def picky_loss() -> Loss:
-    register_loss("picky", per="token", reduction="sum", source="a test")(picky)
+def registered(function: Any) -> LossLike:
+    register_loss(function.__name__, per="token", reduction="sum", source="a test")(function)
     try:
-        return get_loss("picky")
+        return get_loss(function.__name__)
     finally:
-        unregister_loss("picky")
+        unregister_loss(function.__name__)
 
 
 def picky_between(ranks: Ranks, setup: Setup, call: Call) -> tuple[str, str, bool, Numbers]:
-    return failed_between(ranks, setup, call, picky_loss())
+    return failed_between(ranks, setup, call, registered(picky))
 
 
 def poisoned_between(ranks: Ranks, setup: Setup, call: Call) -> tuple[str, str, bool, Numbers]:
@@ -183,6 +183,21 @@ def test_a_function_that_fails_on_one_rank_is_raised_by_all_and_changes_nothing(
     assert sum(datum.model_input.length == 9 for datum in call.data) == 1
     for kind, text, is_same, _ in ranks.run(picky_between, APART, call):
         assert (kind, text, is_same) == ("ValueError", "a mistake in the user's own function", True)
+
+
+def infinite(logprobs: Tensor, seqs: Any) -> Tensor:
+    """Infinite, with a finite gradient, for the one datum of nine tokens."""
+    return torch.where(seqs.broadcast(seqs.lengths) == 9, torch.inf, 0.0) - logprobs
+
+
+def infinite_between(ranks: Ranks, setup: Setup, call: Call) -> tuple[str, str, bool, Numbers]:
+    return failed_between(ranks, setup, call, registered(infinite))
+
+
+def test_a_loss_that_is_infinite_on_one_rank_is_refused_by_all_and_changes_nothing(ranks: RankProcesses) -> None:
+    for kind, text, is_same, _ in ranks.run(infinite_between, APART, whole(call_of("cross_entropy"))):
+        assert (kind, is_same) == ("NonFiniteLossError", True)
+        assert "the loss is inf" in text
 
 
 def missing(ranks: Ranks, data: Sequence[Datum]) -> None:
@@ -295,7 +310,6 @@ def test_two_ranks_do_not_drop_the_same(ranks: RankProcesses, model_with_dropout
     assert not np.allclose(one["logprobs"], other["logprobs"])
 
 
-@pytest.mark.slow
 def test_bfloat16_products_on_ranks_are_those_of_one_process(ranks: RankProcesses) -> None:
     setup = replace(APART, dtype=torch.bfloat16)
     calls = [call_of(name, cuts=4) for name in ("cross_entropy", "info_nce")]

@@ -90,11 +90,10 @@ def evaluated(ranks: RankProcesses, call: Call, loss: LossLike, size: int) -> tu
     gradients = here.differentiate(parts)
     ranks.run(engine_call, "backward_kept", gradients, size=size)
     output, results = here.finish(), []
-    outputs = outputs_by_index(output.loss_fn_outputs)
-    for own, part in zip(ranks.run(taken, size=size), parts, strict=True):
-        results.append(Result(output.metrics, {i: outputs[i] for i in part.order.tolist()}, own[0]))
-        forwards = own[1]
-    return results, forwards
+    outputs, there = outputs_by_index(output.loss_fn_outputs), ranks.run(taken, size=size)
+    for (whole, *_), part in zip(there, parts, strict=True):
+        results.append(Result(output.metrics, {i: outputs[i] for i in part.order.tolist()}, whole))
+    return results, max(forwards for _, forwards, _ in there)
 
 
 def in_one_process(setup: Setup, call: Call, loss: LossLike) -> Result:

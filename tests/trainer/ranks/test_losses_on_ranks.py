@@ -7,11 +7,13 @@ is another one, products of other shapes are rounded differently: that is looked
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from lossbook import Datum, list_losses
+from lossbook import Datum, ModelInput, list_losses
 from lossbook.trainer.ranks import ALONE
 from tests.losses.cases import shipped
 
@@ -122,6 +124,35 @@ def test_an_encoder_on_ranks_gives_the_numbers_of_one_process(ranks: RankProcess
     calls = [call_of(name, cuts=4) for name in ("info_nce", "margin_mse", "cosent")]
     calls += [replace(calls[0], pooling="cls"), replace(few("siglip", 2), cuts=1)]
     assert_same(ranks, Setup(base="tiny-encoder"), calls, 2, FLOAT32)
+
+
+def groups(call: Call, size: int = 4) -> Call:
+    """The call with a beginning of 20 tokens that each `size` datums share, as samples of one prompt do."""
+    data: list[Datum] = []
+    for i, datum in enumerate(call.data):
+        prompt, inputs = [i // size + 1] * 20, dict(datum.loss_fn_inputs)
+        for name, value in inputs.items():
+            array = value.to_numpy()
+            inputs[name] = np.concatenate([np.zeros((20, *array.shape[1:]), array.dtype), array])  # type: ignore[assignment]
+        data.append(Datum(ModelInput.from_ints([*prompt, *datum.model_input.to_ints()]), inputs))
+    return replace(call, data=data)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dpo"])
+def test_samples_that_share_a_prompt_share_it_on_ranks_too(ranks: RankProcesses, name: str) -> None:
+    setup = replace(ALL_WEIGHTS, dtype=torch.float64, settings={"tokens_per_micro_batch": 90, "batching": "packed"})
+    # a group may be divided, and the norms' float32 then rounds the gradient of its beginning in two parts
+    assert_same(ranks, setup, [groups(call_of(name, count=16)), groups(call_of(name, count=2))], 2, FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"checkpoint_layers": True}, {"offload_activations": True}], ids=["checkpointed", "offloaded"]
+)
+def test_activations_that_are_not_kept_change_nothing_on_ranks(ranks: RankProcesses, settings: dict[str, Any]) -> None:
+    setup = replace(ALL_WEIGHTS, settings=settings | PADDED)
+    assert_same(
+        ranks, setup, [call_of("grpo", cuts=4), call_of("info_nce", cuts=4), few("cross_entropy", 1)], 2, FLOAT32
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 10_000], ids=["second forward", "kept graphs"])

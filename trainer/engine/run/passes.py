@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ....losses.batch.outputs import Outputs
+from ...packing.shares import Cuts
 from ...transfer import to_host
 from ..activation_memory import free_memory, held_bytes
 from ..group_report import tensors_of
@@ -30,7 +31,7 @@ class Passes:
     """
 
     batches: MicroBatches
-    cuts: Sequence[Sequence[int]]
+    cuts: Cuts
     recompute: bool | None = False
     parts: list[Outputs] = field(default_factory=list)
     _states: list[RandomState] = field(default_factory=list)
