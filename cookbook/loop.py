@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..datums.errors import LossbookError, located
 from ..trainer import ServiceClient, seed_everything
+from ..trainer.workers.launch import join_torchrun
 from .export.export import write_weights
 from .inspect.token_records import record_loss, record_sequences
 from .reports.plots import try_plot
@@ -51,6 +52,7 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
     `start_from` belongs to another model.
     """
     check_trackers(config.log_to)
+    join_torchrun(config.workers, config.device)
     digests = data_digests([getattr(config, name, None) for name in ("data", "eval_data")])
     start = None if config.start_from is None else find_checkpoint(config.start_from)
     run = open_run(

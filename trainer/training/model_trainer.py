@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,15 @@ class ModelTrainer:
     def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
         """Add a loss's gradient to the accumulated one."""
         output = self.engine.forward_backward(datums, loss, pooling)
-        self.accumulated.calls += 1
-        self.accumulated.tokens += int(output.metrics["response_tokens"])
-        self.accumulated.sequences += int(output.metrics["response_sequences"])
-        if loss.is_mean:
-            self.accumulated.means.append(loss.name)
+        self.count(output.metrics, loss.name if loss.is_mean else None)
         return output
+
+    def count(self, metrics: Mapping[str, float], mean: str | None) -> None:
+        """Note that a call's gradient was added. mean: its loss's name where that was divided by a count."""
+        self.accumulated.calls += 1
+        self.accumulated.tokens += int(metrics["response_tokens"])
+        self.accumulated.sequences += int(metrics["response_sequences"])
+        self.accumulated.means += [] if mean is None else [mean]
 
     def optim_step(self, params: AdamParams, normalization: Normalization | None) -> OptimStepResponse:
         """One AdamW step on the accumulated gradient, which is then cleared."""

@@ -20,7 +20,7 @@ GRACE = 30.0
 
 
 class Group(ABC):
-    """N ranks. A call that one of them does not survive, or does not answer in `timeout` seconds, ends them all.
+    """N ranks. A call that one of them does not survive, or does not answer in `timeout` + `GRACE` seconds, ends them all.
 
     Not thread-safe: two calls at one time could reach the ranks in different orders, and then wait for each other.
     """
@@ -53,7 +53,9 @@ class Group(ABC):
             _raise(answers)
         rank = next((rank for rank in failed if not answers[rank].is_clean), failed[0])
         kind, text = answers[rank].error or ("", "")
-        why = f"{self.who(rank)} failed in the midst of {name}, so that the others wait for it: {kind}: {text}"
+        silent = [self.who(rank) for rank in range(self.size) if rank not in answers]
+        besides = f"; no answer came from {', '.join(silent)}" if silent else ""
+        why = f"{self.who(rank)} failed in the midst of {name}{besides}: {kind}: {text}"
         self._die(name, why, answers[rank].trace)
 
     def who(self, rank: int) -> str:

@@ -14,12 +14,13 @@ from ...datums.errors import ModelError, WorkerDiedError
 from ...datums.types import AdamParams, Datum, SamplingParams
 from ...losses.loss.loss import LossLike
 from ..engine.checks import Pooling
+from ..engine.elsewhere import LossElsewhere
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SampleResponse, TopLogprobs
 from ..training.local_models import LocalModels
 from ..training.protocol import Normalization
 from .flat import FlatDatums, FlatLists, top_of
 from .groups import Group
-from .sent import merged, own_copy, sent_loss
+from .sent import SentLoss, merged, own_copy, sent_loss
 from .service import Facts
 from .workers import Workers
 
@@ -105,15 +106,16 @@ class _OnWorkers:
 
     def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
-        return self._with_loss("forward", datums, loss, pooling)
+        sent, flat = self._sent(loss), FlatDatums.of(datums)
+        if sent is not None:
+            return merged(self._call("forward", flat, sent, pooling))
+        here = LossElsewhere(datums, loss)
+        return here.valued(self._call("forward_kept", flat, here.names, None, pooling, False))
 
-    def _with_loss(
-        self, method: str, datums: Sequence[Datum], loss: LossLike, pooling: Pooling
-    ) -> ForwardBackwardOutput:
+    def _sent(self, loss: LossLike) -> SentLoss | None:
+        """A loss that every rank can make by its name; None for one that is computed here, from outputs of all ranks."""
         sent = sent_loss(loss)
-        if sent is None or not self._workers.know(self._group, sent):
-            raise NotImplementedError
-        return merged(self._call(method, FlatDatums.of(datums), sent, pooling))
+        return sent if sent is not None and self._workers.know(self._group, sent) else None
 
     def _take(self, group: Group, number: int, facts: Facts) -> None:
         """Be the model of this number, which the ranks forget with this object."""
@@ -130,7 +132,7 @@ class _OnWorkers:
         return self._workers.call(self._group, name, self._number, *arguments)
 
     def _plain(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._call("plain", method, arguments, options)[0]
+        return self._call(method, arguments, options)[0]
 
 
 class WorkersTrainer(_OnWorkers):
@@ -149,8 +151,24 @@ class WorkersTrainer(_OnWorkers):
         return self._facts.name
 
     def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
-        """Add a loss's gradient to the accumulated one."""
-        return self._with_loss("forward_backward", datums, loss, pooling)
+        """Add a loss's gradient to the accumulated one.
+
+        A loss that is computed here runs once, on the outputs of all ranks, which keep their graphs for its gradient.
+        """
+        sent, flat = self._sent(loss), FlatDatums.of(datums)
+        if sent is not None:
+            return merged(self._call("forward_backward", flat, sent, pooling))
+        here = LossElsewhere(datums, loss)
+        kept = self._call("forward_kept", flat, here.names, here.active, pooling, True)
+        try:
+            gradients = here.differentiate(kept)
+        except BaseException:
+            self._call("drop_kept")
+            raise
+        self._call("backward_kept", gradients)
+        output = here.finish()
+        self._plain("count", output.metrics, loss.name if loss.is_mean else None)
+        return output
 
     def optim_step(self, params: AdamParams, normalization: Normalization | None) -> OptimStepResponse:
         """One AdamW step on the accumulated gradient, which is then cleared."""
@@ -175,7 +193,7 @@ class WorkersTrainer(_OnWorkers):
             recipe = Recipe(recipe.models, "like", recipe.arguments | {"path": str(path)})
         group, number, facts = self._made(recipe)
         try:
-            self._workers.call(group, "plain", number, "load_state", (path,), {"optimizer": optimizer})
+            self._workers.call(group, "load_state", number, (path,), {"optimizer": optimizer})
         except BaseException:
             self._workers.forget(group, number)
             raise

@@ -76,6 +76,8 @@ class Rank:
 
     def start(self, host: str, port: int) -> Place:
         """Join the process groups. Returns when all ranks have."""
+        # The engine changes no output in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if self._device.startswith("cuda"):
             torch.cuda.set_device(torch.device(self._device))
         self._service = RankService(self._ranks(host, port), self._device)

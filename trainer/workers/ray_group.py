@@ -43,7 +43,7 @@ class RayGroup(Group):
     """One actor for each rank, on a GPU of its own where there are GPUs.
 
     device   "cpu" or "cuda"; None for GPUs where Ray knows any
-    timeout  seconds that a call may take
+    timeout  seconds that a call may take; a rank that waits so long for another in a collective gives up
     """
 
     def __init__(self, size: int, *, device: str | None = None, timeout: float) -> None:
@@ -98,15 +98,15 @@ class RayGroup(Group):
         from ray.exceptions import RayError
 
         waiting = dict(zip(refs, ranks, strict=True))
-        deadline, failed = time.monotonic() + self.timeout, False
+        deadline, failed = time.monotonic() + self.timeout + GRACE, False
         answers: dict[int, Any] = {}
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready and failed:
                 break
             if not ready:
-                rank = min(waiting.values())
-                self._die(name, f"{self.who(rank)} did not answer {name} in {self.timeout:g} s (worker_timeout)")
+                silent = ", ".join(self.who(rank) for rank in sorted(waiting.values()))
+                self._die(name, f"no answer to {name} in {self.timeout:g} s (worker_timeout) from {silent}")
             rank = waiting.pop(ready[0])
             try:
                 answers[rank] = ray.get(ready[0])
@@ -216,11 +216,17 @@ def _reason(error: Exception) -> str:
     return (detail[1] if detail else text or type(error).__name__)[-300:]
 
 
-def _refused(address: str, error: Exception) -> WorkerError:
-    text = " ".join(str(error).split())
-    if "token" in text.lower() or "auth" in type(error).__name__.lower():
+def _refused(address: str, error: BaseException) -> WorkerError:
+    from ray.exceptions import AuthenticationError
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    text = " ".join(str(error).split())[:300]
+    if any(isinstance(cause, AuthenticationError) for cause in causes):
         return WorkerError(
-            f"Ray at {address} refused this process's token. Give the head, the nodes and this process the same RAY_AUTH_MODE "
-            f"('token' or 'disabled') and, with 'token', the same token: {text:.300}"
+            f"Ray at {address} refused this process's token. `ray start` asks for one: give the head, the nodes and this process "
+            "the same RAY_AUTH_MODE ('token' or 'disabled'), and with 'token' the same token, in ~/.ray/auth_token or "
+            "RAY_AUTH_TOKEN"
         )
-    return WorkerError(f"Ray at {address} cannot be reached: {text:.300}")
+    return WorkerError(f"Ray at {address} cannot be reached: {text}")

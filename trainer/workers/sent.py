@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,16 +106,26 @@ def _facts(spec: LossSpec) -> LossSpec | None:
     return replace(spec, function=_facts, make_config=_facts, conflict=None, groups=None)
 
 
-def holds_parameters(function: Callable[..., Any]) -> bool:
-    """Whether a loss's function is a module, or refers to tensors that are trained: they are in this process alone."""
-    if not inspect.isfunction(function) or hasattr(function, "module"):  # an object that is called may hold anything
+def holds_parameters(function: Any) -> bool:
+    """Whether a loss's function is a module, or it or a function that it calls refers to tensors that are trained.
+
+    Those are in this process alone. A function that cannot be looked into counts as one that does.
+    """
+    if not inspect.isfunction(function) or hasattr(function, "module"):
         return True
-    try:
-        names = inspect.getclosurevars(function)
-    except ValueError:  # a cell that is still empty
-        return True
-    held = [*names.nonlocals.values(), *names.globals.values()]
-    return any(isinstance(one, torch.nn.Module) or getattr(one, "requires_grad", False) is True for one in held)
+    waiting, seen = [function], {function}
+    while waiting:
+        try:
+            names = inspect.getclosurevars(waiting.pop())
+        except ValueError:  # a cell that is still empty
+            return True
+        for one in (*names.nonlocals.values(), *names.globals.values()):
+            if isinstance(one, torch.nn.Module) or getattr(one, "requires_grad", False) is True:
+                return True
+            if inspect.isfunction(one) and one not in seen and one.__module__ == function.__module__:
+                seen.add(one)
+                waiting.append(one)
+    return False
 
 
 def _is_plain(value: Any) -> bool:

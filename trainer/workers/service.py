@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from ...datums.errors import WorkerError
 from ...datums.types import SamplingParams
 from ..engine.checks import Pooling
+from ..engine.elsewhere import KeptOutputs
 from ..ranks import ALONE, Ranks
 from ..sampling.params import check_params, check_prompt
 from ..shards import whole
@@ -25,14 +27,14 @@ from .sent import SentLoss, SentOutput, SentWeight
 
 #: What may be called by name.
 CALLS = (
-    *("seed", "make", "freeze", "drop", "imports", "forward", "forward_backward", "top_logprobs", "sample", "plain"),
+    *("seed", "make", "freeze", "drop", "imports", "forward", "forward_backward", "top_logprobs", "sample"),
     *("trained", "weights", "take"),
     *("forward_kept", "backward_kept", "drop_kept"),
 )
 #: Methods of models whose arguments and results travel as they are.
 PLAIN = (
     *("optim_step", "discard_gradients", "save_state", "load_state", "save_weights", "export_adapter", "export_model"),
-    *("info", "how_it_runs", "logprobs", "fingerprint"),
+    *("count", "info", "how_it_runs", "logprobs", "fingerprint"),
 )
 
 
@@ -55,6 +57,8 @@ class RankService:
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Raises WorkerError for a name that is not in the table."""
+        if name in PLAIN:
+            return self._plain(name, *arguments)
         if name not in CALLS:
             raise WorkerError(f"workers do not know the call {name!r}")
         return getattr(self, name)(*arguments)
@@ -94,6 +98,28 @@ class RankService:
     def forward_backward(self, number: int, datums: FlatDatums, loss: SentLoss, pooling: Pooling) -> SentOutput:
         """Of a trainer."""
         return SentOutput.of(self._trainer(number).forward_backward(datums.datums(), loss.received(), pooling))
+
+    def forward_kept(
+        self,
+        number: int,
+        datums: FlatDatums,
+        names: Sequence[str],
+        active: np.ndarray | None,
+        pooling: Pooling,
+        keep: bool,
+    ) -> KeptOutputs:
+        """This rank's outputs for a loss that the client computes; keep: a trainer keeps their graphs."""
+        held = self._held[number]
+        with held.snapshot.applied() if isinstance(held, FrozenModel) else nullcontext():
+            return held.engine.forward_kept(datums.datums(), names, active, pooling, keep=keep)
+
+    def backward_kept(self, number: int, gradients: dict[str, np.ndarray]) -> None:
+        """Add the gradient of a trainer's kept outputs."""
+        self._trainer(number).engine.backward_kept(gradients)
+
+    def drop_kept(self, number: int) -> None:
+        """Forget the graphs that a trainer keeps."""
+        self._trainer(number).engine.drop_kept()
 
     def top_logprobs(self, number: int, datums: FlatDatums, k: int) -> FlatTensors:
         """Of a frozen model: those of this rank's datums."""
@@ -152,10 +178,8 @@ class RankService:
             return False
         return True
 
-    def plain(self, number: int, method: str, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
-        """A method that takes and gives plain values. The first rank's value is the value."""
-        if method not in PLAIN:
-            raise WorkerError(f"workers do not know the method {method!r}")
+    def _plain(self, method: str, number: int, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
+        """A method of a model that takes and gives plain values. The first rank's value is the value."""
         value = getattr(self._held[number], method)(*arguments, **options)
         return value if self._ranks.is_first else None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lossbook as lb
 from lossbook.datums import errors
@@ -49,6 +50,50 @@ def test_training_gives_the_same_numbers_and_the_same_files(
     assert clients[0].get_info() == clients[1].get_info()
     assert clients[0].how_it_runs().result() == clients[1].how_it_runs().result()
     assert clients[1].get_tokenizer().decode([72, 105]) == clients[0].get_tokenizer().decode([72, 105])
+
+
+def test_a_function_of_the_client_runs_here_and_gives_the_same_numbers(
+    service: lb.ServiceClient, there: lb.ServiceClient, make_datums: Callable[..., list[lb.Datum]]
+) -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, logprobs: torch.Tensor) -> torch.Tensor:
+            return -logprobs * self.scale
+
+    def own(data: list[lb.Datum], logprobs: list[torch.Tensor]) -> Any:
+        return -sum(one.sum() for one in logprobs), {"datums": float(len(data))}
+
+    clients = [one.create_lora_training_client("tiny", rank=4, seed=0) for one in (service, there)]
+    modules, datums = [Scaled(), Scaled()], make_datums(6)
+    for losses in ([own, own], modules):
+        here, remote = (
+            client.forward_backward(datums, loss).result() for client, loss in zip(clients, losses, strict=True)
+        )
+        assert here.metrics == pytest.approx(remote.metrics, rel=1e-6)
+        assert here.loss_fn_outputs == remote.loss_fn_outputs
+        here, remote = (client.forward(datums, loss).result() for client, loss in zip(clients, losses, strict=True))
+        assert here.metrics == pytest.approx(remote.metrics, rel=1e-6)
+    here, remote = (module.scale.grad for module in modules)
+    assert here is not None
+    assert remote is not None
+    assert here.item() == pytest.approx(remote.item(), rel=1e-6)
+    here, remote = (client.optim_step(ADAM).result().metrics for client in clients)
+    assert here == pytest.approx(remote, rel=1e-5)
+    assert here["accumulated_calls"] == 2.0
+
+    def wrong(data: list[lb.Datum], logprobs: list[torch.Tensor]) -> Any:
+        raise ZeroDivisionError("a mistake")
+
+    with pytest.raises(ZeroDivisionError, match="a mistake"):
+        clients[1].forward_backward(datums, wrong).result()
+    with pytest.raises(errors.OptimizerError, match="nothing to apply"):
+        clients[1].optim_step(ADAM).result()
+    clients[1].forward_backward(datums, lb.get_loss(modules[1], reduction="token-mean")).result()
+    with pytest.raises(errors.OptimizerError, match="divide twice"):
+        clients[1].optim_step(ADAM, grad_accumulation_normalization="num_loss_tokens").result()
 
 
 def test_samples_logprobs_and_likeliest_tokens_are_the_same(
