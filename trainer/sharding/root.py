@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,12 @@ class RankModule(nn.Module):
         self.module = module
         self.value_head = value_head
         self.used: set[str] = set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module's, without FSDP's warning that outputs which are views must not be written in place: none is."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            return super().__call__(*args, **kwargs)
 
     def forward(self, function: Callable[[], T]) -> T:
         """What `function` returns: tensors, in dicts, tuples, lists or dataclasses.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -34,8 +32,6 @@ def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -
     if ranks.size == 1:
         return model
     _check(model, ranks, tensor_parallel)
-    # It warns of outputs that are written in place; gradients begin at copies of them here.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     assert ranks.data is not None
     model.device = _device(ranks.data)
     mesh = DeviceMesh.from_group(ranks.data, model.device.type)
