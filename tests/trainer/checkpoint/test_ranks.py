@@ -70,8 +70,9 @@ def save(ranks: Ranks, root: Path, step: int, overwrite: bool = False, failpoint
             parts={"weights": parts},
         )
     finally:
-        os.environ.pop(disk.FAILPOINT, None)
-        disk.hits.clear()
+        if failpoint is not None:
+            os.environ.pop(disk.FAILPOINT, None)
+            disk.hits.clear()
     return [name for name in os.listdir(root) if name.startswith(".")]
 
 

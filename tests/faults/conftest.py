@@ -1,0 +1,5 @@
+"""What these tests share with the trainer's."""
+
+from ..trainer.conftest import ranks
+
+__all__ = ["ranks"]
