@@ -27,9 +27,8 @@ tests.__path__ = [str(TESTS)]
 
 from lossbook.datums import disk  # noqa: E402
 from lossbook.trainer.checkpoint.folder import latest_checkpoint, read_checkpoint  # noqa: E402
-from lossbook.trainer.checkpoint.state import save_training  # noqa: E402
 from lossbook.trainer.ranks import ALONE, Ranks  # noqa: E402
-from tests.trainer.checkpoint.test_resharding import COUNTS, State, assert_same  # noqa: E402
+from tests.trainer.checkpoint.test_resharding import State, assert_same  # noqa: E402
 from tests.trainer.ranks.process import join  # noqa: E402
 
 #: Seconds after which a collective that waits for a dead rank raises, and after which a child is held to hang.
@@ -83,7 +82,7 @@ def to_step(ranks: Ranks, failpoint: str | None, steps: int, source: Path | None
         state.step()
     if failpoint is not None:
         os.environ[disk.FAILPOINT] = failpoint
-    save_training(root, "state", state.model, state.optimizer, COUNTS, overwrite=True)
+    state.save(root, "state")
 
 
 def case(action: str, rank: int, number: int, done: str) -> dict[str, Any]:

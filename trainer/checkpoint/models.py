@@ -84,7 +84,7 @@ def load_snapshot(
     """
     options: dict[str, Any] = {"base_model": base_model, "known": known, "base_weights": base_weights, "ranks": ranks}
     several = ranks.size > 1  # which read their parts of the weights, once they know them
-    checkpoint = read_checkpoint(Path(path), names=[] if several else ["weights"])
+    checkpoint = read_checkpoint(Path(path), names=[] if several else ["weights"], ranks=ranks)
     model = saved_model(checkpoint, device=device, dtype=dtype, **options)
     prepare(model)
     if several:

@@ -60,7 +60,7 @@ class LocalModels:
     def like(self, path: str, *, base_model: str | None) -> ModelTrainer:
         """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
         model = saved_model(
-            read_checkpoint(Path(path), names=[]),
+            read_checkpoint(Path(path), names=[], ranks=self.ranks),
             device=self.device,
             dtype=self.dtype,
             base_model=base_model,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +15,50 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+import lossbook as lb
 from lossbook.datums.errors import CheckpointError
 from lossbook.datums.types import AdamParams
 from lossbook.trainer.checkpoint.folder import read_checkpoint
 from lossbook.trainer.checkpoint.manifest import MANIFEST_NAME
-from lossbook.trainer.checkpoint.state import load_training, save_training, save_weights
-from lossbook.trainer.model.model import LoadedModel
-from lossbook.trainer.optim.adamw import AdamW
+from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.ranks import ALONE, Ranks
-from lossbook.trainer.sharding.gradients import sum_gradients
 from lossbook.trainer.sharding.shard import shard_model
-from lossbook.trainer.sharding.weights import local_parameters
 from lossbook.trainer.shards import local
+from lossbook.trainer.training.model_trainer import ModelTrainer
 
 from ..ranks.processes import RankProcesses
-from ..sharding.models import built, loss_of, rows
+from ..sharding.models import built, rows
 from .test_checkpoints import replace_file
 
-COUNTS = {"calls": 1, "tokens": 7, "sequences": 2, "means": []}
 GROUPS = ("weights", "optimizer", "gradients", "random")
 
 
-def accumulate(model: LoadedModel, ranks: Ranks) -> None:
-    """Forward and backward of eight rows, each by one rank."""
-    for row in rows(8)[ranks.rank :: ranks.size]:
-        model.inside(lambda row=row: {"loss": loss_of(model, row, 100.0)})["loss"].backward()
-    sum_gradients(model)
+DATUMS = [lb.datum_from_tokens_weights(row[0].tolist(), [1.0] * row.shape[1]) for row in rows()]
 
 
-class State:
-    """A model in training on this rank, and its optimizer."""
+class State(ModelTrainer):
+    """A model in training on this rank: random weights, all of them trained or adapters, made the same way each time."""
 
     def __init__(self, ranks: Ranks, trained: str, *, other_weights: bool = False, **settings: Any) -> None:
-        self.ranks = ranks
         model = built(trained, **settings)
         for parameter in model.trainable().values() if other_weights else ():
             torch.nn.init.normal_(parameter, std=0.1)
-        self.model: LoadedModel = shard_model(model, ranks)
-        self.parameters = local_parameters(self.model)
-        self.optimizer = AdamW(self.parameters)
+        super().__init__(shard_model(model, ranks), EngineSettings())
+
+    def accumulate(self) -> None:
+        """The gradients of one more call."""
+        self.forward_backward(DATUMS, lb.get_loss("cross_entropy"), "mean")
 
     def step(self) -> None:
-        """A step on the gradients of one more call, without clipping."""
-        accumulate(self.model, self.ranks)
-        trainable = self.model.trainable()
-        for name, parameter in self.parameters.items():
-            gradient = trainable[name].grad
-            parameter.grad = None if gradient is None else local(gradient)
-        self.optimizer.step(AdamParams(learning_rate=1e-2, grad_clip_norm=0.0))
-        for parameter in trainable.values():
-            parameter.grad = None
+        """One more call and a step, with gradients clipped by their norm over all ranks."""
+        self.accumulate()
+        self.optim_step(AdamParams(learning_rate=1e-2, grad_clip_norm=0.1), None)
 
     def save(self, root: Path, name: str) -> Path:
-        return save_training(root, name, self.model, self.optimizer, COUNTS, overwrite=False)
+        return self.save_state(root, name, overwrite=True)
 
     def load(self, path: Path) -> None:
-        assert load_training(path, self.model, self.optimizer) == COUNTS
+        self.load_state(path, optimizer=True)
 
     def held(self) -> dict[str, Any]:
         """Copies of all that this rank has of the state."""
@@ -79,6 +68,7 @@ class State:
             "optimizer": self.optimizer.state_tensors(),
             "gradients": {name: local(p.grad).clone() for name, p in trainable if p.grad is not None},
             "random": {"cpu": torch.get_rng_state()},
+            "counts": {name: torch.tensor(value) for name, value in asdict(self.accumulated).items()},
         }
 
 
@@ -87,7 +77,7 @@ def trained_and_saved(ranks: Ranks, trained: str, root: Path, name: str) -> None
     state = State(ranks, trained)
     state.step()
     state.step()
-    accumulate(state.model, ranks)
+    state.accumulate()
     torch.manual_seed(5)
     state.save(root, name)
 
@@ -143,13 +133,13 @@ def gone_on(ranks: Ranks, trained: str, root: Path) -> None:
     state.step()
     state.save(root, "middle")
     state.step()
-    accumulate(state.model, ranks)
+    state.accumulate()
     state.save(root, "went-on")
     resumed = State(ranks, trained, other_weights=True)
     torch.manual_seed(99)
     resumed.load(root / "middle")
     resumed.step()
-    accumulate(resumed.model, ranks)
+    resumed.accumulate()
     resumed.save(root, "resumed")
     assert_same(state.held(), resumed.held())
 
@@ -163,18 +153,18 @@ def test_the_next_step_after_a_resume_is_the_same_bit_for_bit(
 
 
 def weights_saved(ranks: Ranks, root: Path) -> None:
-    save_weights(root, "weights", State(ranks, "tied", other_weights=True).model, overwrite=False)
+    State(ranks, "tied", other_weights=True).save_weights(root, "weights", overwrite=False)
 
 
 def weights_loaded(ranks: Ranks, root: Path) -> None:
     """Weights alone are taken, and no gradient is left; with an optimizer they are refused."""
     state = State(ranks, "tied")
-    accumulate(state.model, ranks)
+    state.accumulate()
     with pytest.raises(CheckpointError, match="holds weights only, no optimizer state"):
         state.load(root / "weights")
-    assert load_training(root / "weights", state.model, None) == {}
+    state.load_state(root / "weights", optimizer=False)
     assert state.held()["gradients"] == {}
-    save_weights(root, f"again-{ranks.size}", state.model, overwrite=False)
+    state.save_weights(root, f"again-{ranks.size}", overwrite=False)
 
 
 def test_weights_alone_pass_from_ranks_to_ranks_and_to_one_process(ranks: RankProcesses, tmp_path: Path) -> None:
@@ -196,7 +186,7 @@ def adapter_saved(ranks: Ranks, root: Path, name: str) -> None:
     state = State(ranks, "lora")
     state.step()
     state.save(root, name)
-    save_weights(root, f"{name}-weights", state.model, overwrite=False)
+    state.save_weights(root, f"{name}-weights", overwrite=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -228,7 +218,7 @@ def refused_and_unchanged(ranks: Ranks, root: Path, settings: dict[str, Any]) ->
     """What a rank is told that loads `root/0`; nothing that it holds is another then."""
     state = State(ranks, "untied", other_weights=True, **settings)
     state.step()
-    accumulate(state.model, ranks)
+    state.accumulate()
     before = state.held()
     with pytest.raises(CheckpointError) as raised:
         state.load(root / "0")
