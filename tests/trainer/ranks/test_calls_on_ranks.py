@@ -37,6 +37,7 @@ from .calls import (
 )
 from .processes import RankProcesses
 
+SLOW = pytest.mark.slow
 PADDED = {"batching": "padded", "tokens_per_micro_batch": 24}
 #: A model in which nothing of one datum reaches another, not even NaN.
 APART = Setup(settings=PADDED)
@@ -53,7 +54,7 @@ def forward(ranks: Ranks, setup: Setup, calls: Sequence[Call]) -> list[Result]:
     return results
 
 
-@pytest.mark.parametrize("batching", ["packed", "padded"])
+@pytest.mark.parametrize("batching", [pytest.param("packed", marks=SLOW), "padded"])
 def test_a_forward_on_ranks_gives_the_outputs_and_metrics_of_one_process(ranks: RankProcesses, batching: str) -> None:
     setup = Setup(value_head=True, dtype=torch.float64, settings={"tokens_per_micro_batch": 24, "batching": batching})
     names = ("cross_entropy", "dpo", "kto", "info_nce", "value_mse", "entropy_bonus")
@@ -162,8 +163,15 @@ def whole(call: Call) -> Call:
     return replace(call, data=data)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "seed": 0}], ids=["all weights", "LoRA"])
-@pytest.mark.parametrize("name", ["cross_entropy", "dpo", "kto"])
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        pytest.param("cross_entropy", {"rank": 4, "seed": 0}, id="tokens, LoRA"),
+        pytest.param("kto", None, id="a batch, all weights"),
+        pytest.param("dpo", None, id="pairs, all weights", marks=SLOW),
+        pytest.param("kto", {"rank": 4, "seed": 0}, id="a batch, LoRA", marks=SLOW),
+    ],
+)
 def test_nan_on_one_rank_is_raised_by_all_with_the_datum_and_changes_nothing(
     ranks: RankProcesses, name: str, lora: dict[str, Any] | None
 ) -> None:
@@ -234,7 +242,7 @@ def warned_forward(ranks: Ranks, setup: Setup, call: Call) -> tuple[list[str], d
     return [str(one.message) for one in caught if "datum" in str(one.message)], output.metrics
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "kto"])
+@pytest.mark.parametrize("name", ["cross_entropy", pytest.param("kto", marks=SLOW)])
 def test_a_forward_that_gives_nan_on_one_rank_warns_on_all(ranks: RankProcesses, name: str) -> None:
     setup, call = replace(APART, change=poison), poisoned_at(call_of(name), 7)
     texts, metrics = warned_forward(ALONE, setup, call)
@@ -280,8 +288,14 @@ def dropping(ranks: Ranks, base: str, lora: Any, call: Call, repeats: int) -> tu
     return values, after.numpy().tobytes(), not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "seed": 0, "dropout": 0.5}], ids=["the model's", "adapters'"])
-@pytest.mark.parametrize("name", ["cross_entropy", "kto"])
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        pytest.param("kto", None, id="the model's, a batch"),
+        pytest.param("cross_entropy", None, id="the model's, tokens", marks=SLOW),
+        pytest.param("cross_entropy", {"rank": 4, "seed": 0, "dropout": 0.5}, id="adapters', tokens", marks=SLOW),
+    ],
+)
 def test_ranks_drop_by_numbers_of_their_own_and_end_in_one_random_state(
     ranks: RankProcesses, name: str, lora: Any, model_with_dropout: str
 ) -> None:

@@ -102,6 +102,7 @@ def in_one_process(setup: Setup, call: Call, loss: LossLike) -> Result:
     return Result(output.metrics, outputs_by_index(output.loss_fn_outputs), taken_gradients(engine.model))
 
 
+FAST = ("a function over logprobs", "recomputed", "a rank without a datum")
 CASES: dict[str, tuple[Setup, Call, LossLike]] = {
     "a function over logprobs": (Setup(settings=SMALL), call_of("cross_entropy"), own_loss(variance)),
     "a function over embeddings": (Setup(settings=SMALL), call_of("info_nce"), own_loss(spread, "embeddings")),
@@ -125,7 +126,10 @@ CASES: dict[str, tuple[Setup, Call, LossLike]] = {
 }
 
 
-@pytest.mark.parametrize(("setup", "call", "loss"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    ("setup", "call", "loss"),
+    [pytest.param(*case, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, case in CASES.items()],
+)
 def test_a_function_on_the_clients_side_gives_the_numbers_of_one_process(
     ranks: RankProcesses, setup: Setup, call: Call, loss: LossLike
 ) -> None:

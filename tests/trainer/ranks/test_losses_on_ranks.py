@@ -138,7 +138,7 @@ def groups(call: Call, size: int = 4) -> Call:
     return replace(call, data=data)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dpo"])
+@pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_samples_that_share_a_prompt_share_it_on_ranks_too(ranks: RankProcesses, name: str) -> None:
     setup = replace(ALL_WEIGHTS, dtype=torch.float64, settings={"tokens_per_micro_batch": 90, "batching": "packed"})
     # a group may be divided, and the norms' float32 then rounds the gradient of its beginning in two parts
@@ -146,7 +146,9 @@ def test_samples_that_share_a_prompt_share_it_on_ranks_too(ranks: RankProcesses,
 
 
 @pytest.mark.parametrize(
-    "settings", [{"checkpoint_layers": True}, {"offload_activations": True}], ids=["checkpointed", "offloaded"]
+    "settings",
+    [{"checkpoint_layers": True}, pytest.param({"offload_activations": True}, marks=pytest.mark.slow)],
+    ids=["checkpointed", "offloaded"],
 )
 def test_activations_that_are_not_kept_change_nothing_on_ranks(ranks: RankProcesses, settings: dict[str, Any]) -> None:
     setup = replace(ALL_WEIGHTS, settings=settings | PADDED)
