@@ -146,7 +146,8 @@ def taken_gradients(model: LoadedModel) -> Numbers:
 class Differences:
     """The largest differences between what ranks have and what one process has, each relative to its size or to 1.
 
-    gradients: for each parameter, of its largest entry, or of a thousandth of the largest of all where that is more.
+    gradients: for each parameter, of its largest entry, or of a hundredth of the largest of all where that is more: a
+    bias whose gradient nearly cancels is rounded as coarsely as what it is the sum of.
     """
 
     loss: float
@@ -183,5 +184,5 @@ def relative(ours: Numbers, expected: Numbers) -> float:
     largest = max(sizes.values())
     assert largest > 0, "the loss moved nothing, so nothing was compared"
     return max(
-        float(np.abs(ours[name] - one).max()) / max(sizes[name], 1e-3 * largest) for name, one in expected.items()
+        float(np.abs(ours[name] - one).max()) / max(sizes[name], 1e-2 * largest) for name, one in expected.items()
     )

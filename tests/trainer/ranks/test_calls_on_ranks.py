@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -206,6 +207,45 @@ def test_a_loss_that_is_infinite_on_one_rank_is_refused_by_all_and_changes_nothi
     for kind, text, is_same, _ in ranks.run(infinite_between, APART, whole(call_of("cross_entropy"))):
         assert (kind, is_same) == ("NonFiniteLossError", True)
         assert "the loss is inf" in text
+
+
+def counted(ranks: Ranks, setup: Setup, calls: Sequence[Call], full: int) -> list[tuple[int, int, float]]:
+    """How many forwards and backwards each call takes, and its `forward_passes`; on rank `full` no memory is free."""
+    engine, counts, sysconf = engine_of(ranks, setup), [0, 0], os.sysconf
+
+    def passed(module: Any, args: Any, output: Any) -> None:
+        counts[0] += 1
+        if (hidden := output.last_hidden_state).requires_grad:
+            hidden.register_hook(went_back)
+
+    def went_back(gradient: Tensor) -> None:
+        counts[1] += 1
+
+    engine.model.backbone.register_forward_hook(passed)
+    results = []
+    os.sysconf = lambda name: 0 if ranks.rank == full else sysconf(name)
+    try:
+        for call in calls:
+            counts[:] = 0, 0
+            output = engine.forward_backward(call.data, loss_of(call.loss))
+            results.append((*counts, output.metrics["forward_passes"]))
+    finally:
+        os.sysconf = sysconf
+    return results
+
+
+def test_every_rank_makes_as_many_forwards_and_backwards_and_all_agree_where_one_lacks_memory(
+    ranks: RankProcesses,
+) -> None:
+    unequal = call_of("cross_entropy", count=5)
+    calls = [unequal, replace(unequal, data=unequal.data[:1]), call_of("kto"), call_of("info_nce")]
+    for full in (-1, 1):
+        own, other = ranks.run(counted, replace(APART, settings=PADDED | {"tokens_per_micro_batch": 9}), calls, full)
+        assert own == other
+        passes = 1 if full == -1 else 2
+        assert [each[2] for each in own] == [1, 1, passes, passes]
+        # the first micro-batch of those that are computed again was measured
+        assert all(forwards == backwards * each for forwards, backwards, each in own)
 
 
 def missing(ranks: Ranks, data: Sequence[Datum]) -> None:
