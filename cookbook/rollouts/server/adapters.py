@@ -12,6 +12,7 @@ import secrets
 import warnings
 import weakref
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,11 +83,14 @@ class ServedPolicy:
                 disk.remove(path)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._current = None
         try:
             for name in sorted(self._loaded):
-                self._unload(name)
+                if not self._unload(name) and error is not None:
+                    break  # the server is probably away, which the error says already
         finally:
             self.server.close()
 
@@ -124,14 +128,16 @@ class ServedPolicy:
         while self._unused:
             self._unload(self._unused.pop())
 
-    def _unload(self, name: str) -> None:
-        """Unload an adapter and remove its folder. What still has its place on the server does no harm to this run: a warning."""
+    def _unload(self, name: str) -> bool:
+        """Unload an adapter and remove its folder; whether that went well. What stays on the server does this run no harm: a warning."""
+        self._loaded.discard(name)
+        disk.remove(self.folder / name)
         try:
             self.server.unload(name)
         except SamplerError as error:
             warnings.warn(str(error), stacklevel=2)
-        self._loaded.discard(name)
-        disk.remove(self.folder / name)
+            return False
+        return True
 
     def _check_that_adapters_count(self, folder: Path) -> None:
         """Raise SamplerError where the server answers alike with an adapter of noise and without any.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -173,3 +175,28 @@ def test_a_weight_of_any_dtype_travels_bit_for_bit() -> None:
         assert torch.equal(sent.tensor(), weight[:, ::2])
     assert SentWeight.of(torch.tensor(2.0)).tensor().shape == ()
     assert np.array_equal(SentWeight.of(torch.zeros(0)).content, np.zeros(0, np.uint8))
+
+
+@pytest.mark.slow
+def test_a_sampling_worker_that_was_killed_is_replaced_and_the_model_trains_on(
+    tmp_path: Path, service: lb.ServiceClient, make_datums: Callable[..., list[lb.Datum]]
+) -> None:
+    from .test_ray import worker_processes
+
+    before = set(worker_processes())
+    there = lb.ServiceClient(device="cpu", workers=1, sampling_workers=1, checkpoint_dir=tmp_path)
+    here, client = (MODELS[0](one) for one in (service, there))
+    trains = set(worker_processes()) - before
+    sampler = client.save_weights_and_get_sampling_client()
+    expected = sampler.sample_batch(PROMPTS, PARAMS).result()
+    (samples,) = set(worker_processes()) - before - trains
+    os.kill(samples, signal.SIGKILL)
+    with pytest.raises(errors.WorkerDiedError, match=r"worker 0 of 1 .* died during sample"):
+        sampler.sample_batch(PROMPTS, PARAMS).result()
+    assert client.save_weights_and_get_sampling_client().sample_batch(PROMPTS, PARAMS).result() == expected
+    for one in (here, client):
+        update(one, make_datums(4))
+    here, there = (
+        one.save_weights_and_get_sampling_client().sample_batch(PROMPTS, PARAMS).result() for one in (here, client)
+    )
+    assert here == there != expected

@@ -195,30 +195,44 @@ def test_an_adapter_that_is_not_unloaded_is_a_warning(
     policy.save_weights_and_get_sampling_client()
     vllm.adapters.clear()
     with pytest.warns(UserWarning, match=r"was not unloaded: .*cannot be found"):
-        policy.__exit__()
+        policy.__exit__(None, None, None)
 
 
 def test_sampling_ahead_on_a_server_goes_on_while_the_trainer_trains(
     vllm: Server, training: lb.TrainingClient, tmp_path: Path
 ) -> None:
-    """The server answers nothing until the trainer's update is done, which it therefore cannot have waited for."""
+    """From the second step's rollouts on the server answers when the trainer's update is done: it cannot have waited for them."""
     config = RLConfig.model_validate(
         {"task": "gcd", "problems_per_step": 2, "group_size": 2, "max_tokens": 2, "off_policy_steps": 1}
     )
     problems = [Problem(str(i), lambda: SingleTurn([{"role": "user", "content": "x"}], len)) for i in range(4)]
     runner = RolloutRunner(training.get_tokenizer(), 2)
-    trained = threading.Event()
+    trained, answers = threading.Event(), iter(range(100))
     with policy_on(vllm, training, tmp_path) as policy, RolloutCollector(config, runner, problems, policy) as collector:
-        vllm.before = lambda: None
-        sampler = policy.save_weights_and_get_sampling_client()
-        first = collector.collect(sampler, 1)
-        collector._ahead = None
-        vllm.before = lambda: trained.wait(60)
-        ahead = collector._thread.submit(collector.collect, sampler, 2)
+        policy.save_weights_and_get_sampling_client()  # compared with the trainer
+        vllm.before = lambda: next(answers) < config.problems_per_step or trained.wait(60)
+        collector.get(1, is_last=False)
         update(training)
-        assert not ahead.done()
+        assert next(answers) <= 2 * config.problems_per_step  # of two steps, and this one
         trained.set()
-        assert len(ahead.result().groups) == len(first.groups) == 2
+        rollouts = collector.get(2, is_last=True)
+    assert len(rollouts.groups) == 2
+
+
+def test_after_an_error_a_server_that_does_not_unload_is_asked_once(
+    vllm: Server, training: lb.TrainingClient, tmp_path: Path
+) -> None:
+    """It is probably away, and each attempt to reach it takes a while."""
+    policy = policy_on(vllm, training, tmp_path)
+    samplers = [policy.save_weights_and_get_sampling_client()]
+    update(training)
+    samplers.append(policy.save_weights_and_get_sampling_client())
+    vllm.adapters.clear()
+    vllm.requests.clear()
+    with pytest.warns(UserWarning, match="was not unloaded"):
+        policy.__exit__(SamplerError, SamplerError("it is away"), None)
+    assert [path for path, _ in vllm.requests] == ["/v1/unload_lora_adapter"]
+    assert len(samplers) == 2
 
 
 # --- `lossbook doctor parity` ------------------------------------------------------------------------------------------
