@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....trainer.engine.activation_memory import repeated_layers
+from ....trainer.model.layers import separate_layers
 from ....trainer.model.model import LoadedModel
 from .kept import Kept, kept_by
 
@@ -89,7 +90,9 @@ class Shape:
 
 def shape_of(model: LoadedModel) -> Shape:
     """Count an outline that is ready to be trained. Raises ModelError where a forward cannot be run without numbers."""
-    layers = repeated_layers(model)
+    layers = separate_layers(model) or repeated_layers(
+        model
+    )  # as they are gathered one by one; an error where there is none
     inside = {id(p) for layer in layers for p in layer.parameters()}
     names = {id(p): name for name, p in model.module.named_parameters()}
     rest = [p for p in model.module.parameters() if id(p) not in inside]
