@@ -49,10 +49,10 @@ def sharded(ranks: Ranks, trained: str, **settings: Any) -> LoadedModel:
 
 
 @functools.cache
-def rows(count: int = 6) -> list[Tensor]:
-    """Token ids, [1, length] each, of different lengths."""
+def rows(count: int = 8) -> list[Tensor]:
+    """Token ids, [1, length] each, of different lengths: as many for each of 2 or 4 ranks."""
     rng = np.random.default_rng(0)
-    return [torch.from_numpy(rng.integers(0, VOCABULARY, (1, 5 + 3 * i))) for i in range(count)]
+    return [torch.from_numpy(rng.integers(0, VOCABULARY, (1, 5 + 2 * i))) for i in range(count)]
 
 
 def loss_of(model: LoadedModel, tokens: Tensor, count: float) -> Tensor:
