@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....trainer.engine.activation_memory import repeated_layers
-from ....trainer.model.layers import separate_layers
 from ....trainer.model.model import LoadedModel
+from ....trainer.sharding.layers import separate_layers
 from .kept import Kept, kept_by
 
 #: Bytes of a 4-bit weight: NF4, and 1 byte of scale for each 64 weights, itself scaled by a float32 for each 256 of them
