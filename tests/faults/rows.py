@@ -45,6 +45,9 @@ _NUMBERS = "losses/test_loss_numbers.py::test_"
 _MACHINE = "faults/test_client_machine.py::test_clients_among_failing_calls_are_clients_that_got_the_good_calls_only"
 _SWEEP = "faults/test_failpoints.py::test_"
 _ROWS = "faults/test_more_rows.py::test_"
+_RANKS = "faults/test_ranks.py::test_"
+_OF_RANKS = "trainer/checkpoint/test_ranks.py::test_"
+_RESHARDING = "trainer/checkpoint/test_resharding.py::test_"
 
 LOSSES = (
     Row(
@@ -697,6 +700,7 @@ CHECKPOINTS = (
             f"{_WRITERS}a_writer_killed_at_any_step_leaves_the_old_or_the_new_checkpoint_whole",
             f"{_SWEEP}at_every_operation_of_a_run_nothing_is_lost_half_or_applied_twice",
             "datums/test_disk.py::test_when_the_process_is_killed_at_any_operation_the_old_or_the_new_content_is_whole",
+            f"{_RANKS}wherever_a_rank_is_killed_while_ranks_save_a_resumed_run_ends_as_one_that_was_not",
         ),
     ),
     Row(
@@ -707,6 +711,7 @@ CHECKPOINTS = (
             f"{_WRITERS}whatever_step_the_disk_refuses_the_old_or_the_new_checkpoint_is_whole",
             f"{_SWEEP}at_every_operation_of_a_run_nothing_is_lost_half_or_applied_twice",
             "datums/test_disk.py::test_when_the_disk_refuses_any_operation_the_old_or_the_new_content_is_whole",
+            f"{_RANKS}wherever_the_disk_of_a_rank_fails_all_are_told_and_the_old_or_the_new_one_is_whole",
         ),
     ),
     Row(
@@ -718,6 +723,7 @@ CHECKPOINTS = (
             f"{_CHECKPOINTS}a_file_that_was_cut_off_is_named_with_what_to_do",
             f"{_CHECKPOINTS}a_damaged_latest_checkpoint_is_skipped_with_a_warning_that_says_so",
             f"{_SWEEP}every_damage_to_every_file_of_a_run_is_refused_by_name_or_passed_over_in_words",
+            f"{_OF_RANKS}a_damaged_file_of_one_rank_is_refused_by_name_on_every_rank_and_by_one_process",
         ),
     ),
     Row(
@@ -767,6 +773,7 @@ CHECKPOINTS = (
             f"{_STATE}a_checkpoint_of_another_model_is_refused_and_changes_nothing",
             f"{_STATE}a_checkpoint_of_another_precision_is_refused",
             f"{_CHECKPOINTS}an_unknown_format_version_is_refused_with_the_versions_that_wrote_it",
+            f"{_RESHARDING}what_is_wrong_on_one_rank_is_refused_on_all_and_nothing_changes",
         ),
     ),
     Row(

@@ -47,7 +47,10 @@ def test_wherever_a_rank_is_killed_while_ranks_save_a_resumed_run_ends_as_one_th
         assert one["resumed"] == [0, 0], one
         assert one["there"] == ["state"], one
     assert {one["left"] for one in cases if one["rank"] == 1} == {1}, "nothing is in its place before all have written"
-    print(f"{action}: {len(cases)} cases, the new one left {sum(one['left'] == 2 for one in cases)} times")
+    print(
+        f"two ranks that save, {action} at each operation of each: {len(cases)} cases, the new checkpoint left in "
+        f"{sum(one['left'] == 2 for one in cases)} of them; all resumed to the same weights, moments and random state"
+    )
 
 
 def swept(ranks: Ranks, root: Path, action: str, rank: int, lasting: bool) -> list[dict[str, Any]]:
@@ -96,4 +99,7 @@ def test_wherever_the_disk_of_a_rank_fails_all_are_told_and_the_old_or_the_new_o
         assert one["step"] == (2 if in_place else 1), one
         if not in_place and not lasting:
             assert one["there"] == ["state"], one
-    print(f"rank {rank}, {action}: {len(first)} cases, {sum(one['step'] == 1 for one in first)} times the old one")
+    print(
+        f"two ranks that save, {action} at each operation of rank {rank}: {len(first)} cases, the old checkpoint left in "
+        f"{sum(one['step'] == 1 for one in first)} of them"
+    )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import lossbook as lb
+from lossbook.cookbook.export.export import export
 from lossbook.datums.errors import CheckpointError
 from lossbook.datums.types import AdamParams
 from lossbook.trainer.checkpoint.folder import read_checkpoint
@@ -24,6 +25,7 @@ from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.ranks import ALONE, Ranks
 from lossbook.trainer.sharding.shard import shard_model
 from lossbook.trainer.shards import local
+from lossbook.trainer.training.local_models import LocalModels
 from lossbook.trainer.training.model_trainer import ModelTrainer
 
 from ..ranks.processes import RankProcesses
@@ -298,3 +300,32 @@ def test_a_state_that_is_infinite_on_one_rank_is_not_saved(ranks: RankProcesses,
     for told in ranks.run(poisoned, tmp_path):
         assert f"the weight of '{EMBEDDINGS}' holds NaN or infinite numbers" in told
     assert os.listdir(tmp_path) == []
+
+
+def tiny_saved(ranks: Ranks, root: Path) -> None:
+    trainer = LocalModels(EngineSettings(), device="cpu", ranks=ranks).all_weights("tiny", value_head=False)
+    trainer.forward_backward(DATUMS, lb.get_loss("cross_entropy"), "mean")
+    trainer.optim_step(AdamParams(learning_rate=1e-2), None)
+    trainer.save_state(root, "state", overwrite=False)
+    trainer.save_weights(root, "weights", overwrite=False)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_samples_and_exports_what_ranks_saved(
+    ranks: RankProcesses, tmp_path: Path, service: lb.ServiceClient
+) -> None:
+    ranks.run(tiny_saved, tmp_path)
+    training = service.create_training_client_from_state_with_optimizer(str(tmp_path / "state"))
+    sampler = service.create_sampling_client(model_path=str(tmp_path / "weights"))
+    prompt, greedy = lb.ModelInput.from_ints([84, 104, 101]), lb.SamplingParams(max_tokens=4, temperature=0.0)
+    saved, loaded = (
+        one.sample(prompt, 1, greedy).result().sequences[0]
+        for one in (sampler, training.save_weights_and_get_sampling_client())
+    )
+    assert saved.tokens == loaded.tokens
+    assert saved.logprobs == loaded.logprobs
+    checked = export(tmp_path / "state", tmp_path / "out")  # which compares what it wrote with the trainer
+    assert "differ by at most" in str(checked)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    training.forward_backward(DATUMS, "cross_entropy").result()
+    assert training.optim_step(AdamParams()).result().metrics["step"] == 2.0

@@ -89,8 +89,9 @@ def of_experts(folder: Path) -> LoadedModel:
         vocab_size=260, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=64, num_local_experts=EXPERTS, num_experts_per_tok=2
     )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(folder)
-    build_tiny_tokenizer().save_pretrained(folder)
+    if not folder.exists():
+        MixtralForCausalLM(config).save_pretrained(folder)
+        build_tiny_tokenizer().save_pretrained(folder)
     model = add_lora(load_model(str(folder), device="cpu", dtype=torch.float32), rank=4, seed=0)
     for name, parameter in sorted(model.trainable().items()):
         torch.nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(len(name)))

@@ -10,6 +10,7 @@ import torch
 
 from lossbook.datums import disk
 from lossbook.trainer.model.export import export_model
+from lossbook.trainer.model.load import load_model
 from lossbook.trainer.ranks import ALONE, Ranks
 from lossbook.trainer.sharding.shard import shard_model
 from lossbook.trainer.shards import local
@@ -17,6 +18,7 @@ from lossbook.trainer.shards import local
 from ..head.test_memory import LiveBytes
 from ..ranks.processes import RankProcesses
 from ..sharding.models import TRAINED, built
+from .test_export import of_experts
 
 
 def exported(ranks: Ranks, trained: str, out: Path, dtype: torch.dtype | None, file_bytes: int) -> int:
@@ -54,6 +56,21 @@ def test_the_first_rank_holds_one_files_weights_and_the_others_one_weight(ranks:
     first, second = ranks.run(exported, "untied", tmp_path / "out", None, file_bytes)
     assert file_bytes / 2 < first < file_bytes + 3 * largest < whole
     assert largest <= second < 3 * largest  # gathered, and put together
+
+
+def of_another_kind(ranks: Ranks, folder: Path, out: Path) -> None:
+    """A mixture of experts, named and cut otherwise on disk, with adapters on its experts; and an encoder, with all weights."""
+    export_model(shard_model(of_experts(folder), ranks), out / "experts", file_bytes=40_000)
+    encoder = load_model("tiny-encoder", device="cpu", dtype=torch.float32).train_all_weights()
+    export_model(shard_model(encoder, ranks), out / "encoder")
+
+
+@pytest.mark.slow
+def test_mixtures_of_experts_and_encoders_too(ranks: RankProcesses, tmp_path: Path) -> None:
+    of_another_kind(ALONE, tmp_path / "base", tmp_path / "alone")
+    ranks.run(of_another_kind, tmp_path / "base", tmp_path / "together")
+    for kind in ("experts", "encoder"):
+        assert contents(tmp_path / "together" / kind) == contents(tmp_path / "alone" / kind)
 
 
 def failing(ranks: Ranks, out: Path) -> str:
