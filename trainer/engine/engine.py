@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +35,7 @@ from .elsewhere import KeptOutputs
 from .gradients import OwnGradients
 from .group_report import GroupReport, Valued, differentiated, valued
 from .micro_batch_run import MicroBatches
-from .ranks.held import HeldBack
+from .ranks.held import HeldBack, out_of_memory_named
 from .ranks.kept import Kept
 from .ranks.merged import as_first, merged, own_random_numbers
 from .results import Collected, forward_output, per_datum, trained_output, with_nll
@@ -74,7 +75,12 @@ class Engine:
             bound, sequences = self._check(datums, loss, everywhere=True)
         batches, together = self._plan(loss, bound, sequences, pooling, everywhere=True), loss.couples == "batch"
         held, seen, collected = HeldBack(self.model.ranks), None, Collected()
-        with torch.no_grad(), restoring_random_state(self.model.device), mode(self.model, training=False):
+        with (
+            self._naming_rank(),
+            torch.no_grad(),
+            restoring_random_state(self.model.device),
+            mode(self.model, training=False),
+        ):
             cuts, order = batches.seen(batches.cuts, batches.own, together=together)
             group, places = batches.group(bound, cuts, order, on_host=loss.on_host) if order else (None, {})
             parts = [batches.run(cut) for cut in batches.cuts]
@@ -102,16 +108,15 @@ class Engine:
             bound, sequences = self._check(datums, loss, everywhere=loss.on_host)
         while True:
             try:
-                with all_or_nothing(self.model), mode(self.model, training=self.settings.dropout, adapters=True):
+                with (
+                    self._naming_rank(),
+                    all_or_nothing(self.model),
+                    mode(self.model, training=self.settings.dropout, adapters=True),
+                ):
                     return self._forward_backward(loss, bound, sequences, pooling)
-            except torch.OutOfMemoryError as error:
-                tokens = self.settings.tokens_per_micro_batch or 0
-                if self.model.ranks.size > 1:  # the others are waiting for this rank in the midst of a layer
-                    raise torch.OutOfMemoryError(
-                        f"out of memory on rank {self.model.ranks.rank} with tokens_per_micro_batch={tokens}: make it "
-                        f"smaller, or set checkpoint_layers=True. {error}"
-                    ) from error
-                if loss.couples == "batch" or tokens <= max(len(sequence) for sequence in sequences):
+            except torch.OutOfMemoryError:
+                tokens, longest = self.settings.tokens_per_micro_batch or 0, max(len(tokens) for tokens in sequences)
+                if self.model.ranks.size > 1 or loss.couples == "batch" or tokens <= longest:
                     raise
                 # A finer cut gives the same numbers.
                 self.settings = replace(self.settings, tokens_per_micro_batch=tokens // 2)
@@ -135,10 +140,9 @@ class Engine:
         """
         self.drop_kept()
         kept = Kept(self.model, self.settings, datums, names, active, pooling)
-        if not keep:
-            return kept.forward_only()
-        outputs = kept.forward()
-        self._kept = kept
+        with self._naming_rank():
+            outputs = kept.forward() if keep else kept.forward_only()
+        self._kept = kept if keep else None
         return outputs
 
     def backward_kept(self, gradients: Mapping[str, np.ndarray]) -> None:
@@ -150,7 +154,8 @@ class Engine:
         kept, self._kept = self._kept, None
         if kept is None:
             raise ModelError("backward_kept needs the graphs of a forward_kept before it, and there are none")
-        kept.backward(gradients)
+        with self._naming_rank():
+            kept.backward(gradients)
 
     def drop_kept(self) -> None:
         """Forget the graphs of `forward_kept`, if there are any: all is as it was before it."""
@@ -160,7 +165,11 @@ class Engine:
 
     def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
         """The k likeliest next tokens at every position whose weight is not 0; see `top_logprobs.top_logprobs`."""
-        return top_logprobs(self.model, datums, k, self.settings)
+        with self._naming_rank():
+            return top_logprobs(self.model, datums, k, self.settings)
+
+    def _naming_rank(self) -> AbstractContextManager[None]:
+        return out_of_memory_named(self.model.ranks, self.settings.tokens_per_micro_batch)
 
     def _forward_backward(
         self, loss: LossLike, bound: BoundLoss, sequences: Sequence[np.ndarray], pooling: Pooling

@@ -72,10 +72,11 @@ class MicroBatches:
         must see together.
         """
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        if active is None or not any(name in TOKEN_OUTPUTS for name in names):
-            active = np.ones(lengths.sum(), dtype=bool)
+        computed = np.ones(lengths.sum(), dtype=bool)
+        if active is not None and any(name in TOKEN_OUTPUTS for name in names):
+            computed = active
         if model.kind == "decoder" and "embeddings" not in names:
-            read = lengths_computed(model, lengths, lengths_read(lengths, active))
+            read = lengths_computed(model, lengths, lengths_read(lengths, computed))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
         shares = plan_shares(
@@ -90,7 +91,7 @@ class MicroBatches:
             memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
             settings = replace(settings, head_memory=memory // len(shares[0]))
         ends = np.cumsum(lengths)
-        masks = [active[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
+        masks = [computed[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
         return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares)
 
     @cached_property

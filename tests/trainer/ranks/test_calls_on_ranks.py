@@ -314,7 +314,7 @@ def out_of_memory(ranks: Ranks, call: Call) -> str:
 
 def test_out_of_memory_on_ranks_says_what_to_do_and_is_not_tried_again(ranks: RankProcesses) -> None:
     for rank, text in enumerate(ranks.run(out_of_memory, call_of("cross_entropy"))):
-        assert f"out of memory on rank {rank} with tokens_per_micro_batch=24: make it smaller" in text
+        assert f"out of memory on rank {rank} of 2 with tokens_per_micro_batch=24: make it smaller" in text
 
 
 def dropping(ranks: Ranks, base: str, lora: Any, call: Call, repeats: int) -> tuple[list[float], bytes, bool]:

@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ...ranks import Ranks
+
+
+@contextmanager
+def out_of_memory_named(ranks: Ranks, tokens: int | None) -> Iterator[None]:
+    """Around a call: where this rank of several runs out of memory, the error says which it is, and what to do.
+
+    tokens: of a micro-batch at most. Nothing is tried again: the other ranks are waiting in the midst of a layer.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if ranks.size == 1:
+            raise
+        raise torch.OutOfMemoryError(
+            f"out of memory on rank {ranks.rank} of {ranks.size} with tokens_per_micro_batch={tokens}: make it smaller, set "
+            f"checkpoint_layers=True, or take more ranks. {error}"
+        ) from error
 
 
 class HeldBack:
