@@ -54,7 +54,7 @@ def training() -> lb.TrainingClient:
 
 def policy_on(server: Server, training: lb.TrainingClient, folder: Path, **options: Any) -> ServedPolicy:
     opened = SamplingServer(server.url, training.get_info(), waits=(0.0,))
-    return ServedPolicy(training, opened, folder, **{"run": "a run", **options})
+    return ServedPolicy(training, opened, folder, **{"run": "a run", "compared": 0, **options})
 
 
 def update(training: lb.TrainingClient, learning_rate: float = 0.05) -> None:
@@ -113,6 +113,7 @@ def test_what_a_killed_run_left_behind_is_unloaded_and_what_others_loaded_stays(
     other.server.close()
 
 
+@pytest.mark.slow
 def test_equal_weights_are_loaded_once(vllm: Server, training: lb.TrainingClient, tmp_path: Path) -> None:
     with policy_on(vllm, training, tmp_path) as policy:
         first = policy.save_weights_and_get_sampling_client()
@@ -137,14 +138,14 @@ def test_a_server_that_loads_adapters_and_ignores_them_is_refused_before_the_fir
     ("factor", "refused"),
     [
         pytest.param(1 / 0.9, True, id="logprobs at another temperature"),
-        pytest.param(1.0001, False, id="rounding, at most 0.002 nats on average"),
+        pytest.param(1.0001, False, id="rounding, at most 0.002 nats on average", marks=pytest.mark.slow),
     ],
 )
 def test_a_server_whose_logprobs_are_not_the_trainers_is_refused_before_the_first_step(
     factor: float, refused: bool, vllm: Server, training: lb.TrainingClient, tmp_path: Path
 ) -> None:
     vllm.spoil = scaled(factor)
-    with policy_on(vllm, training, tmp_path) as policy:
+    with policy_on(vllm, training, tmp_path, compared=2) as policy:
         if not refused:
             policy.save_weights_and_get_sampling_client()
             return
@@ -159,7 +160,7 @@ def test_a_server_whose_logprobs_are_not_the_trainers_is_refused_before_the_firs
 def test_adapters_that_the_server_scales_in_another_way_are_refused_once_they_count(
     vllm: Server, training: lb.TrainingClient, tmp_path: Path
 ) -> None:
-    with policy_on(vllm, training, tmp_path) as policy:
+    with policy_on(vllm, training, tmp_path, compared=2) as policy:
         policy.save_weights_and_get_sampling_client()
         update(training)
         vllm.ignores_adapters = True
