@@ -18,6 +18,9 @@ from ...datums.errors import LossbookError
 from ..ranks import ALONE, Ranks, described, origin_of
 from .service import RankService
 
+#: Seconds that processes have to start and import what they need, on a busy machine too.
+START = 600.0
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -66,7 +69,8 @@ class Rank:
 
     def listen(self, host: str) -> int:
         """Open the store at which all ranks meet, on a port that the system chooses; returns the port."""
-        store = dist.TCPStore(host, 0, self.size, is_master=True, timeout=self._timeout, wait_for_workers=False)
+        patience = timedelta(seconds=START)
+        store = dist.TCPStore(host, 0, self.size, is_master=True, timeout=patience, wait_for_workers=False)
         self._store = store
         return store.port
 
@@ -103,8 +107,11 @@ class Rank:
         """The process groups of this rank; a rank that is alone has none."""
         if self.size == 1:
             return ALONE
-        store = self._store or dist.TCPStore(host, port, self.size, is_master=False, timeout=self._timeout)
+        patience = timedelta(seconds=START)
+        store = self._store or dist.TCPStore(host, port, self.size, is_master=False, timeout=patience)
         self._store = store
+        store.set(f"rank {self.rank}", "is here")
+        store.wait([f"rank {rank}" for rank in range(self.size)], patience)
         backend = "nccl" if self._device.startswith("cuda") else "gloo"
         dist.init_process_group(
             backend, store=store, rank=self.rank, world_size=self.size, timeout=self._timeout, device_id=self._device_id

@@ -18,7 +18,7 @@ from typing import Any
 from ...datums.errors import ModelError, WorkerError
 from ...datums.extras import require
 from .groups import GRACE, Group, client_state
-from .rank import Answer, Rank
+from .rank import START, Answer, Rank
 
 #: glibc keeps what all-gathers free, unless told: 5.3 times the weights in memory, against 0.98 times (4 ranks).
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -76,10 +76,11 @@ class RayGroup(Group):
     def _meet(self) -> None:
         """Have the ranks join their process groups."""
         try:
-            host = self._each("listen", [self._actors[0].__ray_call__.remote(_address)], [0])[0]
-            port = self._each("listen", [self._actors[0].listen.remote(host)], [0])[0]
+            first, start = self._actors[0], "the start of the workers"
+            host = self._each(start, [first.__ray_call__.remote(_address)], [0], START)[0]
+            port = self._each(start, [first.listen.remote(host)], [0], START)[0]
             refs = [actor.start.remote(host, port) for actor in self._actors]
-            places = self._each("the start of the workers", refs, range(self.size))
+            places = self._each(start, refs, range(self.size), START)
             self.places = [places[rank] for rank in range(self.size)]
             self.call("seed", *client_state())
         except BaseException:
@@ -90,15 +91,16 @@ class RayGroup(Group):
         import ray
 
         sent = ray.put(arguments)  # once, for all ranks
-        return self._each(name, [actor.call.remote(name, sent) for actor in self._actors], range(self.size))
+        refs = [actor.call.remote(name, sent) for actor in self._actors]
+        return self._each(name, refs, range(self.size), self.timeout + GRACE)
 
-    def _each(self, name: str, refs: Sequence[Any], ranks: Sequence[int]) -> dict[int, Any]:
+    def _each(self, name: str, refs: Sequence[Any], ranks: Sequence[int], seconds: float) -> dict[int, Any]:
         """What each rank returns; without those that do not answer after another answered with an error."""
         import ray
         from ray.exceptions import RayError
 
         waiting = dict(zip(refs, ranks, strict=True))
-        deadline, failed = time.monotonic() + self.timeout + GRACE, False
+        deadline, failed = time.monotonic() + seconds, False
         answers: dict[int, Any] = {}
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
@@ -106,7 +108,7 @@ class RayGroup(Group):
                 break
             if not ready:
                 silent = ", ".join(self.who(rank) for rank in sorted(waiting.values()))
-                self._die(name, f"no answer to {name} in {self.timeout:g} s (worker_timeout) from {silent}")
+                self._die(name, f"no answer to {name} in {seconds:g} s from {silent}")
             rank = waiting.pop(ready[0])
             try:
                 answers[rank] = ray.get(ready[0])
@@ -217,13 +219,11 @@ def _reason(error: Exception) -> str:
 
 
 def _refused(address: str, error: BaseException) -> WorkerError:
-    from ray.exceptions import AuthenticationError
-
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
     text = " ".join(str(error).split())[:300]
-    if any(isinstance(cause, AuthenticationError) for cause in causes):
+    if any("InvalidAuthToken" in str(cause) or "AuthenticationError" in repr(cause) for cause in causes):
         return WorkerError(
             f"Ray at {address} refused this process's token. `ray start` asks for one: give the head, the nodes and this process "
             "the same RAY_AUTH_MODE ('token' or 'disabled'), and with 'token' the same token, in ~/.ray/auth_token or "

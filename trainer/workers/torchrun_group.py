@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from ...datums.errors import ModelError
 from .groups import Group, client_state
-from .rank import Answer, Rank
+from .rank import START, Answer, Rank
 
 #: How long other ranks wait for rank 0 to call: it may be a notebook that somebody left for a week.
 _PATIENCE = timedelta(days=365)
@@ -53,7 +53,7 @@ class TorchrunGroup(Group):
         on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
         own = f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu"
         self._rank = Rank(int(os.environ["RANK"]), size, device=own, timeout=timeout)
-        store, *_ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
+        store, *_ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=START))))
         self._rank.meet(dist.PrefixStore("lossbook", store))
         place = self._rank.start("", 0)
         self._calls = dist.new_group(backend="gloo", timeout=_PATIENCE)
