@@ -19,8 +19,8 @@ class SamplingWorkers:
 
     make: starts the group: with the first sampler, and anew after one of its processes died.
 
-    Each sampler first gets the trained weights, adapters or all of them, a few at a time: no process holds them twice on the
-    way. Where an earlier sampler is still in use, the copies keep its weights too.
+    For each sampler the copies first get the trained weights, adapters or all of them, through this process and a few at a time:
+    on the way no process holds all of them. Where an earlier sampler is still in use, the copies keep its weights too.
     """
 
     def __init__(self, make: Callable[[], Group]) -> None:

@@ -157,9 +157,12 @@ class RankService:
 
     def weights(self, number: int, names: Sequence[str]) -> dict[str, SentWeight] | None:
         """Some of a trainer's trained weights, whole, from the first rank; all ranks gather them."""
-        parameters = self._trainer(number).model.trainable()
-        gathered = {name: SentWeight.of(whole(parameters[name])) for name in names}
-        return gathered if self._ranks.is_first else None
+        parameters, sent = self._trainer(number).model.trainable(), {}
+        for name in names:
+            weight = whole(parameters[name])
+            if self._ranks.is_first:
+                sent[name] = SentWeight.of(weight)
+        return sent or None
 
     def take(self, number: int, weights: Mapping[str, SentWeight]) -> None:
         """Put weights into a whole model's trained parameters. Its frozen models keep theirs."""
