@@ -173,16 +173,10 @@ class FlatSamples:
         return [SampleResponse(*both) for both in zip(own, self.prompt_logprobs, strict=True)]
 
 
-def flat_top(results: Sequence[TopLogprobs | None]) -> FlatTensors:
-    """A teacher's likeliest tokens; {} where another rank has them."""
-    return FlatTensors.of(
-        [
-            {}
-            if one is None
-            else {"tokens": TensorData.from_numpy(one.tokens), "logprobs": TensorData.from_numpy(one.logprobs)}
-            for one in results
-        ]
-    )
+def flat_top(results: Sequence[TopLogprobs]) -> FlatTensors:
+    """A teacher's likeliest tokens of each datum."""
+    pairs = [{"tokens": one.tokens, "logprobs": one.logprobs} for one in results]
+    return FlatTensors.of([{name: TensorData.from_numpy(one) for name, one in pair.items()} for pair in pairs])
 
 
 def top_of(flat: Mapping[str, TensorData]) -> TopLogprobs:

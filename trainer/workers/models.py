@@ -254,7 +254,8 @@ class WorkersFrozen(_OnWorkers):
     def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
         """The k likeliest next tokens at every position whose weight is not 0."""
         shares = [own_copy(share).dicts() for share in self._call("top_logprobs", FlatDatums.of(datums), k)]
-        return [top_of(next(one for one in of_datum if one)) for of_datum in zip(*shares, strict=True)]
+        of_datums = ([top_of(one) for one in of_datum] for of_datum in zip(*shares, strict=True))
+        return [max(tops, key=lambda top: len(top.tokens)) for tops in of_datums]  # other ranks' have no rows
 
     def sample(
         self, prompts: Sequence[list[int]], num_samples: int, params: SamplingParams, **options: Any

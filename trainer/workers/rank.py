@@ -80,12 +80,14 @@ class Rank:
 
     def start(self, host: str, port: int) -> Place:
         """Join the process groups. Returns when all ranks have."""
-        # The engine changes no output in place.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if self._device.startswith("cuda"):
             torch.cuda.set_device(torch.device(self._device))
-        self._service = RankService(self._ranks(host, port), self._device)
+        self.serve(self._ranks(host, port))
         return Place(socket.gethostname(), os.getpid(), self._device)
+
+    def serve(self, ranks: Ranks) -> None:
+        """Be one of `ranks`, whose process groups are there."""
+        self._service = RankService(ranks, self._device)
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Answer:
         """Do what the client called. An error is an answer too: exceptions of any class do not travel."""

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import lossbook as lb
+from lossbook.trainer.ranks import Ranks
 from lossbook.trainer.training.local_models import LocalModels
 from lossbook.trainer.workers.groups import Group, client_state
 from lossbook.trainer.workers.models import WorkersModels
 from lossbook.trainer.workers.rank import Answer, Rank
+
+from ..ranks.processes import RankProcesses
 
 
 class GroupHere(Group):
@@ -36,6 +39,35 @@ class GroupHere(Group):
             self._die(name, f"{self.who(0)} died during {name}")
         answer = self._rank.call(name, pickle.loads(pickle.dumps(arguments)))
         return {0: pickle.loads(pickle.dumps(answer))}
+
+
+#: The rank of a process of `RankProcesses`.
+_held: dict[str, Rank] = {}
+
+
+def begin(ranks: Ranks) -> None:
+    _held["rank"] = Rank(ranks.rank, ranks.size, device="cpu")
+    _held["rank"].serve(ranks)
+
+
+def answer(ranks: Ranks, name: str, arguments: tuple[Any, ...]) -> Answer:
+    return _held["rank"].call(name, arguments)
+
+
+class GroupOfProcesses(Group):
+    """Two ranks in the processes that tests keep."""
+
+    def __init__(self, processes: RankProcesses) -> None:
+        super().__init__(2, 60.0)
+        self._processes = processes
+        processes.run(begin, size=2)
+        self.call("seed", *client_state())
+
+    def end(self, why: str) -> None:
+        self.ended = self.ended or why
+
+    def _answers(self, name: str, arguments: tuple[Any, ...]) -> Mapping[int, Answer]:
+        return dict(enumerate(self._processes.run(answer, name, arguments, size=2)))
 
 
 def service_here(folder: Path, make_group: Any = GroupHere, **settings: Any) -> lb.ServiceClient:

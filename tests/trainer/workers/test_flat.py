@@ -113,10 +113,10 @@ def test_samples_arrive_as_they_were(responses: list[SampleResponse]) -> None:
     assert pickle.loads(pickle.dumps(FlatSamples.of(responses))).responses() == responses
 
 
-def test_likeliest_tokens_arrive_with_none_for_those_of_other_ranks() -> None:
+def test_likeliest_tokens_arrive_with_those_that_have_no_rows() -> None:
     one = TopLogprobs(np.array([[3, 1]], np.int64), np.array([[-0.5, -np.inf]], np.float32))
-    none, arrived = flat_top([None, one]).dicts()
-    assert not none
-    assert np.array_equal(top_of(arrived).tokens, one.tokens)
-    assert np.array_equal(top_of(arrived).logprobs, one.logprobs)
-    assert top_of(arrived).logprobs.dtype == np.float32
+    none = TopLogprobs(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.float32))
+    for sent, arrived in zip([none, one], map(top_of, flat_top([none, one]).dicts()), strict=True):
+        assert np.array_equal(arrived.tokens, sent.tokens)
+        assert np.array_equal(arrived.logprobs, sent.logprobs)
+        assert (arrived.tokens.dtype, arrived.logprobs.dtype) == (np.int64, np.float32)

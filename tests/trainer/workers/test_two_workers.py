@@ -1,0 +1,88 @@
+"""A client whose model lies on two workers gives the numbers of one process, whatever it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lossbook as lb
+from lossbook.datums import errors
+from lossbook.trainer.responses import ForwardBackwardOutput
+
+from ..ranks.processes import RankProcesses
+from .here import GroupOfProcesses, service_here
+
+ADAM = lb.AdamParams(learning_rate=1e-2, grad_clip_norm=1.0)
+PROMPTS = [[1, 2, 3], [4, 5], [7, 8, 9, 10]]
+PARAMS = lb.SamplingParams(max_tokens=5, seed=3)
+#: Of how a call was cut.
+CUTS = ("micro_batches",)
+
+
+@pytest.fixture
+def there(ranks: RankProcesses, tmp_path: Path) -> lb.ServiceClient:
+    return service_here(tmp_path / "checkpoints", lambda: GroupOfProcesses(ranks), tokens_per_micro_batch=24)
+
+
+def assert_alike(one: ForwardBackwardOutput, other: ForwardBackwardOutput) -> None:
+    """Numbers within rounding of float32; sums are taken in another order."""
+    assert one.metrics.keys() == other.metrics.keys()
+    for name in one.metrics.keys() - set(CUTS):
+        assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-5, abs=1e-6), name
+    for left, right in zip(one.loss_fn_outputs, other.loss_fn_outputs, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            assert np.allclose(left[name].to_numpy(), right[name].to_numpy(), rtol=1e-5, atol=1e-6)
+
+
+def spread(data: list[lb.Datum], logprobs: list[torch.Tensor]) -> Any:
+    """A function that no worker can import: it couples the whole call."""
+    values = torch.cat([one.reshape(-1) for one in logprobs])
+    return values.var() + values.mean(), {"tokens": float(len(values))}
+
+
+@pytest.mark.parametrize("all_weights", [False, True], ids=["adapters", "all weights"])
+def test_every_call_of_a_client_gives_the_numbers_of_one_process(
+    all_weights: bool, service: lb.ServiceClient, there: lb.ServiceClient, make_datums: Callable[..., list[lb.Datum]]
+) -> None:
+    clients = [
+        one.create_training_client("tiny") if all_weights else one.create_lora_training_client("tiny", rank=4, seed=0)
+        for one in (service, there)
+    ]
+    datums = make_datums(6)
+    for loss in ("grpo", "dpo", 0.5 * lb.get_loss("ppo") + 0.1 * lb.get_loss("cross_entropy"), spread):
+        assert_alike(*(client.forward_backward(datums, loss).result() for client in clients))
+    norms = [client.optim_step(ADAM).result().metrics for client in clients]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    for loss in ("cross_entropy", spread):
+        assert_alike(*(client.forward(datums, loss).result() for client in clients))
+    assert clients[0].get_info().trainable_parameters == clients[1].get_info().trainable_parameters
+    samplers = [client.save_weights_and_get_sampling_client() for client in clients]
+    answers = [one.sample_batch(PROMPTS, PARAMS, num_samples=2).result() for one in samplers]
+    assert [[s.tokens for s in r.sequences] for r in answers[0]] == [
+        [s.tokens for s in r.sequences] for r in answers[1]
+    ]
+    logprobs = [one.compute_logprobs([1, 2, 3]).result()[1:] for one in samplers]
+    assert logprobs[0] == pytest.approx(logprobs[1], rel=1e-5)
+    references = [client.create_reference_client() for client in clients]
+    for here, remote in zip(*(one.top_logprobs(datums, 3).result() for one in references), strict=True):
+        assert np.array_equal(here.tokens, remote.tokens)
+        assert np.allclose(here.logprobs, remote.logprobs, atol=1e-5)
+
+
+def test_an_error_of_one_worker_is_raised_and_all_go_on(
+    there: lb.ServiceClient, make_datums: Callable[..., list[lb.Datum]]
+) -> None:
+    client = there.create_lora_training_client("tiny", rank=4, seed=0)
+    lacking = lb.Datum(lb.ModelInput.from_ints([1, 2]), {"weights": [1.0, 1.0]})
+    with pytest.raises(errors.MissingInput, match="datum 4 of 5 carries no target_tokens"):
+        client.forward_backward([*make_datums(4), lacking], "cross_entropy").result()
+    sampler = client.save_weights_and_get_sampling_client()
+    with pytest.raises(errors.TokenRangeError, match="prompt 3 of 4 has token 100000"):
+        sampler.sample_batch([*PROMPTS, [100_000]], PARAMS).result()
+    assert client.forward_backward(make_datums(4), "cross_entropy").result().metrics["loss:sum"] > 0
