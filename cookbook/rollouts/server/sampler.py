@@ -118,8 +118,13 @@ class SamplingServer:
         self._change("unload", {"lora_name": name})
 
     def submit(self, body: dict[str, Any], asked: Asked) -> concurrent.futures.Future[list[SampledSequence]]:
-        """Ask for samples on one of the threads."""
-        return self._threads.submit(self._complete, body, asked)
+        """Ask for samples on one of the threads. Raises SamplerError after `close`."""
+        try:
+            return self._threads.submit(self._complete, body, asked)
+        except RuntimeError:
+            raise SamplerError(
+                f"the connection to {self.connection.url} was closed; its samplers end with it"
+            ) from None
 
     def _complete(self, body: dict[str, Any], asked: Asked) -> list[SampledSequence]:
         path = "/v1/completions"

@@ -351,6 +351,17 @@ def test_a_model_that_is_not_served_is_refused_with_those_that_are(
     assert ask(model="served").sample([7], 1, SAMPLE).result()
 
 
+def test_an_adapter_that_is_gone_and_a_closed_connection_are_said_in_one_line(
+    server: Server, training: lb.TrainingClient
+) -> None:
+    opened = SamplingServer(server.url, training.get_info(), waits=AT_ONCE)
+    with pytest.raises(SamplerError, match="refuses with status 404: The model `gone` does not exist"):
+        opened.sampler(None, "gone").sample([7], 1, SAMPLE).result()
+    opened.close()
+    with pytest.raises(SamplerError, match=f"the connection to {server.url} was closed"):
+        opened.sampler(None).sample([7], 1, SAMPLE)
+
+
 def test_an_address_with_v1_is_the_same_server(
     server: Server, training: lb.TrainingClient, ask: Callable[..., ServerSampler]
 ) -> None:
