@@ -10,6 +10,7 @@ data sheets are taken as out of reach, and a tenth of the memory is left to CUDA
 
 from __future__ import annotations
 
+import functools
 import json as json_format
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from ...run.configs import Precision, torch_dtype
 from ...run.loggers import quiet_libraries
 from .gpus import GPUS, HOST
 from .memory import Setup
-from .outline import outline, sizes_given, trained
+from .outline import Sizes, outline, sizes_given, trained
 from .plan import Plan, plan_for
 from .report import as_json, as_text
 from .shape import Shape, shape_of
@@ -138,7 +139,7 @@ class Asked:
             )
             raise ConfigError(f"--base-weights 4bit does not go with {other}")
         if self.tensor_parallel > 1:
-            raise ConfigError("--tensor-parallel is not planned for yet: leave it at 1")
+            raise ConfigError("--tensor-parallel is not supported: leave it at 1")
 
     def plan(self) -> Plan:
         """The plan of what was asked. Raises ConfigError and ModelError where the model cannot be had."""
@@ -162,7 +163,12 @@ class Asked:
             raise ConfigError(
                 "name a model with --model, or give its sizes with --hidden, --layers, ...: one of the two"
             )
-        dtype = torch_dtype(self.dtype)
-        assert dtype is not None
-        model = outline(self.model if sizes is None else sizes, dtype)  # type: ignore[arg-type]
-        return shape_of(trained(model, None if self.all_weights else self.rank))
+        return _counted(self.model if sizes is None else sizes, self.dtype, None if self.all_weights else self.rank)
+
+
+@functools.cache
+def _counted(model: str | Sizes | None, dtype: Precision, rank: int | None) -> Shape:
+    assert model is not None
+    precision = torch_dtype(dtype)
+    assert precision is not None
+    return shape_of(trained(outline(model, precision), rank))
