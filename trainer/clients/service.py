@@ -1,4 +1,4 @@
-"""`ServiceClient`: makes clients for models that run in this process."""
+"""`ServiceClient`: makes clients for models in this process or on workers."""
 
 from __future__ import annotations
 

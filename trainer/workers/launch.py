@@ -21,15 +21,19 @@ WORKER_TIMEOUT = 1800.0
 def placed(local: LocalModels, workers: int | None, timeout: float, sampling_workers: int | None = None) -> Models:
     """Models of this process, or the same on `workers` ranks, sampled from on `sampling_workers` more processes.
 
-    Raises ModelError for a number of workers below 1, sampling workers where there are none to train, and for a timeout that is
-    no positive number of seconds.
+    Raises ModelError for a number of workers below 1, sampling workers or a timeout where there are no workers, a timeout that is
+    no positive number of seconds, and for 4-bit base weights, which are not sharded.
     """
     if sampling_workers is not None and (workers is None or under_torchrun()):
         raise ModelError(
             "sampling_workers are Ray's, beside workers that train: give workers too, and start the program without torchrun"
         )
     if workers is None:
+        if timeout != WORKER_TIMEOUT:
+            raise ModelError("worker_timeout is for workers, and there are none: give workers too, or leave it out")
         return local
+    if check_size(workers) > 1 and local.base_weights == "4bit":
+        raise ModelError("4-bit base weights are not sharded over workers: take base_weights='full', or one process")
     join_torchrun(workers, local.device, timeout)
     kind = torchrun_group if under_torchrun() else RayGroup
     make: Callable[[], Group] = functools.partial(

@@ -156,9 +156,11 @@ def test_a_sampling_worker_forgets_samplers_and_models_whose_clients_are_gone(
     [
         ({"sampling_workers": 1}, "beside workers that train: give workers too"),
         ({"workers": 1, "sampling_workers": 0}, "at least 1"),
+        ({"workers": 2, "base_weights": "4bit"}, "not sharded over workers"),
+        ({"worker_timeout": 5.0}, "give workers too, or leave it out"),
     ],
 )
-def test_sampling_workers_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_workers_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.ModelError, match=message):
         lb.ServiceClient(**settings)
 
