@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..shards import whole
 from .weights.four_bit import scales
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def weights_fingerprint(model: LoadedModel) -> str:
     """sha256, in hex, of the config and of every weight that the logprobs depend on: name, dtype, shape and content.
 
     An adapter whose B is zero changes nothing and is left out, so a fresh adapter's seed and rank do not matter. A value
-    head is left out too. Reads all weights: about one second per gigabyte.
+    head is left out too. Reads all weights: about one second per gigabyte. Sharded ones are gathered one after the other.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NAMES_ONLY}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -35,7 +36,7 @@ def weights_fingerprint(model: LoadedModel) -> str:
                 continue
             digest.update(f"{model.module.get_submodule(_layer(name)).scaling['default']} ".encode())  # type: ignore[index]
         digest.update(f"{name.replace('.base_layer', '')} {weight.dtype} {list(weight.shape)} ".encode())
-        digest.update(_bytes(weight))
+        digest.update(_bytes(whole(weight)))
         for key, scale in scales(weight).items():
             digest.update(f"{key} ".encode())
             digest.update(_bytes(scale))

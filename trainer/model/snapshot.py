@@ -46,7 +46,10 @@ class SharedWeights(Mapping[str, Tensor]):
         return len(self._weights)
 
     def _check(self, names: Iterable[str]) -> None:
-        """Raise ModelError where one of these parameters is shared and was written, so that its earlier values are lost."""
+        """Raise ModelError where one of these parameters is shared and was written, so that its earlier values are lost.
+
+        It sees no writing of shards, of which torch does not count versions.
+        """
         for name in names:
             if name in self._parameters and self._parameters[name]._version != self._versions[name]:
                 raise ModelError(

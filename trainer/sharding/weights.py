@@ -1,4 +1,4 @@
-"""A sharded model's weights: a rank's own part of them, each one whole in turn, or all of them whole for a while."""
+"""A sharded model's weights, whole on every rank for a while."""
 
 from __future__ import annotations
 
@@ -6,29 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
 
 from ..model.model import LoadedModel
-from ..shards import is_shard, local, whole
-
-
-def local_parameters(model: LoadedModel) -> dict[str, Parameter]:
-    """The trained parameters as this rank holds them, by name: shards in the same memory, [rows of this rank, ...], and replicated
-    ones themselves. Rows are split as `torch.chunk` splits them, so the last ranks may hold fewer, or none.
-    """
-    return {name: Parameter(local(p)) if is_shard(p) else p for name, p in model.trainable().items()}
-
-
-def replicated(model: LoadedModel) -> list[Parameter]:
-    """The trained parameters that lie whole on every rank: adapters, and the value head beside them."""
-    return [p for p in model.trainable().values() if not is_shard(p)]
-
-
-def full_parameters(model: LoadedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by its name in the module, whole on every rank while it is the current one. All ranks iterate together."""
-    for name, parameter in model.module.named_parameters():
-        yield name, whole(parameter)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class FrozenModel:
 
     def fingerprint(self) -> str:
         """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
-        with self._whole():
+        with self.snapshot.applied():
             return weights_fingerprint(self.model)
 
     @contextmanager

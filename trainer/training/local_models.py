@@ -20,6 +20,7 @@ from ..model.lora.lora import add_lora
 from ..model.model import BaseWeights, LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
+from ..model.verdict import Verdict
 from ..model.weights.four_bit import check_base_weights
 from ..ranks import ALONE, Ranks
 from .frozen_model import FrozenModel
@@ -35,7 +36,7 @@ class LocalModels:
     base_weights   "full" or "4bit"
     ranks          the processes that hold each model together; all of them make the same calls
 
-    Raises ModelError for other base weights, and where determinism on a GPU comes too late.
+    Raises ModelError for other base weights, for settings that several ranks do not have, and where determinism on a GPU comes too late.
     """
 
     settings: EngineSettings
@@ -46,6 +47,8 @@ class LocalModels:
 
     def __post_init__(self) -> None:
         check_base_weights(self.base_weights)
+        if self.ranks.size > 1:
+            _check_for_ranks(self.settings)
         if self.settings.deterministic:
             prepare_determinism(self.device)
 
@@ -108,10 +111,16 @@ class LocalModels:
         """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""
         settings = self.settings
         if self.ranks.size > 1:
-            if settings.fused_layers == "liger":
-                raise ModelError(
-                    "fused_layers='liger' is for one process: its checks read whole weights. Leave it at 'auto'"
-                )
+            if torch.cuda.is_available():
+                model.verdicts["fused"] = Verdict(False, "its checks read whole weights, and these lie over ranks")
             return model
         choice = "none" if settings.compile_layers and settings.fused_layers == "auto" else settings.fused_layers
         return fuse_layers(model, choice)
+
+
+def _check_for_ranks(settings: EngineSettings) -> None:
+    """Raise ModelError for what does not run, or was never tried, on layers that several ranks gather."""
+    if settings.compile_layers:
+        raise ModelError("compile_layers is for one process: compiled layers were not tried over ranks. Leave it out")
+    if settings.fused_layers == "liger":
+        raise ModelError("fused_layers='liger' is for one process: its checks read whole weights. Leave it at 'auto'")

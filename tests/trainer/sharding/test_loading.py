@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import transformers
 from torch import Tensor
 
 from lossbook.datums.errors import ModelError
+from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 from lossbook.trainer.ranks import ALONE, Ranks
 from lossbook.trainer.sharding.shard import shard_model
-from lossbook.trainer.sharding.weights import full_parameters
+from lossbook.trainer.shards import whole
+from lossbook.trainer.training.local_models import LocalModels
 
 from ..ranks.processes import RankProcesses
 from .models import built, off
@@ -42,7 +45,7 @@ def logprobs(ranks: Ranks, folder: str, is_lora: bool) -> tuple[bool, Tensor, di
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         hidden = model.inside(lambda: model.backbone(tokens, use_cache=False).last_hidden_state)
-    weights = {name: weight.clone() for name, weight in full_parameters(model)}
+    weights = {name: whole(weight).clone() for name, weight in model.module.named_parameters()}
     return began_without, hidden, weights, model.module.generation_config.eos_token_id  # type: ignore[union-attr]
 
 
@@ -95,3 +98,41 @@ def test_what_one_rank_refuses_all_do(ranks: RankProcesses, tmp_path: Path) -> N
     texts = ranks.run(fails_to_load, str(tmp_path / "nothing"))
     assert all("there is no file or directory" in text for text in texts)
     assert all("ranks hold different models: the LoRA settings" in text for text in ranks.run(differs))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"compile_layers": True}, "compile_layers"), ({"fused_layers": "liger"}, "fused_layers='liger'")],
+)
+def test_settings_that_were_never_tried_over_ranks_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=f"^{words} is for one process"):
+        LocalModels(EngineSettings(**settings), ranks=Ranks(0, 2))
+
+
+def refuses(ranks: Ranks, way: str) -> str:
+    model = built("untied")
+    if way == "4bit":
+        model.base_weights = "4bit"
+    if way == "scalar":
+        model.module.register_parameter("scale", torch.nn.Parameter(torch.tensor(1.0)))
+    if way == "twice":
+        shard_model(model, ranks)
+    try:
+        shard_model(model, ranks, tensor_parallel=2 if way == "tensor parallel" else 1)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("4bit", "the base weights of llama are 4-bit"),
+        ("scalar", r"a weight without dimensions \(scale\)"),
+        ("twice", "llama is sharded over ranks already"),
+        ("tensor parallel", "tensor_parallel=2 is not supported"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_by_name(ranks: RankProcesses, way: str, words: str) -> None:
+    for text in ranks.run(refuses, way):
+        assert re.search(words, text)

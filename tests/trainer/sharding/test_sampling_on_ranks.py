@@ -12,7 +12,7 @@ from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.snapshot import Snapshot
 from lossbook.trainer.ranks import ALONE, Ranks
 from lossbook.trainer.responses import SampledSequence
-from lossbook.trainer.sharding.weights import local_parameters
+from lossbook.trainer.shards import local
 from lossbook.trainer.training.frozen_model import FrozenModel
 
 from ..ranks.processes import RankProcesses
@@ -28,8 +28,8 @@ def samples_and_gradients(ranks: Ranks, trained: str) -> dict[str, Any]:
     before, fingerprint = shares(frozen, ranks), frozen.fingerprint()
     model.before_writing()
     with torch.no_grad():
-        for parameter in local_parameters(model).values():
-            parameter.mul_(1.5)
+        for parameter in model.trainable().values():
+            local(parameter).mul_(1.5)
     after, logprobs = shares(frozen, ranks), frozen.logprobs(PROMPTS[0])
     accumulate(model, ranks)
     now = shares(FrozenModel(Snapshot.sharing(model), EngineSettings()), ranks)
