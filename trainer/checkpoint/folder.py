@@ -165,7 +165,8 @@ def read_checkpoint(
             read = _read(folder, names, ranks, parts)
         except CheckpointError as error:
             read = error
-        between_renames = before is None and any(name == path.name for name, _, _ in leftovers(path.parent))
+        with ranks.agree():
+            between_renames = before is None and any(name == path.name for name, _, _ in leftovers(path.parent))
         if not any(ranks.gather(before != identity(folder) or between_renames)):
             break
         time.sleep(0.01)

@@ -30,7 +30,7 @@ def needed_files(record: Record, groups: Sequence[str], parts: Mapping[str, Part
     for group in groups:
         shards = record.shards.get(group)
         for number, name in enumerate(file_names(group, record.shards)):
-            if shards is None or any(_wanted(part, key, parts.get(group, {})) for key, part, _ in shards.parts(number)):
+            if shards is None or _is_needed(shards, number, parts.get(group, {})):
                 needed.add(name)
     return needed
 
@@ -78,7 +78,7 @@ def _assembled(folder: Path, group: str, shards: Shards, parts: Parts) -> dict[s
     for number in range(shards.files):
         path = folder / file_name(group, number, shards.files)
         boxes = {name: (part, dtype) for name, part, dtype in shards.parts(number)}
-        if not any(_wanted(part, name, parts) for name, (part, _) in boxes.items()):
+        if not _is_needed(shards, number, parts):
             continue
         needed.append(number)
         with parsing(path), safe_open(path, "pt") as file:
@@ -106,8 +106,10 @@ def _tensors_in(file: Any) -> dict[str, torch.Tensor]:
     return {name: file.get_tensor(name) for name in names}
 
 
-def _wanted(part: Part, name: str, parts: Parts) -> bool:
-    return name not in parts or part.shared(parts[name]) is not None
+def _is_needed(shards: Shards, number: int, parts: Parts) -> bool:
+    """Whether a file holds something that is wanted. One that should be empty is opened too: it may hold what it should not."""
+    boxes = list(shards.parts(number))
+    return not boxes or any(name not in parts or part.shared(parts[name]) is not None for name, part, _ in boxes)
 
 
 def _check_header(path: Path, tensors: Mapping[str, torch.Tensor], boxes: Mapping[str, tuple[Part, str]]) -> None:

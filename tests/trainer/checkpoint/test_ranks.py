@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from lossbook.trainer.shards import Part, local, part_of
 
 from ..ranks.processes import RankProcesses
 from .test_checkpoints import replace_file, safetensors_bytes
+from .test_crafted import places
 
 SHARDED = ["weights-0-of-2.safetensors", "weights-1-of-2.safetensors"]
 
@@ -280,6 +282,67 @@ def test_a_damaged_file_of_one_rank_is_refused_by_name_on_every_rank_and_by_one_
     damage(written / SHARDED[1])
     for told in (*ranks.run(refusal, assert_read, written.parent, 1), refusal(Ranks(), assert_read, written.parent, 1)):
         assert reason in told
+
+
+#: What a manifest may say where it says something else.
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2,
+    7,
+    2**53,
+    2**60,
+    1.5,
+    "",
+    "load",
+    "float64",
+    [],
+    [0, 0],
+    [[0, 0], [0, 0]],
+    {},
+    {"x": 1},
+]
+
+
+@pytest.mark.slow
+def test_whatever_else_a_manifest_says_of_shards_is_refused_or_makes_no_difference(written: Path) -> None:
+    record = json.loads((written / MANIFEST_NAME).read_bytes())
+    expected, refused = with_numbers(written), 0
+    for place in places(record["shards"]):
+        for value in [*ODD, GONE]:
+            changed = copy.deepcopy(record)
+            put(changed["shards"], place, value)
+            (written / MANIFEST_NAME).write_bytes(sealed(changed))
+            try:
+                tensors = with_numbers(written)
+            except CheckpointError:
+                refused += 1
+            else:
+                assert_same(tensors, expected)
+    assert refused > 500
+
+
+GONE = object()
+
+
+def with_numbers(folder: Path) -> dict[str, Tensor]:
+    """The weights but for those without any number, of which the manifest alone knows the shape."""
+    return {name: tensor for name, tensor in read_checkpoint(folder).tensors["weights"].items() if tensor.numel()}
+
+
+def put(shards: dict[str, Any], place: tuple[Any, ...], value: Any) -> None:
+    """Put a value where another was, or remove that."""
+    *above, last = place
+    holder: Any = shards
+    for key in above:
+        holder = holder[key]
+    if value is GONE:
+        del holder[last]
+    else:
+        holder[last] = value
 
 
 def opened_while_reading(ranks: Ranks, root: Path) -> list[str]:
