@@ -31,11 +31,18 @@ class Frozen(Protocol):
         ...
 
     def sample(
-        self, prompts: Sequence[list[int]], num_samples: int, params: SamplingParams, **options: Any
+        self,
+        prompts: Sequence[list[int]],
+        num_samples: int,
+        params: SamplingParams,
+        *,
+        seeds: Sequence[int] | None = None,
+        on_progress: OnProgress | None = None,
+        prompt_logprobs: bool = False,
     ) -> list[SampleResponse]:
         """`num_samples` continuations of each prompt, decoded together.
 
-        options: `seeds`, one per prompt; `on_progress`, an `OnProgress`; `prompt_logprobs`, whether to return these too.
+        seeds: one per prompt. prompt_logprobs: whether to return these too.
         """
         ...
 

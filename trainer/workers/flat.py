@@ -75,10 +75,9 @@ class FlatTensors:
         values: dict[str, list[np.ndarray]] = {"int64": [], "float32": []}
         indices: list[int] = []
         for name, tensor in itertools.chain.from_iterable(one.items() for one in dicts):
-            crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
-            is_sparse = crow is not None and col is not None
+            is_sparse = tensor.sparse_crow_indices is not None
             listed = np.array(tensor.data, dtype=tensor.dtype) if is_sparse else tensor.to_numpy().reshape(-1)
-            indices += [*crow, *col] if is_sparse else []
+            indices += [*(tensor.sparse_crow_indices or ()), *(tensor.sparse_col_indices or ())]
             shapes += tensor.shape
             values[tensor.dtype].append(listed)
             number = names.setdefault(name, len(names))

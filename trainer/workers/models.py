@@ -17,7 +17,7 @@ from ..engine.checks import Pooling
 from ..engine.elsewhere import LossElsewhere
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SampleResponse, TopLogprobs
 from ..training.local_models import LocalModels
-from ..training.protocol import Normalization
+from ..training.protocol import Normalization, OnProgress
 from .flat import FlatDatums, FlatLists, top_of
 from .groups import Group
 from .sent import SentLoss, merged, own_copy, sent_loss
@@ -258,20 +258,20 @@ class WorkersFrozen(_OnWorkers):
         return [max(tops, key=lambda top: len(top.tokens)) for tops in of_datums]  # other ranks' have no rows
 
     def sample(
-        self, prompts: Sequence[list[int]], num_samples: int, params: SamplingParams, **options: Any
+        self,
+        prompts: Sequence[list[int]],
+        num_samples: int,
+        params: SamplingParams,
+        *,
+        seeds: Sequence[int] | None = None,
+        on_progress: OnProgress | None = None,
+        prompt_logprobs: bool = False,
     ) -> list[SampleResponse]:
         """`num_samples` continuations of each prompt; each rank decodes its share of the prompts."""
-        if options.get("on_progress") is not None:
+        if on_progress is not None:
             raise ModelError("on_progress is called in the process that samples: with workers leave it out")
-        seeds = options.get("seeds")
-        shares = self._call(
-            "sample",
-            FlatLists.of(prompts),
-            num_samples,
-            params,
-            None if seeds is None else list(seeds),
-            bool(options.get("prompt_logprobs")),
-        )
+        own_seeds = None if seeds is None else list(seeds)
+        shares = self._call("sample", FlatLists.of(prompts), num_samples, params, own_seeds, prompt_logprobs)
         responses: list[Any] = [None] * len(prompts)
         for rank, share in enumerate(shares):
             responses[rank :: len(shares)] = share.responses()

@@ -7,17 +7,19 @@ import socket
 import traceback
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from ...datums.errors import LossbookError
 from ..ranks import ALONE, Ranks, described, origin_of
 from .service import RankService
 
+_tcp_store = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, and left out of __all__
 #: Seconds that processes have to start and import what they need, on a busy machine too.
 START = 600.0
 
@@ -64,17 +66,17 @@ class Rank:
         self.rank, self.size = rank, size
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._timeout = timedelta(seconds=timeout)
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self._service: RankService | None = None
 
     def listen(self, host: str) -> int:
         """Open the store at which all ranks meet, on a port that the system chooses; returns the port."""
         patience = timedelta(seconds=START)
-        store = dist.TCPStore(host, 0, self.size, is_master=True, timeout=patience, wait_for_workers=False)
+        store = _tcp_store(host, 0, self.size, is_master=True, timeout=patience, wait_for_workers=False)
         self._store = store
         return store.port
 
-    def meet(self, store: dist.Store) -> None:
+    def meet(self, store: Store) -> None:
         """Meet the other ranks at a store that somebody else opened."""
         self._store = store
 
@@ -97,7 +99,7 @@ class Rank:
                 answer = Answer(self._service.call(name, *arguments))
             except Exception as error:
                 answer = _failure(error, is_alone=self.size == 1)
-        return Answer(**(vars(answer) | {"warnings": _texts(caught)}))
+        return replace(answer, warnings=_texts(caught))
 
     def stop(self) -> None:
         """Leave the process groups."""
@@ -110,7 +112,7 @@ class Rank:
         if self.size == 1:
             return ALONE
         patience = timedelta(seconds=START)
-        store = self._store or dist.TCPStore(host, port, self.size, is_master=False, timeout=patience)
+        store = self._store or _tcp_store(host, port, self.size, is_master=False, timeout=patience)
         self._store = store
         store.set(f"rank {self.rank}", "is here")
         store.wait([f"rank {rank}" for rank in range(self.size)], patience)
@@ -118,8 +120,7 @@ class Rank:
         dist.init_process_group(
             backend, store=store, rank=self.rank, world_size=self.size, timeout=self._timeout, device_id=self._device_id
         )
-        control = dist.new_group(backend="gloo", timeout=self._timeout)
-        return Ranks(self.rank, self.size, control, dist.group.WORLD)
+        return Ranks(self.rank, self.size, group_of_hosts(self._timeout), dist.group.WORLD)
 
     @property
     def _device_id(self) -> torch.device | None:
@@ -127,6 +128,13 @@ class Rank:
         if not self._device.startswith("cuda"):
             return None
         return torch.device("cuda", torch.cuda.current_device())
+
+
+def group_of_hosts(timeout: timedelta) -> dist.ProcessGroup:
+    """One more process group of all ranks, over gloo. All of them call it together."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def _failure(error: Exception, *, is_alone: bool) -> Answer:

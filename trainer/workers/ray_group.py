@@ -50,6 +50,7 @@ class RayGroup(Group):
         super().__init__(size, timeout)
         local = connect()
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         on_gpu = _on_gpu(device, size)
         bundle = {"CPU": _LOCAL_CPUS if local else 1.0, **({"GPU": 1.0} if on_gpu else {})}
@@ -61,7 +62,7 @@ class RayGroup(Group):
                 num_gpus=bundle.get("GPU", 0.0),
                 max_restarts=0,
                 runtime_env={"env_vars": environment(size, local=local)},
-                scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(room, rank),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(room, rank),
             ).remote(rank, size, device="cuda" if on_gpu else "cpu", timeout=timeout)
             for rank in range(size)
         ]

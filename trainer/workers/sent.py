@@ -66,8 +66,9 @@ def sent_loss(loss: LossLike) -> SentLoss | None:
 def _sent_part(factor: float, loss: Loss) -> SentPart | None:
     settings = {name: getattr(loss.config, name) for name in loss.config.model_fields_set}
     function = _written(loss)
-    is_local = function is None or "<locals>" in getattr(function, "__qualname__", "<locals>")
-    if is_local or loss.spec.is_batch_style or holds_parameters(function) or not all(map(_is_plain, settings.values())):
+    if function is None or "<locals>" in getattr(function, "__qualname__", "<locals>"):
+        return None
+    if loss.spec.is_batch_style or holds_parameters(function) or not all(map(_is_plain, settings.values())):
         return None
     module = function.__module__
     for name in (loss.name, f"{module}:{function.__qualname__}"):

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from ...datums.errors import ModelError
 from .groups import Group, client_state
-from .rank import START, Answer, Rank
+from .rank import START, Answer, Rank, group_of_hosts
 
 #: How long other ranks wait for rank 0 to call: it may be a notebook that somebody left for a week.
 _PATIENCE = timedelta(days=365)
@@ -53,11 +55,11 @@ class TorchrunGroup(Group):
         on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
         own = f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu"
         self._rank = Rank(int(os.environ["RANK"]), size, device=own, timeout=timeout)
-        store, *_ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=START))))
-        self._rank.meet(dist.PrefixStore("lossbook", store))
+        store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=START))))
+        self._rank.meet(PrefixStore("lossbook", store))
         place = self._rank.start("", 0)
-        self._calls = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._replies = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self._calls = group_of_hosts(_PATIENCE)
+        self._replies = group_of_hosts(timedelta(seconds=timeout))
         if self._rank.rank > 0:
             self._serve(place)
         self.places = self._gathered(place)

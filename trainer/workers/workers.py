@@ -13,7 +13,7 @@ from .groups import Group
 from .sent import SentLoss
 
 #: Modules under it are on every worker.
-_PACKAGE = __package__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
 
 
 class Workers:
