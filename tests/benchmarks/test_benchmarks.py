@@ -24,6 +24,7 @@ HELPERS = {
     "counting",
     "launch_cases",
     "varlen_on_cpu",
+    "scaling_ranks",
 }
 NEEDED = {"head": ("cut_cross_entropy", "liger_kernel")}
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)

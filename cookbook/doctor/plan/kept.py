@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ def kept_by(model: LoadedModel, layers: Sequence[nn.Module]) -> tuple[Kept, Kept
     numbers as it runs, such as how many tokens an expert has.
     """
     try:
-        with _without_numbers(model) as own:
+        with _without_numbers(model) as own, _silent("torch._subclasses.fake_tensor"):  # it logs what is raised below
             counts = [_counted(model, layers, tokens, own) for tokens in COUNTED]
     except Exception as error:  # an architecture may fail in any way
         reason = " ".join(str(error).split())[:200]
@@ -51,6 +52,16 @@ def kept_by(model: LoadedModel, layers: Sequence[nn.Module]) -> tuple[Kept, Kept
         _line([count.inputs.total + count.saved.total - sum(count.layers) for count in counts]),
         _line([max(count.layers) for count in counts]),
     )
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _line(sizes: Sequence[int]) -> Kept:

@@ -122,6 +122,29 @@ def test_a_folder_with_a_configuration_alone_is_planned(tmp_path: Path, capsys: 
     assert by_folder["memory_bytes"] == by_name["memory_bytes"]
 
 
+def test_experts_are_counted_as_often_as_a_token_is_sent_to_them(tmp_path: Path) -> None:
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 64, "vocab_size": 300}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    experts = shape_of(trained(outline(str(tmp_path), torch.bfloat16), 4))
+    attention = 2 * 64 * 64 + 2 * 32 * 64
+    assert experts.multiplied == 2 * (attention + 8 * 64 + 2 * 3 * 64 * 32), "router, and two experts of eight"
+    assert experts.layers[0].numbers == attention + 8 * 64 + 8 * 3 * 64 * 32 + 2 * 64 + 2 * 16, "and norms"
+
+
+def test_a_forward_that_cannot_be_counted_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 64, "vocab_size": 300}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["doctor", "plan", "--model", str(tmp_path), "--gpus", "2", "--all-weights"]) == 1
+    captured = capsys.readouterr()
+    assert "cannot be counted without its weights" in captured.err
+    assert captured.err.count("\n") == 1
+
+
 def test_an_encoder_has_no_logits(capsys: pytest.CaptureFixture[str]) -> None:
     printed = planned(capsys, "--model", "tiny-encoder", "--gpus", "2", "--tokens-per-micro-batch", "512")
     assert printed["memory_bytes"]["times"]["the head runs"]["head"] == 0
