@@ -19,7 +19,7 @@ from ..head.autograd import expect_rows
 from ..head.backward import KnownRows
 from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
-from ..packing.hidden import lengths_computed, shares_prefixes
+from ..packing.hidden import forwards_of, lengths_computed, shares_prefixes
 from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups
 from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
@@ -43,6 +43,7 @@ class MicroBatches:
     sequences  the tokens of each datum that the model reads, [length] int64
     rows       which outputs are computed, and where
     shares     for each rank, the datum indices of its micro-batches: as many for each rank, [] where one has nothing to do
+    forwards   how many forwards each micro-batch takes at least, so that it takes as many on every rank
     """
 
     model: LoadedModel
@@ -52,6 +53,7 @@ class MicroBatches:
     sequences: Sequence[np.ndarray]
     rows: OutputRows
     shares: list[Cuts]
+    forwards: int = 1
 
     @classmethod
     def plan(
@@ -79,10 +81,11 @@ class MicroBatches:
             read = lengths_computed(model, lengths, lengths_read(lengths, computed))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
+        sizes = [len(sequence) for sequence in sequences]
         shares = plan_shares(
-            [len(sequence) for sequence in sequences],
+            sizes,
             ranks=model.ranks.size,
-            tokens=settings.tokens_per_micro_batch,
+            tokens=budget_on(model, settings),
             pairs=couples == "pair",
             padded=settings.batching == "padded",
             prefix_groups=groups(sequences) if shares_prefixes(model, settings.batching) else (),
@@ -92,7 +95,8 @@ class MicroBatches:
             settings = replace(settings, head_memory=memory // len(shares[0]))
         ends = np.cumsum(lengths)
         masks = [computed[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
-        return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares)
+        forwards = most_forwards(model, settings, sizes, shares)
+        return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares, forwards)
 
     @cached_property
     def cuts(self) -> Cuts:
@@ -142,6 +146,7 @@ class MicroBatches:
                 pooling=self.pooling,
                 settings=self.settings,
                 known_gradient=known_gradient,
+                forwards=self.forwards,
             )
             if not cut and outputs.embeddings is not None:
                 outputs.embeddings = outputs.embeddings[:0]
@@ -216,3 +221,16 @@ class MicroBatches:
             return torch.zeros(0, dtype=torch.float32, device=self.model.device)
         dtype = torch.promote_types(next(self.model.module.parameters()).dtype, torch.float32)
         return group.placed.logprob_gradient(count=bound.count, dtype=dtype, device=self.model.device)
+
+
+def budget_on(model: LoadedModel, settings: EngineSettings) -> int | None:
+    """The most tokens of a micro-batch; on several ranks a model that reads one sequence at a time has one in each."""
+    return 1 if model.ranks.size > 1 and settings.batching == "single" else settings.tokens_per_micro_batch
+
+
+def most_forwards(model: LoadedModel, settings: EngineSettings, lengths: Sequence[int], shares: Sequence[Cuts]) -> int:
+    """How many forwards any rank's micro-batch takes; 1 for a single process, which waits for nobody."""
+    if model.ranks.size == 1:
+        return 1
+    cuts = [cut for cuts in shares for cut in cuts if cut]
+    return max(forwards_of(model, settings.batching, [lengths[i] for i in cut]) for cut in cuts)

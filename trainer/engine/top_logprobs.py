@@ -19,6 +19,7 @@ from ..responses import TopLogprobs
 from ..transfer import to_host
 from .checks import checked_tokens
 from .forward import in_autocast_precision
+from .micro_batch_run import budget_on, most_forwards
 from .settings import EngineSettings
 
 
@@ -34,13 +35,15 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
         _check(model, k)
         sequences = checked_tokens(model, datums, ())
     active = [active_in(datum) for datum in datums]
+    lengths = [len(sequence) for sequence in sequences]
     shares = plan_shares(
-        [len(sequence) for sequence in sequences],
+        lengths,
         ranks=model.ranks.size,
-        tokens=settings.tokens_per_micro_batch,
+        tokens=budget_on(model, settings),
         pairs=False,
         padded=settings.batching == "padded",
     )
+    forwards = most_forwards(model, settings, lengths, shares)
     nothing = TopLogprobs(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     results: dict[int, TopLogprobs] = {}
     was_training = model.module.training
@@ -48,7 +51,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
     try:
         for cut in shares[model.ranks.rank]:
             chosen = [sequences[i] for i in cut], [active[i] for i in cut]
-            results |= zip(cut, _of_micro_batch(model, *chosen, k, settings), strict=True)
+            results |= zip(cut, _of_micro_batch(model, *chosen, k, settings, forwards), strict=True)
     finally:
         model.module.train(was_training)
     return [results.get(i, nothing) for i in range(len(datums))]
@@ -62,7 +65,12 @@ def _check(model: LoadedModel, k: int) -> None:
 
 
 def _of_micro_batch(
-    model: LoadedModel, sequences: Sequence[np.ndarray], active: Sequence[np.ndarray], k: int, settings: EngineSettings
+    model: LoadedModel,
+    sequences: Sequence[np.ndarray],
+    active: Sequence[np.ndarray],
+    k: int,
+    settings: EngineSettings,
+    forwards: int,
 ) -> list[TopLogprobs]:
     positions = np.concatenate([np.zeros(0, bool), *active])
     tokens, logprobs = np.zeros((len(positions), k), np.int64), np.full((len(positions), k), -np.inf, np.float32)
@@ -74,7 +82,7 @@ def _of_micro_batch(
         return _by_datum(tokens, logprobs, active)
 
     def forward() -> dict[str, Tensor]:
-        hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows))
+        hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows), forwards=forwards)
         with torch.autocast(model.device.type, enabled=False):  # an adapter on the head is added to it unrounded
             head = model.head()
         hidden, narrow = in_autocast_precision(hidden, head)

@@ -33,6 +33,7 @@ def hidden_states(
     batching: Batching | None,
     rows: Tensor | None = None,
     beside: dict[str, Tensor] | None = None,
+    forwards: int = 1,
 ) -> Tensor:
     """[tokens of all sequences, d]: last hidden states, sequence after sequence, without padding; or only those in `rows`.
 
@@ -40,14 +41,13 @@ def hidden_states(
 
     "padded" (or None): one row per sequence in one forward. "packed": one row for all, in the way that the model's probes
     allow; an encoder is padded. "single": one sequence per forward. Sequences on different sides of a model's switch
-    (`switch_length`) run apart.
+    (`switch_length`) run apart. forwards: run so many at least, the others of one token each, which nothing reads; a sharded
+    model waits in each layer for the other ranks'.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     way = _way(model, batching)
-    groups = by_side(model, [len(array) for array in arrays])
-    if batching == "single":
-        groups = [[i] for i in range(len(arrays))]
-    if len(groups) == 1:
+    groups = _groups(model, batching, [len(array) for array in arrays])
+    if len(groups) == 1 and forwards == 1:
         return way(model, arrays).run(model, rows, beside)
     parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(arrays)
     for group in groups:
@@ -55,7 +55,20 @@ def hidden_states(
         for i, part in zip(group, together.split([len(arrays[i]) for i in group]), strict=True):
             parts[i] = part
     hidden = torch.cat(parts)
+    if forwards > len(groups):
+        others = [way(model, [np.zeros(1, np.int64)]).run(model) for _ in range(forwards - len(groups))]
+        hidden = torch.cat([hidden, *others])[: len(hidden)]  # which leads the gradient through them too
     return hidden if rows is None else hidden[to_device({"rows": rows}, model.device)["rows"]]
+
+
+def forwards_of(model: LoadedModel, batching: Batching | None, lengths: Sequence[int]) -> int:
+    """How many forwards sequences of these lengths take together."""
+    return len(_groups(model, batching, lengths))
+
+
+def _groups(model: LoadedModel, batching: Batching | None, lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of the sequences that run in one forward."""
+    return [[i] for i in range(len(lengths))] if batching == "single" else by_side(model, lengths)
 
 
 def _way(model: LoadedModel, batching: Batching | None) -> Way:

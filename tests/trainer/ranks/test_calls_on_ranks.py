@@ -81,6 +81,15 @@ def test_likeliest_tokens_of_each_datum_come_from_one_rank(ranks: RankProcesses,
         np.testing.assert_allclose(own.logprobs, expected.logprobs, rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_likeliest_tokens_of_sequences_that_are_read_one_at_a_time(ranks: RankProcesses) -> None:
+    datums, setup = call_of("cross_entropy").data[:5], Setup(settings={"batching": "single"})
+    alone, several = likeliest(ALONE, setup, datums, 5), ranks.run(likeliest, setup, datums, 5)
+    for i, expected in enumerate(alone):
+        (own,) = [rank[i] for rank in several if len(rank[i].tokens)]
+        np.testing.assert_array_equal(own.tokens, expected.tokens)
+
+
 def test_likeliest_tokens_of_a_datum_without_weight_keep_no_rank_waiting(ranks: RankProcesses) -> None:
     datums = [*call_of("cross_entropy").data[:2]]
     datums[0] = Datum(

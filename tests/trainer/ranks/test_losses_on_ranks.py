@@ -126,6 +126,12 @@ def test_an_encoder_on_ranks_gives_the_numbers_of_one_process(ranks: RankProcess
     assert_same(ranks, Setup(base="tiny-encoder"), calls, 2, FLOAT32)
 
 
+def test_ranks_that_read_one_sequence_at_a_time_make_as_many_forwards(ranks: RankProcesses) -> None:
+    setup = replace(ALL_WEIGHTS, dtype=torch.float64, settings={"batching": "single"})
+    calls = [call_of("cross_entropy", count=5), call_of("dpo", count=6), few("dpo", 2), call_of("info_nce", count=6)]
+    assert_same(ranks, setup, calls, 2, FLOAT64)
+
+
 def groups(call: Call, size: int = 4) -> Call:
     """The call with a beginning of 20 tokens that each `size` datums share, as samples of one prompt do."""
     data: list[Datum] = []
