@@ -122,6 +122,7 @@ def test_a_folder_with_a_configuration_alone_is_planned(tmp_path: Path, capsys: 
     assert by_folder["memory_bytes"] == by_name["memory_bytes"]
 
 
+@pytest.mark.slow
 def test_experts_are_counted_as_often_as_a_token_is_sent_to_them(tmp_path: Path) -> None:
     config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 64, "vocab_size": 300}
     config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

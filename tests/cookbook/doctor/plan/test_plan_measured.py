@@ -47,7 +47,10 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["layers keep all", "layers run again"])
 @pytest.mark.parametrize("rank", [None, 8], ids=["all weights", "adapters"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, id="float32", marks=pytest.mark.slow), pytest.param(torch.bfloat16, id="bfloat16")],
+)
 def test_a_step_takes_what_the_plan_says(dtype: torch.dtype, rank: int | None, checkpoint: bool) -> None:
     """Weights and moments to the byte; the most that a step takes within -5 and +30 %."""
     plan = memory_of(shape_of(trained(outline("tiny", dtype), rank)), Setup(1, TOKENS, checkpoint, on_gpu=False))
