@@ -12,6 +12,7 @@ from ...datums.types import Datum
 from ...losses.batch.checks import locate
 from ..model.model import LoadedModel
 from ..model.value_head import no_value_head
+from .settings import EngineSettings
 
 Pooling = Literal["mean", "last", "cls"]
 
@@ -26,6 +27,16 @@ def check_pooling(pooling: str) -> None:
     if pooling not in get_args(Pooling):
         known = ", ".join(map(repr, get_args(Pooling)))
         raise ModelError(f"pooling is one of {known}, not {pooling!r}.{did_you_mean(str(pooling), get_args(Pooling))}")
+
+
+def check_ranks(model: LoadedModel, settings: EngineSettings) -> None:
+    """Raise ModelError where several ranks would not run the same layers: each leaves some out at random."""
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if model.ranks.size > 1 and settings.dropout and (share := getattr(model.config, name, 0)):
+            raise ModelError(
+                f"{model.name} leaves layers out at random in training ({name}={share}), and {model.ranks.size} ranks would "
+                "wait for each other in different ones: leave dropout=True out, or train it in one process"
+            )
 
 
 def checked_tokens(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> list[np.ndarray]:

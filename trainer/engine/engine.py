@@ -30,7 +30,7 @@ from ..model.weights.narrow import casts_once
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..sharding.gradients import sum_gradients
-from .checks import TOKEN_OUTPUTS, Pooling, checked_tokens
+from .checks import TOKEN_OUTPUTS, Pooling, check_ranks, checked_tokens
 from .elsewhere import KeptOutputs
 from .gradients import OwnGradients
 from .group_report import GroupReport, Valued, differentiated, valued
@@ -56,6 +56,7 @@ class Engine:
     @usual_defaults()  # probes run here
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         on_gpu = path_of(model.device) != "cpu"
+        check_ranks(model, settings)
         self.model = model
         self._kept: Kept | None = None
         casts_once(model)  # tried now, so that no call runs a probe in its midst

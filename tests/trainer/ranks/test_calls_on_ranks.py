@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, register_loss, unregister_loss
-from lossbook.datums.errors import LossContractError, MissingInput
+from lossbook.datums.errors import LossContractError, MissingInput, ModelError
 from lossbook.losses.loss.loss import Loss, LossLike
 from lossbook.losses.registry import get_loss, spec_of_function
 from lossbook.trainer.engine.engine import Engine
+from lossbook.trainer.engine.settings import EngineSettings
+from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.ranks import ALONE, Ranks
 from lossbook.trainer.responses import TopLogprobs
+from lossbook.trainer.sharding.shard import shard_model
 
 from .calls import (
     Call,
@@ -71,7 +74,7 @@ def likeliest(ranks: Ranks, setup: Setup, datums: Sequence[Datum], k: int) -> li
     return engine_of(ranks, setup).top_logprobs(datums, k)
 
 
-@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=SLOW), 12])
 def test_likeliest_tokens_of_each_datum_come_from_one_rank(ranks: RankProcesses, count: int) -> None:
     datums, setup = call_of("cross_entropy").data[:count], Setup(lora={"rank": 4, "seed": 0}, settings=PADDED)
     alone, several = likeliest(ALONE, setup, datums, 5), ranks.run(likeliest, setup, datums, 5)
@@ -264,6 +267,18 @@ def missing(ranks: Ranks, data: Sequence[Datum]) -> None:
 def test_data_that_a_loss_cannot_use_is_refused_by_every_rank_before_a_forward(ranks: RankProcesses) -> None:
     with pytest.raises(MissingInput, match="datum 0 of 12"):
         ranks.run(missing, call_of("cross_entropy").data)
+
+
+def drop_layers(ranks: Ranks) -> None:
+    model = load_model("tiny", device="cpu").train_all_weights()
+    model.config.layerdrop = 0.1
+    Engine(shard_model(model, ranks), EngineSettings(dropout=True))
+
+
+def test_a_model_that_leaves_layers_out_at_random_is_refused_on_ranks(ranks: RankProcesses) -> None:
+    drop_layers(ALONE)
+    with pytest.raises(ModelError, match=r"layers out at random in training \(layerdrop=0.1\)"):
+        ranks.run(drop_layers)
 
 
 class Learned(torch.nn.Module):

@@ -102,7 +102,7 @@ def in_one_process(setup: Setup, call: Call, loss: LossLike) -> Result:
     return Result(output.metrics, outputs_by_index(output.loss_fn_outputs), taken_gradients(engine.model))
 
 
-FAST = ("a function over logprobs", "recomputed", "a rank without a datum")
+FAST = ("a function over logprobs", "a rank without a datum")
 CASES: dict[str, tuple[Setup, Call, LossLike]] = {
     "a function over logprobs": (Setup(settings=SMALL), call_of("cross_entropy"), own_loss(variance)),
     "a function over embeddings": (Setup(settings=SMALL), call_of("info_nce"), own_loss(spread, "embeddings")),
@@ -156,7 +156,9 @@ def test_parameters_of_a_loss_get_their_gradient_where_the_loss_is(ranks: RankPr
 
 
 @pytest.mark.parametrize(
-    ("function", "error"), [(fails, RuntimeError), (is_nan, NonFiniteLossError)], ids=["raises", "is NaN"]
+    ("function", "error"),
+    [(fails, RuntimeError), pytest.param(is_nan, NonFiniteLossError, marks=pytest.mark.slow)],
+    ids=["raises", "is NaN"],
 )
 def test_a_function_that_fails_leaves_all_ranks_as_they_were(
     ranks: RankProcesses, function: Callable[..., Any], error: type[Exception], model_with_dropout: str

@@ -151,9 +151,10 @@ def test_samples_that_share_a_prompt_share_it_on_ranks_too(ranks: RankProcesses,
     assert_same(ranks, setup, [groups(call_of(name, count=16)), groups(call_of(name, count=2))], 2, FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{"checkpoint_layers": True}, pytest.param({"offload_activations": True}, marks=pytest.mark.slow)],
+    [{"checkpoint_layers": True}, {"offload_activations": True}],
     ids=["checkpointed", "offloaded"],
 )
 def test_activations_that_are_not_kept_change_nothing_on_ranks(ranks: RankProcesses, settings: dict[str, Any]) -> None:
@@ -163,7 +164,9 @@ def test_activations_that_are_not_kept_change_nothing_on_ranks(ranks: RankProces
     )
 
 
-@pytest.mark.parametrize("limit", [0, 10_000], ids=["second forward", "kept graphs"])
+@pytest.mark.parametrize(
+    "limit", [0, pytest.param(10_000, marks=pytest.mark.slow)], ids=["second forward", "kept graphs"]
+)
 def test_a_loss_over_the_batch_may_be_computed_again_on_ranks(ranks: RankProcesses, limit: int) -> None:
     setup = replace(ALL_WEIGHTS, settings={"kept_graph_tokens": limit})
     calls = [call_of("info_nce", cuts=4), call_of("kto", cuts=4)]
