@@ -64,7 +64,13 @@ class Workers:
         self._dropped.append((group, number))
 
     def know(self, group: Group, loss: SentLoss) -> bool:
-        """Whether every rank can import the modules of a loss."""
+        """Whether every rank can import the modules of a loss.
+
+        Several ranks refuse a loss that turns out to hold parameters; one alone would train its own copy of them, so that it
+        gets lossbook's losses only.
+        """
+        if group.size == 1 and not all(part.module.partition(".")[0] == _PACKAGE for part in loss.parts):
+            return False
         return all(self._can_import(group, part.module) for part in loss.parts)
 
     def _can_import(self, group: Group, module: str) -> bool:

@@ -16,6 +16,7 @@ import torch
 import lossbook as lb
 from lossbook.datums import errors
 from lossbook.trainer.workers.rank import Answer
+from lossbook.trainer.workers.sent import sent_loss
 
 from .here import GroupHere, service_here
 
@@ -203,3 +204,28 @@ def test_the_number_of_workers_and_their_timeout_are_checked_at_once() -> None:
     for seconds in (0, float("nan"), float("inf"), True):
         with pytest.raises(errors.ModelError, match="worker_timeout is a positive number"):
             lb.ServiceClient(workers=1, worker_timeout=seconds)
+
+
+def test_losses_travel_by_name_unless_only_the_client_has_them() -> None:
+    """Every registered loss and preset is made on the workers; a function of a test, or one that holds parameters, here."""
+    for name in [*lb.list_losses(), "trl:grpo", "ppo+token_truncate"]:
+        settings = {"norm_length": 10} if name == "dr_grpo" else {}
+        loss = lb.get_loss(name, **settings)
+        sent = sent_loss(loss)
+        assert sent is not None, name
+        assert repr(sent.received()) == repr(loss)
+    assert sent_loss(lb.get_loss(lambda logprobs: -logprobs)) is None
+    assert sent_loss(lb.get_loss(learned)) is None
+    assert sent_loss(0.5 * lb.get_loss("ppo") + lb.get_loss(learned)) is None
+
+
+SCALE = torch.nn.Parameter(torch.ones(()))
+
+
+def scaled(logprobs: torch.Tensor) -> torch.Tensor:
+    return -logprobs * SCALE
+
+
+def learned(logprobs: torch.Tensor) -> torch.Tensor:
+    """Its parameter is in a function that it calls."""
+    return scaled(logprobs)
