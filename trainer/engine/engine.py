@@ -264,8 +264,8 @@ class Engine:
         if parameters and self.model.ranks.size > 1:
             raise LossContractError(
                 f"{bound.name} holds a parameter of shape {list(parameters[0].shape)}, of which each of "
-                f"{self.model.ranks.size} ranks would train one of its own. Compute it in one place, from outputs kept by "
-                "forward_kept"
+                f"{self.model.ranks.size} ranks would train one of its own. Hand its function to forward_backward_custom, which "
+                "calls it in one place"
             )
 
     def _troubles(self, seen: Valued | None) -> bool:
