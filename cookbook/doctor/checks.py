@@ -45,6 +45,7 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "tensorboard": ("tensorboard", "--log-to tensorboard"),
     "wandb": ("wandb", "--log-to wandb"),
     "mlflow": ("mlflow", "--log-to mlflow"),
+    "ray": ("workers", "--workers"),
     "trackio": ("trackio", "--log-to trackio"),
 }
 #: GPU kernels, and what uses them.

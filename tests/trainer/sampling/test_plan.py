@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from lossbook.datums.types import SamplingParams
 from lossbook.trainer.clients.futures import Worker
 from lossbook.trainer.clients.sampling import SamplingClient
+from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.lengths import switch_length
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.model.snapshot import Snapshot
 from lossbook.trainer.packing.probes import verdict
 from lossbook.trainer.sampling.generate import generate_batch
 from lossbook.trainer.sampling.plan import plan_of
+from lossbook.trainer.training.frozen_model import FrozenModel
 
 from ..kinds import KINDS, LINEAR, SIZES, STATE, model_of, own_logprobs
 
@@ -115,7 +117,7 @@ def check_samples(model: LoadedModel, data: st.DataObject) -> None:
     samples, tokens, seed = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(0, 2**31)))
     params = SamplingParams(max_tokens=tokens, temperature=1.0, seed=seed, stop=[])
     together = generate_batch(model, prompts, num_samples=samples, params=params)
-    client = SamplingClient(Worker(), Snapshot(model, {}), "sampler")
+    client = SamplingClient(Worker(), FrozenModel(Snapshot(model, {}), EngineSettings()), "sampler")
     for prompt, group in zip(prompts, together, strict=True):
         (alone,) = generate_batch(model, [prompt], num_samples=samples, params=params)
         for ours, other in zip(group, alone, strict=True):
