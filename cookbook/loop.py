@@ -89,6 +89,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         fused_layers=config.fused_layers,
         deterministic=config.deterministic,
         **({} if config.workers is None else {"workers": config.workers}),
+        **({} if config.tensor_parallel == 1 else {"tensor_parallel": config.tensor_parallel}),
         **({} if sampling is None else {"sampling_workers": sampling}),
         **{name: getattr(config, name) for name in MEMORY},
     )

@@ -40,8 +40,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("testing",),
     ),
     "trainer": (
-        ("responses", "device", "ranks", "shards"),
-        ("transfer",),
+        ("responses", "device", "ranks"),
+        ("transfer", "shards"),
         ("head", "optim"),
         ("model",),
         ("sharding", "packing", "checkpoint"),

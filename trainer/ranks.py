@@ -29,12 +29,37 @@ class Ranks:
     size     the number of processes
     control  a process group of CPUs (gloo), for objects and numbers; None for a single process
     data     the process group for tensors on the model's device (nccl on GPUs, gloo on CPUs); None for a single process
+    mates    the ranks that compute the same micro-batches as this one, each with its part of the layers' matrices (tensor
+             parallelism): k ranks with numbers one after the other; None where each has micro-batches of its own
+
+    Micro-batches are dealt to `places`, not to ranks, and what mates compute alike is counted once.
     """
 
     rank: int = 0
     size: int = 1
     control: dist.ProcessGroup | None = field(default=None, repr=False)
     data: dist.ProcessGroup | None = field(default=None, repr=False)
+    mates: Ranks | None = None
+
+    @property
+    def width(self) -> int:
+        """How many ranks compute the same micro-batches."""
+        return 1 if self.mates is None else self.mates.size
+
+    @property
+    def place(self) -> int:
+        """Which share of the micro-batches is this rank's, and its mates'."""
+        return self.rank // self.width
+
+    @property
+    def places(self) -> int:
+        """How many shares of the micro-batches there are."""
+        return self.size // self.width
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether this rank's outputs count: of mates, which have the same, the first one's do."""
+        return self.mates is None or self.mates.is_first
 
     @property
     def is_first(self) -> bool:
@@ -105,6 +130,16 @@ class Ranks:
 
 #: A single process.
 ALONE = Ranks()
+
+
+def check_width(size: int, ranks: int) -> None:
+    """Raise ModelError unless `size` mates go into so many ranks."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise errors.ModelError(
+            f"tensor_parallel is a whole number of ranks that share each matrix, at least 1, not {size!r}"
+        )
+    if ranks % size:
+        raise errors.ModelError(f"tensor_parallel={size} does not divide {ranks} workers")
 
 
 def described(error: BaseException) -> tuple[str, str]:

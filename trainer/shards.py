@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
+from .ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -57,17 +59,21 @@ def whole_part(tensor: Tensor, *, is_stored: bool = True) -> Part:
     return Part(tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), is_stored)
 
 
-def part_of(tensor: Tensor, *, is_first: bool = True) -> Part:
-    """The part of a parameter that this rank holds: of a DTensor its shard, of any other all of it, stored by the first rank."""
+def part_of(tensor: Tensor, ranks: Ranks = ALONE) -> Part:
+    """The part of a parameter that this rank holds: of a DTensor its shard, of any other all of it, stored by the first rank.
+
+    Mates each hold what is not split over them; the first of them stores it.
+    """
     if not is_shard(tensor):
-        return whole_part(tensor, is_stored=is_first)
+        return whole_part(tensor, is_stored=ranks.is_first)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     mesh, placements = tensor.device_mesh, tensor.placements
     size, begin = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     end = tuple(b + s for b, s in zip(begin, size, strict=True))
     copies = [place for place, how in zip(mesh.get_coordinate() or [], placements, strict=True) if how.is_replicate()]
-    return Part(tuple(tensor.shape), tuple(begin), end, not any(copies))
+    is_split = mesh.size() == ranks.size  # over mates too, each of which then holds another part
+    return Part(tuple(tensor.shape), tuple(begin), end, not any(copies) and (is_split or ranks.is_counted))
 
 
 def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -37,7 +37,7 @@ MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
 #: evaluates and saves, its trackers, its device and its folder, its workers, the server it samples on, and memory.
 EXTENDABLE = (
     *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out", "workers", "restarts"),
-    "sampling_workers",
+    *("sampling_workers", "tensor_parallel"),
     *("sample_prompts", "sample_every", "sample_tokens"),
     *("sampler_url", "sampler_model", "sampler_adapters", "sampler_bound", "sampler_connections", "sampler_timeout"),
     *MEMORY,
@@ -90,6 +90,11 @@ class RecipeConfig(BaseModel):
     workers: int | None = Field(
         None, ge=1, description="worker processes that share the model and the work; None: this process alone"
     )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="workers that share each matrix of a layer; with --all-weights, of models that it was tried with",
+    )
     restarts: int = Field(0, ge=0, description="how often to go on from the last checkpoint after a worker died")
     dtype: Precision | None = Field(
         None, description="dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
@@ -127,6 +132,16 @@ class RecipeConfig(BaseModel):
     def _workers_are_restarted(self) -> Self:
         if self.restarts and self.workers is None:
             raise ValueError("restarts are for workers that died: give --workers too")
+        return self
+
+    @model_validator(mode="after")
+    def _matrices_are_shared(self) -> Self:
+        if self.tensor_parallel > 1 and (self.workers is None or self.workers % self.tensor_parallel):
+            raise ValueError(
+                "tensor_parallel divides the workers that share each matrix: give --workers, a multiple of it"
+            )
+        if self.tensor_parallel > 1 and not self.all_weights:
+            raise ValueError("tensor_parallel is for training all weights: give --all-weights too, or leave it out")
         return self
 
     @model_validator(mode="after")

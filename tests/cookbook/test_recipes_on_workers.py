@@ -83,6 +83,13 @@ def test_sft_on_two_workers_is_the_run_of_one_process(rows: Path) -> None:
     )
 
 
+def test_sft_on_two_workers_that_share_each_matrix_is_the_run_of_one_process(rows: Path) -> None:
+    here, there = (SFTConfig.model_validate(settings(rows, out, all_weights=True)) for out in ("alone", "shared"))
+    sft.main(here)
+    sft.main(there.model_copy(update={"workers": 2, "tensor_parallel": 2}))
+    assert_same_run(here.out, there.out)
+
+
 def test_dpo_on_two_workers_is_the_run_of_one_process(pairs: Path) -> None:
     here, there = (DPOConfig.model_validate(settings(pairs, out, rank=4)) for out in ("here", "there"))
     dpo.main(here)

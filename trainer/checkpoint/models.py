@@ -88,7 +88,7 @@ def load_snapshot(
     model = saved_model(checkpoint, device=device, dtype=dtype, **options)
     prepare(model)
     if several:
-        parts = {name: part_of(p, is_first=ranks.is_first) for name, p in model.trainable().items()}
+        parts = {name: part_of(p, model.ranks) for name, p in model.trainable().items()}
         checkpoint = read_checkpoint(Path(path), names=["weights"], ranks=ranks, parts={"weights": parts})
     with ranks.agree():
         check_matches(checkpoint, contents_of(checkpoint), model)

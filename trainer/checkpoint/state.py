@@ -182,7 +182,7 @@ def _cut(
     """
     if not is_sharded(trainable):
         return None
-    parts = {key: part_of(p, is_first=model.ranks.is_first) for key, p in trainable.items()}
+    parts = {key: part_of(p, model.ranks) for key, p in trainable.items()}
     count = Part((), (), (), model.ranks.is_first)
     of_moments = {key: count if key.startswith("step.") else parts[key.partition(".")[2]] for key in moments}
     groups = {"weights": parts, "optimizer": of_moments, "gradients": {key: parts[key] for key in gradients}}

@@ -37,6 +37,8 @@ class ServiceClient:
     checkpoint_dir  where `save_state` writes
     workers         how many processes hold each model together, as Ray's actors on this machine or the cluster of `RAY_ADDRESS`, or
                     as torchrun's processes; by default the model lives in this process
+    tensor_parallel  how many workers share each matrix of a layer and work on the same micro-batches, of decoders of whose
+                    architectures this was tried, all weights in training; it divides the workers and the model's heads
     sampling_workers  how many further processes hold a whole copy of each model in training and sample from it, so that samples
                     are drawn while the workers train; by default the workers sample
     worker_timeout  seconds that a call on workers may take; a worker that dies is noticed at once
@@ -64,9 +66,12 @@ class ServiceClient:
         head_backend: Backend = "auto",
         deterministic: bool = False,
         workers: int | None = None,
+        tensor_parallel: int = 1,
         sampling_workers: int | None = None,
         worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
+        kernels: Any = {"compile_layers": compile_layers, "fused_layers": fused_layers, "deterministic": deterministic}
+        head: Any = {"head_strategy": head_strategy, "head_memory": head_memory, "head_backend": head_backend}
         settings = EngineSettings(
             tokens_per_micro_batch=tokens_per_micro_batch,
             batching=batching,
@@ -74,14 +79,11 @@ class ServiceClient:
             dropout=dropout,
             checkpoint_layers=checkpoint_layers,
             offload_activations=offload_activations,
-            compile_layers=compile_layers,
-            fused_layers=fused_layers,
-            head_strategy=head_strategy,
-            head_memory=head_memory,
-            head_backend=head_backend,
-            deterministic=deterministic,
+            **kernels,
+            **head,
         )
-        models = placed(LocalModels(settings, device, dtype, base_weights), workers, worker_timeout, sampling_workers)
+        local = LocalModels(settings, device, dtype, base_weights, tensor_parallel=tensor_parallel)
+        models = placed(local, workers, worker_timeout, sampling_workers)
         self.context = ClientContext.of(models, settings, Path(checkpoint_dir), samples_apart=bool(sampling_workers))
         self._device, self._numbers = device, itertools.count()
 

@@ -42,7 +42,8 @@ class MicroBatches:
 
     sequences  the tokens of each datum that the model reads, [length] int64
     rows       which outputs are computed, and where
-    shares     for each rank, the datum indices of its micro-batches: as many for each rank, [] where one has nothing to do
+    shares     for each rank (each place, of mates), the datum indices of its micro-batches: as many for each, [] where one has
+               nothing to do
     forwards   how many forwards each micro-batch takes at least, so that it takes as many on every rank
     """
 
@@ -84,7 +85,7 @@ class MicroBatches:
         sizes = [len(sequence) for sequence in sequences]
         shares = plan_shares(
             sizes,
-            ranks=model.ranks.size,
+            ranks=model.ranks.places,
             tokens=budget_on(model, settings),
             pairs=couples == "pair",
             padded=settings.batching == "padded",
@@ -101,7 +102,7 @@ class MicroBatches:
     @cached_property
     def cuts(self) -> Cuts:
         """This rank's micro-batches."""
-        return self.shares[self.model.ranks.rank]
+        return self.shares[self.model.ranks.place]
 
     @cached_property
     def own(self) -> list[int]:
@@ -125,7 +126,7 @@ class MicroBatches:
     def this_ranks(self, of_all: Sequence[T]) -> Sequence[T]:
         """This rank's of something for each micro-batch of all ranks."""
         count = len(self.cuts)
-        return of_all[count * self.model.ranks.rank :][:count]
+        return of_all[count * self.model.ranks.place :][:count]
 
     def run(self, cut: Sequence[int], known_gradient: Tensor | None = None) -> Outputs:
         """The model's outputs for one micro-batch, with a graph unless gradients are off; none of its rows for [].
@@ -181,11 +182,12 @@ class MicroBatches:
         whole: dict[str, Tensor] = {}
         for name in self.rows.names:
             sizes = [sum(self.rows.count(name, cut) for cut in cuts) for cuts in self.shares]
-            start, size = sum(sizes[: self.model.ranks.rank]), sizes[self.model.ranks.rank]
+            start, size = sum(sizes[: self.model.ranks.place]), sizes[self.model.ranks.place]
             rows = cat_padded([getattr(part, name).detach() for part in parts])
             rows = padded_to(width_of(self.datums) if name == "logprobs" else None, rows)
             whole[name] = rows.new_zeros(sum(sizes), *rows.shape[1:])
-            whole[name][start : start + size] = rows
+            if self.model.ranks.is_counted:
+                whole[name][start : start + size] = rows
         self.model.ranks.add_up(list(whole.values()))
         return [replace(Outputs(), **whole)]
 

@@ -38,7 +38,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
     lengths = [len(sequence) for sequence in sequences]
     shares = plan_shares(
         lengths,
-        ranks=model.ranks.size,
+        ranks=model.ranks.places,
         tokens=budget_on(model, settings),
         pairs=False,
         padded=settings.batching == "padded",
@@ -49,7 +49,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
     was_training = model.module.training
     model.module.eval()
     try:
-        for cut in shares[model.ranks.rank]:
+        for cut in shares[model.ranks.place]:
             chosen = [sequences[i] for i in cut], [active[i] for i in cut]
             results |= zip(cut, _of_micro_batch(model, *chosen, k, settings, forwards), strict=True)
     finally:

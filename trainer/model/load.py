@@ -97,6 +97,17 @@ def _load_over(ranks: Ranks, base_model: str, dtype: torch.dtype, base_weights: 
     return model
 
 
+@usual_defaults()
+def load_outline(base_model: str, ranks: Ranks) -> LoadedModel:
+    """The model without weights, on "meta", for a look at its modules before any are read. Ranks call this together."""
+    model: Any = None
+    for first in (True, False):  # as `_load_over` does
+        with ranks.agree():
+            if ranks.is_first == first:
+                model = _load(base_model, torch.device("cpu"), torch.float32, weights=False)
+    return model
+
+
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Inside, modules of transformers are made on "meta", where tensors have shapes and no numbers."""

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from ...datums.errors import OptimizerError
 from ...datums.types import AdamParams
 from ..ranks import ALONE, Ranks
-from ..shards import is_shard, local
+from ..shards import is_shard, local, part_of
 from .norms import check_squares, gradient_norms, with_large_squares
 from .state import STATE_KEYS, PreparedState, check_meta, check_tensors
 
@@ -98,11 +98,11 @@ class AdamW:
     def _of_all_ranks(self, norms: dict[str, float]) -> dict[str, float]:
         """The norms of whole gradients, from those of what each rank holds: the same numbers on every rank.
 
-        Of a gradient that lies whole on every rank the first one's counts.
+        Of ranks that hold the same part of a gradient one counts: that which stores the parameter's part.
         """
-        of_ranks = self._ranks.gather(list(norms.values()))
-        by_name = zip(norms, zip(*of_ranks, strict=True), strict=True)
-        return {name: math.hypot(*own) if is_shard(self._whole[name]) else own[0] for name, own in by_name}
+        counted = [norm * part_of(self._whole[name], self._ranks).is_stored for name, norm in norms.items()]
+        by_name = zip(norms, zip(*self._ranks.gather(counted), strict=True), strict=True)
+        return {name: math.hypot(*own) for name, own in by_name}
 
     def _apply(self, with_grad: Mapping[str, Parameter], params: AdamParams, divisor: float, factor: float) -> None:
         """Take the step, all checks passed. Memory is allocated before the first gradient changes."""

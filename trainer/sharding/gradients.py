@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..model.model import LoadedModel
-from ..shards import is_shard
+from ..ranks import Ranks
+from ..shards import is_shard, local
 from .root import RankModule
 
 
@@ -30,7 +31,23 @@ def sum_gradients(model: LoadedModel) -> None:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
     model.ranks.add_up(gradients)
+    if model.ranks.mates is not None:
+        _make_alike(model, model.root, model.ranks.mates)
     used.clear()
+
+
+def _make_alike(model: LoadedModel, root: RankModule, mates: Ranks) -> None:
+    """Give mates the same gradients of what they hold alike: the sum where each has a part, else the first one's.
+
+    The first one's, since kernels of GPUs may add up in another order each time, and copies would drift apart.
+    """
+    gradients = {
+        name: local(p.grad) for name, p in model.trainable().items() if name in root.copied and p.grad is not None
+    }
+    for name, gradient in gradients.items():
+        if name not in root.partial and not mates.is_first:
+            gradient.zero_()
+    mates.add_up(list(gradients.values()))
 
 
 def abandon(model: LoadedModel) -> None:

@@ -18,7 +18,8 @@ class RankModule(nn.Module):
 
     FSDP gathers parameters where a forward begins and frees them where it ends, so a function that reads them from outside
     sees shards, or a weight whose gradient goes nowhere. `used` names the sharded parameters that got a gradient in this process
-    since it was last cleared.
+    since it was last cleared. With tensor parallelism `copied` names those that mates hold alike, and `partial` those of them of
+    whose gradient each mate has a part.
     """
 
     def __init__(self, module: nn.Module, value_head: nn.Module | None) -> None:
@@ -26,6 +27,8 @@ class RankModule(nn.Module):
         self.module = module
         self.value_head = value_head
         self.used: set[str] = set()
+        self.copied: frozenset[str] = frozenset()
+        self.partial: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As every module's, without FSDP's warning that outputs which are views must not be written in place: none is."""

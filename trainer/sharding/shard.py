@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ...datums.errors import ModelError
 from ..model.model import LoadedModel
-from ..ranks import Ranks
+from ..ranks import Ranks, check_width
 from .layers import separate_layers
 from .root import RankModule
 from .sending import Sender
+from .tensor_parallel import check_tensor_parallel, split_layer
 
 
 def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -> LoadedModel:
@@ -27,6 +31,9 @@ def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -
     trained ones are sharded, in their own dtype, and the gradient that arrives at a shard is the sum over the ranks. LoRA: the
     frozen weights are sharded; adapters and value head lie whole on every rank, and `sum_gradients` adds their gradients up.
 
+    tensor_parallel: so many ranks (mates) share each layer's matrices and compute the same micro-batches; what they hold is then
+    sharded over the others. Embeddings, norms and heads are whole for each of them.
+
     Raises ModelError for what cannot be sharded, and where the ranks hold different models.
     """
     if ranks.size == 1:
@@ -34,17 +41,22 @@ def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -
     _check(model, ranks, tensor_parallel)
     assert ranks.data is not None
     model.device = _device(ranks.data)
-    mesh = DeviceMesh.from_group(ranks.data, model.device.type)
+    meshes = None if tensor_parallel == 1 else _meshes(ranks.data, model.device.type, tensor_parallel)
+    mesh = DeviceMesh.from_group(ranks.data, model.device.type) if meshes is None else meshes["data"]
     is_lora = model.lora is not None
     everything = RankModule(model.module, model.value_head)
     root = RankModule(model.module, None) if is_lora else everything
-    sender = Sender(everything, ranks, model.device)
+    sender, partial = Sender(everything, ranks, model.device), list[nn.Module]()
     for layer in separate_layers(model):
         sender.send(layer)
+        if meshes is not None:
+            partial += split_layer(layer, model, meshes["tensor"])
         fully_shard(layer, mesh=mesh, ignored_params=_trained(layer) if is_lora else None)
     sender.send(everything)
     fully_shard(root, mesh=mesh, ignored_params=_trained(root) if is_lora else None)
     model.ranks, model.root = ranks, root
+    if meshes is not None:
+        _meet_mates(model, root, meshes["tensor"], partial)
     _add_gradients_up(root)
     with torch.no_grad():
         model.inside(lambda: None)  # FSDP settles at the first forward which module is its root
@@ -56,7 +68,8 @@ def shard_model(model: LoadedModel, ranks: Ranks, *, tensor_parallel: int = 1) -
 def _check(model: LoadedModel, ranks: Ranks, tensor_parallel: int) -> None:
     """Raise ModelError on every rank where the model cannot be sharded, or is not the same everywhere."""
     if tensor_parallel != 1:
-        raise ModelError(f"tensor_parallel={tensor_parallel} is not supported: leave it at 1")
+        check_width(tensor_parallel, ranks.size)
+        check_tensor_parallel(model, tensor_parallel)
     if model.root is not None:
         raise ModelError(f"{model.name} is sharded over ranks already")
     if model.base_weights == "4bit":
@@ -78,6 +91,29 @@ def _check(model: LoadedModel, ranks: Ranks, tensor_parallel: int) -> None:
                 raise ModelError(
                     f"ranks hold different models: the {what} is {own} on rank {ranks.rank} and {other} on rank {rank}"
                 )
+
+
+@functools.lru_cache(maxsize=8)
+def _meshes(group: dist.ProcessGroup, device: str, width: int) -> DeviceMesh:
+    """The ranks of the whole process group as places ("data") of `width` mates ("tensor"); one for all models."""
+    assert dist.get_world_size(group) == dist.get_world_size()
+    shape = dist.get_world_size() // width, width
+    return init_device_mesh(device, shape, mesh_dim_names=("data", "tensor"))
+
+
+def _meet_mates(model: LoadedModel, root: RankModule, mesh: DeviceMesh, partial: list[nn.Module]) -> None:
+    """Let `model.ranks` know this rank's mates, and the root which parameters they hold alike."""
+    group = mesh.get_group()
+    model.ranks = replace(model.ranks, mates=Ranks(mesh.get_local_rank(), mesh.size(), data=group))
+    parameters = model.trainable()
+    root.copied = frozenset(name for name, p in parameters.items() if not _lies_over_mates(p))
+    own = {id(p) for part in partial for p in part.parameters()}
+    root.partial = frozenset(name for name, p in parameters.items() if id(p) in own)
+
+
+def _lies_over_mates(parameter: nn.Parameter) -> bool:
+    """Whether mates have a part each of a parameter."""
+    return isinstance(parameter, DTensor) and "tensor" in (parameter.device_mesh.mesh_dim_names or ())
 
 
 def _device(group: dist.ProcessGroup) -> torch.device:
@@ -104,11 +140,12 @@ def _add_gradients_up(root: RankModule) -> None:
 
 def _watch_gradients(model: LoadedModel, root: RankModule) -> None:
     """Note in `root.used` which sharded parameters get a gradient, by name: FSDP gives zeros to the others."""
+    sharded = {id(parameter) for parameter in model.trainable().values()}
     for part in root.modules():
         if not isinstance(part, FSDPModule):
             continue
         part.unshard()  # the parameter that gets the gradient lives on when its memory is freed
         for name, parameter in model.trainable().items():
-            if not isinstance(parameter, DTensor):
+            if id(parameter) not in sharded:
                 parameter.register_post_accumulate_grad_hook(lambda _parameter, name=name: root.used.add(name))
         part.reshard()

@@ -22,16 +22,23 @@ def gathered(model: LoadedModel) -> Iterator[None]:
         return
     from torch.distributed.fsdp import FSDPModule  # whoever sharded the model has imported it
 
+    from .tensor_parallel import SplitLinear
+
     parts = [part for part in root.modules() if isinstance(part, FSDPModule)]
+    split = [part for part in root.modules() if isinstance(part, SplitLinear)]
     try:
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
+        for part in split:
+            part.gather()
         model.root = None  # whatever reads parameters can do so directly
         with torch.no_grad():
             yield
     finally:
         model.root = root
+        for part in split:
+            part.whole = None
         for part in parts[1:]:  # the root itself is freed after its backward
             part.set_reshard_after_forward(True, recurse=False)
         model.reshard()

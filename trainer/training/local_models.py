@@ -10,19 +10,20 @@ from typing import Any
 import torch
 
 from ...datums.errors import ModelError
+from ..checkpoint.contents import contents_of
 from ..checkpoint.folder import read_checkpoint
 from ..checkpoint.models import load_snapshot, saved_model
 from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..model.fused.fuse import fuse_layers
-from ..model.load import load_model
+from ..model.load import is_at_hand, load_model, load_outline
 from ..model.lora.lora import add_lora
 from ..model.model import BaseWeights, LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..model.verdict import Verdict
 from ..model.weights.four_bit import check_base_weights
-from ..ranks import ALONE, Ranks
+from ..ranks import ALONE, Ranks, check_width
 from .frozen_model import FrozenModel
 from .model_trainer import ModelTrainer
 
@@ -35,6 +36,7 @@ class LocalModels:
     device, dtype  None for defaults
     base_weights   "full" or "4bit"
     ranks          the processes that hold each model together; all of them make the same calls
+    tensor_parallel  how many of them share each matrix of a layer
 
     Raises ModelError for other base weights, for settings that several ranks do not have, and where determinism on a GPU comes too late.
     """
@@ -44,16 +46,21 @@ class LocalModels:
     dtype: torch.dtype | None = None
     base_weights: BaseWeights = "full"
     ranks: Ranks = ALONE
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         check_base_weights(self.base_weights)
         if self.ranks.size > 1:
             _check_for_ranks(self.settings)
+        check_width(self.tensor_parallel, self.ranks.size if self.ranks.size > 1 else 0)
+        if self.tensor_parallel > 1 and self.settings.dropout:
+            raise ModelError("dropout was not tried with tensor_parallel: leave one of the two out")
         if self.settings.deterministic:
             prepare_determinism(self.device)
 
     def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> ModelTrainer:
         """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
+        self.check_adapters()
         return self._trainer(add_lora(self._load(base_model), **lora), value_head=value_head)
 
     def all_weights(self, base_model: str, *, value_head: bool) -> ModelTrainer:
@@ -62,6 +69,7 @@ class LocalModels:
 
     def like(self, path: str, *, base_model: str | None) -> ModelTrainer:
         """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
+        self._check_saved(path)
         model = saved_model(
             read_checkpoint(Path(path), names=[], ranks=self.ranks),
             device=self.device,
@@ -78,6 +86,7 @@ class LocalModels:
 
     def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> FrozenModel:
         """A checkpoint's weights; see `saved_model` for `base_model` and `known`."""
+        self._check_saved(path)
         snapshot = load_snapshot(
             path,
             device=self.device,
@@ -101,9 +110,33 @@ class LocalModels:
             return model
         from ..sharding.shard import shard_model  # imports torch's distributed tensors, which takes long
 
-        return shard_model(model, self.ranks)
+        return shard_model(model, self.ranks, tensor_parallel=self.tensor_parallel)
+
+    def check_adapters(self) -> None:
+        """Raise ModelError where adapters cannot be trained."""
+        if self.tensor_parallel > 1:
+            raise ModelError(
+                f"tensor_parallel={self.tensor_parallel} is for training all weights: adapters are not split. Leave it at 1"
+            )
+
+    def _check_split(self, base_model: str) -> None:
+        """Raise ModelError on every rank where the model's matrices cannot be shared, before its weights are read."""
+        if self.ranks.size > 1 and self.tensor_parallel > 1:
+            from ..sharding.tensor_parallel import check_tensor_parallel  # as above
+
+            check_tensor_parallel(load_outline(base_model, self.ranks), self.tensor_parallel)
+
+    def _check_saved(self, path: str) -> None:
+        """The same for the model that a checkpoint was saved from."""
+        if self.ranks.size > 1 and self.tensor_parallel > 1:
+            contents = contents_of(read_checkpoint(Path(path), names=[], ranks=self.ranks))
+            if contents.lora is not None:
+                self.check_adapters()
+            if is_at_hand(contents.base_model):  # others are refused below, or fetched
+                self._check_split(contents.base_model)
 
     def _load(self, base_model: str) -> LoadedModel:
+        self._check_split(base_model)
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "base_weights": self.base_weights}
         return self._fused(load_model(base_model, **options, ranks=self.ranks))
 

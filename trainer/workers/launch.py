@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from ...datums.errors import ModelError
+from ..ranks import check_width
 from ..training.local_models import LocalModels
 from ..training.protocol import Models
 from .apart import SamplingWorkers
@@ -21,14 +22,19 @@ WORKER_TIMEOUT = 1800.0
 def placed(local: LocalModels, workers: int | None, timeout: float, sampling_workers: int | None = None) -> Models:
     """Models of this process, or the same on `workers` ranks, sampled from on `sampling_workers` more processes.
 
-    Raises ModelError for a number of workers below 1, sampling workers or a timeout where there are no workers, a timeout that is
-    no positive number of seconds, and for 4-bit base weights, which are not sharded.
+    Raises ModelError for a number of workers below 1, sampling workers, tensor parallelism or a timeout where there are no workers,
+    a timeout that is no positive number of seconds, and for 4-bit base weights, which are not sharded.
     """
     if sampling_workers is not None and (workers is None or under_torchrun()):
         raise ModelError(
             "sampling_workers are Ray's, beside workers that train: give workers too, and start the program without torchrun"
         )
+    check_width(local.tensor_parallel, 0 if workers is None else check_size(workers))
     if workers is None:
+        if local.tensor_parallel > 1:
+            raise ModelError(
+                "tensor_parallel is for workers, which share each matrix: give workers too, or leave it at 1"
+            )
         if timeout != WORKER_TIMEOUT:
             raise ModelError("worker_timeout is for workers, and there are none: give workers too, or leave it out")
         return local

@@ -54,6 +54,7 @@ class WorkersModels:
 
     def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> WorkersTrainer:
         """Low-rank adapters on frozen weights. Without a seed one is drawn here, so that all ranks begin alike."""
+        self._local.check_adapters()
         lora["seed"] = secrets.randbits(31) if lora.get("seed") is None else lora["seed"]
         return self._trainer("adapters", base_model=base_model, value_head=value_head, **lora)
 

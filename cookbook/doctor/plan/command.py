@@ -139,7 +139,10 @@ class Asked:
             )
             raise ConfigError(f"--base-weights 4bit does not go with {other}")
         if self.tensor_parallel > 1:
-            raise ConfigError("--tensor-parallel is not supported: leave it at 1")
+            raise ConfigError(
+                "--tensor-parallel is not planned yet: leave it at 1. Training has it, --tensor-parallel K: of a layer's matrices "
+                "and their activations a GPU then holds a K-th beside what is sharded, and K GPUs work on each micro-batch"
+            )
 
     def plan(self) -> Plan:
         """The plan of what was asked. Raises ConfigError and ModelError where the model cannot be had."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -66,3 +67,19 @@ def test_other_errors_are_not_tried_again() -> None:
 def test_restarts_without_workers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="give --workers too"):
         SFTConfig(data=tmp_path / "rows.jsonl", restarts=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"all_weights": True}, "give --workers, a multiple of it"),
+        ({"all_weights": True, "workers": 3}, "give --workers, a multiple of it"),
+        ({"workers": 2}, "give --all-weights too"),
+    ],
+    ids=str,
+)
+def test_matrices_are_shared_by_workers_that_train_all_weights(
+    settings: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SFTConfig(data=tmp_path / "rows.jsonl", tensor_parallel=2, **settings)

@@ -51,7 +51,7 @@ def on_ranks(ranks: Ranks, step: int) -> tuple[dict[str, Tensor], dict[str, Part
     for name, tensor in wholes(step).items():
         whole = mesh is None or tensor.ndim == 0
         placed = tensor if whole else distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
-        tensors[name], parts[name] = local(placed), part_of(placed, is_first=ranks.is_first)
+        tensors[name], parts[name] = local(placed), part_of(placed, ranks)
     return tensors, parts
 
 
@@ -142,7 +142,7 @@ def both_ways(ranks: Ranks, root: Path) -> None:
     mesh, whole = init_device_mesh("cpu", (2, 2)), wholes(1)["embeddings"]
     for name, placements in (("both", [Shard(0), Shard(1)]), ("copies", [Replicate(), Shard(0)])):
         placed = distribute_tensor(whole, mesh, placements, src_data_rank=None)
-        tensors, parts = {"w": local(placed)}, {"w": part_of(placed, is_first=ranks.is_first)}
+        tensors, parts = {"w": local(placed)}, {"w": part_of(placed, ranks)}
         write_checkpoint(root, name, tensors={"t": tensors}, manifest={}, ranks=ranks, parts={"t": parts})
         read = read_checkpoint(root / name, ranks=ranks, parts={"t": parts})
         assert torch.equal(read.tensors["t"]["w"], tensors["w"])

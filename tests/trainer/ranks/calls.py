@@ -33,13 +33,14 @@ Numbers = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Setup:
-    """A model and how it runs. change: done to it once it is made, such as a hook; at the top of a module of tests."""
+    """A model and how it runs. width: ranks that share each matrix. change: done to it once it is made, such as a hook; at the top of a module of tests."""
 
     base: str = "tiny"
     lora: dict[str, Any] | None = None
     value_head: bool = False
     dtype: torch.dtype = torch.float32
     settings: dict[str, Any] = field(default_factory=dict)
+    width: int = 1
     change: Callable[[LoadedModel, Ranks], None] | None = None
 
 
@@ -101,7 +102,7 @@ def engine_of(ranks: Ranks, setup: Setup) -> Engine:
         for name, parameter in model.trainable().items() if setup.lora is not None else ():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    engine = Engine(shard_model(model, ranks), EngineSettings(**setup.settings))
+    engine = Engine(shard_model(model, ranks, tensor_parallel=setup.width), EngineSettings(**setup.settings))
     if setup.change is not None:
         setup.change(model, ranks)
     return engine

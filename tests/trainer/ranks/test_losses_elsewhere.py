@@ -102,7 +102,7 @@ def in_one_process(setup: Setup, call: Call, loss: LossLike) -> Result:
     return Result(output.metrics, outputs_by_index(output.loss_fn_outputs), taken_gradients(engine.model))
 
 
-FAST = ("a function over logprobs", "a rank without a datum")
+FAST = ("layers that are split", "a function over logprobs", "a rank without a datum")
 CASES: dict[str, tuple[Setup, Call, LossLike]] = {
     "a function over logprobs": (Setup(settings=SMALL), call_of("cross_entropy"), own_loss(variance)),
     "a function over embeddings": (Setup(settings=SMALL), call_of("info_nce"), own_loss(spread, "embeddings")),
@@ -118,6 +118,7 @@ CASES: dict[str, tuple[Setup, Call, LossLike]] = {
     ),
     "an encoder": (Setup(base="tiny-encoder", settings=SMALL), call_of("info_nce"), own_loss(spread, "embeddings")),
     "recomputed": (Setup(settings=SMALL | {"kept_graph_tokens": 1}), call_of("cross_entropy"), own_loss(variance)),
+    "layers that are split": (Setup(width=2, settings=SMALL), call_of("cross_entropy"), own_loss(variance)),
     "a rank without a datum": (
         Setup(settings=SMALL),
         replace(call_of("cross_entropy"), data=call_of("cross_entropy").data[-1:]),
@@ -141,7 +142,7 @@ def test_a_function_on_the_clients_side_gives_the_numbers_of_one_process(
     micro_batches = several[0].metrics["micro_batches"]
     is_recomputed = several[0].metrics["forward_passes"] == 2
     assert is_recomputed == ("kept_graph_tokens" in setup.settings)
-    assert forwards == -(-micro_batches // 2), "each micro-batch has one forward with a graph"
+    assert forwards == -(-micro_batches // (2 // setup.width)), "each micro-batch has one forward with a graph"
 
 
 def test_parameters_of_a_loss_get_their_gradient_where_the_loss_is(ranks: RankProcesses) -> None:

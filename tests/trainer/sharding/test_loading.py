@@ -118,7 +118,7 @@ def refuses(ranks: Ranks, way: str) -> str:
     if way == "twice":
         shard_model(model, ranks)
     try:
-        shard_model(model, ranks, tensor_parallel=2 if way == "tensor parallel" else 1)
+        shard_model(model, ranks, tensor_parallel=3 if way == "tensor parallel" else 1)
     except ModelError as error:
         return str(error)
     return ""
@@ -130,7 +130,7 @@ def refuses(ranks: Ranks, way: str) -> str:
         ("4bit", "the base weights of llama are 4-bit"),
         ("scalar", r"a weight without dimensions \(scale\)"),
         ("twice", "llama is sharded over ranks already"),
-        ("tensor parallel", "tensor_parallel=2 is not supported"),
+        ("tensor parallel", "tensor_parallel=3 does not divide 2 workers"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused_by_name(ranks: RankProcesses, way: str, words: str) -> None:

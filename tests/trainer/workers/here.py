@@ -70,10 +70,13 @@ class GroupOfProcesses(Group):
         return dict(enumerate(self._processes.run(answer, name, arguments, size=2)))
 
 
-def service_here(folder: Path, make_group: Any = GroupHere, **settings: Any) -> lb.ServiceClient:
+def service_here(
+    folder: Path, make_group: Any = GroupHere, tensor_parallel: int = 1, **settings: Any
+) -> lb.ServiceClient:
     """A service whose models live on such a group."""
     service = lb.ServiceClient(device="cpu", checkpoint_dir=folder, **settings)
     local = service.context.models
     assert isinstance(local, LocalModels)
+    local = replace(local, tensor_parallel=tensor_parallel)
     service.context = replace(service.context, models=WorkersModels(local, make_group))
     return service

@@ -46,10 +46,26 @@ def spread(data: list[lb.Datum], logprobs: list[torch.Tensor]) -> Any:
     return values.var() + values.mean(), {"tokens": float(len(values))}
 
 
-@pytest.mark.parametrize("all_weights", [False, True], ids=["adapters", "all weights"])
+@pytest.fixture
+def sharing(ranks: RankProcesses, tmp_path: Path) -> lb.ServiceClient:
+    """Two workers that share each matrix."""
+    make_group, folder = (lambda: GroupOfProcesses(ranks)), tmp_path / "sharing"
+    return service_here(folder, make_group, tensor_parallel=2, tokens_per_micro_batch=24)
+
+
+@pytest.mark.parametrize(
+    ("workers", "all_weights"),
+    [("there", False), ("there", True), ("sharing", True)],
+    ids=["adapters", "all weights", "all weights, matrices shared"],
+)
 def test_every_call_of_a_client_gives_the_numbers_of_one_process(
-    all_weights: bool, service: lb.ServiceClient, there: lb.ServiceClient, make_datums: Callable[..., list[lb.Datum]]
+    workers: str,
+    all_weights: bool,
+    service: lb.ServiceClient,
+    request: pytest.FixtureRequest,
+    make_datums: Callable[..., list[lb.Datum]],
 ) -> None:
+    there: lb.ServiceClient = request.getfixturevalue(workers)
     clients = [
         one.create_training_client("tiny") if all_weights else one.create_lora_training_client("tiny", rank=4, seed=0)
         for one in (service, there)

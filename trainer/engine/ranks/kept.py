@@ -94,8 +94,10 @@ class Kept:
 
 
 def outputs_of(batches: MicroBatches, parts: Sequence[Outputs], *, forward_passes: int) -> KeptOutputs:
-    """This rank's outputs as arrays on the host."""
+    """This rank's outputs as arrays on the host; none where they are another's too, who sends them."""
     here = read_back(parts)
     rows = {name: cat_padded([getattr(part, name) for part in here]).numpy() for name in batches.rows.names}
     order = np.array([i for cut in batches.cuts for i in cut], dtype=np.int64)
+    if not batches.model.ranks.is_counted:
+        order, rows = order[:0], {name: array[:0] for name, array in rows.items()}
     return KeptOutputs(order, rows, batches.count, forward_passes)

@@ -24,7 +24,7 @@ def merged(ranks: Ranks, own: Collected, *, is_whole: bool) -> Collected:
     """
     if ranks.size == 1 or is_whole:
         return own
-    parts = ranks.gather((own.loss, own.datums_without_grad, packed(own.metrics)))
+    parts = ranks.gather((own.loss, own.datums_without_grad, packed(own.metrics)))[:: ranks.width]
     loss, without = (sum(values) for values in list(zip(*parts, strict=True))[:2])
     metrics = stats.merge(unpacked(metrics) for *_, metrics in parts)
     return Collected(loss, without, metrics, own.outputs)
@@ -42,14 +42,14 @@ def unpacked(numbers: Mapping[str, tuple[Any, float, float]]) -> dict[str, Stat]
 
 @contextmanager
 def own_random_numbers(model: LoadedModel, *, drops: bool) -> Iterator[None]:
-    """Inside, each rank drops by random numbers of its own; at the end all ranks are in the state that the first one is in.
+    """Inside, each rank drops by random numbers of its own (mates by the same); at the end all are in the state of the first.
 
     drops: whether anything is dropped; if not, all ranks draw the same numbers. After an error nothing is done.
     """
     ranks, device = model.ranks, model.device
-    if drops and ranks.rank > 0:
+    if drops and ranks.place > 0:
         state = b"".join(one.numpy().tobytes() for one in random_state(device))
-        seed = int.from_bytes(hashlib.sha256(state + ranks.rank.to_bytes(8, "little")).digest()[:8], "little")
+        seed = int.from_bytes(hashlib.sha256(state + ranks.place.to_bytes(8, "little")).digest()[:8], "little")
         torch.manual_seed(seed)
     yield
     as_first(model)

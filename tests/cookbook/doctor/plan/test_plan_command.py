@@ -170,7 +170,7 @@ def test_more_gpus_than_a_host_has_go_by_the_network(capsys: pytest.CaptureFixtu
         ("--model tiny --gpus 2 --gpu h10", "Did you mean 'h100'?"),
         ("--model tiny --gpus 2 --base-weights 4bit", "does not go with several GPUs"),
         ("--model tiny --gpus 1 --base-weights 4bit --all-weights", "does not go with --all-weights"),
-        ("--model tiny --gpus 2 --tensor-parallel 3", "--tensor-parallel is not supported"),
+        ("--model tiny --gpus 2 --tensor-parallel 3", "--tensor-parallel is not planned yet"),
         ("--gpus 2", "name a model with --model, or give its sizes"),
         ("--model tiny --hidden 64 --layers 2 --heads 4 --mlp 8 --vocabulary 9 --gpus 2", "one of the two"),
         ("--hidden 64 --gpus 2", "needs --layers, --heads, --mlp, --vocabulary too"),
