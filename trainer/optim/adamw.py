@@ -50,6 +50,7 @@ class AdamW:
         self._whole = dict(parameters)
         self._parameters = {name: Parameter(local(p)) if is_shard(p) else p for name, p in parameters.items()}
         self._ranks = ranks
+        self._counts = {name: part_of(p, ranks).is_stored for name, p in parameters.items()}
         self._steps = 0
         self._made: torch.optim.AdamW | None = None
 
@@ -100,7 +101,7 @@ class AdamW:
 
         Of ranks that hold the same part of a gradient one counts: that which stores the parameter's part.
         """
-        counted = [norm * part_of(self._whole[name], self._ranks).is_stored for name, norm in norms.items()]
+        counted = [norm * self._counts[name] for name, norm in norms.items()]
         by_name = zip(norms, zip(*self._ranks.gather(counted), strict=True), strict=True)
         return {name: math.hypot(*own) for name, own in by_name}
 
