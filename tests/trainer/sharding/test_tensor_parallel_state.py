@@ -161,6 +161,31 @@ def test_the_step_after_a_resume_is_the_same_bit_for_bit(ranks: RankProcesses, t
         assert not any(one.any() for one in rest.values())
 
 
+def came_back(ranks: Ranks, root: Path) -> tuple[list[str], list[int], str]:
+    """Fingerprints of weights that were saved by name and loaded in each way, how many parts are split, and a refusal."""
+    models = LocalModels(EngineSettings(), "cpu", ranks=ranks, tensor_parallel=2)
+    trainer = models.all_weights("tiny", value_head=True)
+    step(trainer)
+    state = trainer.save_state(root, "state", overwrite=False)
+    weights = trainer.save_weights(root, "weights", overwrite=False)
+    again, saved = models.like(str(state), base_model=None), models.saved(str(weights))
+    again.load_state(state, optimizer=True)
+    split = [sum(isinstance(p, SplitLinear) for p in one.model.module.modules()) for one in (trainer, again, saved)]
+    adapters = LocalModels(EngineSettings(), "cpu", ranks=ranks).adapters("tiny", value_head=False, rank=2, seed=0)
+    try:
+        models.like(str(adapters.save_weights(root, "adapters", overwrite=False)), base_model=None)
+    except ModelError as error:
+        return [one.fingerprint() for one in (trainer.frozen(), again.frozen(), saved)], split, str(error)
+    return [], split, ""
+
+
+def test_models_of_checkpoints_are_split_and_adapters_refused(ranks: RankProcesses, tmp_path: Path) -> None:
+    for fingerprints, split, refusal in ranks.run(came_back, tmp_path):
+        assert len(set(fingerprints)) == 1
+        assert split == [14, 14, 14]
+        assert "tensor_parallel=2 is for training all weights: adapters are not split" in refusal
+
+
 def refused(ranks: Ranks, way: str) -> str:
     if way == "adapters":
         model = add_lora(load_model("tiny", device="cpu"), rank=2)
