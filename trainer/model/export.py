@@ -136,24 +136,31 @@ def _planned(model: LoadedModel, state: Mapping[str, Tensor], dtype: torch.dtype
 
     shapes = {name: torch.empty(t.shape, dtype=_dtype_of(t, dtype), device="meta") for name, t in state.items()}
     on_disk = _renamed(model.module, shapes)
-    sources: dict[str, tuple[str, ...]] = {}
-    for group in _converted_together(model.module, state):
-        for name, value in _renamed(model.module, {source: shapes[source] for source in group}).items():
-            if name in sources or name not in on_disk or on_disk[name].shape != value.shape:
-                raise ModelError(
-                    f"{name} of {model.name} is converted with other weights than it is made from: {group}"
-                )
-            sources[name] = group
-    if missing := on_disk.keys() - sources.keys():
-        raise ModelError(
-            f"{min(missing)} of {model.name} is made from no weights: transformers converts them in another way"
-        )
+    groups = _converted_together(model.module, state)
+    # Some are made from weights of several names (HRM's fused projections): then all are converted at once.
+    sources = _sources(model, shapes, on_disk, groups) or _sources(model, shapes, on_disk, [tuple(state)])
+    missing = on_disk.keys() - (sources or {}).keys()
+    if sources is None or missing:
+        raise ModelError(f"transformers converts {min(missing)} of {model.name} in a way that cannot be written")
     split = split_torch_state_dict_into_shards(
         on_disk, filename_pattern="model{suffix}.safetensors", max_shard_size=file_bytes
     )
     metadata = {"total_parameters": sum(p.numel() for p in model.module.parameters()), **split.metadata}
     index = {"metadata": metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
     return _Plan(split.filename_to_tensors, sources, index if split.is_sharded else None)
+
+
+def _sources(
+    model: LoadedModel, shapes: Mapping[str, Tensor], on_disk: Mapping[str, Tensor], groups: list[tuple[str, ...]]
+) -> dict[str, tuple[str, ...]] | None:
+    """For each weight on disk the group that it is made from; None where one is made from several."""
+    sources: dict[str, tuple[str, ...]] = {}
+    for group in groups:
+        for name, value in _renamed(model.module, {source: shapes[source] for source in group}).items():
+            if name in sources or name not in on_disk or on_disk[name].shape != value.shape:
+                return None
+            sources[name] = group
+    return sources
 
 
 def _converted_together(module: Any, names: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
