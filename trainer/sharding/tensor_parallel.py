@@ -36,11 +36,11 @@ class SplitLinear(nn.Module):
     whole  the whole weight and bias, where they were gathered; the layer then computes as if it were not split
     """
 
-    def __init__(self, linear: nn.Linear, mesh: DeviceMesh, dim: int) -> None:
+    def __init__(self, mesh: DeviceMesh, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.group = mesh.get_group()
-        self.weight = _part(linear.weight, mesh, dim)
-        self.bias = None if linear.bias is None else self._bias_part(linear.bias, mesh)
+        self.weight = weight
+        self.bias = bias
         self.whole: tuple[Tensor, Tensor | None] | None = None
 
     def gather(self) -> None:
@@ -48,15 +48,13 @@ class SplitLinear(nn.Module):
         with torch.no_grad():
             self.whole = _full(self.weight), None if self.bias is None else _full(self.bias)
 
-    def _bias_part(self, bias: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
-        raise NotImplementedError
-
 
 class ColumnLinear(SplitLinear):
     """[..., in] -> [..., out / k], of an input that all ranks have; its gradient is the sum over the ranks."""
 
     def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
-        super().__init__(linear, mesh, 0)
+        bias = None if linear.bias is None else _part(linear.bias, mesh, 0)
+        super().__init__(mesh, _part(linear.weight, mesh, 0), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """This rank's features."""
@@ -65,15 +63,12 @@ class ColumnLinear(SplitLinear):
         bias = None if self.bias is None else _local(self.bias)
         return nn.functional.linear(_Shared.apply(x, self.group), _local(self.weight), bias)
 
-    def _bias_part(self, bias: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
-        return _part(bias, mesh, 0)
-
 
 class RowLinear(SplitLinear):
     """[..., in / k] -> [..., out], the sum over the ranks; then the bias, which is whole on every rank."""
 
     def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
-        super().__init__(linear, mesh, 1)
+        super().__init__(mesh, _part(linear.weight, mesh, 1), linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """All features, the same on every rank."""
@@ -81,9 +76,6 @@ class RowLinear(SplitLinear):
             return nn.functional.linear(x, *self.whole)
         total = _Summed.apply(nn.functional.linear(x, _local(self.weight)), self.group)
         return total if self.bias is None else total + self.bias.to(total.dtype)
-
-    def _bias_part(self, bias: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
-        return bias
 
 
 class _Shared(torch.autograd.Function):
