@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The parts of the package, lowest first: each may import itself and those before it.
-PARTS = ("datums", "losses", "trainer", "cookbook")
-DIRECTION = "imports go one way: datums <- losses <- trainer <- cookbook"
+PARTS = ("datums", "losses", "trainer", "integrations", "cookbook")
+DIRECTION = "imports go one way: datums <- losses <- trainer <- integrations <- cookbook"
 #: Modules that turn bytes from a file into running code.
 UNSAFE_MODULES = {
     "pickle",

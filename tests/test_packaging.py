@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("datums", "losses", "trainer", "cookbook")
+PARTS = ("datums", "losses", "trainer", "integrations", "cookbook")
 #: Imported where they are used, so that `import lossbook` never waits for them.
 HEAVY = ("transformers", "peft", "rich", "matplotlib", "hypothesis", "pytest", "tyro", "datasets", "tinker", "gguf")
 

@@ -51,6 +51,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("clients",),
         ("conformance",),
     ),
+    "integrations": (("tinker",),),
     "cookbook": (
         ("extras",),
         ("run", "confined", "pages"),

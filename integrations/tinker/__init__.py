@@ -1,0 +1,1 @@
+"""The Tinker SDK's API in this process: `import lossbook.integrations.tinker as tinker`."""

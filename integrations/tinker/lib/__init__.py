@@ -1,0 +1,1 @@
+"""Where code written for the Tinker SDK looks for its interfaces."""

@@ -1,0 +1,1 @@
+"""Training runs and checkpoints of the Tinker door, as folders."""

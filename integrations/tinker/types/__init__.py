@@ -1,0 +1,1 @@
+"""`tinker.types`: what goes into calls, and what comes back."""
