@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ...datums.errors import ModelError
 from ...datums.types import ModelInput, SamplingParams, as_model_input
@@ -12,6 +12,8 @@ from ..responses import SampleResponse
 from ..sampling.decode import Progress
 from ..training.protocol import Frozen
 from .futures import Calls, Future, Worker
+
+T = TypeVar("T")
 
 
 class SamplingClient:
@@ -74,6 +76,10 @@ class SamplingClient:
         """
         tokens = as_model_input(prompt).to_ints()
         return self._calls.submit("compute_logprobs", lambda: self._frozen.logprobs(tokens))
+
+    def in_turn(self, label: str, call: Callable[[Frozen], T]) -> Future[T]:
+        """Queue a call of your own on the weights, as `TrainingClient.in_turn` does on a model in training."""
+        return self._calls.submit(label, lambda: call(self._frozen))
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""

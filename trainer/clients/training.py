@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -20,6 +20,8 @@ from .context import ClientContext, LossFunction
 from .futures import Calls, Future
 from .reference import ReferenceClient
 from .sampling import SamplingClient
+
+T = TypeVar("T")
 
 #: What forward_backward_custom may hand to a function, by the names that callers give it.
 OUTPUTS = {"logprobs": "logprobs", "embedding": "embeddings", "embeddings": "embeddings"}
@@ -169,8 +171,19 @@ class TrainingClient:
         """A sampler of the current weights; later training does not change it. They are copied when training moves on."""
         if name is not None:
             self.save_weights_for_sampler(name).result()
-        frozen = self._calls.submit("snapshot", self._trainer.sampler).result()
-        return SamplingClient(self._context.sampling or self._context.worker, frozen, f"{self.model_id}/sampler")
+        return self.snapshot().result()
+
+    def snapshot(self) -> Future[SamplingClient]:
+        """As `save_weights_and_get_sampling_client`, without waiting: the weights are those of when the call's turn comes."""
+        worker, name = self._context.sampling or self._context.worker, f"{self.model_id}/sampler"
+        return self.in_turn("snapshot", lambda trainer: SamplingClient(worker, trainer.sampler(), name))
+
+    def in_turn(self, label: str, call: Callable[[Trainer], T]) -> Future[T]:
+        """Queue a call of your own on the model in training, behind this client's earlier calls; `label` names it in messages.
+
+        It runs where they run, and must not wait for this service's clients.
+        """
+        return self._calls.submit(label, lambda: call(self._trainer))
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from ...datums.errors import ModelError, TokenRangeError
 from ...datums.types import Datum, SamplingParams
 from ...losses.loss.loss import LossLike
+from ..checkpoint.state import save_weights
 from ..engine.checks import Pooling
 from ..engine.engine import Engine
 from ..engine.settings import EngineSettings
@@ -94,6 +96,11 @@ class FrozenModel:
         """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
         with self.snapshot.applied():
             return weights_fingerprint(self.model)
+
+    def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
+        """Write the weights alone, as `ModelTrainer.save_weights` does; returns the checkpoint's folder."""
+        with self.snapshot.applied():
+            return save_weights(root, name, self.model, overwrite=overwrite)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

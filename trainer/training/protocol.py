@@ -54,6 +54,10 @@ class Frozen(Protocol):
         """A short text, equal for equal weights; see `weights_fingerprint`."""
         ...
 
+    def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
+        """Write the weights alone; returns the checkpoint's folder."""
+        ...
+
     @property
     def vocab_size(self) -> int:
         """Rows of the output head."""

@@ -215,8 +215,7 @@ class WorkersTrainer(_OnWorkers):
     def frozen(self) -> WorkersFrozen:
         """The weights as they are now, whatever training does later."""
         number = self._workers.number()
-        facts = self._call("freeze", number)[0]
-        return WorkersFrozen(self._workers, None, (self._group, number, facts))
+        return WorkersFrozen(self._workers, None, (self._group, number, self._call("freeze", number)[0]))
 
     def sampler(self) -> WorkersFrozen:
         """The same to sample from: on sampling workers where there are any."""
@@ -285,6 +284,10 @@ class WorkersFrozen(_OnWorkers):
     def fingerprint(self) -> str:
         """A short text, equal for equal weights; see `weights_fingerprint`."""
         return self._plain("fingerprint")
+
+    def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
+        """Write the weights alone; returns the checkpoint's folder."""
+        return self._plain("save_weights", root, name, overwrite=overwrite)
 
     def _call(self, name: str, *arguments: Any) -> list[Any]:
         if self._group.ended and self._recipe is None:

@@ -257,3 +257,28 @@ def test_an_encoder_cannot_be_sampled_from(service: lb.ServiceClient) -> None:
         sampler.sample(PROMPT, sampling_params=SEEDED).result()
     with pytest.raises(ModelError, match="encoder"):
         sampler.compute_logprobs(PROMPT).result()
+
+
+def test_a_snapshot_has_the_weights_of_its_turn_and_can_be_saved_after_training_moved_on(
+    service: lb.ServiceClient, make_datums: MakeDatums
+) -> None:
+    client = service.create_lora_training_client("tiny", rank=2, seed=0)
+    move(client, make_datums(2))
+    expected = client.save_weights_and_get_sampling_client().compute_logprobs(PROMPT).result()
+    future = client.snapshot()  # not waited for
+    move(client, make_datums(2))
+    snapshot = future.result()
+    assert snapshot.compute_logprobs(PROMPT).result() == expected
+    root = service.checkpoint_dir.absolute()
+    path = snapshot.in_turn("save", lambda frozen: frozen.save_weights(root, "earlier", overwrite=False)).result()
+    assert service.create_sampling_client(model_path=str(path)).compute_logprobs(PROMPT).result() == expected
+    assert client.snapshot().result().compute_logprobs(PROMPT).result() != expected
+
+
+def test_a_call_of_ones_own_runs_in_its_turn(service: lb.ServiceClient, make_datums: MakeDatums) -> None:
+    client = service.create_lora_training_client("tiny", rank=2, seed=0)
+    client.forward_backward(make_datums(1), "cross_entropy")
+    pending = client.in_turn("count", lambda trainer: trainer.accumulated.calls)  # type: ignore[attr-defined]
+    client.optim_step(lb.AdamParams())
+    assert pending.result() == 1
+    assert client.in_turn("count", lambda trainer: trainer.accumulated.calls).result() == 0  # type: ignore[attr-defined]
