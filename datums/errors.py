@@ -151,6 +151,14 @@ class CheckpointError(LossbookError, RuntimeError):
     """A checkpoint is missing, damaged, unsafe or made for another model."""
 
 
+class CheckpointNotFoundError(CheckpointError, LookupError):
+    """There is no session, training run or checkpoint of that name, or not any more."""
+
+
+class CheckpointExistsError(CheckpointError):
+    """A checkpoint has that name already, or is already as it was to be made."""
+
+
 class ModelError(LossbookError, ValueError):
     """A model cannot be loaded, or does not support the call."""
 

@@ -1,1 +1,18 @@
-"""Training runs and checkpoints of the Tinker door, as folders."""
+"""Training runs and checkpoints of the Tinker door, as folders: names, records, times of life; no model is loaded here."""
+
+from .names import KINDS, Kind, Name, parsed
+from .records import CheckpointRecord, RunRecord, SamplerRecord, SessionRecord, Stored
+from .store import Store
+
+__all__ = [
+    "KINDS",
+    "CheckpointRecord",
+    "Kind",
+    "Name",
+    "RunRecord",
+    "SamplerRecord",
+    "SessionRecord",
+    "Store",
+    "Stored",
+    "parsed",
+]
