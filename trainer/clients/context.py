@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class ClientContext:
     settings        how their models run
     checkpoint_dir  where `save_state` writes
     sampling        runs the calls of samplers of a model in training, where these have workers of their own
+    loading         held while a model is loaded: libraries that make models change settings of the process meanwhile
     """
 
     worker: Worker
@@ -32,6 +34,7 @@ class ClientContext:
     settings: EngineSettings
     checkpoint_dir: Path
     sampling: Worker | None = None
+    loading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, models: Models, settings: EngineSettings, folder: Path, *, samples_apart: bool) -> ClientContext:

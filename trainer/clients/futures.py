@@ -16,28 +16,19 @@ others behind: see `modes`.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import functools
-import os
-import sys
 import threading
-import traceback
-import warnings
-import weakref
 from collections.abc import Callable, Generator
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from ...datums.errors import UnseenFailureWarning
+from .failures import Failure
 from .modes import job_modes
 from .worker import Worker
 
 T = TypeVar("T")
 
 __all__ = ["Calls", "Future", "Worker"]
-
-#: Calls that the report of a failure names; of the others it gives the number.
-_NAMED = 3
 
 
 class Calls:
@@ -49,7 +40,7 @@ class Calls:
         self._lock = threading.Lock()
         self._count = 0
         self._waiting: dict[Future[Any], None] = {}  # submitted and not begun, in order
-        self._unseen: _Failure | None = None  # at most one: while it is unseen nothing can be submitted
+        self._unseen: Failure | None = None  # at most one: while it is unseen nothing can be submitted
 
     def submit(self, label: str, fn: Callable[[], T]) -> Future[T]:
         """Queue `fn` behind this client's earlier calls.
@@ -69,15 +60,17 @@ class Calls:
                     self.worker.submit(functools.partial(self._execute, future, fn), future.label)
                 except RuntimeError as error:  # the interpreter shuts down, or no thread can be started
                     self._waiting.pop(future, None)
-                    future._failure = _Failure(
-                        future.label, error, seen=True
-                    )  # in case it is in the queue nevertheless
+                    future._failure = Failure(future.label, error, seen=True)  # in case it is in the queue nevertheless
                     raise
                 return future
         self.see(failure)
         failure.raise_it(f"{what} was not started: {failure.label} had failed before, and nobody had looked at it.")
 
-    def see(self, failure: _Failure) -> None:
+    def withdraw(self, future: Future[Any]) -> bool:
+        """Take back a call that has not begun, if this client's calls do not build on each other: these do."""
+        return False
+
+    def see(self, failure: Failure) -> None:
         """Note that a failure has reached the user."""
         with self._lock:
             failure.seen = True
@@ -96,7 +89,7 @@ class Calls:
         future._finish()
 
     def _fail(self, future: Future[Any], error: BaseException) -> None:
-        failure = _Failure(future.label, error)
+        failure = Failure(future.label, error)
         with self._lock:
             future._failure = self._unseen = failure
             for waiting in self._waiting:
@@ -110,7 +103,7 @@ class Future(Generic[T]):
     def __init__(self, label: str, calls: Calls) -> None:
         self.label = label
         self._value: T | None = None
-        self._failure: _Failure | None = None
+        self._failure: Failure | None = None
         self._calls = calls
         # Signals the end only: a StopIteration as outcome cannot be set on an asyncio future. Marked
         # as running, so that cancelling an `await` (asyncio.wait_for) cannot cancel the call.
@@ -150,8 +143,32 @@ class Future(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return self.result_async().__await__()
 
+    async def coroutine(self) -> T:
+        """The wait for the result as a coroutine, which `asyncio.create_task` takes."""
+        return await self.result_async()
+
+    def cancel(self) -> bool:
+        """Withdraw a call that has not begun; False where it has, or where later calls may build on it, as in training.
+
+        Looking at a withdrawn call raises `concurrent.futures.CancelledError`.
+        """
+        return self._calls.withdraw(self)
+
+    def cancelled(self) -> bool:
+        """Whether the call was withdrawn."""
+        return self._failure is not None and isinstance(self._failure.exception, concurrent.futures.CancelledError)
+
+    def future(self) -> concurrent.futures.Future[T]:
+        """The same for code that takes standard futures, for `wait`, `as_completed` or `add_done_callback`.
+
+        Looking at it is looking at this one, and cancelling it too. Callbacks run on the thread of the call, where nothing
+        can be waited for.
+        """
+        return _StandardFuture(self)
+
     def __repr__(self) -> str:
-        state = "pending" if not self.done() else "finished" if self._failure is None else "failed"
+        ended = "finished" if self._failure is None else "cancelled" if self.cancelled() else "failed"
+        state = ended if self.done() else "pending"
         return f"<Future of {self.label}: {state}>"
 
     def _finish(self) -> None:
@@ -180,58 +197,34 @@ class Future(Generic[T]):
         failure.raise_it(f"{self.label} did not run: it was queued behind {failure.label}, which failed.")
 
 
-class _Failure:
-    """A call's exception, and whether it has been looked at."""
+class _StandardFuture(concurrent.futures.Future[T]):
+    """A call as the standard library's futures are. It is pending until the call ends: only the call knows how far it is."""
 
-    def __init__(self, label: str, exception: BaseException, *, seen: bool = False) -> None:
-        self.label = label
-        self.exception = exception
-        self.held_back: list[str] = []
-        self.seen = seen
-        self._note = ""
-        self._traceback = exception.__traceback__
-        self._process = os.getpid()
-        _failures.add(self)
+    def __init__(self, call: Future[T]) -> None:
+        super().__init__()
+        self._call = call
+        call._finished.add_done_callback(self._settle)
 
-    def raise_it(self, note: str = "") -> NoReturn:
-        """Raise the original exception with its original traceback, however often it was raised before.
+    def result(self, timeout: float | None = None) -> T:
+        return self._call.result(timeout)
 
-        The note replaces the one of the time before: ten thousand calls behind a failure make one line, too.
-        """
-        notes = getattr(self.exception, "__notes__", [])
-        if self._note in notes:
-            notes.remove(self._note)
-        if note:
-            self.exception.add_note(note)
-        self._note = note
-        raise self.exception.with_traceback(self._traceback)
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        error = self._call.exception(timeout)
+        if self._call.cancelled() and error is not None:
+            raise error
+        return error
 
-    def report(self) -> str:
-        """The message for a failure that was not looked at, with the traceback."""
-        more = f" and {len(self.held_back) - _NAMED} others" if len(self.held_back) > _NAMED else ""
-        held_back = f" Held back because of it: {', '.join(self.held_back[:_NAMED])}{more}." if self.held_back else ""
-        details = "".join(traceback.format_exception(self.exception))
-        return f"{self.label} failed and nobody looked at its future.{held_back} It raised:\n{details}"
+    def cancel(self) -> bool:
+        return self._call.cancel() or self.cancelled()
 
-    def is_due(self) -> bool:
-        """Whether it has yet to be reported, by this process."""
-        return not self.seen and self._process == os.getpid()
-
-    def __del__(self) -> None:
-        if self.is_due():
-            warnings.warn(self.report(), UnseenFailureWarning, stacklevel=1)
-
-
-_failures: weakref.WeakSet[_Failure] = weakref.WeakSet()
-
-
-@atexit.register
-def _report_unseen_failures() -> None:
-    """At interpreter exit, after the workers have finished: print the failures that were not looked at."""
-    for failure in [failure for failure in _failures if failure.is_due()]:
-        failure.seen = True
-        if sys.stderr is not None:
-            print(f"lossbook: {failure.report()}", file=sys.stderr, flush=True)
+    def _settle(self, finished: concurrent.futures.Future[None]) -> None:
+        if self._call.cancelled():
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        elif self._call._failure is not None:
+            self.set_exception(self._call._failure.exception)
+        else:
+            self.set_result(cast(T, self._call._value))
 
 
 def _outcome(fn: Callable[[], T], *, deterministic: bool) -> tuple[T | None, BaseException | None]:

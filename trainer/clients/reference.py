@@ -10,11 +10,12 @@ from ...losses.registry import get_loss
 from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..training.protocol import Frozen
+from .awaitable import AwaitableClient, queued
 from .context import LossFunction
 from .futures import Calls, Future, Worker
 
 
-class ReferenceClient:
+class ReferenceClient(AwaitableClient):
     """Frozen weights for `forward` only: reference logprobs for DPO, KL terms and distillation."""
 
     def __init__(self, worker: Worker, frozen: Frozen, name: str) -> None:
@@ -50,6 +51,10 @@ class ReferenceClient:
     def fingerprint(self) -> Future[str]:
         """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
         return self._calls.submit("fingerprint", self._frozen.fingerprint)
+
+    forward_async = queued(forward)
+    top_logprobs_async = queued(top_logprobs)
+    fingerprint_async = queued(fingerprint)
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""

@@ -11,12 +11,13 @@ from ...datums.types import ModelInput, SamplingParams, as_model_input
 from ..responses import SampleResponse
 from ..sampling.decode import Progress
 from ..training.protocol import Frozen
+from .awaitable import AwaitableClient, awaited
 from .futures import Calls, Future, Worker
 
 T = TypeVar("T")
 
 
-class SamplingClient:
+class SamplingClient(AwaitableClient):
     """Samples from fixed weights. Logprobs agree with the trainer's at the same weights."""
 
     def __init__(self, worker: Worker, frozen: Frozen, name: str) -> None:
@@ -80,6 +81,11 @@ class SamplingClient:
     def in_turn(self, label: str, call: Callable[[Frozen], T]) -> Future[T]:
         """Queue a call of your own on the weights, as `TrainingClient.in_turn` does on a model in training."""
         return self._calls.submit(label, lambda: call(self._frozen))
+
+    sample_async = awaited(sample)
+    sample_batch_async = awaited(sample_batch)
+    compute_logprobs_async = awaited(compute_logprobs)
+    in_turn_async = awaited(in_turn)
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""

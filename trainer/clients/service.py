@@ -19,6 +19,7 @@ from ..packing.hidden import Batching
 from ..training.local_models import LocalModels
 from ..training.protocol import Frozen
 from ..workers.launch import WORKER_TIMEOUT, placed
+from .awaitable import in_thread
 from .context import ClientContext
 from .reference import ReferenceClient
 from .sampling import SamplingClient
@@ -128,18 +129,19 @@ class ServiceClient:
         """
         if alpha is not None and lora_alpha is not None:
             raise ModelError("alpha is the older word for lora_alpha: give lora_alpha alone")
-        trainer = self.context.models.adapters(
-            base_model,
-            value_head=value_head,
-            rank=rank,
-            alpha=alpha if lora_alpha is None else lora_alpha,
-            seed=seed,
-            train_mlp=train_mlp,
-            train_attn=train_attn,
-            train_unembed=train_unembed,
-            targets=lora_targets,
-            dropout=lora_dropout,
-        )
+        with self.context.loading:
+            trainer = self.context.models.adapters(
+                base_model,
+                value_head=value_head,
+                rank=rank,
+                alpha=alpha if lora_alpha is None else lora_alpha,
+                seed=seed,
+                train_mlp=train_mlp,
+                train_attn=train_attn,
+                train_unembed=train_unembed,
+                targets=lora_targets,
+                dropout=lora_dropout,
+            )
         return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client(
@@ -151,7 +153,8 @@ class ServiceClient:
         """
         if lora_rank:
             return self.create_lora_training_client(base_model, rank=lora_rank, value_head=value_head)
-        trainer = self.context.models.all_weights(base_model, value_head=value_head)
+        with self.context.loading:
+            trainer = self.context.models.all_weights(base_model, value_head=value_head)
         return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client_from_state(
@@ -162,7 +165,8 @@ class ServiceClient:
         base_model: the model that it was saved from. It must be given where the model would have to be downloaded: a
         checkpoint does not decide that. Raises CheckpointError as `load_state` does.
         """
-        trainer = self.context.models.like(path, base_model=base_model)
+        with self.context.loading:
+            trainer = self.context.models.like(path, base_model=base_model)
         client = TrainingClient(self.context, trainer, self._name())
         client.load_state(path, optimizer=optimizer).result()
         return client
@@ -173,7 +177,7 @@ class ServiceClient:
         """As `create_training_client_from_state(path, optimizer=True)`."""
         return self.create_training_client_from_state(path, optimizer=True, base_model=base_model)
 
-    def create_sampling_client(self, *, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
+    def create_sampling_client(self, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
         """Sample from saved weights (`model_path`), or from a base model. Given both, the weights must be of that model.
 
         A checkpoint of a model that would have to be downloaded needs both.
@@ -181,9 +185,7 @@ class ServiceClient:
         frozen, name = self._frozen("create_sampling_client", model_path, base_model)
         return SamplingClient(self.context.worker, frozen, f"{name}/sampler")
 
-    def create_reference_client(
-        self, *, model_path: str | None = None, base_model: str | None = None
-    ) -> ReferenceClient:
+    def create_reference_client(self, model_path: str | None = None, base_model: str | None = None) -> ReferenceClient:
         """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's."""
         frozen, name = self._frozen("create_reference_client", model_path, base_model)
         return ReferenceClient(self.context.worker, frozen, f"{name}/reference")
@@ -192,13 +194,24 @@ class ServiceClient:
         """The base models that need no download, and the device."""
         return {"supported_models": ["tiny", "tiny-encoder"], "device": self._device or "best available"}
 
+    create_lora_training_client_async = in_thread(create_lora_training_client)
+    create_training_client_async = in_thread(create_training_client)
+    create_training_client_from_state_async = in_thread(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = in_thread(create_training_client_from_state_with_optimizer)
+    create_sampling_client_async = in_thread(create_sampling_client)
+    create_reference_client_async = in_thread(create_reference_client)
+    get_server_capabilities_async = in_thread(get_server_capabilities)
+
     def _frozen(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Frozen, str]:
         """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
-        if model_path is not None:
-            return self.context.models.saved(model_path, base_model=base_model), model_path
-        if base_model is None:
+        if model_path is None and base_model is None:
             raise ModelError(f"{caller} needs model_path or base_model")
-        return self.context.models.base(base_model), base_model
+        models = self.context.models
+        with self.context.loading:
+            if model_path is not None:
+                return models.saved(model_path, base_model=base_model), model_path
+            assert base_model is not None
+            return models.base(base_model), base_model
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"

@@ -16,6 +16,7 @@ from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SaveStateResponse
 from ..training.model_trainer import ModelTrainer
 from ..training.protocol import Normalization, Trainer
+from .awaitable import AwaitableClient, in_thread, queued
 from .context import ClientContext, LossFunction
 from .futures import Calls, Future
 from .reference import ReferenceClient
@@ -27,7 +28,7 @@ T = TypeVar("T")
 OUTPUTS = {"logprobs": "logprobs", "embedding": "embeddings", "embeddings": "embeddings"}
 
 
-class TrainingClient:
+class TrainingClient(AwaitableClient):
     """Trains one model. Every call returns a `Future` at once; calls run in the order they were made.
 
     A call reads its arguments before it returns: what is changed afterwards changes nothing. A failed call changes nothing
@@ -187,7 +188,8 @@ class TrainingClient:
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""
-        frozen = self._context.models.saved(model_path, known=[self._trainer.base_model])
+        with self._context.loading:
+            frozen = self._context.models.saved(model_path, known=[self._trainer.base_model])
         return SamplingClient(self._context.worker, frozen, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:
@@ -226,6 +228,26 @@ class TrainingClient:
             return SaveStateResponse(str(folder))
 
         return self._calls.submit("export_model", export)
+
+    forward_async = queued(forward)
+    forward_backward_async = queued(forward_backward)
+    forward_backward_custom_async = queued(forward_backward_custom)
+    forward_backward_contrastive_async = queued(forward_backward_contrastive)
+    optim_step_async = queued(optim_step)
+    discard_gradients_async = queued(discard_gradients)
+    save_state_async = queued(save_state)
+    load_state_async = queued(load_state)
+    load_state_with_optimizer_async = queued(load_state_with_optimizer)
+    save_weights_for_sampler_async = queued(save_weights_for_sampler)
+    save_weights_and_get_sampling_client_async = in_thread(save_weights_and_get_sampling_client)
+    snapshot_async = queued(snapshot)
+    in_turn_async = queued(in_turn)
+    create_sampling_client_async = in_thread(create_sampling_client)
+    create_reference_client_async = in_thread(create_reference_client)
+    get_info_async = in_thread(get_info)
+    how_it_runs_async = queued(how_it_runs)
+    export_adapter_async = queued(export_adapter)
+    export_model_async = queued(export_model)
 
     @property
     def local(self) -> ModelTrainer:
