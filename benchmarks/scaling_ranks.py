@@ -53,8 +53,11 @@ class Taken:
 
 
 def datums_of(lengths: Sequence[int]) -> list[lb.Datum]:
-    """Sequences of these lengths, every token trained on."""
-    return [lb.datum_from_tokens_weights([k % 251 for k in range(n + 1)], [1.0] * (n + 1)) for n in lengths]
+    """Sequences of these lengths, every token trained on. No two begin alike: what they share would be computed once."""
+    return [
+        lb.datum_from_tokens_weights([(17 * i + k) % 251 for k in range(n + 1)], [1.0] * (n + 1))
+        for i, n in enumerate(lengths)
+    ]
 
 
 class RankGroup:
