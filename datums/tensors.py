@@ -74,6 +74,18 @@ class TensorData:
         return cls(data=tensor)
 
     @classmethod
+    def from_torch_sparse(cls, tensor: torch.Tensor, pad_value: int = 0) -> TensorData:
+        """As `from_torch`, but a 2-D tensor as CSR without the entries equal to `pad_value`, where that holds fewer numbers."""
+        dense = cls.from_torch(tensor)
+        listed = dense.to_numpy() != _pad(pad_value)
+        if listed.ndim != 2 or listed.shape[0] + 1 + 2 * np.count_nonzero(listed) >= listed.size:
+            return dense
+        ends = np.cumsum(np.count_nonzero(listed, axis=1))
+        return cls(
+            dense.to_numpy()[listed], dense.dtype, dense.shape, [0, *ends.tolist()], listed.nonzero()[1].tolist()
+        )
+
+    @classmethod
     def view(cls, array: np.ndarray) -> TensorData:
         """Wrap a dense int64 or float32 array without a copy. The array becomes read-only."""
         tensor = cls.__new__(cls)
@@ -92,25 +104,30 @@ class TensorData:
             vars(copied)[name] = None if value is None else list(value)
         return copied
 
-    def to_numpy(self) -> np.ndarray:
-        """A read-only numpy array of `shape`. CSR is filled up with zeros, once, at the first call."""
-        return self._array if self.sparse_crow_indices is None else self._dense
+    def to_numpy(self, pad_value: int = 0) -> np.ndarray:
+        """A read-only numpy array of `shape`. CSR is filled up with `pad_value`; with zeros once, at the first call."""
+        if self.sparse_crow_indices is None:
+            return self._array
+        return self._dense if _pad(pad_value) == 0 else self._filled(pad_value)
 
     @cached_property
     def _dense(self) -> np.ndarray:
-        dense = np.zeros(self.shape, dtype=self._array.dtype)
+        return self._filled(0)
+
+    def _filled(self, pad_value: int) -> np.ndarray:
+        dense = np.full(self.shape, pad_value, dtype=self._array.dtype)
         rows = np.repeat(np.arange(self.shape[0]), np.diff(self.sparse_crow_indices or []))
         dense[rows, self.sparse_col_indices] = self._array
         dense.flags.writeable = False
         return dense
 
-    def to_torch(self) -> torch.Tensor:
-        """A torch tensor of `shape` on the CPU, always a copy. CSR is filled up with zeros."""
-        return torch.from_numpy(self.to_numpy().copy())
+    def to_torch(self, pad_value: int = 0) -> torch.Tensor:
+        """A torch tensor of `shape` on the CPU, always a copy. CSR is filled up with `pad_value`."""
+        return torch.from_numpy(self.to_numpy(pad_value).copy())
 
-    def tolist(self) -> list[Any]:
-        """The numbers nested as `shape` says."""
-        return self.to_numpy().tolist()
+    def tolist(self, pad_value: int = 0) -> list[Any]:
+        """The numbers nested as `shape` says. CSR is filled up with `pad_value`."""
+        return self.to_numpy(pad_value).tolist()
 
     def __len__(self) -> int:
         return self.shape[0] if self.shape else 1
@@ -188,6 +205,13 @@ def _culprit(data: Any, array: np.ndarray) -> str:
         odd = [type(item).__name__ for item in data if not isinstance(item, int | float)]
         return odd[0] if odd else "an integer beyond 64 bits"
     return type(data).__name__ if array.ndim == 0 else f"an array of {array.dtype}"
+
+
+def _pad(value: Any) -> int:
+    """The number that CSR leaves out. Raises DtypeError unless it is an integer."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise DtypeError(f"pad_value must be an integer, got {value!r}")
+    return int(value)
 
 
 def _check_csr(array: np.ndarray, shape: Sequence[int] | None, crow: Sequence[int], col: Sequence[int]) -> None:

@@ -1,0 +1,7 @@
+"""`tinker.lib.public_interfaces.api_future`."""
+
+from __future__ import annotations
+
+from ...futures import APIFuture, AwaitableConcurrentFuture
+
+__all__ = ["APIFuture", "AwaitableConcurrentFuture"]
