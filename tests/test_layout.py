@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def loss_modules() -> list[Path]:
     return sorted(path for path in paths if path.parts[1] != "testing")
 
 
+@cache
 def parse(module: Path) -> ast.Module:
     return ast.parse((ROOT / module).read_text(encoding="utf-8"))
 
@@ -153,16 +155,15 @@ def unsafe_calls(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 yield name, node.lineno
 
 
-@pytest.mark.parametrize("module", package_modules(), ids=str)
-def test_imports_between_parts_go_one_way(module: Path) -> None:
-    problems = list(imports_against_the_direction(parse(module), module))
+def test_imports_between_parts_go_one_way() -> None:
+    problems = [one for module in package_modules() for one in imports_against_the_direction(parse(module), module)]
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("module", package_modules(), ids=str)
-def test_the_package_imports_itself_relatively(module: Path) -> None:
+def test_the_package_imports_itself_relatively() -> None:
     problems = [
         f"{module} line {line}: imports {name}; inside the package write `from ..part import name`"
+        for module in package_modules()
         for name, line in imported_names(parse(module))
         if name.split(".")[0] in ("lossbook", *PARTS)
     ]
@@ -181,15 +182,13 @@ def test_code_outside_the_package_imports_it_by_its_name(folder: str) -> None:
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("module", loss_modules(), ids=str)
-def test_losses_know_no_device_and_read_no_values(module: Path) -> None:
-    problems = list(device_or_value_code(parse(module), module))
+def test_losses_know_no_device_and_read_no_values() -> None:
+    problems = [one for module in loss_modules() for one in device_or_value_code(parse(module), module)]
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("module", package_modules(), ids=str)
-def test_nothing_runs_code_that_came_with_a_file(module: Path) -> None:
-    problems = list(unsafe_loading(parse(module), module))
+def test_nothing_runs_code_that_came_with_a_file() -> None:
+    problems = [one for module in package_modules() for one in unsafe_loading(parse(module), module)]
     assert not problems, "\n".join(problems)
 
 

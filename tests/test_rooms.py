@@ -223,9 +223,8 @@ def test_the_map_in_contributing_has_every_room() -> None:
     assert not missing, f"CONTRIBUTING.md, section The map, does not name {', '.join(missing)}"
 
 
-@pytest.mark.parametrize("name", modules())
-def test_rooms_import_only_what_lies_below_them(name: str) -> None:
-    problems = list(upward_imports(name, tree(name), modules()))
+def test_rooms_import_only_what_lies_below_them() -> None:
+    problems = [one for name in modules() for one in upward_imports(name, tree(name), modules())]
     assert not problems, "\n".join(problems)
 
 
@@ -235,27 +234,33 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not problems, "move what they share into a module below all of them:\n" + "\n".join(problems)
 
 
-@pytest.mark.parametrize("name", modules())
-def test_only_doors_import_modules_by_a_computed_name(name: str) -> None:
-    file = modules()[name].relative_to(ROOT).as_posix()
-    calls = [
-        node
+def test_only_doors_import_modules_by_a_computed_name() -> None:
+    problems = [
+        f"{file} line {node.lineno}: write an import statement, so that tools can follow it"
+        for name, path in modules().items()
+        if (file := path.relative_to(ROOT).as_posix()) not in DOORS
         for node in ast.walk(tree(name))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+        if len(node.args) > 1 and not isinstance(node.args[0], ast.Constant)
     ]
-    computed = [node.lineno for node in calls if len(node.args) > 1 and not isinstance(node.args[0], ast.Constant)]
-    assert not computed or file in DOORS, (
-        f"{file} line {computed[0]}: write an import statement, so that tools can follow it"
-    )
+    assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("name", modules())
-def test_modules_and_functions_are_short_enough_to_read(name: str) -> None:
-    lines = len(modules()[name].read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_MODULE, f"{name} has {lines} lines: split it by subject, at most {MAX_MODULE} each"
+def test_modules_are_short_enough_to_read() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    problems = [
+        f"{name} has {lines} lines: split it by subject, at most {MAX_MODULE} each"
+        for name, lines in lengths.items()
+        if lines > MAX_MODULE
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_functions_are_short_enough_to_read() -> None:
     problems = [
         f"{name} line {line}: {function} has {count} lines without its docstring, at most {MAX_FUNCTION}: "
         "give a part of it a name"
+        for name in modules()
         for function, line, count in long_functions(tree(name))
     ]
     assert not problems, "\n".join(problems)
@@ -271,10 +276,10 @@ def test_no_folder_is_crowded() -> None:
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("name", modules())
-def test_one_word_names_one_thing(name: str) -> None:
+def test_one_word_names_one_thing() -> None:
     problems = [
         f"{name} line {line}: {word!r}: the word here is {WORDS[word]}"
+        for name in modules()
         for word, line in identifiers(tree(name))
         if word in WORDS and (word, name) != ("covers", "losses.loss.loss")
     ]
