@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("datums", "losses", "trainer", "cookbook")
+PARTS = ("datums", "losses", "trainer", "integrations", "cookbook")
 DISK = "datums/disk.py"
 
 #: Calls that write a file; allowed inside `with disk.writing(...)`.

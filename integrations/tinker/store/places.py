@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -115,6 +116,17 @@ def take_away(final: Path) -> None:
         disk.rename(final, aside)
         disk.sync_folder(final.parent)
         disk.remove(aside)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a checkpoint's files, but for its record, into a folder that is made; each is flushed to the disk."""
+    with _told(target):
+        disk.make_folder(target)
+        for path in sorted(source.iterdir()):
+            if path.is_file() and not path.is_symlink() and path.name != RECORD:
+                with disk.writing(target / path.name), path.open("rb") as old, open(target / path.name, "xb") as new:
+                    shutil.copyfileobj(old, new, 2**24)
+                disk.sync(target / path.name)
 
 
 def size_of(folder: Path) -> int:

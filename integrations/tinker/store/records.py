@@ -151,6 +151,15 @@ def write(path: Path, record: Record) -> None:
         raise CheckpointError(f"{path} could not be written: {error}. What was there before is untouched") from error
 
 
+def write_folder(folder: Path, name: str, record: Record) -> None:
+    """Make a folder with a record in it; whole or not at all. Raises CheckpointError where the disk does not take it."""
+    try:
+        with disk.new_folder(folder) as scratch:
+            disk.write_new(scratch / name, as_bytes(record))
+    except OSError as error:
+        raise CheckpointError(f"{folder} could not be made: {error}. Choose another root for checkpoints") from error
+
+
 def read(path: Path, kind: type[R]) -> R:
     """The record in a file. Raises CheckpointNotFoundError where there is none, CheckpointError where it is damaged."""
     try:

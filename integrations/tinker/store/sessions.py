@@ -45,8 +45,7 @@ class Sessions:
             project_id=project_id,
             display_name=display_name,
         )
-        with disk.new_folder(self.root / session_id) as folder:
-            disk.write_new(folder / _RECORD, records.as_bytes(record))
+        records.write_folder(self.root / session_id, _RECORD, record)
         self._open.add(session_id)
         return session_id
 

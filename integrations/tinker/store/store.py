@@ -5,34 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ....datums import disk
 from ....datums.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, did_you_mean
 from ....trainer.checkpoint.manifest import check_name, read_record
 from ....trainer.checkpoint.places import locate
 from . import names, places, records
 from .names import KINDS, SCHEME, Kind, Name
-from .records import CheckpointRecord, RunRecord, Stored
-from .sessions import Sessions
+from .records import CheckpointRecord, Stored
+from .runs import Runs
 
-#: Seconds between two writings of a run's last request.
-_TOUCH_EVERY = 30.0
-_RUN = "run.json"
 _WRITTEN_BY: dict[Kind, str] = {
     "weights": "save_state",
     "sampler_weights": "save_weights_for_sampler",
     "external_weights": "save_weights_external",
 }
+#: What of a run says which model it trains.
+_OF_MODEL = {"base_model", "is_lora", "lora_rank", "train_mlp", "train_attn", "train_unembed", "user_metadata"}
 #: By the kind in the manifest of lossbook's own checkpoints.
 _KIND_OF: dict[object, Kind] = {"training": "weights", "weights": "sampler_weights"}
 _log = logging.getLogger(__name__)
 
 
-class Store:
+class Store(Runs):
     """Sessions, training runs and checkpoints below `root`; any number of stores and processes may share one root.
 
     `runs/RUN/run.json` says what a run trains, `runs/RUN/KIND/NAME` is a checkpoint with its record, and
@@ -42,99 +38,6 @@ class Store:
     Methods raise CheckpointNotFoundError for names that are not there, CheckpointExistsError for those that are taken, and
     CheckpointError for all else; nothing has changed then.
     """
-
-    def __init__(self, root: Path | str, *, now: Callable[[], datetime] = records.utc_now) -> None:
-        self.root = Path(root).absolute()
-        self._runs = self.root / "runs"
-        self._now = now
-        self._touched: dict[str, float] = {}
-        self.sessions = Sessions(self.root / "sessions", now)
-
-    # --- sessions and runs --------------------------------------------------------------------------------------------
-
-    def new_session(
-        self,
-        *,
-        user_metadata: Mapping[str, str] | None = None,
-        project_id: str | None = None,
-        display_name: str | None = None,
-    ) -> str:
-        """Begin a session; returns its id. `sessions` has what else there is to sessions and samplers."""
-        return self.sessions.new(user_metadata=user_metadata, project_id=project_id, display_name=display_name)
-
-    def new_run(
-        self,
-        session_id: str,
-        *,
-        base_model: str,
-        is_lora: bool = True,
-        lora_rank: int | None = None,
-        train_mlp: bool | None = None,
-        train_attn: bool | None = None,
-        train_unembed: bool | None = None,
-        user_metadata: Mapping[str, str] | None = None,
-        copy_of: str | None = None,
-    ) -> str:
-        """Begin a training run; returns its id, SESSION:train:NUMBER, which is the training client's model id too.
-
-        copy_of: the checkpoint that the run only holds a copy of.
-        """
-        with places.alone(self.sessions.folder(session_id)):
-            taken = [names.number_of(run_id) for run_id in self._run_ids() if names.session_of(run_id) == session_id]
-            run_id, now = names.run_id_of(session_id, max(taken, default=-1) + 1), self._now()
-            record = RunRecord.of(
-                run_id=run_id,
-                session_id=session_id,
-                created=now,
-                last_request=now,
-                base_model=base_model,
-                is_lora=is_lora,
-                lora_rank=lora_rank,
-                train_mlp=train_mlp,
-                train_attn=train_attn,
-                train_unembed=train_unembed,
-                user_metadata=None if user_metadata is None else dict(user_metadata),
-                copy_of=copy_of,
-            )
-            with disk.new_folder(self._runs / names.run_folder(run_id)) as folder:
-                disk.write_new(folder / _RUN, records.as_bytes(record))
-        return run_id
-
-    def run(self, run_id: str) -> RunRecord:
-        """A run's record."""
-        record = records.read(self._folder(run_id) / _RUN, RunRecord)
-        if record.run_id != run_id:
-            raise CheckpointError(
-                f"{self._folder(run_id)} is a copy of run {record.run_id}: give it its own name again"
-            )
-        return record
-
-    def runs(self, *, session_id: str | None = None, project_id: str | None = None) -> list[RunRecord]:
-        """Runs, the latest request first; of one session, or of one project."""
-        runs = []
-        for run_id in self._run_ids():
-            if session_id is not None and names.session_of(run_id) != session_id:
-                continue
-            try:
-                if project_id is None or self.project_of(run_id) == project_id:
-                    runs.append(self.run(run_id))
-            except CheckpointError as error:
-                _log.warning("left out of the list of runs: %s", error)
-        return sorted(runs, key=lambda run: (run.last_request, run.run_id), reverse=True)
-
-    def project_of(self, run_id: str) -> str | None:
-        """The project of a run, which is its session's."""
-        return self.sessions.get(names.session_of(run_id)).project_id
-
-    def touch(self, run_id: str) -> None:
-        """Note that a run was used now. Cheap enough for every call: it is written twice a minute at most."""
-        clock = time.monotonic()
-        if clock - self._touched.get(run_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:
-            self._touched[run_id] = clock
-            folder = self._folder(run_id)
-            with places.alone(folder):
-                record = records.read(folder / _RUN, RunRecord)
-                records.write(folder / _RUN, record.changed(last_request=max(record.last_request, self._now())))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -218,6 +121,22 @@ class Store:
                 raise CheckpointExistsError(f"{path} is {'public' if public else 'private'} already")
             records.write(folder / places.RECORD, record.changed(public=public))
 
+    def copy(self, path: str, *, project_id: str | None = None, ttl_seconds: int | None = None) -> str:
+        """Copy a checkpoint into a run of its own, in a new session of a project; returns the copy's path.
+
+        The copy keeps kind, name and metadata, and neither the flag `public` nor the time of life.
+        """
+        stored = self.locate(path)
+        if stored.run is None or stored.record is None:
+            raise CheckpointError(f"{path} is no run's checkpoint: copy its folder yourself")
+        records.expiry(ttl_seconds, self._now())
+        settings = stored.run.model_dump(include=_OF_MODEL)
+        run_id = self.new_run(self.new_session(project_id=project_id), copy_of=stored.record.path, **settings)
+        metadata = stored.record.user_metadata
+        with self.saving(run_id, stored.kind, stored.name, ttl_seconds=ttl_seconds, user_metadata=metadata) as target:
+            places.copy_files(stored.folder, target)
+        return self.path_of(run_id, stored.kind, stored.name)
+
     def remove_expired(self) -> None:
         """Remove the checkpoints whose ttl is over."""
         for run_id in self._run_ids():
@@ -230,16 +149,6 @@ class Store:
                             places.take_away(final)
 
     # --- within -------------------------------------------------------------------------------------------------------
-
-    def _folder(self, run_id: str) -> Path:
-        folder = self._runs / names.run_folder(run_id)
-        if not folder.is_dir():
-            raise CheckpointNotFoundError(f"there is no training run {run_id!r} in {self.root}")
-        return folder
-
-    def _run_ids(self) -> list[str]:
-        entries = sorted(self._runs.iterdir()) if self._runs.is_dir() else []
-        return [run_id for entry in entries if (run_id := names.run_id_in(entry.name)) is not None]
 
     def _records(self, run: Path) -> Iterator[CheckpointRecord]:
         for kind in KINDS:

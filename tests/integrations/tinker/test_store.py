@@ -132,6 +132,21 @@ def test_a_plain_folder_stands_for_the_checkpoint_in_it(store: Store, run: str, 
             store.locate(str(way))
 
 
+def test_a_copy_is_a_checkpoint_of_its_own_in_a_run_of_its_own(store: Store, run: str) -> None:
+    path = save(store, run, "sampler_weights", "final", 3, ttl_seconds=HOUR, user_metadata={"step": "9"})
+    store.publish(path, True)
+    copied = store.copy(path, project_id="archive", ttl_seconds=2 * HOUR)
+    store.delete(path)
+    assert value_of(store, copied) == 3
+    stored = store.locate(copied)
+    assert stored.run is not None
+    assert stored.record is not None
+    assert (stored.run.copy_of, stored.run.base_model, stored.run.lora_rank) == (path, "tiny", 4)
+    assert (stored.kind, stored.name, stored.record.public) == ("sampler_weights", "final", False)
+    assert stored.record.user_metadata == {"step": "9"}
+    assert [one.run_id for one in store.runs(project_id="archive")] == [stored.run.run_id]
+
+
 def test_errors_say_what_is_not_there_and_what_is(store: Store, run: str) -> None:
     path = save(store, run, "sampler_weights", "final")
     other = f"session-{'0' * 32}:train:0"
@@ -465,7 +480,7 @@ def failpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_wherever_the_disk_fails_the_old_or_the_new_one_is_whole_and_the_caller_is_told(
     store: Store, run: str, action: str, failpoint: Any
 ) -> None:
-    path, calls = save(store, run, "weights", "a", 1), 0
+    path, calls, number = save(store, run, "weights", "a", 1), 0, 0
     for number in itertools.count(1):
         failpoint(f"{action}@{number}")
         try:
