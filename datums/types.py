@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import DtypeError, ShapeError, TokenRangeError
+from .errors import DtypeError, ModelError, ShapeError, TokenRangeError
 from .inputs import KEY_DTYPES, TensorDtype
+from .routing import checked_routing
 from .tensors import Beyond64Bits, TensorData, as_array, as_tensor_data
 
 __all__ = [
@@ -31,9 +32,13 @@ __all__ = [
     "as_model_input",
     "as_tensor_data",
     "own_datums",
+    "prompt_tokens",
     "token_array",
     "token_list",
 ]
+
+#: Fields of the Fireworks SDK's ModelInput that name files in its own storage.
+HOSTED_REFERENCES = ("routing_references", "top_sampling_references", "sampling_mask_references")
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,23 @@ class EncodedTextChunk:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The tokens that the model reads: chunks of token ids, in order."""
+    """The tokens that the model reads: chunks of token ids, in order.
+
+    routing_matrices: for a mixture of experts, one text a token that says to which experts it is sent, "" where the model's
+    routers choose; see `routing.py`. Raises LengthMismatchError or DtypeError where they are not that.
+    """
 
     chunks: Sequence[EncodedTextChunk] = ()
+    routing_matrices: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.routing_matrices is not None:
+            object.__setattr__(self, "routing_matrices", checked_routing(self.routing_matrices, self.length))
 
     @classmethod
-    def from_ints(cls, tokens: Any) -> ModelInput:
+    def from_ints(cls, tokens: Any, routing_matrices: Sequence[str] | None = None) -> ModelInput:
         """One chunk of token ids, from a list, a numpy array or a torch tensor of integers."""
-        return cls(chunks=[EncodedTextChunk(tokens=token_list(tokens))])
+        return cls([EncodedTextChunk(tokens=token_list(tokens))], routing_matrices)
 
     @classmethod
     def empty(cls) -> ModelInput:
@@ -71,8 +85,9 @@ class ModelInput:
         return cls(chunks=[])
 
     def append(self, chunk: EncodedTextChunk) -> ModelInput:
-        """A new ModelInput with one more chunk."""
-        return ModelInput(chunks=[*self.chunks, chunk])
+        """A new ModelInput with one more chunk; where there are routing matrices, the model routes its tokens itself."""
+        routes = self.routing_matrices
+        return ModelInput([*self.chunks, chunk], None if routes is None else [*routes, *[""] * chunk.length])
 
     def append_int(self, token: int) -> ModelInput:
         """A new ModelInput with one more token."""
@@ -146,13 +161,31 @@ def token_array(tokens: Any) -> np.ndarray:
 
 
 def as_model_input(value: Any) -> ModelInput:
-    """A ModelInput from ours, a list of token ids, or another SDK's object with `chunks` of `tokens`."""
+    """A ModelInput from ours, a list of token ids, or another SDK's object with `chunks` of `tokens`.
+
+    Raises DtypeError for what a model here cannot read: chunks of images, and references to files of a hosted service.
+    """
     if isinstance(value, ModelInput):
         return value
     chunks = getattr(value, "chunks", None)
     if chunks is None:
         return ModelInput.from_ints(value)
-    return ModelInput(chunks=[EncodedTextChunk(tokens=token_list(list(_tokens(chunk)))) for chunk in chunks])
+    for name in HOSTED_REFERENCES:
+        if getattr(value, name, None) is not None:
+            raise DtypeError(f"model_input carries {name}, which refers to files that Fireworks alone can read")
+    own = [EncodedTextChunk(tokens=token_list(list(_tokens(chunk)))) for chunk in chunks]
+    return ModelInput(own, getattr(value, "routing_matrices", None))
+
+
+def prompt_tokens(prompt: Any) -> list[int]:
+    """The tokens of a prompt, as `as_model_input` takes it. Raises ModelError for one with routing matrices: samplers choose."""
+    given = as_model_input(prompt)
+    if given.routing_matrices is not None:
+        raise ModelError(
+            "a prompt carries routing_matrices, but a sampler sends its tokens to experts itself: give the tokens alone, or ask "
+            "for logprobs by forward"
+        )
+    return given.to_ints()
 
 
 def _tokens(chunk: Any) -> Sequence[int]:
@@ -192,6 +225,6 @@ def _own(datum: Datum) -> Datum:
     own = copy.copy(datum)  # of a subclass, with attributes of its own, too
     chunks = [EncodedTextChunk(tokens=list(_tokens(chunk))) for chunk in datum.model_input.chunks]
     inputs = {key: as_tensor_data(value, key).copied() for key, value in datum.loss_fn_inputs.items()}
-    object.__setattr__(own, "model_input", ModelInput(chunks))
+    object.__setattr__(own, "model_input", ModelInput(chunks, datum.model_input.routing_matrices))
     object.__setattr__(own, "loss_fn_inputs", inputs)
     return own

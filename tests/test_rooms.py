@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "datums": (
         ("errors", "inputs"),
-        ("tensors", "extras", "disk"),
+        ("tensors", "extras", "disk", "routing"),
         ("types",),
         ("checks",),
         ("builders",),
@@ -44,6 +44,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transfer", "shards"),
         ("head", "optim"),
         ("model",),
+        ("routing",),
         ("sharding", "packing", "checkpoint"),
         ("engine", "sampling"),
         ("training",),

@@ -7,12 +7,13 @@ arrays and torch tensors are accepted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ..checks.validation import check_datum
-from ..errors import EmptyLossError, LengthMismatchError, NonFiniteLossInput, ShapeError, WeightsError
+from ..errors import EmptyLossError, LengthMismatchError, NonFiniteLossInput, ShapeError, TruncationError, WeightsError
 from ..types import Datum, ModelInput, TensorData, as_model_input, token_array
 from .truncation import Truncation, truncate
 
@@ -59,8 +60,16 @@ def datum_from_model_input_weights(
     Name and arguments are those of the Tinker and Fireworks cookbooks. Unlike there, a sequence longer than
     `max_length` is refused unless `truncation` says how to cut it.
     """
-    tokens = as_model_input(model_input).to_ints()
-    return datum_from_tokens_weights(tokens, weights, max_length, reduction, truncation=truncation)
+    given = as_model_input(model_input)
+    datum = datum_from_tokens_weights(given.to_ints(), weights, max_length, reduction, truncation=truncation)
+    if (routing := given.routing_matrices) is None:
+        return datum
+    if len(routing) != datum.model_input.length + 1:
+        raise TruncationError(
+            f"the sequence has {len(routing)} tokens, of which {datum.model_input.length + 1} are left: cut it before it is given "
+            "routing_matrices"
+        )
+    return replace(datum, model_input=replace(datum.model_input, routing_matrices=routing[:-1]))
 
 
 def shifted(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ...datums.errors import ModelError
-from ...datums.types import ModelInput, SamplingParams, as_model_input
+from ...datums.types import ModelInput, SamplingParams, prompt_tokens
 from ..responses import SampleResponse
 from ..sampling.decode import Progress
 from ..training.protocol import Frozen
@@ -38,7 +38,7 @@ class SamplingClient(AwaitableClient):
         on_progress is called for every token, on a GPU for several in a row, on the sampling thread: it must not wait for this client. An error that it
         raises ends the call.
         """
-        tokens, params = as_model_input(prompt).to_ints(), _params(sampling_params)
+        tokens, params = prompt_tokens(prompt), _params(sampling_params)
 
         def run() -> SampleResponse:
             return self._frozen.sample(
@@ -61,7 +61,7 @@ class SamplingClient(AwaitableClient):
         One response per prompt, in order. Each prompt is read once for all its samples. seeds: one per prompt, replacing
         the parameters' seed, with which equal prompts get equal samples. `on_progress` as in `sample`.
         """
-        lists, params = [as_model_input(p).to_ints() for p in prompts], _params(sampling_params)
+        lists, params = [prompt_tokens(p) for p in prompts], _params(sampling_params)
         own_seeds = None if seeds is None else list(seeds)
 
         def run() -> list[SampleResponse]:
@@ -75,7 +75,7 @@ class SamplingClient(AwaitableClient):
         The call raises TokenRangeError for tokens outside the vocabulary, and ModelError where the model would have to read
         more than its context, as in training.
         """
-        tokens = as_model_input(prompt).to_ints()
+        tokens = prompt_tokens(prompt)
         return self._calls.submit("compute_logprobs", lambda: self._frozen.logprobs(tokens))
 
     def in_turn(self, label: str, call: Callable[[Frozen], T]) -> Future[T]:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ...datums.errors import ModelError
 from ..model.model import LoadedModel
 from ..packing.attention import attending
+from ..routing.routers import routed
 from ..sharding.layers import transformer_layers
 from .settings import EngineSettings
 
@@ -62,7 +63,7 @@ def _forward_of(layer: nn.Module, model: LoadedModel, settings: EngineSettings) 
     if settings.compile_layers:
         forward = functools.partial(_compiled(type(layer)), layer)
     if settings.checkpoint_layers and torch.is_grad_enabled():
-        contexts = functools.partial(_same_attention_again, model)
+        contexts = functools.partial(_alike_again, model)
         forward = functools.partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
     return forward
 
@@ -73,9 +74,15 @@ def _compiled(kind: type[nn.Module]) -> Callable[..., Any]:
     return torch.compile(kind.forward, dynamic=True)
 
 
-def _same_attention_again(model: LoadedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts for a layer's two runs: by the second the model's attention function may have been exchanged."""
-    return nullcontext(), attending(model, model.config._attn_implementation)
+def _alike_again(model: LoadedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts for a layer's two runs: by the second its attention function and its routes may have been exchanged."""
+    return nullcontext(), _both(attending(model, model.config._attn_implementation), routed(model, model.routes))
+
+
+@contextmanager
+def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ...datums.types import Datum
 from ...losses.batch.checks import locate
 from ..model.model import LoadedModel
 from ..model.value_head import no_value_head
+from ..routing.routers import check_routing, decoded_routes
 from .settings import EngineSettings
 
 Pooling = Literal["mean", "last", "cls"]
@@ -46,6 +47,7 @@ def checked_tokens(model: LoadedModel, datums: Sequence[Datum], names: Sequence[
     logprobs of a datum without targets; TokenRangeError for an input token outside the vocabulary.
     """
     _check_outputs(model, datums, names)
+    check_routing(model, datums)
     longest, vocabulary = model.max_length, model.vocab_size  # read once: these properties are slow
     sequences = [np.asarray(datum.model_input.to_ints(), dtype=np.int64) for datum in datums]
     for i, sequence in enumerate(sequences):
@@ -64,6 +66,14 @@ def checked_tokens(model: LoadedModel, datums: Sequence[Datum], names: Sequence[
             f"{model.name} knows tokens 0 to {vocabulary - 1}. Was it made with another model's tokenizer?"
         )
     return sequences
+
+
+def checked_routes(model: LoadedModel, datums: Sequence[Datum], settings: EngineSettings) -> list[np.ndarray] | None:
+    """As `decoded_routes`. Raises ModelError where layers are compiled, which would keep the model's own choice."""
+    routes = decoded_routes(model, datums)
+    if routes is not None and settings.compile_layers:
+        raise ModelError("routing_matrices cannot be followed by compiled layers: leave compile_layers=True out")
+    return routes
 
 
 def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:

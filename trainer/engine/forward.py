@@ -34,6 +34,7 @@ def model_outputs(
     settings: EngineSettings,
     known_gradient: Tensor | None = None,
     forwards: int = 1,
+    routes: Sequence[np.ndarray] | None = None,
 ) -> Outputs:
     """The outputs `names` of some datums, with their graph unless gradients are off.
 
@@ -42,6 +43,7 @@ def model_outputs(
                     positions never reach the head
     known_gradient  d loss / d logprobs at `rows`, for a loss that is linear in them
     forwards        run so many at least, as other ranks do; see `hidden_states`
+    routes          to which experts each datum's tokens are sent, where that is not the model's choice; see `hidden_states`
     """
     outputs = Outputs()
     lengths = [len(sequence) for sequence in sequences]
@@ -51,7 +53,7 @@ def model_outputs(
         # Other ids outside the vocabulary were refused before; targets of weight 0 may be -100, for instance.
         beside["targets"] = (targets if rows is None else targets[rows]).clamp(0, model.vocab_size - 1)
     pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if "embeddings" in names else None
-    hidden, outputs.embeddings = _hidden_and_pooled(model, sequences, settings, rows, beside, pooled, forwards)
+    hidden, outputs.embeddings = _hidden_and_pooled(model, sequences, settings, rows, beside, pooled, forwards, routes)
     if "values" in names:
         outputs.values = values_of(model, hidden)
     if not wants_head:
@@ -80,12 +82,13 @@ def _hidden_and_pooled(
     beside: dict[str, Tensor],
     pooled: dict[str, Tensor] | None,
     forwards: int,
+    routes: Sequence[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states at `rows`, and one vector per sequence where `pooled` says of which tokens. beside: see `hidden_states`."""
     if pooled is None:
-        return hidden_states(model, sequences, settings.batching, rows, beside, forwards), None
+        return hidden_states(model, sequences, settings.batching, rows, beside, forwards, routes), None
     beside |= pooled | ({} if rows is None else {"rows": rows})
-    hidden = hidden_states(model, sequences, settings.batching, beside=beside, forwards=forwards)
+    hidden = hidden_states(model, sequences, settings.batching, beside=beside, forwards=forwards, routes=routes)
     vectors = pool(hidden, {name: beside[name] for name in pooled})
     return hidden if rows is None else hidden[beside["rows"]], vectors
 

@@ -24,7 +24,7 @@ from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefi
 from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
 from .activation_memory import layers_as_set
-from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling
+from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, checked_routes
 from .forward import model_outputs
 from .group_report import Group
 from .run.rows import OutputRows, Places, cat_padded, padded_to, unpad
@@ -45,6 +45,7 @@ class MicroBatches:
     shares     for each rank (each place, of mates), the datum indices of its micro-batches: as many for each, [] where one has
                nothing to do
     forwards   how many forwards each micro-batch takes at least, so that it takes as many on every rank
+    routes     for each datum, to which experts its tokens are sent: [length, layers, k]; None: the model chooses
     """
 
     model: LoadedModel
@@ -55,6 +56,7 @@ class MicroBatches:
     rows: OutputRows
     shares: list[Cuts]
     forwards: int = 1
+    routes: Sequence[np.ndarray] | None = None
 
     @classmethod
     def plan(
@@ -72,8 +74,9 @@ class MicroBatches:
         """Cut a call's datums, alike on every rank. sequences: all tokens of each. names: the outputs to compute.
 
         active: [positions of all datums] bool, where outputs per token are read; None for everywhere. couples: what the loss
-        must see together.
+        must see together. Raises ModelError, ShapeError and DtypeError for routing matrices that the model cannot follow.
         """
+        routes = checked_routes(model, datums, settings)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         computed = np.ones(lengths.sum(), dtype=bool)
         if active is not None and any(name in TOKEN_OUTPUTS for name in names):
@@ -89,7 +92,7 @@ class MicroBatches:
             tokens=budget_on(model, settings),
             pairs=couples == "pair",
             padded=settings.batching == "padded",
-            prefix_groups=groups(sequences) if shares_prefixes(model, settings.batching) else (),
+            prefix_groups=groups(sequences) if routes is None and shares_prefixes(model, settings.batching) else (),
         )
         if couples == "batch" and len(shares[0]) > 1:  # the graphs of all micro-batches are held together
             memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
@@ -97,7 +100,8 @@ class MicroBatches:
         ends = np.cumsum(lengths)
         masks = [computed[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
         forwards = most_forwards(model, settings, sizes, shares)
-        return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares, forwards)
+        routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
+        return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares, forwards, routes)
 
     @cached_property
     def cuts(self) -> Cuts:
@@ -148,6 +152,7 @@ class MicroBatches:
                 settings=self.settings,
                 known_gradient=known_gradient,
                 forwards=self.forwards,
+                routes=[self.routes[i] for i in cut] if self.routes and cut else None,
             )
             if not cut and outputs.embeddings is not None:
                 outputs.embeddings = outputs.embeddings[:0]

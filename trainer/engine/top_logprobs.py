@@ -17,7 +17,7 @@ from ..packing.hidden import hidden_states, trim_to_last_read
 from ..packing.shares import plan_shares
 from ..responses import TopLogprobs
 from ..transfer import to_host
-from .checks import checked_tokens
+from .checks import checked_routes, checked_tokens
 from .forward import in_autocast_precision
 from .micro_batch_run import budget_on, most_forwards
 from .settings import EngineSettings
@@ -34,7 +34,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
     with model.ranks.agree():
         _check(model, k)
         sequences = checked_tokens(model, datums, ())
-    active = [active_in(datum) for datum in datums]
+    routes, active = checked_routes(model, datums, settings), [active_in(datum) for datum in datums]
     lengths = [len(sequence) for sequence in sequences]
     shares = plan_shares(
         lengths,
@@ -50,7 +50,7 @@ def top_logprobs(model: LoadedModel, datums: Sequence[Datum], k: int, settings: 
     model.module.eval()
     try:
         for cut in shares[model.ranks.place]:
-            chosen = [sequences[i] for i in cut], [active[i] for i in cut]
+            chosen = [sequences[i] for i in cut], [active[i] for i in cut], routes and [routes[i] for i in cut]
             results |= zip(cut, _of_micro_batch(model, *chosen, k, settings, forwards), strict=True)
     finally:
         model.module.train(was_training)
@@ -68,6 +68,7 @@ def _of_micro_batch(
     model: LoadedModel,
     sequences: Sequence[np.ndarray],
     active: Sequence[np.ndarray],
+    routes: Sequence[np.ndarray] | None,
     k: int,
     settings: EngineSettings,
     forwards: int,
@@ -77,12 +78,13 @@ def _of_micro_batch(
     if positions.any():
         read, rows = trim_to_last_read(model, sequences, active)
     elif model.ranks.size > 1:  # the others run a forward now
-        read, rows = [np.zeros(1, np.int64)], np.zeros(0, np.int64)
+        read, rows, routes = [np.zeros(1, np.int64)], np.zeros(0, np.int64), None
     else:
         return _by_datum(tokens, logprobs, active)
 
     def forward() -> dict[str, Tensor]:
-        hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows), forwards=forwards)
+        sent = [each[: len(tokens)] for each, tokens in zip(routes, read, strict=True)] if routes else None
+        hidden = hidden_states(model, read, settings.batching, torch.from_numpy(rows), forwards=forwards, routes=sent)
         with torch.autocast(model.device.type, enabled=False):  # an adapter on the head is added to it unrounded
             head = model.head()
         hidden, narrow = in_autocast_precision(hidden, head)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...datums.errors import ModelError
 from ..head.logprobs import Head
@@ -45,6 +45,8 @@ class LoadedModel:
     moment            refers to what snapshots share of the parameters as they are now; None where nothing shares them
     ranks             the processes that train it together; a single one unless it is sharded
     root              the module that holds all sharded parameters, and whose forward gathers them; None where none are
+    routers           the modules that choose experts, once `routing` was tried
+    routes            to which experts the forward that runs now sends tokens; None for those that the routers choose
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -66,6 +68,8 @@ class LoadedModel:
     moment: Callable[[], Any] | None = field(default=None, repr=False)
     ranks: Ranks = ALONE
     root: nn.Module | None = field(default=None, repr=False)
+    routers: Any = field(default=None, repr=False)
+    routes: Tensor | None = field(default=None, repr=False)
 
     @property
     def drops(self) -> bool:

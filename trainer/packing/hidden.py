@@ -16,7 +16,7 @@ from ..model.lengths import by_side, cut_on_its_side
 from ..model.model import LoadedModel
 from ..transfer import to_device
 from . import layouts
-from .layouts import Way
+from .layouts import Laid, Way
 from .micro_batches import lengths_read
 from .paths import attention_path
 from .probes import verdict
@@ -34,24 +34,32 @@ def hidden_states(
     rows: Tensor | None = None,
     beside: dict[str, Tensor] | None = None,
     forwards: int = 1,
+    routes: Sequence[np.ndarray] | None = None,
 ) -> Tensor:
     """[tokens of all sequences, d]: last hidden states, sequence after sequence, without padding; or only those in `rows`.
 
-    rows: on the CPU. beside: tensors on the CPU that go to the device with the tokens; they are replaced by those there.
+        rows: on the CPU. beside: tensors on the CPU that go to the device with the tokens; they are replaced by those there.
 
-    "padded" (or None): one row per sequence in one forward. "packed": one row for all, in the way that the model's probes
-    allow; an encoder is padded. "single": one sequence per forward. Sequences on different sides of a model's switch
-    (`switch_length`) run apart. forwards: run so many at least, the others of one token each, which nothing reads; a sharded
-    model waits in each layer for the other ranks'.
+        "padded" (or None): one row per sequence in one forward. "packed": one row for all, in the way that the model's probes
+        allow; an encoder is padded. "single": one sequence per forward. Sequences on different sides of a model's switch
+        (`switch_length`) run apart. forwards: run so many at least, the others of one token each, which nothing reads; a sharded
+    model
+        waits in each layer for the other ranks'. routes: of each sequence, [length, layers, k], the experts that its tokens are sent
+        to; sequences then share no prefix.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    way = _way(model, batching)
+    way = _way(model, batching, share=routes is None)
+
+    def laid(group: Sequence[int]) -> Laid:
+        together = way(model, [arrays[i] for i in group])
+        return together if routes is None else together.sending([routes[i] for i in group])
+
     groups = _groups(model, batching, [len(array) for array in arrays])
     if len(groups) == 1 and forwards == 1:
-        return way(model, arrays).run(model, rows, beside)
+        return laid(groups[0]).run(model, rows, beside)
     parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(arrays)
     for group in groups:
-        together = way(model, [arrays[i] for i in group]).run(model, beside=beside if group is groups[0] else None)
+        together = laid(group).run(model, beside=beside if group is groups[0] else None)
         for i, part in zip(group, together.split([len(arrays[i]) for i in group]), strict=True):
             parts[i] = part
     hidden = torch.cat(parts)
@@ -71,7 +79,7 @@ def _groups(model: LoadedModel, batching: Batching | None, lengths: Sequence[int
     return [[i] for i in range(len(lengths))] if batching == "single" else by_side(model, lengths)
 
 
-def _way(model: LoadedModel, batching: Batching | None) -> Way:
+def _way(model: LoadedModel, batching: Batching | None, *, share: bool) -> Way:
     if batching != "packed" or model.kind == "encoder":
         return layouts.padded
     name = packing_way(model)
@@ -80,7 +88,7 @@ def _way(model: LoadedModel, batching: Batching | None) -> Way:
     if name == "restarting":
         return layouts.restarting
     # Dropout in a shared prefix would be the same for all its sequences.
-    lay = layouts.sharing if name == "sharing" and not model.drops else layouts.blocks
+    lay = layouts.sharing if name == "sharing" and share and not model.drops else layouts.blocks
     # The path was tried with autocast's products; outside of it, as in sampling, they are as wide as the weights.
     is_wide = model.compute_dtype is not None and not torch.is_autocast_enabled(model.device.type)
     return partial(lay, path="blocks" if is_wide else attention_path(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.model import LoadedModel
+from ..routing.routers import routed
 from ..transfer import to_device
 from . import attention
 from .attention import Layout, attending
@@ -36,11 +37,22 @@ class Laid:
     inputs     arrays that the backbone takes, by argument
     positions  [tokens of all sequences] int64: where each token lies in the flattened rows; None where they fill them
     layout     of attention over a packed row; None where attention is the model's own
+    routes     [rows x columns, layers, k] int32: to which experts tokens are sent, -1 as the model chooses; None for no others
     """
 
     inputs: dict[str, np.ndarray]
     positions: np.ndarray | None = field(default=None, repr=False)
     layout: Layout | None = None
+    routes: np.ndarray | None = field(default=None, repr=False)
+
+    def sending(self, routes: Sequence[np.ndarray]) -> Laid:
+        """The same, tokens sent to the experts `routes`: of each sequence, [length, layers, k]."""
+        flat = np.concatenate(routes)
+        if self.positions is None:
+            return replace(self, routes=flat)
+        rows = np.full((self.inputs["input_ids"].size, *flat.shape[1:]), -1, dtype=flat.dtype)
+        rows[self.positions] = flat
+        return replace(self, routes=rows)
 
     def run(self, model: LoadedModel, rows: Tensor | None = None, beside: dict[str, Tensor] | None = None) -> Tensor:
         """Last hidden states [tokens, d], sequence after sequence, or only `rows` of those; rows is on the host.
@@ -53,6 +65,7 @@ class Laid:
         sent = {f"input {name}": torch.from_numpy(array) for name, array in self.inputs.items()}
         sent |= {f"layout {name}": torch.from_numpy(array) for name, array in own.items()}
         sent |= {} if places is None else {"places": places}
+        sent |= {} if self.routes is None else {"routes": torch.from_numpy(self.routes)}
         there = to_device(sent | {f"beside {name}": tensor for name, tensor in beside.items()}, model.device)
         beside.update({name: there[f"beside {name}"] for name in beside})
         arguments: dict[str, Any] = {name: there[f"input {name}"] for name in self.inputs}
@@ -61,7 +74,8 @@ class Laid:
             arguments["packed_layout"] = self.layout
         if model.kind != "encoder":
             arguments["use_cache"] = False
-        with attending(model, None if self.layout is None else attention.NAME):
+        routes = None if self.routes is None else there["routes"].long()
+        with attending(model, None if self.layout is None else attention.NAME), routed(model, routes):
             hidden = model.backbone(**arguments).last_hidden_state
         flat = hidden.reshape(-1, hidden.shape[-1])
         return flat if places is None else flat[there["places"]]

@@ -118,23 +118,33 @@ class FlatTensors:
 
 @dataclass(frozen=True, eq=False)
 class FlatDatums:
-    """N datums. tokens: one list per chunk. chunks: [N] int64, chunks of each datum. inputs: their `loss_fn_inputs`."""
+    """N datums. tokens: one list per chunk. chunks: [N] int64, chunks of each datum. inputs: their `loss_fn_inputs`.
+
+    routing: the routing matrices of each datum, where any has them
+    """
 
     tokens: FlatLists
     chunks: np.ndarray
     inputs: FlatTensors
+    routing: Sequence[Sequence[str] | None] | None = None
 
     @classmethod
     def of(cls, datums: Sequence[Datum]) -> FlatDatums:
         """Datums as `own_datums` gives them. Raises OverflowError for a token beyond 64 bits."""
         chunks = [chunk.tokens for datum in datums for chunk in datum.model_input.chunks]
         counts = np.fromiter((len(datum.model_input.chunks) for datum in datums), np.int64, len(datums))
-        return cls(FlatLists.of(chunks), counts, FlatTensors.of([datum.loss_fn_inputs for datum in datums]))
+        routing = [datum.model_input.routing_matrices for datum in datums]
+        inputs = FlatTensors.of([datum.loss_fn_inputs for datum in datums])
+        return cls(FlatLists.of(chunks), counts, inputs, routing if any(one is not None for one in routing) else None)
 
     def datums(self) -> list[Datum]:
         """The datums again, without what a subclass adds."""
         chunks = map(EncodedTextChunk, self.tokens.lists())
-        inputs = [ModelInput(list(itertools.islice(chunks, count))) for count in self.chunks.tolist()]
+        routing = [None] * len(self.chunks) if self.routing is None else self.routing
+        inputs = [
+            ModelInput(list(itertools.islice(chunks, count)), one)
+            for count, one in zip(self.chunks.tolist(), routing, strict=True)
+        ]
         return [Datum(*both) for both in zip(inputs, self.inputs.dicts(), strict=True)]
 
 

@@ -1,0 +1,318 @@
+"""Routing matrices: tokens go to the experts that they name, with the weights that the model's own routers give those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lossbook as lb
+from lossbook.datums.routing import encode_routing
+from lossbook.trainer.clients.training import TrainingClient
+
+from ..conftest import copied_gradients
+from ..every_model.building import model_of
+from ..model.architectures import build_tiny_tokenizer
+
+KINDS = (
+    "qwen3_moe",
+    "mixtral",
+    pytest.param("deepseek_v3", marks=pytest.mark.slow),
+    pytest.param("gpt_oss", marks=pytest.mark.slow),
+)
+EXPERTS, WIDTH = 4, 2
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """mixture(kind): a folder with a small random model of that type."""
+    folders: dict[str, str] = {}
+
+    def made(kind: str) -> str:
+        if kind not in folders:
+            folder = tmp_path_factory.mktemp(kind)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model_of(kind).save_pretrained(folder)
+            build_tiny_tokenizer().save_pretrained(folder)
+            folders[kind] = str(folder)
+        return folders[kind]
+
+    return made
+
+
+def client(folder: str, **settings: Any) -> TrainingClient:
+    return lb.ServiceClient(device="cpu", **settings).create_training_client(folder)
+
+
+def layers_in(training: TrainingClient) -> list[nn.Module]:
+    """The modules that hold experts, in the order of their layers."""
+    return [module for module in training.local.model.backbone.modules() if "experts" in module._modules]
+
+
+def routes_for(lengths: list[int], layers: int, seed: int = 0) -> list[np.ndarray]:
+    """For each length, [length, layers, WIDTH] experts drawn without regard to any router."""
+    drawn = np.random.default_rng(seed)
+    return [
+        np.stack([[drawn.permutation(EXPERTS)[:WIDTH] for _ in range(layers)] for _ in range(length)])
+        for length in lengths
+    ]
+
+
+def datums_with(routes: list[Any], seed: int = 0) -> list[lb.Datum]:
+    """A datum for each [length, layers, WIDTH] of experts, sent there; for a number, one of so many tokens that the model routes."""
+    drawn = np.random.default_rng(seed)
+    datums = []
+    for route in routes:
+        length = route if isinstance(route, int) else len(route)
+        tokens = drawn.integers(0, 250, length + 1).tolist()
+        matrices = None if isinstance(route, int) else encode_routing(route)
+        weights = drawn.uniform(0.5, 1.5, length)
+        inputs = {"target_tokens": tokens[1:], "weights": weights}
+        datums.append(lb.Datum(lb.ModelInput.from_ints(tokens[:-1], matrices), inputs))
+    return datums
+
+
+def logprobs_of(training: Any, datums: list[lb.Datum]) -> list[np.ndarray]:
+    outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
+    return [output["logprobs"].to_numpy() for output in outputs]
+
+
+def gradient(training: TrainingClient, datums: list[lb.Datum], loss: Any = "cross_entropy") -> dict[str, Tensor]:
+    training.forward_backward(datums, loss).result()
+    own = copied_gradients(training)
+    training.discard_gradients().result()
+    return own
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], atol: float = 2e-6) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], atol=atol, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def weights_by_hand(kind: str, router: Any, hidden: Tensor, experts: Tensor) -> Tensor:
+    """[T, WIDTH]: what each architecture's paper makes of the scores of given experts, written anew."""
+    logits = hidden @ router.weight.T
+    if kind == "gpt_oss":
+        return (logits + router.bias).gather(1, experts).softmax(1)
+    if kind == "deepseek_v3":
+        scores = logits.sigmoid().gather(1, experts)
+        return router.routed_scaling_factor * scores / (scores.sum(1, keepdim=True) if router.norm_topk_prob else 1.0)
+    scores = logits.softmax(1).gather(1, experts)
+    norms = kind == "mixtral" or router.norm_topk_prob
+    return scores / scores.sum(1, keepdim=True) if norms else scores
+
+
+@contextmanager
+def by_hand(kind: str, training: TrainingClient, route: np.ndarray) -> Iterator[None]:
+    """Inside, each layer's experts are handed `route` and weights made by hand: nothing of the code under test runs."""
+    blocks = layers_in(training)
+    hooks = []
+    for layer, block in enumerate(blocks):
+        router: Any = block._modules.get("gate", block._modules.get("router"))
+        experts = torch.from_numpy(route[:, layer]).long()
+
+        def exchanged(
+            _module: nn.Module, given: Any, keywords: Any, router: Any = router, experts: Tensor = experts
+        ) -> Any:
+            hidden = given[0]
+            return (hidden, experts, weights_by_hand(kind, router, hidden, experts)), {}
+
+        hooks.append(block._modules["experts"].register_forward_pre_hook(exchanged, with_kwargs=True))  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_experts_get_the_weights_of_the_models_own_scores_and_routers_their_gradient(
+    mixture: Callable[[str], str], kind: str
+) -> None:
+    training = client(mixture(kind), batching="single")
+    (route,) = routes_for([9], len(layers_in(training)))
+    (datum,) = datums_with([route])
+    free = lb.Datum(lb.ModelInput.from_ints(datum.model_input.to_ints()), datum.loss_fn_inputs)
+    with by_hand(kind, training, route):
+        expected, expected_gradient = logprobs_of(training, [free])[0], gradient(training, [free])
+    assert np.abs(logprobs_of(training, [free])[0] - expected).max() > 1e-3  # the experts matter
+    np.testing.assert_allclose(logprobs_of(training, [datum])[0], expected, atol=2e-6)
+    ours = gradient(training, [datum])
+    assert_close(ours, expected_gradient)
+    routers = [name for name in ours if ".gate.weight" in name or ".router.weight" in name]
+    assert len(routers) == len(layers_in(training))
+    assert all(bool(ours[name].any()) for name in routers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_models_own_experts_given_back_change_no_bit(mixture: Callable[[str], str], kind: str) -> None:
+    training = client(mixture(kind), batching="single")
+    chosen: dict[int, Tensor] = {}
+    hooks = [
+        block._modules["experts"].register_forward_pre_hook(  # type: ignore[union-attr]
+            lambda _module, given, keywords, layer=layer: chosen.update({layer: [*given, *keywords.values()][1]}),
+            with_kwargs=True,
+        )
+        for layer, block in enumerate(layers_in(training))
+    ]
+    (free,) = datums_with([7])
+    expected = logprobs_of(training, [free])[0]
+    for hook in hooks:
+        hook.remove()
+    route = torch.stack([chosen[layer] for layer in range(len(hooks))], 1).numpy()
+    given = lb.Datum(lb.ModelInput.from_ints(free.model_input.to_ints(), encode_routing(route)), free.loss_fn_inputs)
+    assert np.array_equal(logprobs_of(training, [given])[0], expected)
+    empty = lb.Datum(lb.ModelInput.from_ints(free.model_input.to_ints(), [""] * 7), free.loss_fn_inputs)
+    assert np.array_equal(logprobs_of(training, [empty])[0], expected)
+
+
+def mixed_datums(layers: int) -> list[lb.Datum]:
+    """Datums sent to experts wholly, from the fifth token on, and not at all; two begin with the same tokens sent elsewhere."""
+    first, second, third, fourth = routes_for([24, 24, 11, 8], layers, seed=1)
+    third[:4] = -1
+    datums = datums_with([first, second, third, 9, fourth])
+    tokens = [*datums[0].model_input.to_ints()[:20], 5, 6, 7, 8]
+    datums[1] = lb.Datum(lb.ModelInput.from_ints(tokens, encode_routing(second)), datums[1].loss_fn_inputs)
+    return datums
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            {"batching": "packed"}, id="packed in one row, where two sequences begin alike and are routed otherwise"
+        ),
+        pytest.param({"batching": "padded"}, id="padded"),
+        pytest.param({"batching": "packed", "tokens_per_micro_batch": 30}, id="packed, in several micro-batches"),
+        pytest.param({"batching": "padded", "tokens_per_micro_batch": 30}, id="padded, in several micro-batches"),
+        pytest.param({"batching": "packed", "checkpoint_layers": True}, id="layers run again in the backward"),
+    ],
+)
+def test_sequences_are_routed_as_each_alone(mixture: Callable[[str], str], settings: dict[str, Any]) -> None:
+    alone, together = client(mixture("qwen3_moe"), batching="single"), client(mixture("qwen3_moe"), **settings)
+    datums = mixed_datums(2)
+    for ours, theirs in zip(logprobs_of(together, datums), logprobs_of(alone, datums), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-6)
+    assert_close(gradient(together, datums), gradient(alone, datums), atol=1e-5)
+
+
+def test_a_batch_whose_graphs_are_made_twice_is_routed_twice(mixture: Callable[[str], str]) -> None:
+    def coupled(data: Any, logprobs: list[Tensor]) -> Any:
+        return torch.stack([one.sum() for one in logprobs]).logsumexp(0), {}
+
+    sizes: dict[str, Any] = {"tokens_per_micro_batch": 30}
+    kept, again = client(mixture("mixtral"), **sizes), client(mixture("mixtral"), kept_graph_tokens=1, **sizes)
+    datums = mixed_datums(2)
+    metrics = again.forward_backward_custom(datums, coupled).result().metrics
+    assert metrics["forward_passes"] == 2
+    kept.forward_backward_custom(datums, coupled).result()
+    assert_close(copied_gradients(again), copied_gradients(kept))
+
+
+def test_a_reference_and_its_likeliest_tokens_follow_the_routes(mixture: Callable[[str], str]) -> None:
+    training, datums = client(mixture("mixtral")), mixed_datums(2)
+    reference = training.create_reference_client()
+    expected = logprobs_of(training, datums)
+    for ours, theirs in zip(logprobs_of(reference, datums), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+    vocabulary = reference.vocab_size
+    for top, datum, theirs in zip(reference.top_logprobs(datums, vocabulary).result(), datums, expected, strict=True):
+        targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+        places = (top.tokens == targets[:, None]).argmax(1)
+        np.testing.assert_allclose(top.logprobs[np.arange(len(targets)), places], theirs, atol=3e-6)
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_on_given_experts(mixture: Callable[[str], str]) -> None:
+    service = lb.ServiceClient(device="cpu")
+    training = service.create_lora_training_client(mixture("qwen3_moe"), rank=2, seed=0)
+    datums = mixed_datums(2)
+    free = [lb.Datum(lb.ModelInput.from_ints(d.model_input.to_ints()), d.loss_fn_inputs) for d in datums]
+    ours, theirs = gradient(training, datums), gradient(training, free)
+    assert any(not torch.allclose(ours[name], theirs[name]) for name in ours if "experts" in name)
+
+
+def test_a_dense_model_refuses_routing_matrices_by_name() -> None:
+    training = lb.ServiceClient(device="cpu").create_training_client("tiny")
+    (datum,) = datums_with([routes_for([5], 2)[0]])
+    with pytest.raises(
+        lb.errors.ModelError, match="cannot be given routing_matrices: no part of it is known to hold experts"
+    ):
+        training.forward([datum]).result()
+
+
+def test_what_does_not_follow_routes_refuses_them(mixture: Callable[[str], str]) -> None:
+    folder = mixture("mixtral")
+    (datum,) = datums_with(routes_for([5], 2))
+    with pytest.raises(lb.errors.ModelError, match="leave compile_layers=True out"):
+        client(folder, compile_layers=True).forward([datum]).result()
+    sampler = client(folder).save_weights_and_get_sampling_client()
+    params = lb.SamplingParams(max_tokens=2)
+    for call in (
+        lambda: sampler.sample(datum.model_input, num_samples=1, sampling_params=params).result(),
+        lambda: sampler.sample_batch([datum.model_input], params).result(),
+        lambda: sampler.compute_logprobs(datum.model_input).result(),
+    ):
+        with pytest.raises(lb.errors.ModelError, match="a prompt carries routing_matrices"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(
+            lambda route: route[:, :1], r"datum 0 of 1: routing_matrices\[0\] holds 2 bytes", id="a layer too few"
+        ),
+        pytest.param(
+            lambda route: route * 0, r"routing_matrices\[0\] names an expert twice in layer 0", id="an expert twice"
+        ),
+        pytest.param(lambda route: route + 4, r"names an expert beyond 3 in layer 0", id="an expert that there is not"),
+    ],
+)
+def test_matrices_of_another_model_are_refused_where_they_differ(
+    mixture: Callable[[str], str], change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    (route,) = routes_for([5], 2)
+    (datum,) = datums_with([change(route)])
+    with pytest.raises(lb.errors.ShapeError, match=message):
+        client(mixture("mixtral")).forward_backward([datum], "cross_entropy").result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        pytest.param("phimoe", "PhimoeSparseMoeBlock does not choose its experts by one torch.topk", id="no top-k"),
+        pytest.param("jetmoe", "JetMoeTopKGating chooses experts too", id="experts of attention too"),
+        pytest.param("llama4_text", "does not hand its experts indices and weights", id="experts that get all tokens"),
+    ],
+)
+def test_mixtures_that_choose_in_another_way_are_refused_with_it(
+    mixture: Callable[[str], str], kind: str, reason: str
+) -> None:
+    training = client(mixture(kind))
+    (datum,) = datums_with(routes_for([5], 2))
+    with pytest.raises(lb.errors.ModelError, match=reason):
+        training.forward([datum]).result()
+
+
+def test_groups_of_experts_that_take_the_weight_of_those_outside_are_refused(tmp_path: Path) -> None:
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    config = model_of("deepseek_v2").config.to_dict()
+    config |= {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 1, "n_routed_experts": 8}
+    DeepseekV2ForCausalLM(DeepseekV2Config(**config)).save_pretrained(tmp_path)
+    build_tiny_tokenizer().save_pretrained(tmp_path)
+    (datum,) = datums_with(routes_for([5], 1))
+    with pytest.raises(lb.errors.ModelError, match="gives some experts no weight"):
+        client(str(tmp_path)).forward([datum]).result()
