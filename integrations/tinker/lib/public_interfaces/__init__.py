@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from ...custom_loss import LossHandle, PerDatumLossFn
 from ...futures import APIFuture, AwaitableConcurrentFuture
+from ...sampling import BackcompatSamplingClientFuture, SamplingClient
+from ...service import ServiceClient
+from ...training import BackcompatTrainingClientFuture, TrainingClient
 
-__all__ = ["APIFuture", "AwaitableConcurrentFuture"]
+__all__ = [
+    "APIFuture",
+    "AwaitableConcurrentFuture",
+    "BackcompatSamplingClientFuture",
+    "BackcompatTrainingClientFuture",
+    "LossHandle",
+    "PerDatumLossFn",
+    "SamplingClient",
+    "ServiceClient",
+    "TrainingClient",
+]
