@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import auth, types
+from . import resources as resources
 from .errors import (
     APIConnectionError,
     APIError,
