@@ -146,13 +146,16 @@ def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengt
     )
 
 
-def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
-    """Targets are [N], not [N, K], where one token per position is meant.
-
-    Those are losses with one value per datum, pair or batch, and losses of advantages that couple tokens.
-    """
+def reads_one_target(spec: LossSpec) -> bool:
+    """Whether one token per position is meant: in losses with one value per datum, pair or batch, and in losses of advantages
+    that couple tokens."""
     is_coupled = spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs)
-    if not is_coupled and spec.per == "token":
+    return is_coupled or spec.per != "token"
+
+
+def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
+    """Targets are [N], not [N, K], where one token per position is meant."""
+    if not reads_one_target(spec):
         return
     if (datum := next((i for i, shape in enumerate(shapes) if len(shape) == 2), None)) is not None:
         why = f"couples the tokens of a {spec.couples}" if spec.per == "token" else f"has one value per {spec.per}"
@@ -162,12 +165,17 @@ def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
         )
 
 
+def has_one_column(key: str, spec: LossSpec) -> bool:
+    """Whether an input is one number per position where a position has one target, as all standard inputs are."""
+    own = spec.family == "own" and key == "teacher_logprobs"  # such a loss may compare candidates without declaring so
+    return key in KEY_DTYPES and key != spec.candidates and not own
+
+
 def check_one_column(
     array: np.ndarray, shape: tuple[int, ...], datum: int, total: int, spec: LossSpec, key: str
 ) -> None:
     """A standard input of [N] targets is [N]; as [N, 1] it would meet logprobs [N] as a table of all pairs of positions."""
-    own = spec.family == "own" and key == "teacher_logprobs"  # such a loss may compare candidates without declaring so
-    if len(shape) == 1 and array.ndim > 1 and key in KEY_DTYPES and key != spec.candidates and not own:
+    if len(shape) == 1 and array.ndim > 1 and has_one_column(key, spec):
         raise ShapeError(
             f"{spec.name}: {key} of datum {datum} of {total} is {list(array.shape)}, but its target_tokens are "
             f"{list(shape)}: give one number per position, {list(shape)}"
@@ -207,16 +215,16 @@ def are_ids(array: np.ndarray) -> bool:
     return array.dtype.kind != "f" or bool(((array == np.round(array)) & (np.abs(array) < LARGEST_FLOAT_ID)).all())
 
 
-def check_pairs(active_per_datum: np.ndarray, total: int) -> None:
-    """Datums come in pairs, and both sides of a pair have a position of non-zero weight, or neither."""
+def check_pairs(active_per_datum: np.ndarray, total: int, one: str = "datum") -> None:
+    """Datums come in pairs, and both sides of a pair have a position of non-zero weight, or neither. one: the word for a datum."""
     if total % 2:
-        raise ShapeError(f"pairs are datums 2i (chosen) and 2i+1 (rejected), but there are {total} datums")
+        raise ShapeError(f"pairs are {one}s 2i (chosen) and 2i+1 (rejected), but there are {total} {one}s")
     active = (active_per_datum > 0).reshape(-1, 2)
     lone = np.flatnonzero(active[:, 0] != active[:, 1])
     if len(lone):
         i = int(lone[0]) * 2 + int(active[lone[0], 0])
         raise AlignmentError(
-            f"datum {i} of {total} has no position of non-zero weight while its partner {i ^ 1} has: the pair cannot be "
+            f"{one} {i} of {total} has no position of non-zero weight while its partner {i ^ 1} has: the pair cannot be "
             "compared. Was its response truncated away?"
         )
 

@@ -62,7 +62,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     packed = Packed(spec, config, lengths, tokens, torch.from_numpy(active), layout.weights, inputs, is_even)
     if packed.absent is not None:
         check_some_present(packed.absent, spec, active, lengths)
-    return _laid_out(packed)
+    return laid_out(packed)
 
 
 def counts_of(active: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -143,15 +143,21 @@ def _input(layout: _Layout, wanted: Input, datums: np.ndarray) -> tuple[Tensor |
     dtype = np.result_type(*{a.dtype for a in arrays}) if arrays else np.dtype(np.float32)
     fill = -np.inf if wanted.name == spec.candidates else 0
     values = torch.from_numpy(join(arrays, width, dtype, fill)[layout.active])
-    if values.shape == layout.weights.shape and has_columns(layout.weights, spec):
-        values = values.masked_fill(~active_targets(layout.weights, spec), 0)
-    if spec.wants_weights:
-        values = harmless(values, layout.weights)
-    checked = weighted_positions(layout.weights, values)
-    if wanted.name == spec.candidates:
-        checked = checked & (values != -torch.inf)
+    values, checked = as_read(values, layout.weights, wanted.name, spec)
     check_values(values, checked, wanted, spec, layout.active, layout.lengths)
     return values, len(columns) <= 1
+
+
+def as_read(values: Tensor, weights: Tensor, name: str, spec: LossSpec) -> tuple[Tensor, Tensor]:
+    """Input `name` as the loss reads it, of values at some positions and their weights; and which of them must be finite."""
+    if values.shape == weights.shape and has_columns(weights, spec):
+        values = values.masked_fill(~active_targets(weights, spec), 0)
+    if spec.wants_weights:
+        values = harmless(values, weights)
+    checked = weighted_positions(weights, values)
+    if name == spec.candidates:
+        checked = checked & (values != -torch.inf)
+    return values, checked
 
 
 def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -209,10 +215,10 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
     if spec.per == "pair" and len(datums) % 2:
         raise ShapeError(f"pairs are datums 2i and 2i+1, but there are {len(datums)} datums")
     weights = torch.ones(len(datums), dtype=torch.float32, device="cpu")
-    return _laid_out(Packed(spec, config, ones, ones, weights.bool(), weights, inputs))
+    return laid_out(Packed(spec, config, ones, ones, weights.bool(), weights, inputs))
 
 
-def _laid_out(packed: Packed) -> Packed:
+def laid_out(packed: Packed) -> Packed:
     """The same; raises where the datums are not laid out as the loss needs them."""
     if packed.spec.groups is not None:
         _ = packed.value_count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +26,10 @@ from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
 from .bound import BoundBatchStyle, BoundLoss, BoundSingle
 from .mixed import BoundMixture
+from .tensors.methods import OnTensors
 
 
-class LossLike(ABC):
+class LossLike(OnTensors):
     """What the trainer needs of a loss, and what users call. `Loss` and `Mixture` both are this.
 
     Call it as `loss(data, logprobs_list) -> (scalar, metrics)`: the reduced loss with its graph, and plain floats. Scale and

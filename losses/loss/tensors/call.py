@@ -1,0 +1,293 @@
+"""What a loss was given as tensors: sorted into model outputs, inputs and mask, their shapes checked, and flat.
+
+Nothing here reads a number, so nothing waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ....datums.errors import (
+    DtypeError,
+    LossContractError,
+    MissingInput,
+    ShapeError,
+    UnknownInput,
+    did_you_mean,
+)
+from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
+from ...batch.checks import has_one_column, reads_one_target
+from ...spec.spec import OUTPUT_NAMES, LossSpec
+from .host import Checks
+from .layout import Layout, Level, as_tensor, layout_of, leveled
+
+#: Keys of a function with the hosted APIs' signature that become its datums' tokens, or their targets.
+DATUM_KEYS = ("input_ids", "target_tokens")
+
+
+class Part(Protocol):
+    """What is needed of a `Loss`."""
+
+    spec: LossSpec
+    config: Any
+    settings: dict[str, Any]
+    reduction: str
+    norm_length: int | None
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        ...
+
+
+class Whole(Protocol):
+    """What is needed of a `Loss` or a `Mixture`."""
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def couples(self) -> str:
+        """What must be seen together."""
+        ...
+
+    @property
+    def parts(self) -> Sequence[tuple[float, Part]]:
+        """(factor, loss) of each part; a `Loss` is its own only part."""
+        ...
+
+
+@dataclass
+class Call:
+    """One call's tensors: outputs [positions] or [positions, K], embeddings [rows, D], inputs per position or per row.
+
+    mask: [positions] or [positions, K], its own dtype; None for none. width: K of [positions, K] targets; None of [positions].
+    labels: flat, where they were given. checks: what is still to be asked about the numbers.
+    """
+
+    loss: Whole
+    layout: Layout
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, tuple[Level, Tensor]] = field(default_factory=dict)
+    mask: Tensor | None = None
+    labels: Tensor | None = None
+    width: int | None = None
+    checks: Checks = field(default_factory=Checks)
+
+    def mask_shape(self, spec: LossSpec) -> tuple[int, ...]:
+        """The shape of a loss's weights: one per target; one per position in a loss over candidates."""
+        is_wide = self.width is not None and not spec.candidates
+        return (self.layout.positions, self.width or 0) if is_wide else (self.layout.positions,)
+
+
+def call_of(
+    loss: Whole,
+    given: Mapping[str, Any],
+    *,
+    mask: Any = None,
+    labels: Any = None,
+    cu_seqlens: Any = None,
+    computed: Collection[str] = (),
+    counts_only: bool = False,
+) -> Call:
+    """Sort out what was given. computed: outputs that are made of logits or hidden states. counts_only: outputs may be missing.
+
+    Raises UnknownInput, MissingInput, ShapeError, DtypeError, LossContractError.
+    """
+    tensors = {key: as_tensor(key, value) for key, value in given.items() if value is not None}
+    _check_names(loss, tensors, computed, counts_only)
+    masks = {key: as_tensor(key, one) for key, one in (("labels", labels), ("mask", mask)) if one is not None}
+    reads_tokens = any(part.spec.reads_tokens for _, part in loss.parts)
+    if masks and not reads_tokens:
+        raise UnknownInput(
+            f"{loss.name} reads one vector per row and no positions, so it takes no {' and no '.join(masks)}"
+        )
+    per_row = {"embeddings": tensors["embeddings"]} if "embeddings" in tensors else tensors
+    leads = {**{key: one for key, one in tensors.items() if key in OUTPUT_NAMES}, **masks} if reads_tokens else {}
+    call = Call(loss, layout_of(loss.name, leads, cu_seqlens, loss.couples, per_row=per_row))
+    for key, tensor in tensors.items():
+        if key in OUTPUT_NAMES:
+            call.outputs[key] = _output(call, key, tensor)
+        else:
+            call.inputs[key] = leveled(call.layout, loss.name, key, _data(loss.name, key, tensor))
+    call.labels = _flat(call, "labels", masks["labels"]) if "labels" in masks else None
+    call.mask = _mask(call, masks.get("mask"))
+    call.width = next((one.shape[1] for one in _wide(call) if one is not None and one.ndim == 2), None)
+    for _, part in loss.parts:
+        _check_part(call, part)
+    return call
+
+
+def _wide(call: Call) -> Iterator[Tensor | None]:
+    """What may have one number for each of K targets, whatever says so first."""
+    yield call.outputs.get("logprobs")
+    yield call.labels
+    if "logprobs" not in call.outputs and call.labels is None:
+        names = [part.spec.candidates for _, part in call.loss.parts]
+        yield from (call.inputs[name][1] for name in names if name in call.inputs)
+        yield call.mask
+
+
+def _check_names(loss: Whole, tensors: Mapping[str, Tensor], computed: Collection[str], counts_only: bool) -> None:
+    specs = [part.spec for _, part in loss.parts]
+    known = {name for spec in specs for name in (*spec.outputs, *(one.name for one in spec.inputs))} - set(computed)
+    takes_any = any(spec.is_batch_style for spec in specs)
+    for key in tensors:
+        if key in known or (takes_any and key not in OUTPUT_NAMES) or (counts_only and key in OUTPUT_NAMES):
+            continue
+        raise UnknownInput(
+            f"{loss.name} does not read {key!r}.{_hint(loss, key, known, computed)} It reads: {_listed(known)}"
+        )
+    for _, part in loss.parts:
+        _check_present(part, tensors, {*tensors, *computed}, counts_only)
+
+
+def _check_present(part: Part, tensors: Mapping[str, Tensor], given: Collection[str], counts_only: bool) -> None:
+    spec, settings = part.spec, part.spec.required_if
+    if counts_only and spec.groups is None:
+        return
+    required = {one.name: one.required for one in spec.inputs} | dict.fromkeys(
+        () if counts_only else spec.outputs, True
+    )
+    for name, always in required.items():
+        if name in given or not (always or part.settings.get(settings.get(name, ""))):
+            continue
+        why = "" if always else f" with {settings[name]}={part.settings[settings[name]]}"
+        raise MissingInput(
+            f"{part.name}{why} reads {name!r}, which was not given. Given: {_listed(tensors)}.{did_you_mean(name, tensors)}"
+        )
+
+
+def _hint(loss: Whole, key: str, known: Collection[str], computed: Collection[str]) -> str:
+    if key in computed:
+        return " It is computed here, from logits or hidden states."
+    if any(key in part.spec.config.model_fields for _, part in loss.parts):
+        return f" It is a setting: get_loss(..., {key}=...)."
+    if key in ("weights", "attention_mask", "loss_mask", "response_mask"):
+        return " Weights and masks are given as mask=."
+    if key in ("labels", "target_tokens", "input_ids"):
+        return " labels go with on_logits and on_hidden."
+    return did_you_mean(key, known)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def _flat(call: Call, key: str, tensor: Tensor) -> Tensor:
+    layout = call.layout
+    flat = layout.flat(key, tensor)
+    if flat is None or flat.ndim > 2:
+        raise ShapeError(
+            f"{call.loss.name}: {key} is {list(tensor.shape)}, but {layout.lead} has the positions {list(layout.shape)}"
+        )
+    return flat
+
+
+def _output(call: Call, key: str, tensor: Tensor) -> Tensor:
+    name = call.loss.name
+    if not tensor.is_floating_point():
+        raise DtypeError(f"{name}: {key} is {tensor.dtype}: a model's outputs are floats")
+    if key == "embeddings":
+        if tensor.ndim != 2 or len(tensor) != call.layout.rows:
+            raise ShapeError(f"{name}: embeddings is {list(tensor.shape)}: one vector per row, [{call.layout.rows}, D]")
+        return tensor
+    flat = _flat(call, key, tensor)
+    if flat.ndim == 2 and key != "logprobs":
+        raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: one number per position, {list(call.layout.shape)}")
+    return flat
+
+
+def _data(name: str, key: str, tensor: Tensor) -> Tensor:
+    """An input in the dtype in which a datum would carry it, but for floats, which keep theirs."""
+    if tensor.requires_grad:
+        raise LossContractError(
+            f"{name}: {key} requires a gradient, but it is data, and gradients go to the model's outputs only: give "
+            f"{key}.detach()"
+        )
+    if tensor.is_floating_point():
+        return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return tensor.float() if KEY_DTYPES.get(key) == "float32" else tensor.long()
+
+
+def _mask(call: Call, mask: Tensor | None) -> Tensor | None:
+    """The weights: the mask's, and 0 where a label is to be ignored."""
+    flat = None if mask is None else _flat(call, "mask", mask.detach())
+    if call.labels is None:
+        return flat
+    if call.labels.is_floating_point() or call.labels.dtype == torch.bool:
+        raise DtypeError(f"{call.loss.name}: labels is {call.labels.dtype}: they are token ids, integers")
+    kept = call.labels != IGNORE_LABEL
+    if kept.ndim == 2 and (
+        any(part.spec.candidates for _, part in call.loss.parts) or (flat is not None and flat.ndim == 1)
+    ):
+        kept = kept.any(1)
+    if flat is None:
+        return kept
+    if flat.shape != kept.shape:
+        raise ShapeError(
+            f"{call.loss.name}: mask is {list(flat.shape)} over all positions, but labels is {list(kept.shape)}"
+        )
+    kept = kept.to(flat.device)
+    return flat & kept if flat.dtype == torch.bool else torch.where(kept, flat, torch.zeros_like(flat))
+
+
+def _check_part(call: Call, part: Part) -> None:
+    """The shapes of logprobs and mask are those that this loss reads."""
+    spec, layout = part.spec, call.layout
+    if not spec.reads_tokens:
+        return
+    shown = list(layout.shape)
+    if spec.candidates and call.width is None and ("logprobs" in call.outputs or call.labels is not None):
+        raise ShapeError(
+            f"{part.name} compares K candidate tokens per position, so {layout.lead} is {[*shown, 'K']}, not {shown}".replace(
+                "'", ""
+            )
+        )
+    if call.width is not None and reads_one_target(spec):
+        raise ShapeError(
+            f"{part.name} reads one token per position, but {layout.lead} has {call.width} per position: it must be {shown}"
+        )
+    for key, (level, values) in call.inputs.items():
+        if not any(one.name == key for one in spec.inputs):
+            continue
+        _check_input(call, part, key, level, values)
+    if call.mask is None:
+        _check_may_lack_mask(call, part)
+    elif tuple(call.mask.shape) != call.mask_shape(spec):
+        wanted = [*shown, call.width] if len(call.mask_shape(spec)) == 2 else shown
+        raise ShapeError(f"{part.name}: mask is {list(call.mask.shape)} over all positions, but it must be {wanted}")
+
+
+def _check_input(call: Call, part: Part, key: str, level: Level, values: Tensor) -> None:
+    spec, layout = part.spec, call.layout
+    wanted = next(one for one in spec.inputs if one.name == key)
+    if wanted.per == "datum" and layout.shape and level == "position" and layout.rows != layout.positions:
+        raise ShapeError(f"{part.name} reads one {key!r} per {layout.row}, [{layout.rows}], not one per position")
+    if key == spec.candidates and (level, values.ndim, values.shape[-1]) != ("position", 2, call.width):
+        raise ShapeError(
+            f"{part.name}: {key} must hold one number for each of the {call.width} candidates of a position, "
+            f"{[*layout.shape, call.width]}"
+        )
+    if call.width is None and values.ndim > 1 and has_one_column(key, spec):
+        raise ShapeError(f"{part.name}: {key} must be one number per position, {list(layout.shape)}")
+
+
+def _check_may_lack_mask(call: Call, part: Part) -> None:
+    if not call.layout.is_packed:
+        raise MissingInput(
+            f"{part.name} reads 'mask', which was not given: {list(call.layout.shape)}, 1 where a position counts, 0 at prompts "
+            "and padding, or real weights. All ones if every position counts"
+        )
+    if part.reduction != "sum":
+        raise MissingInput(
+            f"{part.name} with reduction {part.reduction!r} divides by the mask, which was not given: "
+            f"{list(call.layout.shape)}, ones if every position counts"
+        )

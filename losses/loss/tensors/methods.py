@@ -1,0 +1,99 @@
+"""The methods of a loss that take plain tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch_style import call_on_datums
+from .call import Call, Part, call_of
+from .evaluation import Denominator, checked_count, denominators_as_tensor, own_count, reduced, shares, terms
+from .metrics import Metrics
+from .packing import Reader
+
+
+class OnTensors(ABC):
+    """A loss on tensors, as a training loop has them: the function, settings, denominators and checks of `loss(data, ...)`.
+
+    Tensors are padded, [B, T] with a mask, or packed, [P] (or [1, P]) with `cu_seqlens` [S + 1], where sequence i is
+    positions cu_seqlens[i] to cu_seqlens[i + 1]. A row, or a sequence, is a datum: rows 2i and 2i + 1 are a pair.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its id."""
+
+    @property
+    @abstractmethod
+    def couples(self) -> str:
+        """What must be seen together."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[tuple[float, Part]]:
+        """(factor, loss) of each part."""
+
+    def on_tensors(
+        self,
+        logprobs: Any = None,
+        *,
+        mask: Any = None,
+        cu_seqlens: Any = None,
+        denominator: Denominator = None,
+        **tensors: Any,
+    ) -> tuple[Tensor, Metrics]:
+        """The reduced loss, 0-d with its graph, and its metrics, of model outputs and inputs as tensors.
+
+        logprobs      [B, T] or [P]  nats, of the tokens; [B, T, K] or [P, K] of K targets or candidates per position
+        mask          as logprobs  bool, 0 and 1, or float weights; [B, T] in a loss over candidates. Where it is 0 nothing is
+                      read: NaN may stand there. Padded tensors need one; packed ones without one count every position, under
+                      reduction "sum"
+        cu_seqlens    [S + 1] integers, 0 to P. Packed tensors of a loss that couples no tokens do without
+        denominator   what the whole optimizer step divides by, where this call sees a part of it: the sum of `count_tensors`
+                      over micro-batches and ranks. Without it: this call's own
+        tensors       what else the loss reads, by name: the model's `entropy`, `values`, ... like logprobs, `embeddings`
+                      [rows, D]; inputs per position, or one per row [B] (or [S]), which holds for all of its positions
+
+        Metrics are floats, read from the device when first asked for; those of micro-batches add up (`Metrics`).
+
+        Raises UnknownInput, MissingInput, ShapeError, DtypeError, NonFiniteLossInput, InvalidLogprobError, LabelError,
+        WeightsError, EmptyLossError, LossContractError; messages name key, row and position.
+        """
+        call = call_of(self, {"logprobs": logprobs, **tensors}, mask=mask, cu_seqlens=cu_seqlens)
+        return _evaluated(call, denominator)
+
+    def count_tensors(self, *, mask: Any = None, labels: Any = None, cu_seqlens: Any = None, **tensors: Any) -> Tensor:
+        """This data's share of the denominator: shares of micro-batches and ranks add up, also by an all-reduce.
+
+        Give it what you give `on_tensors`, or the labels of `on_logits`; outputs of the model may be left out, as may inputs
+        of losses that count tokens or rows.
+
+        Returns a float64 tensor on the mask's device: 0-d; of a mixture [parts]. It is 0 for a sum, which is not divided.
+        """
+        call = call_of(self, tensors, mask=mask, labels=labels, cu_seqlens=cu_seqlens, counts_only=True)
+        with torch.no_grad():
+            reader = Reader(call)
+            count = own_count(self, [None if p.spec.is_batch_style else reader.packed(p) for _, p in self.parts])
+        device = next((one.device for one in (call.mask, call.labels) if one is not None), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which has no wider one
+        numbers = torch.tensor(shares(count), dtype=dtype, device=device)
+        return numbers[0] if self.parts[0][1] is self else numbers
+
+
+def _evaluated(call: Call, denominator: Denominator) -> tuple[Tensor, Metrics]:
+    loss = call.loss
+    divisor = denominators_as_tensor(loss, denominator)
+    with torch.no_grad():
+        reader = Reader(call, {} if divisor is None else {"denominator": divisor})
+        packed = [None if part.spec.is_batch_style else reader.packed(part) for _, part in loss.parts]
+        count = checked_count(loss, reader.host.others.get("denominator"), packed)
+    results = [
+        call_on_datums(part, reader) if one is None else terms(part, one, call.outputs, None)
+        for (_, part), one in zip(loss.parts, packed, strict=True)
+    ]
+    return reduced(loss, results, count)

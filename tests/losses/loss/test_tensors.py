@@ -1,0 +1,106 @@
+"""A loss on tensors is that loss on datums: value, gradient, metrics and denominators, padded or packed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lossbook import Datum, get_loss
+from lossbook.losses.batch.positions import positions_of, width_of
+from lossbook.losses.testing.strategies import datums, outputs
+
+from ..as_tensors import AsTensors, as_tensors
+from ..batches import batch_for
+from ..cases import shipped, with_needed
+
+MIXTURES = [
+    0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy", reduction="token-mean"),
+    0.5 * get_loss("dpo") + 2.0 * get_loss("cross_entropy"),
+    get_loss("z_loss") + get_loss("cross_entropy", reduction="token-mean"),
+]
+
+
+def assert_same(loss: Any, data: list[Datum], rows: dict[str, list[Tensor]], *, packed: bool) -> None:
+    """Value, gradient, metrics and denominator are those of the datums."""
+    own = {name: [row.detach().clone().requires_grad_() for row in one] for name, one in rows.items()}
+    value, metrics = loss(data, own)
+    tensors = as_tensors(loss, data, rows, packed=packed)
+    same, its_metrics = loss.on_tensors(**tensors.outputs, **tensors.data)
+    torch.testing.assert_close(same, value, rtol=0, atol=1e-9)
+    slopes = gradient(same, tensors)
+    flat = [leaf for one in own.values() for leaf in one]
+    expected = iter(torch.autograd.grad(value, flat, allow_unused=True))
+    for name, one in own.items():
+        for row, leaf in zip(slopes[name], one, strict=True):
+            slope = next(expected)
+            torch.testing.assert_close(row, torch.zeros_like(leaf) if slope is None else slope, rtol=0, atol=1e-9)
+    assert its_metrics.keys() == metrics.keys()
+    for name, number in metrics.items():
+        assert its_metrics[name] == pytest.approx(number, rel=1e-9, abs=1e-9, nan_ok=True), name
+    counted = loss.count_tensors(**{**tensors.outputs, **tensors.data})
+    assert counted.reshape(-1).tolist() == [share or 0.0 for share in loss.count(data).values]
+
+
+def gradient(value: Tensor, tensors: AsTensors) -> dict[str, list[Tensor]]:
+    """By output, one tensor per datum."""
+    slopes = torch.autograd.grad(value, list(tensors.outputs.values()), allow_unused=True)
+    return {
+        name: tensors.rows(name, torch.zeros_like(leaf) if slope is None else slope)
+        for slope, (name, leaf) in zip(slopes, tensors.outputs.items(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("loss", [*map(with_needed, shipped()), *MIXTURES], ids=lambda loss: loss.name)
+def test_each_loss_on_tensors_is_that_loss_on_datums(loss: Any, packed: bool) -> None:
+    batch = batch_for(loss)
+    assert_same(loss, batch.data, batch.outputs, packed=packed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [*map(with_needed, shipped()), *MIXTURES], ids=lambda loss: loss.name)
+def test_each_loss_on_tensors_of_any_shape_and_mask_is_that_loss_on_datums(loss: Any) -> None:
+    @settings(max_examples=15)
+    @given(st.data(), st.booleans())
+    def holds(drawn: Any, packed: bool) -> None:
+        data = drawn.draw(datums(loss))
+        # packed [1, K] is K positions in one row, unless a mask [1] says that it is K targets of one position
+        is_unclear = sum(map(positions_of, data)) == 1 and width_of(data) is not None
+        assert_same(loss, data, drawn.draw(outputs(loss, data)), packed=packed and not is_unclear)
+
+    holds()
+
+
+def test_a_number_per_row_holds_for_all_of_its_positions() -> None:
+    loss = get_loss("ppo", reduction="token-mean")
+    logprobs, sampled = -torch.rand(2, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0]])
+    own = torch.tensor([1.0, -2.0, 0.5])
+    wide, _ = loss.on_tensors(
+        logprobs=logprobs, mask=mask, sampling_logprobs=sampled, advantages=own[:, None].expand(3, 4)
+    )
+    for given_as in (own, own[:, None], own.tolist()):
+        narrow, _ = loss.on_tensors(logprobs=logprobs, mask=mask, sampling_logprobs=sampled, advantages=given_as)
+        assert narrow.item() == wide.item()
+
+
+def test_packed_tensors_may_lie_in_one_row() -> None:
+    loss = get_loss("gspo")
+    logprobs, sampled, advantages = -torch.rand(3, 7, dtype=torch.float64)
+    mask, ends = torch.tensor([1, 1, 0, 1, 1, 1, 1]), [0, 3, 7]
+    flat = {"logprobs": logprobs, "mask": mask, "sampling_logprobs": sampled, "advantages": advantages}
+    in_one_row = {name: tensor[None] for name, tensor in flat.items()}
+    assert loss.on_tensors(**flat, cu_seqlens=ends) == loss.on_tensors(**in_one_row, cu_seqlens=ends)
+
+
+def test_packed_tensors_of_a_loss_that_couples_no_positions_need_no_boundaries() -> None:
+    value, _ = get_loss("cross_entropy", reduction="token-mean").on_tensors(
+        logprobs=torch.tensor([-1.0, -2.0, math.nan]), mask=torch.tensor([True, True, False])
+    )
+    assert value.item() == 1.5
