@@ -31,12 +31,14 @@ class Command:
 
     config: the name of the module's pydantic model whose fields are the flags and which the function takes. Without one
     the function's parameters are the flags.
+    words: the function takes the words of the command line as they are, and returns what is to be called.
     """
 
     summary: str
     module: str
     function: str = "main"
     config: str | None = None
+    words: bool = False
 
 
 COMMANDS: dict[tuple[str, ...], Command] = {
@@ -74,6 +76,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("runs", "plot"): Command("plot the curves of one or several runs in one picture", "commands.runs", "plot"),
     ("runs", "report"): Command(
         "write an HTML page on runs: curves, diagnoses, the loss, its gradient at each token", "commands.runs", "report"
+    ),
+    ("tinker",): Command(
+        "run a program written for Tinker on this machine: SCRIPT.py ARGS, or -m MODULE ARGS",
+        "commands.tinker",
+        "program",
+        words=True,
     ),
     ("export",): Command("write trained weights for peft or transformers, and check them", "export.export"),
     ("doctor",): Command("check this machine, its packages, and a training step", "doctor.environment"),
@@ -116,8 +124,9 @@ def _stop_code(stop: KeyboardInterrupt) -> int:
 def _code_of(arguments: Sequence[str] | None) -> int:
     """As `main`, but KeyboardInterrupt is raised."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    debug = "--debug" in words and not _takes_words(words)
+    if debug:
+        words = [word for word in words if word != "--debug"]
     try:
         return _run(words)
     except LossbookError as error:
@@ -157,6 +166,8 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
     command, program = COMMANDS[name], " ".join(("lossbook", *name))
     module = importlib.import_module(f".{command.module}", __package__)
     function = getattr(module, command.function)
+    if command.words:
+        return function(flags)
     if command.config is None:
         later = wraps(function)(lambda *given, **named: partial(function, *given, **named))
         return _parse(later, flags, program, command.summary)
@@ -170,6 +181,12 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
 def _named(words: Sequence[str]) -> tuple[str, ...] | None:
     """The longest command that the first words name; None if they name none."""
     return max((name for name in COMMANDS if tuple(words[: len(name)]) == name), key=len, default=None)
+
+
+def _takes_words(words: Sequence[str]) -> bool:
+    """Whether the words are another program's, of which nothing is taken out."""
+    name = _named(words)
+    return name is not None and COMMANDS[name].words
 
 
 def _parse(target: Any, flags: list[str], program: str, description: str, **options: Any) -> Any:

@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import auth, types
-from . import resources as resources
 from .errors import (
     APIConnectionError,
     APIError,
@@ -31,6 +30,7 @@ from .errors import (
     UnprocessableEntityError,
 )
 from .futures import APIFuture
+from .lib import resources as resources
 from .types import (
     AdamOptimizerConfig,
     AdamParams,
@@ -64,6 +64,17 @@ from .types import (
 
 if TYPE_CHECKING:
     from httpx import Timeout
+
+    from .lib.public_interfaces import (
+        BackcompatSamplingClientFuture,
+        BackcompatTrainingClientFuture,
+        LossHandle,
+        PerDatumLossFn,
+        SamplingClient,
+        ServiceClient,
+        TrainingClient,
+    )
+    from .settings import configure as configure
 
 __title__ = "tinker"
 #: The release of the `tinker` package whose surface this is.
@@ -149,6 +160,10 @@ class RequestOptions(TypedDict, total=False):
 def __getattr__(name: str) -> Any:
     if name == "Timeout":
         return importlib.import_module("httpx").Timeout
+    if name == "configure":
+        from .settings import configure
+
+        return configure
     if name in __all__:  # the clients, which take long to import
         from .lib import public_interfaces
 

@@ -18,8 +18,8 @@ NAME = "tinker"
 #: A folder with nothing but a module `tinker`, which calls `install`.
 STAND_IN = Path(__file__).parent / "stand_in"
 _DOOR = __name__.rpartition(".")[0]
-#: Modules of the SDK that public code imports, and that have another name here.
-_OTHER_NAMES = {"_exceptions": "errors"}
+#: Modules of the SDK that have another name here.
+_OTHER_NAMES = {"_exceptions": "errors", "resources": "lib.resources"}
 
 
 def install() -> None:

@@ -10,21 +10,17 @@ from pydantic import PlainSerializer, PlainValidator
 from ....datums.tensors import TensorData, as_tensor_data
 
 
-class _Model(pydantic.BaseModel):
+class _Model(pydantic.BaseModel, frozen=True, protected_namespaces=()):
     def __str__(self) -> str:
         return repr(self)
 
 
-class StrictBase(_Model):
+class StrictBase(_Model, frozen=True, extra="forbid"):
     """What a caller writes: frozen, and an unknown field is an error, so that a misspelt one is not lost."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-
-class BaseModel(_Model):
+class BaseModel(_Model, frozen=True, extra="ignore"):
     """What a call returns: frozen; unknown fields are dropped, as in Tinker, where a newer server may send more."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 def _tensor(value: Any) -> TensorData:

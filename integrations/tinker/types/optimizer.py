@@ -11,19 +11,19 @@ from .base import StrictBase
 ModelID = str
 
 
-class OptimizerConfigBase(StrictBase, extra="allow"):
+class OptimizerConfigBase(StrictBase, frozen=True, extra="allow"):
     """An optimizer by its `type`, with whatever fields that one has."""
 
     type: str
 
 
-class AdamOptimizerConfig(OptimizerConfigBase, extra="forbid"):
+class AdamOptimizerConfig(OptimizerConfigBase, frozen=True, extra="forbid"):
     """AdamW."""
 
     type: Literal["adamw"] = "adamw"
 
 
-class DimuonOptimizerConfig(OptimizerConfigBase, extra="forbid"):
+class DimuonOptimizerConfig(OptimizerConfigBase, frozen=True, extra="forbid"):
     """Dimuon, which lossbook does not have."""
 
     type: Literal["dimuon"] = "dimuon"
@@ -44,13 +44,13 @@ class AdamParams(StrictBase):
     grad_clip_norm: float = 0.0
 
 
-class OptimParamsBase(StrictBase, extra="allow"):
+class OptimParamsBase(StrictBase, frozen=True, extra="allow"):
     """One step of an optimizer by its `type`, with whatever fields that one has."""
 
     type: str
 
 
-class DimuonParams(OptimParamsBase, extra="forbid", allow_inf_nan=False):
+class DimuonParams(OptimParamsBase, frozen=True, extra="forbid", allow_inf_nan=False):
     """One step of Dimuon, which lossbook does not have."""
 
     type: Literal["dimuon"] = "dimuon"
