@@ -15,6 +15,7 @@ from ...trainer.clients.awaitable import queued
 from .custom_loss import LossHandle, PerDatumLossFn, Rank, traced_loss
 from .futures import APIFuture, AwaitableConcurrentFuture, DoneFuture
 from .process import Session, answered, making
+from .rest import RestClient
 from .sampling import BackcompatSamplingClientFuture, base_model_of, sampler_of
 from .settings import current
 from .store.records import Stored
@@ -167,12 +168,10 @@ class ServiceClient:
         """The base models that need no download; any other that lossbook loads can be asked for too."""
         return self.create_rest_client().get_server_capabilities().result()
 
-    def create_rest_client(self) -> Any:
+    def create_rest_client(self) -> RestClient:
         """A client for the runs and checkpoints on the disk."""
-        from .rest import RestClient  # type: ignore
-
         self._check_open()
-        return RestClient()
+        return RestClient(self._session)
 
     def copy_weights(
         self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None

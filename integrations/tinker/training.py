@@ -242,7 +242,7 @@ class TrainingClient:
         return loss
 
     def _texts(self, data: Sequence[Datum]) -> list[Datum]:
-        self._session.store.touch(self.model_id)
+        self._session.store.note_use(self.model_id)
         if not data:
             raise EmptyLossError("there are no datums")
         for i, datum in enumerate(data):
@@ -259,7 +259,7 @@ class TrainingClient:
         def save(trainer: Trainer) -> str:
             with store.saving(run_id, kind, name, **options) as place:
                 write(trainer, place)
-            store.touch(run_id)
+            store.note_use(run_id)
             return path
 
         return self._client.in_turn(label, save)

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from ....datums import disk
 from ....datums.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
-from ....trainer.checkpoint.manifest import read_record
+from ....trainer.checkpoint.manifest import is_name, read_record
 from ....trainer.checkpoint.places import (
     among_writers,
     check_free,
     leftovers,
     locate,
     move_into_place,
-    names_in,
     settle,
 )
 from .names import run_folder
@@ -69,7 +68,9 @@ def record_of(folder: Path) -> CheckpointRecord:
 
 def records_in(root: Path) -> Iterator[CheckpointRecord | CheckpointError]:
     """Each record of the checkpoints in a folder, or why it cannot be read."""
-    for name in names_in(root):
+    names = {name for name, kind, _ in leftovers(root) if kind == "old"}
+    names.update(entry.name for entry in (root.iterdir() if root.is_dir() else ()) if is_name(entry.name))
+    for name in sorted(names):
         try:
             yield record_of(root / name)
         except CheckpointNotFoundError:  # removed meanwhile, or never whole
@@ -121,12 +122,13 @@ def take_away(final: Path) -> None:
 def copy_files(source: Path, target: Path) -> None:
     """Copy a checkpoint's files, but for its record, into a folder that is made; each is flushed to the disk."""
     with _told(target):
-        disk.make_folder(target)
-        for path in sorted(source.iterdir()):
-            if path.is_file() and not path.is_symlink() and path.name != RECORD:
-                with disk.writing(target / path.name), path.open("rb") as old, open(target / path.name, "xb") as new:
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and not path.is_symlink() and path != source / RECORD:
+                copy = target / path.relative_to(source)
+                disk.make_folder(copy.parent)
+                with disk.writing(copy), path.open("rb") as old, open(copy, "xb") as new:
                     shutil.copyfileobj(old, new, 2**24)
-                disk.sync(target / path.name)
+                disk.sync(copy)
 
 
 def size_of(folder: Path) -> int:

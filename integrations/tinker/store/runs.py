@@ -102,7 +102,7 @@ class Runs:
         """The project of a run, which is its session's."""
         return self.sessions.get(names.session_of(run_id)).project_id
 
-    def touch(self, run_id: str) -> None:
+    def note_use(self, run_id: str) -> None:
         """Note that a run was used now. Cheap enough for every call: it is written twice a minute at most."""
         clock = time.monotonic()
         if clock - self._touched.get(run_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:

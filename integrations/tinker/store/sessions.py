@@ -19,6 +19,8 @@ from .records import Finish, SamplerRecord, SessionRecord
 
 _RECORD, _SAMPLERS = "session.json", "samplers.jsonl"
 _log = logging.getLogger(__name__)
+#: Sessions that this process began and nobody finished.
+_open: set[str] = set()
 
 
 class Sessions:
@@ -27,7 +29,6 @@ class Sessions:
     def __init__(self, root: Path, now: Callable[[], datetime]) -> None:
         self.root = root
         self._now = now
-        self._open: set[str] = set()
 
     def new(
         self,
@@ -46,7 +47,7 @@ class Sessions:
             display_name=display_name,
         )
         records.write_folder(self.root / session_id, _RECORD, record)
-        self._open.add(session_id)
+        _open.add(session_id)
         return session_id
 
     def folder(self, session_id: str) -> Path:
@@ -73,14 +74,14 @@ class Sessions:
         return sorted(sessions, key=lambda session: (session.created, session.session_id), reverse=True)
 
     def is_open(self, session_id: str) -> bool:
-        """Whether this object began the session, and nobody finished it."""
-        return session_id in self._open
+        """Whether this process began the session, and nobody finished it."""
+        return session_id in _open
 
     def finish(
         self, session_id: str, reason: Literal["success", "errored", "interrupted"], detail: str | None = None
     ) -> None:
         """Note how a session ended; the first word counts."""
-        self._open.discard(session_id)
+        _open.discard(session_id)
         self._change(
             session_id, lambda one: one if one.finish else one.changed(finish=Finish.of(reason=reason, detail=detail))
         )

@@ -116,6 +116,26 @@ class CopyWeightsResponse(BaseModel):
     tinker_path: str
 
 
+class CurrentCheckpointStorageUsageItem(BaseModel):
+    """The checkpoints of one project."""
+
+    project_id: str | None = None
+    org_user_urn: str | None = None
+    user_email: str | None = None
+    user_name: str | None = None
+    checkpoint_count: int
+    size_bytes: int
+    size_gigabytes: float
+    estimated_monthly_cost_usd: float | None = None
+
+
+class CurrentCheckpointStorageUsageResponse(BaseModel):
+    """Checkpoints and their bytes by project. They have no price here."""
+
+    effective_rate_usd_per_gigabyte_month: float | None = None
+    data: list[CurrentCheckpointStorageUsageItem]
+
+
 class _Saved(BaseModel):
     path: str
 

@@ -216,7 +216,7 @@ def refused(store: Store, run: str, name: str) -> None:
     ways += [lambda path=path: store.set_ttl(path, None) for path in paths]
     ways += [lambda path=path: store.publish(path, True) for path in paths]
     ways += [lambda: store.new_run(name, base_model="tiny"), lambda: store.sessions.get(name), lambda: store.run(name)]
-    ways += [lambda: store.sessions.sampler(f"{name}:sample:0"), lambda: store.touch(name)]
+    ways += [lambda: store.sessions.sampler(f"{name}:sample:0"), lambda: store.note_use(name)]
     for way in ways:
         with pytest.raises(CheckpointError):
             way()
@@ -454,7 +454,7 @@ def test_runs_that_begin_at_once_in_one_session_have_ids_of_their_own(store: Sto
 
 def test_changes_of_one_record_at_once_are_all_kept(store: Store, run: str) -> None:
     path = save(store, run, "weights", "a", user_metadata={"k": "v"})
-    results = at_once(lambda: store.publish(path, True), lambda: store.set_ttl(path, HOUR), lambda: store.touch(run))
+    results = at_once(lambda: store.publish(path, True), lambda: store.set_ttl(path, HOUR), lambda: store.note_use(run))
     assert results == [None, None, None]
     record = store.locate(path).record
     assert record is not None
