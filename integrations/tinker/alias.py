@@ -25,9 +25,10 @@ _OTHER_NAMES = {"_exceptions": "errors", "resources": "lib.resources"}
 def install() -> None:
     """Make `import tinker`, and whatever lies below it, mean this package. Raises ImportError after an import of the SDK."""
     imported, door = sys.modules.get(NAME), importlib.import_module(_DOOR)
-    if imported is not door and hasattr(imported, "__path__"):  # a package, where the stand-in is a module
+    folders = getattr(imported, "__path__", None)  # the stand-in has none
+    if imported is not door and folders is not None:
         raise ImportError(
-            f"the package at {list(imported.__path__)} was imported as {NAME!r} before: install() must come first",
+            f"the package at {list(folders)} was imported as {NAME!r} before: install() must come first",
             name=NAME,
         )
     sys.modules[NAME] = door

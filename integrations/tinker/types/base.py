@@ -10,17 +10,21 @@ from pydantic import PlainSerializer, PlainValidator
 from ....datums.tensors import TensorData, as_tensor_data
 
 
-class _Model(pydantic.BaseModel, frozen=True, protected_namespaces=()):
+class _Model(pydantic.BaseModel):
     def __str__(self) -> str:
         return repr(self)
 
 
-class StrictBase(_Model, frozen=True, extra="forbid"):
+class StrictBase(_Model):
     """What a caller writes: frozen, and an unknown field is an error, so that a misspelt one is not lost."""
 
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-class BaseModel(_Model, frozen=True, extra="ignore"):
+
+class BaseModel(_Model):
     """What a call returns: frozen; unknown fields are dropped, as in Tinker, where a newer server may send more."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 def _tensor(value: Any) -> TensorData:

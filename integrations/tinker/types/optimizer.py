@@ -11,26 +11,26 @@ from .base import StrictBase
 ModelID = str
 
 
-class OptimizerConfigBase(StrictBase, frozen=True, extra="allow"):
+class OptimizerConfigBase(StrictBase, extra="allow"):
     """An optimizer by its `type`, with whatever fields that one has."""
 
     type: str
 
 
-class AdamOptimizerConfig(OptimizerConfigBase, frozen=True, extra="forbid"):
+class AdamOptimizerConfig(StrictBase):
     """AdamW."""
 
     type: Literal["adamw"] = "adamw"
 
 
-class DimuonOptimizerConfig(OptimizerConfigBase, frozen=True, extra="forbid"):
+class DimuonOptimizerConfig(StrictBase):
     """Dimuon, which lossbook does not have."""
 
     type: Literal["dimuon"] = "dimuon"
     version: Literal[1] = 1
 
 
-OptimizerConfig = AdamOptimizerConfig | SerializeAsAny[OptimizerConfigBase]
+OptimizerConfig = AdamOptimizerConfig | DimuonOptimizerConfig | SerializeAsAny[OptimizerConfigBase]
 
 
 class AdamParams(StrictBase):
@@ -44,13 +44,13 @@ class AdamParams(StrictBase):
     grad_clip_norm: float = 0.0
 
 
-class OptimParamsBase(StrictBase, frozen=True, extra="allow"):
+class OptimParamsBase(StrictBase, extra="allow"):
     """One step of an optimizer by its `type`, with whatever fields that one has."""
 
     type: str
 
 
-class DimuonParams(OptimParamsBase, frozen=True, extra="forbid", allow_inf_nan=False):
+class DimuonParams(StrictBase, allow_inf_nan=False):
     """One step of Dimuon, which lossbook does not have."""
 
     type: Literal["dimuon"] = "dimuon"
@@ -59,7 +59,7 @@ class DimuonParams(OptimParamsBase, frozen=True, extra="forbid", allow_inf_nan=F
     beta1: float = Field(default=0.9, ge=0, lt=1)
 
 
-OptimParams = AdamParams | SerializeAsAny[OptimParamsBase]
+OptimParams = AdamParams | DimuonParams | SerializeAsAny[OptimParamsBase]
 
 
 class OptimStepRequest(StrictBase):
