@@ -94,15 +94,18 @@ class Sessions:
         """Note a sampling client; returns its id, SESSION:sample:NUMBER."""
         folder = self.folder(session_id)
         with alone(folder):
-            sampler_id = f"{session_id}:sample:{len(self.samplers(session_id))}"
+            before = (folder / _SAMPLERS).read_bytes() if (folder / _SAMPLERS).is_file() else b""
+            torn = "" if before.endswith(b"\n") or not before else "\n"  # by a dead writer
+            number = before.count(b"\n") + len(torn)
+            sampler_id = f"{session_id}:sample:{number}"
             record = SamplerRecord.of(sampler_id=sampler_id, base_model=base_model, model_path=model_path)
-            disk.append(folder / _SAMPLERS, record.model_dump_json() + "\n")
+            disk.append(folder / _SAMPLERS, f"{torn}{record.model_dump_json()}\n")
         return sampler_id
 
     def samplers(self, session_id: str) -> list[SamplerRecord]:
         """The sampling clients of a session, in the order in which they were made."""
         path, samplers = self.folder(session_id) / _SAMPLERS, []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             with contextlib.suppress(ValidationError):  # a line that a dead writer did not finish
                 samplers.append(SamplerRecord.model_validate_json(line))
         return samplers

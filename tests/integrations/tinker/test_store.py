@@ -415,6 +415,31 @@ TestTwoStores = TwoStores.TestCase
 TestTwoStores.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
 
 
+def test_a_deleted_checkpoint_does_not_come_back_from_what_a_dead_writer_had_set_aside(store: Store, run: str) -> None:
+    folder = store.locate(path := save(store, run, "weights", "a", 1)).folder
+    aside = folder.with_name(f".a.old-{'0' * 32}")
+    shutil.copytree(folder, aside)
+    shutil.rmtree(folder)
+    assert value_of(store, path) == 1, "one that was being replaced is put back"
+    shutil.copytree(folder, aside)
+    store.delete(path)
+    for way in (store.locate, store.delete):
+        with pytest.raises(CheckpointNotFoundError):
+            way(path)
+    assert store.checkpoints() == []
+
+
+def test_samplers_are_numbered_on_after_a_line_that_a_dead_writer_did_not_finish(store: Store) -> None:
+    session = store.new_session()
+    store.sessions.new_sampler(session, base_model="tiny")
+    lines = store.root / "sessions" / session / "samplers.jsonl"
+    lines.write_text(lines.read_text() + '{"sampler_id":"')
+    last = store.sessions.new_sampler(session, base_model="other")
+    assert last == f"{session}:sample:2"
+    assert [one.base_model for one in store.sessions.samplers(session)] == ["tiny", "other"]
+    assert store.sessions.sampler(last).base_model == "other"
+
+
 # -- several at once ---------------------------------------------------------------------------------------------------
 
 
