@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import functools
 import os
@@ -91,7 +92,12 @@ def answered(method: Callable[Concatenate[S, P], APIFuture[C]]) -> Callable[Conc
 
     @functools.wraps(method)
     async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> C:
-        return await method(self, *args, **kwargs)
+        future = method(self, *args, **kwargs)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            future.future().cancel()  # a call that has not begun is withdrawn: nobody else can look at it
+            raise
 
     twin.__name__, twin.__qualname__ = f"{method.__name__}_async", f"{method.__qualname__}_async"
     twin.__doc__ = f"Awaiting it gives the result of `{method.__name__}`."

@@ -64,7 +64,10 @@ def load_weights(session: Session, model_path: str | None, base_model: str | Non
     if model_path is None:
         if base_model is None:
             raise ModelError("create_sampling_client needs model_path or base_model")
-        return Weights(base_model, session.service.create_sampling_client(base_model=given))
+        key = given or ""
+        if (weights := _bases.get(key)) is None:  # one copy in memory for all samplers of it
+            weights = Weights(base_model, session.service.create_sampling_client(base_model=given))
+        return _bases.setdefault(key, weights)
     stored = session.store.locate(model_path)
     if stored.kind == "external_weights":
         raise CheckpointError(
@@ -223,8 +226,9 @@ class Handle(BaseModel):
     model_path: str | None
 
 
-#: The weights of the samplers of this process, by the samplers' ids.
+#: The weights of the samplers of this process, by the samplers' ids; and base models, by what was loaded.
 _live: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
+_bases: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
 
 
 def as_text(model_input: Any, where: str) -> Any:

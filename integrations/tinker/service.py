@@ -98,7 +98,8 @@ class ServiceClient:
 
         def made() -> TrainingClient:
             name = session.settings.model(base_model)
-            client = session.service.create_lora_training_client(name, rank, seed, **parts)
+            head = session.settings.value_head
+            client = session.service.create_lora_training_client(name, rank, seed, **parts, value_head=head)
             facts = {"base_model": base_model, "lora_rank": rank, **parts, "user_metadata": user_metadata}
             return _training_client(session, client, facts)
 

@@ -41,6 +41,7 @@ class Settings(BaseModel):
                       folder needs no entry
     stable_reinforce  the registered loss that stands in for Tinker's `stable_reinforce`, whose formula is not public. Without it
                       that loss is refused
+    value_head        models in training have one, for losses that read values
     dtype             of the model's weights, such as "bfloat16"
 
     The others are those of lossbook's `ServiceClient`.
@@ -50,6 +51,7 @@ class Settings(BaseModel):
     root: Path = Path("checkpoints") / "tinker"
     models: dict[str, str] = {}
     stable_reinforce: str | None = None
+    value_head: bool = False
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float64"] | None = None
     base_weights: Literal["full", "4bit"] = "full"
