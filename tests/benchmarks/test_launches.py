@@ -32,7 +32,7 @@ def counted(launches: ModuleType, step: str, dtype: str, ways: tuple[str, ...], 
     return launches.main(["--steps", step, "--dtypes", dtype, "--no-sampling", "--ways", *ways, "--out", str(out)])
 
 
-@pytest.mark.parametrize("step", LIMITS)
+@pytest.mark.parametrize("step", ["SFT", *(pytest.param(step, marks=pytest.mark.slow) for step in ("DPO", "GRPO"))])
 def test_a_packed_step_launches_uploads_and_reads_at_most(launches: ModuleType, step: str, tmp_path: Path):
     ours, fused, plain = counted(launches, step, "bfloat16", (launches.OURS, launches.FUSED, launches.PLAIN), tmp_path)
     ratio, with_fused_layers, uploads, reads = LIMITS[step]
@@ -53,6 +53,7 @@ def test_a_padded_step_in_float32_launches_at_most(launches: ModuleType, step: s
     assert ours["launches / plain loop"] <= FLOAT32
 
 
+@pytest.mark.slow
 def test_a_sampled_token_launches_uploads_and_reads_at_most(launches: ModuleType, tmp_path: Path):
     ours, generate = launches.main(["--steps", "--dtypes", "bfloat16", "--out", str(tmp_path)])
     ratio, uploads, reads = SAMPLED

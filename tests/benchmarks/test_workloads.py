@@ -71,6 +71,7 @@ def test_the_slope_of_a_power_law_is_its_exponent() -> None:
     assert growth.slope(rows, "seconds") == pytest.approx(1.5)
 
 
+@pytest.mark.slow
 def test_a_step_with_another_loss_is_not_timed(steps: ModuleType) -> None:
     with pytest.raises(AssertionError, match="other does not compute the loss that lossbook computes"):
         steps.compare({"ours": lambda: 1.0, "other": lambda: 1.001}, 1, 1, {}, tolerance=1e-4)

@@ -315,6 +315,7 @@ def test_a_prompt_may_stand_alone_where_the_student_answers_itself(make: Any, tm
 # --- resuming ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_records_what_an_uninterrupted_one_does_also_where_it_is_its_own_teacher(make: Any) -> None:
     """The teacher is the student before its first step, not as it was when the run was continued."""
     settings = {
@@ -422,6 +423,7 @@ def wider(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
     [

@@ -253,6 +253,7 @@ def test_a_kl_coefficient_goes_into_the_loss_where_it_has_one_and_beside_it_wher
     ]
 
 
+@pytest.mark.slow
 def test_the_reference_of_a_resumed_run_is_still_the_weights_at_the_start(make: Any) -> None:
     whole, stopped = make("whole", save_every=2), make("stopped", save_every=2)
     rl.main(whole)
@@ -287,7 +288,7 @@ def test_a_correction_reads_the_trainers_logprobs_and_the_samplers(make: Any) ->
     assert second["ratio_max"] == pytest.approx(1, abs=1e-4)  # to the trainer's own, before its update
 
 
-@pytest.mark.parametrize("off_policy_steps", [0, 1])
+@pytest.mark.parametrize("off_policy_steps", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: Any, off_policy_steps: int) -> None:
     settings: dict[str, Any] = {
         "off_policy_steps": off_policy_steps,

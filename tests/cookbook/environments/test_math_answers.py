@@ -56,7 +56,7 @@ def test_every_answer_earns_1_in_its_other_forms(reward: MathReward) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("shape", ["$\\boxed{%s}$", "%s"])
+@pytest.mark.parametrize("shape", [pytest.param("$\\boxed{%s}$", marks=pytest.mark.slow), "%s"])
 def test_parts_and_near_misses_of_an_answer_earn_0(reward: MathReward, shape: str) -> None:
     wrong = [
         (answer, other)

@@ -74,6 +74,7 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path, how:
     open_run(folder, {}, resume=True).log(3, {"loss": 1.0})
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_leaves_is_taken_over_whatever_it_says(tmp_path: Path) -> None:
     with process(tmp_path / "run") as first:
         first.send_signal(signal.SIGKILL)
@@ -95,6 +96,7 @@ def test_a_damaged_record_names_nobody(tmp_path: Path) -> None:
                 open_run(tmp_path / "run", {}, resume=True)
 
 
+@pytest.mark.slow
 def test_of_two_that_begin_at_once_the_later_writer_is_refused(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", {}, later=True)  # nothing is there yet, so nothing is locked
     with process(tmp_path / "run") as other:
@@ -125,6 +127,7 @@ def test_a_run_at_work_in_another_thread_keeps_its_folder(tmp_path: Path) -> Non
     open_run(tmp_path / "run", {})
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_deleted_and_taken_by_another_writes_no_more(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", {})
     run.log(1, {"loss": 2.0})

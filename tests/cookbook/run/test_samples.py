@@ -40,6 +40,7 @@ def test_the_prompts_are_answered_before_at_every_nth_step_and_at_the_end(
     assert "step 30  'hi' -> 'ho'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_asking_changes_no_number_and_a_resumed_run_asks_as_an_uninterrupted_one(make: Any) -> None:
     asked, silent = make("asked", sample_prompts=("hi",), sample_every=4), make("silent")
     sft.main(asked)

@@ -75,6 +75,7 @@ def drawn(names: list[str], seed: int) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_tasks_that_draw_from_sets_give_equal_questions_in_every_process() -> None:
     names = ["isomorphic_strings", "polynomial_multiplication", "ransom_note", "list_functions"]
     assert drawn(names, 1) == drawn(names, 2)

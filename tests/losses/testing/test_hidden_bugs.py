@@ -63,6 +63,7 @@ def test_a_loss_that_leaves_gradients_off_or_another_dtype_spoils_nothing_else()
         assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 def test_parts_of_a_mixture_are_checked_for_what_only_a_part_can_show() -> None:
     def dead_setting(logprobs: Tensor, *, scale: float = 1.0) -> Tensor:
         return -logprobs

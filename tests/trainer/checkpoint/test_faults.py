@@ -393,6 +393,7 @@ for fatal in range(1, 1000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_writer_killed_at_any_step_leaves_the_old_or_the_new_checkpoint_whole(tmp_path: Path) -> None:
     done = python(KILLED_WRITERS, tmp_path)

@@ -470,6 +470,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its b
     )
 
 
+@pytest.mark.slow
 def test_at_exit_the_queued_calls_are_finished_first() -> None:
     done = script(
         """
@@ -484,6 +485,7 @@ def test_at_exit_the_queued_calls_are_finished_first() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "call 0\ncall 1\ncall 2\n", "")
 
 
+@pytest.mark.slow
 def test_at_exit_services_that_wait_for_each_other_end() -> None:
     done = script(
         """
@@ -525,6 +527,7 @@ def test_at_exit_an_unseen_failure_of_a_living_client_is_printed_with_its_traceb
     assert done.stderr.rstrip().endswith("ValueError: the loss is broken")
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_at_exit_when_every_failure_was_seen() -> None:
     done = script(
         """
@@ -563,6 +566,7 @@ def test_an_interrupt_while_waiting_leaves_the_queue_working() -> None:
     assert done.stdout == "interrupted False\nfinished all the same and the next\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_is_told_to_make_its_own_client_instead_of_waiting_for_ever() -> None:
     done = script(
@@ -592,6 +596,7 @@ def test_a_forked_child_is_told_to_make_its_own_client_instead_of_waiting_for_ev
     assert "a worker first used here works" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_is_told_to_use_spawn_where_torch_would_wait_for_its_parents_threads() -> None:
     done = script(
@@ -621,6 +626,7 @@ def test_a_forked_child_is_told_to_use_spawn_where_torch_would_wait_for_its_pare
     assert "works with one thread" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_call_after_the_interpreter_began_to_shut_down_is_refused_and_never_runs() -> None:
     done = script(
         """

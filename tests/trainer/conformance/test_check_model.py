@@ -122,7 +122,7 @@ def test_a_client_is_as_before_after_all_checks(rank: int, state_of: Any, make_d
     assert replace(client.get_info(), reasons=info.reasons, cache=None, head=info.head) == info
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_in_bfloat16_the_models_own_rounding_is_the_limit(rank: int) -> None:
     service = lb.ServiceClient(device="cpu", dtype=torch.bfloat16)
     client = service.create_training_client("tiny", lora_rank=rank)
