@@ -52,7 +52,11 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("clients",),
         ("conformance",),
     ),
-    "integrations": (("tinker",),),
+    "integrations": (
+        ("tinker", "requirements"),
+        ("accumulated",),
+        ("trl", "verl", "skyrl", "prime_rl", "sentence_transformers"),
+    ),
     "cookbook": (
         ("extras",),
         ("run", "confined", "pages"),
