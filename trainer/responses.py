@@ -59,28 +59,53 @@ class TopLogprobs:
     """The k likeliest next tokens at each of a datum's N positions, as `datum_from_teacher_topk` takes them.
 
     tokens     [N, k] int64 ids, likeliest first
-    logprobs   [N, k] float32 nats, over the full vocabulary; -inf at positions of weight 0, which were not computed
+    logprobs   [N, k] float32 nats, over the full vocabulary; -inf at positions that were not computed, such as those of weight 0
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
 
+    def lists(self) -> list[list[tuple[int, float]] | None]:
+        """[N] lists of k pairs (id, logprob), as Tinker's SDK gives them; None at positions that were not computed."""
+        rows = zip(self.tokens.tolist(), self.logprobs.tolist(), strict=True)
+        computed: list[bool] = np.any(self.logprobs > -np.inf, axis=1).tolist()
+        return [
+            list(zip(*row, strict=True)) if is_computed else None
+            for row, is_computed in zip(rows, computed, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class SampledSequence:
-    """tokens: as generated, the stop token included. logprobs: nats, of the model itself (temperature 1, no truncation)."""
+    """One continuation.
+
+    tokens         as generated, the stop token included
+    logprobs       nats, of the model itself (temperature 1, no truncation); with `scaled_logprobs` at the sampling temperature
+    topk_logprobs  the likeliest tokens at each position of `tokens`, under the same distribution, where they were asked for
+    sequence_id    no other sequence of a client has it; samples that are equal in all else are equal
+    """
 
     tokens: list[int]
     logprobs: list[float]
     stop_reason: Literal["stop", "length"]
+    topk_logprobs: TopLogprobs | None = None
+    sequence_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class SampleResponse:
-    """sequences: `num_samples` of them. prompt_logprobs: one per prompt token, None for the first."""
+    """The samples of one prompt of N tokens, and what was asked about the prompt.
+
+    sequences               `num_samples` of them
+    prompt_logprobs         [N] nats, of each token given those before it; None for the first, and before the last n asked for
+    topk_prompt_logprobs    [N, k], the likeliest tokens in place of each; not computed where prompt_logprobs is None
+    target_prompt_logprobs  [N - 1] or [N - 1, K] nats of the ids that were asked about, 0.0 where -1 was; sparse where that was
+    """
 
     sequences: list[SampledSequence]
     prompt_logprobs: list[float | None] | None = None
+    topk_prompt_logprobs: TopLogprobs | None = None
+    target_prompt_logprobs: TensorData | None = None
 
 
 @dataclass(frozen=True)

@@ -39,5 +39,8 @@ class ClientContext:
     @classmethod
     def of(cls, models: Models, settings: EngineSettings, folder: Path, *, samples_apart: bool) -> ClientContext:
         """A context with threads of its own; samples_apart: models in training have workers of their own to sample from."""
-        sampling = Worker("lossbook-sampling") if samples_apart else None
-        return cls(Worker(deterministic=settings.deterministic), models, settings, folder, sampling)
+        joins = (
+            not settings.deterministic
+        )  # what runs together depends on when calls come, and rounding on what runs together
+        sampling = Worker("lossbook-sampling", joins=joins) if samples_apart else None
+        return cls(Worker(deterministic=settings.deterministic, joins=joins), models, settings, folder, sampling)

@@ -39,7 +39,7 @@ class Calls:
         self.worker = worker
         self._lock = threading.Lock()
         self._count = 0
-        self._waiting: dict[Future[Any], None] = {}  # submitted and not begun, in order
+        self._waiting: dict[Future[Any], Callable[[], Any]] = {}  # submitted and not begun, in order
         self._unseen: Failure | None = None  # at most one: while it is unseen nothing can be submitted
 
     def submit(self, label: str, fn: Callable[[], T]) -> Future[T]:
@@ -55,9 +55,9 @@ class Calls:
             if failure is None:
                 self._count += 1
                 future: Future[T] = Future(f"{what} (call {self._count})", self)
-                self._waiting[future] = None
+                self._waiting[future] = fn
                 try:
-                    self.worker.submit(functools.partial(self._execute, future, fn), future.label)
+                    self.worker.submit(functools.partial(self._execute, future), future.label)
                 except RuntimeError as error:  # the interpreter shuts down, or no thread can be started
                     self._waiting.pop(future, None)
                     future._failure = Failure(future.label, error, seen=True)  # in case it is in the queue nevertheless
@@ -77,15 +77,29 @@ class Calls:
             if self._unseen is failure:
                 self._unseen = None
 
-    def _execute(self, future: Future[T], fn: Callable[[], T]) -> None:
+    def _execute(self, future: Future[Any]) -> None:
         with self._lock:
-            self._waiting.pop(future, None)
-        if future._failure is None:
-            value, error = _outcome(fn, deterministic=self.worker.deterministic)
-            if error is not None:
-                self._fail(future, error)
-            else:
-                future._value = value
+            fn = self._waiting.pop(future, None)
+        if fn is not None and future._failure is None:
+            self._settle(future, *self._outcome(fn))
+        else:
+            future._finish()
+
+    def _outcome(self, fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+        """The return value of `fn`, or its exception, also KeyboardInterrupt and SystemExit: the thread must survive."""
+        try:
+            with job_modes(deterministic=self.worker.deterministic):
+                return fn(), None
+        except BaseException as error:
+            ours = error.__traceback__
+            return None, error.with_traceback(ours.tb_next if ours is not None else None)
+
+    def _settle(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
+        """Give a future its value, or its exception, and wake who waits for it."""
+        if error is None:
+            future._value = value
+        else:
+            self._fail(future, error)
         future._finish()
 
     def _fail(self, future: Future[Any], error: BaseException) -> None:
@@ -225,13 +239,3 @@ class _StandardFuture(concurrent.futures.Future[T]):
             self.set_exception(self._call._failure.exception)
         else:
             self.set_result(cast(T, self._call._value))
-
-
-def _outcome(fn: Callable[[], T], *, deterministic: bool) -> tuple[T | None, BaseException | None]:
-    """The return value of `fn`, or its exception, also KeyboardInterrupt and SystemExit: the thread must survive."""
-    try:
-        with job_modes(deterministic=deterministic):
-            return fn(), None
-    except BaseException as error:
-        ours = error.__traceback__
-        return None, error.with_traceback(ours.tb_next if ours is not None else None)

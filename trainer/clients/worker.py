@@ -22,12 +22,13 @@ class Worker:
     At interpreter exit the queued jobs are finished first. Dropping the worker ends its thread once the queue is
     empty. A forked child does not inherit the thread, so there the worker refuses to work.
 
-    deterministic: calls run with torch's deterministic algorithms
+    deterministic  calls run with torch's deterministic algorithms
+    joins          calls that may run together do, such as samples, where several wait
     """
 
-    def __init__(self, name: str = "lossbook", *, deterministic: bool = False) -> None:
+    def __init__(self, name: str = "lossbook", *, deterministic: bool = False, joins: bool = True) -> None:
         self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self.deterministic = deterministic
+        self.deterministic, self.joins = deterministic, joins
         self._process: int | None = None
         self._thread: int | None = None
         self._job = ""

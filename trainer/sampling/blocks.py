@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..device import path_of
-from .choice import choose, choose_unread, wide_dtype
+from .choice import choose, choose_unread, likeliest, wide_dtype
 from .params import Rules
 
 #: Steps between two reads by the host at most.
@@ -42,11 +42,13 @@ class Chosen:
 
     logprobs  nats; NaN where the logits were
     ends      whether the token is one of the stop tokens
+    top       ids and logprobs of the likeliest tokens, [rows, k] each, by step; where they were asked for
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
     ends: list[list[bool]]
+    top: list[tuple[np.ndarray, np.ndarray]] | None = None
 
 
 class Blocks:
@@ -58,6 +60,7 @@ class Blocks:
         self.choose = choose if self.on_cpu else choose_unread
         self.stop_ids = torch.tensor(sorted(rules.stop_ids), dtype=torch.int64, device=device)
         self.newest: Tensor | None = None
+        self.top: list[tuple[Tensor, Tensor]] = []  # of the steps that were not read
 
     def run(self, steps: int, uniforms: np.ndarray | None) -> Chosen:
         """Take so many steps. uniforms: [steps, rows] in [0, 1); None for the likeliest tokens."""
@@ -65,7 +68,8 @@ class Blocks:
         pairs = [self._step(None if given is None else given[step]) for step in range(steps)]
         if self.on_cpu:
             tokens, logprobs = ([row.tolist() for row in each] for each in zip(*pairs, strict=True))
-            return Chosen(tokens, logprobs, [[token in self.rules.stop_ids for token in row] for row in tokens])
+            ends = [[token in self.rules.stop_ids for token in row] for row in tokens]
+            return Chosen(tokens, logprobs, ends, self._read_top())
         return self._read(*(torch.stack(each) for each in zip(*pairs, strict=True)))
 
     def keep(self, rows: Sequence[int]) -> list[int]:
@@ -77,7 +81,10 @@ class Blocks:
 
     def _step(self, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
         hidden = self.rows.read() if self.newest is None else self.rows.extend(self.newest)
-        self.newest, logprobs = self.choose(self.logits(hidden), self.rules, uniforms)
+        logits = self.logits(hidden)
+        self.newest, logprobs = self.choose(logits, self.rules, uniforms)
+        if (top := likeliest(logits, self.rules)) is not None:
+            self.top.append(top)
         return self.newest, logprobs
 
     def _uploaded(self, uniforms: np.ndarray) -> Tensor:
@@ -91,4 +98,10 @@ class Blocks:
         wide = wide_dtype(self.device)
         ends = torch.isin(tokens, self.stop_ids)
         report = torch.stack([tokens.to(wide), logprobs.to(wide), ends.to(wide)]).cpu().numpy()
-        return Chosen(report[0].astype(np.int64).tolist(), report[1].tolist(), (report[2] != 0).tolist())
+        lists = report[0].astype(np.int64).tolist(), report[1].tolist(), (report[2] != 0).tolist()
+        return Chosen(*lists, self._read_top())
+
+    def _read_top(self) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """The likeliest tokens of the steps since the last read; None where nobody asked for them."""
+        top, self.top = self.top, []
+        return [(ids.cpu().numpy(), logprobs.float().cpu().numpy()) for ids, logprobs in top] or None

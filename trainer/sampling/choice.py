@@ -15,7 +15,7 @@ LIKELIEST = 1024
 
 
 def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One token id per row, and its logprob at temperature 1 over the whole vocabulary (nats): [rows] each.
+    """One token id per row, and its logprob over the whole vocabulary (nats): [rows] each.
 
     logits    [rows, V]  float32 or float64
     uniforms  [rows]     in [0, 1), at which the cumulative distribution is inverted; None for the likeliest token
@@ -30,6 +30,8 @@ def choose(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tuple[Tenso
             chosen, logsumexp = _choose_among_likeliest(logits, rules, parts), logits.logsumexp(1)
         else:
             chosen, logsumexp = _choose_among_all(logits, rules.temperature, parts)
+    if rules.logprob_temperature != 1:
+        return chosen, _scaled(logits, rules).gather(1, chosen[:, None])[:, 0]
     return chosen, logits.gather(1, chosen[:, None])[:, 0] - logsumexp
 
 
@@ -59,8 +61,25 @@ def choose_unread(logits: Tensor, rules: Rules, uniforms: Tensor | None) -> tupl
     # one at which the running sum grows. The clamp is for NaN alone.
     position = torch.searchsorted(gathered, uniforms[:, None] * total, right=True).clamp(max=gathered.shape[1] - 1)
     chosen = position if ids is None else ids.gather(1, position)
-    logprob = p.gather(1, chosen).log() if logprobs is None else logprobs.gather(1, chosen)
-    return chosen[:, 0], logprob[:, 0]
+    if logprobs is None or rules.logprob_temperature != 1:
+        return chosen[:, 0], p.gather(1, chosen).log()[:, 0]
+    return chosen[:, 0], logprobs.gather(1, chosen)[:, 0]
+
+
+def likeliest(logits: Tensor, rules: Rules) -> tuple[Tensor, Tensor] | None:
+    """The ids and logprobs (nats) of the `rules.said.topk` likeliest tokens, likeliest first: [rows, k] each; None for k = 0.
+
+    Of the distribution whose logprobs are returned.
+    """
+    if not rules.said.topk:
+        return None
+    logprobs, ids = _scaled(logits, rules).topk(rules.said.topk, dim=1)
+    return ids, logprobs
+
+
+def _scaled(logits: Tensor, rules: Rules) -> Tensor:
+    """[rows, V] log softmax at the temperature of the logprobs that are returned; small temperatures overflow nothing."""
+    return (logits - logits.amax(1, keepdim=True)).div_(rules.logprob_temperature).log_softmax(1)
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -70,6 +70,7 @@ class Row:
     limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     stop_reason: Literal["stop", "length"] | None = None
 
 
@@ -111,12 +112,14 @@ class Batch:
 
     def _record(self, chosen: Chosen) -> None:
         """Append to each running row what was chosen for it, until it stops."""
-        for tokens, logprobs, ends in zip(chosen.tokens, chosen.logprobs, chosen.ends, strict=True):
+        for step, (tokens, logprobs, ends) in enumerate(zip(chosen.tokens, chosen.logprobs, chosen.ends, strict=True)):
             running = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
             if not running:
                 return
             for i in running:
                 self._append(self.rows[i], tokens[i], logprobs[i], ends[i])
+                if chosen.top is not None:
+                    self.rows[i].top.append((chosen.top[step][0][i], chosen.top[step][1][i]))
             going_on = sum(self.rows[i].stop_reason is None for i in running)
             self.meter.advance(len(running), going_on, len(running) - going_on)
 

@@ -6,16 +6,18 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from ...datums.errors import ModelError
 from ...datums.types import SamplingParams
 from ..model.model import LoadedModel
-from .decode import Batch, Meter, Progress, limit
-from .params import check_params, check_prompt, check_seeds, is_integer
+from ..responses import TopLogprobs
+from .decode import Batch, Meter, Progress, Row, limit
+from .params import OWN, SampledLogprobs, check_params, check_prompt, check_seeds, is_integer
 from .plan import plan_of
 from .prepacked import prepacked_weights
 from .static.states import States
@@ -29,13 +31,15 @@ class Generated:
     """One continuation.
 
     tokens       ids, including a stop token
-    logprobs     nats, one per token, under the model itself: at temperature 1 and over the whole vocabulary
+    logprobs     nats, one per token, over the whole vocabulary: under the model itself, at temperature 1, or as was asked
     stop_reason  "stop" for a stop token or string, "length" for max_tokens or the end of the context
+    top          the likeliest tokens at each position, where they were asked for
     """
 
     tokens: list[int]
     logprobs: list[float]
     stop_reason: Literal["stop", "length"]
+    top: TopLogprobs | None = None
 
 
 def generate(
@@ -56,8 +60,9 @@ def generate_batch(
     *,
     num_samples: int = 1,
     params: SamplingParams,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int | None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    said: SampledLogprobs = OWN,
 ) -> list[list[Generated]]:
     """`num_samples` continuations of each prompt, in the prompts' order.
 
@@ -68,16 +73,16 @@ def generate_batch(
     params       temperature 0 is greedy; top_k (-1: off) applies before top_p; max_tokens None is the rest of the context.
                  `stop` None stops at any end-of-sequence token of model and tokenizer; else only at the given token ids or
                  strings (searched in the decoded continuation), with [] at none
-    seeds        one per prompt, replacing the seed of `params`, with which equal prompts get equal samples
+    seeds        one per prompt, None for a new one, replacing the seed of `params`, with which equal prompts get equal samples
     on_progress  called for every token (on a GPU for several in a row), on the sampling thread. An error that it raises ends
                  the call; weights and modes are then as before
+    said         which logprobs; the likeliest tokens beside them are not read from buffers of fixed size, so a GPU takes longer
 
     Raises ModelError for an encoder or impossible parameters, TruncationError for a prompt that fills the
     context, TokenRangeError for ids outside the vocabulary, before anything is computed.
     """
-    rules = check_params(model, params)
-    if not is_integer(num_samples) or num_samples < 1:
-        raise ModelError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
+    rules = check_params(model, params, said)
+    check_number(num_samples)
     checked = [check_prompt(model, prompt, i, len(prompts), params) for i, prompt in enumerate(prompts)]
     own_seeds = [rules.seed] * len(checked) if seeds is None else check_seeds(seeds, len(checked))
     order = sorted(range(len(checked)), key=lambda i: len(checked[i]), reverse=True)
@@ -87,7 +92,7 @@ def generate_batch(
     meter = Meter(on_progress)
     # Not inference_mode: buffers filled under it could not take part in training later.
     with torch.no_grad(), _evaluating(model.module), prepacked_weights(model, steps) as logits:
-        plan, states = plan_of(model), States(model.device, model.max_length)
+        plan, states = plan_of(model, fixed=not rules.said.topk), States(model.device, model.max_length)
         for members in _together(order, checked, together, pads=plan.pads):
             batch = Batch(
                 model,
@@ -101,8 +106,19 @@ def generate_batch(
                 meter=meter,
             )
             for i, rows in zip(members, batch.run(), strict=True):
-                results[i] = [Generated(row.tokens, row.logprobs, row.stop_reason or "length") for row in rows]
+                results[i] = [_generated(row) for row in rows]
     return results
+
+
+def check_number(num_samples: Any) -> None:
+    """Raise ModelError for what is no number of samples."""
+    if not is_integer(num_samples) or num_samples < 1:
+        raise ModelError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
+
+
+def _generated(row: Row) -> Generated:
+    top = TopLogprobs(*(np.stack(each) for each in zip(*row.top, strict=True))) if row.top else None
+    return Generated(row.tokens, row.logprobs, row.stop_reason or "length", top)
 
 
 def _together(

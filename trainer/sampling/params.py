@@ -28,8 +28,25 @@ class Sampled(Protocol):
 
 
 @dataclass(frozen=True)
+class SampledLogprobs:
+    """What is said about sampled tokens.
+
+    scaled  logprobs are those of softmax(logits / temperature), top_k and top_p left out; at temperature 0, and else, of the
+            model itself, temperature 1
+    topk    so many of the likeliest tokens are named at each position too, under the same distribution
+    """
+
+    scaled: bool = False
+    topk: int = 0
+
+
+#: The logprobs of the model itself, of the sampled tokens alone.
+OWN = SampledLogprobs()
+
+
+@dataclass(frozen=True)
 class Rules:
-    """SamplingParams, checked, with `stop` split into ids and strings."""
+    """SamplingParams, checked, with `stop` split into ids and strings, and what is said about the tokens."""
 
     temperature: float
     top_k: int
@@ -38,9 +55,15 @@ class Rules:
     max_tokens: int | None
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
+    said: SampledLogprobs = OWN
+
+    @property
+    def logprob_temperature(self) -> float:
+        """Of the distribution whose logprobs are returned."""
+        return max(self.temperature, 1e-30) if self.said.scaled and self.temperature > 0 else 1.0
 
 
-def check_params(model: Sampled, params: SamplingParams) -> Rules:
+def check_params(model: Sampled, params: SamplingParams, said: SampledLogprobs = OWN) -> Rules:
     """Every field checked. Raises ModelError, or TokenRangeError for stop ids, with the field's name."""
     limit, top_k = params.max_tokens, params.top_k
     temperature, top_p = _number(params.temperature), _number(params.top_p)
@@ -54,7 +77,17 @@ def check_params(model: Sampled, params: SamplingParams) -> Rules:
         raise ModelError(f"max_tokens must be at least 1, or None for the rest of the context, not {limit!r}")
     ids, strings = _stops(model, params.stop)
     limit = None if limit is None else int(limit)
-    return Rules(temperature, int(top_k), top_p, check_seed("seed", params.seed), limit, ids, strings)
+    own = SampledLogprobs(bool(said.scaled), check_width("topk_sample_logprobs", said.topk, model))
+    return Rules(temperature, int(top_k), top_p, check_seed("seed", params.seed), limit, ids, strings, own)
+
+
+def check_width(name: str, width: Any, model: Sampled) -> int:
+    """How many of the likeliest tokens are named. Raises ModelError for more than there are."""
+    if not is_integer(width) or not 0 <= width <= model.vocab_size:
+        raise ModelError(
+            f"{name} must be 0 (none) to {model.vocab_size}, the size of {model.name}'s vocabulary, not {width!r}"
+        )
+    return int(width)
 
 
 def check_seed(name: str, seed: Any) -> int | None:

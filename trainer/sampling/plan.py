@@ -43,9 +43,10 @@ PLANS = {
 NO_CACHE = Plan(False, False, True)
 
 
-def plan_of(model: LoadedModel) -> Plan:
-    """The first plan whose hidden states are those without a cache; each is tried once for a model."""
-    return next((PLANS[name] for name in plans_for(model) if plan_verdict(model, name)), NO_CACHE)
+def plan_of(model: LoadedModel, *, fixed: bool = True) -> Plan:
+    """The first plan whose hidden states are those without a cache; each is tried once for a model. fixed: buffers may be."""
+    names = [name for name in plans_for(model) if fixed or not PLANS[name].fixed]
+    return next((PLANS[name] for name in names if plan_verdict(model, name)), NO_CACHE)
 
 
 def plans_for(model: LoadedModel) -> list[str]:

@@ -8,21 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...datums.errors import ModelError, TokenRangeError
 from ...datums.types import Datum, SamplingParams
 from ...losses.loss.loss import LossLike
 from ..checkpoint.state import save_weights
 from ..engine.checks import Pooling
 from ..engine.engine import Engine
 from ..engine.settings import EngineSettings
-from ..head.logprobs import linear_logprobs
 from ..model.fingerprint import weights_fingerprint
 from ..model.snapshot import Snapshot
-from ..packing.hidden import hidden_states
 from ..responses import ForwardBackwardOutput, SampledSequence, SampleResponse, TopLogprobs
-from ..sampling.generate import Generated, generate_batch
+from ..sampling.generate import MAX_ROWS, Generated, generate_batch
+from ..sampling.params import OWN, Sampled, SampledLogprobs
+from ..sampling.prompt_scores import Asked, PromptScores, check_asked, score_prompt
 from ..sharding.weights import gathered
 from .protocol import OnProgress
 
@@ -42,6 +39,16 @@ class FrozenModel:
     def engine(self) -> Engine:
         """Made at the first forward pass: it tries how the model can run."""
         return Engine(self.model, self._settings)
+
+    @property
+    def facts(self) -> Sampled:
+        """What samples are checked against before they are drawn."""
+        return self.model
+
+    @property
+    def rows_at_once(self) -> int:
+        """Continuations that are decoded together."""
+        return MAX_ROWS
 
     @property
     def vocab_size(self) -> int:
@@ -71,26 +78,40 @@ class FrozenModel:
         num_samples: int,
         params: SamplingParams,
         *,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
         on_progress: OnProgress | None = None,
-        prompt_logprobs: bool = False,
+        said: SampledLogprobs = OWN,
+        asked: Sequence[Asked | None] | None = None,
     ) -> list[SampleResponse]:
-        """`num_samples` continuations of each prompt, decoded together; prompt_logprobs: those of the prompts too."""
+        """`num_samples` continuations of each prompt, decoded together, and what is asked about each prompt."""
+        questions = [(i, one) for i, one in enumerate(asked or ()) if one is not None]
+        scores = [PromptScores()] * len(prompts)
         with self._whole():
+            for i, one in questions:
+                check_asked(self.model, prompts[i], one)  # before anything is computed
             samples = generate_batch(
-                self.model, prompts, num_samples=num_samples, params=params, seeds=seeds, on_progress=on_progress
+                self.model,
+                prompts,
+                num_samples=num_samples,
+                params=params,
+                seeds=seeds,
+                on_progress=on_progress,
+                said=said,
             )
-            of_prompts = [self._logprobs(tokens) if prompt_logprobs else None for tokens in prompts]
-        return [SampleResponse(_sequences(own), logprobs) for own, logprobs in zip(samples, of_prompts, strict=True)]
+            for i, one in questions:
+                scores[i] = score_prompt(self.model, prompts[i], one)
+        return [SampleResponse(_sequences(own), **vars(one)) for own, one in zip(samples, scores, strict=True)]
 
-    def logprobs(self, tokens: list[int]) -> list[float | None]:
-        """The logprob of each token given those before it (nats); None for the first.
+    def logprobs(self, tokens: list[int], last: int | None = None) -> list[float | None]:
+        """The logprob of each token given those before it (nats); None for the first, and before the last `last`.
 
         Raises TokenRangeError for tokens outside the vocabulary, and ModelError where the model would have to read more than
         its context.
         """
         with self._whole():
-            return self._logprobs(tokens)
+            logprobs = score_prompt(self.model, tokens, Asked(logprobs=True, last=last)).prompt_logprobs
+        assert logprobs is not None
+        return logprobs
 
     def fingerprint(self) -> str:
         """A short text, equal for equal weights under any model name; see `weights_fingerprint`."""
@@ -108,22 +129,6 @@ class FrozenModel:
         with self.snapshot.applied(), gathered(self.model):
             yield
 
-    def _logprobs(self, tokens: list[int]) -> list[float | None]:
-        model = self.model
-        if not tokens or any(not 0 <= t < model.vocab_size for t in tokens):
-            raise TokenRangeError(f"the prompt needs at least one token, all within 0 to {model.vocab_size - 1}")
-        if model.max_length is not None and len(tokens) - 1 > model.max_length:  # the last one is not read
-            raise ModelError(
-                f"the prompt has {len(tokens)} tokens, but {model.name} reads at most {model.max_length}, and so gives "
-                f"logprobs of {model.max_length + 1}. Cut the prompt"
-            )
-        with torch.no_grad():
-            if len(tokens) == 1:
-                return [None]
-            hidden = hidden_states(model, [tokens[:-1]], "padded")
-            targets = torch.tensor(tokens[1:], device=hidden.device)
-            return [None, *linear_logprobs(hidden, model.head(), targets).logprobs.tolist()]
-
 
 def _sequences(samples: Sequence[Generated]) -> list[SampledSequence]:
-    return [SampledSequence(one.tokens, one.logprobs, one.stop_reason) for one in samples]
+    return [SampledSequence(one.tokens, one.logprobs, one.stop_reason, one.top) for one in samples]

@@ -13,6 +13,8 @@ from ...losses.loss.loss import LossLike
 from ..engine.checks import Pooling
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SampleResponse, TopLogprobs
 from ..sampling.decode import Progress
+from ..sampling.params import OWN, Sampled, SampledLogprobs
+from ..sampling.prompt_scores import Asked
 
 Normalization = Literal["none", "num_loss_tokens", "num_sequences"]
 #: Called for tokens as they are sampled.
@@ -36,18 +38,19 @@ class Frozen(Protocol):
         num_samples: int,
         params: SamplingParams,
         *,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
         on_progress: OnProgress | None = None,
-        prompt_logprobs: bool = False,
+        said: SampledLogprobs = OWN,
+        asked: Sequence[Asked | None] | None = None,
     ) -> list[SampleResponse]:
         """`num_samples` continuations of each prompt, decoded together.
 
-        seeds: one per prompt. prompt_logprobs: whether to return these too.
+        seeds: one per prompt, None for a new one. said: which logprobs of what is sampled. asked: what to say about each prompt.
         """
         ...
 
-    def logprobs(self, tokens: list[int]) -> list[float | None]:
-        """The logprob of each token given those before it (nats); None for the first."""
+    def logprobs(self, tokens: list[int], last: int | None = None) -> list[float | None]:
+        """The logprob of each token given those before it (nats); None for the first, and before the last `last`."""
         ...
 
     def fingerprint(self) -> str:
@@ -56,6 +59,16 @@ class Frozen(Protocol):
 
     def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
         """Write the weights alone; returns the checkpoint's folder."""
+        ...
+
+    @property
+    def facts(self) -> Sampled:
+        """What samples are checked against before they are drawn."""
+        ...
+
+    @property
+    def rows_at_once(self) -> int:
+        """Continuations that are decoded together."""
         ...
 
     @property

@@ -6,7 +6,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 from .groups import Group
-from .models import WorkersFrozen, WorkersTrainer
+from .held import WorkersFrozen
+from .models import WorkersTrainer
 from .workers import Workers
 
 #: Bytes of weights that travel in one call, through this process; a larger weight travels alone.

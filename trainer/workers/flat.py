@@ -7,10 +7,11 @@ subclass of Datum adds, which no loss on the workers' side reads.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from ..responses import SampledSequence, SampleResponse, TopLogprobs
 
 #: Columns of `FlatTensors.entries`.
 _NAME, _IS_FLOAT, _IS_SPARSE, _DIMENSIONS, _SIZE = range(5)
+#: What a `SampleResponse` says about its prompt.
+_OF_PROMPTS = ("prompt_logprobs", "topk_prompt_logprobs", "target_prompt_logprobs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,13 +157,15 @@ class FlatSamples:
 
     counts   [M] int64, sequences of each
     stopped  [sequences] bool: whether the sequence ended in a stop token or string
+    rest     of each, what was asked for besides, as it is: the likeliest tokens of its sequences; logprobs and likeliest tokens of
+             its prompt
     """
 
     tokens: FlatLists
     logprobs: FlatLists
     counts: np.ndarray
     stopped: np.ndarray
-    prompt_logprobs: list[list[float | None] | None]
+    rest: list[tuple[list[TopLogprobs | None], dict[str, Any]]]
 
     @classmethod
     def of(cls, responses: Sequence[SampleResponse]) -> FlatSamples:
@@ -171,15 +176,23 @@ class FlatSamples:
             FlatLists.of([sequence.logprobs for sequence in sequences], np.float64),
             np.fromiter((len(response.sequences) for response in responses), np.int64, len(responses)),
             np.array([sequence.stop_reason == "stop" for sequence in sequences], bool),
-            [response.prompt_logprobs for response in responses],
+            [
+                (
+                    [one.topk_logprobs for one in response.sequences],
+                    {name: getattr(response, name) for name in _OF_PROMPTS},
+                )
+                for response in responses
+            ],
         )
 
     def responses(self) -> list[SampleResponse]:
         """The responses again."""
         reasons: list[Literal["stop", "length"]] = ["stop" if one else "length" for one in self.stopped.tolist()]
-        sequences = map(SampledSequence, self.tokens.lists(), self.logprobs.lists(), reasons)
+        rest = copy.deepcopy(self.rest)  # arrays that came from another process lie in memory that all processes share
+        tops = [top for of_sequences, _ in rest for top in of_sequences]
+        sequences = map(SampledSequence, self.tokens.lists(), self.logprobs.lists(), reasons, tops)
         own = [list(itertools.islice(sequences, count)) for count in self.counts.tolist()]
-        return [SampleResponse(*both) for both in zip(own, self.prompt_logprobs, strict=True)]
+        return [SampleResponse(one, **of_prompt) for one, (_, of_prompt) in zip(own, rest, strict=True)]
 
 
 def flat_top(results: Sequence[TopLogprobs]) -> FlatTensors:

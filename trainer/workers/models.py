@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...datums.errors import ModelError, WorkerDiedError
-from ...datums.types import AdamParams, Datum, SamplingParams
+from ...datums.types import AdamParams, Datum
 from ...losses.loss.loss import LossLike
 from ..engine.checks import Pooling
 from ..engine.elsewhere import LossElsewhere
-from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SampleResponse, TopLogprobs
+from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse
 from ..training.local_models import LocalModels
-from ..training.protocol import Normalization, OnProgress
-from .flat import FlatDatums, FlatLists, top_of
+from ..training.protocol import Normalization
+from .flat import FlatDatums
 from .groups import Group
-from .sent import SentLoss, merged, own_copy, sent_loss
-from .service import Facts
+from .held import OnWorkers, Recipe, WorkersFrozen
+from .sent import merged
 from .workers import Workers
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is made on a rank: a method of `LocalModels`, and its arguments."""
-
-    models: LocalModels
-    method: str
-    arguments: dict[str, Any]
 
 
 class WorkersModels:
@@ -81,62 +70,7 @@ class WorkersModels:
         return WorkersFrozen(self._workers, Recipe(self._local, method, arguments))
 
 
-class _OnWorkers:
-    """A model that workers hold under a number.
-
-    recipe: how it was made, and can be made again; None for weights that were only there.
-    """
-
-    _group: Group
-    _number: int
-    _facts: Facts
-
-    def __init__(self, workers: Workers, recipe: Recipe | None) -> None:
-        self._workers = workers
-        self._recipe = recipe
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's transformers tokenizer, as the first rank has it."""
-        return self._facts.tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the output head."""
-        return self._facts.vocab_size
-
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
-        """Outputs at every position and the loss, without gradients."""
-        sent, flat = self._sent(loss), FlatDatums.of(datums)
-        if sent is not None:
-            return merged(self._call("forward", flat, sent, pooling))
-        here = LossElsewhere(datums, loss)
-        return here.valued(self._call("forward_kept", flat, here.names, None, pooling, False))
-
-    def _sent(self, loss: LossLike) -> SentLoss | None:
-        """A loss that every rank can make by its name; None for one that is computed here, from outputs of all ranks."""
-        sent = sent_loss(loss)
-        return sent if sent is not None and self._workers.know(self._group, sent) else None
-
-    def _take(self, group: Group, number: int, facts: Facts) -> None:
-        """Be the model of this number, which the ranks forget with this object."""
-        self._group, self._number, self._facts = group, number, facts
-        self._forget = self._workers.forget_with(self, group, number)
-
-    def _made(self, recipe: Recipe) -> tuple[Group, int, Facts]:
-        """The model, made once more."""
-        group, number = self._workers.group(), self._workers.number()
-        made = self._workers.call(group, "make", number, recipe.models, recipe.method, recipe.arguments)
-        return group, number, made[0]
-
-    def _call(self, name: str, *arguments: Any) -> list[Any]:
-        return self._workers.call(self._group, name, self._number, *arguments)
-
-    def _plain(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._call(method, arguments, options)[0]
-
-
-class WorkersTrainer(_OnWorkers):
+class WorkersTrainer(OnWorkers):
     """A model in training on workers; see `Trainer`."""
 
     def __init__(
@@ -236,65 +170,3 @@ class WorkersTrainer(_OnWorkers):
     def how_it_runs(self) -> str:
         """The same in one line."""
         return self._plain("how_it_runs")
-
-
-class WorkersFrozen(_OnWorkers):
-    """A model's weights at one moment, on workers; see `Frozen`.
-
-    Weights of a file or of a base model are loaded again by new workers, after a death. Those of a model in training are gone.
-    """
-
-    def __init__(self, workers: Workers, recipe: Recipe | None, held: tuple[Group, int, Facts] | None = None) -> None:
-        super().__init__(workers, recipe)
-        if held is None:
-            assert recipe is not None
-            held = self._made(recipe)
-        self._take(*held)
-
-    def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
-        """The k likeliest next tokens at every position whose weight is not 0."""
-        shares = [own_copy(share).dicts() for share in self._call("top_logprobs", FlatDatums.of(datums), k)]
-        of_datums = ([top_of(one) for one in of_datum] for of_datum in zip(*shares, strict=True))
-        return [max(tops, key=lambda top: len(top.tokens)) for tops in of_datums]  # other ranks' have no rows
-
-    def sample(
-        self,
-        prompts: Sequence[list[int]],
-        num_samples: int,
-        params: SamplingParams,
-        *,
-        seeds: Sequence[int] | None = None,
-        on_progress: OnProgress | None = None,
-        prompt_logprobs: bool = False,
-    ) -> list[SampleResponse]:
-        """`num_samples` continuations of each prompt; each rank decodes its share of the prompts."""
-        if on_progress is not None:
-            raise ModelError("on_progress is called in the process that samples: with workers leave it out")
-        own_seeds = None if seeds is None else list(seeds)
-        shares = self._call("sample", FlatLists.of(prompts), num_samples, params, own_seeds, prompt_logprobs)
-        responses: list[Any] = [None] * len(prompts)
-        for rank, share in enumerate(shares):
-            responses[rank :: len(shares)] = share.responses()
-        return responses
-
-    def logprobs(self, tokens: list[int]) -> list[float | None]:
-        """The logprob of each token given those before it (nats); None for the first."""
-        return self._plain("logprobs", tokens)
-
-    def fingerprint(self) -> str:
-        """A short text, equal for equal weights; see `weights_fingerprint`."""
-        return self._plain("fingerprint")
-
-    def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
-        """Write the weights alone; returns the checkpoint's folder."""
-        return self._plain("save_weights", root, name, overwrite=overwrite)
-
-    def _call(self, name: str, *arguments: Any) -> list[Any]:
-        if self._group.ended and self._recipe is None:
-            raise WorkerDiedError(
-                "these were a model's weights at one moment, and the workers that held them died: "
-                f"ask the training client for them again once it has loaded its checkpoint. {self._group.ended}"
-            )
-        if self._group.ended and self._recipe is not None:
-            self._take(*self._made(self._recipe))
-        return super()._call(name, *arguments)

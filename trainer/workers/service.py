@@ -17,7 +17,8 @@ from ...datums.types import SamplingParams
 from ..engine.checks import Pooling
 from ..engine.elsewhere import KeptOutputs
 from ..ranks import ALONE, Ranks
-from ..sampling.params import check_params, check_prompt
+from ..sampling.params import SampledLogprobs, check_params, check_prompt
+from ..sampling.prompt_scores import Asked, check_asked
 from ..shards import whole
 from ..training.frozen_model import FrozenModel
 from ..training.local_models import LocalModels
@@ -45,6 +46,8 @@ class Facts:
     name: str
     tokenizer: Any
     vocab_size: int
+    max_length: int | None
+    end_tokens: frozenset[int]
 
 
 class RankService:
@@ -131,14 +134,17 @@ class RankService:
         prompts: FlatLists,
         num_samples: int,
         params: SamplingParams,
-        seeds: list[int] | None,
-        prompt_logprobs: bool,
+        seeds: list[int | None] | None,
+        said: SampledLogprobs,
+        asked: list[Asked | None] | None,
     ) -> FlatSamples:
         """Of a frozen model: the continuations of this rank's prompts, which are every N-th."""
         frozen, lists = self._frozen(number), prompts.lists()
-        check_params(frozen.model, params)
+        check_params(frozen.model, params, said)
         for i, prompt in enumerate(lists):
             check_prompt(frozen.model, prompt, i, len(lists), params)
+            if asked is not None and (one := asked[i]) is not None:
+                check_asked(frozen.model, prompt, one)
         own = range(self._ranks.rank, len(lists), self._ranks.size)
         with self._ranks.agree():
             responses = frozen.sample(
@@ -146,7 +152,8 @@ class RankService:
                 num_samples,
                 params,
                 seeds=None if seeds is None else [seeds[i] for i in own],
-                prompt_logprobs=prompt_logprobs,
+                said=said,
+                asked=None if asked is None else [asked[i] for i in own],
             )
         return FlatSamples.of(responses)
 
@@ -188,7 +195,9 @@ class RankService:
 
     def _facts(self, number: int) -> Facts | None:
         model = self._held[number].model
-        return Facts(model.name, model.tokenizer, model.vocab_size) if self._ranks.is_first else None
+        if not self._ranks.is_first:
+            return None
+        return Facts(model.name, model.tokenizer, model.vocab_size, model.max_length, model.end_tokens)
 
     def _trainer(self, number: int) -> ModelTrainer:
         held = self._held[number]

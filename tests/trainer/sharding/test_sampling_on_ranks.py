@@ -12,6 +12,7 @@ from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.snapshot import Snapshot
 from lossbook.trainer.ranks import ALONE, Ranks
 from lossbook.trainer.responses import SampledSequence
+from lossbook.trainer.sampling.prompt_scores import Asked
 from lossbook.trainer.shards import local
 from lossbook.trainer.training.frozen_model import FrozenModel
 
@@ -50,7 +51,7 @@ def shares(frozen: FrozenModel, ranks: Ranks) -> dict[int, Any]:
         own = range(len(prompts))[ranks.rank :: ranks.size]
         params = SamplingParams(max_tokens=6)
         responses = frozen.sample(
-            [prompts[i] for i in own], 2, params, seeds=[7 + i for i in own], prompt_logprobs=True
+            [prompts[i] for i in own], 2, params, seeds=[7 + i for i in own], asked=[Asked(logprobs=True)] * len(own)
         )
         given |= {10 * first + i: response for i, response in zip(own, responses, strict=True)}
     return given

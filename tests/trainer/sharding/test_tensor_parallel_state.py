@@ -16,6 +16,7 @@ from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.ranks import ALONE, Ranks
+from lossbook.trainer.sampling.prompt_scores import Asked
 from lossbook.trainer.sharding.shard import shard_model
 from lossbook.trainer.sharding.tensor_parallel import SplitLinear
 from lossbook.trainer.shards import local, whole
@@ -51,7 +52,9 @@ def lived(ranks: Ranks, architecture: str, width: int) -> dict[str, Any]:
     metrics, frozen = [step(trainer) for _ in range(3)], trainer.frozen()
     own = range(ranks.rank, len(PROMPTS), ranks.size)
     params = lb.SamplingParams(max_tokens=6)
-    samples = frozen.sample([PROMPTS[i] for i in own], 2, params, seeds=[7 + i for i in own], prompt_logprobs=True)
+    samples = frozen.sample(
+        [PROMPTS[i] for i in own], 2, params, seeds=[7 + i for i in own], asked=[Asked(logprobs=True)] * len(own)
+    )
     top = trainer.engine.top_logprobs(DATUMS, 3)
     parameters = trainer.model.trainable()
     return {
