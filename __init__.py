@@ -32,6 +32,7 @@ from .losses import (
     stats,
     unregister_loss,
 )
+from .losses.loss.tensors.sources import provide
 
 if TYPE_CHECKING:
     from .datums.chat.masks import check_template, datum_from_messages
@@ -90,6 +91,8 @@ __all__ = [
 # standard library's own from scripts that run there.
 sys.modules[f"{__name__}.types"] = types
 sys.modules[f"{__name__}.errors"] = errors
+
+provide(lambda: importlib.import_module(".trainer.tensors.sources", __name__))  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:

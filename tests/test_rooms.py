@@ -45,7 +45,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("head", "optim"),
         ("model",),
         ("routing",),
-        ("sharding", "packing", "checkpoint"),
+        ("sharding", "packing", "checkpoint", "tensors"),
         ("engine", "sampling"),
         ("training",),
         ("workers",),

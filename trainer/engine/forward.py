@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
 from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
-from ..head.logprobs import Head, linear_logprobs
+from ..head.logprobs import in_autocast_precision, linear_logprobs
 from ..model.model import LoadedModel
 from ..model.value_head import values_of
 from ..packing.hidden import hidden_states
@@ -91,14 +90,6 @@ def _hidden_and_pooled(
     hidden = hidden_states(model, sequences, settings.batching, beside=beside, forwards=forwards, routes=routes)
     vectors = pool(hidden, {name: beside[name] for name in pooled})
     return hidden if rows is None else hidden[beside["rows"]], vectors
-
-
-def in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
-    """Hidden states and head in autocast's dtype where autocast is on, for the head's products; logprobs stay float32."""
-    if not torch.is_autocast_enabled(hidden.device.type):
-        return hidden, head
-    dtype = torch.get_autocast_dtype(hidden.device.type)
-    return hidden.to(dtype), replace(head, weight=head.weight.to(dtype))
 
 
 def pooled_tokens(lengths: Sequence[int], pooling: Pooling, starts: Sequence[int] | None = None) -> dict[str, Tensor]:

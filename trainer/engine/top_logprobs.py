@@ -11,14 +11,13 @@ from torch import Tensor
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ...losses.batch.positions import active_in
-from ..head.logprobs import linear_logprobs
+from ..head.logprobs import in_autocast_precision, linear_logprobs
 from ..model.model import LoadedModel
 from ..packing.hidden import hidden_states, trim_to_last_read
 from ..packing.shares import plan_shares
 from ..responses import TopLogprobs
 from ..transfer import to_host
 from .checks import checked_routes, checked_tokens
-from .forward import in_autocast_precision
 from .micro_batch_run import budget_on, most_forwards
 from .settings import EngineSettings
 

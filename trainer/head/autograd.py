@@ -68,7 +68,7 @@ class LinearLogprobs(torch.autograd.Function):
     ):
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.known_rows = plan, None
-        outputs = _empty_outputs(hidden, weight, targets, plan)
+        outputs = empty_outputs(product_dtype(hidden, weight), targets, plan)
         known = None if known is None else known.to(outputs.logprobs.dtype).reshape(targets.shape)
         precomputed: tuple[Tensor | None, ...] = (None, None, None)
         kept: list[KeptProduct] = []
@@ -128,8 +128,9 @@ def _are_same(one: Tensor, other: Tensor) -> bool:
     return own == others
 
 
-def _empty_outputs(hidden: Tensor, weight: Tensor, targets: Tensor, plan: Plan) -> Outputs:
-    dtype, device, rows = statistics_dtype(product_dtype(hidden, weight)), hidden.device, len(hidden)
+def empty_outputs(product: torch.dtype, targets: Tensor, plan: Plan) -> Outputs:
+    """Outputs to be filled in by `write`, at the positions of targets [M, K]; product: the dtype of the logits."""
+    dtype, device, rows = statistics_dtype(product), targets.device, len(targets)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -162,11 +163,12 @@ def _forward(
             kept.put(product, tile)
         logits = logits_of(product, None if bias is None else bias[tile], plan.transform)
         running.add(logits, tile, buffer if is_in_place and logits is product else logits)
-    _write(outputs, part, running, plan, len(weight))
+    write(outputs, part, running, plan, len(weight))
     return kept
 
 
-def _write(outputs: Outputs, part: slice, running: RunningSoftmax, plan: Plan, vocabulary: int) -> None:
+def write(outputs: Outputs, part: slice, running: RunningSoftmax, plan: Plan, vocabulary: int) -> None:
+    """Fill in the outputs of some positions, once all of the vocabulary was added up."""
     outputs.logprobs[part] = running.logprobs(running.picked)
     outputs.logsumexp[part] = running.logsumexp()
     if plan.entropy:

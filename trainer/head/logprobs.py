@@ -33,14 +33,14 @@ HEAD_MEMORY = {"cpu": 2**30, "other": 2**31}
 LEAST_KNOWN_ROWS = 128
 
 
-def _size(device: torch.device) -> str:
+def size_of(device: torch.device) -> str:
     """Which of the sizes above a device takes."""
     return "cpu" if path_of(device) == "cpu" else "other"
 
 
 def default_head_memory(device: torch.device) -> int:
     """Bytes of the product that may be held for the backward on a device, by default."""
-    return HEAD_MEMORY[_size(device)]
+    return HEAD_MEMORY[size_of(device)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,14 @@ class Head:
             product = rows.to(weight.dtype) @ weight.t()
             flat = logits_of(product, self.bias, Transform(self.softcap, self.scale))
             return flat.view(*hidden.shape[:-1], weight.shape[0])
+
+
+def in_autocast_precision(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
+    """Hidden states and head in autocast's dtype where autocast is on, for the head's products; logprobs stay float32."""
+    if not torch.is_autocast_enabled(hidden.device.type):
+        return hidden, head
+    dtype = torch.get_autocast_dtype(hidden.device.type)
+    return hidden.to(dtype), replace(head, weight=head.weight.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +187,10 @@ def linear_logprobs(
         plan = Plan(strategy, Transform(head.softcap, head.scale), rows, columns, entropy, mean_logprobs, topk, kept)
         known = known_gradient if strategy == "known-gradient" else None
         table = targets if targets.ndim == 2 else targets[:, None]
-        return _named(LinearLogprobs.apply(hidden, head.weight, head.bias, table, known, plan), targets, plan)
+        return named(LinearLogprobs.apply(hidden, head.weight, head.bias, table, known, plan), targets, plan)
 
 
-def _named(outputs: tuple[Tensor, ...], targets: Tensor, plan: Plan) -> HeadOutputs:
+def named(outputs: tuple[Tensor, ...], targets: Tensor, plan: Plan) -> HeadOutputs:
     """The outputs of the autograd function by name, None for those not asked for."""
     logprobs, logsumexp, entropy, mean, topk_logprobs, topk_tokens = outputs
     return HeadOutputs(
@@ -248,7 +256,7 @@ def _tile(
     hidden: Tensor, head: Head, strategy: ChosenStrategy, memory: int, chunk_tokens: int | None
 ) -> tuple[int, int]:
     """Rows and columns of a tile. Rows are divided evenly, so that no small part is left over."""
-    device = _size(hidden.device)
+    device = size_of(hidden.device)
     most = TILE_ROWS[device]
     if strategy == "known-gradient":
         most = max(1, min(most, _rows_held(memory, head, product_dtype(hidden, head.weight))))

@@ -213,7 +213,7 @@ class LoadedModel:
         layer = None if self.kind == "encoder" else self._transformer.get_output_embeddings()
         if layer is None:
             raise ModelError(f"{self.name} is an encoder: it gives embeddings, and has no head to give logprobs with")
-        softcap, scale = _cap_and_scale(self._transformer.config)
+        softcap, scale = cap_and_scale(self._transformer.config)
         base = getattr(layer, "base_layer", layer)
         weight, bias = effective_weight(layer), getattr(base, "bias", None)
         if self._unpadded is not None:
@@ -236,7 +236,7 @@ class LoadedModel:
         return self.module
 
 
-def _cap_and_scale(config: Any) -> tuple[float | None, float]:
+def cap_and_scale(config: Any) -> tuple[float | None, float]:
     """The soft cap and the scale that an architecture applies to its logits, from its config."""
     text = config.get_text_config()
     softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "output_logit_soft_cap", None)

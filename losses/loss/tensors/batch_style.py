@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from ....datums.types import Datum, ModelInput
 from ...stats import Stat
 from ..harmless import harmless_datums
 from ..hosted import call_batch_style
-from .call import Part
 from .host import to_host
+from .names import Part
 from .packing import Reader
 
 
-def call_on_datums(part: Part, reader: Reader) -> tuple[Tensor, dict[str, Stat]]:
+def call_on_datums(part: Part, reader: Reader, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Stat]]:
     """What the function says of one datum per row, padding included, which has weight 0.
 
     A datum carries `weights` where there is a mask, `target_tokens` where there are labels or they were given, and every
@@ -25,21 +26,21 @@ def call_on_datums(part: Part, reader: Reader) -> tuple[Tensor, dict[str, Stat]]
     """
     datums = harmless_datums(datums_of(reader), part.name)
     (kind,) = part.spec.outputs
-    output = reader.call.outputs[kind]
-    rows = list(output) if kind == "embeddings" else list(output.split(reader.host.lengths.tolist()))
+    output = outputs[kind]
+    rows = list(output) if kind == "embeddings" else list(output.split(reader.lengths.tolist()))
     return call_batch_style(part.spec, part.settings, datums, {kind: rows}, range(len(datums)))
 
 
 def datums_of(reader: Reader) -> list[Datum]:
     """One datum per row."""
-    call, lengths = reader.call, reader.host.lengths.tolist()
+    call, lengths = reader.call, reader.lengths.tolist()
     flat = {key: values for key, (level, values) in call.inputs.items() if level == "position"}
     flat |= {} if call.labels is None else {"target_tokens": call.labels.clamp(min=0)}
     here = to_host(flat)
     carried: dict[str, list[Any]] = {key: list(values.split(lengths)) for key, values in here.items()}
-    carried |= {key: list(values) for key, values in reader.host.per_row.items()}
-    if reader.host.weights is not None:
-        carried["weights"] = list(reader.host.weights.split(lengths))
+    carried |= {key: list(values) for key, values in reader.per_row.items()}
+    if reader.weights is not None:
+        carried["weights"] = list(reader.weights.split(lengths))
     if "sampling_logprobs" in carried:
         carried.setdefault("logprobs", carried["sampling_logprobs"])
     tokens = carried.pop("input_ids", [torch.zeros(max(length, 1), dtype=torch.int64) for length in lengths])

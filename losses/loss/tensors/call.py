@@ -5,10 +5,11 @@ Nothing here reads a number, so nothing waits for a device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,50 +19,13 @@ from ....datums.errors import (
     MissingInput,
     ShapeError,
     UnknownInput,
-    did_you_mean,
 )
 from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
 from ...spec.spec import OUTPUT_NAMES, LossSpec
-from .host import Checks
+from .host import Checks, to_device
 from .layout import Layout, Level, as_tensor, layout_of, leveled
-
-#: Keys of a function with the hosted APIs' signature that become its datums' tokens, or their targets.
-DATUM_KEYS = ("input_ids", "target_tokens")
-
-
-class Part(Protocol):
-    """What is needed of a `Loss`."""
-
-    spec: LossSpec
-    config: Any
-    settings: dict[str, Any]
-    reduction: str
-    norm_length: int | None
-
-    @property
-    def name(self) -> str:
-        """Its id."""
-        ...
-
-
-class Whole(Protocol):
-    """What is needed of a `Loss` or a `Mixture`."""
-
-    @property
-    def name(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def couples(self) -> str:
-        """What must be seen together."""
-        ...
-
-    @property
-    def parts(self) -> Sequence[tuple[float, Part]]:
-        """(factor, loss) of each part; a `Loss` is its own only part."""
-        ...
+from .names import Part, Whole, check_names
 
 
 @dataclass
@@ -69,7 +33,7 @@ class Call:
     """One call's tensors: outputs [positions] or [positions, K], embeddings [rows, D], inputs per position or per row.
 
     mask: [positions] or [positions, K], its own dtype; None for none. width: K of [positions, K] targets; None of [positions].
-    labels: flat, where they were given. checks: what is still to be asked about the numbers.
+    labels: flat, where they were given. checks: what is still to be asked about the numbers. lengths: [rows], once it was read.
     """
 
     loss: Whole
@@ -80,11 +44,43 @@ class Call:
     labels: Tensor | None = None
     width: int | None = None
     checks: Checks = field(default_factory=Checks)
+    lengths: np.ndarray | None = None
 
     def mask_shape(self, spec: LossSpec) -> tuple[int, ...]:
         """The shape of a loss's weights: one per target; one per position in a loss over candidates."""
         is_wide = self.width is not None and not spec.candidates
         return (self.layout.positions, self.width or 0) if is_wide else (self.layout.positions,)
+
+    def flat(self, name: str, tensor: Tensor, labels: Any) -> Tensor:
+        """[positions, n] of logits [..., V] or hidden states [..., d] beside labels. Raises ShapeError, DtypeError."""
+        tensor = as_tensor(name, tensor)
+        flat = self.layout.flat(name, tensor)
+        if flat is None or flat.ndim != 2:
+            shape = list(as_tensor("labels", labels).shape)
+            shifted = tensor.ndim == 3 and tensor.shape[1] == self.layout.shape[-1] + 1
+            raise ShapeError(
+                f"{self.loss.name}: {name} is {list(tensor.shape)} beside labels {shape}: one row of it per label"
+                + (f". Position t predicts labels[:, t]: give {name}[:, :-1] with labels[:, 1:]" if shifted else "")
+            )
+        return flat
+
+    def weights(self, spec: LossSpec, device: torch.device) -> Tensor:
+        """[positions] or [positions, K] float weights on a device; ones without a mask."""
+        if self.mask is None:
+            return torch.ones(self.mask_shape(spec), dtype=torch.float32, device=device)
+        return as_weights(to_device(self.mask, device))
+
+    def where(self, flat: int) -> tuple[int, int]:
+        """Which (row, position) the `flat`-th position is."""
+        assert self.lengths is not None
+        ends = np.cumsum(self.lengths)
+        row = int(np.searchsorted(ends, flat, side="right"))
+        return row, flat - int(ends[row] - self.lengths[row])
+
+
+def as_weights(mask: Tensor) -> Tensor:
+    """A mask as float weights: float64 stays, anything else is float32."""
+    return mask if mask.dtype in (torch.float32, torch.float64) else mask.float()
 
 
 def call_of(
@@ -102,7 +98,7 @@ def call_of(
     Raises UnknownInput, MissingInput, ShapeError, DtypeError, LossContractError.
     """
     tensors = {key: as_tensor(key, value) for key, value in given.items() if value is not None}
-    _check_names(loss, tensors, computed, counts_only)
+    check_names(loss, tensors, computed, counts_only)
     masks = {key: as_tensor(key, one) for key, one in (("labels", labels), ("mask", mask)) if one is not None}
     reads_tokens = any(part.spec.reads_tokens for _, part in loss.parts)
     if masks and not reads_tokens:
@@ -133,52 +129,6 @@ def _wide(call: Call) -> Iterator[Tensor | None]:
         names = [part.spec.candidates for _, part in call.loss.parts]
         yield from (call.inputs[name][1] for name in names if name in call.inputs)
         yield call.mask
-
-
-def _check_names(loss: Whole, tensors: Mapping[str, Tensor], computed: Collection[str], counts_only: bool) -> None:
-    specs = [part.spec for _, part in loss.parts]
-    known = {name for spec in specs for name in (*spec.outputs, *(one.name for one in spec.inputs))} - set(computed)
-    takes_any = any(spec.is_batch_style for spec in specs)
-    for key in tensors:
-        if key in known or (takes_any and key not in OUTPUT_NAMES) or (counts_only and key in OUTPUT_NAMES):
-            continue
-        raise UnknownInput(
-            f"{loss.name} does not read {key!r}.{_hint(loss, key, known, computed)} It reads: {_listed(known)}"
-        )
-    for _, part in loss.parts:
-        _check_present(part, tensors, {*tensors, *computed}, counts_only)
-
-
-def _check_present(part: Part, tensors: Mapping[str, Tensor], given: Collection[str], counts_only: bool) -> None:
-    spec, settings = part.spec, part.spec.required_if
-    if counts_only and spec.groups is None:
-        return
-    required = {one.name: one.required for one in spec.inputs} | dict.fromkeys(
-        () if counts_only else spec.outputs, True
-    )
-    for name, always in required.items():
-        if name in given or not (always or part.settings.get(settings.get(name, ""))):
-            continue
-        why = "" if always else f" with {settings[name]}={part.settings[settings[name]]}"
-        raise MissingInput(
-            f"{part.name}{why} reads {name!r}, which was not given. Given: {_listed(tensors)}.{did_you_mean(name, tensors)}"
-        )
-
-
-def _hint(loss: Whole, key: str, known: Collection[str], computed: Collection[str]) -> str:
-    if key in computed:
-        return " It is computed here, from logits or hidden states."
-    if any(key in part.spec.config.model_fields for _, part in loss.parts):
-        return f" It is a setting: get_loss(..., {key}=...)."
-    if key in ("weights", "attention_mask", "loss_mask", "response_mask"):
-        return " Weights and masks are given as mask=."
-    if key in ("labels", "target_tokens", "input_ids"):
-        return " labels go with on_logits and on_hidden."
-    return did_you_mean(key, known)
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
 
 
 def _flat(call: Call, key: str, tensor: Tensor) -> Tensor:

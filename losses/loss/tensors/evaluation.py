@@ -15,15 +15,19 @@ from ...batch.packed import Packed
 from ...reductions import Count
 from ...stats import Stat
 from ..evaluate import evaluate
-from .call import Part, Whole
+from .batch_style import call_on_datums
+from .call import Call
 from .host import to_device
 from .metrics import Metrics
+from .names import Part, Whole
+from .packing import Reader
+from .sources import HEAD_OUTPUTS, Source
 
 #: What `denominator` may be: one number per part of a mixture.
 Denominator = Count | Tensor | float | int | None
 
 
-def denominators_as_tensor(loss: Whole, denominator: Denominator) -> Tensor | None:
+def _as_tensor(loss: Whole, denominator: Denominator) -> Tensor | None:
     """[parts], 0 for a part that is not divided; None for none. Raises ShapeError, LossContractError."""
     if denominator is None:
         return None
@@ -56,7 +60,7 @@ def own_count(loss: Whole, packed: list[Packed | None]) -> Count:
     return Count(tuple(value for count in counts for value in count.values))
 
 
-def checked_count(loss: Whole, given: Tensor | None, packed: list[Packed | None]) -> Count:
+def _checked_count(loss: Whole, given: Tensor | None, packed: list[Packed | None]) -> Count:
     """What to divide by: `given`, on the host, or else this call's own. Raises EmptyLossError, WeightsError."""
     parts = [part for _, part in loss.parts]
     if given is None:
@@ -83,7 +87,45 @@ def checked_count(loss: Whole, given: Tensor | None, packed: list[Packed | None]
     return Count(tuple(values))
 
 
-def terms(
+def evaluated(call: Call, denominator: Denominator, source: Source | None = None) -> tuple[Tensor, Metrics]:
+    """The reduced loss and its metrics. source: what the outputs that were not given are made of."""
+    loss, divisor = call.loss, _as_tensor(call.loss, denominator)
+    with torch.no_grad():
+        others = {} if divisor is None else {"denominator": divisor}
+        reader = Reader(call, others, None if source is None else source.vocabulary)
+        packed = [None if part.spec.is_batch_style else reader.packed(part) for _, part in loss.parts]
+        count = _checked_count(loss, reader.others.get("denominator"), packed)
+    outputs, computed = call.outputs, None
+    if source is not None:
+        outputs, computed = _computed(reader, packed, source)
+    results = [
+        call_on_datums(part, reader, outputs) if one is None else _terms(part, one, outputs, computed)
+        for (_, part), one in zip(loss.parts, packed, strict=True)
+    ]
+    return _reduced(loss, results, count)
+
+
+def _computed(reader: Reader, packed: list[Packed | None], source: Source) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The outputs at the positions that any part reads, and which these are: [positions] bool on the CPU, None for all."""
+    call, device = reader.call, source.given.device
+    assert call.labels is not None
+    active = torch.ones(call.layout.positions, dtype=torch.bool, device="cpu")
+    if all(one is not None for one in packed):
+        active = torch.stack([one.active for one in packed if one is not None and one.spec.reads_tokens]).any(0)
+    rows = None if bool(active.all()) else to_device(active.nonzero().squeeze(1), device)
+    labels = to_device(call.labels, device).clamp(0, source.vocabulary - 1).long()
+    names = {name for _, part in call.loss.parts for name in part.spec.outputs if name in HEAD_OUTPUTS}
+    made = source.outputs(rows, labels if rows is None else labels[rows], sorted(names))
+    with torch.no_grad():
+        reader.check_computed(made, rows)
+    given = {
+        name: values if rows is None or name == "embeddings" else values[rows.to(values.device)]
+        for name, values in call.outputs.items()
+    }
+    return {**given, **made}, None if rows is None else active
+
+
+def _terms(
     part: Part, packed: Packed, outputs: Mapping[str, Tensor], computed: Tensor | None
 ) -> tuple[Tensor, dict[str, Stat]]:
     """The loss's total and metrics. computed: [positions] bool on the CPU, which of them the outputs hold; None for all."""
@@ -94,7 +136,7 @@ def terms(
     return placed.total(values, part.reduction), metrics
 
 
-def reduced(loss: Whole, results: list[tuple[Tensor, dict[str, Stat]]], count: Count) -> tuple[Tensor, Metrics]:
+def _reduced(loss: Whole, results: list[tuple[Tensor, dict[str, Stat]]], count: Count) -> tuple[Tensor, Metrics]:
     """The parts' totals, each divided by its own denominator and times its factor, added up; and all metrics."""
     if loss.parts[0][1] is loss:
         ((total, metrics),) = results

@@ -42,6 +42,11 @@ class Checks:
         name = f"flag {len(self.flags)}"
         self.flags[name], self.errors[name] = wrong.any(), error
 
+    def clear(self) -> None:
+        """Forget all questions, which were answered."""
+        self.flags.clear()
+        self.errors.clear()
+
     def raise_first(self, host: Mapping[str, Tensor]) -> None:
         """Raise for the first flag that is set. host: the flags, among other tensors, on the CPU."""
         for name in self.flags:

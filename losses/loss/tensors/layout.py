@@ -64,7 +64,7 @@ class Layout:
 
     def lengths(self, cu_seqlens: np.ndarray | None) -> np.ndarray:
         """[rows] int64: how many positions each row has. cu_seqlens: its numbers, on the host."""
-        if cu_seqlens is None:
+        if cu_seqlens is None or not self.shape:
             return np.full(self.rows, self.positions // self.rows if self.rows else 0, dtype=np.int64)
         ends = cu_seqlens.astype(np.int64)
         self._check_ends(ends)

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_style import call_on_datums
-from .call import Call, Part, call_of
-from .evaluation import Denominator, checked_count, denominators_as_tensor, own_count, reduced, shares, terms
+from ....datums.errors import LossContractError, MissingInput
+from .call import Call, call_of
+from .evaluation import Denominator, evaluated, own_count, shares
 from .metrics import Metrics
+from .names import Part
 from .packing import Reader
+from .sources import HEAD_OUTPUTS, sources
 
 
 class OnTensors(ABC):
@@ -65,7 +67,68 @@ class OnTensors(ABC):
         WeightsError, EmptyLossError, LossContractError; messages name key, row and position.
         """
         call = call_of(self, {"logprobs": logprobs, **tensors}, mask=mask, cu_seqlens=cu_seqlens)
-        return _evaluated(call, denominator)
+        return evaluated(call, denominator)
+
+    def on_logits(
+        self,
+        logits: Tensor,
+        labels: Any,
+        *,
+        mask: Any = None,
+        cu_seqlens: Any = None,
+        denominator: Denominator = None,
+        temperature: float = 1.0,
+        **tensors: Any,
+    ) -> tuple[Tensor, Metrics]:
+        """As `on_tensors`, with logprobs, entropy, logsumexp and mean logprobs of the model's logits.
+
+        logits        [B, T, V] or [P, V]  any float dtype; no float32 copy of them is made
+        labels        [B, T] or [P] int64, the token that each position predicts, so already shifted by one; -100: ignored.
+                      [B, T, K] or [P, K] of K targets or candidates
+        mask          float weights, or which of the labels count; without it all that are not -100
+        temperature   divides the logits, as of a policy that is sampled at it
+        tensors       inputs of the loss, and outputs that are not made of logits (`values`, `embeddings`)
+
+        Raises TokenRangeError for labels outside the vocabulary where the mask is not 0, and as `on_tensors` does.
+        """
+        call = self._on_labels(tensors, labels, mask, cu_seqlens)
+        flat = call.flat("logits", logits, labels)
+        return evaluated(call, denominator, sources().of_logits(flat, temperature))
+
+    def on_hidden(
+        self,
+        hidden: Tensor,
+        head: Any,
+        labels: Any,
+        *,
+        mask: Any = None,
+        cu_seqlens: Any = None,
+        denominator: Denominator = None,
+        temperature: float = 1.0,
+        **tensors: Any,
+    ) -> tuple[Tensor, Metrics]:
+        """As `on_logits`, with the last layer done here, in tiles: no [tokens, vocabulary] tensor is held, and masked
+        positions cost nothing.
+
+        hidden   [B, T, d] or [P, d], what the model hands to its output layer
+        head     the causal language model (its config says soft cap and scale), its linear output layer, the layer's weight
+                 [V, d] (these have neither), or a `Head`. Gradients reach hidden, weight and bias
+
+        Raises ModelError for another head, and as `on_logits` does.
+        """
+        call = self._on_labels(tensors, labels, mask, cu_seqlens)
+        flat = call.flat("hidden", hidden, labels)
+        return evaluated(call, denominator, sources().of_hidden(flat, head, temperature))
+
+    def _on_labels(self, tensors: dict[str, Any], labels: Any, mask: Any, cu_seqlens: Any) -> Call:
+        outputs = {name for _, part in self.parts for name in part.spec.outputs}
+        if not outputs & set(HEAD_OUTPUTS):
+            raise LossContractError(
+                f"{self.name} reads {', '.join(sorted(outputs))}, which is not made of logits: give it to on_tensors"
+            )
+        if labels is None:
+            raise MissingInput(f"{self.name}: labels were not given: the token that each position predicts, or -100")
+        return call_of(self, tensors, mask=mask, labels=labels, cu_seqlens=cu_seqlens, computed=HEAD_OUTPUTS)
 
     def count_tensors(self, *, mask: Any = None, labels: Any = None, cu_seqlens: Any = None, **tensors: Any) -> Tensor:
         """This data's share of the denominator: shares of micro-batches and ranks add up, also by an all-reduce.
@@ -83,17 +146,3 @@ class OnTensors(ABC):
         dtype = torch.float32 if device.type == "mps" else torch.float64  # which has no wider one
         numbers = torch.tensor(shares(count), dtype=dtype, device=device)
         return numbers[0] if self.parts[0][1] is self else numbers
-
-
-def _evaluated(call: Call, denominator: Denominator) -> tuple[Tensor, Metrics]:
-    loss = call.loss
-    divisor = denominators_as_tensor(loss, denominator)
-    with torch.no_grad():
-        reader = Reader(call, {} if divisor is None else {"denominator": divisor})
-        packed = [None if part.spec.is_batch_style else reader.packed(part) for _, part in loss.parts]
-        count = checked_count(loss, reader.host.others.get("denominator"), packed)
-    results = [
-        call_on_datums(part, reader) if one is None else terms(part, one, call.outputs, None)
-        for (_, part), one in zip(loss.parts, packed, strict=True)
-    ]
-    return reduced(loss, results, count)

@@ -1,0 +1,62 @@
+"""Where a model's outputs come from: logits, or hidden states and a head.
+
+That arithmetic is the trainer's, which lies above losses, so that lossbook hands it over (`provide`), to be loaded when it is
+first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ....datums.errors import LossContractError
+
+#: Outputs that are made of logits.
+HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
+
+
+class Source(Protocol):
+    """Positions of which outputs are made."""
+
+    @property
+    def given(self) -> Tensor:
+        """What was given per position."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+        ...
+
+
+class Sources(Protocol):
+    """The two ways to make one."""
+
+    def of_logits(self, logits: Tensor, temperature: float) -> Source:
+        """logits [positions, V]."""
+        ...
+
+    def of_hidden(self, hidden: Tensor, head: Any, temperature: float) -> Source:
+        """hidden [positions, d]; head: a weight [V, d], a linear layer, a model, or the trainer's `Head`."""
+        ...
+
+
+_load: list[Callable[[], Sources]] = []
+
+
+def provide(load: Callable[[], Sources]) -> None:
+    """Say where the arithmetic is; called once, when lossbook is imported."""
+    _load[:] = [load]
+
+
+def sources() -> Sources:
+    """The arithmetic. Raises LossContractError where nobody handed it over."""
+    if not _load:
+        raise LossContractError("on_logits and on_hidden need lossbook's trainer: import lossbook")
+    return _load[0]()

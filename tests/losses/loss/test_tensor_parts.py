@@ -1,0 +1,120 @@
+"""Parts of a batch of tensors, with the whole's denominator, add up to the whole: micro-batches and ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, distributed
+
+from lossbook import get_loss
+from lossbook.losses.testing.strategies import as_loss_under_test, datums, outputs
+
+from ..as_tensors import AsTensors, as_tensors
+from ..batches import batch_for
+from ..cases import shipped, with_needed
+
+Rows = list[int]
+
+
+def cuts(loss: Any, count: int, drawn: Any) -> list[Rows]:
+    """Rows in parts that separate nothing the loss couples; some may be empty."""
+    if loss.couples == "batch":
+        return [list(range(count))]
+    step = 2 if loss.couples == "pair" or any(part.spec.per == "pair" for _, part in loss.parts) else 1
+    edges = sorted(drawn(st.lists(st.integers(0, count // step), max_size=3)))
+    spans = zip([0, *edges], [*edges, count // step], strict=True)
+    return [list(range(a * step, b * step)) for a, b in spans]
+
+
+def part_of(tensors: AsTensors, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Some rows of padded tensors."""
+    return {n: one[rows] for n, one in tensors.outputs.items()}, {n: one[rows] for n, one in tensors.data.items()}
+
+
+def assert_parts_add_up(loss: Any, tensors: AsTensors, parts: list[Rows]) -> None:
+    whole, metrics = loss.on_tensors(**tensors.outputs, **tensors.data)
+    leaves = list(tensors.outputs.values())
+    slopes = torch.autograd.grad(whole, leaves, allow_unused=True)
+    pieces = [part_of(tensors, rows) for rows in parts]
+    denominator: Any = sum(loss.count_tensors(**own, **data) for own, data in pieces)
+    results = [loss.on_tensors(**own, **data, denominator=denominator) for own, data in pieces]
+    total = torch.stack([value for value, _ in results]).sum()
+    torch.testing.assert_close(total, whole, rtol=0, atol=1e-9)
+    for own, expected in zip(torch.autograd.grad(total, leaves, allow_unused=True), slopes, strict=True):
+        zero = torch.zeros(())
+        torch.testing.assert_close(
+            zero if own is None else own, zero if expected is None else expected, rtol=0, atol=1e-9
+        )
+    merged = sum(own for _, own in results)
+    for name, number in metrics.items():
+        assert merged[name] == pytest.approx(number, rel=1e-9, abs=1e-9, nan_ok=True), name  # type: ignore[index]
+
+
+MIXTURE = 0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy", reduction="token-mean")
+KINDS = ["cross_entropy", "ppo", "grpo", "gspo", "dr_grpo", "dpo", "kto", "topk_forward_kl", "info_nce", "reward_bt"]
+
+
+@pytest.mark.parametrize("loss", [*map(with_needed, KINDS), MIXTURE], ids=lambda loss: loss.name)
+def test_micro_batches_add_up_to_the_whole(loss: Any) -> None:
+    batch = batch_for(loss)
+    tensors = as_tensors(loss, batch.data, batch.outputs, packed=False)
+    parts = [list(range(12))] if loss.couples == "batch" else [[0, 1], [2, 3, 4, 5], [], list(range(6, 12))]
+    assert_parts_add_up(loss, tensors, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [*map(with_needed, shipped()), MIXTURE], ids=lambda loss: loss.name)
+def test_any_micro_batches_add_up_to_the_whole(loss: Any) -> None:
+    under_test = as_loss_under_test(loss)
+
+    @settings(max_examples=10)
+    @given(st.data())
+    def holds(drawn: Any) -> None:
+        data = drawn.draw(datums(under_test))
+        tensors = as_tensors(loss, data, drawn.draw(outputs(under_test, data)), packed=False)
+        assert_parts_add_up(loss, tensors, cuts(loss, len(data), drawn.draw))
+
+    holds()
+
+
+def test_a_micro_batch_without_a_token_adds_nothing_and_has_a_graph() -> None:
+    loss = get_loss("gspo")
+    logprobs = torch.zeros(2, 3, requires_grad=True)
+    value, metrics = loss.on_tensors(
+        logprobs=logprobs,
+        mask=torch.zeros(2, 3),
+        sampling_logprobs=torch.zeros(2, 3),
+        advantages=torch.ones(2),
+        denominator=5,
+    )
+    value.backward()
+    assert value.item() == 0
+    assert logprobs.grad is not None
+    assert not logprobs.grad.any()
+    assert set(metrics) == {"nll", *metrics}
+
+
+def test_a_denominator_may_be_a_number_a_tensor_or_a_count() -> None:
+    loss = get_loss("cross_entropy", reduction="token-mean")
+    batch = batch_for(loss)
+    tensors = as_tensors(loss, batch.data, batch.outputs, packed=True)
+    count = loss.count(batch.data)
+    given_as = [count, float(count), int(float(count)), torch.tensor(float(count)), torch.tensor([int(float(count))])]
+    values = [loss.on_tensors(**tensors.outputs, **tensors.data, denominator=one)[0] for one in given_as]
+    assert {value.item() for value in values} == {loss.on_tensors(**tensors.outputs, **tensors.data)[0].item()}
+
+
+def test_metrics_over_the_ranks_of_a_group_are_their_sum(tmp_path: Any) -> None:
+    loss = get_loss("ppo")
+    batch = batch_for(loss)
+    tensors = as_tensors(loss, batch.data, batch.outputs, packed=False)
+    _, metrics = loss.on_tensors(**tensors.outputs, **tensors.data)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        assert dict(metrics.all_reduce()) == dict(metrics)
+    finally:
+        distributed.destroy_process_group()
