@@ -12,6 +12,7 @@ from torch import Tensor
 from ..datums.errors import LossConfigError, LossContractError, MissingInput
 from ..losses.loss.loss import Loss, LossLike
 from ..losses.registry import get_loss
+from ..losses.variants.rollout_correction import CORRECTED_ALREADY
 
 #: What `get_loss` takes: an id, a loss with its settings, or a function of one's own.
 AnyLoss = str | LossLike | Callable[..., Any]
@@ -64,6 +65,24 @@ def _wanted(part: Loss, optional: bool) -> Iterable[str]:
 def reads(loss: LossLike, name: str) -> bool:
     """Whether the loss needs this input under its settings."""
     return name in wanted(loss)
+
+
+def is_against_rollout(loss: LossLike) -> bool:
+    """Whether `sampling_logprobs` are those that the inference engine reported, even where the trainer recomputed them.
+
+    So it is in losses whose own weights are made of the whole ratio to the rollout, such as "dppo". Raises LossContractError
+    for a mixture with others.
+    """
+    kinds = {
+        part.spec.name.split("+")[0] in CORRECTED_ALREADY
+        for _, part in loss.parts
+        if "sampling_logprobs" in part.spec.keys
+    }
+    if len(kinds) > 1:
+        raise LossContractError(
+            f"{loss.name}: one part's ratio is to the rollout's own logprobs, the other's to recomputed ones: give them apart"
+        )
+    return kinds == {True}
 
 
 def check_reads(

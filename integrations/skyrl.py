@@ -15,10 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datums.errors import LossConfigError, LossContractError
+from ..datums.errors import LossConfigError, LossContractError, MissingInput
 from ..losses.loss.loss import LossLike
 from ..losses.registry import get_loss
-from .requirements import AnyLoss, adapted, check_couples, check_reads, check_values, denominators, remade, wanted
+from .requirements import (
+    AnyLoss,
+    adapted,
+    check_couples,
+    check_reads,
+    check_values,
+    denominators,
+    is_against_rollout,
+    reads,
+    remade,
+    wanted,
+)
 
 #: Settings of SkyRL's own losses, with their defaults.
 _OWN_SETTINGS = {
@@ -41,7 +52,8 @@ def policy_loss(loss: AnyLoss, **settings: Any) -> Callable[..., tuple[Tensor, d
     SkyRL divides advantages by what its `loss_reduction` says, over the mini-batch, and adds up what a policy loss returns. So
     a sum over tokens is returned, and a loss must be proportional to its advantages, token by token: any positive factor of
     them comes out of it. This is tried when it is made. SkyRL adds its own KL and entropy terms. Corrections for rollouts are
-    ours, of SkyRL's rollout_logprobs: policy_loss("ppo+token_truncate").
+    ours, of SkyRL's rollout_logprobs: policy_loss("ppo+token_truncate"). Losses whose ratio is to the rollout itself ("dppo",
+    "rollout_is", "vespo") take these as their sampling_logprobs.
 
     Raises MissingInput for losses that read more than SkyRL gives, LossContractError for those that see more than a response
     or are not proportional to advantages, LossConfigError for a reduction, and for settings of SkyRL's that would do nothing.
@@ -53,6 +65,7 @@ def policy_loss(loss: AnyLoss, **settings: Any) -> Callable[..., tuple[Tensor, d
     check_couples(made, ("token", "datum"), "SkyRL cuts its batch into micro-batches")
     summed = _summed(made)
     known = wanted(summed, optional=True)
+    needs_rollout = is_against_rollout(made) or reads(made, "rollout_logprobs")
 
     def computed(
         log_probs: Tensor,
@@ -63,7 +76,12 @@ def policy_loss(loss: AnyLoss, **settings: Any) -> Callable[..., tuple[Tensor, d
         rollout_logprobs: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         check_values(config, _OWN_SETTINGS, "SkyRL", made)
-        given = {"sampling_logprobs": old_log_probs, "advantages": advantages, "rollout_logprobs": rollout_logprobs}
+        if needs_rollout and rollout_logprobs is None:
+            raise MissingInput(
+                f"{made.name} reads the rollout's logprobs, and SkyRL gives none: let the generator return them"
+            )
+        sampling = rollout_logprobs if is_against_rollout(made) else old_log_probs
+        given = {"sampling_logprobs": sampling, "advantages": advantages, "rollout_logprobs": rollout_logprobs}
         inputs = {name: value for name, value in given.items() if name in known and value is not None}
         mask = torch.ones_like(log_probs) if loss_mask is None else loss_mask
         value, metrics = summed.on_tensors(logprobs=log_probs, mask=mask, denominator=denominators(summed, 0), **inputs)

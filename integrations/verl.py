@@ -18,7 +18,7 @@ from torch import Tensor
 from ..datums.errors import LossConfigError
 from ..losses.loss.loss import Loss, LossLike
 from ..losses.registry import get_loss
-from .requirements import AnyLoss, adapted, check_couples, check_reads, check_values, denominators, remade
+from .requirements import AnyLoss, adapted, check_couples, check_reads, check_values, denominators, remade, wanted
 
 #: verl's word for a reduction of ours that has another name.
 _MODES = {"token-sum": "sum"}
@@ -42,6 +42,7 @@ def policy_loss(loss: AnyLoss, **settings: Any) -> PolicyLoss:
     made = adapted(loss, settings, "verl")
     check_reads(made, "verl", outputs=("logprobs",), inputs=("sampling_logprobs", "advantages"))
     check_couples(made, ("token", "datum"), "verl cuts its batch into micro-batches")
+    known = wanted(made, optional=True)
 
     def computed(
         old_log_prob: Tensor,
@@ -64,13 +65,9 @@ def policy_loss(loss: AnyLoss, **settings: Any) -> PolicyLoss:
             if denominator is None:
                 denominator = reduced.count_tensors(mask=mask)
             mask = mask * rollout_is_weights
-        value, metrics = reduced.on_tensors(
-            logprobs=log_prob,
-            sampling_logprobs=old_log_prob.detach(),
-            advantages=advantages,
-            mask=mask,
-            denominator=denominator,
-        )
+        given = {"sampling_logprobs": old_log_prob, "advantages": advantages}
+        inputs = {name: value for name, value in given.items() if name in known}
+        value, metrics = reduced.on_tensors(logprobs=log_prob, mask=mask, denominator=denominator, **inputs)
         return value * ranks, {f"actor/{name}": number for name, number in metrics.items()}
 
     return computed

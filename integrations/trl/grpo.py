@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...datums.errors import LossConfigError
-from ..requirements import check_default, reads, wanted
+from ..requirements import check_default, is_against_rollout, reads, wanted
 from .replaced import Replaced, first
 
 
@@ -70,7 +70,7 @@ class GRPOLoss(Replaced):
                 f"GRPOTrainer: steps_per_generation={args.steps_per_generation} must be a multiple of "
                 f"gradient_accumulation_steps={args.gradient_accumulation_steps}: a step over samples that are not drawn yet cannot be counted"
             )
-        uses_rollouts = "rollout_logprobs" in wanted(loss, optional=True)
+        uses_rollouts = is_against_rollout(loss) or "rollout_logprobs" in wanted(loss, optional=True)
         if reads(loss, "rollout_logprobs") and not args.use_vllm:
             raise LossConfigError(f"GRPOTrainer: {loss.name} reads rollout_logprobs, which only use_vllm=True gives")
         if args.use_vllm and args.vllm_importance_sampling_correction and not uses_rollouts:
@@ -105,7 +105,9 @@ class GRPOLoss(Replaced):
         for name in [name for name in self._metrics[mode] if "clip_ratio" in name]:  # of TRL's epsilon
             del self._metrics[mode][name]
         given = {"logprobs": logprobs, "mask": _completion_mask(inputs), "advantages": inputs["advantages"]}
-        given["sampling_logprobs"] = inputs.get("old_per_token_logps", logprobs.detach())
+        old = inputs.get("old_per_token_logps", logprobs.detach())
+        is_direct = is_against_rollout(self.lossbook_loss)
+        given["sampling_logprobs"] = inputs.get("sampling_per_token_logps", old) if is_direct else old
         given |= {
             name: inputs[theirs]
             for name, theirs in (

@@ -120,6 +120,10 @@ def test_verl_s_norm_is_a_constant_number_of_tokens() -> None:
     assert_equal(got, wanted("dapo", reduction="seq-mean-token-sum-norm", norm_length=WIDTH))
 
 
+def test_a_loss_that_reads_no_old_logprobs_is_not_handed_any() -> None:
+    assert_equal(through_verl(verl.policy_loss("gpg"), "token-mean", 2, **COUNTS), wanted("gpg"))
+
+
 def test_a_loss_of_responses_is_their_mean_in_verl() -> None:
     assert_equal(through_verl(verl.policy_loss("gspo"), "seq-mean-token-mean", 4, **COUNTS), wanted("gspo"))
 
@@ -215,10 +219,23 @@ def through_skyrl(loss: Any, reduction: str, parts: int, **others: Any) -> tuple
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-@pytest.mark.parametrize("loss", ["dapo", "cispo", "gspo_token", "sapo", "dppo", "ppo+token_truncate"])
+@pytest.mark.parametrize("loss", ["dapo", "cispo", "gspo_token", "sapo", "ppo+token_truncate"])
 def test_skyrl_divides_advantages_and_gets_the_mean_of_the_mini_batch(loss: str, parts: int) -> None:
     got = through_skyrl(skyrl.policy_loss(loss), "token_mean", parts)
     assert_equal(got, wanted(loss, reduction="token-mean"))
+
+
+@pytest.mark.parametrize("loss", ["dppo", "rollout_is", "vespo"])
+def test_a_ratio_to_the_rollout_is_of_skyrl_s_rollout_logprobs(loss: str) -> None:
+    own = NEW.clone().requires_grad_()
+    function = skyrl.policy_loss(loss)
+    value, _ = function(own, OLD, ADVANTAGES, algorithm(), MASK.double(), ROLLOUT)
+    again, _ = get_loss(loss, reduction="sum").on_tensors(
+        NEW, mask=MASK, advantages=ADVANTAGES, sampling_logprobs=ROLLOUT
+    )
+    torch.testing.assert_close(value.detach(), again)
+    with pytest.raises(LossbookError, match="reads the rollout's logprobs"):
+        function(own, OLD, ADVANTAGES, algorithm(), MASK.double())
 
 
 @pytest.mark.parametrize(
