@@ -18,7 +18,8 @@ from .futures import APIFuture, AwaitableConcurrentFuture
 from .settings import Settings
 from .store.store import Store
 
-C, S = TypeVar("C"), TypeVar("S")
+C = TypeVar("C")
+S = TypeVar("S")
 P = ParamSpec("P")
 
 _lock = threading.Lock()

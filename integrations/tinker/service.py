@@ -94,7 +94,7 @@ class ServiceClient:
         """
         _check_optimizer(optimizer)
         session = self._begun()
-        parts = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
+        parts: dict[str, Any] = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
 
         def made() -> TrainingClient:
             name = session.settings.model(base_model)

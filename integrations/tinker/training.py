@@ -129,7 +129,7 @@ class TrainingClient:
         def write(trainer: Trainer, place: Path) -> None:
             trainer.save_state(place.parent, place.name, overwrite=False)
 
-        options = {"ttl_seconds": ttl_seconds, "overwrite": overwrite, "user_metadata": user_metadata}
+        options: dict[str, Any] = {"ttl_seconds": ttl_seconds, "overwrite": overwrite, "user_metadata": user_metadata}
         return CallFuture(
             self._saved("save_state", "weights", name, write, options), lambda path: SaveWeightsResponse(path=path)
         )
@@ -142,7 +142,7 @@ class TrainingClient:
         def write(trainer: Trainer, place: Path) -> None:
             trainer.save_weights(place.parent, place.name, overwrite=False)
 
-        options = {"ttl_seconds": ttl_seconds, "user_metadata": user_metadata}
+        options: dict[str, Any] = {"ttl_seconds": ttl_seconds, "user_metadata": user_metadata}
         saved = self._saved("save_weights_for_sampler", "sampler_weights", name, write, options)
         return CallFuture(saved, lambda path: SaveWeightsForSamplerResponse(path=path))
 
