@@ -23,7 +23,8 @@ from .process import ClientFuture, Session, answered, making
 from .settings import current
 from .store.records import Stored
 from .store.store import Store
-from .types import ModelInput, SampledSequence, SampleResponse, SamplingParams, TensorData
+from .types import ModelInput, SampledSequence, SampleResponse, SamplingParams, TensorData, TopkLogprobs
+from .types.sampling import EMPTY_LOGPROB
 
 #: How checkpoints of pickled samplers are called, and for how many seconds they stay on the disk: a week.
 _HANDED_OVER, _HANDED_OVER_FOR = "handed-over", 7 * 24 * 3600
@@ -132,6 +133,11 @@ class SamplingClient:
             num_samples,
             sampling_params,
             include_prompt_logprobs=include_prompt_logprobs,
+            topk_prompt_logprobs=topk_prompt_logprobs,
+            topk_sample_logprobs=topk_sample_logprobs,
+            target_prompt_logprobs=target_prompt_logprobs,
+            prompt_logprobs_last_n=prompt_logprobs_last_n,
+            scaled_logprobs=True,
         )
         return CallFuture(call, _response)
 
@@ -143,7 +149,7 @@ class SamplingClient:
         prompt_logprobs_last_n: of the last n tokens only, from 1 to one less than the prompt has.
         """
         _check_last_n(prompt_logprobs_last_n, True)
-        call = self._weights.client.compute_logprobs(as_text(prompt, "the prompt"))
+        call = self._weights.client.compute_logprobs(as_text(prompt, "the prompt"), prompt_logprobs_last_n)
         return CallFuture(call, lambda logprobs: logprobs)
 
     def get_tokenizer(self) -> Any:
@@ -256,13 +262,27 @@ def _response(response: responses.SampleResponse) -> SampleResponse:
     return SampleResponse(
         [_sequence(sequence) for sequence in response.sequences],
         prompt_logprobs_np=None if prompt is None else np.array(prompt, dtype=np.float32),
+        topk_prompt_logprobs_np=_top(response.topk_prompt_logprobs),
+        target_prompt_logprobs=response.target_prompt_logprobs,
     )
 
 
 def _sequence(sequence: responses.SampledSequence) -> SampledSequence:
     return SampledSequence(
         sequence.stop_reason,
-        sequence_id=uuid.uuid4().hex,
+        sequence.sequence_id,
         tokens_np=np.array(sequence.tokens, dtype=np.int32),
         logprobs_np=np.array(sequence.logprobs, dtype=np.float32),
+        topk_logprobs_np=_top(sequence.topk_logprobs),
+    )
+
+
+def _top(top: responses.TopLogprobs | None) -> TopkLogprobs | None:
+    """In Tinker's form, which has token 0 and a finite number where nothing was computed."""
+    if top is None:
+        return None
+    computed = top.logprobs > -np.inf
+    return TopkLogprobs(
+        np.where(computed, top.tokens, 0).astype(np.int32),
+        np.where(computed, top.logprobs, EMPTY_LOGPROB).astype(np.float32),
     )
