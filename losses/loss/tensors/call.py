@@ -53,7 +53,7 @@ class Call:
 
     def flat(self, name: str, tensor: Tensor, labels: Any) -> Tensor:
         """[positions, n] of logits [..., V] or hidden states [..., d] beside labels. Raises ShapeError, DtypeError."""
-        tensor = as_tensor(name, tensor)
+        tensor = as_tensor(f"{self.loss.name}: {name}", tensor)
         flat = self.layout.flat(name, tensor)
         if flat is None or flat.ndim != 2:
             shape = list(as_tensor("labels", labels).shape)
@@ -69,6 +69,10 @@ class Call:
         if self.mask is None:
             return torch.ones(self.mask_shape(spec), dtype=torch.float32, device=device)
         return as_weights(to_device(self.mask, device))
+
+    def shape(self, flat: Tensor | tuple[int, ...]) -> list[int]:
+        """The shape, for messages, of numbers per position as they are given: [B, T] of [positions], [B, T, K] of [positions, K]."""
+        return [*self.layout.shape, *(flat.shape if isinstance(flat, Tensor) else flat)[1:]]
 
     def where(self, flat: int) -> tuple[int, int]:
         """Which (row, position) the `flat`-th position is."""
@@ -97,9 +101,10 @@ def call_of(
 
     Raises UnknownInput, MissingInput, ShapeError, DtypeError, LossContractError.
     """
-    tensors = {key: as_tensor(key, value) for key, value in given.items() if value is not None}
+    tensors = {key: as_tensor(f"{loss.name}: {key}", value) for key, value in given.items() if value is not None}
     check_names(loss, tensors, computed, counts_only)
-    masks = {key: as_tensor(key, one) for key, one in (("labels", labels), ("mask", mask)) if one is not None}
+    masks = {"labels": labels, "mask": mask}
+    masks = {key: as_tensor(f"{loss.name}: {key}", one) for key, one in masks.items() if one is not None}
     reads_tokens = any(part.spec.reads_tokens for _, part in loss.parts)
     if masks and not reads_tokens:
         raise UnknownInput(
@@ -182,9 +187,7 @@ def _mask(call: Call, mask: Tensor | None) -> Tensor | None:
     if flat is None:
         return kept
     if flat.shape != kept.shape:
-        raise ShapeError(
-            f"{call.loss.name}: mask is {list(flat.shape)} over all positions, but labels is {list(kept.shape)}"
-        )
+        raise ShapeError(f"{call.loss.name}: mask is {call.shape(flat)}, but labels is {call.shape(call.labels)}")
     kept = kept.to(flat.device)
     return flat & kept if flat.dtype == torch.bool else torch.where(kept, flat, torch.zeros_like(flat))
 
@@ -196,10 +199,9 @@ def _check_part(call: Call, part: Part) -> None:
         return
     shown = list(layout.shape)
     if spec.candidates and call.width is None and ("logprobs" in call.outputs or call.labels is not None):
+        wanted = ", ".join([*map(str, shown), "K"])
         raise ShapeError(
-            f"{part.name} compares K candidate tokens per position, so {layout.lead} is {[*shown, 'K']}, not {shown}".replace(
-                "'", ""
-            )
+            f"{part.name} compares K candidate tokens per position, so {layout.lead} is [{wanted}], not {shown}"
         )
     if call.width is not None and reads_one_target(spec):
         raise ShapeError(
@@ -212,8 +214,8 @@ def _check_part(call: Call, part: Part) -> None:
     if call.mask is None:
         _check_may_lack_mask(call, part)
     elif tuple(call.mask.shape) != call.mask_shape(spec):
-        wanted = [*shown, call.width] if len(call.mask_shape(spec)) == 2 else shown
-        raise ShapeError(f"{part.name}: mask is {list(call.mask.shape)} over all positions, but it must be {wanted}")
+        wanted = call.shape(call.mask_shape(spec))
+        raise ShapeError(f"{part.name}: mask is {call.shape(call.mask)}, but it must be {wanted}")
 
 
 def _check_input(call: Call, part: Part, key: str, level: Level, values: Tensor) -> None:

@@ -40,7 +40,7 @@ def _as_tensor(loss: Whole, denominator: Denominator) -> Tensor | None:
     tensor = torch.as_tensor(denominator).detach().reshape(-1)
     if len(tensor) != len(loss.parts):
         raise ShapeError(
-            f"{loss.name} has {len(loss.parts)} denominators, one per part, but {len(tensor)} were given: add up what "
+            f"{loss.name} has one denominator per part, {len(loss.parts)}, but denominator is {list(tensor.shape)}: add up what "
             "count_tensors gives"
         )
     return tensor
@@ -78,8 +78,12 @@ def _checked_count(loss: Whole, given: Tensor | None, packed: list[Packed | None
         is_sum = part.reduction == "sum"
         if is_sum and number != 0:
             raise LossContractError(
-                f"{part.name}: its reduction is 'sum', which is not divided, but denominator is {number:g}: leave it out, or "
-                f"take another reduction, as in get_loss({part.name!r}, reduction='token-mean')"
+                f"{part.name} is a sum, which is not divided, but denominator is {number:g}: leave it out"
+                + (
+                    f", or take a mean, as in get_loss({part.name!r}, reduction='token-mean')"
+                    if part.spec.per == "token"
+                    else ""
+                )
             )
         if not is_sum and not (0 < number < float("inf")):
             raise WeightsError(f"{part.name}: denominator is {number:g}: reduction {part.reduction!r} divides by it")

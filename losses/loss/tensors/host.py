@@ -12,15 +12,20 @@ from ....datums.errors import LossbookError
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU: those of one device in one copy, as bytes; those that are there already as they are."""
+    """The tensors on the CPU: those of one device in one copy, those that are there already as they are."""
     here = {name: tensor.detach() for name, tensor in tensors.items()}
     for device in {tensor.device for tensor in here.values() if tensor.device.type != "cpu"}:
-        # wide dtypes first, so that every view of the bytes is aligned
-        names = sorted((n for n, t in here.items() if t.device == device), key=lambda n: -here[n].element_size())
-        flat = [here[name].contiguous().reshape(-1).view(torch.uint8) for name in names]
-        parts = torch.cat(flat).cpu().split([len(one) for one in flat])
-        here |= {n: part.view(here[n].dtype).view(here[n].shape) for n, part in zip(names, parts, strict=True)}
+        here |= in_one_copy({name: tensor for name, tensor in here.items() if tensor.device == device})
     return here
+
+
+def in_one_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one device on the CPU, joined as bytes on the way."""
+    # wide dtypes first, so that every view of the bytes is aligned
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    flat = [tensors[name].contiguous().reshape(-1).view(torch.uint8) for name in names]
+    parts = torch.cat(flat).cpu().split([len(one) for one in flat])
+    return {n: part.view(tensors[n].dtype).view(tensors[n].shape) for n, part in zip(names, parts, strict=True)}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

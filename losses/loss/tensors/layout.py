@@ -80,8 +80,8 @@ class Layout:
             raise ShapeError(f"cu_seqlens falls from {ends[i]} to {ends[i + 1]} at sequence {i}: it never decreases")
         if ends[-1] != self.positions:
             raise ShapeError(
-                f"cu_seqlens ends at {ends[-1]}, but {self.lead} has {self.positions} positions. Is the last sequence, or "
-                "padding behind it, left out?"
+                f"cu_seqlens ends at {ends[-1]}, but {self.lead} has {self.positions} positions: packed tensors are [P] or [1, P], "
+                "all sequences one after the other, and padded ones take no cu_seqlens"
             )
         if self.rows == self.positions and (np.diff(ends) != 1).any():
             raise ShapeError(
@@ -94,8 +94,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
     """A tensor, array, list or number as a tensor of real numbers. Raises DtypeError."""
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DtypeError(f"{name} must be a tensor or numbers, not {type(value).__name__}: {error}") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise DtypeError(f"{name} must be a tensor or numbers, not {value!r:.60}") from None
     if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
         kind = tensor.dtype if tensor.layout == torch.strided else f"of layout {tensor.layout}"
         raise DtypeError(f"{name} is {kind}: a loss reads dense tensors of real numbers")

@@ -55,10 +55,14 @@ def check_names(loss: Whole, tensors: Mapping[str, Tensor], computed: Collection
     known = {name for spec in specs for name in (*spec.outputs, *(one.name for one in spec.inputs))} - set(computed)
     takes_any = any(spec.is_batch_style for spec in specs)
     for key in tensors:
-        if key in known or (takes_any and key not in OUTPUT_NAMES) or (counts_only and key in OUTPUT_NAMES):
+        if (
+            key in known
+            or (takes_any and key not in (*OUTPUT_NAMES, "weights"))
+            or (counts_only and key in OUTPUT_NAMES)
+        ):
             continue
         raise UnknownInput(
-            f"{loss.name} does not read {key!r}.{_hint(loss, key, known, computed)} It reads: {_listed(known)}"
+            f"{loss.name} does not read {key!r}.{_hint(loss, key, known, {*tensors, *computed})} It reads: {_listed(known)}"
         )
     for _, part in loss.parts:
         _check_present(part, tensors, {*tensors, *computed}, counts_only)
@@ -66,22 +70,20 @@ def check_names(loss: Whole, tensors: Mapping[str, Tensor], computed: Collection
 
 def _check_present(part: Part, tensors: Mapping[str, Tensor], given: Collection[str], counts_only: bool) -> None:
     spec, settings = part.spec, part.spec.required_if
-    if counts_only and spec.groups is None:
-        return
-    required = {one.name: one.required for one in spec.inputs} | dict.fromkeys(
-        () if counts_only else spec.outputs, True
-    )
+    required = {one.name: one.required for one in spec.inputs} | dict.fromkeys(spec.outputs, True)
+    if counts_only:  # groups may count their values by what rows carry
+        of_rows = () if spec.groups is None else [one for one in spec.inputs if one.per == "datum"]
+        required = {one.name: one.required for one in of_rows}
     for name, always in required.items():
         if name in given or not (always or part.settings.get(settings.get(name, ""))):
             continue
         why = "" if always else f" with {settings[name]}={part.settings[settings[name]]}"
-        raise MissingInput(
-            f"{part.name}{why} reads {name!r}, which was not given. Given: {_listed(tensors)}.{did_you_mean(name, tensors)}"
-        )
+        raise MissingInput(f"{part.name}{why} reads {name!r}, which was not given. Given: {_listed(tensors)}")
 
 
-def _hint(loss: Whole, key: str, known: Collection[str], computed: Collection[str]) -> str:
-    if key in computed:
+def _hint(loss: Whole, key: str, known: Collection[str], there: Collection[str]) -> str:
+    """The likeliest mend for an unknown key. there: what was given or is computed."""
+    if key in OUTPUT_NAMES and key not in known and any(key in part.spec.outputs for _, part in loss.parts):
         return " It is computed here, from logits or hidden states."
     if any(key in part.spec.config.model_fields for _, part in loss.parts):
         return f" It is a setting: get_loss(..., {key}=...)."
@@ -89,7 +91,7 @@ def _hint(loss: Whole, key: str, known: Collection[str], computed: Collection[st
         return " Weights and masks are given as mask=."
     if key in ("labels", "target_tokens", "input_ids"):
         return " labels go with on_logits and on_hidden."
-    return did_you_mean(key, known)
+    return did_you_mean(key, set(known) - set(there)) or did_you_mean(key, known)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -22,7 +22,7 @@ from ...spec.spec import Input
 from .call import Call, as_weights
 from .host import to_device, to_host
 from .names import Part
-from .questions import ask_input, ask_labels, ask_output
+from .questions import ask_embeddings, ask_input, ask_labels, ask_output
 
 
 class Reader:
@@ -37,13 +37,18 @@ class Reader:
         if vocabulary is not None and call.labels is not None:
             ask_labels(call, call.labels, vocabulary)
         for _, part in call.loss.parts:
-            if part.spec.reads_tokens and not part.spec.is_batch_style:
-                for name in part.spec.outputs:
-                    if name in call.outputs and name != "embeddings":
-                        ask_output(call, part, name, call.outputs[name])
-                for one in part.spec.inputs:
-                    ask_input(call, part, one)
+            if not part.spec.is_batch_style:
+                self._ask(part)
         self._read(others or {})
+
+    def _ask(self, part: Part) -> None:
+        for name in part.spec.outputs:
+            if name == "embeddings" and name in self.call.outputs:
+                ask_embeddings(self.call, part, self.call.outputs[name])
+            elif name in self.call.outputs:
+                ask_output(self.call, part, name, self.call.outputs[name])
+        for one in part.spec.inputs if part.spec.reads_tokens else ():
+            ask_input(self.call, part, one)
 
     def packed(self, part: Part) -> Packed:
         """What the loss reads, apart from model outputs. Weights and numbers per row are on the CPU, others where they were."""
@@ -74,7 +79,7 @@ class Reader:
     def _packed_rows(self, part: Part) -> Packed:
         rows = self.call.layout.rows
         if part.spec.per == "pair" and rows % 2:
-            raise ShapeError(f"pairs are rows 2i and 2i+1, but there are {rows} rows")
+            raise ShapeError(f"pairs are rows 2i and 2i+1, but their number is {rows}")
         ones = np.ones(rows, dtype=np.int64)
         self._check_rows(part, ones > 0)
         inputs = {one.name: self.per_row.get(one.name) for one in part.spec.inputs}

@@ -30,6 +30,19 @@ def ask_output(call: Call, part: Part, name: str, values: Tensor, rows: Tensor |
     _ask(call, part, name, values, checked if present is None else checked & present, key_kind(name) == "logprob", rows)
 
 
+def ask_embeddings(call: Call, part: Part, vectors: Tensor) -> None:
+    """Whether all vectors [rows, D] are finite."""
+    wrong = ~torch.isfinite(vectors.detach())
+
+    def error() -> LossbookError:
+        row, column = wrong.nonzero()[0].tolist()
+        return NonFiniteLossInput(
+            f"{part.name}: embeddings of row {row} is {float(vectors[row, column].detach()):g} at {column}"
+        )
+
+    call.checks.add(wrong, error)
+
+
 def ask_input(call: Call, part: Part, wanted: Input) -> None:
     """The same of an input per position; and in a loss over candidates, whether each position that counts has one."""
     level, values = call.inputs.get(wanted.name, ("row", None))

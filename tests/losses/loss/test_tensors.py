@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lossbook import Datum, get_loss
 from lossbook.losses.batch.positions import positions_of, width_of
+from lossbook.losses.loss.tensors.host import in_one_copy
 from lossbook.losses.testing.strategies import datums, outputs
 
-from ..as_tensors import AsTensors, as_tensors
+from ..as_tensors import NAN, AsTensors, as_tensors
 from ..batches import batch_for
 from ..cases import shipped, with_needed
 
@@ -104,3 +105,100 @@ def test_packed_tensors_of_a_loss_that_couples_no_positions_need_no_boundaries()
         logprobs=torch.tensor([-1.0, -2.0, math.nan]), mask=torch.tensor([True, True, False])
     )
     assert value.item() == 1.5
+
+
+def mean_nll(data: Any, logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
+    """As the hosted APIs' custom losses are written."""
+    total = torch.zeros(())
+    for one, logprobs in zip(data, logprobs_list, strict=True):
+        total = (
+            total
+            - (one.loss_fn_inputs["weights"].to_torch() * one.loss_fn_inputs["advantages"].to_torch() * logprobs).sum()
+        )
+    return total / len(data), {"rows": float(len(data))}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_function_with_the_hosted_signature_gets_a_datum_per_row(packed: bool) -> None:
+    batch = batch_for(get_loss("reinforce"))
+    tensors = as_tensors(get_loss("reinforce"), batch.data, batch.outputs, packed=packed)
+    loss = get_loss(mean_nll)
+    expected, _ = loss(batch.data, batch.outputs["logprobs"])
+    value, metrics = loss.on_tensors(**tensors.outputs, **tensors.data)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    assert dict(metrics) == {"rows": 12.0}
+    assert torch.isfinite(gradient(value, tensors)["logprobs"][0]).all()
+    assert loss.count_tensors(**tensors.data).item() == 0
+
+
+def test_the_datums_of_such_a_function_carry_what_was_given() -> None:
+    seen: list[Any] = []
+
+    def look(data: Any, logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
+        seen.extend(data)
+        return sum(logprobs.sum() for logprobs in logprobs_list), {}
+
+    get_loss(look).on_tensors(
+        torch.zeros(2, 2, requires_grad=True),
+        mask=torch.tensor([[1, 0], [1, 1]]),
+        input_ids=torch.tensor([[5, 6], [7, 8]]),
+        target_tokens=torch.tensor([[6, 0], [8, 9]]),
+        sampling_logprobs=torch.tensor([[-1.0, NAN], [-2.0, -3.0]]),
+        advantages=torch.tensor([1.0, 2.0]),
+    )
+    first, second = seen
+    assert second.model_input.to_ints() == [7, 8]
+    assert {key: value.tolist() for key, value in second.loss_fn_inputs.items()} == {
+        "weights": [1.0, 1.0],
+        "target_tokens": [8, 9],
+        "sampling_logprobs": [-2.0, -3.0],
+        "logprobs": [-2.0, -3.0],
+        "advantages": 2.0,
+    }
+    assert first.loss_fn_inputs["sampling_logprobs"].tolist() == [-1.0, 0.0]  # NaN where nothing counts
+
+
+CORRECTED = [
+    *map(get_loss, ["trl:grpo", "tinker:ppo", "verl:gspo", "ppo+token_truncate"]),
+    get_loss("ppo+off_policy_mask", threshold=0.5, reduction="token-mean"),
+]
+
+
+@pytest.mark.parametrize("loss", CORRECTED, ids=lambda loss: loss.name)
+def test_presets_and_corrections_take_tensors(loss: Any) -> None:
+    batch = batch_for(loss)
+    assert_same(loss, batch.data, batch.outputs, packed=True)
+
+
+def test_a_loss_of_ones_own_that_reads_weights_sees_every_position() -> None:
+    def weighed(logprobs: Tensor, weights: Tensor, bonus: Tensor) -> Tensor:
+        assert len(logprobs) == 6
+        return -weights * (logprobs + bonus)
+
+    values = torch.tensor([[-1.0, NAN, -2.0], [-3.0, -4.0, NAN]], requires_grad=True)
+    mask = torch.tensor([[1.0, 0.0, 2.0], [0.5, 0.0, 0.0]])
+    value, _ = get_loss(weighed).on_tensors(values, mask=mask, bonus=torch.where(mask == 0, NAN, 1.0))
+    value.backward()
+    assert value.item() == 0 + 2 * 1 + 0.5 * 2
+    assert values.grad is not None
+    assert values.grad.tolist() == [[-1.0, 0.0, -2.0], [-0.5, 0.0, 0.0]]
+
+
+def test_metrics_are_a_mapping_of_floats_that_adds_up() -> None:
+    one = get_loss("cross_entropy").on_tensors([-1.0, -2.0])[1]
+    other = get_loss("cross_entropy").on_tensors([-6.0])[1]
+    assert one == {"nll": 1.5}
+    assert sum([one, other]) == {"nll": 3.0}
+    assert repr(one + other) == "{'nll': 3.0}"
+
+
+@given(st.lists(st.sampled_from([torch.bool, torch.int32, torch.int64, torch.bfloat16, torch.float64]), min_size=1))
+def test_tensors_of_any_dtype_and_shape_come_to_the_host_in_one_copy(dtypes: list[torch.dtype]) -> None:
+    shapes = [(), (3,), (0,), (2, 5)]
+    given_tensors = {
+        str(i): torch.arange(math.prod(shapes[i % 4])).reshape(shapes[i % 4]).to(dtype)
+        for i, dtype in enumerate(dtypes)
+    }
+    for name, tensor in in_one_copy(given_tensors).items():
+        assert tensor.dtype == given_tensors[name].dtype
+        assert tensor.equal(given_tensors[name])

@@ -230,7 +230,7 @@ def with_label(value: int) -> Tensor:
         ({"head": "lm_head"}, ModelError, "head is a str"),
         ({"temperature": 0}, ModelError, "a temperature must be a positive number, not 0"),
         ({"mask": torch.ones(2, 4)}, ShapeError, "mask is [2, 4], but labels has the positions [2, 3]"),
-        ({"entropy": torch.zeros(2, 3)}, lb.errors.UnknownInput, "computed here, from logits or hidden states"),
+        ({"logprobs": torch.zeros(2, 3)}, lb.errors.UnknownInput, "computed here, from logits or hidden states"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
