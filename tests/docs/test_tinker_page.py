@@ -88,7 +88,7 @@ def refusals(training: Any) -> dict[str, Callable[[], Any]]:
     service = tinker.ServiceClient()
     prompt, params = tinker.ModelInput.from_ints([1, 2]), tinker.SamplingParams(max_tokens=1)
     image = tinker.ModelInput(chunks=[tinker.types.ImageChunk(data=b"", format="png")])
-    inputs = {"target_tokens": [2], "logprobs": [-1.0], "advantages": [1.0]}
+    inputs: Any = {"target_tokens": [2], "logprobs": [-1.0], "advantages": [1.0]}
     datum = tinker.Datum(tinker.ModelInput.from_ints([1]), inputs)
     bounded = tinker.Datum(tinker.ModelInput.from_ints([1]), {**inputs, "clip_low_threshold": [0.8]})
     rest = service.create_rest_client()

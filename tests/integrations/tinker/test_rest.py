@@ -14,7 +14,6 @@ from urllib.request import url2pathname
 import pytest
 import torch
 
-import lossbook as lb
 from lossbook.datums.errors import CheckpointError
 from lossbook.integrations.tinker import errors, types
 from lossbook.integrations.tinker.process import Session
@@ -144,10 +143,9 @@ def test_what_a_model_must_be_like_is_said_of_a_run_and_of_a_plain_folder(
         True,
         None,
     )
-    training = lb.ServiceClient(device="cpu", checkpoint_dir=tmp_path / "own").create_lora_training_client(
-        "tiny", rank=2, train_attn=False
-    )
-    folder = training.save_state("mine").result().path
+    lora = {"rank": 2, "alpha": 2.0, "train_mlp": True, "train_attn": False, "train_unembed": True}
+    manifest = {"kind": "weights", "base_model": "tiny", "vocab_size": 260, "lora": lora}
+    folder = str(write_checkpoint(tmp_path / "own", "mine", tensors={"weights": {}}, manifest=manifest))
     told = client.get_weights_info_by_tinker_path(folder).result()
     assert (told.base_model, told.is_lora, told.lora_rank, told.train_attn, told.train_mlp) == (
         "tiny",
