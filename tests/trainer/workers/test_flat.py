@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import lossbook as lb
-from lossbook.datums.types import EncodedTextChunk, own_datums
+from lossbook.datums.types import EncodedTextChunk, TensorData, own_datums
 from lossbook.trainer.responses import SampledSequence, SampleResponse, TopLogprobs
 from lossbook.trainer.workers.flat import FlatDatums, FlatLists, FlatSamples, flat_top, top_of
 
@@ -111,6 +111,20 @@ SEQUENCES = st.lists(IDS, max_size=3).flatmap(
 )
 def test_samples_arrive_as_they_were(responses: list[SampleResponse]) -> None:
     assert pickle.loads(pickle.dumps(FlatSamples.of(responses))).responses() == responses
+
+
+def test_what_was_asked_about_prompts_and_likeliest_tokens_arrives_as_it_was() -> None:
+    top = TopLogprobs(np.array([[3, 1], [2, 0]], np.int64), np.array([[-0.5, -np.inf], [-1.0, -2.0]], np.float32))
+    targets = TensorData([-0.5, 0.0], "float32", [2, 3], [0, 1, 2], [2, 0])
+    response = SampleResponse([SampledSequence([4, 5], [-1.0, -2.0], "stop", top)], [None, -0.25], top, targets)
+    (arrived,) = pickle.loads(pickle.dumps(FlatSamples.of([response]))).responses()
+    assert arrived.prompt_logprobs == [None, -0.25]
+    assert arrived.target_prompt_logprobs == targets
+    assert arrived.target_prompt_logprobs.sparse_col_indices == [2, 0]
+    for one in (arrived.topk_prompt_logprobs, arrived.sequences[0].topk_logprobs):
+        assert one is not None
+        assert np.array_equal(one.tokens, top.tokens)
+        assert np.array_equal(one.logprobs, top.logprobs)
 
 
 def test_likeliest_tokens_arrive_with_those_that_have_no_rows() -> None:

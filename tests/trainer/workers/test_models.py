@@ -114,6 +114,33 @@ def test_samples_logprobs_and_likeliest_tokens_are_the_same(
         assert np.array_equal(a.logprobs, b.logprobs)
 
 
+def test_what_is_asked_about_prompts_and_sampled_tokens_is_the_same(
+    service: lb.ServiceClient, there: lb.ServiceClient
+) -> None:
+    samplers = [one.create_sampling_client(base_model="tiny") for one in (service, there)]
+    params = lb.SamplingParams(max_tokens=3, seed=0, temperature=0.5)
+    targets = np.array([[1, -1]] * (len(PROMPTS[0]) - 1))
+    options: Any = {"topk_prompt_logprobs": 2, "topk_sample_logprobs": 3, "scaled_logprobs": True}
+    here, remote = (
+        one.sample(PROMPTS[0], 2, params, target_prompt_logprobs=targets, **options).result() for one in samplers
+    )
+    assert [one.tokens for one in here.sequences] == [one.tokens for one in remote.sequences]
+    assert [one.logprobs for one in here.sequences] == [one.logprobs for one in remote.sequences]
+    assert here.target_prompt_logprobs == remote.target_prompt_logprobs
+    pairs = [
+        (one.topk_logprobs, other.topk_logprobs) for one, other in zip(here.sequences, remote.sequences, strict=True)
+    ]
+    for one, other in [(here.topk_prompt_logprobs, remote.topk_prompt_logprobs), *pairs]:
+        assert one is not None
+        assert other is not None
+        assert np.array_equal(one.tokens, other.tokens)
+        assert np.array_equal(one.logprobs, other.logprobs)
+    with pytest.raises(errors.ModelError, match="topk_sample_logprobs must be 0"):
+        samplers[1].sample(PROMPTS[0], 1, params, topk_sample_logprobs=10**6).result()
+    with pytest.raises(errors.TokenRangeError, match="target_prompt_logprobs names token"):
+        samplers[1].sample(PROMPTS[0], 1, params, target_prompt_logprobs=targets + 10**6).result()
+
+
 def test_progress_is_refused_in_one_line(there: lb.ServiceClient) -> None:
     sampler = there.create_sampling_client(base_model="tiny")
     with pytest.raises(errors.LossbookError, match="on_progress is called in the process that samples"):
