@@ -36,6 +36,7 @@ docs: $(installed) ## the pages and plots of docs/losses from the registry, docs
 	$(python) docs/make_parity_page.py
 	$(python) docs/make_models_page.py
 	$(python) docs/make_scaling_page.py
+	$(python) docs/make_tinker_page.py
 
 bench: $(models) ## side by side with TRL, transformers and others: 40 minutes on 2 cores; ARGS="--quick" for a few
 	$(pip_install) -e '.[bench]'

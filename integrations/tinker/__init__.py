@@ -66,10 +66,12 @@ if TYPE_CHECKING:
     from httpx import Timeout
 
     from .lib.public_interfaces import (
+        AdminClient,
         BackcompatSamplingClientFuture,
         BackcompatTrainingClientFuture,
         LossHandle,
         PerDatumLossFn,
+        RestClient,
         SamplingClient,
         ServiceClient,
         TrainingClient,

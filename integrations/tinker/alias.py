@@ -45,13 +45,7 @@ class _Finder(MetaPathFinder, Loader):
         """Raises ModuleNotFoundError for a module that only the SDK has."""
         if not fullname.startswith(f"{NAME}."):
             return None
-        try:
-            known = importlib.util.find_spec(_own(fullname))
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith(_DOOR):
-                raise
-            known = None
-        if known is None:
+        if not has(fullname):
             raise ModuleNotFoundError(
                 f"{fullname} is not there: `{NAME}` is {_DOOR}, which runs Tinker's calls in this process and has no "
                 "client of a server. docs/tinker-surface.md lists what it has",
@@ -62,6 +56,16 @@ class _Finder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Put the package's own module in place of the empty one."""
         sys.modules[module.__name__] = importlib.import_module(_own(module.__name__))
+
+
+def has(fullname: str) -> bool:
+    """Whether there is a module for the SDK's `tinker.MODULE`."""
+    try:
+        return importlib.util.find_spec(_own(fullname)) is not None
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(_DOOR):
+            raise
+        return False
 
 
 def _own(fullname: str) -> str:

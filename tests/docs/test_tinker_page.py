@@ -101,7 +101,7 @@ def refusals(training: Any) -> dict[str, Callable[[], Any]]:
             prompt, 1, params, prompt_alt_tokens_k=2
         ),
         "age_encryption_recipients": lambda: training.save_weights_external("x", age_encryption_recipients=["age1"]),
-        "get_console_url": lambda: training.save_state("x").result().get_console_url(),
+        "get_playground_url": lambda: training.save_weights_for_sampler("x").result().get_playground_url(),
         "export_session_trace": lambda: rest.export_session_trace("session-1").result(),
         "get_audit_log": lambda: tinker.AdminClient().get_audit_log().result(),
         "get_billing_usage": lambda: asyncio.run(rest.get_billing_usage_async("2026-01-01", "2026-02-01")),

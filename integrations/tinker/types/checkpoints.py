@@ -139,9 +139,13 @@ class CurrentCheckpointStorageUsageResponse(BaseModel):
 class _Saved(BaseModel):
     path: str
 
-    def get_console_url(self) -> NoReturn:
-        """Refused: there is no console. The checkpoint is a folder on this machine."""
-        raise NotImplementedError(f"{self.path} lies in a folder of this machine, and no console shows it")
+    def get_console_url(self) -> str:
+        """The address of the checkpoint's folder: there is no console. Raises ValueError for a `path` of another form."""
+        from ..settings import current
+        from ..store.names import run_folder
+
+        parsed = ParsedCheckpointTinkerPath.from_tinker_path(self.path)
+        return (current().root / "runs" / run_folder(parsed.training_run_id) / parsed.checkpoint_id).as_uri()
 
 
 class SaveWeightsResponse(_Saved):

@@ -18,6 +18,8 @@ from lossbook import get_loss
 from lossbook.datums.errors import DtypeError, ShapeError
 from lossbook.datums.types import as_datum
 from lossbook.integrations import tinker
+from lossbook.integrations.tinker.settings import current
+from lossbook.integrations.tinker.store.names import new_session_id, run_folder, run_id_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # inside the SDK, not ours to mend
@@ -269,9 +271,12 @@ def test_a_sample_request_takes_and_dumps_a_tensor() -> None:
     assert tinker.SampleRequest.model_validate_json(request.model_dump_json()).target_prompt_logprobs == ids
 
 
-def test_saved_paths_say_that_no_console_shows_them() -> None:
-    with pytest.raises(NotImplementedError, match="folder of this machine"):
-        tinker.types.SaveWeightsResponse(path="tinker://a/weights/b").get_console_url()
+def test_the_console_of_a_saved_path_is_its_folder() -> None:
+    root, name = current().root, run_id_of(new_session_id(), 0)
+    address = tinker.types.SaveWeightsResponse(path=f"tinker://{name}/weights/b").get_console_url()
+    assert address == (root / "runs" / run_folder(name) / "weights" / "b").as_uri()
+    with pytest.raises(NotImplementedError, match="create_sampling_client reads it"):
+        tinker.types.SaveWeightsForSamplerResponse(path=f"tinker://{name}/sampler_weights/b").get_playground_url()
 
 
 def test_lists_that_do_not_fit_name_their_key() -> None:
