@@ -15,8 +15,8 @@ import pytest
 import lossbook as lb
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-#: Modules that an example may import: lossbook's public ones, the Tinker SDK, torch and the standard library.
-ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional"}
+#: Modules that an example may import: lossbook's public ones, the Tinker SDK, torch, what loops of one's own use, and the standard library.
+ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional", "accelerate", "transformers"}
 ALLOWED |= {"ast", "collections.abc", "json", "math", "random", "pathlib", "re", "sysconfig", "typing", "zlib"}
 
 
@@ -127,6 +127,11 @@ def test_a_resumed_run_is_the_uninterrupted_one() -> None:
     ran = run("save_and_resume")
     assert ran["resumed"] == ran["uninterrupted"] == ran["rewound"]
     assert "weights only" in ran["refusal"]
+
+
+def test_an_accelerate_loop_learns() -> None:
+    nats_per_token = run("accelerate_loop")["nats_per_token"]
+    assert nats_per_token[-1] < 0.3 * nats_per_token[0]
 
 
 def test_sampled_logprobs_are_those_of_the_same_tokens_given() -> None:

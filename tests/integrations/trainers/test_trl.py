@@ -24,6 +24,7 @@ from .reference import Caught, assert_same, datum, outputs, settings, tiny, want
 pytest.importorskip("trl")
 
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
@@ -87,6 +88,14 @@ def test_sft_has_the_gradient_of_the_whole_batch(tmp_path: Path, loss: LossLike,
     )
 
 
+def test_sequences_that_lie_in_one_row_have_the_same_gradient_in_a_loss_per_token(tmp_path: Path) -> None:
+    caught, trainer = Caught(), sft(tmp_path, "dft", 2, padding_free=True)
+    trainer.add_callback(caught)
+    trainer.train()
+    data = [sft_datum(row) for row in trainer.train_dataset]
+    assert_same(caught.steps[0], wanted_gradients(model(), get_loss("dft"), data), ROUNDING)
+
+
 def test_a_last_step_of_fewer_rows_counts_only_them(tmp_path: Path) -> None:
     loss = get_loss("dft")
     epoch = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 3}
@@ -139,6 +148,27 @@ def test_dpo_has_the_gradient_of_the_whole_batch(tmp_path: Path, loss: LossLike,
     trainer.add_callback(caught)
     trainer.train()
     assert_same(caught.steps[0], wanted_gradients(model(), loss, dpo_data(trainer)), ROUNDING)
+
+
+def test_an_adapter_s_reference_is_the_model_without_it(tmp_path: Path) -> None:
+    loss = get_loss("dpo")
+    rows = zip(PROMPTS, ANSWERS, WORSE, strict=True)
+    trainer = with_loss(DPOTrainer, loss)(
+        model=model(),
+        args=config(DPOConfig, tmp_path, 2),
+        train_dataset=Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]),
+        processing_class=build_tiny_tokenizer(),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    caught = Caught()
+    trainer.add_callback(caught)
+    trainer.train()
+    data = []
+    for row, side in itertools.product(trainer.train_dataset, ("chosen_ids", "rejected_ids")):
+        with torch.no_grad(), trainer.model.disable_adapter():
+            (reference,) = outputs(trainer.model, [datum(row["prompt_ids"], row[side])])["logprobs"]
+        data.append(datum(row["prompt_ids"], row[side], ref_logprobs=[0.0, *reference.tolist()]))
+    assert_same(caught.steps[0], wanted_gradients(trainer.model, loss, data), ROUNDING)
 
 
 def length_reward(completions: list[str], completion_ids: list[list[int]], **others: Any) -> list[float]:
