@@ -112,13 +112,13 @@ def take_away(final: Path) -> None:
     """Remove a checkpoint: it loses its name in one step. The caller is alone in the run's folder."""
     with _told(final):
         locate(final)
-        for name, kind, folder in leftovers(final.parent):
-            if name == final.name and kind == "old":  # else a reader would put it back
-                disk.remove(folder, must=True)
-        aside = _aside(final)
-        disk.rename(final, aside)
-        disk.sync_folder(final.parent)
-        disk.remove(aside)
+        old = [folder for name, kind, folder in leftovers(final.parent) if (name, kind) == (final.name, "old")]
+        for folder in [*old, final]:  # the old ones first, else a reader would put one back
+            aside = _aside(final)
+            with contextlib.suppress(FileNotFoundError):  # whoever set it aside was quicker
+                disk.rename(folder, aside)
+            disk.sync_folder(final.parent)
+            disk.remove(aside)
 
 
 def copy_files(source: Path, target: Path) -> None:

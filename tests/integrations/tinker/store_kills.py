@@ -1,21 +1,28 @@
 """Saves, overwrites, deletions and changes of one checkpoint, each killed at each of its operations in turn; a script, so that
 torch is imported once for all: what is killed is a forked child.
 
-`python store_kills.py` works in the current directory, and prints a JSON object for each case.
+`python store_kills.py kills` works in the current directory, and prints a JSON object for each case. `python store_kills.py race`
+lets several processes change and read the same few checkpoints at once, and prints what is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 
 from lossbook.datums import disk
+from lossbook.datums.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from lossbook.integrations.tinker.store import Store
 from lossbook.trainer.checkpoint.folder import read_checkpoint, write_checkpoint
 
@@ -34,17 +41,24 @@ JOBS: dict[str, Callable[[Store, str], None]] = {
 }
 
 
-def in_child(job: Callable[[], None], failpoint: str) -> int:
-    """The exit code of a forked child that does a job under a failpoint."""
+def started(job: Callable[[], None], failpoint: str | None) -> int:
+    """A forked child that does a job, under a failpoint."""
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            os.environ[disk.FAILPOINT] = failpoint
+            if failpoint is not None:
+                os.environ[disk.FAILPOINT] = failpoint
             job()
             code = 0
-        finally:
-            os._exit(code)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """Its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -65,7 +79,7 @@ def case(name: str, number: int, base: Path) -> dict[str, Any]:
     shutil.copytree(base, root)
     store = Store(root)
     (run,) = [one.run_id for one in store.runs()]
-    code = in_child(lambda: JOBS[name](store, run), f"kill@{number}")
+    code = ended(started(lambda: JOBS[name](store, run), f"kill@{number}"))
     after = listed(store, run)
     expires = [one.expires_at is not None for one in store.checkpoints(run)]
     save(store, run, "next", 3)
@@ -75,7 +89,48 @@ def case(name: str, number: int, base: Path) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
+def race(processes: int = 4, rounds: int = 60) -> None:
+    """What is listed is whole at any time, and nobody meets an error but that a name is not there, or is taken."""
+    store = Store("race")
+    run = store.new_run(store.new_session(), base_model="tiny")
+    children = [started(partial(change_and_read, run, seed, rounds), None) for seed in range(processes)]
+    codes = [ended(child) for child in children]
+    save(store, run, "last", 1)
+    left = [str(path) for path in Path("race").rglob(".*")]
+    print(json.dumps({"codes": codes, "listed": listed(store, run), "left": left}), flush=True)
+
+
+def change_and_read(run: str, seed: int, rounds: int) -> None:
+    """Change one of two checkpoints in some way, and read one, over and over."""
+    draw, store = Random(seed), Store("race")
+    for number in range(rounds):
+        name = draw.choice("ab")
+        path = store.path_of(run, "weights", name)
+        ways = [
+            partial(save, store, run, name, 1000 * seed + number),
+            partial(store.delete, path),
+            partial(store.set_ttl, path, 3600),
+            partial(store.publish, path, number % 2 == 0),
+        ]
+        with contextlib.suppress(CheckpointNotFoundError, CheckpointExistsError):
+            draw.choice(ways)()
+        with contextlib.suppress(CheckpointNotFoundError):
+            verify(store, path)
+
+
+def verify(store: Store, path: str) -> None:
+    """Read a checkpoint that others may replace meanwhile: whole, or not there any more."""
+    for _ in range(20):
+        stored = store.locate(path)
+        try:
+            checkpoint = read_checkpoint(stored.folder)
+        except CheckpointError:  # it is gone, or another one; a whole one stays
+            continue
+        assert checkpoint.tensors["weights"]["a"] == checkpoint.manifest["value"], path
+        return
+
+
+def kills() -> None:
     base = Path("base")
     store = Store(base)
     run = store.new_run(store.new_session(), base_model="tiny")
@@ -90,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    {"kills": kills, "race": race}[sys.argv[1]]()

@@ -24,19 +24,32 @@ ALLOWED = {
 }
 
 
-def test_wherever_a_program_is_killed_what_is_listed_is_what_was_or_what_was_to_be(tmp_path: Path) -> None:
+def output_of(mode: str, folder: Path) -> list[dict[str, Any]]:
+    """What store_kills.py prints."""
     done = subprocess.run(
-        [sys.executable, "-P", str(KILLS)],
+        [sys.executable, "-P", str(KILLS), mode],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_processes_that_change_the_same_checkpoints_at_once_meet_whole_ones_alone(tmp_path: Path) -> None:
+    (after,) = output_of("race", tmp_path)
+    assert after["codes"] == [0, 0, 0, 0]
+    assert after["left"] == [], "nothing that was set aside stays"
+    assert after["listed"].pop("last") == 1
+    assert after["listed"].keys() <= {"a", "b"}
+
+
+def test_wherever_a_program_is_killed_what_is_listed_is_what_was_or_what_was_to_be(tmp_path: Path) -> None:
     cases: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in done.stdout.splitlines():
-        one = json.loads(line)
+    for one in output_of("kills", tmp_path):
         cases[one["job"]].append(one)
     assert {
         job: len(of) > least for (job, of), least in zip(cases.items(), (12, 12, 3, 3), strict=True)
