@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import DtypeError, ModelError, ShapeError, TokenRangeError
+from .errors import DtypeError, ModelError, OptimizerError, ShapeError, TokenRangeError
 from .inputs import KEY_DTYPES, TensorDtype
 from .routing import checked_routing
 from .tensors import Beyond64Bits, TensorData, as_array, as_tensor_data
@@ -28,6 +28,7 @@ __all__ = [
     "SamplingParams",
     "TensorData",
     "TensorDtype",
+    "as_adam_params",
     "as_datum",
     "as_model_input",
     "as_tensor_data",
@@ -158,6 +159,16 @@ def token_array(tokens: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ShapeError(f"tokens must be one flat list of ids, not an array of shape {list(array.shape)}")
     return array
+
+
+def as_adam_params(params: Any) -> AdamParams:
+    """A copy of our AdamParams, or of another SDK's by structure. Raises OptimizerError for anything else."""
+    try:
+        return AdamParams(**{name: getattr(params, name) for name in AdamParams.__dataclass_fields__})
+    except AttributeError as error:
+        raise OptimizerError(
+            f"optim_step takes AdamParams(learning_rate=...), got {type(params).__name__}: {error}"
+        ) from None
 
 
 def as_model_input(value: Any) -> ModelInput:

@@ -18,12 +18,14 @@ class ForwardBackwardOutput:
 
     metrics: plain floats; `loss:sum` is the loss whose gradient was added, `denominator` what it was divided by.
     stats: the same metrics with their kinds and counts, so that several calls' can be merged (`merge_outputs`).
+    weights: names the weights that a forward was made by; None where it is not known.
     """
 
     loss_fn_outputs: list[dict[str, TensorData]]
     metrics: dict[str, float] = field(default_factory=dict)
     loss_fn_output_type: str = "ArrayRecord"
     stats: Mapping[str, Stat] = field(default_factory=dict, repr=False, compare=False)
+    weights: str | None = field(default=None, repr=False, compare=False)
 
 
 def merge_outputs(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:

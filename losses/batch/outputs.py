@@ -19,6 +19,7 @@ from ...datums.errors import (
 )
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
+from ..spec.spec import OUTPUT_NAMES
 from .checks import locate
 from .packed import Packed
 from .positions import positions_of, weighted_positions, width_of
@@ -29,7 +30,8 @@ class Outputs:
     """Packed model outputs. S counts the positions that were computed, datum after datum.
 
     logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S] of
-    the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head.
+    the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head; projection: [S, P], from a
+    head of P numbers. topk_tokens [S, k] ids and topk_logprobs [S, k] nats: the likeliest tokens, which no loss reads.
     embeddings: [N, D], one row per datum.
     active: [positions of all datums] bool, which of them the S rows are; None for all.
     numbers: each datum's index in the caller's batch, for error messages; None where it is its index here.
@@ -42,6 +44,9 @@ class Outputs:
     logsumexp: Tensor | None = None
     mean_logprobs: Tensor | None = None
     values: Tensor | None = None
+    projection: Tensor | None = None
+    topk_tokens: Tensor | None = None
+    topk_logprobs: Tensor | None = None
     embeddings: Tensor | None = None
     active: Tensor | None = None
     numbers: Sequence[int] | None = None
@@ -63,6 +68,8 @@ class Outputs:
         return values if rows is None else values[rows.to(values.device)]
 
 
+#: Every output of a model: those that a loss may name, one that functions over whole datums read, and those that are only returned.
+ALL_OUTPUTS = (*OUTPUT_NAMES, "projection", "topk_tokens", "topk_logprobs")
 #: Outputs that the hosted APIs pass to a custom loss: a bare list of tensors is one of these.
 LISTED = ("logprobs", "embeddings")
 

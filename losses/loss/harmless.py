@@ -37,7 +37,7 @@ def harmless_outputs(
     results: list[Tensor] = []
     for tensor, datum, number in zip(tensors, datums, numbers, strict=True):
         weights = _weights(datum)
-        if weights is not None and kind != "embeddings" and not bool(torch.isfinite(tensor).all()):
+        if weights is not None and kind not in ("embeddings", "projection") and not bool(torch.isfinite(tensor).all()):
             tensor = harmless(tensor, weights.to(tensor.device))
             if (place := _place(tensor)) is not None:
                 raise not_finite(name, kind, number, place[0], float(tensor[place].detach()))

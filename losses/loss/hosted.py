@@ -69,7 +69,7 @@ def split_outputs(outputs: Any, datums: Sequence[Datum], kind: str) -> list[Tens
     if kind == "embeddings":
         return list(values.unbind(0))
     tensors = list(torch.split(values, [positions_of(d) for d in datums]))
-    if width_of(datums) is None:
+    if kind != "logprobs" or width_of(datums) is None:
         return tensors
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) for d in datums]
     return [t[:, 0] if len(shape) == 1 else t[:, : shape[1]] for t, shape in zip(tensors, shapes, strict=True)]

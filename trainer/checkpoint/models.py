@@ -60,7 +60,7 @@ def saved_model(
             add_lora(model, **contents.lora.arguments())
         else:
             model.train_all_weights()
-        return add_value_head(model) if contents.value_head else model
+        return add_value_head(model, contents.projection_head_dim or 1) if contents.value_head else model
     except ModelError as error:
         raise CheckpointError(
             f"{checkpoint.path / MANIFEST_NAME} describes a model that cannot be made: {error}"
@@ -105,7 +105,7 @@ def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel
     if contents.lora is not None:
         saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
     if keeps_head:
-        del own["value_head"]
+        own = {key: value for key, value in own.items() if key not in ("value_head", "projection_head_dim")}
     for key, value in own.items():
         if saved[key] != value:
             raise CheckpointError(
@@ -138,10 +138,12 @@ def loaded_parameters(model: LoadedModel, keeps_head: bool) -> dict[str, Paramet
 
 def identity_of(model: LoadedModel) -> dict[str, Any]:
     """Properties that a checkpoint and the model that loads it must share."""
+    numbers = 1 if model.value_head is None else model.value_head.out_features
     return {
         "base_model": model.name,
         "vocab_size": model.vocab_size,
         "lora": None if model.lora is None else model.lora.to_json(),
         "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
+        **({} if numbers == 1 else {"projection_head_dim": numbers}),
         **({} if model.base_weights == "full" else {"base_weights": model.base_weights}),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...datums.errors import LossConfigError
 from ...losses.loss.loss import LossLike
+from ...losses.registry import get_loss
 from ..engine.settings import EngineSettings
 from ..training.protocol import Models
 from .futures import Worker
@@ -44,3 +46,22 @@ class ClientContext:
         )  # what runs together depends on when calls come, and rounding on what runs together
         sampling = Worker("lossbook-sampling", joins=joins) if samples_apart else None
         return cls(Worker(deterministic=settings.deterministic, joins=joins), models, settings, folder, sampling)
+
+
+def loss_and_top_k(
+    loss_fn: LossFunction, config: Mapping[str, Any] | None, top_k: int | None
+) -> tuple[LossLike, int | None]:
+    """The loss of a forward, and how many of the likeliest tokens it returns; Fireworks' API has that number among the settings.
+
+    Raises LossConfigError where it is given twice.
+    """
+    settings = dict(config or {})
+    if "top_k" in settings and not _has_setting(loss_fn, "top_k"):
+        if top_k is not None:
+            raise LossConfigError(f"top_k is given twice: {top_k!r}, and {settings['top_k']!r} in loss_fn_config")
+        top_k = settings.pop("top_k")
+    return get_loss(loss_fn, **settings).copied(), top_k
+
+
+def _has_setting(loss_fn: LossFunction, name: str) -> bool:
+    return any(name in part.spec.config.model_fields for _, part in get_loss(loss_fn).parts)

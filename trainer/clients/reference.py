@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...datums.types import own_datums
-from ...losses.registry import get_loss
 from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..training.protocol import Frozen
 from .awaitable import AwaitableClient, queued
-from .context import LossFunction
+from .context import LossFunction, loss_and_top_k
 from .futures import Calls, Future, Worker
 
 
@@ -29,11 +28,12 @@ class ReferenceClient(AwaitableClient):
         loss_fn_config: Mapping[str, Any] | None = None,
         *,
         pooling: Pooling = "mean",
+        top_k: int | None = None,
     ) -> Future[ForwardBackwardOutput]:
         """As `TrainingClient.forward`, under the frozen weights."""
         check_pooling(pooling)
-        datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
-        return self._calls.submit("forward", lambda: self._frozen.forward(datums, loss, pooling))
+        datums, (loss, k) = own_datums(data), loss_and_top_k(loss_fn, loss_fn_config, top_k)
+        return self._calls.submit("forward", lambda: self._frozen.forward(datums, loss, pooling, k))
 
     def top_logprobs(self, data: Sequence[Any], k: int) -> Future[list[TopLogprobs]]:
         """A teacher's k likeliest next tokens and their logprobs at every position whose weight is not 0.

@@ -109,6 +109,8 @@ class ServiceClient:
         *,
         alpha: float | None = None,
         value_head: bool = False,
+        projection_head_dim: int | None = None,
+        max_context_length: int | None = None,
         lora_targets: Sequence[str] | None = None,
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
@@ -121,6 +123,8 @@ class ServiceClient:
         train_attn     adapt the attention and recurrent layers
         train_unembed  adapt the output head too, which costs a gradient of the whole vocabulary
         value_head     add a value head, trained in full, for losses that read `values`
+        projection_head_dim  add a head of so many numbers per position, trained in full, for output="projection"; it starts at zero
+        max_context_length  the longest sequence in tokens that is trained on or sampled; longer ones are refused
         lora_targets   adapt these layers instead: names or ends or parts of them ("q_proj", "layers.0.mlp"), or patterns with *
         lora_alpha     the adapters' product is scaled by it over the rank; 32 by default. `alpha` is the older word for it
         lora_dropout   of the adapters' inputs in training
@@ -132,7 +136,8 @@ class ServiceClient:
         with self.context.loading:
             trainer = self.context.models.adapters(
                 base_model,
-                value_head=value_head,
+                value_head=_head_numbers(value_head, projection_head_dim),
+                max_length=max_context_length,
                 rank=rank,
                 alpha=alpha if lora_alpha is None else lora_alpha,
                 seed=seed,
@@ -145,16 +150,27 @@ class ServiceClient:
         return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client(
-        self, base_model: str, lora_rank: int = 0, *, value_head: bool = False
+        self,
+        base_model: str,
+        lora_rank: int = 0,
+        *,
+        value_head: bool = False,
+        projection_head_dim: int | None = None,
+        max_context_length: int | None = None,
+        **lora: Any,
     ) -> TrainingClient:
         """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank.
 
-        value_head: add a value head for losses that read `values`; it starts at zero.
+        lora: the other keywords of `create_lora_training_client`, for adapters alone; it explains the other parameters too.
         """
+        shared: Any = {"projection_head_dim": projection_head_dim, "max_context_length": max_context_length}
         if lora_rank:
-            return self.create_lora_training_client(base_model, rank=lora_rank, value_head=value_head)
+            return self.create_lora_training_client(base_model, lora_rank, value_head=value_head, **shared, **lora)
+        if lora:
+            raise ModelError(f"{', '.join(lora)}: for adapters alone, and lora_rank is 0, so all weights are trained")
+        numbers = _head_numbers(value_head, projection_head_dim)
         with self.context.loading:
-            trainer = self.context.models.all_weights(base_model, value_head=value_head)
+            trainer = self.context.models.all_weights(base_model, value_head=numbers, max_length=max_context_length)
         return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client_from_state(
@@ -185,8 +201,21 @@ class ServiceClient:
         frozen, name = self._frozen("create_sampling_client", model_path, base_model)
         return SamplingClient(self.context.worker, frozen, f"{name}/sampler")
 
-    def create_reference_client(self, model_path: str | None = None, base_model: str | None = None) -> ReferenceClient:
-        """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's."""
+    def create_reference_client(
+        self,
+        base_model: str | None = None,
+        *,
+        model_path: str | None = None,
+        lora_rank: int | None = None,
+        policy_client: TrainingClient | None = None,
+    ) -> ReferenceClient:
+        """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's.
+
+        policy_client: the base model of the model that this one trains. lora_rank: of the policy, as Fireworks has it: a base
+        model is the reference of adapters and of all weights alike, so it is only held against the `policy_client`'s.
+        """
+        if policy_client is not None:
+            base_model = _base_of(policy_client, base_model, lora_rank)
         frozen, name = self._frozen("create_reference_client", model_path, base_model)
         return ReferenceClient(self.context.worker, frozen, f"{name}/reference")
 
@@ -215,3 +244,26 @@ class ServiceClient:
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"
+
+
+def _head_numbers(value_head: bool, projection_head_dim: int | None) -> int:
+    """How many numbers a value head gives; 0 for none. Raises ModelError where both words ask for one."""
+    if projection_head_dim is None:
+        return int(value_head)
+    if value_head:
+        raise ModelError(
+            "a value head is a projection head of one number: give value_head or projection_head_dim, not both"
+        )
+    if isinstance(projection_head_dim, bool) or not isinstance(projection_head_dim, int) or projection_head_dim < 0:
+        raise ModelError(f"projection_head_dim is a number of numbers, or None, not {projection_head_dim!r}")
+    return projection_head_dim
+
+
+def _base_of(policy: TrainingClient, base_model: str | None, lora_rank: int | None) -> str:
+    """The base model of the model that a client trains. Raises ModelError where it is another, or of another rank."""
+    info = policy.get_info()
+    if base_model not in (None, info.model_name):
+        raise ModelError(f"the policy_client trains {info.model_name!r}, not {base_model!r}: give one of the two")
+    if lora_rank not in (None, info.lora_rank or 0):
+        raise ModelError(f"the policy_client has lora_rank {info.lora_rank or 0}, not {lora_rank}")
+    return info.model_name

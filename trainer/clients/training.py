@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ...datums.errors import LossContractError, ModelError, OptimizerError
-from ...datums.types import AdamParams, own_datums
-from ...losses.loss.loss import Loss, LossLike
-from ...losses.registry import get_loss, is_registered, spec_of_function
+from ...datums.errors import LossContractError, ModelError
+from ...datums.types import AdamParams, as_adam_params, own_datums
+from ...losses.registry import get_loss
 from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SaveStateResponse
 from ..training.model_trainer import ModelTrainer
 from ..training.protocol import Normalization, Trainer
 from .awaitable import AwaitableClient, in_thread, queued
-from .context import ClientContext, LossFunction
+from .context import ClientContext, LossFunction, loss_and_top_k
+from .custom import Output, custom_loss, projections_only
 from .futures import Calls, Future
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 
 T = TypeVar("T")
-
-#: What forward_backward_custom may hand to a function, by the names that callers give it.
-OUTPUTS = {"logprobs": "logprobs", "embedding": "embeddings", "embeddings": "embeddings"}
 
 
 class TrainingClient(AwaitableClient):
@@ -40,6 +39,7 @@ class TrainingClient(AwaitableClient):
         self._context = context
         self._trainer = trainer
         self._calls = Calls(model_id, context.worker)
+        self._weights = secrets.token_hex(8)  # names the weights as they are until a call changes them
         self.model_id = model_id
 
     def forward(
@@ -49,14 +49,28 @@ class TrainingClient(AwaitableClient):
         loss_fn_config: Mapping[str, Any] | None = None,
         *,
         pooling: Pooling = "mean",
+        top_k: int | None = None,
     ) -> Future[ForwardBackwardOutput]:
         """Outputs at every position and the loss, without gradients: reference logprobs, evaluation.
 
-        `result().loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens.
+        `result().loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens. top_k, which may stand
+        in loss_fn_config: also `"top_k_indices"` [N, k], the likeliest next tokens at each position, and `"top_k_logprobs"` [N, k].
         """
         check_pooling(pooling)
-        datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
-        return self._calls.submit("forward", lambda: self._trainer.forward(datums, loss, pooling))
+        datums, (loss, k) = own_datums(data), loss_and_top_k(loss_fn, loss_fn_config, top_k)
+
+        def run() -> ForwardBackwardOutput:
+            return replace(self._trainer.forward(datums, loss, pooling, k), weights=self._weights)
+
+        return self._calls.submit("forward", run)
+
+    def forward_projection(self, data: Sequence[Any]) -> Future[ForwardBackwardOutput]:
+        """The projection head's numbers at every position, without gradients, such as a critic's values.
+
+        `result().loss_fn_outputs[i]["projection"]` is [N, P]. Raises ModelError without `projection_head_dim` or `value_head`.
+        """
+        datums, loss = own_datums(data), custom_loss(projections_only, "projection", ())
+        return self._calls.submit("forward_projection", lambda: self._trainer.forward(datums, loss, "mean"))
 
     def forward_backward(
         self,
@@ -80,28 +94,32 @@ class TrainingClient(AwaitableClient):
         data: Sequence[Any],
         loss_fn: Callable[..., Any],
         *,
-        output: Literal["logprobs", "embedding", "embeddings"] = "logprobs",
+        output: Output = "logprobs",
         pooling: Pooling = "mean",
+        precomputed_forward: ForwardBackwardOutput | None = None,
     ) -> Future[ForwardBackwardOutput]:
         """As `forward_backward`, for any Python function, at the same cost: one forward, one backward.
 
         loss_fn: `fn(data, logprobs_list) -> (scalar tensor, {"name": float})`, where logprobs_list[i] is a float32 CPU
-        tensor in the shape of datum i's target_tokens; with output="embedding" it is datum i's pooled embedding [d].
-        A registered function, a `Loss` or a mixture is taken too, and then says itself what it reads. Parameters that the
+        tensor in the shape of datum i's target_tokens. With output="embedding" it is datum i's pooled embedding [d], with
+        "cos_similarity_matrix" the cosines [datums] of it and each datum's, with "projection" the head's numbers [N, P].
+        precomputed_forward: a result of `forward` on the same data, whose logprobs the function is then handed; refused once
+        the weights have changed. A registered function, a `Loss` or a mixture is taken too, and then says itself what it reads. Parameters that the
         function holds get their gradients as from `loss.backward()`, if the call succeeds.
         """
         check_pooling(pooling)
-        if output not in OUTPUTS:
-            raise LossContractError(f"output={output!r} is none of {', '.join(map(repr, OUTPUTS))}")
         datums = own_datums(data)
-        loss: LossLike
-        if isinstance(loss_fn, LossLike) or is_registered(loss_fn):
-            loss = get_loss(loss_fn).copied()
-        else:
-            loss = Loss(spec_of_function(loss_fn, output=OUTPUTS[output]), {})
-        return self._calls.submit(
-            "forward_backward_custom", lambda: self._trainer.forward_backward(datums, loss, pooling)
-        )
+        loss = custom_loss(loss_fn, output, datums, precomputed_forward)
+        made_by = None if precomputed_forward is None else precomputed_forward.weights
+
+        def run() -> ForwardBackwardOutput:
+            if made_by not in (None, self._weights):
+                raise LossContractError(
+                    "precomputed_forward was made by other weights than these: run forward again after a step or a load"
+                )
+            return self._trainer.forward_backward(datums, loss, pooling)
+
+        return self._calls.submit("forward_backward_custom", run)
 
     def forward_backward_contrastive(
         self,
@@ -130,10 +148,8 @@ class TrainingClient(AwaitableClient):
         weight ("num_loss_tokens") or of datums that have one ("num_sequences"). Refused where an accumulated loss was a
         mean already. Raises OptimizerError or NonFiniteGradientError; then nothing has changed.
         """
-        params = _adam_params(adam_params)
-        return self._calls.submit(
-            "optim_step", lambda: self._trainer.optim_step(params, grad_accumulation_normalization)
-        )
+        params = as_adam_params(adam_params)
+        return self._changing("optim_step", lambda: self._trainer.optim_step(params, grad_accumulation_normalization))
 
     def discard_gradients(self) -> Future[None]:
         """Clear the gradient that has accumulated since the last step."""
@@ -150,17 +166,20 @@ class TrainingClient(AwaitableClient):
 
         Raises CheckpointError, having changed nothing, when it is damaged, of another model, or lacks the optimizer.
         """
-        place = Path(path).absolute()
-
-        def load() -> SaveStateResponse:
-            self._trainer.load_state(place, optimizer=optimizer)
-            return SaveStateResponse(str(place))
-
-        return self._calls.submit("load_state", load)
+        load = self._trainer.load_state
+        return self._changing("load_state", _at(path, lambda place: load(place, optimizer=optimizer)))
 
     def load_state_with_optimizer(self, path: str) -> Future[SaveStateResponse]:
         """As `load_state(path)`."""
         return self.load_state(path)
+
+    def load_adapter(self, adapter_path: str | Path) -> Future[SaveStateResponse]:
+        """Take the weights of an adapter folder that peft wrote, of this client's rank and layers; the optimizer starts anew.
+
+        A value head keeps its weights. Raises CheckpointError, having changed nothing, for another adapter, ModelError where all
+        weights are trained.
+        """
+        return self._changing("load_adapter", _at(adapter_path, self._trainer.load_adapter))
 
     def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
         """Save the weights alone; for a LoRA client also as an adapter folder that peft loads."""
@@ -211,25 +230,15 @@ class TrainingClient(AwaitableClient):
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
         """Write the LoRA adapter, and a value head, into a folder that `peft.PeftModel.from_pretrained` loads."""
-        folder = Path(directory).absolute()
-
-        def export() -> SaveStateResponse:
-            self._trainer.export_adapter(folder)
-            return SaveStateResponse(str(folder))
-
-        return self._calls.submit("export_adapter", export)
+        return self._calls.submit("export_adapter", _at(directory, self._trainer.export_adapter))
 
     def export_model(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> Future[SaveStateResponse]:
         """Write the whole model, adapters merged, as a folder that transformers loads; weights in `dtype` or their own."""
-        folder = Path(directory).absolute()
-
-        def export() -> SaveStateResponse:
-            self._trainer.export_model(folder, dtype=dtype)
-            return SaveStateResponse(str(folder))
-
-        return self._calls.submit("export_model", export)
+        export = self._trainer.export_model
+        return self._calls.submit("export_model", _at(directory, lambda folder: export(folder, dtype=dtype)))
 
     forward_async = queued(forward)
+    forward_projection_async = queued(forward_projection)
     forward_backward_async = queued(forward_backward)
     forward_backward_custom_async = queued(forward_backward_custom)
     forward_backward_contrastive_async = queued(forward_backward_contrastive)
@@ -238,6 +247,7 @@ class TrainingClient(AwaitableClient):
     save_state_async = queued(save_state)
     load_state_async = queued(load_state)
     load_state_with_optimizer_async = queued(load_state_with_optimizer)
+    load_adapter_async = queued(load_adapter)
     save_weights_for_sampler_async = queued(save_weights_for_sampler)
     save_weights_and_get_sampling_client_async = in_thread(save_weights_and_get_sampling_client)
     snapshot_async = queued(snapshot)
@@ -248,6 +258,16 @@ class TrainingClient(AwaitableClient):
     how_it_runs_async = queued(how_it_runs)
     export_adapter_async = queued(export_adapter)
     export_model_async = queued(export_model)
+
+    def _changing(self, label: str, call: Callable[[], T]) -> Future[T]:
+        """Queue a call that changes the weights."""
+
+        def run() -> T:
+            result = call()
+            self._weights = secrets.token_hex(8)
+            return result
+
+        return self._calls.submit(label, run)
 
     @property
     def local(self) -> ModelTrainer:
@@ -261,11 +281,12 @@ def _saved(path: Path) -> SaveStateResponse:
     return SaveStateResponse(str(path))
 
 
-def _adam_params(params: AdamParams | Any) -> AdamParams:
-    """A copy of our AdamParams, or of another SDK's by structure."""
-    try:
-        return AdamParams(**{name: getattr(params, name) for name in AdamParams.__dataclass_fields__})
-    except AttributeError as error:
-        raise OptimizerError(
-            f"optim_step takes AdamParams(learning_rate=...), got {type(params).__name__}: {error}"
-        ) from None
+def _at(path: str | Path, call: Callable[[Path], None]) -> Callable[[], SaveStateResponse]:
+    """A call with a place on disk, wherever the process goes before the call's turn comes."""
+    place = Path(path).absolute()
+
+    def run() -> SaveStateResponse:
+        call(place)
+        return SaveStateResponse(str(place))
+
+    return run

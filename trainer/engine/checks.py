@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ...datums.errors import MissingInput, ModelError, TokenRangeError, did_you_mean
+from ...datums.errors import MissingInput, ModelError, ShapeError, TokenRangeError, did_you_mean
 from ...datums.types import Datum
 from ...losses.batch.checks import locate
 from ..model.model import LoadedModel
-from ..model.value_head import no_value_head
+from ..model.value_head import check_value_head
 from ..routing.routers import check_routing, decoded_routes
 from .settings import EngineSettings
 
@@ -19,8 +19,10 @@ Pooling = Literal["mean", "last", "cls"]
 
 #: Outputs that come from the head's logits.
 HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
+#: The likeliest tokens at each position, which come from there too.
+TOP_OUTPUTS = ("topk_tokens", "topk_logprobs")
 #: Outputs with one row per active position; embeddings have one per datum.
-TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values")
+TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values", "projection", *TOP_OUTPUTS)
 
 
 def check_pooling(pooling: str) -> None:
@@ -28,6 +30,14 @@ def check_pooling(pooling: str) -> None:
     if pooling not in get_args(Pooling):
         known = ", ".join(map(repr, get_args(Pooling)))
         raise ModelError(f"pooling is one of {known}, not {pooling!r}.{did_you_mean(str(pooling), get_args(Pooling))}")
+
+
+def check_top_k(model: LoadedModel, top_k: int, names: Sequence[str]) -> None:
+    """Raise ShapeError unless `top_k` is 1 to the size of the vocabulary, ModelError beside outputs that are not logprobs."""
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= model.vocab_size:
+        raise ShapeError(f"top_k must be 1 to {model.vocab_size}, the size of {model.name}'s vocabulary, not {top_k!r}")
+    if "logprobs" not in names:
+        raise ModelError(f"top_k goes with a loss over logprobs, and this one reads {', '.join(names)}")
 
 
 def check_ranks(model: LoadedModel, settings: EngineSettings) -> None:
@@ -77,8 +87,7 @@ def checked_routes(model: LoadedModel, datums: Sequence[Datum], settings: Engine
 
 
 def _check_outputs(model: LoadedModel, datums: Sequence[Datum], names: Sequence[str]) -> None:
-    if "values" in names and model.value_head is None:
-        raise no_value_head(model)
+    check_value_head(model, names)
     if not any(name in HEAD_OUTPUTS for name in names):
         return
     if model.kind != "decoder":

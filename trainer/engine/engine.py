@@ -30,7 +30,7 @@ from ..model.weights.narrow import casts_once
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..sharding.gradients import sum_gradients
-from .checks import TOKEN_OUTPUTS, Pooling, check_ranks, checked_tokens
+from .checks import TOKEN_OUTPUTS, TOP_OUTPUTS, Pooling, check_ranks, check_top_k, checked_tokens
 from .elsewhere import KeptOutputs
 from .gradients import OwnGradients
 from .group_report import GroupReport, Valued, differentiated, valued
@@ -66,15 +66,20 @@ class Engine:
             batching=choose_batching(model, settings.batching),
         )
 
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean") -> ForwardBackwardOutput:
+    def forward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean", top_k: int | None = None
+    ) -> ForwardBackwardOutput:
         """The loss and the model's outputs at every position, without gradients; changes no gradient and no random state.
 
-        Where the model gives NaN, the loss is NaN with a warning that names the datum, and all outputs are returned.
+        top_k: also return the likeliest tokens and their logprobs at every position. Where the model gives NaN, the loss is NaN with a warning that names the datum, and all outputs are returned.
         """
         self.drop_kept()
         with self.model.ranks.agree():
             bound, sequences = self._check(datums, loss, everywhere=True)
-        batches, together = self._plan(loss, bound, sequences, pooling, everywhere=True), loss.couples == "batch"
+            if top_k is not None:
+                check_top_k(self.model, top_k, bound.outputs)
+        batches = self._plan(loss, bound, sequences, pooling, everywhere=True, top_k=top_k or 0)
+        together = loss.couples == "batch"
         held, seen, collected = HeldBack(self.model.ranks), None, Collected()
         with (
             self._naming_rank(),
@@ -244,9 +249,16 @@ class Engine:
         return bound, checked_tokens(self.model, datums, bound.outputs)
 
     def _plan(
-        self, loss: LossLike, bound: BoundLoss, sequences: Sequence[np.ndarray], pooling: Pooling, *, everywhere: bool
+        self,
+        loss: LossLike,
+        bound: BoundLoss,
+        sequences: Sequence[np.ndarray],
+        pooling: Pooling,
+        *,
+        everywhere: bool,
+        top_k: int = 0,
     ) -> MicroBatches:
-        names = bound.outputs
+        names = (*bound.outputs, *(TOP_OUTPUTS if top_k else ()))
         reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in names)
         return MicroBatches.plan(
             self.model,
@@ -257,6 +269,7 @@ class Engine:
             couples=loss.couples,
             pooling=pooling,
             settings=self.settings,
+            top_k=top_k,
         )
 
     def _check_own(self, bound: BoundLoss, parameters: Sequence[Tensor]) -> None:

@@ -16,9 +16,9 @@ from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
 from ..head.logprobs import in_autocast_precision, linear_logprobs
 from ..model.model import LoadedModel
-from ..model.value_head import values_of
+from ..model.value_head import projection_of, values_of
 from ..packing.hidden import hidden_states
-from .checks import HEAD_OUTPUTS, Pooling
+from .checks import HEAD_OUTPUTS, TOP_OUTPUTS, Pooling
 from .settings import EngineSettings
 
 
@@ -34,6 +34,7 @@ def model_outputs(
     known_gradient: Tensor | None = None,
     forwards: int = 1,
     routes: Sequence[np.ndarray] | None = None,
+    top_k: int = 0,
 ) -> Outputs:
     """The outputs `names` of some datums, with their graph unless gradients are off.
 
@@ -43,6 +44,7 @@ def model_outputs(
     known_gradient  d loss / d logprobs at `rows`, for a loss that is linear in them
     forwards        run so many at least, as other ranks do; see `hidden_states`
     routes          to which experts each datum's tokens are sent, where that is not the model's choice; see `hidden_states`
+    top_k           how many of the likeliest tokens, where `names` has these
     """
     outputs = Outputs()
     lengths = [len(sequence) for sequence in sequences]
@@ -55,6 +57,8 @@ def model_outputs(
     hidden, outputs.embeddings = _hidden_and_pooled(model, sequences, settings, rows, beside, pooled, forwards, routes)
     if "values" in names:
         outputs.values = values_of(model, hidden)
+    if "projection" in names:
+        outputs.projection = projection_of(model, hidden)
     if not wants_head:
         return outputs
     head_outputs = linear_logprobs(
@@ -63,12 +67,13 @@ def model_outputs(
         entropy="entropy" in names,
         mean_logprobs="mean_logprobs" in names,
         known_gradient=known_gradient,
+        topk=top_k,
         head_strategy=settings.head_strategy,
         head_memory=settings.head_memory,
         head_backend=settings.head_backend,
     )
     model.head_choice = f"{head_outputs.strategy}, {head_outputs.backend}"
-    for name in HEAD_OUTPUTS:
+    for name in (*HEAD_OUTPUTS, *TOP_OUTPUTS):
         setattr(outputs, name, getattr(head_outputs, name))
     return outputs
 

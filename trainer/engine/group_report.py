@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import NonFiniteLossInput
-from ...losses.batch.outputs import Outputs
+from ...losses.batch.outputs import ALL_OUTPUTS, Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
-from ...losses.spec.spec import OUTPUT_NAMES
 from ...losses.stats import Stat
 from ..transfer import Report, to_host
 from .gradients import LossGradients, loss_gradients
@@ -84,7 +83,7 @@ class GroupReport:
     def read(self) -> Arrived:
         """The numbers, awaited here. Raises what is wrong with them: outputs first, then what they led to."""
         numbers = self._report.read()
-        outputs = {name: numbers[f"output {name}"] for name in OUTPUT_NAMES if f"output {name}" in numbers}
+        outputs = {name: numbers[f"output {name}"] for name in ALL_OUTPUTS if f"output {name}" in numbers}
         arrived = self.group.check(outputs, self._active)
         if self._gradients is not None:
             self._gradients.check(numbers, arrived)
@@ -148,7 +147,7 @@ class Arrived:
         moved = np.zeros(len(lengths), dtype=bool)
         owner = np.repeat(np.arange(len(lengths)), lengths)
         owner = owner if self.outputs.active is None else owner[self.outputs.active.numpy()]
-        for name in OUTPUT_NAMES:
+        for name in ALL_OUTPUTS:
             if (gradient := self.numbers.get(f"gradient {name}")) is not None:
                 rows = gradient.numpy() != 0
                 moved[rows if name == "embeddings" else owner[rows]] = True
@@ -157,4 +156,4 @@ class Arrived:
 
 def tensors_of(outputs: Outputs) -> dict[str, Tensor]:
     """The outputs that there are, by name."""
-    return {name: values for name in OUTPUT_NAMES if (values := getattr(outputs, name)) is not None}
+    return {name: values for name in ALL_OUTPUTS if (values := getattr(outputs, name)) is not None}

@@ -45,6 +45,7 @@ class MicroBatches:
     shares     for each rank (each place, of mates), the datum indices of its micro-batches: as many for each, [] where one has
                nothing to do
     forwards   how many forwards each micro-batch takes at least, so that it takes as many on every rank
+    top_k      how many of the likeliest tokens are among the outputs
     routes     for each datum, to which experts its tokens are sent: [length, layers, k]; None: the model chooses
     """
 
@@ -57,6 +58,7 @@ class MicroBatches:
     shares: list[Cuts]
     forwards: int = 1
     routes: Sequence[np.ndarray] | None = None
+    top_k: int = 0
 
     @classmethod
     def plan(
@@ -70,6 +72,7 @@ class MicroBatches:
         couples: str,
         pooling: Pooling,
         settings: EngineSettings,
+        top_k: int = 0,
     ) -> MicroBatches:
         """Cut a call's datums, alike on every rank. sequences: all tokens of each. names: the outputs to compute.
 
@@ -101,7 +104,9 @@ class MicroBatches:
         masks = [computed[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
-        return cls(model, datums, pooling, settings, sequences, OutputRows(names, masks), shares, forwards, routes)
+        return cls(
+            model, datums, pooling, settings, sequences, OutputRows(names, masks), shares, forwards, routes, top_k
+        )
 
     @cached_property
     def cuts(self) -> Cuts:
@@ -153,6 +158,7 @@ class MicroBatches:
                 known_gradient=known_gradient,
                 forwards=self.forwards,
                 routes=[self.routes[i] for i in cut] if self.routes and cut else None,
+                top_k=self.top_k,
             )
             if not cut and outputs.embeddings is not None:
                 outputs.embeddings = outputs.embeddings[:0]

@@ -22,6 +22,9 @@ from ..responses import ForwardBackwardOutput
 from .checks import TOKEN_OUTPUTS
 from .group_report import Arrived
 
+#: Outputs that are returned under the names that the Fireworks API gives them.
+RETURNED_AS = {"topk_tokens": "top_k_indices", "topk_logprobs": "top_k_logprobs"}
+
 
 @dataclass
 class Collected:
@@ -57,13 +60,16 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
         values: Tensor | None = getattr(outputs, name)
         if values is None:
             continue
-        array, start = values.float().numpy(), 0
+        array, start = (values if name == "topk_tokens" else values.float()).numpy(), 0
         if outputs.active is not None:
-            full = np.zeros((len(outputs.active), *array.shape[1:]), dtype=np.float32)
+            full = np.zeros((len(outputs.active), *array.shape[1:]), dtype=array.dtype)
             full[outputs.active.numpy()] = array
             array = full
         for result, datum, end in zip(results, datums, ends, strict=True):
-            result[name] = TensorData.view(_as_targets(array[start:end], datum))
+            rows = array[start:end]
+            result[RETURNED_AS.get(name, name)] = TensorData.view(
+                _as_targets(rows, datum) if name == "logprobs" else rows
+            )
             start = end
     if outputs.embeddings is not None:
         for result, row in zip(results, outputs.embeddings.float().numpy(), strict=True):

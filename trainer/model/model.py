@@ -45,6 +45,7 @@ class LoadedModel:
     moment            refers to what snapshots share of the parameters as they are now; None where nothing shares them
     ranks             the processes that train it together; a single one unless it is sharded
     root              the module that holds all sharded parameters, and whose forward gathers them; None where none are
+    length_limit      the longest sequence in tokens that it is given, where that is set below the architecture's; see `limit_length`
     routers           the modules that choose experts, once `routing` was tried
     routes            to which experts the forward that runs now sends tokens; None for those that the routers choose
 
@@ -68,6 +69,7 @@ class LoadedModel:
     moment: Callable[[], Any] | None = field(default=None, repr=False)
     ranks: Ranks = ALONE
     root: nn.Module | None = field(default=None, repr=False)
+    length_limit: int | None = None
     routers: Any = field(default=None, repr=False)
     routes: Tensor | None = field(default=None, repr=False)
 
@@ -186,13 +188,28 @@ class LoadedModel:
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence in tokens, None when the architecture sets no limit."""
+        """The longest sequence in tokens, None when neither the architecture nor `limit_length` sets a limit."""
+        if self.length_limit is not None:
+            return self.length_limit
         limit = getattr(self._transformer.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and limit < 1:  # XLNet says -1 for none
             limit = None
         if self.kind == "encoder" and limit is not None:  # RoBERTa's positions begin at 2; its tokenizer knows
             limit = min(limit, int(getattr(self.tokenizer, "model_max_length", limit)))
         return limit
+
+    def limit_length(self, tokens: int) -> None:
+        """Read no longer sequences than this. Raises ModelError where the architecture reads fewer, or for fewer than 1."""
+        most = self.max_length
+        if (
+            isinstance(tokens, bool)
+            or not isinstance(tokens, int)
+            or tokens < 1
+            or (most is not None and tokens > most)
+        ):
+            upper = "" if most is None else f" to {most}, which {self.name} reads at most"
+            raise ModelError(f"max_context_length is a number of tokens, 1{upper or ' or more'}, not {tokens!r}")
+        self.length_limit = tokens
 
     @property
     def end_tokens(self) -> frozenset[int]:

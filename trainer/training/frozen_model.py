@@ -60,11 +60,13 @@ class FrozenModel:
         """The model's transformers tokenizer."""
         return self.model.tokenizer
 
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+    ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss."""
         engine = self.engine
         with self.snapshot.applied():
-            return engine.forward(datums, loss, pooling)
+            return engine.forward(datums, loss, pooling, top_k)
 
     def top_logprobs(self, datums: Sequence[Datum], k: int) -> list[TopLogprobs]:
         """The k likeliest next tokens at every position whose weight is not 0."""

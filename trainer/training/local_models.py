@@ -58,14 +58,14 @@ class LocalModels:
         if self.settings.deterministic:
             prepare_determinism(self.device)
 
-    def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> ModelTrainer:
+    def adapters(self, base_model: str, *, value_head: int, max_length: int | None = None, **lora: Any) -> ModelTrainer:
         """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
         self.check_adapters()
-        return self._trainer(add_lora(self._load(base_model), **lora), value_head=value_head)
+        return self._trainer(add_lora(self._load(base_model), **lora), value_head, max_length)
 
-    def all_weights(self, base_model: str, *, value_head: bool) -> ModelTrainer:
+    def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> ModelTrainer:
         """All weights of a model."""
-        return self._trainer(self._load(base_model).train_all_weights(), value_head=value_head)
+        return self._trainer(self._load(base_model).train_all_weights(), value_head, max_length)
 
     def like(self, path: str, *, base_model: str | None) -> ModelTrainer:
         """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
@@ -99,9 +99,11 @@ class LocalModels:
         )
         return FrozenModel(snapshot, self.settings)
 
-    def _trainer(self, model: LoadedModel, *, value_head: bool) -> ModelTrainer:
+    def _trainer(self, model: LoadedModel, value_head: int, max_length: int | None) -> ModelTrainer:
         if value_head:
-            add_value_head(model)
+            add_value_head(model, int(value_head))
+        if max_length is not None:
+            model.limit_length(max_length)
         return ModelTrainer(self._sharded(model), self.settings)
 
     def _sharded(self, model: LoadedModel) -> LoadedModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...datums.errors import OptimizerError
+from ...datums.errors import ModelError, OptimizerError
 from ...datums.types import AdamParams, Datum
 from ...losses.loss.loss import LossLike
 from ..checkpoint.state import load_training, save_training, save_weights
@@ -17,7 +17,7 @@ from ..engine.checks import Pooling
 from ..engine.engine import Engine
 from ..engine.settings import EngineSettings
 from ..model.export import export_model, export_value_head
-from ..model.lora.lora import export_adapter
+from ..model.lora.lora import export_adapter, load_adapter_into
 from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..optim.adamw import AdamW
@@ -62,9 +62,11 @@ class ModelTrainer:
         """The model's transformers tokenizer."""
         return self.model.tokenizer
 
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+    ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
-        return self.engine.forward(datums, loss, pooling)
+        return self.engine.forward(datums, loss, pooling, top_k)
 
     def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
         """Add a loss's gradient to the accumulated one."""
@@ -105,6 +107,16 @@ class ModelTrainer:
         self.accumulated = Accumulated(**accumulated)
         if not optimizer:  # moments of other weights would lead the first steps astray
             self.optimizer = AdamW(self.model.trainable(), self.model.ranks)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take the weights of an adapter that peft wrote; a fresh optimizer goes on from them."""
+        if self.model.lora is None:
+            raise ModelError(f"all weights of {self.model.name} are trained, so no adapter fits it: choose a LoRA rank")
+        with self.model.ranks.agree():
+            self.model.before_writing()
+            load_adapter_into(self.model, folder)
+        self.discard_gradients()
+        self.optimizer = AdamW(self.model.trainable(), self.model.ranks)
 
     def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
         """Write the weights alone; returns the checkpoint's folder."""

@@ -24,7 +24,9 @@ OnProgress = Callable[[Progress], None]
 class Frozen(Protocol):
     """A model's weights at one moment. Methods do what those of `SamplingClient` and `ReferenceClient` say, at once."""
 
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+    ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss."""
         ...
 
@@ -85,7 +87,9 @@ class Frozen(Protocol):
 class Trainer(Protocol):
     """One model in training. Methods do what those of `TrainingClient` say, at once; a failed one changes nothing."""
 
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+    ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
         ...
 
@@ -107,6 +111,10 @@ class Trainer(Protocol):
 
     def load_state(self, path: Path, *, optimizer: bool) -> None:
         """Take a checkpoint's state, or its weights alone."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take the weights of an adapter that peft wrote."""
         ...
 
     def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
@@ -151,11 +159,14 @@ class Trainer(Protocol):
 class Models(Protocol):
     """Where a service's models live. Raises ModelError and CheckpointError as `ServiceClient` says."""
 
-    def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> Trainer:
-        """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
+    def adapters(self, base_model: str, *, value_head: int, max_length: int | None = None, **lora: Any) -> Trainer:
+        """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`.
+
+        value_head: how many numbers a value head gives; 0 (or False) for none. max_length: the longest sequence in tokens.
+        """
         ...
 
-    def all_weights(self, base_model: str, *, value_head: bool) -> Trainer:
+    def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> Trainer:
         """All weights of a model."""
         ...
 

@@ -68,11 +68,15 @@ class OnWorkers:
         """Rows of the output head."""
         return self._facts.vocab_size
 
-    def forward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+    ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
         sent, flat = self._sent(loss), FlatDatums.of(datums)
         if sent is not None:
-            return merged(self._call("forward", flat, sent, pooling))
+            return merged(self._call("forward", flat, sent, pooling, top_k))
+        if top_k is not None:
+            raise ModelError("top_k goes with a registered loss, which workers know: a function is computed here")
         here = LossElsewhere(datums, loss)
         return here.valued(self._call("forward_kept", flat, here.names, None, pooling, False))
 

@@ -41,15 +41,15 @@ class WorkersModels:
         self._workers = Workers(make_group)
         self._apart = apart
 
-    def adapters(self, base_model: str, *, value_head: bool, **lora: Any) -> WorkersTrainer:
+    def adapters(self, base_model: str, *, value_head: int, **lora: Any) -> WorkersTrainer:
         """Low-rank adapters on frozen weights. Without a seed one is drawn here, so that all ranks begin alike."""
         self._local.check_adapters()
         lora["seed"] = secrets.randbits(31) if lora.get("seed") is None else lora["seed"]
         return self._trainer("adapters", base_model=base_model, value_head=value_head, **lora)
 
-    def all_weights(self, base_model: str, *, value_head: bool) -> WorkersTrainer:
+    def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> WorkersTrainer:
         """All weights of a model."""
-        return self._trainer("all_weights", base_model=base_model, value_head=value_head)
+        return self._trainer("all_weights", base_model=base_model, value_head=value_head, max_length=max_length)
 
     def like(self, path: str, *, base_model: str | None) -> WorkersTrainer:
         """A model in training like the one that a checkpoint was saved from, of fresh weights."""
@@ -133,6 +133,10 @@ class WorkersTrainer(OnWorkers):
             self._workers.forget(group, number)
             raise
         self._take(group, number, facts)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take the weights of an adapter that peft wrote."""
+        self._plain("load_adapter", folder)
 
     def save_weights(self, root: Path, name: str, *, overwrite: bool) -> Path:
         """Write the weights alone; returns the checkpoint's folder."""

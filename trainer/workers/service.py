@@ -34,7 +34,16 @@ CALLS = (
 )
 #: Methods of models whose arguments and results travel as they are.
 PLAIN = (
-    *("optim_step", "discard_gradients", "save_state", "load_state", "save_weights", "export_adapter", "export_model"),
+    *(
+        "optim_step",
+        "discard_gradients",
+        "save_state",
+        "load_state",
+        "load_adapter",
+        "save_weights",
+        "export_adapter",
+        "export_model",
+    ),
     *("count", "info", "how_it_runs", "logprobs", "fingerprint"),
 )
 
@@ -94,9 +103,11 @@ class RankService:
         for number in numbers:
             self._held.pop(number, None)
 
-    def forward(self, number: int, datums: FlatDatums, loss: SentLoss, pooling: Pooling) -> SentOutput:
+    def forward(
+        self, number: int, datums: FlatDatums, loss: SentLoss, pooling: Pooling, top_k: int | None
+    ) -> SentOutput:
         """Of a trainer or a frozen model."""
-        return SentOutput.of(self._held[number].forward(datums.datums(), loss.received(), pooling))
+        return SentOutput.of(self._held[number].forward(datums.datums(), loss.received(), pooling, top_k))
 
     def forward_backward(self, number: int, datums: FlatDatums, loss: SentLoss, pooling: Pooling) -> SentOutput:
         """Of a trainer."""
