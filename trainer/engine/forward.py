@@ -14,7 +14,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
 from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
-from ..head.logprobs import in_autocast_precision, linear_logprobs
+from ..head.logprobs import HeadOutputs, in_autocast_precision, linear_logprobs
 from ..model.model import LoadedModel
 from ..model.value_head import projection_of, values_of
 from ..packing.hidden import hidden_states
@@ -59,11 +59,26 @@ def model_outputs(
         outputs.values = values_of(model, hidden)
     if "projection" in names:
         outputs.projection = projection_of(model, hidden)
-    if not wants_head:
-        return outputs
-    head_outputs = linear_logprobs(
+    if wants_head:
+        of_head = _head_outputs(model, hidden, beside["targets"], names, settings, known_gradient, top_k)
+        for name in (*HEAD_OUTPUTS, *TOP_OUTPUTS):
+            setattr(outputs, name, getattr(of_head, name))
+    return outputs
+
+
+def _head_outputs(
+    model: LoadedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    names: Sequence[str],
+    settings: EngineSettings,
+    known_gradient: Tensor | None,
+    top_k: int,
+) -> HeadOutputs:
+    """What the head makes of hidden states, as `linear_logprobs` gives it."""
+    outputs = linear_logprobs(
         *in_autocast_precision(hidden, model.head()),
-        beside["targets"],
+        targets,
         entropy="entropy" in names,
         mean_logprobs="mean_logprobs" in names,
         known_gradient=known_gradient,
@@ -72,9 +87,7 @@ def model_outputs(
         head_memory=settings.head_memory,
         head_backend=settings.head_backend,
     )
-    model.head_choice = f"{head_outputs.strategy}, {head_outputs.backend}"
-    for name in (*HEAD_OUTPUTS, *TOP_OUTPUTS):
-        setattr(outputs, name, getattr(head_outputs, name))
+    model.head_choice = f"{outputs.strategy}, {outputs.backend}"
     return outputs
 
 

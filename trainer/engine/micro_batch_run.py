@@ -100,8 +100,7 @@ class MicroBatches:
         if couples == "batch" and len(shares[0]) > 1:  # the graphs of all micro-batches are held together
             memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
             settings = replace(settings, head_memory=memory // len(shares[0]))
-        ends = np.cumsum(lengths)
-        masks = [computed[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
+        masks = np.split(computed, np.cumsum(lengths)[:-1])
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
         return cls(
