@@ -193,4 +193,5 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
 
 def mean_update(updates: Sequence[OptimStepResponse]) -> OptimStepResponse:
     """The optimizer's numbers, each averaged over a step's updates."""
-    return OptimStepResponse({key: float(np.mean([one.metrics[key] for one in updates])) for key in updates[0].metrics})
+    means = {key: float(np.mean([one.metrics[key] for one in updates])) for key in updates[0].metrics}
+    return OptimStepResponse(means, updates[-1].step, float(np.mean([one.learning_rate for one in updates])))

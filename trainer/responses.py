@@ -44,9 +44,16 @@ def merge_outputs(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOu
 
 @dataclass(frozen=True)
 class OptimStepResponse:
-    """metrics: `grad_norm` before clipping, `learning_rate`, `step`, `normalizer` and others."""
+    """What a step did.
+
+    metrics        `grad_norm` before clipping, `normalizer` and others: numbers to log beside those of the losses
+    step           how many steps the optimizer has taken, this one included; 0 where nobody counts
+    learning_rate  of this step
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)

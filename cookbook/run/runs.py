@@ -136,8 +136,9 @@ class Run:
         shown: Sequence[str] = ("loss", "grad_norm"),
     ) -> None:
         """Log and show a step: `loss`, the metrics of the loss and the optimizer, `more`, and tokens per second."""
-        metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **update.metrics, **(more or {})}
-        del metrics["loss:sum"], metrics["step"]
+        of_update = {**update.metrics, "learning_rate": update.learning_rate}
+        metrics = {"loss": output.metrics["loss:sum"], **output.metrics, **of_update, **(more or {})}
+        del metrics["loss:sum"]
         chosen = {name: metrics[name] for name in shown if name in metrics}
         display.step(step, sum(datum.model_input.length for datum in batch), chosen)
         self.log(step, {**metrics, "tokens_per_second": display.tokens_per_second})

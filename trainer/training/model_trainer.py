@@ -89,7 +89,7 @@ class ModelTrainer:
         metrics["normalizer"] = divisor
         metrics["accumulated_calls"] = float(self.accumulated.calls)
         self.accumulated = Accumulated()
-        return OptimStepResponse(metrics)
+        return OptimStepResponse(metrics, int(metrics.pop("step")), metrics.pop("learning_rate"))
 
     def discard_gradients(self) -> None:
         """Clear the accumulated gradient."""

@@ -269,8 +269,8 @@ def test_calls_run_in_the_order_in_which_they_were_made(training: TrainingClient
     for seed in range(3):
         futures.append(training.forward_backward(make_datums(2, seed=seed), "cross_entropy"))
         futures.append(training.optim_step(PARAMS))
-    steps = [future.result().metrics["step"] for future in futures[1::2]]
-    assert steps == [1.0, 2.0, 3.0]
+    steps = [future.result().step for future in futures[1::2]]
+    assert steps == [1, 2, 3]
 
 
 def test_results_can_be_awaited(training: TrainingClient, make_datums: MakeDatums) -> None:
@@ -292,7 +292,8 @@ def test_a_step_reports_what_it_did(training: TrainingClient, make_datums: MakeD
     metrics = step.result().metrics
     assert metrics["accumulated_calls"] == 2
     assert metrics["normalizer"] == 2 * tokens
-    assert metrics["learning_rate"] == 2e-3
+    assert (step.result().step, step.result().learning_rate) == (1, 2e-3)
+    assert not metrics.keys() & {"step", "learning_rate"}, "programs merge metrics into their own of these names"
     assert metrics["grad_norm"] > metrics["grad_norm_clipped"] == pytest.approx(1e-3)
 
 
