@@ -74,9 +74,18 @@ def load_weights(session: Session, model_path: str | None, base_model: str | Non
         raise CheckpointError(
             f"{model_path} was exported for other programs: sample from what save_weights_for_sampler or save_state wrote"
         )
+    kept = _kept.get(model_path)
+    if kept is not None and base_model in (None, kept.base_model):
+        return kept
     client = session.service.create_sampling_client(model_path=str(stored.folder), base_model=given)
     name = base_model_of(stored) if base_model is None else base_model
-    return Weights(name, client, model_path)
+    return Weights(name, client, model_path if stored.run is not None else str(stored.folder))
+
+
+def kept_weights(weights: Weights) -> Weights:
+    """The same, to be sampled from in place of loading its checkpoint, for as long as it lives."""
+    _kept[str(weights.model_path)] = weights
+    return weights
 
 
 def base_model_of(stored: Stored) -> str:
@@ -232,8 +241,10 @@ class Handle(BaseModel):
     model_path: str | None
 
 
-#: The weights of the samplers of this process, by the samplers' ids; and base models, by what was loaded.
+#: The weights of the samplers of this process, by the samplers' ids; of checkpoints that are in memory too, by their paths; and
+#: of base models, by what was loaded.
 _live: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
+_kept: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
 _bases: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
 
 

@@ -15,13 +15,12 @@ from ...trainer import responses
 from ...trainer.checkpoint.folder import check_name
 from ...trainer.clients import training as lossbook
 from ...trainer.clients.awaitable import queued
-from ...trainer.clients.futures import Future
 from ...trainer.training.protocol import Trainer
 from .custom_loss import LossHandle
 from .futures import APIFuture, CallFuture
 from .losses import check_inputs, check_stand_in, loss_of
 from .process import ClientFuture, Session, answered
-from .sampling import BackcompatSamplingClientFuture, SamplingClient, Weights, as_text, sampler_of
+from .sampling import BackcompatSamplingClientFuture, SamplingClient, Weights, as_text, kept_weights, sampler_of
 from .store.names import Kind, run_folder
 from .types import (
     AdamParams,
@@ -55,7 +54,9 @@ class TrainingClient:
         self._session = session
         self._client = client
         self._info = info
+        self._base_model = str(info.model_data.model_name)
         self._inflight: Weights | None = None
+        self._latest: Weights | None = None
 
     def forward(
         self, data: list[Datum], loss_fn: LossFnType | str, loss_fn_config: Config | None = None
@@ -130,21 +131,28 @@ class TrainingClient:
             trainer.save_state(place.parent, place.name, overwrite=False)
 
         options: dict[str, Any] = {"ttl_seconds": ttl_seconds, "overwrite": overwrite, "user_metadata": user_metadata}
-        return CallFuture(
-            self._saved("save_state", "weights", name, write, options), lambda path: SaveWeightsResponse(path=path)
-        )
+        path, save = self._saving("weights", name, write, options)
+        return CallFuture(self._client.in_turn("save_state", save), lambda _: SaveWeightsResponse(path=path))
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
     ) -> APIFuture[SaveWeightsForSamplerResponse]:
-        """Save the weights alone, for `create_sampling_client`. Their names are apart from those of `save_state`."""
+        """Save the weights alone, for `create_sampling_client`. Their names are apart from those of `save_state`.
+
+        The latest ones stay in memory too, so that a sampler of them needs no second copy of the base model.
+        """
 
         def write(trainer: Trainer, place: Path) -> None:
             trainer.save_weights(place.parent, place.name, overwrite=False)
 
         options: dict[str, Any] = {"ttl_seconds": ttl_seconds, "user_metadata": user_metadata}
-        saved = self._saved("save_weights_for_sampler", "sampler_weights", name, write, options)
-        return CallFuture(saved, lambda path: SaveWeightsForSamplerResponse(path=path))
+        path, save = self._saving("sampler_weights", name, write, options)
+
+        def saved(client: Any) -> SaveWeightsForSamplerResponse:
+            self._latest = kept_weights(Weights(self._base_model, client, path))
+            return SaveWeightsForSamplerResponse(path=path)
+
+        return CallFuture(self._client.snapshot(save), saved)
 
     def save_weights_external(
         self, name: str, ttl_seconds: int | None = None, age_encryption_recipients: list[str] | None = None
@@ -154,12 +162,11 @@ class TrainingClient:
             raise ModelError(
                 "age_encryption_recipients: nothing is encrypted here; run `age` on the folder that this call writes"
             )
-
-        def write(trainer: Trainer, place: Path) -> None:
-            trainer.export_adapter(place)
-
-        saved = self._saved("save_weights_external", "external_weights", name, write, {"ttl_seconds": ttl_seconds})
-        return CallFuture(saved, lambda path: SaveWeightsExternalResponse(path=path))
+        options = {"ttl_seconds": ttl_seconds}
+        path, save = self._saving("external_weights", name, lambda trainer, to: trainer.export_adapter(to), options)
+        return CallFuture(
+            self._client.in_turn("save_weights_external", save), lambda _: SaveWeightsExternalResponse(path=path)
+        )
 
     def load_state(self, path: str, weights_access_token: str | None = None) -> APIFuture[LoadWeightsResponse]:
         """Take the weights of a `save_state` checkpoint; the optimizer begins anew. No token is needed: it is a folder here."""
@@ -201,10 +208,8 @@ class TrainingClient:
             check_stand_in(self._session.settings.stable_reinforce)
 
         def made(client: Any) -> SamplingClient:
-            weights = Weights(str(self._info.model_data.model_name), client, run_id=self.model_id)
-            if kind == "inflight":
-                weights = self._published(weights)
-            return SamplingClient(self._session, weights)
+            weights = Weights(self._base_model, client, run_id=self.model_id)
+            return SamplingClient(self._session, self._published(weights) if kind == "inflight" else weights)
 
         return BackcompatSamplingClientFuture(CallFuture(self._client.snapshot(), made))
 
@@ -249,20 +254,18 @@ class TrainingClient:
             as_text(datum.model_input, f"datum {i} of {len(data)}")
         return list(data)
 
-    def _saved(
-        self, label: str, kind: Kind, name: str, write: Callable[[Trainer, Path], None], options: Mapping[str, Any]
-    ) -> Future[str]:
-        """Write a checkpoint and its record when the call's turn comes; the future is of its path."""
+    def _saving(
+        self, kind: Kind, name: str, write: Callable[[Trainer, Path], None], options: Mapping[str, Any]
+    ) -> tuple[str, Callable[[Trainer], None]]:
+        """A checkpoint's path, and the call that writes it with its record."""
         store, run_id = self._session.store, self.model_id
-        path = store.path_of(run_id, kind, check_name(name))
 
-        def save(trainer: Trainer) -> str:
+        def save(trainer: Trainer) -> None:
             with store.saving(run_id, kind, name, **options) as place:
                 write(trainer, place)
             store.note_use(run_id)
-            return path
 
-        return self._client.in_turn(label, save)
+        return store.path_of(run_id, kind, check_name(name)), save
 
     def _loaded(self, label: str, path: str, *, optimizer: bool) -> APIFuture[LoadWeightsResponse]:
         store = self._session.store
@@ -291,6 +294,5 @@ def _output(output: responses.ForwardBackwardOutput) -> ForwardBackwardOutput:
 
 def _stepped(response: responses.OptimStepResponse) -> OptimStepResponse:
     """Metrics without `step` and `learning_rate`: programs merge them into their own of these names."""
-    return OptimStepResponse(
-        metrics={name: value for name, value in response.metrics.items() if name not in ("step", "learning_rate")}
-    )
+    metrics = {name: value for name, value in response.metrics.items() if name not in ("step", "learning_rate")}
+    return OptimStepResponse(metrics=metrics)

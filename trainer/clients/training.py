@@ -193,17 +193,23 @@ class TrainingClient(AwaitableClient):
             self.save_weights_for_sampler(name).result()
         return self.snapshot().result()
 
-    def snapshot(self) -> Future[SamplingClient]:
-        """As `save_weights_and_get_sampling_client`, without waiting: the weights are those of when the call's turn comes."""
+    def snapshot(self, first: Callable[[Trainer], object] | None = None) -> Future[SamplingClient]:
+        """A sampler of the weights as they are when the call's turn comes. first: a call that is made in that turn before."""
         worker, name = self._context.sampling or self._context.worker, f"{self.model_id}/sampler"
-        return self.in_turn("snapshot", lambda trainer: SamplingClient(worker, trainer.sampler(), name))
+
+        def take() -> SamplingClient:
+            if first is not None:
+                first(self._trainer)
+            return SamplingClient(worker, self._trainer.sampler(), name)
+
+        return self._calls.submit("snapshot", take)
 
     def in_turn(self, label: str, call: Callable[[Trainer], T]) -> Future[T]:
         """Queue a call of your own on the model in training, behind this client's earlier calls; `label` names it in messages.
 
         It runs where they run, and must not wait for this service's clients.
         """
-        return self._calls.submit(label, lambda: call(self._trainer))
+        return self._changing(label, lambda: call(self._trainer))  # for all that is known here, it changes the weights
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""

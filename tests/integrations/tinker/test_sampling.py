@@ -182,6 +182,24 @@ def test_an_inflight_sampler_goes_over_to_later_weights_and_a_snapshot_does_not(
     assert fixed.compute_logprobs(PROMPT).result() == before
 
 
+def test_a_sampler_of_the_weights_saved_last_shares_the_base_model_in_training(
+    training: tinker.TrainingClient, service: tinker.ServiceClient
+) -> None:
+    paths, expected = [], []
+    for name in ("first", "second"):
+        step(training)
+        paths.append(training.save_weights_for_sampler(name).result().path)
+        expected.append(training.save_weights_and_get_sampling_client().compute_logprobs(PROMPT).result())
+    step(training)
+    first, second = (service.create_sampling_client(path).result() for path in paths)
+    assert second.get_tokenizer() is training.get_tokenizer()
+    assert first.get_tokenizer() is not training.get_tokenizer()  # loaded
+    assert [one.compute_logprobs(PROMPT).result() for one in (first, second)] == expected
+    service.create_rest_client().delete_checkpoint_from_tinker_path(paths[1]).result()
+    with pytest.raises(tinker.TinkerError, match="there is no checkpoint"):
+        service.create_sampling_client(paths[1]).result()
+
+
 def test_samplers_of_one_base_model_share_its_weights(service: tinker.ServiceClient) -> None:
     one, other = (service.create_sampling_client(base_model="tiny").result() for _ in range(2))
     assert one.get_tokenizer() is other.get_tokenizer()
@@ -196,6 +214,7 @@ def samplers(training: tinker.TrainingClient, service: tinker.ServiceClient) -> 
     step(training)
     snapshot = training.save_weights_and_get_sampling_client().result()
     path = training.save_weights_for_sampler("a").result().path
+    training.save_weights_for_sampler("b").result()
     step(training)
     return {
         "snapshot": snapshot,
