@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ....datums.errors import DtypeError
+from ....datums.routing import checked_routing
 from .base import StrictBase
 
 
@@ -78,14 +79,25 @@ ModelInputChunk = EncodedTextChunk | ImageAssetPointerChunk | ImageChunk | DmelC
 
 
 class ModelInput(StrictBase):
-    """Chunks, in order."""
+    """Chunks, in order.
+
+    routing_matrices: what Tinker does not have and Fireworks does, for a mixture of experts; as lossbook's ModelInput takes it.
+    Raises ValidationError, a ValueError, where they are not one text a token.
+    """
 
     chunks: list[ModelInputChunk]
+    routing_matrices: Sequence[str] | None = None
+
+    @model_validator(mode="after")
+    def _check_routing(self) -> Self:
+        if self.routing_matrices is not None:
+            checked_routing(self.routing_matrices, self.length)
+        return self
 
     @classmethod
-    def from_ints(cls, tokens: Sequence[int]) -> ModelInput:
+    def from_ints(cls, tokens: Sequence[int], routing_matrices: Sequence[str] | None = None) -> ModelInput:
         """One chunk of token ids."""
-        return cls(chunks=[EncodedTextChunk(tokens=tokens)])
+        return cls(chunks=[EncodedTextChunk(tokens=tokens)], routing_matrices=routing_matrices)
 
     @classmethod
     def empty(cls) -> ModelInput:
@@ -93,8 +105,11 @@ class ModelInput(StrictBase):
         return cls(chunks=[])
 
     def append(self, chunk: ModelInputChunk) -> ModelInput:
-        """A new ModelInput with one more chunk."""
-        return ModelInput(chunks=[*self.chunks, chunk])
+        """A new ModelInput with one more chunk; where there are routing matrices, the model routes its tokens itself."""
+        routes = self.routing_matrices
+        return ModelInput(
+            chunks=[*self.chunks, chunk], routing_matrices=None if routes is None else [*routes, *[""] * chunk.length]
+        )
 
     def append_int(self, token: int) -> ModelInput:
         """A new ModelInput with one more chunk, of one token."""
@@ -110,3 +125,11 @@ class ModelInput(StrictBase):
     def length(self) -> int:
         """Number of positions."""
         return sum(chunk.length for chunk in self.chunks)
+
+    @model_serializer(mode="wrap")
+    def _as_tinkers(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        return {name: value for name, value in fields.items() if name != "routing_matrices" or value is not None}
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, value) for name, value in super().__repr_args__() if name == "chunks" or value is not None]

@@ -68,6 +68,8 @@ def test_the_names_are_those_of_the_sdk() -> None:
 def test_fields_and_defaults_are_those_of_the_sdk(name: str) -> None:
     ours, theirs = getattr(tinker.types, name), sdk_class(name)
     fields, expected = values_by_field(ours), values_by_field(theirs)
+    if name == "ModelInput":
+        assert fields.pop("routing_matrices") is None  # Fireworks' field
     assert {key: repr(value) for key, value in fields.items()} == {key: repr(value) for key, value in expected.items()}
     if dataclasses.is_dataclass(ours):
         assert list(fields) == list(expected)  # they may be given in order
@@ -198,6 +200,16 @@ def test_a_datum_of_the_sdk_is_converted_as_one_of_ours() -> None:
         for t in (tinker, sdk)
     ]
     assert as_datum(made[0]) == as_datum(made[1])
+
+
+def test_routing_matrices_of_fireworks_are_carried_and_shown_only_where_they_are() -> None:
+    routed = tinker.ModelInput.from_ints([1, 2], routing_matrices=["AAE=", ""]).append_int(3)
+    assert routed.model_dump()["routing_matrices"] == routed.routing_matrices == ["AAE=", "", ""]
+    assert tinker.ModelInput.model_validate_json(routed.model_dump_json()) == routed
+    assert "AAE=" in repr(routed)
+    assert as_datum(tinker.Datum(routed, {})).model_input.routing_matrices == ["AAE=", "", ""]
+    with pytest.raises(ValueError, match="1 entries for 2 tokens"):
+        tinker.ModelInput.from_ints([1, 2], routing_matrices=["AAE="])
 
 
 def test_a_loss_takes_its_datums() -> None:
