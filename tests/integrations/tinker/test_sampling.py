@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 import lossbook as lb
 from lossbook.integrations import tinker
+from lossbook.trainer.training.frozen_model import FrozenModel
 
 PROMPT = tinker.ModelInput.from_ints([1, 2, 3, 4])
 #: A little model's vocabulary, whole.
@@ -122,18 +124,44 @@ def test_a_bad_prompt_among_many_fails_alone_and_the_others_are_as_alone(sampler
     assert len(ids) == 12
 
 
-def test_an_async_call_that_is_cancelled_before_it_begins_does_not_run(sampler: tinker.SamplingClient) -> None:
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each run of the sampler decoded together."""
+    sizes: list[int] = []
+    sample = FrozenModel.sample
+
+    def counted(self: FrozenModel, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(prompts))
+        return sample(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(FrozenModel, "sample", counted)
+    return sizes
+
+
+def test_samples_that_wait_run_together_and_one_that_is_cancelled_does_not_run(
+    training: tinker.TrainingClient, sampler: tinker.SamplingClient, batches: list[int]
+) -> None:
+    turn = threading.Event()
+
+    def waits(data: Any, rows: Any) -> Any:
+        assert turn.wait(60)
+        return -torch.cat(rows).sum(), {}
+
     async def main() -> None:
+        data = [tinker.Datum(PROMPT, {"target_tokens": [2, 3, 4, 5]})]
+        busy = training.forward_backward_custom(data, waits)  # whose turn does not end before all below are queued
         params = tinker.SamplingParams(max_tokens=2)
-        going = sampler.sample(PROMPT, 1, tinker.SamplingParams(max_tokens=64, stop=[]))
-        task = asyncio.create_task(sampler.sample_async(PROMPT, 1, params))
+        tasks = [asyncio.create_task(sampler.sample_async(PROMPT, 1, params)) for _ in range(9)]
         await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await going
+        tasks[4].cancel()
+        await asyncio.sleep(0)
+        turn.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await busy
+        assert [isinstance(one, asyncio.CancelledError) for one in outcomes] == [i == 4 for i in range(9)]
 
     asyncio.run(main())
+    assert batches == [8]
 
 
 @pytest.mark.parametrize(
