@@ -128,7 +128,7 @@ FAILING: dict[str, Callable[[TrainingClient, list[lb.Datum], Path], Any]] = {
     "a checkpoint that is not there": lambda c, d, folder: c.load_state(str(folder / "nothing")),
     "a damaged checkpoint": lambda c, d, folder: c.load_state(str(folder / "damaged")),
     "a checkpoint of another model": lambda c, d, folder: c.load_state(str(folder / "another")),
-    "weights alone, with the optimizer": lambda c, d, folder: c.load_state(str(folder / "weights")),
+    "weights alone, with the optimizer": lambda c, d, folder: c.load_state(str(folder / "sampler_weights" / "weights")),
     "a name that leaves the folder": lambda c, d, _: c.save_state("../state"),
     "a name that is taken": lambda c, d, _: c.save_state("initial-0"),
 }

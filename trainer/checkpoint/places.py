@@ -22,7 +22,16 @@ except ImportError:  # Windows: leftovers of dead writers cannot be told from wo
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{32}")
 _TAKEN = "Choose another name, or pass overwrite=True"
+#: The folder, among the states of a service, that has the weights saved for samplers: each kind has names of its own.
+SAMPLER_WEIGHTS = "sampler_weights"
 _log = logging.getLogger(__name__)
+
+
+def not_for_samplers(name: str) -> str:
+    """The name of a state itself. Raises CheckpointError for that of the folder of weights for samplers."""
+    if isinstance(name, str) and name.lower() == SAMPLER_WEIGHTS:
+        raise CheckpointError(f"{name!r} is the folder of what save_weights_for_sampler saves: choose another name")
+    return name
 
 
 def locate(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`ClientContext`: what the clients of a service share."""
+"""`ClientContext`: what the clients of a service share, and what several of their methods do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...datums.errors import LossConfigError
 from ...losses.loss.loss import LossLike
 from ...losses.registry import get_loss
 from ..engine.settings import EngineSettings
+from ..responses import SaveStateResponse
 from ..training.protocol import Models
 from .futures import Worker
 
@@ -65,3 +66,19 @@ def loss_and_top_k(
 
 def _has_setting(loss_fn: LossFunction, name: str) -> bool:
     return any(name in part.spec.config.model_fields for _, part in get_loss(loss_fn).parts)
+
+
+def saved(path: Path) -> SaveStateResponse:
+    """The response of a call that saved something."""
+    return SaveStateResponse(str(path))
+
+
+def at_place(path: str | Path, call: Callable[[Path], None]) -> Callable[[], SaveStateResponse]:
+    """A call with a place on disk, wherever the process goes before the call's turn comes."""
+    place = Path(path).absolute()
+
+    def run() -> SaveStateResponse:
+        call(place)
+        return SaveStateResponse(str(place))
+
+    return run

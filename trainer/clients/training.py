@@ -13,12 +13,13 @@ import torch
 from ...datums.errors import LossContractError, ModelError
 from ...datums.types import AdamParams, as_adam_params, own_datums
 from ...losses.registry import get_loss
+from ..checkpoint.places import SAMPLER_WEIGHTS, not_for_samplers
 from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SaveStateResponse
 from ..training.model_trainer import ModelTrainer
 from ..training.protocol import Normalization, Trainer
 from .awaitable import AwaitableClient, in_thread, queued
-from .context import ClientContext, LossFunction, loss_and_top_k
+from .context import ClientContext, LossFunction, at_place, loss_and_top_k, saved
 from .custom import Output, custom_loss, projections_only
 from .futures import Calls, Future
 from .reference import ReferenceClient
@@ -159,7 +160,7 @@ class TrainingClient(AwaitableClient):
         """Save weights, optimizer, accumulated gradients and random state, atomically; `load_state` resumes bit for bit."""
         root = self._context.checkpoint_dir.absolute()  # wherever the process goes before the call runs
         save = self._trainer.save_state
-        return self._calls.submit("save_state", lambda: _saved(save(root, name, overwrite=overwrite)))
+        return self._calls.submit("save_state", lambda: saved(save(root, not_for_samplers(name), overwrite=overwrite)))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> Future[SaveStateResponse]:
         """Resume from a checkpoint of the same model; optimizer=False takes the weights only and starts a fresh optimizer.
@@ -167,7 +168,7 @@ class TrainingClient(AwaitableClient):
         Raises CheckpointError, having changed nothing, when it is damaged, of another model, or lacks the optimizer.
         """
         load = self._trainer.load_state
-        return self._changing("load_state", _at(path, lambda place: load(place, optimizer=optimizer)))
+        return self._changing("load_state", at_place(path, lambda place: load(place, optimizer=optimizer)))
 
     def load_state_with_optimizer(self, path: str) -> Future[SaveStateResponse]:
         """As `load_state(path)`."""
@@ -179,13 +180,16 @@ class TrainingClient(AwaitableClient):
         A value head keeps its weights. Raises CheckpointError, having changed nothing, for another adapter, ModelError where all
         weights are trained.
         """
-        return self._changing("load_adapter", _at(adapter_path, self._trainer.load_adapter))
+        return self._changing("load_adapter", at_place(adapter_path, self._trainer.load_adapter))
 
     def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
-        """Save the weights alone; for a LoRA client also as an adapter folder that peft loads."""
-        root = self._context.checkpoint_dir.absolute()
+        """Save the weights alone; for a LoRA client also as an adapter folder that peft loads.
+
+        Into `checkpoint_dir/sampler_weights`, so that a state saved by `save_state` may have the same name.
+        """
+        root = self._context.checkpoint_dir.absolute() / SAMPLER_WEIGHTS
         save = self._trainer.save_weights
-        return self._calls.submit("save_weights_for_sampler", lambda: _saved(save(root, name, overwrite=overwrite)))
+        return self._calls.submit("save_weights_for_sampler", lambda: saved(save(root, name, overwrite=overwrite)))
 
     def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
         """A sampler of the current weights; later training does not change it. They are copied when training moves on."""
@@ -236,12 +240,12 @@ class TrainingClient(AwaitableClient):
 
     def export_adapter(self, directory: str | Path) -> Future[SaveStateResponse]:
         """Write the LoRA adapter, and a value head, into a folder that `peft.PeftModel.from_pretrained` loads."""
-        return self._calls.submit("export_adapter", _at(directory, self._trainer.export_adapter))
+        return self._calls.submit("export_adapter", at_place(directory, self._trainer.export_adapter))
 
     def export_model(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> Future[SaveStateResponse]:
         """Write the whole model, adapters merged, as a folder that transformers loads; weights in `dtype` or their own."""
         export = self._trainer.export_model
-        return self._calls.submit("export_model", _at(directory, lambda folder: export(folder, dtype=dtype)))
+        return self._calls.submit("export_model", at_place(directory, lambda folder: export(folder, dtype=dtype)))
 
     forward_async = queued(forward)
     forward_projection_async = queued(forward_projection)
@@ -281,18 +285,3 @@ class TrainingClient(AwaitableClient):
         if not isinstance(self._trainer, ModelTrainer):
             raise ModelError(f"{self.model_id} is trained on workers: its parts are not in this process")
         return self._trainer
-
-
-def _saved(path: Path) -> SaveStateResponse:
-    return SaveStateResponse(str(path))
-
-
-def _at(path: str | Path, call: Callable[[Path], None]) -> Callable[[], SaveStateResponse]:
-    """A call with a place on disk, wherever the process goes before the call's turn comes."""
-    place = Path(path).absolute()
-
-    def run() -> SaveStateResponse:
-        call(place)
-        return SaveStateResponse(str(place))
-
-    return run

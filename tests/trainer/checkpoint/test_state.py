@@ -13,6 +13,7 @@ import torch
 
 import lossbook as lb
 from lossbook.datums.errors import CheckpointError, ModelError
+from lossbook.trainer.checkpoint.folder import latest_checkpoint
 from lossbook.trainer.clients.training import TrainingClient
 
 MakeDatums = Callable[..., list[lb.Datum]]
@@ -216,6 +217,34 @@ def test_a_name_that_exists_is_refused_unless_it_may_be_overwritten(training: Tr
 def test_a_name_that_is_no_plain_folder_is_refused(name: str, training: TrainingClient) -> None:
     with pytest.raises(CheckpointError, match="cannot be a name in a checkpoint folder"):
         training.save_state(name).result()
+
+
+def test_a_state_and_weights_for_samplers_have_names_of_their_own(
+    service: lb.ServiceClient, training: TrainingClient, make_datums: MakeDatums
+) -> None:
+    paths = [training.save_state("final").result().path]
+    step(training, make_datums(3))
+    paths.append(training.save_weights_for_sampler("final").result().path)
+    assert paths == [str(service.checkpoint_dir / "final"), str(service.checkpoint_dir / "sampler_weights" / "final")]
+    logprobs = [service.create_sampling_client(path).compute_logprobs([1, 2, 3]).result() for path in paths]
+    assert logprobs[0] != logprobs[1]
+    assert logprobs[1] == training.save_weights_and_get_sampling_client().compute_logprobs([1, 2, 3]).result()
+    with pytest.raises(CheckpointError, match="checkpoint 'final' exists already"):
+        training.save_weights_for_sampler("final").result()
+    training.load_state(paths[0]).result()
+    for name in ("sampler_weights", "Sampler_Weights"):
+        with pytest.raises(CheckpointError, match="is the folder of what save_weights_for_sampler saves"):
+            training.save_state(name).result()
+    assert latest_checkpoint(service.checkpoint_dir) == Path(paths[0])
+
+
+def test_weights_that_lie_beside_states_load_as_before(service: lb.ServiceClient, training: TrainingClient) -> None:
+    root = service.checkpoint_dir.absolute()  # where save_weights_for_sampler of lossbook 0.1 put them
+    path = training.in_turn("save", lambda trainer: trainer.save_weights(root, "final", overwrite=False)).result()
+    assert path == root / "final"
+    expected = training.save_weights_and_get_sampling_client().compute_logprobs([1, 2, 3]).result()
+    assert service.create_sampling_client(str(path)).compute_logprobs([1, 2, 3]).result() == expected
+    assert training.load_state(str(path), optimizer=False).result().path == str(path)
 
 
 def test_saving_changes_nothing(training: TrainingClient, make_datums: MakeDatums, state_of: StateOf) -> None:

@@ -163,7 +163,7 @@ def test_relative_paths_are_those_of_the_moment_of_the_call(tmp_path: Path, monk
     released.set()
     held.result()
     paths = [Path(future.result().path) for future in futures]
-    places = ["checkpoints/state", "checkpoints/state", "checkpoints/weights", "adapter", "model"]
+    places = ["checkpoints/state", "checkpoints/state", "checkpoints/sampler_weights/weights", "adapter", "model"]
     assert paths == [before / place for place in places]
     assert all(path.is_dir() for path in paths)
     assert list(after.iterdir()) == []

@@ -125,7 +125,7 @@ def test_weights_come_back_when_sampling_fails(
 
 def test_saved_weights_sample_as_those_in_memory_do(service: lb.ServiceClient, moved: TrainingClient) -> None:
     expected = moved.save_weights_and_get_sampling_client("saved").sample(PROMPT, 2, SEEDED).result()
-    path = str(service.checkpoint_dir / "saved")
+    path = str(service.checkpoint_dir / "sampler_weights" / "saved")
     assert moved.create_sampling_client(path).sample(PROMPT, 2, SEEDED).result() == expected
     assert (
         lb.ServiceClient(device="cpu").create_sampling_client(model_path=path).sample(PROMPT, 2, SEEDED).result()
