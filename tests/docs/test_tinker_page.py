@@ -90,7 +90,8 @@ def refusals(training: Any) -> dict[str, Callable[[], Any]]:
     image = tinker.ModelInput(chunks=[tinker.types.ImageChunk(data=b"", format="png")])
     inputs: Any = {"target_tokens": [2], "logprobs": [-1.0], "advantages": [1.0]}
     datum = tinker.Datum(tinker.ModelInput.from_ints([1]), inputs)
-    bounded = tinker.Datum(tinker.ModelInput.from_ints([1]), {**inputs, "clip_low_threshold": [0.8]})
+    with_bounds: Any = {**inputs, "clip_low_threshold": [0.8]}
+    bounded = tinker.Datum(tinker.ModelInput.from_ints([1]), with_bounds)
     rest = service.create_rest_client()
     return {
         "stable_reinforce": lambda: training.forward_backward([datum], "stable_reinforce"),

@@ -17,14 +17,7 @@ from pathlib import Path
 from ....datums import disk
 from ....datums.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from ....trainer.checkpoint.manifest import is_name, read_record
-from ....trainer.checkpoint.places import (
-    among_writers,
-    check_free,
-    leftovers,
-    locate,
-    move_into_place,
-    settle,
-)
+from ....trainer.checkpoint.places import among_writers, check_free, leftovers, locate, move_into_place, settle
 from .names import run_folder
 from .records import CheckpointRecord, as_bytes, read
 
@@ -61,9 +54,8 @@ def record_of(folder: Path) -> CheckpointRecord:
     A copy that a dead writer had set aside is put back first.
     """
     record = read(locate(folder) / RECORD, CheckpointRecord)
-    if (run_folder(record.run_id), record.kind, record.name) != folder.parts[
-        -3:
-    ]:  # copied, or Final is taken for final
+    own = (run_folder(record.run_id), record.kind, record.name)
+    if own != folder.parts[-3:]:  # it was copied by hand, or the file system takes Final for final
         raise CheckpointNotFoundError(f"there is no checkpoint {folder}: the folder is that of {record.path}")
     return record
 

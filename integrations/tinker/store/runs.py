@@ -99,8 +99,11 @@ class Runs:
         return sorted(runs, key=lambda run: (run.last_request, run.run_id), reverse=True)
 
     def project_of(self, run_id: str) -> str | None:
-        """The project of a run, which is its session's."""
-        return self.sessions.get(names.session_of(run_id)).project_id
+        """The project of a run, which is its session's; None where that has none, or is gone."""
+        try:
+            return self.sessions.get(names.session_of(run_id)).project_id
+        except CheckpointNotFoundError:
+            return None
 
     def note_use(self, run_id: str) -> None:
         """Note that a run was used now. Cheap enough for every call: it is written twice a minute at most."""

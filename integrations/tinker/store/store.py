@@ -138,17 +138,21 @@ class Store(Runs):
         return self.path_of(run_id, stored.kind, stored.name)
 
     def remove_expired(self) -> None:
-        """Remove the checkpoints whose ttl is over."""
-        for run_id in self._run_ids():
-            folder = self._folder(run_id)
+        """Remove the checkpoints whose ttl is over. One that cannot be removed now stays, unlisted, with a warning."""
+        for folder in map(self._folder, self._run_ids()):
             for record in self._records(folder):
                 if record.is_expired(self._now()):
-                    with contextlib.suppress(CheckpointNotFoundError), places.alone(folder):
-                        final = folder / record.kind / record.name
-                        if places.record_of(final).is_expired(self._now()):  # nobody gave it a longer life meanwhile
-                            places.take_away(final)
+                    self._remove_if_expired(folder, folder / record.kind / record.name)
 
     # --- within -------------------------------------------------------------------------------------------------------
+
+    def _remove_if_expired(self, run: Path, final: Path) -> None:
+        try:
+            with contextlib.suppress(CheckpointNotFoundError), places.alone(run):
+                if places.record_of(final).is_expired(self._now()):  # nobody gave it a longer life meanwhile
+                    places.take_away(final)
+        except CheckpointError as error:
+            _log.warning("an expired checkpoint stays for now: %s", error)
 
     def _records(self, run: Path) -> Iterator[CheckpointRecord]:
         for kind in KINDS:
@@ -175,16 +179,26 @@ class Store(Runs):
         return Stored(path, folder, name.kind, name.name, self.run(name.run_id), record)
 
     def _by_folder(self, path: str) -> Stored:
-        folder = Path(os.path.realpath(path))
-        inside = folder.relative_to(runs).parts if folder.is_relative_to(runs := os.path.realpath(self._runs)) else ()
-        if len(inside) == 3 and inside[1] in KINDS and (run_id := names.run_id_in(inside[0])) is not None:
-            return self._by_name(Name(run_id, names.kind_of(inside[1], path), check_name(inside[2])), path)
+        folder, runs = Path(os.path.realpath(path)), Path(os.path.realpath(self._runs))
+        if folder.is_relative_to(runs):
+            run_id, kind, name = self._parts(folder.relative_to(runs), path)
+            return self._by_name(Name(run_id, kind, name), path)
         if not os.path.lexists(folder):
             raise CheckpointNotFoundError(f"there is no checkpoint {path}: no such folder, and no {SCHEME} path")
         kind = read_record(locate(folder)).manifest.get("kind")
         if kind not in _KIND_OF:
             raise CheckpointError(f"{path} is a checkpoint of kind {kind!r}, which holds no model's weights")
         return Stored(path, folder, _KIND_OF[kind], folder.name)
+
+    def _parts(self, inside: Path, path: str) -> tuple[str, Kind, str]:
+        """Run, kind and name of a checkpoint's folder below `runs`. Raises CheckpointNotFoundError for any other."""
+        run, kind, name = inside.parts if len(inside.parts) == 3 else ("", "", "")
+        run_id = names.run_id_in(run)
+        if run_id is None or kind not in KINDS:
+            raise CheckpointNotFoundError(
+                f"{path} is no checkpoint's folder, which is RUN/KIND/NAME below {self._runs}"
+            )
+        return run_id, names.kind_of(kind, path), check_name(name)
 
     @contextlib.contextmanager
     def _changing(self, path: str) -> Iterator[tuple[Path, CheckpointRecord]]:

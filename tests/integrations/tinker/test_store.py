@@ -132,6 +132,15 @@ def test_a_plain_folder_stands_for_the_checkpoint_in_it(store: Store, run: str, 
             store.locate(str(way))
 
 
+def test_no_other_folder_of_the_store_is_loaded(store: Store, run: str) -> None:
+    final = store.locate(save(store, run, "weights", "final")).folder
+    with store.saving(run, "weights", "next") as unfinished:
+        write_checkpoint(unfinished.parent, unfinished.name, tensors={}, manifest={"kind": "training"})
+        for folder in (unfinished, unfinished.parent, final.parent, final.parent.parent, store.root / "runs"):
+            with pytest.raises(CheckpointError, match=r"is no checkpoint's folder|cannot be a name"):
+                store.locate(str(folder))
+
+
 def test_a_copy_is_a_checkpoint_of_its_own_in_a_run_of_its_own(store: Store, run: str) -> None:
     path = save(store, run, "sampler_weights", "final", 3, ttl_seconds=HOUR, user_metadata={"step": "9"})
     store.publish(path, True)
@@ -427,6 +436,22 @@ def test_a_deleted_checkpoint_does_not_come_back_from_what_a_dead_writer_had_set
         with pytest.raises(CheckpointNotFoundError):
             way(path)
     assert store.checkpoints() == []
+
+
+def test_a_save_goes_on_where_an_expired_checkpoint_cannot_be_removed(
+    store: Store, run: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = save(store, run, "weights", "old", ttl_seconds=HOUR)
+    clock.turn(HOUR)
+    monkeypatch.setenv(disk.FAILPOINT, "eio@1:rename")
+    monkeypatch.setattr(disk, "hits", {})
+    new = save(store, run, "sampler_weights", "new")
+    assert "an expired checkpoint stays for now" in caplog.text
+    assert [one.path for one in store.checkpoints()] == [new]
+    with pytest.raises(CheckpointNotFoundError, match="expired"):
+        store.locate(old)
+    store.delete(new)
+    assert not (store.root / "runs" / run.replace(":", ".") / "weights" / "old").exists()
 
 
 def test_samplers_are_numbered_on_after_a_line_that_a_dead_writer_did_not_finish(store: Store) -> None:
