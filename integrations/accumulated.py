@@ -54,6 +54,11 @@ class Accumulated(Base):
         """What one batch adds to the denominator."""
         raise NotImplementedError
 
+    def step_count(self) -> Tensor:
+        """The denominator of the coming step: of all its micro-batches, on all processes."""
+        count = sum(self.count_of(batch) for batch in self.step_batches())
+        return self.accelerator.reduce(count, reduction="sum")
+
     def share(self, method: str, *tensors: Tensor, **inputs: Any) -> Tensor:
         """The loss of one micro-batch over the count of the whole step; in evaluation, over its own.
 
@@ -63,8 +68,7 @@ class Accumulated(Base):
         if not self.model.training:
             return call(*tensors, **inputs)[0]
         if self._step_count is None:
-            count = sum(self.count_of(batch) for batch in self.step_batches())
-            self._step_count = self.accelerator.reduce(count, reduction="sum")
+            self._step_count = self.step_count()
         value, metrics = call(*tensors, denominator=self._step_count, **inputs)
         self._step_metrics.append(metrics)
         return value * self.accelerator.num_processes

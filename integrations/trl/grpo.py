@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...datums.errors import LossConfigError
@@ -84,6 +85,12 @@ class GRPOLoss(Replaced):
         buffered = self._buffered_inputs
         return [buffered[(self._step + i) % len(buffered)] for i in range(len(self._step_batches))]
 
+    def step_count(self) -> Tensor:
+        """As ever; a step whose completions are all masked, as when each was cut off, has loss 0."""
+        count = super().step_count()
+        divided = torch.tensor([part.reduction != "sum" for _, part in self.lossbook_loss.parts])
+        return torch.where(count == 0, divided.to(count).view_as(count), count)
+
     def count_of(self, batch: Any) -> Any:
         """What one batch adds to the denominator."""
         return self.lossbook_loss.count_tensors(mask=_completion_mask(batch))
@@ -100,26 +107,27 @@ class GRPOLoss(Replaced):
             super()._compute_loss(model, inputs)
         finally:
             self._step_outputs = None
-        logprobs, entropy = first(heard, "GRPOTrainer")
         mode = "train" if self.model.training else "eval"
         for name in [name for name in self._metrics[mode] if "clip_ratio" in name]:  # of TRL's epsilon
             del self._metrics[mode][name]
-        given = {"logprobs": logprobs, "mask": _completion_mask(inputs), "advantages": inputs["advantages"]}
+        return self.share("on_tensors", **self._given(inputs, *first(heard, "GRPOTrainer")))
+
+    def _given(self, inputs: Any, logprobs: Tensor, entropy: Tensor) -> dict[str, Any]:
+        """What the loss reads of a batch of TRL's, and of its forward."""
+        loss = self.lossbook_loss
         old = inputs.get("old_per_token_logps", logprobs.detach())
-        is_direct = is_against_rollout(self.lossbook_loss)
-        given["sampling_logprobs"] = inputs.get("sampling_per_token_logps", old) if is_direct else old
-        given |= {
-            name: inputs[theirs]
-            for name, theirs in (
-                ("ref_logprobs", "ref_per_token_logps"),
-                ("rollout_logprobs", "sampling_per_token_logps"),
-            )
-            if theirs in inputs
+        rollout = inputs.get("sampling_per_token_logps", old)
+        rollout = torch.where(rollout.isnan(), old, rollout)  # a token that vLLM could not score is left as it is
+        given = {
+            "logprobs": logprobs,
+            "entropy": entropy,
+            "sampling_logprobs": rollout if is_against_rollout(loss) else old,
+            "advantages": inputs["advantages"],
+            "ref_logprobs": inputs.get("ref_per_token_logps"),
+            "rollout_logprobs": rollout if "sampling_per_token_logps" in inputs else None,
         }
-        if "entropy" in self.lossbook_loss.outputs:
-            given["entropy"] = entropy
-        known = {"logprobs", "entropy", "mask", *wanted(self.lossbook_loss, optional=True)}
-        return self.share("on_tensors", **{name: value for name, value in given.items() if name in known})
+        known = {*loss.outputs, *wanted(loss, optional=True)}
+        return {"mask": _completion_mask(inputs)} | {name: value for name, value in given.items() if name in known}
 
 
 def _completion_mask(batch: Any) -> Tensor:

@@ -239,6 +239,17 @@ def test_grpo_is_pulled_to_the_reference_that_beta_loads(tmp_path: Path, accumul
     assert_same(caught.steps[0], wanted_gradients(model(), loss, sampled(trainer)), ROUNDING)
 
 
+def test_a_step_whose_completions_were_all_cut_off_moves_nothing(tmp_path: Path) -> None:
+    caught = Caught()
+    trainer = grpo(
+        tmp_path, get_loss("grpo", kl_coefficient=0.0), 2, mask_truncated_completions=True, max_completion_length=1
+    )
+    trainer.add_callback(caught)
+    trainer.train()
+    assert not any(batch["completion_mask"].any() for batch in trainer._buffered_inputs)
+    assert not any(one.any() for one in caught.steps[0].values())
+
+
 def test_samples_that_are_used_again_keep_the_logprobs_they_were_drawn_with(tmp_path: Path) -> None:
     caught = Caught()
     trainer = grpo(
