@@ -111,6 +111,13 @@ def test_accumulation_divides_once_and_by_all_tokens() -> None:
     assert "divide twice" in ran["refusal"]
 
 
+def test_a_plain_loop_learns_the_same_however_its_batch_is_cut() -> None:
+    curves = run("plain_pytorch")["curves"]
+    assert curves[1][-1] < 0.7 * curves[1][0]
+    for nats in curves.values():
+        assert nats == pytest.approx(curves[1], rel=1e-4)
+
+
 def test_a_registered_loss_is_the_same_by_name_and_by_function() -> None:
     ran = run("registered_loss")
     assert ran["by_name"]["loss:sum"] == pytest.approx(ran["by_function"]["loss:sum"])
