@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 NAME = "tinker"
-#: A folder with nothing but a module `tinker`, which calls `install`.
+#: A folder with a module `tinker`, which calls `install`.
 STAND_IN = Path(__file__).parent / "stand_in"
 _DOOR = __name__.rpartition(".")[0]
 #: Modules of the SDK that have another name here.
