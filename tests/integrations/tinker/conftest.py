@@ -32,3 +32,20 @@ def service(configure: Any) -> Iterator[tinker.ServiceClient]:
 @pytest.fixture
 def training(service: tinker.ServiceClient) -> tinker.TrainingClient:
     return service.create_lora_training_client("tiny", rank=4, seed=0).result()
+
+
+@pytest.fixture(scope="module")
+def standing_service(tmp_path_factory: pytest.TempPathFactory) -> tinker.ServiceClient:
+    """A service client for all tests of a file."""
+    before = settings.current().root
+    settings.configure(root=tmp_path_factory.mktemp("door"), **KEPT)
+    service = tinker.ServiceClient()
+    service.create_sampling_client(base_model="tiny").result()  # its session has begun, with these settings
+    settings.configure(root=before)
+    return service
+
+
+@pytest.fixture(scope="module")
+def standing(standing_service: tinker.ServiceClient) -> tinker.TrainingClient:
+    """A training client for those tests of a file that change nothing."""
+    return standing_service.create_lora_training_client("tiny", rank=4, seed=0).result()

@@ -323,12 +323,13 @@ RIGHT: dict[str, tuple[Any, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_the_hosted_service_would_not_take_is_refused(service: tinker.ServiceClient, words: str) -> None:
+def test_what_the_hosted_service_would_not_take_is_refused(standing_service: tinker.ServiceClient, words: str) -> None:
     function, ranks = WRONG[words]
     with pytest.raises(ValueError, match=words):
-        service.create_custom_loss(function, ranks)  # type: ignore[arg-type]
+        standing_service.create_custom_loss(function, ranks)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["right", "wrong"])
 def test_the_official_sdk_takes_and_refuses_the_same(service: tinker.ServiceClient, kind: str) -> None:
     sdk = pytest.importorskip(

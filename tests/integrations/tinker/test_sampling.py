@@ -188,7 +188,8 @@ def test_samples_that_wait_run_together_and_one_that_is_cancelled_does_not_run(
         pytest.param(lambda s, p: tinker.SamplingClient.from_sampler_handle("bm8="), "no handle", id="no handle"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(sampler: tinker.SamplingClient, call: Any, words: str) -> None:
+def test_what_cannot_be_is_refused_by_name(standing: tinker.TrainingClient, call: Any, words: str) -> None:
+    sampler = standing.save_weights_and_get_sampling_client()
     with pytest.raises((ValueError, TypeError, tinker.TinkerError), match=words):
         call(sampler, tinker.SamplingParams(max_tokens=1))
     assert len(sampler.sample(PROMPT, 1, tinker.SamplingParams(max_tokens=1)).result().sequences) == 1
