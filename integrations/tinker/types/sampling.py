@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import model_validator
 
+from ....datums.errors import did_you_mean
 from ....datums.tensors import TensorData
 from .base import BaseModel, StrictBase, TensorField
 from .model_input import ModelInput
@@ -30,6 +33,16 @@ class SamplingParams(BaseModel):
     temperature: float = 1
     top_k: int = -1
     top_p: float = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warn_of_unknown(cls, given: Any) -> Any:
+        for name in sorted(set(given) - set(cls.model_fields)) if isinstance(given, Mapping) else ():
+            warnings.warn(
+                f"SamplingParams ignores {name!r}, as Tinker's does.{did_you_mean(name, cls.model_fields)}",
+                stacklevel=3,
+            )
+        return given
 
 
 class SampleRequest(StrictBase):

@@ -97,7 +97,7 @@ def test_each_name_has_the_module_that_it_has_in_the_sdk(name: str) -> None:
         lambda t: t.types.ImageChunk(data="eHk=", format="jpeg"),
         lambda t: t.types.ImageAssetPointerChunk(format="png", location="a.png", expected_tokens=7),
         lambda t: t.types.DmelChunk(dmel=b"12"),
-        lambda t: t.SamplingParams(max_tokens=3, stop=["a"], unknown=1),
+        lambda t: t.SamplingParams(max_tokens=3, stop=["a"]),
         lambda t: t.SamplingParams(stop=[5, 6], temperature=0.5).model_copy(update={"seed": 1}),
         lambda t: t.AdamParams(learning_rate=1e-3),
         lambda t: t.DimuonParams(learning_rate=0.1),
@@ -200,6 +200,14 @@ def test_a_datum_of_the_sdk_is_converted_as_one_of_ours() -> None:
         for t in (tinker, sdk)
     ]
     assert as_datum(made[0]) == as_datum(made[1])
+
+
+def test_a_misspelt_sampling_parameter_is_ignored_as_in_the_sdk_but_not_in_silence() -> None:
+    with pytest.warns(UserWarning, match="ignores 'max_token', as Tinker's does. Did you mean 'max_tokens'?") as caught:
+        params = tinker.SamplingParams(max_token=3)
+    assert params == tinker.SamplingParams()
+    assert caught[0].filename == __file__
+    assert sdk.SamplingParams(max_token=3).model_dump() == params.model_dump()
 
 
 def test_routing_matrices_of_fireworks_are_carried_and_shown_only_where_they_are() -> None:
