@@ -69,7 +69,7 @@ def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
     assert torch.equal(logprobs(training, datums), logprobs(first, datums))
     step = training.forward_backward(datums, "cross_entropy").result()
     assert step.metrics["loss:sum"] > 0
-    assert training.optim_step(config.adam_params(1, 1)).result().metrics["step"] == 1
+    assert training.optim_step(config.adam_params(1, 1)).result().step == 1
 
 
 def test_the_flags_choose_the_adapters_and_the_first_line_says_where_they_are(tmp_path: Path, capsys) -> None:
