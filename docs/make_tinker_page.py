@@ -153,12 +153,13 @@ def modules(package: Any) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A name: what Tinker has, what is here (None: nothing), and why where they differ."""
+    """A name: what Tinker has, what is here (None: nothing), why where they differ, and why it is refused when it is used."""
 
     name: str
     tinker: str
     here: str | None
     why: str = ""
+    refused: str = ""
 
     @property
     def differs(self) -> bool:
@@ -166,7 +167,7 @@ class Row:
         return self.here not in (None, self.tinker)
 
 
-def compared(reasons: Mapping[str, str]) -> list[Row]:
+def compared(reasons: Mapping[str, str], refused: Mapping[str, str]) -> list[Row]:
     """Every public name of the SDK. Raises LookupError for a difference without a reason, and for a reason without one."""
     sdk, ours = packages()
     theirs, here = surface(sdk), surface(ours)
@@ -174,9 +175,9 @@ def compared(reasons: Mapping[str, str]) -> list[Row]:
     rows = [_as_the_client(row, theirs) for row in rows]
     missing = missing_modules(sdk)
     rows += [Row(f"module {name}", "", None if name in missing else "") for name in modules(sdk)]
-    used = {pattern: False for pattern in reasons}
-    explained = [dataclasses.replace(row, why=_why(row, reasons, used)) for row in rows]
-    if idle := [pattern for pattern, is_used in used.items() if not is_used]:
+    used: set[str] = set()
+    explained = [_explained(row, reasons, refused, used) for row in rows]
+    if idle := [pattern for pattern in (*reasons, *refused) if pattern not in used]:
         raise LookupError(f"{REASONS.name} has reasons for what does not differ: {', '.join(idle)}")
     return explained
 
@@ -204,16 +205,22 @@ def _as_the_client(row: Row, theirs: Mapping[str, str]) -> Row:
     )
 
 
-def _why(row: Row, reasons: Mapping[str, str], used: dict[str, bool]) -> str:
+def _explained(row: Row, reasons: Mapping[str, str], refused: Mapping[str, str], used: set[str]) -> Row:
     if row.here == row.tinker:
-        return ""
-    for pattern, reason in reasons.items():
-        if fnmatch.fnmatchcase(row.name, pattern):
-            used[pattern] = True
-            return reason
-    raise LookupError(
-        f"{row.name}: Tinker has {row.tinker!r}, here is {row.here!r}, and {REASONS.name} does not say why"
-    )
+        return dataclasses.replace(row, refused=_first(row.name, refused, used))
+    why = _first(row.name, reasons, used)
+    if not why:
+        raise LookupError(
+            f"{row.name}: Tinker has {row.tinker!r}, here is {row.here!r}; {REASONS.name} does not say why"
+        )
+    return dataclasses.replace(row, why=why)
+
+
+def _first(name: str, texts: Mapping[str, str], used: set[str]) -> str:
+    """The text of the first pattern that the name fits, which is then used; "" if there is none."""
+    fitting = next((pattern for pattern in texts if fnmatch.fnmatchcase(name, pattern)), None)
+    used |= set() if fitting is None else {fitting}
+    return "" if fitting is None else texts[fitting]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -237,10 +244,11 @@ changed. This page compares it with the `tinker` package {version}: {counts}.
 def page() -> str:
     """The whole page. Raises LookupError as `compared` does."""
     texts = tomllib.loads(REASONS.read_text(encoding="utf-8"))
-    rows = compared(texts["reasons"])
+    rows = compared(texts["reasons"], texts["refused"])
     names, files = ([row for row in rows if row.name.startswith("module ") == is_file] for is_file in (False, True))
     counts = [
-        f"{sum(row.here == row.tinker for row in names)} names are the same",
+        f"{sum(row.here == row.tinker for row in names)} names are the same, of which {sum(bool(row.refused) for row in names)} are "
+        "refused when they are used",
         f"{sum(row.differs for row in names)} differ",
         f"{sum(row.here is None for row in names)} are missing",
     ]
@@ -280,8 +288,8 @@ def _behaviour(entries: list[dict[str, str]]) -> str:
 
 
 def _same(rows: list[Row]) -> str:
-    text = "## The same\n\n| name | what it takes |\n|---|---|\n"
-    return text + "".join(f"| `{row.name}` | {_cell(row.tinker)} |\n" for row in rows if row.here == row.tinker)
+    lines = [f"| `{row.name}` | {_cell(row.tinker)} | {row.refused} |\n" for row in rows if row.here == row.tinker]
+    return "## The same\n\n| name | what it takes | refused when it is used |\n|---|---|---|\n" + "".join(lines)
 
 
 def _cell(text: str) -> str:

@@ -38,11 +38,12 @@ def test_the_page_is_current(script: ModuleType) -> None:
 
 
 def test_a_difference_needs_a_reason_and_a_reason_a_difference(script: ModuleType) -> None:
-    reasons = tomllib.loads(script.REASONS.read_text(encoding="utf-8"))["reasons"]
+    texts = tomllib.loads(script.REASONS.read_text(encoding="utf-8"))
+    reasons, refused = texts["reasons"], texts["refused"]
     with pytest.raises(LookupError, match="OptimParams: Tinker has"):
-        script.compared({pattern: why for pattern, why in reasons.items() if pattern != "OptimParams"})
+        script.compared({pattern: why for pattern, why in reasons.items() if pattern != "OptimParams"}, refused)
     with pytest.raises(LookupError, match="what does not differ: Datum"):
-        script.compared({"Datum": "who knows", **reasons})
+        script.compared({"Datum": "who knows", **reasons}, refused)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ def test_after_install_every_way_of_importing_gives_the_door(tmp_path: Path) -> 
         INSTALL
         + """
 import importlib.util, sys
-import tinker, tinker.types as T, tinker.types.tensor_data, tinker.lib.retry_handler
+import tinker
+assert tinker.lib.public_interfaces.APIFuture is tinker.APIFuture
+import tinker.types as T
+import tinker.types.tensor_data, tinker.lib.retry_handler
 from tinker import types, TensorData, APIFuture
 from tinker.types.loss_fn_type import LossFnType
 from tinker.types.sample_response import SampleResponse
