@@ -16,8 +16,17 @@ import lossbook as lb
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: Modules that an example may import: lossbook's public ones, the Tinker SDK, torch, what loops of one's own use, and the standard library.
-ALLOWED = {"lossbook", "lossbook.losses", "tinker", "torch", "torch.nn.functional", "accelerate", "transformers"}
-ALLOWED |= {"ast", "collections.abc", "json", "math", "random", "pathlib", "re", "sysconfig", "typing", "zlib"}
+ALLOWED = {
+    "lossbook",
+    "lossbook.losses",
+    "lossbook.datums.routing",
+    "tinker",
+    "torch",
+    "torch.nn.functional",
+    "accelerate",
+    "transformers",
+}
+ALLOWED |= {"ast", "collections.abc", "json", "math", "random", "pathlib", "re", "sysconfig", "types", "typing", "zlib"}
 
 
 @pytest.fixture(autouse=True)
@@ -173,16 +182,85 @@ def test_preference_pairs_are_the_files_beside_it_and_half_of_the_chosen_answers
     assert not sums[0] & sums[1]
 
 
-SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+class TestPagesOfFireworksGuide:
+    """One script a page; docs/fireworks.md has the table."""
+
+    def test_quickstart_learns_its_answer(self) -> None:
+        ran = run("fireworks/quickstart")
+        assert ran["losses"][-1] < 0.5 * ran["losses"][0]
+        assert Path(ran["saved"].path).is_dir()
+
+    def test_training_and_sampling_gains_on_a_reference_that_does_not_move(self) -> None:
+        ran = run("fireworks/training_and_sampling")
+        assert falls([-gain for gain in ran["gains"]])
+        assert ran["unmoved"]
+        assert ran["scores"][-1] > ran["scores"][0]
+
+    def test_loss_functions_are_the_same_by_name_and_by_function(self) -> None:
+        ran = run("fireworks/loss_functions")
+        assert ran["by_name"]["loss:sum"] == pytest.approx(ran["by_function"]["loss:sum"])
+        assert ran["norms"][0] == pytest.approx(ran["norms"][1])
+        assert ran["margins"][0] == pytest.approx(0.0, abs=1e-4)
+        assert falls([-margin for margin in ran["margins"]])
+
+    def test_saving_and_loading_resumes_or_starts_the_optimizer_anew(self) -> None:
+        ran = run("fireworks/saving_and_loading")
+        assert ran["resumed"] == ran["went_on"]
+        assert ran["weights_only"][0] == ran["went_on"][0] == pytest.approx(ran["started"])
+        assert ran["weights_only"][1] != ran["went_on"][1]
+
+    def test_vision_inputs_are_refused_by_name(self) -> None:
+        chunk, turn = run("fireworks/vision_inputs")["messages"]
+        assert "only text tokens are supported" in chunk
+        assert "is 'image_url'; only" in turn
+
+    def test_service_client_divides_once_keeps_its_reference_and_refuses_a_longer_context(self) -> None:
+        ran = run("fireworks/service_client")
+        assert ran["metrics"]["normalizer"] == sum(d.model_input.length for d in ran["datums"])
+        assert ran["teacher"].loss_fn_inputs["target_tokens"].shape == [len(ran["texts"][0]) - 1, 5]
+        assert ran["moved"][1] < ran["moved"][0]
+        assert "reads at most 32" in ran["message"]
+
+    def test_rl_anchors_its_ratios_on_the_policys_own_forward(self) -> None:
+        ran = run("fireworks/rl")
+        assert ran["ratios"] == [1.0] * 4
+        assert ran["mean_rewards"][-1] > ran["mean_rewards"][0]
+
+    def test_embeddings_give_one_loss_in_three_ways(self) -> None:
+        ran = run("fireworks/embedding")
+        assert ran["losses"] == pytest.approx([ran["losses"][0]] * 3, abs=1e-5)
+        assert ran["after"]["loss:sum"] < ran["losses"][0]
+
+    def test_a_critic_tells_right_from_wrong(self) -> None:
+        ran = run("fireworks/critic")
+        assert ran["start"] == [0.0, 0.0]
+        assert ran["end"][0] > 0.5 > -0.5 > ran["end"][1]
+
+    def test_replayed_experts_change_the_logprobs_and_are_trained(self) -> None:
+        ran = run("fireworks/router_replay")
+        free, replayed = ran["logprobs"]
+        assert (free - replayed)[
+            : len(ran["prompt"]) - 1
+        ].abs().max() == 0  # the prompt goes to the model's own experts
+        assert (free - replayed).abs().max() > 1e-3
+        assert falls(ran["losses"])
+
+
+SCRIPTS = sorted(EXAMPLES.rglob("*.py"))
+
+
+def example_of(script: Path) -> str:
+    """An example's name: its path below the folder, without the ending."""
+    return script.relative_to(EXAMPLES).with_suffix("").as_posix()
 
 
 def test_every_example_is_run_here() -> None:
     tests = Path(__file__).read_text(encoding="utf-8")
     assert SCRIPTS
-    assert not [script.name for script in SCRIPTS if f'run("{script.stem}")' not in tests]
+    assert not [script.name for script in SCRIPTS if f'run("{example_of(script)}")' not in tests]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", SCRIPTS, ids=example_of)
 def test_an_example_is_short_and_uses_the_public_api_alone(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
     imported = set()

@@ -14,6 +14,7 @@ import lossbook as lb
 from lossbook.trainer.clients.training import TrainingClient
 
 from ..conftest import VOCABULARY, copied_gradients, random_datums, whole_state
+from ..workers.here import service_here
 
 
 def texts(count: int = 4) -> list[lb.Datum]:
@@ -293,3 +294,27 @@ class TestReferencesOfTheService:
     def test_settings_of_adapters_are_refused_where_all_weights_are_trained(self, service: lb.ServiceClient) -> None:
         with pytest.raises(lb.errors.ModelError, match="seed, train_mlp: for adapters alone, and lora_rank is 0"):
             service.create_training_client("tiny", seed=1, train_mlp=False)
+
+
+def test_a_model_on_a_worker_answers_these_calls_alike(service: lb.ServiceClient, tmp_path: Path) -> None:
+    there = service_here(tmp_path / "there")
+    clients = [
+        one.create_lora_training_client("tiny", rank=4, seed=0, projection_head_dim=2, max_context_length=20)
+        for one in (service, there)
+    ]
+    datums = random_datums(3)
+    clients[0].export_adapter(tmp_path / "adapter").result()
+    answers: list[list[Any]] = []
+    for client in clients:
+        made = client.forward(datums, top_k=3).result()
+        custom = client.forward_backward_custom(datums, pull, precomputed_forward=made).result()
+        client.forward_backward_custom(datums, toward_one, output="projection").result()
+        client.optim_step(lb.AdamParams(learning_rate=1e-2)).result()
+        client.load_adapter(tmp_path / "adapter").result()
+        after = client.forward_projection(datums).result()
+        answers.append(
+            [made.loss_fn_outputs, custom.metrics["first"], after.loss_fn_outputs, client.get_info().max_length]
+        )
+    assert answers[0] == answers[1]
+    with pytest.raises(lb.errors.ModelError, match="top_k goes with a registered loss"):
+        clients[1].forward(datums, pull, top_k=2).result()

@@ -19,6 +19,7 @@ from lossbook.trainer.clients.training import TrainingClient
 from ..conftest import copied_gradients
 from ..every_model.building import model_of
 from ..model.architectures import build_tiny_tokenizer
+from .routed import assert_close, client, datums_with, gradient, layers_in, logprobs_of, mixed_datums, routes_for
 
 KINDS = (
     "qwen3_moe",
@@ -26,77 +27,6 @@ KINDS = (
     pytest.param("deepseek_v3", marks=pytest.mark.slow),
     pytest.param("gpt_oss", marks=pytest.mark.slow),
 )
-EXPERTS, WIDTH = 4, 2
-
-
-@pytest.fixture(scope="session")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """mixture(kind): a folder with a small random model of that type."""
-    folders: dict[str, str] = {}
-
-    def made(kind: str) -> str:
-        if kind not in folders:
-            folder = tmp_path_factory.mktemp(kind)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model_of(kind).save_pretrained(folder)
-            build_tiny_tokenizer().save_pretrained(folder)
-            folders[kind] = str(folder)
-        return folders[kind]
-
-    return made
-
-
-def client(folder: str, **settings: Any) -> TrainingClient:
-    return lb.ServiceClient(device="cpu", **settings).create_training_client(folder)
-
-
-def layers_in(training: TrainingClient) -> list[nn.Module]:
-    """The modules that hold experts, in the order of their layers."""
-    return [module for module in training.local.model.backbone.modules() if "experts" in module._modules]
-
-
-def routes_for(lengths: list[int], layers: int, seed: int = 0) -> list[np.ndarray]:
-    """For each length, [length, layers, WIDTH] experts drawn without regard to any router."""
-    drawn = np.random.default_rng(seed)
-    return [
-        np.stack([[drawn.permutation(EXPERTS)[:WIDTH] for _ in range(layers)] for _ in range(length)])
-        for length in lengths
-    ]
-
-
-def datums_with(routes: list[Any], seed: int = 0) -> list[lb.Datum]:
-    """A datum for each [length, layers, WIDTH] of experts, sent there; for a number, one of so many tokens that the model routes."""
-    drawn = np.random.default_rng(seed)
-    datums = []
-    for route in routes:
-        length = route if isinstance(route, int) else len(route)
-        tokens = drawn.integers(0, 250, length + 1).tolist()
-        matrices = None if isinstance(route, int) else encode_routing(route)
-        weights = drawn.uniform(0.5, 1.5, length)
-        inputs = {"target_tokens": tokens[1:], "weights": weights}
-        datums.append(lb.Datum(lb.ModelInput.from_ints(tokens[:-1], matrices), inputs))
-    return datums
-
-
-def logprobs_of(training: Any, datums: list[lb.Datum]) -> list[np.ndarray]:
-    outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
-    return [output["logprobs"].to_numpy() for output in outputs]
-
-
-def gradient(training: TrainingClient, datums: list[lb.Datum], loss: Any = "cross_entropy") -> dict[str, Tensor]:
-    training.forward_backward(datums, loss).result()
-    own = copied_gradients(training)
-    training.discard_gradients().result()
-    return own
-
-
-def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], atol: float = 2e-6) -> None:
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(
-            ours[name], theirs[name], atol=atol, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 def weights_by_hand(kind: str, router: Any, hidden: Tensor, experts: Tensor) -> Tensor:
@@ -174,16 +104,6 @@ def test_the_models_own_experts_given_back_change_no_bit(mixture: Callable[[str]
     assert np.array_equal(logprobs_of(training, [given])[0], expected)
     empty = lb.Datum(lb.ModelInput.from_ints(free.model_input.to_ints(), [""] * 7), free.loss_fn_inputs)
     assert np.array_equal(logprobs_of(training, [empty])[0], expected)
-
-
-def mixed_datums(layers: int) -> list[lb.Datum]:
-    """Datums sent to experts wholly, from the fifth token on, and not at all; two begin with the same tokens sent elsewhere."""
-    first, second, third, fourth = routes_for([24, 24, 11, 8], layers, seed=1)
-    third[:4] = -1
-    datums = datums_with([first, second, third, 9, fourth])
-    tokens = [*datums[0].model_input.to_ints()[:20], 5, 6, 7, 8]
-    datums[1] = lb.Datum(lb.ModelInput.from_ints(tokens, encode_routing(second)), datums[1].loss_fn_inputs)
-    return datums
 
 
 @pytest.mark.parametrize(
