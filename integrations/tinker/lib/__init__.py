@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
     if name == "public_interfaces":  # there after `import tinker`, as in the SDK, but imported at its first use
-        from . import public_interfaces
-
-        return public_interfaces
+        return importlib.import_module(".public_interfaces", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
