@@ -79,6 +79,11 @@ class LossLike(OnTensors):
 
         Raises as `check` does.
         """
+        if isinstance(data, Tensor):
+            raise LossContractError(
+                f"{self.name}(data, ...) takes a list of datums. Tensors go to on_tensors(logprobs=..., mask=..., ...), on_logits or "
+                "on_hidden"
+            )
         bound = self._bound([as_datum(d) for d in data])
         bound.check(strict=strict)
         return bound

@@ -10,6 +10,8 @@ import torch
 from lossbook.datums.errors import ShapeError
 from lossbook.losses.cards.examples import example_batch, kind_of
 
+from .as_tensors import AsTensors, as_tensors
+from .batches import batch_for
 from .cases import shipped, with_needed
 
 REDUCTIONS = ("sum", "token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
@@ -46,3 +48,29 @@ def test_a_loss_gives_the_same_on_a_gpu_under_every_reduction(name: str) -> None
         assert other_metrics == pytest.approx(metrics, rel=1e-9, abs=1e-12, nan_ok=True)
         for one, two in zip(gradients, others, strict=True):
             torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_loss_on_tensors_gives_the_same_on_a_gpu(name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    loss = with_needed(name)
+    batch = batch_for(loss)
+    for packed in (False, True):
+        tensors = as_tensors(loss, batch.data, batch.outputs, packed=packed)
+        (value, gradients, metrics), (other, others, other_metrics) = (
+            on_tensors_of(device, loss, tensors) for device in ("cpu", "cuda")
+        )
+        assert other == pytest.approx(value, rel=1e-9, abs=1e-12)
+        assert other_metrics == pytest.approx(metrics, rel=1e-9, abs=1e-12, nan_ok=True)
+        for one, two in zip(gradients, others, strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+
+
+def on_tensors_of(device: str, loss: Any, tensors: AsTensors) -> tuple[float, list[torch.Tensor], dict[str, float]]:
+    leaves = {key: one.detach().to(device).requires_grad_() for key, one in tensors.outputs.items()}
+    data = {key: one.to(device) for key, one in tensors.data.items()}
+    value, metrics = loss.on_tensors(**leaves, **data, denominator=loss.count_tensors(**leaves, **data))
+    assert value.device.type == device
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return float(value.detach()), [g.cpu() for g in gradients if g is not None], dict(metrics)

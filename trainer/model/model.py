@@ -245,12 +245,16 @@ class LoadedModel:
 
     @property
     def _unpadded(self) -> int | None:
-        """How many of its logits an architecture gives, where its output layer has further rows that pad it (Inkling)."""
-        return getattr(self.config.get_text_config(), "unpadded_vocab_size", None)
+        return unpadded_size(self.config)
 
     @property
     def _transformer(self) -> Any:  # a PreTrainedModel, which type checkers see as plain nn.Module
         return self.module
+
+
+def unpadded_size(config: Any) -> int | None:
+    """How many of its logits an architecture gives, where its output layer has further rows that pad it (Inkling)."""
+    return getattr(config.get_text_config(), "unpadded_vocab_size", None)
 
 
 def cap_and_scale(config: Any) -> tuple[float | None, float]:

@@ -13,7 +13,7 @@ from ...datums.errors import DtypeError, ModelError, ShapeError
 from ..head.given_logits import logprobs_of_logits
 from ..head.logprobs import Head, in_autocast_precision, linear_logprobs
 from ..model.linear import effective_weight
-from ..model.model import cap_and_scale
+from ..model.model import cap_and_scale, unpadded_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +104,10 @@ def head_of(given: Any) -> Head:
     """
     if isinstance(given, Head):
         return given
-    softcap, scale, layer = None, 1.0, given
+    softcap, scale, layer, size = None, 1.0, given, None
     if isinstance(given, nn.Module) and hasattr(given, "get_output_embeddings"):
         layer = given.get_output_embeddings()  # type: ignore[operator]
-        softcap, scale = cap_and_scale(given.config)
+        (softcap, scale), size = cap_and_scale(given.config), unpadded_size(given.config)
     if isinstance(layer, Tensor):
         weight, bias = layer, None
     elif isinstance(getattr(base := getattr(layer, "base_layer", layer), "weight", None), Tensor):
@@ -122,7 +122,7 @@ def head_of(given: Any) -> Head:
             f"the head's weight is {list(weight.shape)}{', split over ranks' if isinstance(weight, DTensor) else ''}, and it is "
             "read whole, [V, d]: gather it first, or let the model make logits and take on_logits"
         )
-    return Head(weight, bias, softcap, scale)
+    return Head(weight[:size], None if bias is None else bias[:size], softcap, scale)
 
 
 def _check_adapter(layer: Any) -> None:

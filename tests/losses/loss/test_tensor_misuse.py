@@ -294,7 +294,12 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.MissingInput,
         "kto reads 'label', which was not given.",
     ),
-    "a loss of own outputs": (
+    "tensors where datums go": (
+        lambda: get_loss("cross_entropy")(LOGPROBS, ONES),
+        errors.LossContractError,
+        "Tensors go to on_tensors(logprobs=..., mask=..., ...), on_logits or on_hidden",
+    ),
+    "an output that it does not read": (
         lambda: ppo(entropy=ONES),
         errors.UnknownInput,
         "ppo does not read 'entropy'.",

@@ -155,20 +155,25 @@ def test_every_form_of_a_head_gives_the_same() -> None:
     assert len(set(values)) == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"final_logit_softcapping": 2.0}], ids=["plain", "with a soft cap"])
-def test_a_model_as_its_own_head_gives_what_its_logits_give(settings: dict[str, Any]) -> None:
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "with adapters"])
+@pytest.mark.parametrize("settings", [{}, {"final_logit_softcapping": 2.0}], ids=["no soft cap", "a soft cap"])
+def test_a_model_as_its_own_head_gives_what_its_logits_give(settings: dict[str, Any], adapted: bool) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 13}
     config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, **settings)
-    model = Gemma2ForCausalLM(config).double().eval()
-    model.config._attn_implementation = "eager"
+    config._attn_implementation = "eager"
+    model: Any = Gemma2ForCausalLM(config).double().eval()
     tokens = torch.randint(1, 13, (2, 5))
     labels = tokens[:, 1:].clone()
     labels[0, :2] = -100
     by_logits, _ = CROSS_ENTROPY.on_logits(model(tokens).logits[:, :-1], labels)
-    by_hidden, _ = CROSS_ENTROPY.on_hidden(model.model(tokens).last_hidden_state[:, :-1], model, labels)
+    hidden = model.model(tokens).last_hidden_state[:, :-1]
+    if adapted:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    by_hidden, _ = CROSS_ENTROPY.on_hidden(hidden, model, labels)
     torch.testing.assert_close(by_hidden, by_logits, rtol=0, atol=1e-9)
 
 
