@@ -72,6 +72,7 @@ class ModelInput:
     routing_matrices: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "chunks", list(self.chunks))  # a copy, as of their tokens
         if self.routing_matrices is not None:
             object.__setattr__(self, "routing_matrices", checked_routing(self.routing_matrices, self.length))
 

@@ -55,6 +55,18 @@ def test_lists_arrays_and_tensors_give_the_same_datum(convert: Any) -> None:
     assert datum_from_model_input_weights(model_input, convert([0.0, 1.0, 0.5])) == datum
 
 
+def test_what_a_caller_does_with_its_lists_later_changes_no_chunk_and_no_model_input() -> None:
+    tokens = [1, 2, 3]
+    chunk = EncodedTextChunk(tokens=tokens)
+    chunks = [chunk]
+    model_input = ModelInput(chunks)
+    tokens.clear()
+    chunks.append(EncodedTextChunk([9]))
+    assert chunk.tokens == [1, 2, 3]
+    assert model_input.to_ints() == [1, 2, 3]
+    assert model_input == ModelInput(chunks=(chunk,))
+
+
 def test_a_model_input_of_the_tinker_sdk_is_accepted() -> None:
     tinker = pytest.importorskip("tinker")
     datum = datum_from_model_input_weights(tinker.ModelInput.from_ints([1, 2, 3]), torch.tensor([0.0, 1.0, 1.0]))
