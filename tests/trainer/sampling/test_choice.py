@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossbook.trainer.sampling import choice as token_choice
-from lossbook.trainer.sampling.choice import choose, choose_unread
-from lossbook.trainer.sampling.params import Rules
+from lossbook.trainer.sampling.choice import choose, choose_unread, likeliest
+from lossbook.trainer.sampling.params import Rules, SampledLogprobs
 
 Choose = Callable[[Tensor, Rules, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -104,3 +105,25 @@ def test_rows_do_not_depend_on_each_other(choose: Choose) -> None:
 def test_nan_logits_give_a_nan_logprob_for_the_caller_to_report(asked: Rules, choose: Choose) -> None:
     _, logprobs = choose(torch.full((2, 600), math.nan), asked, torch.tensor([0.1, 0.9], dtype=torch.float64))
     assert torch.isnan(logprobs).all()
+
+
+@both
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0, 1e-4, 1e-35])
+@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 1.0), (7, 0.9)])
+def test_scaled_logprobs_are_those_at_the_temperature_over_the_whole_vocabulary(
+    temperature: float, top_k: int, top_p: float, choose: Choose
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(100, 500, generator=generator)
+    uniforms = torch.rand(100, generator=generator, dtype=torch.float64)
+    asked = replace(rules(temperature, top_k, top_p), said=SampledLogprobs(scaled=True, topk=5))
+    chosen, logprobs = choose(logits, asked, uniforms)
+    assert torch.equal(chosen, choose(logits, rules(temperature, top_k, top_p), uniforms)[0])
+    own = ((logits - logits.amax(1, keepdim=True)).double() / max(temperature, 1e-30)).log_softmax(1)
+    torch.testing.assert_close(logprobs.double(), own.gather(1, chosen[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    top = likeliest(logits, asked)
+    assert top is not None
+    values, ids = own.topk(5, dim=1)
+    torch.testing.assert_close(top[1].double(), values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(top[0], ids)
+    assert likeliest(logits, rules(temperature)) is None

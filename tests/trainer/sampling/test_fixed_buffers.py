@@ -18,6 +18,7 @@ from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.sampling import blocks
 from lossbook.trainer.sampling.continuations import Continuations
 from lossbook.trainer.sampling.generate import Generated, generate_batch
+from lossbook.trainer.sampling.params import SampledLogprobs
 from lossbook.trainer.sampling.plan import plan_of
 from lossbook.trainer.sampling.static import graph, rows
 from lossbook.trainer.sampling.static.rows import StaticRows
@@ -72,6 +73,28 @@ def test_samples_of_a_gpus_path_are_those_of_a_cpus(models: dict[str, LoadedMode
         check_equal(on_gpu_path(model, PROMPTS, steps, **options), expected)
     with taking_gpu_path():
         assert plan_of(model).fixed == (kind in FIXED), model.verdicts["fixed buffers"].reason
+
+
+@pytest.mark.parametrize("topk", [0, 3])
+@pytest.mark.usefixtures("recording")
+@torch.no_grad()
+def test_scaled_logprobs_and_likeliest_tokens_of_a_gpus_path_are_those_of_a_cpus(
+    models: dict[str, LoadedModel], topk: int
+) -> None:
+    model = models["grouped queries"]
+    params = SamplingParams(max_tokens=8, seed=3, stop=[7, 20], temperature=0.6, top_p=0.9)
+    options: dict[str, Any] = {"num_samples": 2, "params": params, "said": SampledLogprobs(scaled=True, topk=topk)}
+    expected = generate_batch(model, PROMPTS, **options)
+    assert expected != generate_batch(model, PROMPTS, num_samples=2, params=params)
+    for steps in (16, 3):
+        ours = on_gpu_path(model, PROMPTS, steps, **options)
+        check_equal(ours, expected)
+        for mine, other in zip(chain.from_iterable(ours), chain.from_iterable(expected), strict=True):
+            assert (mine.top is None) == (other.top is None) == (topk == 0)
+            if mine.top is not None and other.top is not None:
+                assert mine.top.tokens.shape == (len(mine.tokens), topk)
+                assert (mine.top.tokens == other.top.tokens).all()
+                assert mine.top.logprobs == pytest.approx(other.top.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", FIXED)
