@@ -40,5 +40,5 @@ for step in range(10):
     losses.append(result.metrics["sft_loss"])
     print(step, losses[-1], result.metrics["n_tokens"])
 
-saved = training_client.save_weights_for_sampler("sft-final").result()
+saved = training_client.save_weights_for_sampler("sft-final", checkpoint_type="base").result()
 print("saved:", saved.path)

@@ -141,7 +141,7 @@ class TrainingClient(AwaitableClient):
         return self.forward_backward(data, "info_nce", config, pooling=pooling)
 
     def optim_step(
-        self, adam_params: AdamParams | Any, *, grad_accumulation_normalization: Normalization | None = None
+        self, adam_params: AdamParams | Any, grad_accumulation_normalization: Normalization | None = None
     ) -> Future[OptimStepResponse]:
         """One AdamW step on the accumulated gradient, which is then cleared.
 
@@ -182,11 +182,18 @@ class TrainingClient(AwaitableClient):
         """
         return self._changing("load_adapter", at_place(adapter_path, self._trainer.load_adapter))
 
-    def save_weights_for_sampler(self, name: str, *, overwrite: bool = False) -> Future[SaveStateResponse]:
+    def save_weights_for_sampler(
+        self, name: str, *, overwrite: bool = False, checkpoint_type: str | None = None
+    ) -> Future[SaveStateResponse]:
         """Save the weights alone; for a LoRA client also as an adapter folder that peft loads.
 
+        checkpoint_type: as Fireworks has it; "base", which saves them whole, is the only one.
         Into `checkpoint_dir/sampler_weights`, so that a state saved by `save_state` may have the same name.
         """
+        if checkpoint_type not in (None, "base"):
+            raise ModelError(
+                f"checkpoint_type={checkpoint_type!r}: weights are saved whole ('base'); export_model writes merged ones"
+            )
         root = self._context.checkpoint_dir.absolute() / SAMPLER_WEIGHTS
         save = self._trainer.save_weights
         return self._calls.submit("save_weights_for_sampler", lambda: saved(save(root, name, overwrite=overwrite)))

@@ -238,6 +238,12 @@ class TestLoadingAnAdapter:
             client.optim_step(lb.AdamParams(learning_rate=1e-2)).result()
         assert logprobs_of(other, datums)[0].tolist() == logprobs_of(fresh, datums)[0].tolist()
 
+    def test_weights_are_saved_whole_and_in_no_other_way(self, training: TrainingClient) -> None:
+        assert Path(training.save_weights_for_sampler("whole", checkpoint_type="base").result().path).is_dir()
+        for other in ("delta", "merged_base"):
+            with pytest.raises(lb.errors.ModelError, match=f"checkpoint_type='{other}': weights are saved whole"):
+                training.save_weights_for_sampler("other", checkpoint_type=other)
+
     def test_what_does_not_fit_is_refused_and_changes_nothing(self, service: lb.ServiceClient, tmp_path: Path) -> None:
         small = service.create_lora_training_client("tiny", rank=2, seed=0)
         small.export_adapter(tmp_path / "small").result()
