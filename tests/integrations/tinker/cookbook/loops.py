@@ -45,9 +45,9 @@ class Loops:
             printed = log.read_text(encoding="utf-8", errors="replace")[-6000:]
             pytest.fail(f"lossbook tinker {' '.join(arguments)} ended with {outcome}:\n{printed}")
 
-    def script(self, name: str) -> None:
-        """`lossbook tinker scripts/NAME.py`, once."""
-        self.run(name, str(SCRIPTS / f"{name}.py"))
+    def script(self, name: str, *options: str) -> None:
+        """`lossbook tinker OPTIONS scripts/NAME.py`, once."""
+        self.run(name, *options, str(SCRIPTS / f"{name}.py"))
 
     def _outcome(self, log: Path, arguments: tuple[str, ...]) -> str:
         environment = os.environ | ENVIRONMENT | {"HF_HOME": str(self.folder / "hub")}

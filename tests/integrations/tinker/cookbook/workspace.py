@@ -105,7 +105,7 @@ def built_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    roles = ["User:", "Assistant:", "\n\nUser:", *(f" \\boxed{{{digit}}}\n\n" for digit in DIGITS)]
+    roles = ["User:", "Assistant:", "\n\nUser:", *(f" \\boxed{{{digit}}}" for digit in DIGITS)]
     tokenizer.train_from_iterator([*texts, *roles * 50], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
     fast.chat_template = CHAT_TEMPLATE

@@ -35,7 +35,7 @@ def config(log_path: str, **settings: Any) -> Config:
 
 asyncio.run(main(config("runs/sync", eval_every=3, save_every=3, compute_post_kl=True)))
 stream = StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2)
-asyncio.run(main(config("runs/stream", stream_minibatch_config=stream)))
+asyncio.run(main(config("runs/stream", stream_minibatch_config=stream, loss_fn="stable_reinforce")))
 late = AsyncConfig(max_steps_off_policy=1, groups_per_batch=4, loss_fn="ppo")
 asyncio.run(main(config("runs/async", async_config=late, eval_every=3)))
 penalty = {"kl_penalty_coef": 1.0, "kl_reference_config": KLReferenceConfig(base_model="Qwen/Qwen3-8B")}
