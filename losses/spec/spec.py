@@ -22,6 +22,8 @@ Per = Literal["token", "datum", "pair", "batch"]
 
 #: Positional parameters that the model fills.
 OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values")
+#: What a function fn(data, outputs_list) may be handed.
+HANDED_NAMES = (*OUTPUT_NAMES, "projection")
 #: Positional parameters that lossbook fills.
 HELPER_NAMES = ("seqs", "weights")
 #: Other keys that answer to an input's name.
@@ -193,6 +195,8 @@ def make_spec(
     _check_levels(name, per, couples, reduction)
     hints = _hints(function, name)
     batch_style = per == "batch" and is_batch_style(function)
+    if output not in HANDED_NAMES:
+        raise LossContractError(f"{name}: output={output!r} is none of {', '.join(HANDED_NAMES)}")
     parameters = tuple(p.name for p in _positional(function))
     outputs = (output,) if batch_style else tuple(p for p in parameters if p in OUTPUT_NAMES)
     _check_parameters(name, per, parameters, outputs, batch_style, declared)

@@ -108,3 +108,12 @@ def test_a_module_is_a_loss_of_its_forward() -> None:
     assert float(value.detach()) == 10
     value.backward()
     assert float(module.factor.grad) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("output", ["logprob", "logits", "", "topk_tokens"])
+def test_an_output_that_no_function_is_handed_is_refused(output: str) -> None:
+    def function(data: Any, logprobs_list: Any) -> Any:
+        return logprobs_list[0].sum(), {}
+
+    with pytest.raises(LossContractError, match=rf"function: output='{output}' is none of logprobs, embeddings,"):
+        spec_of_function(function, output=output)
