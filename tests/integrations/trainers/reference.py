@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from lossbook import Datum, ModelInput
 from lossbook.losses import LossLike
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 VOCABULARY = 32
 PAD = 0
@@ -24,6 +27,8 @@ Gradients = dict[str, Tensor]
 
 def tiny(seed: int = 0, *, vocabulary: int = VOCABULARY, pad: int = PAD, end: int = 1) -> LlamaForCausalLM:
     """A two-layer Llama of random float64 weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -102,15 +107,23 @@ def assert_same(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], close: 
         assert float((got[name] - one).abs().max()) <= close * scale, name
 
 
-class Caught(TrainerCallback):
-    """Keeps the gradients that the Trainer hands to the optimizer, step by step."""
+@cache
+def _catcher() -> type:
+    from transformers import TrainerCallback
 
-    def __init__(self) -> None:
-        self.steps: list[Gradients] = []
+    class Catcher(TrainerCallback):
+        def __init__(self) -> None:
+            self.steps: list[Gradients] = []
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-        """transformers' name."""
-        self.steps.append(gradients(model))
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+            self.steps.append(gradients(model))
+
+    return Catcher
+
+
+def catcher() -> Any:
+    """A callback whose `steps` are the gradients that the Trainer hands to its optimizer."""
+    return _catcher()()
 
 
 def settings(folder: Any, accumulation: int, rows: int = 8, **others: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import Tensor
@@ -19,13 +20,7 @@ from lossbook.integrations.sentence_transformers import EmbeddingLoss
 from lossbook.losses import LossLike, matryoshka
 from lossbook.trainer.model.tiny import build_tiny_encoder, build_tiny_tokenizer
 
-from .reference import Caught, assert_same, gradients, settings
-
-pytest.importorskip("sentence_transformers")
-
-import sentence_transformers
-from datasets import Dataset
-from sentence_transformers.sentence_transformer import losses as theirs
+from .reference import assert_same, catcher, gradients, settings
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +36,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoder(folder: Path) -> Any:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
     return sentence_transformers.SentenceTransformer(str(folder), device="cpu").double()
 
 
-def rows(columns: int, labels: list[Any] | None) -> Dataset:
+def rows(columns: int, labels: list[Any] | None) -> datasets.Dataset:
     texts = {f"text{c}": [f"{text} {c}" * (1 + (i + c) % 2) for i, text in enumerate(TEXTS)] for c in range(columns)}
-    return Dataset.from_dict(texts if labels is None else {**texts, "label": labels})
+    return datasets.Dataset.from_dict(texts if labels is None else {**texts, "label": labels})
 
 
 def columns_of(features: Any) -> list[list[list[int]]]:
@@ -98,14 +94,16 @@ def as_datums(texts: list[list[list[int]]], labels: Any, layout: str, key: str |
 def test_a_step_is_the_mean_of_its_micro_batches(
     folder: Path, tmp_path: Path, loss: LossLike, columns: int, labels: Any, layout: str, accumulation: int
 ) -> None:
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
     model = encoder(folder)
     ours = EmbeddingLoss(model, loss)
     seen: list[Any] = []
     ours.register_forward_pre_hook(lambda module, given: seen.append((columns_of(given[0]), given[1])))
-    caught = Caught()
-    trainer = sentence_transformers.SentenceTransformerTrainer(
+    caught = catcher()
+    trainer = SentenceTransformerTrainer(
         model=model,
-        args=sentence_transformers.SentenceTransformerTrainingArguments(**settings(tmp_path, accumulation)),
+        args=SentenceTransformerTrainingArguments(**settings(tmp_path, accumulation)),
         train_dataset=rows(columns, labels),
         loss=ours,
         callbacks=[caught],
@@ -123,21 +121,23 @@ def test_a_step_is_the_mean_of_its_micro_batches(
 @pytest.mark.parametrize(
     ("ours", "their", "columns", "labels"),
     [
-        pytest.param("multiple_negatives_ranking", theirs.MultipleNegativesRankingLoss, 2, None, id="ranking"),
-        pytest.param("cosine_similarity", theirs.CosineSimilarityLoss, 2, GRADE, id="cosine"),
-        pytest.param("cosent", theirs.CoSENTLoss, 2, GRADE, id="cosent"),
-        pytest.param("margin_mse", theirs.MarginMSELoss, 3, SCORES, id="margins"),
+        pytest.param("multiple_negatives_ranking", "MultipleNegativesRankingLoss", 2, None, id="ranking"),
+        pytest.param("cosine_similarity", "CosineSimilarityLoss", 2, GRADE, id="cosine"),
+        pytest.param("cosent", "CoSENTLoss", 2, GRADE, id="cosent"),
+        pytest.param("margin_mse", "MarginMSELoss", 3, SCORES, id="margins"),
     ],
 )
 def test_it_is_the_number_of_the_loss_of_that_name_in_sentence_transformers(
-    folder: Path, ours: str, their: Any, columns: int, labels: Any
+    folder: Path, ours: str, their: str, columns: int, labels: Any
 ) -> None:
+    from sentence_transformers.sentence_transformer import losses
+
     model = encoder(folder).eval()
     data = rows(columns, None)
     features = [model.preprocess(data[f"text{c}"][:]) for c in range(columns)]
     given = None if labels is None else torch.tensor(labels, dtype=torch.float64)
     copies = [[dict(one) for one in features] for _ in range(2)]
-    wanted = their(model)(copies[0], given)
+    wanted = getattr(losses, their)(model)(copies[0], given)
     wanted = sum(wanted.values()) if isinstance(wanted, dict) else wanted
     torch.testing.assert_close(EmbeddingLoss(model, ours)(copies[1], given), wanted, rtol=1e-6, atol=1e-9)
 

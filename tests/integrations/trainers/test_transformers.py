@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+import transformers
 
 from lossbook import get_loss
 from lossbook.datums.errors import LossbookError
 from lossbook.integrations.transformers import LossCollator, compute_loss_func, with_loss
 from lossbook.losses import LossLike
 
-from .reference import PAD, Caught, assert_same, datum, numbers, settings, tiny, tokens, wanted_gradients
+from .reference import PAD, assert_same, catcher, datum, numbers, settings, tiny, tokens, wanted_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,11 @@ def row(number: int, names: tuple[str, ...] = ()) -> dict[str, Any]:
     return columns
 
 
-def step(folder: Path, accumulation: int, trainer: type[Trainer], names: tuple[str, ...] = (), **others: Any) -> Any:
+def step(folder: Path, accumulation: int, trainer: type, names: tuple[str, ...] = (), **others: Any) -> Any:
     """The gradients of one optimizer step over all rows, and those wanted."""
-    caught, model = Caught(), tiny()
+    caught, model = catcher(), tiny()
     rows = [row(i, names) for i in range(len(ROWS))]
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         **settings(folder, accumulation, remove_unused_columns=False, train_sampling_strategy="sequential")
     )
     trainer(model, arguments, train_dataset=rows, data_collator=LossCollator(PAD), callbacks=[caught], **others).train()
@@ -68,7 +68,7 @@ def wanted(loss: LossLike, names: tuple[str, ...] = ()) -> Any:
 def test_compute_loss_func_gives_the_gradient_of_the_whole_batch(
     tmp_path: Path, loss: LossLike, accumulation: int
 ) -> None:
-    (got,) = step(tmp_path, accumulation, Trainer, compute_loss_func=compute_loss_func(loss))
+    (got,) = step(tmp_path, accumulation, transformers.Trainer, compute_loss_func=compute_loss_func(loss))
     assert_same(got, wanted(loss))
 
 
@@ -93,7 +93,7 @@ POLICY = ("sampling_logprobs", "advantages")
 def test_a_trainer_with_a_loss_has_the_gradient_of_the_whole_batch(
     tmp_path: Path, loss: LossLike, names: tuple[str, ...], accumulation: int
 ) -> None:
-    (got,) = step(tmp_path, accumulation, with_loss(Trainer, loss), names)
+    (got,) = step(tmp_path, accumulation, with_loss(transformers.Trainer, loss), names)
     assert_same(got, wanted(loss, names))
 
 
@@ -114,10 +114,10 @@ def test_grpo_raises_the_probability_of_rewarded_rows_and_lowers_that_of_punishe
         length = len(one["input_ids"])
         one["sampling_logprobs"] = [0.0, *before[number, : length - 1].tolist()]
         one["advantages"] = 1.0 if number % 2 else -1.0
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         **settings(tmp_path, 2, max_steps=6, learning_rate=3e-3, lr_scheduler_type="constant") | {"logging_steps": 1}
     )
-    trainer = with_loss(Trainer, "grpo", kl_coefficient=0.0)(
+    trainer = with_loss(transformers.Trainer, "grpo", kl_coefficient=0.0)(
         model, arguments, train_dataset=rows, data_collator=LossCollator(PAD)
     )
     trainer.train()
@@ -132,8 +132,8 @@ def test_grpo_raises_the_probability_of_rewarded_rows_and_lowers_that_of_punishe
 
 def test_dft_learns_and_evaluates(tmp_path: Path) -> None:
     rows = [row(i) for i in range(len(ROWS))]
-    arguments = TrainingArguments(**settings(tmp_path, 2, max_steps=12, learning_rate=1e-2))
-    trainer = Trainer(
+    arguments = transformers.TrainingArguments(**settings(tmp_path, 2, max_steps=12, learning_rate=1e-2))
+    trainer = transformers.Trainer(
         tiny(),
         arguments,
         train_dataset=rows,
@@ -148,10 +148,6 @@ def test_dft_learns_and_evaluates(tmp_path: Path) -> None:
     batch = LossCollator(PAD)(rows)
     labels = batch.pop("labels")
     assert cross_entropy(trainer.model(**batch), labels) < 0.8 * cross_entropy(tiny()(**batch), labels)
-
-
-def two_equal(loss: str, **settings: Any) -> Any:
-    return with_loss(Trainer, loss, **settings)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +189,11 @@ def test_a_setting_that_contradicts_the_loss_is_refused_when_the_trainer_is_made
     tmp_path: Path, loss: str, arguments: dict[str, Any], others: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(LossbookError, match=message):
-        with_loss(Trainer, loss)(tiny(), TrainingArguments(**settings(tmp_path, 2, **arguments)), **others)
+        with_loss(transformers.Trainer, loss)(
+            tiny(), transformers.TrainingArguments(**settings(tmp_path, 2, **arguments)), **others
+        )
 
 
 def test_an_input_that_the_batch_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(LossbookError, match=r"grpo reads 'sampling_logprobs', which this batch does not carry"):
-        step(tmp_path, 1, with_loss(Trainer, "grpo", kl_coefficient=0.0))
+        step(tmp_path, 1, with_loss(transformers.Trainer, "grpo", kl_coefficient=0.0))

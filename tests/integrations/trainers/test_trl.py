@@ -10,25 +10,21 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from lossbook import Datum, get_loss
 from lossbook.datums.errors import LossbookError
+from lossbook.integrations.trl import with_loss
 from lossbook.losses import LossLike
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
-from .reference import Caught, assert_same, datum, outputs, settings, tiny, wanted_gradients
+from .reference import assert_same, catcher, datum, outputs, settings, tiny, wanted_gradients
 
-pytest.importorskip("trl")
-
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import LlamaForCausalLM
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-
-from lossbook.integrations.trl import with_loss
+trl = pytest.importorskip("trl")
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,15 +45,17 @@ def model(seed: int = 0) -> Any:
 
 
 def config(kind: Any, folder: Path, accumulation: int, **others: Any) -> Any:
-    common = {"max_length": None} if kind is not GRPOConfig else {}
+    common = {"max_length": None} if kind is not trl.GRPOConfig else {}
     return kind(**settings(folder, accumulation, **{"bf16": False, **common, **others}))
 
 
 def sft(folder: Path, loss: LossLike | str, accumulation: int, rows: int = 8, **others: Any) -> Any:
-    data = Dataset.from_list([{"prompt": p, "completion": a} for p, a in zip(PROMPTS, ANSWERS, strict=True)][:rows])
-    return with_loss(SFTTrainer, loss)(
+    data = datasets.Dataset.from_list(
+        [{"prompt": p, "completion": a} for p, a in zip(PROMPTS, ANSWERS, strict=True)][:rows]
+    )
+    return with_loss(trl.SFTTrainer, loss)(
         model=model(),
-        args=config(SFTConfig, folder, accumulation, **others),
+        args=config(trl.SFTConfig, folder, accumulation, **others),
         train_dataset=data,
         processing_class=build_tiny_tokenizer(),
     )
@@ -80,7 +78,7 @@ def sft_datum(row: dict[str, Any]) -> Datum:
     ],
 )
 def test_sft_has_the_gradient_of_the_whole_batch(tmp_path: Path, loss: LossLike, accumulation: int) -> None:
-    caught, trainer = Caught(), sft(tmp_path, loss, accumulation)
+    caught, trainer = catcher(), sft(tmp_path, loss, accumulation)
     trainer.add_callback(caught)
     trainer.train()
     assert_same(
@@ -89,7 +87,7 @@ def test_sft_has_the_gradient_of_the_whole_batch(tmp_path: Path, loss: LossLike,
 
 
 def test_sequences_that_lie_in_one_row_have_the_same_gradient_in_a_loss_per_token(tmp_path: Path) -> None:
-    caught, trainer = Caught(), sft(tmp_path, "dft", 2, padding_free=True)
+    caught, trainer = catcher(), sft(tmp_path, "dft", 2, padding_free=True)
     trainer.add_callback(caught)
     trainer.train()
     data = [sft_datum(row) for row in trainer.train_dataset]
@@ -99,7 +97,7 @@ def test_sequences_that_lie_in_one_row_have_the_same_gradient_in_a_loss_per_toke
 def test_a_last_step_of_fewer_rows_counts_only_them(tmp_path: Path) -> None:
     loss = get_loss("dft")
     epoch = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 3}
-    caught, trainer = Caught(), sft(tmp_path, loss, 2, rows=7, train_sampling_strategy="sequential", **epoch)
+    caught, trainer = catcher(), sft(tmp_path, loss, 2, rows=7, train_sampling_strategy="sequential", **epoch)
     trainer.add_callback(caught)
     trainer.train()
     data = [sft_datum(row) for row in trainer.train_dataset]
@@ -110,11 +108,11 @@ def test_a_last_step_of_fewer_rows_counts_only_them(tmp_path: Path) -> None:
 
 def dpo(folder: Path, loss: LossLike | str, accumulation: int, **others: Any) -> Any:
     rows = zip(PROMPTS, ANSWERS, WORSE, strict=True)
-    return with_loss(DPOTrainer, loss)(
+    return with_loss(trl.DPOTrainer, loss)(
         model=model(),
         ref_model=model(seed=1),
-        args=config(DPOConfig, folder, accumulation, **others),
-        train_dataset=Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]),
+        args=config(trl.DPOConfig, folder, accumulation, **others),
+        train_dataset=datasets.Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]),
         processing_class=build_tiny_tokenizer(),
     )
 
@@ -144,23 +142,25 @@ def dpo_data(trainer: Any) -> list[Datum]:
     ],
 )
 def test_dpo_has_the_gradient_of_the_whole_batch(tmp_path: Path, loss: LossLike, accumulation: int) -> None:
-    caught, trainer = Caught(), dpo(tmp_path, loss, accumulation)
+    caught, trainer = catcher(), dpo(tmp_path, loss, accumulation)
     trainer.add_callback(caught)
     trainer.train()
     assert_same(caught.steps[0], wanted_gradients(model(), loss, dpo_data(trainer)), ROUNDING)
 
 
 def test_an_adapter_s_reference_is_the_model_without_it(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
     loss = get_loss("dpo")
     rows = zip(PROMPTS, ANSWERS, WORSE, strict=True)
-    trainer = with_loss(DPOTrainer, loss)(
+    trainer = with_loss(trl.DPOTrainer, loss)(
         model=model(),
-        args=config(DPOConfig, tmp_path, 2),
-        train_dataset=Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]),
+        args=config(trl.DPOConfig, tmp_path, 2),
+        train_dataset=datasets.Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]),
         processing_class=build_tiny_tokenizer(),
         peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
     )
-    caught = Caught()
+    caught = catcher()
     trainer.add_callback(caught)
     trainer.train()
     data = []
@@ -179,11 +179,11 @@ def length_reward(completions: list[str], completion_ids: list[list[int]], **oth
 def grpo(folder: Path, loss: LossLike | str, accumulation: int, **others: Any) -> Any:
     arguments = {"num_generations": 4, "max_completion_length": 6, "temperature": 1.0, **others}
     model().save_pretrained(folder / "model")  # TRL loads the reference from where the model lies
-    return with_loss(GRPOTrainer, loss)(
-        model=LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float64),
+    return with_loss(trl.GRPOTrainer, loss)(
+        model=transformers.LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float64),
         reward_funcs=length_reward,
-        args=config(GRPOConfig, folder, accumulation, **arguments),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+        args=config(trl.GRPOConfig, folder, accumulation, **arguments),
+        train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         processing_class=build_tiny_tokenizer(),
     )
 
@@ -221,7 +221,7 @@ def sampled(trainer: Any) -> list[Datum]:
 def test_grpo_has_the_gradient_of_the_whole_batch(
     tmp_path: Path, loss: LossLike, others: dict[str, Any], accumulation: int
 ) -> None:
-    caught, trainer = Caught(), grpo(tmp_path, loss, accumulation, **others)
+    caught, trainer = catcher(), grpo(tmp_path, loss, accumulation, **others)
     trainer.add_callback(caught)
     trainer.train()
     assert_same(caught.steps[0], wanted_gradients(model(), loss, sampled(trainer)), ROUNDING)
@@ -230,7 +230,7 @@ def test_grpo_has_the_gradient_of_the_whole_batch(
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_grpo_is_pulled_to_the_reference_that_beta_loads(tmp_path: Path, accumulation: int) -> None:
     loss = get_loss("grpo", kl_coefficient=0.5)
-    caught, trainer = Caught(), grpo(tmp_path, loss, accumulation, beta=0.5)
+    caught, trainer = catcher(), grpo(tmp_path, loss, accumulation, beta=0.5)
     with torch.no_grad():
         for one in trainer.ref_model.parameters():
             one.add_(0.05)  # else the KL's gradient would be 0 at the first step
@@ -240,7 +240,7 @@ def test_grpo_is_pulled_to_the_reference_that_beta_loads(tmp_path: Path, accumul
 
 
 def test_a_step_whose_completions_were_all_cut_off_moves_nothing(tmp_path: Path) -> None:
-    caught = Caught()
+    caught = catcher()
     trainer = grpo(
         tmp_path, get_loss("grpo", kl_coefficient=0.0), 2, mask_truncated_completions=True, max_completion_length=1
     )
@@ -251,7 +251,7 @@ def test_a_step_whose_completions_were_all_cut_off_moves_nothing(tmp_path: Path)
 
 
 def test_samples_that_are_used_again_keep_the_logprobs_they_were_drawn_with(tmp_path: Path) -> None:
-    caught = Caught()
+    caught = catcher()
     trainer = grpo(
         tmp_path,
         get_loss("grpo", kl_coefficient=0.0),

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from lossbook.integrations.transformers import LossCollator, compute_loss_func, with_loss
 
-from .reference import PAD, Caught, settings, tiny
+from .reference import PAD, catcher, settings, tiny
 from .test_transformers import POLICY, ROWS, row
 
 
@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
     whole = {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "ddp_backend": "gloo"}
     for name in ("compute_loss_func", "with_loss"):
         arguments = TrainingArguments(**settings(folder / name, 2, rows=4, **whole))
-        caught, names = Caught(), () if name == "compute_loss_func" else POLICY
+        caught, names = catcher(), () if name == "compute_loss_func" else POLICY
         rows = [row(i, names) for i in range(len(ROWS))]
         given = {"train_dataset": rows, "data_collator": LossCollator(PAD), "callbacks": [caught]}
         if name == "compute_loss_func":
