@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...datums.errors import LossConfigError
 from ...losses.loss.loss import LossLike
@@ -14,8 +13,9 @@ from ...losses.registry import get_loss
 from ..engine.settings import EngineSettings
 from ..responses import SaveStateResponse
 from ..training.protocol import Models
-from .futures import Worker
+from .futures import Calls, Worker
 
+T = TypeVar("T")
 #: A call's loss: an id, "module:function", a `Loss` or mixture, or a function.
 LossFunction = str | LossLike | Callable[..., Any]
 
@@ -29,7 +29,6 @@ class ClientContext:
     settings        how their models run
     checkpoint_dir  where `save_state` writes
     sampling        runs the calls of samplers of a model in training, where these have workers of their own
-    loading         held while a model is loaded: libraries that make models change settings of the process meanwhile
     """
 
     worker: Worker
@@ -37,7 +36,6 @@ class ClientContext:
     settings: EngineSettings
     checkpoint_dir: Path
     sampling: Worker | None = None
-    loading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, models: Models, settings: EngineSettings, folder: Path, *, samples_apart: bool) -> ClientContext:
@@ -47,6 +45,13 @@ class ClientContext:
         )  # what runs together depends on when calls come, and rounding on what runs together
         sampling = Worker("lossbook-sampling", joins=joins) if samples_apart else None
         return cls(Worker(deterministic=settings.deterministic, joins=joins), models, settings, folder, sampling)
+
+    def load(self, make: Callable[[Models], T]) -> T:
+        """A model that is made when the turn of all calls so far is over, on their thread, and what it raises.
+
+        Not beside them: libraries that make models change settings of the process meanwhile, such as torch's default dtype.
+        """
+        return Calls("service", self.worker).submit("load a model", lambda: make(self.models)).result()
 
 
 def loss_and_top_k(

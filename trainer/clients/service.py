@@ -133,8 +133,8 @@ class ServiceClient:
         """
         if alpha is not None and lora_alpha is not None:
             raise ModelError("alpha is the older word for lora_alpha: give lora_alpha alone")
-        with self.context.loading:
-            trainer = self.context.models.adapters(
+        trainer = self.context.load(
+            lambda models: models.adapters(
                 base_model,
                 value_head=_head_numbers(value_head, projection_head_dim),
                 max_length=max_context_length,
@@ -147,6 +147,7 @@ class ServiceClient:
                 targets=lora_targets,
                 dropout=lora_dropout,
             )
+        )
         return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client(
@@ -169,8 +170,9 @@ class ServiceClient:
         if lora:
             raise ModelError(f"{', '.join(lora)}: for adapters alone, and lora_rank is 0, so all weights are trained")
         numbers = _head_numbers(value_head, projection_head_dim)
-        with self.context.loading:
-            trainer = self.context.models.all_weights(base_model, value_head=numbers, max_length=max_context_length)
+        trainer = self.context.load(
+            lambda models: models.all_weights(base_model, value_head=numbers, max_length=max_context_length)
+        )
         return TrainingClient(self.context, trainer, self._name())
 
     def create_training_client_from_state(
@@ -181,8 +183,7 @@ class ServiceClient:
         base_model: the model that it was saved from. It must be given where the model would have to be downloaded: a
         checkpoint does not decide that. Raises CheckpointError as `load_state` does.
         """
-        with self.context.loading:
-            trainer = self.context.models.like(path, base_model=base_model)
+        trainer = self.context.load(lambda models: models.like(path, base_model=base_model))
         client = TrainingClient(self.context, trainer, self._name())
         client.load_state(path, optimizer=optimizer).result()
         return client
@@ -235,12 +236,10 @@ class ServiceClient:
         """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
         if model_path is None and base_model is None:
             raise ModelError(f"{caller} needs model_path or base_model")
-        models = self.context.models
-        with self.context.loading:
-            if model_path is not None:
-                return models.saved(model_path, base_model=base_model), model_path
-            assert base_model is not None
-            return models.base(base_model), base_model
+        if model_path is not None:
+            return self.context.load(lambda models: models.saved(model_path, base_model=base_model)), model_path
+        assert base_model is not None
+        return self.context.load(lambda models: models.base(base_model)), base_model
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"

@@ -224,8 +224,8 @@ class TrainingClient(AwaitableClient):
 
     def create_sampling_client(self, model_path: str) -> SamplingClient:
         """A sampler of saved weights."""
-        with self._context.loading:
-            frozen = self._context.models.saved(model_path, known=[self._trainer.base_model])
+        known = [self._trainer.base_model]
+        frozen = self._context.load(lambda models: models.saved(model_path, known=known))
         return SamplingClient(self._context.worker, frozen, f"{model_path}/sampler")
 
     def create_reference_client(self) -> ReferenceClient:

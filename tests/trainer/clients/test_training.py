@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -322,3 +323,17 @@ def test_two_clients_of_a_service_do_not_mix(
     training.forward_backward(make_datums(2), "cross_entropy").result()
     training.optim_step(PARAMS).result()
     assert state_of(other) == before
+
+
+def test_a_model_is_loaded_in_turn_with_calls_not_beside_them(service: lb.ServiceClient) -> None:
+    # libraries that make models change settings of the process meanwhile, which a call would see, and put back for good
+    client, turn = service.create_lora_training_client("tiny", rank=1), threading.Event()
+    busy = client.in_turn("wait", lambda _: turn.wait(60))
+    loading = threading.Thread(target=service.create_sampling_client, kwargs={"base_model": "tiny"})
+    loading.start()
+    loading.join(0.3)
+    assert loading.is_alive()
+    turn.set()
+    loading.join(60)
+    assert busy.result()
+    assert not loading.is_alive()
