@@ -238,7 +238,7 @@ def spec_of_function(function: Callable[..., Any], *, output: str | None = None)
     if output is None and not is_batch_style(function):
         return make_spec(function, name, per="token")
     renamed = batch_style(function)
-    return make_spec(renamed, name, per="batch", output=output or "logprobs")
+    return make_spec(renamed, name, per="batch", output="logprobs" if output is None else output)
 
 
 def is_registered(function: Any) -> bool:
