@@ -74,7 +74,7 @@ def _public(module: Any) -> set[str]:
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if name == "Timeout":
-        yield name, "httpx.Timeout"
+        yield name, value.__init__.__module__.split(".")[0]
     elif inspect.isclass(value) and not isinstance(value, types.GenericAlias) and value.__module__ != "builtins":
         yield name, _made(value)
         yield from ((f"{name}.{member}", text) for member, text in sorted(_members(value).items()))

@@ -63,7 +63,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from httpx import Timeout
+    from httpx2 import Timeout
 
     from .lib.public_interfaces import (
         AdminClient,
@@ -161,7 +161,7 @@ class RequestOptions(TypedDict, total=False):
 
 def __getattr__(name: str) -> Any:
     if name == "Timeout":
-        return importlib.import_module("httpx").Timeout
+        return importlib.import_module("httpx2").Timeout
     if name == "configure":
         from .settings import configure
 

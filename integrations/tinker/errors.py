@@ -14,7 +14,7 @@ from ...datums.errors import LossbookError, SamplerError, WorkerDiedError, Worke
 from .types.service import RequestErrorCategory
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2 as httpx
 
 E = TypeVar("E", bound="APIStatusError")
 
@@ -157,7 +157,7 @@ class ExperimentalWarning(FutureWarning):
 
 def refusal(kind: type[E], message: str, cause: BaseException | None = None) -> E:
     """An error of this kind to raise, with a request and a response made for it; `cause` becomes its `__cause__`."""
-    import httpx
+    import httpx2 as httpx  # the SDK has httpx, which nothing here needs
 
     response = httpx.Response(kind.status_code, request=httpx.Request("POST", _ADDRESS))
     error = kind(message, response, {"error": message})

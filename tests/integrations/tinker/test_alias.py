@@ -39,7 +39,9 @@ def test_after_install_every_way_of_importing_gives_the_door(tmp_path: Path) -> 
         INSTALL
         + """
 import importlib.util, sys
+sys.modules.update(dict.fromkeys(["httpx", "pyqwest", "zstandard", "orjson"]))  # what the SDK installs cannot be imported
 import tinker
+assert tinker.Timeout(3) and tinker.ServiceClient and tinker.RestClient
 assert tinker.lib.public_interfaces.APIFuture is tinker.APIFuture
 import tinker.types as T
 import tinker.types.tensor_data, tinker.lib.retry_handler
@@ -58,6 +60,7 @@ assert Future is APIFuture is door.APIFuture
 assert importlib.util.find_spec("tinker") is not None
 assert door.types.__spec__.name == door.types.__name__ == "lossbook.integrations.tinker.types"
 assert door.__spec__.name == "lossbook.integrations.tinker"
+assert not [name for name, module in sys.modules.items() if module and "site-packages/tinker/" in str(getattr(module, "__file__", ""))]
 print("same")
 """,
         tmp_path,
@@ -116,14 +119,15 @@ if "--leave" in sys.argv:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         (["folder/script.py"], ["a", "--fail", "-m", "x"]),
-        pytest.param(["-m", "folder.script"], ["--fail"], marks=pytest.mark.slow),
-        pytest.param(["-m", "folder.script"], ["--root", "y", "--debug", "--help"], marks=pytest.mark.slow),
-        pytest.param(["folder/script.py"], ["--leave"], marks=pytest.mark.slow),
-        pytest.param(["folder/missing.py"], [], marks=pytest.mark.slow),
+        (["-m", "folder.script"], ["--fail"]),
+        (["-m", "folder.script"], ["--root", "y", "--debug", "--help"]),
+        (["folder/script.py"], ["--leave"]),
+        (["folder/missing.py"], []),
     ],
 )
 def test_a_program_runs_as_python_runs_it(how: list[str], words: list[str], tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_an_error_carries_what_it_carries_in_the_sdk_also_when_it_is_copied(name
         assert vars(again).keys() == vars(ours).keys()
 
 
+def test_refusals_and_timeouts_need_no_package_that_only_the_sdk_installs() -> None:
+    assert type(refusal(tinker.NotFoundError, "x").response).__module__ == tinker.Timeout.__module__ == "httpx2"
+
+
 @pytest.mark.parametrize(("kind", "status"), [(tinker.NotFoundError, 404), (tinker.BadRequestError, 400)])
 def test_a_refusal_has_the_status_of_its_class(kind: Any, status: int) -> None:
     cause = ModelError("beyond")
