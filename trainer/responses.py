@@ -139,7 +139,7 @@ class ModelInfo:
                  where only prompts of one length are decoded together, or "none"; on a GPU also "fixed buffers", and "fixed
                  buffers, replayed as a graph" where a step is recorded once as a CUDA graph; None before the first sample
     reasons      why the model does not run in another way, by probe: "cut", "padded", "sharing", "blocks", "restarting",
-                 "narrow weights", the kinds of cache, and "graph": why no step of decoding can be recorded
+                 "narrow weights", "routing" (routing matrices), the kinds of cache, and "graph": why no step of decoding can be recorded
     fused        how many parts run in fused kernels, by kind ("norms", "MLPs", "rotations"); `reasons` says why others do not
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -24,6 +24,18 @@ from .context import ClientContext
 from .reference import ReferenceClient
 from .sampling import SamplingClient
 from .training import TrainingClient
+
+
+class AdapterSettings(TypedDict, total=False):
+    """The keywords of `create_lora_training_client` that are about adapters alone."""
+
+    seed: int | None
+    train_mlp: bool
+    train_attn: bool
+    train_unembed: bool
+    lora_targets: Sequence[str] | None
+    lora_alpha: float | None
+    lora_dropout: float
 
 
 class ServiceClient:
@@ -158,7 +170,7 @@ class ServiceClient:
         value_head: bool = False,
         projection_head_dim: int | None = None,
         max_context_length: int | None = None,
-        **lora: Any,
+        **lora: Unpack[AdapterSettings],
     ) -> TrainingClient:
         """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank.
 

@@ -37,9 +37,12 @@ def test_a_model_on_a_worker_follows_them_as_one_here(
     assert norms[0] == norms[1]
 
 
-def routed_call(ranks: Ranks, folder: str) -> tuple[dict[int, Numbers], dict[int, Numbers], Numbers]:
+def routed_call(
+    ranks: Ranks, folder: str, checkpoint_layers: bool
+) -> tuple[dict[int, Numbers], dict[int, Numbers], Numbers]:
     """Outputs of a forward and of a forward and backward, and whole gradients, of datums of which one rank has no routed one."""
-    engine = engine_of(ranks, Setup(base=folder, settings={"tokens_per_micro_batch": 30}))
+    settings = {"tokens_per_micro_batch": 30, "checkpoint_layers": checkpoint_layers}
+    engine = engine_of(ranks, Setup(base=folder, settings=settings))
     datums, loss = [*mixed_datums(2), *datums_with([7, 6])], get_loss("cross_entropy")
     seen = outputs_by_index(engine.forward(datums, loss).loss_fn_outputs)
     trained = outputs_by_index(engine.forward_backward(datums, loss).loss_fn_outputs)
@@ -47,9 +50,12 @@ def routed_call(ranks: Ranks, folder: str) -> tuple[dict[int, Numbers], dict[int
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_numbers_of_one(mixture: Callable[[str], str], ranks: RankProcesses) -> None:
-    alone = ranks.run(routed_call, mixture("mixtral"), size=1)[0]
-    parts = ranks.run(routed_call, mixture("mixtral"), size=2)
+@pytest.mark.parametrize(
+    "again", [pytest.param(False, id="once"), pytest.param(True, id="layers run again in the backward")]
+)
+def test_two_ranks_give_the_numbers_of_one(mixture: Callable[[str], str], ranks: RankProcesses, again: bool) -> None:
+    alone = ranks.run(routed_call, mixture("mixtral"), False, size=1)[0]
+    parts = ranks.run(routed_call, mixture("mixtral"), again, size=2)
     for k in (0, 1):
         together = parts[0][k] | parts[1][k]
         assert together.keys() == alone[k].keys()
