@@ -162,6 +162,16 @@ def test_adapters_are_trained_on_given_experts(mixture: Callable[[str], str]) ->
     assert any(not torch.allclose(ours[name], theirs[name]) for name in ours if "experts" in name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_an_adapter_on_a_router_gets_a_gradient_through_given_experts(mixture: Callable[[str], str], kind: str) -> None:
+    service = lb.ServiceClient(device="cpu")
+    training = service.create_lora_training_client(mixture(kind), rank=2, seed=0, lora_targets=["mlp.gate"])
+    own = gradient(training, datums_with(routes_for([9], 2)))
+    assert len(own) == 4
+    assert all(bool(one.any()) for name, one in own.items() if "lora_B" in name)
+
+
 def test_a_dense_model_refuses_routing_matrices_by_name() -> None:
     training = lb.ServiceClient(device="cpu").create_training_client("tiny")
     (datum,) = datums_with([routes_for([5], 2)[0]])
