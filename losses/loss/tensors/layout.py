@@ -157,7 +157,7 @@ def _boundaries(value: Any) -> Tensor:
     ends = as_tensor("cu_seqlens", value)
     if ends.is_floating_point() or ends.dtype == torch.bool:
         raise DtypeError(f"cu_seqlens is {ends.dtype}: it holds integers, where each sequence begins and ends")
-    if ends.ndim != 1 or len(ends) < 2:
+    if ends.ndim != 1 or not len(ends):
         raise ShapeError(f"cu_seqlens is {list(ends.shape)}: of S sequences it holds S + 1 numbers, [0, ..., P]")
     return ends
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, distributed
 
 from lossbook import get_loss
+from lossbook.losses.batch.positions import width_of
 from lossbook.losses.testing.strategies import as_loss_under_test, datums, outputs
 
 from ..as_tensors import AsTensors, as_tensors
@@ -30,16 +31,28 @@ def cuts(loss: Any, count: int, drawn: Any) -> list[Rows]:
     return [list(range(a * step, b * step)) for a, b in spans]
 
 
-def part_of(tensors: AsTensors, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Some rows of padded tensors."""
-    return {n: one[rows] for n, one in tensors.outputs.items()}, {n: one[rows] for n, one in tensors.data.items()}
+def part_of(loss: Any, tensors: AsTensors, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Some neighbouring rows, or packed sequences."""
+    start, stop = (rows[0], rows[-1] + 1) if rows else (0, 0)
+    whole = {**tensors.outputs, **tensors.data}
+    places, of_rows = slice(start, stop), slice(start, stop)
+    if (ends := whole.pop("cu_seqlens", None)) is not None:
+        places = slice(int(ends[start]), int(ends[stop]))
+    inputs = [one for _, part in loss.parts for one in part.spec.inputs]
+    per_row = {"embeddings", *(one.name for one in inputs if one.per == "datum")}
+    part = {name: one[of_rows if name in per_row else places] for name, one in whole.items()}
+    if ends is not None:
+        part["cu_seqlens"] = ends[start : stop + 1] - ends[start]
+    return {n: one for n, one in part.items() if n in tensors.outputs}, {
+        n: one for n, one in part.items() if n not in tensors.outputs
+    }
 
 
 def assert_parts_add_up(loss: Any, tensors: AsTensors, parts: list[Rows]) -> None:
     whole, metrics = loss.on_tensors(**tensors.outputs, **tensors.data)
     leaves = list(tensors.outputs.values())
     slopes = torch.autograd.grad(whole, leaves, allow_unused=True)
-    pieces = [part_of(tensors, rows) for rows in parts]
+    pieces = [part_of(loss, tensors, rows) for rows in parts]
     denominator: Any = sum(loss.count_tensors(**own, **data) for own, data in pieces)
     results = [loss.on_tensors(**own, **data, denominator=denominator) for own, data in pieces]
     total = torch.stack([value for value, _ in results]).sum()
@@ -58,10 +71,11 @@ MIXTURE = 0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy", reduction="to
 KINDS = ["cross_entropy", "ppo", "grpo", "gspo", "dr_grpo", "dpo", "kto", "topk_forward_kl", "info_nce", "reward_bt"]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("loss", [*map(with_needed, KINDS), MIXTURE], ids=lambda loss: loss.name)
-def test_micro_batches_add_up_to_the_whole(loss: Any) -> None:
+def test_micro_batches_add_up_to_the_whole(loss: Any, packed: bool) -> None:
     batch = batch_for(loss)
-    tensors = as_tensors(loss, batch.data, batch.outputs, packed=False)
+    tensors = as_tensors(loss, batch.data, batch.outputs, packed=packed)
     parts = [list(range(12))] if loss.couples == "batch" else [[0, 1], [2, 3, 4, 5], [], list(range(6, 12))]
     assert_parts_add_up(loss, tensors, parts)
 
@@ -72,10 +86,12 @@ def test_any_micro_batches_add_up_to_the_whole(loss: Any) -> None:
     under_test = as_loss_under_test(loss)
 
     @settings(max_examples=10)
-    @given(st.data())
-    def holds(drawn: Any) -> None:
+    @given(st.data(), st.booleans())
+    def holds(drawn: Any, packed: bool) -> None:
         data = drawn.draw(datums(under_test))
-        tensors = as_tensors(loss, data, drawn.draw(outputs(under_test, data)), packed=False)
+        # packed [1, K] is K positions in one row, also in a part
+        packed = packed and width_of(data) is None
+        tensors = as_tensors(loss, data, drawn.draw(outputs(under_test, data)), packed=packed)
         assert_parts_add_up(loss, tensors, cuts(loss, len(data), drawn.draw))
 
     holds()
