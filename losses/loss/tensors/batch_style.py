@@ -43,7 +43,9 @@ def datums_of(reader: Reader) -> list[Datum]:
         carried["weights"] = list(reader.weights.split(lengths))
     if "sampling_logprobs" in carried:
         carried.setdefault("logprobs", carried["sampling_logprobs"])
-    tokens = carried.pop("input_ids", [torch.zeros(max(length, 1), dtype=torch.int64) for length in lengths])
+    tokens = carried.pop(
+        "input_ids", [torch.zeros(max(length, 1), dtype=torch.int64, device="cpu") for length in lengths]
+    )
     return [
         Datum(ModelInput.from_ints(tokens[i]), {key: rows[i] for key, rows in carried.items()})
         for i in range(call.layout.rows)

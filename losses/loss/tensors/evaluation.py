@@ -37,7 +37,9 @@ def _as_tensor(loss: Whole, denominator: Denominator) -> Tensor | None:
         raise LossContractError(
             f"denominator is a number, a tensor, or what count_tensors gives, not {type(denominator).__name__}"
         )
-    tensor = torch.as_tensor(denominator).detach().reshape(-1)
+    if not isinstance(denominator, Tensor):
+        denominator = torch.tensor(denominator, dtype=torch.float64, device="cpu")
+    tensor = denominator.detach().reshape(-1)
     if len(tensor) != len(loss.parts):
         raise ShapeError(
             f"{loss.name} has one denominator per part, {len(loss.parts)}, but denominator is {list(tensor.shape)}: add up what "

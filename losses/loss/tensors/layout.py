@@ -94,6 +94,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
     """A tensor, array, list or number as a tensor of real numbers. Raises DtypeError."""
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        if tensor.is_floating_point() and not hasattr(value, "dtype"):  # lists, whatever the script's default dtype is
+            tensor = torch.as_tensor(value, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise DtypeError(f"{name} must be a tensor or numbers, not {value!r:.60}") from None
     if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:

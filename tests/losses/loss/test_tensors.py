@@ -202,3 +202,24 @@ def test_tensors_of_any_dtype_and_shape_come_to_the_host_in_one_copy(dtypes: lis
     for name, tensor in in_one_copy(given_tensors).items():
         assert tensor.dtype == given_tensors[name].dtype
         assert tensor.equal(given_tensors[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_scripts_default_dtype_and_device_change_nothing(dtype: torch.dtype) -> None:
+    loss = get_loss("ppo", reduction="token-mean")
+    logprobs, mask = torch.tensor([[-0.3, -0.7]]), torch.tensor([[1, 1]])
+
+    def computed() -> tuple[Any, ...]:
+        value, metrics = loss.on_tensors(
+            logprobs, mask=mask, sampling_logprobs=[[-0.1, -0.9]], advantages=[0.3], denominator=3
+        )
+        return value.item(), dict(metrics), loss.count_tensors(mask=mask).item()
+
+    expected, before = computed(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device("meta")
+        assert computed() == expected
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
