@@ -97,8 +97,19 @@ CALLS = st.fixed_dictionaries(
 
 
 @given(st.lists(PARAMS, min_size=1, max_size=2), st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_each_call_gets_what_it_gets_alone(params: list[lb.SamplingParams], data: st.DataObject) -> None:
+    check_calls(params, data)
+
+
+@pytest.mark.slow
+@given(st.lists(PARAMS, min_size=1, max_size=2), st.data())
+@settings(max_examples=60, deadline=None)
+def test_each_of_many_calls_gets_what_it_gets_alone(params: list[lb.SamplingParams], data: st.DataObject) -> None:
+    check_calls(params, data)
+
+
+def check_calls(params: list[lb.SamplingParams], data: st.DataObject) -> None:
     calls = [
         {**call, "sampling_params": data.draw(st.sampled_from(params))}
         for call in data.draw(st.lists(CALLS, max_size=6))

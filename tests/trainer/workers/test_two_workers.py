@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,34 @@ def test_an_error_of_one_worker_is_raised_and_all_go_on(
     with pytest.raises(errors.TokenRangeError, match="prompt 3 of 4 has token 100000"):
         sampler.sample_batch([*PROMPTS, [100_000]], PARAMS).result()
     assert client.forward_backward(make_datums(4), "cross_entropy").result().metrics["loss:sum"] > 0
+
+
+@pytest.mark.slow
+def test_samples_that_wait_are_shared_by_the_workers_and_are_those_of_one_process(
+    service: lb.ServiceClient, there: lb.ServiceClient
+) -> None:
+    base = [one.create_sampling_client(base_model="tiny") for one in (service, there)]
+    calls: list[dict[str, Any]] = [
+        {"prompt": prompt, "sampling_params": replace(PARAMS, seed=seed, temperature=0.7), "scaled_logprobs": True}
+        for seed, prompt in enumerate([*PROMPTS, [1, 100_000]])
+    ]
+    calls[1]["topk_prompt_logprobs"] = 2
+    calls[2]["target_prompt_logprobs"] = [1, 2, -1]
+    here = [base[0].sample(**call) for call in calls[:-1]]
+    released = threading.Event()
+    base[1].in_turn("wait", lambda _: released.wait(60))
+    remote = [base[1].sample(**call) for call in calls]
+    released.set()
+    for one, other in zip([each.result() for each in here], [each.result() for each in remote[:-1]], strict=True):
+        assert [each.tokens for each in one.sequences] == [each.tokens for each in other.sequences]
+        for mine, theirs in zip(one.sequences, other.sequences, strict=True):
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+    likeliest = [each[1].result().topk_prompt_logprobs for each in (here, remote)]
+    assert likeliest[0] is not None
+    assert likeliest[1] is not None
+    assert np.array_equal(likeliest[0].tokens, likeliest[1].tokens)
+    targets = [each[2].result().target_prompt_logprobs for each in (here, remote)]
+    assert targets[0] is not None
+    assert targets[0].tolist() == pytest.approx(targets[1].tolist(), abs=1e-5)
+    with pytest.raises(errors.TokenRangeError, match="the prompt has token 100000"):
+        remote[-1].result()
