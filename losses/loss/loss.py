@@ -33,7 +33,8 @@ class LossLike(OnTensors):
     """What the trainer needs of a loss, and what users call. `Loss` and `Mixture` both are this.
 
     Call it as `loss(data, logprobs_list) -> (scalar, metrics)`: the reduced loss with its graph, and plain floats. Scale and
-    add losses to mix them: `0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy")`.
+    add losses to mix them: `0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy")`. Training loops that have plain tensors
+    call `on_tensors`, `on_logits` or `on_hidden`.
     """
 
     @property

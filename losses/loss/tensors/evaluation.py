@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -33,12 +34,12 @@ def _as_tensor(loss: Whole, denominator: Denominator) -> Tensor | None:
         return None
     if isinstance(denominator, Count):
         denominator = torch.tensor(shares(denominator), dtype=torch.float64, device="cpu")
-    if isinstance(denominator, bool) or not isinstance(denominator, Tensor | float | int):
+    if isinstance(denominator, bool) or not isinstance(denominator, Tensor | Real):
         raise LossContractError(
             f"denominator is a number, a tensor, or what count_tensors gives, not {type(denominator).__name__}"
         )
     if not isinstance(denominator, Tensor):
-        denominator = torch.tensor(denominator, dtype=torch.float64, device="cpu")
+        denominator = torch.tensor(float(denominator), dtype=torch.float64, device="cpu")
     tensor = denominator.detach().reshape(-1)
     if len(tensor) != len(loss.parts):
         raise ShapeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,7 +120,13 @@ def test_a_denominator_may_be_a_number_a_tensor_or_a_count() -> None:
     batch = batch_for(loss)
     tensors = as_tensors(loss, batch.data, batch.outputs, packed=True)
     count = loss.count(batch.data)
-    given_as = [count, float(count), int(float(count)), torch.tensor(float(count)), torch.tensor([int(float(count))])]
+    given_as = [
+        count,
+        float(count),
+        np.int64(float(count)),
+        torch.tensor(float(count)),
+        torch.tensor([int(float(count))]),
+    ]
     values = [loss.on_tensors(**tensors.outputs, **tensors.data, denominator=one)[0] for one in given_as]
     assert {value.item() for value in values} == {loss.on_tensors(**tensors.outputs, **tensors.data)[0].item()}
 
