@@ -172,6 +172,7 @@ def damage_problems(cases: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{where}: passed over without a word"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_run_is_refused_by_name_or_passed_over_in_words(swept: Any) -> None:
     cases, _ = swept(SFT, damage=["middle bit"], only=["4/weights", "4/MANIFEST", "metrics", "config.json", "kept/.*4"])
     assert len(cases) == 5

@@ -164,9 +164,10 @@ def _runner() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_runner")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("examples", "steps"),
-    [pytest.param(2, 4, id="some orders"), pytest.param(6, 6, id="many orders", marks=pytest.mark.slow)],
+    [pytest.param(2, 4, id="some orders"), pytest.param(6, 6, id="many orders")],
 )
 def test_a_run_started_stopped_killed_and_damaged_in_any_order_ends_as_an_undisturbed_one(
     examples: int, steps: int

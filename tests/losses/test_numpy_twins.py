@@ -38,8 +38,23 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "config"), cases())
 @given(data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=7)
 def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data: st.DataObject) -> None:
+    compare(name, config, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "config"), cases())
+@given(data=st.data())
+@settings(max_examples=15)
+def test_a_loss_equals_its_numpy_version_on_many_examples(
+    name: str, config: dict[str, Any], data: st.DataObject
+) -> None:
+    compare(name, config, data)
+
+
+def compare(name: str, config: dict[str, Any], data: st.DataObject) -> None:
+    """Value and gradient of drawn datums are those of the NumPy version."""
     loss = with_needed(name, **config)
     drawn = data.draw(strategies.datums(loss))
     outputs = data.draw(strategies.outputs(loss, drawn))

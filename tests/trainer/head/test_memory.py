@@ -91,6 +91,7 @@ def test_keep_holds_the_product_once():
     assert 4 * VOCABULARY <= per_position(small, large, 576) < 4 * VOCABULARY + 2 * 4 * WIDTH + 120
 
 
+@pytest.mark.slow
 def test_keep_in_half_precision_holds_half():
     small, large = (peak(positions, "keep", kept_dtype=torch.float16) for positions in (64, 640))
     offsets = 4 * VOCABULARY * 4 * 32 / TILE  # one number per row and tile

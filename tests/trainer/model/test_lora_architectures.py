@@ -16,7 +16,11 @@ from .architectures import ARCHITECTURES, names
 
 TOKENS = list(b"The sky is blue, and a stone sinks.")
 DATUM = lb.datum_from_tokens_weights(TOKENS, [1.0] * len(TOKENS))
-EACH = pytest.mark.parametrize("name", ARCHITECTURES)
+#: Dense, fused experts, experts with biases, a state along the row, transposed weights; the others run in `make test-slow`.
+FAST = ("Llama", "Mixtral", "gpt-oss", "Qwen3-Next", "GPT-2")
+EACH = pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+)
 MIXTURES = [
     name for name in ARCHITECTURES if any("experts.down_proj" in leaves for leaves in ARCHITECTURES[name].mlp.values())
 ]
