@@ -1,6 +1,6 @@
 """Calls that run one after the other in a background thread, and futures whose failures cannot go unnoticed.
 
-The rules, per client:
+The rules, per client, but for those of fixed weights (`independent`):
 
 * Calls run strictly in the order in which they were submitted, in one thread per service.
 * A call that was submitted before an earlier one had failed does not run: an `optim_step` queued behind a failed
