@@ -25,7 +25,7 @@ TrainerClass = TypeVar("TrainerClass", bound=type)
 
 
 def compute_loss_func(loss: AnyLoss, *, shift: bool = True, **settings: Any) -> Callable[..., Tensor]:
-    """`loss` as the argument of that name of `transformers.Trainer` and of TRL's SFTTrainer.
+    """`loss` as the argument of that name of `transformers.Trainer`.
 
     shift: position t predicts the label of t + 1, as in causal language models; False where labels lie beside their logits, as
     in encoder-decoder models. settings: those of the loss.

@@ -171,6 +171,24 @@ def test_an_adapter_s_reference_is_the_model_without_it(tmp_path: Path) -> None:
     assert_same(caught.steps[0], wanted_gradients(trainer.model, loss, data), ROUNDING)
 
 
+def test_an_evaluation_is_the_loss_of_its_rows(tmp_path: Path) -> None:
+    loss = get_loss("dft", reduction="seq-mean-token-mean")
+    trainer = sft(tmp_path, loss, 2, per_device_eval_batch_size=8)
+    evaluated = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    data = [sft_datum(row) for row in trainer.train_dataset]
+    with torch.no_grad():
+        wanted, _ = loss(data, outputs(model(), data)["logprobs"])
+    assert evaluated == pytest.approx(wanted.item(), rel=1e-5)
+    pairs = dpo(tmp_path, get_loss("dpo", beta=0.3), 2, per_device_eval_batch_size=8)
+    evaluated = pairs.evaluate(pairs.train_dataset)
+    data = dpo_data(pairs)
+    with torch.no_grad():
+        wanted, metrics = get_loss("dpo", beta=0.3)(data, outputs(model(), data)["logprobs"])
+    assert evaluated["eval_loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert evaluated["eval_rewards/accuracies"] == pytest.approx(metrics["accuracy"])
+    assert evaluated["eval_rewards/margins"] == pytest.approx(0.3 * metrics["margin"], rel=1e-4), "in the loss's beta"
+
+
 def length_reward(completions: list[str], completion_ids: list[list[int]], **others: Any) -> list[float]:
     """More for low byte values: something that a policy can learn in a few steps."""
     return [-sum(ids) / (100.0 * len(ids)) for ids in completion_ids]
