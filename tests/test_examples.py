@@ -190,6 +190,7 @@ class TestPagesOfFireworksGuide:
         assert ran["losses"][-1] < 0.5 * ran["losses"][0]
         assert Path(ran["saved"].path).is_dir()
 
+    @pytest.mark.slow
     def test_training_and_sampling_gains_on_a_reference_that_does_not_move(self) -> None:
         ran = run("fireworks/training_and_sampling")
         assert falls([-gain for gain in ran["gains"]])
@@ -203,6 +204,7 @@ class TestPagesOfFireworksGuide:
         assert ran["margins"][0] == pytest.approx(0.0, abs=1e-4)
         assert falls([-margin for margin in ran["margins"]])
 
+    @pytest.mark.slow
     def test_saving_and_loading_resumes_or_starts_the_optimizer_anew(self) -> None:
         ran = run("fireworks/saving_and_loading")
         assert ran["resumed"] == ran["went_on"]
@@ -221,16 +223,19 @@ class TestPagesOfFireworksGuide:
         assert ran["moved"][1] < ran["moved"][0]
         assert "reads at most 32" in ran["message"]
 
+    @pytest.mark.slow
     def test_rl_anchors_its_ratios_on_the_policys_own_forward(self) -> None:
         ran = run("fireworks/rl")
         assert ran["ratios"] == [1.0] * 4
         assert ran["mean_rewards"][-1] > ran["mean_rewards"][0]
 
+    @pytest.mark.slow
     def test_embeddings_give_one_loss_in_three_ways(self) -> None:
         ran = run("fireworks/embedding")
         assert ran["losses"] == pytest.approx([ran["losses"][0]] * 3, abs=1e-5)
         assert ran["after"]["loss:sum"] < ran["losses"][0]
 
+    @pytest.mark.slow
     def test_a_critic_tells_right_from_wrong(self) -> None:
         ran = run("fireworks/critic")
         assert ran["start"] == [0.0, 0.0]

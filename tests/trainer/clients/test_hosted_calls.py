@@ -101,6 +101,7 @@ class TestProjections:
         output = training.forward_projection(texts(1)).result()
         assert output.loss_fn_outputs[0]["projection"].shape == [3, 1]
 
+    @pytest.mark.slow
     def test_it_comes_back_from_a_checkpoint_and_from_no_other(self, service: lb.ServiceClient) -> None:
         training = service.create_lora_training_client("tiny", rank=2, seed=0, projection_head_dim=2)
         training.forward_backward_custom(texts(), toward_one, output="projection").result()
@@ -214,6 +215,7 @@ class TestAForwardThatWasMade:
 
 
 class TestLoadingAnAdapter:
+    @pytest.mark.slow
     def test_it_takes_the_weights_of_a_folder_and_starts_the_optimizer_anew(
         self, service: lb.ServiceClient, tmp_path: Path
     ) -> None:
@@ -302,6 +304,7 @@ class TestReferencesOfTheService:
             service.create_training_client("tiny", seed=1, train_mlp=False)
 
 
+@pytest.mark.slow
 def test_a_model_on_a_worker_answers_these_calls_alike(service: lb.ServiceClient, tmp_path: Path) -> None:
     there = service_here(tmp_path / "there")
     clients = [

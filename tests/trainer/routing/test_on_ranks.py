@@ -24,7 +24,9 @@ def pull(data: Any, logprobs: list[Tensor]) -> Any:
     return sum(one.sum() for one in logprobs), {}
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", pytest.param(pull, id="a function of the client's")])
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", pytest.param(pull, id="a function of the client's", marks=pytest.mark.slow)]
+)
 def test_a_model_on_a_worker_follows_them_as_one_here(
     mixture: Callable[[str], str], service: lb.ServiceClient, tmp_path: Path, loss: Any
 ) -> None:

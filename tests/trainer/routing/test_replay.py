@@ -113,8 +113,16 @@ def test_the_models_own_experts_given_back_change_no_bit(mixture: Callable[[str]
             {"batching": "packed"}, id="packed in one row, where two sequences begin alike and are routed otherwise"
         ),
         pytest.param({"batching": "padded"}, id="padded"),
-        pytest.param({"batching": "packed", "tokens_per_micro_batch": 30}, id="packed, in several micro-batches"),
-        pytest.param({"batching": "padded", "tokens_per_micro_batch": 30}, id="padded, in several micro-batches"),
+        pytest.param(
+            {"batching": "packed", "tokens_per_micro_batch": 30},
+            id="packed, in several micro-batches",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"batching": "padded", "tokens_per_micro_batch": 30},
+            id="padded, in several micro-batches",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"batching": "packed", "checkpoint_layers": True}, id="layers run again in the backward"),
     ],
 )
@@ -126,6 +134,7 @@ def test_sequences_are_routed_as_each_alone(mixture: Callable[[str], str], setti
     assert_close(gradient(together, datums), gradient(alone, datums), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_whose_graphs_are_made_twice_is_routed_twice(mixture: Callable[[str], str]) -> None:
     def coupled(data: Any, logprobs: list[Tensor]) -> Any:
         return torch.stack([one.sum() for one in logprobs]).logsumexp(0), {}
@@ -236,6 +245,7 @@ def test_mixtures_that_choose_in_another_way_are_refused_with_it(
         training.forward([datum]).result()
 
 
+@pytest.mark.slow
 def test_groups_of_experts_that_take_the_weight_of_those_outside_are_refused(tmp_path: Path) -> None:
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
