@@ -70,7 +70,7 @@ def built(folder: Path) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, eos_token_id=tokenizer.eos_token_id))
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
         for name, answers, steps in ((STUDENT, DIGITS, 60), (TEACHER, RIGHT, 12)):
             teach(model, tokenizer, answers, steps)
             model.save_pretrained(folder / name)
@@ -141,6 +141,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": False,
     "bos_token_id": None,
+    "eos_token_id": 0,  # END, the first of the tokenizer's special tokens
 }
 
 

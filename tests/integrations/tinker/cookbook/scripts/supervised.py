@@ -53,7 +53,8 @@ for record in records:
         service.create_training_client_from_state_with_optimizer(record["state_path"]).result()
     except tinker.TinkerError as error:
         refused[record["state_path"]] = str(error)
-held_out = config("", learning_rate=0.0).dataset_builder()[1]
+_, held_out = config("", learning_rate=0.0).dataset_builder()
+assert held_out is not None
 sampler = service.create_sampling_client(model_path=records[-1]["sampler_path"])
 left = {
     "listed": sorted(checkpoint.tinker_path for checkpoint in listed),
