@@ -26,13 +26,12 @@ from .reference import assert_same, catcher, datum, outputs, settings, tiny, wan
 
 trl = pytest.importorskip("trl")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning"
-    ),  # TRL's own default
-]
+#: Of TRL's own default.
+unwarned = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning")
+pytestmark = [pytest.mark.slow, unwarned]
 
+#: What runs on two processes too.
+SFT, DPO = get_loss("dft", reduction="seq-mean-token-mean"), get_loss("dpo", beta=0.3)
 #: float32 rounding, of gradients relative to the largest entry.
 ROUNDING = 3e-6
 PROMPTS = ["one", "three plus four", "a", "say hello", "go", "count", "what is it", "b?"]

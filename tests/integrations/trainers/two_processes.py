@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
@@ -12,10 +13,11 @@ from lossbook.integrations.transformers import LossCollator, compute_loss_func, 
 
 from .reference import PAD, catcher, settings, tiny
 from .test_transformers import POLICY, ROWS, row
+from .test_trl import DPO, SFT, dpo, sft
 
 
 def main(folder: Path) -> None:
-    """Both ways in, at two micro-batches of two rows on each process: eight rows in one step."""
+    """Both ways into transformers, and TRL, at two micro-batches of two rows on each process: eight rows in one step."""
     whole = {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "ddp_backend": "gloo"}
     for name in ("compute_loss_func", "with_loss"):
         arguments = TrainingArguments(**settings(folder / name, 2, rows=4, **whole))
@@ -26,9 +28,19 @@ def main(folder: Path) -> None:
             trainer = Trainer(tiny(), arguments, compute_loss_func=compute_loss_func("dft"), **given)
         else:
             trainer = with_loss(Trainer, "gspo")(tiny(), arguments, **given)
-        trainer.train()
-        ours = {key.removeprefix("module."): value for key, value in caught.steps[0].items()}
-        save_file(ours, folder / f"{name}_{arguments.process_index}.safetensors")
+        run(trainer, caught, folder, name)
+    for name, make, loss in (("sft", sft, SFT), ("dpo", dpo, DPO)):
+        caught = catcher()
+        trainer = make(folder / name, loss, 2, per_device_train_batch_size=2, ddp_backend="gloo")
+        trainer.add_callback(caught)
+        run(trainer, caught, folder, name)
+
+
+def run(trainer: Any, caught: Any, folder: Path, name: str) -> None:
+    """One step, and its gradients in a file of this process."""
+    trainer.train()
+    ours = {key.removeprefix("module."): value for key, value in caught.steps[0].items()}
+    save_file(ours, folder / f"{name}_{trainer.args.process_index}.safetensors")
 
 
 if __name__ == "__main__":
