@@ -39,7 +39,7 @@ def custom_loss(
     """
     if output not in OUTPUTS:
         raise LossContractError(
-            f"output={output!r} is none of {', '.join(map(repr, OUTPUTS))}.{did_you_mean(output, OUTPUTS)}"
+            f"output={output!r} is none of {', '.join(map(repr, OUTPUTS))}.{did_you_mean(str(output), OUTPUTS)}"
         )
     is_loss = isinstance(function, LossLike) or is_registered(function)
     if precomputed is not None and (is_loss or output != "logprobs"):

@@ -74,7 +74,9 @@ def all_calls(folder: Path, make_datums: MakeDatums) -> dict[str, Any]:
     sampler = client.save_weights_and_get_sampling_client()
     greedy = sampler.sample([1, 2, 3], 2, lb.SamplingParams(max_tokens=4, temperature=0.0)).result()
     drawn = sampler.sample_batch([[1, 2], [3]], lb.SamplingParams(max_tokens=4, seed=0), num_samples=2).result()
-    results["samples"] = greedy, drawn, sampler.compute_logprobs([1, 2, 3]).result()
+    sequences = [one for response in (greedy, *drawn) for one in response.sequences]
+    results["samples"] = [(one.tokens, one.logprobs, one.stop_reason) for one in sequences]
+    results["of tokens"] = sampler.compute_logprobs([1, 2, 3]).result()
     results["top"] = [t.logprobs.tolist() for t in client.create_reference_client().top_logprobs(data, 3).result()]
     path = client.save_state("state", overwrite=True).result().path
     resumed = service.create_training_client_from_state_with_optimizer(path)
