@@ -293,6 +293,4 @@ def _output(output: responses.ForwardBackwardOutput) -> ForwardBackwardOutput:
 
 
 def _stepped(response: responses.OptimStepResponse) -> OptimStepResponse:
-    """Metrics without `step` and `learning_rate`: programs merge them into their own of these names."""
-    metrics = {name: value for name, value in response.metrics.items() if name not in ("step", "learning_rate")}
-    return OptimStepResponse(metrics=metrics)
+    return OptimStepResponse(metrics=dict(response.metrics))
