@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, unwarned]
 #: What runs on two processes too.
 SFT, DPO = get_loss("dft", reduction="seq-mean-token-mean"), get_loss("dpo", beta=0.3)
 #: float32 rounding, of gradients relative to the largest entry.
-ROUNDING = 3e-6
+ROUNDING = 1e-6
 PROMPTS = ["one", "three plus four", "a", "say hello", "go", "count", "what is it", "b?"]
 ANSWERS = ["1", "seven", "b", "hello you", "gone", "1 2 3 4 5 6", "it is", "c"]
 WORSE = ["2", "eight or nine", "c", "bye", "no", "1 2", "no idea at all", "x"]
