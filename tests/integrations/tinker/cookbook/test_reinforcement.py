@@ -69,3 +69,12 @@ def test_rl_train_sees_the_same_logprobs_in_sampler_and_trainer(reinforcement: L
 def test_a_penalty_on_the_kl_brings_the_policy_to_its_reference(reinforcement: Loops) -> None:
     divergences = reinforcement.numbers("kl", "kl_policy_base")
     assert at_the_end(divergences) < 0.5 * divergences[0]
+
+
+@pytest.mark.slow
+def test_rollouts_in_another_process_sample_from_the_weights_in_training(loops: Loops) -> None:
+    loops.script("rollouts_elsewhere")
+
+    apart = loops.numbers("elsewhere", "optim/kl_sample_train_v2")
+    assert list(apart) == [0, 1]
+    assert all(abs(kl) < 1e-5 for kl in apart.values()), "the second step's weights, too"
