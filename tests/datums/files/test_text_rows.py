@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lossbook.datums import Datum, datum_from_row, datums_from_row
@@ -139,6 +139,7 @@ def test_the_prompt_keeps_its_own_tokens(prompt: str, completion: str, pieces: l
     st.lists(st.sampled_from([*WORDS, " ", "a", "é", "\n", "7", "(", "日", "."]), min_size=1, max_size=5).map("".join),
     st.sampled_from(sorted(TOKENIZERS)),
 )
+@example(" ", " ", "Llama 2, by Metaspace")
 def test_the_tokens_spell_prompt_and_completion(prompt: str, completion: str, name: str) -> None:
     tokenizer = TOKENIZERS[name]
     prompt = prompt or "("
@@ -147,9 +148,9 @@ def test_the_tokens_spell_prompt_and_completion(prompt: str, completion: str, na
     assert ids[: len(alone)] == alone
     without_begin = ids[1:] if ids[0] == tokenizer.bos_token_id else ids  # behind <s> the decoder keeps a space
     text, said = tokenizer.decode(without_begin), prompt + completion + tokenizer.eos_token
-    if name == "Llama 2, by Metaspace":  # for which a text with a space before it is the same text
-        text, said = text.removeprefix(" "), said.removeprefix(" ")
-    assert text == said
+    # To Metaspace a text with one space before it is the same text.
+    same = (said, f" {said}", said.removeprefix(" ")) if name == "Llama 2, by Metaspace" else (said,)
+    assert text in same
 
 
 @pytest.mark.parametrize(
