@@ -18,6 +18,7 @@ from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskErr
 from .run.configs import read_config
 from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
+from .run.opening import release_idle
 from .run.redaction import redacted
 
 #: Exit codes: of any failure, and of a usage error.
@@ -144,6 +145,8 @@ def _code_of(arguments: Sequence[str] | None) -> int:
         return FAILURE
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else FAILURE if leaving.code else 0
+    finally:
+        release_idle()  # the error that ended a run may live on, and what it holds with it
 
 
 def _run(words: list[str]) -> int:

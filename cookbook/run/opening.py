@@ -100,6 +100,13 @@ class FolderLock:
             )
 
 
+def release_idle() -> None:
+    """Release the locks of this process under which no run is at work, such as those of runs that failed before their first step."""
+    for lock in list(_held.values()):
+        if not lock.busy:
+            lock.release()
+
+
 def _record() -> str:
     now = datetime.now(UTC).isoformat(" ", "seconds")
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now, "id": uuid.uuid4().hex})
