@@ -77,6 +77,7 @@ def test_a_step_with_another_loss_is_not_timed(steps: ModuleType) -> None:
         steps.compare({"ours": lambda: 1.0, "other": lambda: 1.001}, 1, 1, {}, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_whose_second_loss_parts_is_not_timed_either(steps: ModuleType) -> None:
     losses = iter([1.0, 1.1])
     with pytest.raises(AssertionError, match="other does not compute the loss that lossbook computes"):

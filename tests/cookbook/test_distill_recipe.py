@@ -110,7 +110,13 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, id=name, marks=pytest.mark.slow if name == "a divergence between" else ())
+        for name, mode in MODES.items()
+    ],
+)
 def test_the_divergence_falls_in_every_mode(make: Any, teacher: Path, mode: dict[str, Any]) -> None:
     config = make(**mode, **({"steps": 14, "max_tokens": 5} if "mode" in mode else {}))
     last = distill.main(config)
@@ -345,6 +351,7 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_also_where_it_is_i
 # --- losses and mistakes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_loss_over_a_teacher_can_be_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     name = f"{Path(__file__).stem}:hosted_forward_kl"

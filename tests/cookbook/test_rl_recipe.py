@@ -267,6 +267,7 @@ def test_the_reference_of_a_resumed_run_is_still_the_weights_at_the_start(make: 
 # --- off policy ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rollouts_sampled_ahead_are_those_of_the_weights_before_the_last_update(make: Any) -> None:
     sync, ahead = make("sync"), make("ahead", off_policy_steps=1)
     rl.main(sync)

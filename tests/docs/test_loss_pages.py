@@ -64,6 +64,7 @@ def test_the_pages_are_small(script: ModuleType) -> None:
     assert sum(path.stat().st_size for path in script.PAGES.rglob("*.*")) < 3e6
 
 
+@pytest.mark.slow
 def test_a_plot_is_drawn_the_same_every_time_and_is_a_picture(script: ModuleType) -> None:
     drawn = script.plot("ppo")
     assert drawn == script.plot("ppo")
@@ -72,6 +73,7 @@ def test_a_plot_is_drawn_the_same_every_time_and_is_a_picture(script: ModuleType
     assert not re.search(r"\d{4}-\d\d-\d\d", drawn)
 
 
+@pytest.mark.slow
 def test_the_plots_are_of_what_the_losses_give(script: ModuleType) -> None:
     for card in filter(script.has_curve, script.cards()):
         stored = (script.PAGES / script.plot_of(card)).read_text(encoding="utf-8")

@@ -114,6 +114,7 @@ def report(what: str, cases: list[dict[str, Any]], done: list[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_or_has_no_space_at_one_place_of_each_kind_goes_on_to_the_same_numbers(swept: Any) -> None:
     cases, done = swept(SFT, actions=["kill", "enospc"], only=KINDS)
     assert len(cases) == 2 * len(KINDS)

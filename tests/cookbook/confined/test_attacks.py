@@ -352,6 +352,7 @@ def missing_walls(verifier: Confined) -> str:
     return "; ".join(verifier.missing)
 
 
+@pytest.mark.slow
 def test_the_walls_stand_for_a_user_without_rights_too(folder: Path, tmp_path: Path) -> None:
     """In a user namespace, as an ordinary user: without the rights of root, which tests may have."""
     unshare = shutil.which("unshare")

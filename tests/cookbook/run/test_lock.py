@@ -88,6 +88,7 @@ def test_what_a_killed_process_leaves_is_taken_over_whatever_it_says(tmp_path: P
     assert [row["step"] for row in read_metrics(run.metrics)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_damaged_record_names_nobody(tmp_path: Path) -> None:
     with process(tmp_path / "run"):
         for content in (b"", b"{", b"[]", b'{"pid": "x"}', b"[" * 100_000, b"\xff"):

@@ -72,7 +72,9 @@ MIXTURE = 0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy", reduction="to
 KINDS = ["cross_entropy", "ppo", "grpo", "gspo", "dr_grpo", "dpo", "kto", "topk_forward_kl", "info_nce", "reward_bt"]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "packed", [pytest.param(False, id="padded"), pytest.param(True, id="packed", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("loss", [*map(with_needed, KINDS), MIXTURE], ids=lambda loss: loss.name)
 def test_micro_batches_add_up_to_the_whole(loss: Any, packed: bool) -> None:
     batch = batch_for(loss)

@@ -57,7 +57,9 @@ def gradient(value: Tensor, tensors: AsTensors) -> dict[str, list[Tensor]]:
     }
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "packed", [pytest.param(False, id="padded", marks=pytest.mark.slow), pytest.param(True, id="packed")]
+)
 @pytest.mark.parametrize("loss", [*map(with_needed, shipped()), *MIXTURES], ids=lambda loss: loss.name)
 def test_each_loss_on_tensors_is_that_loss_on_datums(loss: Any, packed: bool) -> None:
     batch = batch_for(loss)

@@ -110,6 +110,7 @@ def test_a_bug_is_named_by_its_check(function: Callable[..., Any], check: str, w
     assert words in result.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "check"),
     [

@@ -287,6 +287,7 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_no_rubbish(tmp_path: Path, m
         assert not [name for name in os.listdir(root) if ".tmp-" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs file size limits")
 def test_a_real_refusal_in_the_middle_of_a_file_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     """The system itself cuts the write off, at sizes from nothing to nearly the largest file."""

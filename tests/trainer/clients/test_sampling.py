@@ -244,6 +244,7 @@ def test_parameters_that_are_no_sampling_params_are_refused_in_one_line(training
     assert ("SamplingParams(**params)" in str(error.value)) == isinstance(params, dict)
 
 
+@pytest.mark.slow
 def test_the_probabilities_of_all_next_tokens_add_up_to_one(training: TrainingClient) -> None:
     sampler = training.save_weights_and_get_sampling_client()
     calls = [sampler.compute_logprobs([65, token]) for token in range(260)]

@@ -36,6 +36,7 @@ def test_every_check_holds_for_the_tiny_model_and_the_last_line_says_how_it_runs
     )
 
 
+@pytest.mark.slow
 def test_a_model_with_a_state_holds_every_check_and_the_reason_for_padding_is_given(tmp_path: Path) -> None:
     config = transformers.MambaConfig(vocab_size=260, hidden_size=32, state_size=8, num_hidden_layers=2)
     report = check_model(folder_of(config, tmp_path), device="cpu")

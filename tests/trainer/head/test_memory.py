@@ -98,6 +98,7 @@ def test_keep_in_half_precision_holds_half():
     assert per_position(small, large, 576) < 2 * VOCABULARY + offsets + 2 * 4 * WIDTH + 120
 
 
+@pytest.mark.slow
 def test_known_gradient_holds_no_more_of_the_product_than_the_budget_whatever_the_number_of_positions():
     budget = 16 * 4 * VOCABULARY
     small, large = (peak(positions, "known-gradient", head_memory=budget) for positions in (64, 640))

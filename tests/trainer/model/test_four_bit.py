@@ -241,6 +241,7 @@ def test_the_fingerprint_is_that_of_the_quantized_weights() -> None:
     assert weights_fingerprint(one) != weights_fingerprint(other)
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_4_bit_base_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = ("--task", "letter_counting", "--task-size", "8", "--held-out", "2")
     flags = ("--steps", "1", "--device", "cpu", "--base-weights", "4bit")

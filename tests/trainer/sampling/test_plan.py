@@ -54,7 +54,9 @@ def models() -> dict[str, LoadedModel]:
     return {kind: model_of(config(), seed=1) for kind, config in MORE.items()}
 
 
-@pytest.mark.parametrize("kind", MORE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in ("Mamba-2", "Falcon-H1") else ()) for kind in MORE]
+)
 @torch.no_grad()
 def test_samples_of_a_batch_have_the_logprobs_of_a_forward_over_the_tokens_before_them(
     models: dict[str, LoadedModel], kind: str
