@@ -115,9 +115,12 @@ class CallFuture(APIFuture[T], Generic[S, T]):
             value = self._call.result()
         except Exception as error:
             failed = as_tinker_error(error, self._call.label)
-            if failed is error:
-                raise
-            raise failed from error
+            try:
+                if failed is error:
+                    raise
+                raise failed from error
+            finally:
+                del failed, self  # as in `trainer/clients/futures.py`
         with self._lock:
             if not self._values:
                 self._values.append(self._convert(value))

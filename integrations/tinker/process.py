@@ -113,9 +113,12 @@ def making(label: str, make: Callable[[], C]) -> APIFuture[C]:
             return make()
         except Exception as error:
             failed = as_tinker_error(error, label)
-            if failed is error:
-                raise
-            raise failed from error
+            try:
+                if failed is error:
+                    raise
+                raise failed from error
+            finally:
+                del failed
 
     return AwaitableConcurrentFuture(_maker.submit(run))
 

@@ -40,7 +40,10 @@ class Failure:
         if note:
             self.exception.add_note(note)
         self._note = note
-        raise self.exception.with_traceback(self._traceback)
+        try:
+            raise self.exception.with_traceback(self._traceback)
+        finally:
+            del self
 
     def report(self) -> str:
         """The message for a failure that was not looked at, with the traceback."""

@@ -9,6 +9,10 @@ The rules, per client, but for those of fixed weights (`independent`):
   client and its futures are garbage collected, or when the interpreter exits.
 
 Looking means `result()`, `exception()` or `await`; looking at a call that was held back counts for the failed one.
+
+A traceback holds its frames, and they hold tensors, locks and the like. So frames here through which a failure passes let go of
+it (`del`): it ends when it was handled, not at some later garbage collection.
+
 Each call begins in torch's default modes (gradients on, no autocast), not in those of the submitting thread, and leaves no
 others behind: see `modes`.
 """
@@ -64,7 +68,10 @@ class Calls:
                     raise
                 return future
         self.see(failure)
-        failure.raise_it(f"{what} was not started: {failure.label} had failed before, and nobody had looked at it.")
+        try:
+            failure.raise_it(f"{what} was not started: {failure.label} had failed before, and nobody had looked at it.")
+        finally:
+            del failure
 
     def withdraw(self, future: Future[Any]) -> bool:
         """Take back a call that has not begun, if this client's calls do not build on each other: these do."""
@@ -80,10 +87,13 @@ class Calls:
     def _execute(self, future: Future[Any]) -> None:
         with self._lock:
             fn = self._waiting.pop(future, None)
-        if fn is not None and future._failure is None:
-            self._settle(future, *self._outcome(fn))
-        else:
-            future._finish()
+        try:
+            if fn is not None and future._failure is None:
+                self._settle(future, *self._outcome(fn))
+            else:
+                future._finish()
+        finally:
+            del future
 
     def _outcome(self, fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         """The return value of `fn`, or its exception, also KeyboardInterrupt and SystemExit: the thread must survive."""
@@ -91,8 +101,9 @@ class Calls:
             with job_modes(deterministic=self.worker.deterministic):
                 return fn(), None
         except BaseException as error:
-            ours = error.__traceback__
-            return None, error.with_traceback(ours.tb_next if ours is not None else None)
+            if error.__traceback__ is not None:
+                error.__traceback__ = error.__traceback__.tb_next  # without this frame
+            return None, error
 
     def _settle(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
         """Give a future its value, or its exception, and wake who waits for it."""
@@ -129,8 +140,11 @@ class Future(Generic[T]):
 
         Raises what the call raised, or TimeoutError; the call itself goes on after a timeout or a Ctrl-C.
         """
-        self._wait(timeout)
-        return self._look()
+        try:
+            self._wait(timeout)
+            return self._look()
+        finally:
+            del self
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The call's exception, or None; waits for it, at most `timeout` seconds (then TimeoutError)."""
@@ -146,13 +160,16 @@ class Future(Generic[T]):
 
     async def result_async(self, timeout: float | None = None) -> T:
         """As `result`, without blocking the event loop."""
-        if not self.done():
-            with self._calls.worker.awaited(self.label):
-                try:
-                    await asyncio.wait_for(asyncio.wrap_future(self._finished), timeout)
-                except TimeoutError:
-                    raise self._timed_out(timeout) from None
-        return self._look()
+        try:
+            if not self.done():
+                with self._calls.worker.awaited(self.label):
+                    try:
+                        await asyncio.wait_for(asyncio.wrap_future(self._finished), timeout)
+                    except TimeoutError:
+                        raise self._timed_out(timeout) from None
+            return self._look()
+        finally:
+            del self
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.result_async().__await__()
@@ -206,9 +223,11 @@ class Future(Generic[T]):
         if failure is None:
             return cast(T, self._value)
         self._calls.see(failure)
-        if failure.label == self.label:
-            failure.raise_it()
-        failure.raise_it(f"{self.label} did not run: it was queued behind {failure.label}, which failed.")
+        behind = f"{self.label} did not run: it was queued behind {failure.label}, which failed."
+        try:
+            failure.raise_it("" if failure.label == self.label else behind)
+        finally:
+            del self, failure
 
 
 class _StandardFuture(concurrent.futures.Future[T]):

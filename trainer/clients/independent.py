@@ -65,19 +65,28 @@ class IndependentCalls(Calls):
         if call is None:  # it was withdrawn, or has run with an earlier one
             return
         others = self._others(call.work) if isinstance(call, _Alone) and self.worker.joins else {}
-        if isinstance(call, _Alone) and others:
-            values, error = self._outcome(functools.partial(call.work.run, list(others.values())))
-            if values is not None:
-                for one, value in zip((future, *others), values, strict=True):
-                    self._settle(one, value, None)
-                return
-            if not isinstance(error, Exception):  # Ctrl-C and the like end them all
-                for one in (future, *others):
-                    self._settle(one, None, error)
-                return
-        self._settle(future, *self._outcome(call))
-        for one, work in others.items():  # each alone: what failed together may fail because of one
-            self._settle(one, *self._outcome(_Alone(work)))
+        try:
+            if not (others and self._run_together(future, call, others)):
+                self._settle(future, *self._outcome(call))
+                for one, work in others.items():  # each alone: what failed together may fail because of one
+                    self._settle(one, *self._outcome(_Alone(work)))
+        finally:
+            others.clear()
+            one = None
+            del future
+
+    def _run_together(self, future: Future[Any], call: Any, others: dict[Future[Any], Work[Any]]) -> bool:
+        """Whether all of them have ended: with their values, or with Ctrl-C and the like."""
+        values, error = self._outcome(functools.partial(call.work.run, list(others.values())))
+        try:
+            if values is None and isinstance(error, Exception):
+                return False
+            for one, value in zip((future, *others), values or [None] * (1 + len(others)), strict=True):
+                self._settle(one, value, error)
+            return True
+        finally:
+            one = error = None
+            del future
 
     def _others(self, work: Work[Any]) -> dict[Future[Any], Work[Any]]:
         """Waiting calls that run now too, in their order, no longer waiting."""

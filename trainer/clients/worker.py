@@ -37,7 +37,7 @@ class Worker:
     def submit(self, job: Callable[[], None], label: str = "a job") -> None:
         """Queue a job, which must not raise. Raises RuntimeError while the interpreter shuts down."""
         self._process = os.getpid()
-        self._executor.submit(self._run, job, label)
+        self._executor.submit(self._run, [job], label)
 
     def check_can_wait(self, what: str) -> None:
         """Raise WorkerError where waiting for this worker would never end."""
@@ -74,11 +74,12 @@ class Worker:
             with _waiting:
                 waiter._awaits.remove((self, label))
 
-    def _run(self, job: Callable[[], None], label: str) -> None:
+    def _run(self, jobs: list[Callable[[], None]], label: str) -> None:
+        """Run the one job of the list, which is empty then: the frames of a failure's traceback must not keep the job."""
         self._thread = threading.get_ident()
         self._job, _here.worker = label, self
         try:
-            job()
+            jobs.pop()()
         finally:
             del _here.worker  # a thread must not keep its worker: dropping that ends the thread
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 
 from lossbook.datums.errors import UnseenFailureWarning, WorkerError
 from lossbook.trainer.clients.futures import Calls, Future, Worker
+from lossbook.trainer.clients.independent import IndependentCalls
 
 PATIENCE = 60  # seconds; only a broken queue ever waits so long
 
@@ -644,3 +647,39 @@ def test_a_call_after_the_interpreter_began_to_shut_down_is_refused_and_never_ru
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("cannot schedule new futures after")
     assert "this must not run" not in done.stdout
+
+
+class Held:
+    """Something that the frames of a traceback hold, such as a lock or a tensor."""
+
+
+@pytest.mark.parametrize("kind", [Calls, lambda name, worker: IndependentCalls(name, worker, lambda: 1)])
+@pytest.mark.parametrize("way", ["result", "a call behind it", "the next call"])
+def test_a_failure_that_was_handled_keeps_nothing_alive(kind: Any, way: str) -> None:
+    calls: Calls = kind("training", Worker())
+    refs: list[weakref.ref[Held]] = []
+
+    def holding(then: Callable[[], object]) -> None:
+        held = Held()
+        refs.append(weakref.ref(held))
+        then()
+        del held
+
+    def call() -> None:
+        if way == "result" or isinstance(calls, IndependentCalls):
+            calls.submit("forward_backward", lambda: holding(fail)).result(PATIENCE)
+        else:
+            calls.submit("forward_backward", lambda: holding(fail))
+            if way == "the next call":
+                run_until_idle(calls.worker)
+            calls.submit("optim_step", lambda: None).result(PATIENCE)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            holding(call)
+        run_until_idle(calls.worker)
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()
