@@ -37,7 +37,7 @@ asyncio.run(main(config("runs/sync", eval_every=3, save_every=3, compute_post_kl
 stream = StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2)
 asyncio.run(main(config("runs/stream", stream_minibatch_config=stream, loss_fn="stable_reinforce")))
 late = AsyncConfig(max_steps_off_policy=1, groups_per_batch=4, loss_fn="ppo")
-asyncio.run(main(config("runs/async", async_config=late, eval_every=3)))
+asyncio.run(main(config("runs/async", async_config=late, eval_every=3, max_steps=12)))
 penalty = {"kl_penalty_coef": 1.0, "kl_reference_config": KLReferenceConfig(base_model="Qwen/Qwen3-8B")}
 prompts = PromptOnlyDatasetBuilder(
     dataset_name="deepmath", groups_per_batch=8, group_size=4, model_name_for_tokenizer=MODEL, renderer_name=RENDERER
