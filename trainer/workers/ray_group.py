@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import os
 import re
-import signal
 import sys
 import sysconfig
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...datums.errors import ModelError, WorkerError
@@ -133,21 +133,36 @@ def connect() -> bool:
     address = os.environ.get("RAY_ADDRESS") or "local"
     _is_local = address == "local"
     own = {"include_dashboard": False} if _is_local else {}
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
+
+    def start() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+
+    try:
+        _on_a_lasting_thread(start)
     except Exception as error:
         raise _refused(address, error) from error
-    finally:
-        if in_main and handler is not None:
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
     return _is_local
 
 
 _is_local = False
+
+
+def _on_a_lasting_thread(start: Callable[[], None]) -> None:
+    """Run it on a thread that lives as long as this process: the system ends Ray's processes with the thread that started them."""
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(start())
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            threading.Event().wait()
+
+    threading.Thread(target=run, name="lossbook-ray", daemon=True).start()
+    done.result()
 
 
 def environment(size: int, *, local: bool) -> dict[str, str]:
