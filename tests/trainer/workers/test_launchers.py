@@ -99,6 +99,24 @@ def test_torchrun_starts_workers_too(tmp_path: Path) -> None:
     assert (tmp_path / "saved" / "MANIFEST.json").is_file()
 
 
+def test_ray_outlives_the_service_that_started_it(tmp_path: Path) -> None:
+    """The system ends a process with the thread that started it, and a client with its Ray, a minute later."""
+    more = """
+    import threading
+    del client, _
+    patience = time.monotonic() + 60
+    while any(thread.name.startswith("lossbook_") or thread.name == "lossbook" for thread in threading.enumerate()):
+        assert time.monotonic() < patience, [thread.name for thread in threading.enumerate()]
+        time.sleep(0.1)
+    time.sleep(1)
+    _, *again = step(workers=2)
+    assert again == together, again
+    print("again", flush=True)
+    """
+    text = run(sys.executable, str(script(tmp_path, more)), str(tmp_path), env=environment())
+    assert "again" in text
+
+
 def test_torchrun_with_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     path = script(tmp_path)
     with pytest.raises(AssertionError, match="workers=2, but torchrun started 1 processes"):
