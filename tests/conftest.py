@@ -8,6 +8,7 @@ import os
 # other make a test many times slower.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("LOSSBOOK_TINKER_DEVICE", "cpu")  # all clients of the Tinker door in one process share one device
 os.environ["PYDANTIC_ERRORS_INCLUDE_URL"] = "0"  # as the command line sets it; pydantic reads it once per process
 
 import torch
