@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test test-slow lint docs bench mutation audit clean
+.PHONY: help quickstart test test-slow lint docs docs-site docs-pages bench mutation audit clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,7 +31,13 @@ lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff format --check
 	$(python) -m pyright --pythonpath $(python)
 
-docs: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md and docs/models.md from the tests
+docs: docs-pages docs-site ## the site, in docs/_build/html; first the pages that are made from the registry and the tests
+
+docs-site: $(installed) ## the site from the pages that are there; ARGS="-D plot_gallery=0" does not run the gallery's scripts
+	$(python) -m sphinx -b html -W -n --keep-going -q $(ARGS) docs docs/_build/html
+	@echo "The site begins at docs/_build/html/index.html"
+
+docs-pages: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md and docs/models.md from the tests
 	$(python) docs/make_loss_pages.py
 	$(python) docs/make_parity_page.py
 	$(python) docs/make_models_page.py

@@ -1,0 +1,69 @@
+"""The site: `make docs` builds it into docs/_build/html."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lossbook import __version__
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS / "_extensions"))
+
+project = "lossbook"
+author = "the authors of lossbook"
+copyright = "the authors of lossbook"
+version = release = __version__
+language = "en"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "mathml",
+    "repository",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+
+# Markdown.
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+html_math_renderer = "mathml"
+repository_address = "https://github.com/lossbook/lossbook"
+#: Pages that show a file outside docs/; on GitHub each is a link to it.
+repository_pages = {
+    "benchmarks": "benchmarks/README.md",
+    "changelog": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+}
+
+# How it looks.
+html_theme = "furo"
+html_title = f"lossbook {release}"
+html_baseurl = "https://lossbook.github.io/lossbook/"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "source_repository": repository_address,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+html_copy_source = False
+pygments_style = "tango"
+pygments_dark_style = "github-dark"
+
+# The gallery: examples/gallery/*.py, run and rendered.
+if (DOCS.parent / "examples" / "gallery").is_dir():
+    extensions.append("sphinx_gallery.gen_gallery")
+sphinx_gallery_conf = {
+    "examples_dirs": str(DOCS.parent / "examples" / "gallery"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "min_reported_time": 1e9,
+}
