@@ -58,7 +58,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transformers", "trl", "verl", "skyrl", "prime_rl", "sentence_transformers"),
     ),
     "cookbook": (
-        ("extras",),
+        ("extras", "terminal"),
         ("run", "confined", "pages"),
         ("tasks",),
         ("environments",),
