@@ -20,7 +20,6 @@ def console(file: IO[str] | None = None) -> Console:
     """
     stream = sys.stdout if file is None else file
     asked = os.environ.get("COLUMNS", "")
-    width = int(asked) if asked.isdigit() else None if stream.isatty() else PIPE_WIDTH
-    # rich heeds a width for TERM=dumb only beside a height
-    size = {} if width is None else {"width": max(width, MIN_WIDTH), "height": 25}
-    return Console(file=stream, markup=False, highlight=False, emoji=False, **size)
+    width = max(int(asked), MIN_WIDTH) if asked.isdigit() else None if stream.isatty() else PIPE_WIDTH
+    height = None if width is None else 25  # rich heeds a width under TERM=dumb only beside a height
+    return Console(file=stream, width=width, height=height, markup=False, highlight=False, emoji=False)
