@@ -21,7 +21,7 @@ teacher likes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +30,13 @@ from pydantic import Field
 from ..datums.errors import ConfigError, LossContractError
 from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
+from ..datums.types import Datum
 from ..losses.loss.loss import Loss
+from ..trainer import ReferenceClient, TrainingClient
 from .distillation.divergence import HeldOutDivergence
 from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
 from .distillation.teachers import SELF, open_teacher, shared_vocabulary, with_candidates, with_teacher_logprobs
-from .loop import Loop, begin, finish
+from .loop import Loop, begin, finish, introduce
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss, torch_dtype
 from .run.interrupts import restarted
@@ -84,26 +86,18 @@ def main(config: DistillConfig) -> dict[str, float]:
     )
     vocabulary = shared_vocabulary(training, teacher, samples=config.mode == "on_policy")
     examples, report, held_out_examples, held_out = load_examples(config, training.get_tokenizer())
+    batches = Batches(len(examples), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    introduce(config, run, training, rows=len(examples), steps=total)
     print(report.render())
     run.write(REPORT, report.to_json())
     divergence = HeldOutDivergence.of(teacher, held_out_examples, min(config.eval_top_k, vocabulary), vocabulary)
-    batches = Batches(len(examples), config.batch_size, config.seed)
-    total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if loop.start == 0:
             loop.log_evaluation(0, {**divergence.measure(training), **held_out.measure(training)})
         for step in loop:
             chosen = [examples[i] for i in batches.at(step)]
-            students, teachers = [one.student for one in chosen], [one.teacher for one in chosen]
-            if config.mode == "on_policy":
-                sampler, seed = training.save_weights_and_get_sampling_client(), config.seed * 1_000_003 + step
-                students, teachers = sample_answers(
-                    sampler, chosen, samples=config.samples, max_tokens=config.max_tokens, seed=seed
-                )
-            if top_k:
-                batch = with_candidates(teacher, students, teachers, min(top_k, vocabulary), vocabulary)
-            else:
-                batch = with_teacher_logprobs(teacher, students, teachers)
+            batch = make_batch(config, chosen, training, teacher, top_k, vocabulary, step)
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(config.adam_params(step, total)).result()
             length = output.metrics["response_tokens"] / len(batch)
@@ -111,6 +105,27 @@ def main(config: DistillConfig) -> dict[str, float]:
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, {**divergence.measure(training), **held_out.measure(training)})
     return finish(run, training)
+
+
+def make_batch(
+    config: DistillConfig,
+    examples: Sequence[DistillationExample],
+    training: TrainingClient,
+    teacher: ReferenceClient,
+    top_k: int,
+    vocabulary: int,
+    step: int,
+) -> list[Datum]:
+    """What a step trains on: given or sampled answers, with what the teacher says of their tokens."""
+    students, teachers = [one.student for one in examples], [one.teacher for one in examples]
+    if config.mode == "on_policy":
+        sampler, seed = training.save_weights_and_get_sampling_client(), config.seed * 1_000_003 + step
+        students, teachers = sample_answers(
+            sampler, examples, samples=config.samples, max_tokens=config.max_tokens, seed=seed
+        )
+    if top_k:
+        return with_candidates(teacher, students, teachers, min(top_k, vocabulary), vocabulary)
+    return with_teacher_logprobs(teacher, students, teachers)
 
 
 def candidates_wanted(config: DistillConfig, loss: Loss) -> int:

@@ -29,7 +29,7 @@ from pydantic import Field
 from ..datums.builders.truncation import Truncation
 from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
-from .loop import Loop, begin, finish
+from .loop import Loop, begin, finish, introduce
 from .preferences.evaluation import HeldOutPreferences
 from .preferences.examples import Needs, PreferenceExample, build_examples, flat, needs_of, regrouped, with_mismatched
 from .preferences.from_tasks import WrongAnswer, preference_rows
@@ -72,6 +72,9 @@ def main(config: DPOConfig) -> dict[str, float]:
     needs = needs_of(loss)  # raises for a loss that this data cannot serve, before anything is loaded
     run, training = begin(config)
     examples, report, held_out_examples = load_examples(config, needs, training.get_tokenizer())
+    batches = Batches(len(examples), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    introduce(config, run, training, rows=len(examples), steps=total)
     print(report.render())
     run.write(REPORT, report.to_json())
     references = References(training, config.references or run.path / "references")
@@ -82,8 +85,6 @@ def main(config: DPOConfig) -> dict[str, float]:
     held_out = HeldOutPreferences.begin(held_out_examples, references)
     del references  # frees its copy of the weights at the start
     loss.check(flat(examples))
-    batches = Batches(len(examples), config.batch_size, config.seed)
-    total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if held_out and loop.start == 0:
             loop.log_evaluation(0, held_out.measure(training))

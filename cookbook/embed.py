@@ -32,7 +32,7 @@ from .embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_d
 from .embeddings.data import Encoded, Side, Texts, encode, grouped, held_apart, negatives_used, read_texts
 from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
-from .loop import Loop, begin, finish
+from .loop import Loop, begin, finish, introduce
 from .run.configs import RecipeConfig
 from .run.interrupts import restarted
 from .run.names import MODEL, REPORT
@@ -106,6 +106,11 @@ def main(config: EmbedConfig) -> dict[str, float]:
     run, training = begin(config)
     texts, held_out = load_texts(config)
     encoded = encode_for(encoder, [*texts, *held_out], training.get_tokenizer())
+    batches = PairBatches(
+        [one.group for one in texts], config.batch_size, config.seed, keep_apart=takes_duplicates_for_negatives(loss)
+    )
+    total = config.steps or config.epochs * batches.per_epoch
+    introduce(config, run, training, rows=len(texts), steps=total)
     report = describe(texts, held_out, encoded)
     print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
     run.write(REPORT, json.dumps(report, indent=2))
@@ -113,10 +118,6 @@ def main(config: EmbedConfig) -> dict[str, float]:
     retrieval = Retrieval.of(held_out, encoded, pooling, config.matryoshka_dimensions)
     width = embeddings(training, [encoded.datum("query", texts[0].query)], pooling).shape[1]
     check_dimensions(config.matryoshka_dimensions, width)
-    batches = PairBatches(
-        [one.group for one in texts], config.batch_size, config.seed, keep_apart=takes_duplicates_for_negatives(loss)
-    )
-    total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if loop.start == 0:
             loop.log_evaluation(0, retrieval.measure(training))

@@ -2,6 +2,7 @@
 
 run, training = begin(config)
 ...                                                   # load the data
+introduce(config, run, training, rows=len(data), steps=total)
 with Loop(config, run, training, total) as loop:
     for step in loop:
         output = training.forward_backward(batch, loss).result()
@@ -32,13 +33,17 @@ from .run.data_digest import check_data, data_digests
 from .run.interrupts import StopAtOnce, StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
 from .run.runs import Run, find_checkpoint, open_run
-from .run.samples import record_samples
 from .run.trackers import Trackers, check_trackers
+from .steps.introduction import introduce
+from .steps.parts import RunPart
+from .steps.samples import record_samples
 
 if TYPE_CHECKING:
     from ..datums.types import Datum
     from ..trainer import TrainingClient
-    from ..trainer.responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse
+    from ..trainer.responses import ForwardBackwardOutput, OptimStepResponse
+
+__all__ = ["Loop", "begin", "finish", "introduce", "make_client"]
 
 #: Evaluations, at most, at which sequences are recorded token by token.
 RECORDINGS = 10
@@ -68,9 +73,6 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
     training = make_client(config, run.checkpoints, value_head=value_head)
     if start is not None:
         training.load_state(str(start), optimizer=False).result()
-    print(f"{config.model} {training.how_it_runs().result()}")
-    if not config.all_weights:
-        print(adapters_line(training.get_info()))
     return run, training
 
 
@@ -107,14 +109,6 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         lora_dropout=config.lora_dropout,
         value_head=value_head,
     )
-
-
-def adapters_line(info: ModelInfo) -> str:
-    """What has a LoRA adapter, and what was left out and why, layer numbers as *."""
-    line = f"LoRA of rank {info.lora_rank} on {', '.join(info.lora_targets)}"
-    if not info.lora_left_out:
-        return line
-    return f"{line}; none on {', '.join(f'{name} ({reason})' for name, reason in info.lora_left_out.items())}"
 
 
 def finish(run: Run, training: TrainingClient) -> dict[str, float]:
@@ -157,6 +151,7 @@ class Loop:
         self.kept: Any = None
         self.display = StepDisplay(total, title=title)
         self._keep = keep
+        self._part: RunPart | None = None
         self._loss_is_recorded = False
         self._title = title
         self._step: int | None = None
@@ -167,6 +162,8 @@ class Loop:
         self.start = self.run.continue_from(self.training, self.total)
         self.run.lock.busy = True
         self.kept = self.run.kept(self.start) if self.start else None
+        if self.run.about is not None:
+            self._part = RunPart(self.run, self.run.about, self.start)
         self._stop = self._inside.enter_context(stop_on_signals())
         self.display = self._inside.enter_context(StepDisplay(self.total, self.start, title=self._title))
         if self.config.log_to:
@@ -264,6 +261,8 @@ class Loop:
         self.run.keep(step, None if self._keep is None else self._keep())
         self.run.make()  # raises where the folder is no longer this run's
         saved = self.training.save_state(self.run.checkpoint_name(step), overwrite=True).result().path
+        if self._part is not None:
+            self._part.reached(step)
         self._stop.leave(f"stopped after step {step}, saved in {saved}; continue with --resume")
 
 

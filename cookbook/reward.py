@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from .dpo import SHOWN, PreferenceConfig, load_examples
-from .loop import Loop, begin, finish
+from .loop import Loop, begin, finish, introduce
 from .preferences.examples import flat, needs_of
 from .preferences.reward_models import HeldOutScores, export_scorer
 from .run.batches import Batches
@@ -51,12 +51,13 @@ def main(config: RewardConfig) -> dict[str, float]:
     needs = needs_of(loss, values=True)  # raises for a loss without scores, before anything is loaded
     run, training = begin(config, value_head=True)
     examples, report, held_out_examples = load_examples(config, needs, training.get_tokenizer())
+    batches = Batches(len(examples), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    introduce(config, run, training, rows=len(examples), steps=total)
     print(report.render())
     run.write(REPORT, report.to_json())
     loss.check(flat(examples))
     held_out = HeldOutScores.begin(held_out_examples)
-    batches = Batches(len(examples), config.batch_size, config.seed)
-    total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if held_out and loop.start == 0:
             loop.log_evaluation(0, held_out.measure(training))

@@ -33,7 +33,7 @@ from ..datums.errors import ConfigError, did_you_mean
 from ..datums.types import Datum
 from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, ProblemSettings, load_problems
-from .loop import Loop, begin, finish
+from .loop import Loop, begin, finish, introduce
 from .rollouts.collector import ADVANTAGES, OVER_THE_BATCH, Overlong, RolloutCollector, StepRollouts, datums_of
 from .rollouts.episodes import Policy, Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
@@ -114,6 +114,7 @@ def main(config: RLConfig) -> dict[str, float]:
     check_advantages(config.advantages)
     problems, held_out = load_problems(config, config.seed)
     run, training = begin(config)
+    introduce(config, run, training, rows=len(problems), steps=config.steps)
     reference = training.create_reference_client() if reads(loss, "ref_logprobs") else None
     runner = RolloutRunner(training.get_tokenizer(), config.max_tokens, config.max_length, config.temperature)
     with (

@@ -31,7 +31,7 @@ from ..datums.files.rows import sequences_from_row
 from ..datums.files.sources import read_rows
 from ..datums.types import Datum
 from ..losses.loss.loss import Loss
-from .loop import Loop, begin, finish
+from .loop import Loop, begin, finish, introduce
 from .run.batches import Batches
 from .run.configs import DataConfig, configured_loss
 from .run.interrupts import restarted
@@ -56,11 +56,12 @@ def main(config: SFTConfig) -> dict[str, float]:
     loss = single_sequence_loss(config)  # raises for an unknown id or setting, before anything is loaded
     run, training = begin(config)
     datums, report, held_out = load_data(config, training.get_tokenizer())
+    batches = Batches(len(datums), config.batch_size, config.seed)
+    total = config.steps or config.epochs * batches.per_epoch
+    introduce(config, run, training, rows=len(datums), steps=total)
     print(report.render())
     run.write(REPORT, report.to_json())
     loss.check(datums)
-    batches = Batches(len(datums), config.batch_size, config.seed)
-    total = config.steps or config.epochs * batches.per_epoch
     with Loop(config, run, training, total) as loop:
         if loop.start == 0:
             loop.log_evaluation(0, held_out.measure(training))

@@ -60,7 +60,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cookbook": (
         ("extras", "terminal"),
         ("run", "confined", "pages"),
-        ("tasks",),
+        ("tasks", "steps"),
         ("environments",),
         ("rollouts", "preferences", "distillation", "embeddings"),
         ("inspect",),

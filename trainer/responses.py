@@ -151,6 +151,7 @@ class ModelInfo:
     base_weights   "full", or "4bit" where the linear layers of its layers are quantized (nf4)
     lora_targets   weights with an adapter, layer numbers as *
     lora_left_out  weights of the chosen parts, and routers, that have none, layer numbers as *, with the reason
+    parameters   numbers in all weights, adapters and a value head included; a 4-bit one counts as one
     """
 
     model_id: str
@@ -178,3 +179,4 @@ class ModelInfo:
     base_weights: str = "full"
     lora_targets: tuple[str, ...] = ()
     lora_left_out: Mapping[str, str] = field(default_factory=dict)
+    parameters: int | None = None

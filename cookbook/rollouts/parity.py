@@ -14,7 +14,7 @@ import numpy as np
 
 from ...datums.builders.tokens import datum_from_tokens_weights
 from ...datums.types import ModelInput, SamplingParams
-from ..run.samples import prompt_tokens
+from ..steps.samples import prompt_tokens
 from .episodes import Sampler
 
 if TYPE_CHECKING:

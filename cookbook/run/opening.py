@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datums import disk
 from ...datums.errors import RunError
-from .names import CONFIG, DATA_DIGEST, LOCK, OWNER, REPORT
+from .names import CONFIG, DATA_DIGEST, LOCK, OWNER, PROVENANCE, REPORT
 from .records import read_settings
 from .redaction import redacted
 
@@ -167,7 +167,7 @@ class Opening:
 
 def _has_content(path: Path) -> bool:
     """Whether a folder holds more than a run that ended before its first metrics, perhaps while it wrote one of these files."""
-    early = (CONFIG, REPORT, DATA_DIGEST, LOCK, OWNER)
+    early = (CONFIG, REPORT, DATA_DIGEST, PROVENANCE, LOCK, OWNER)
     return any(entry.name not in (*early, *(f".{name}.tmp" for name in early)) for entry in path.iterdir())
 
 

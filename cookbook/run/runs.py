@@ -4,6 +4,7 @@ config.json        all settings; `--config` reads this file
 loss.json          the cards of the loss's parts, with the settings they were trained with
 data_report.json   rows kept, truncated and dropped, label tokens lost
 data_digest.json   a digest of each data file, which a resumed run compares (`data_digest.py`)
+provenance.json    for each part of the run: date, command, versions, device, commit, time (`provenance.py`)
 metrics.jsonl      one JSON object per line, flushed at each step; curves and reports are drawn from it
 samples.jsonl      the model's answers, at some steps
 sequences.jsonl    some of the sequences trained on, token by token, at some steps
@@ -40,6 +41,7 @@ from .names import (
     LOSS,
     METRICS,
     MODEL,
+    PROVENANCE,
     REPORT,
     TRACKER_FOLDERS,
     TRACKER_IDS,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from ...trainer import TrainingClient
     from ...trainer.responses import ForwardBackwardOutput, OptimStepResponse
     from .loggers import StepDisplay
+    from .provenance import Provenance
     from .trackers import Trackers
 
 __all__ = ["Run", "find_checkpoint", "open_run", "read_metrics", "read_rows", "read_settings", "writing_run"]
@@ -75,6 +78,7 @@ class Run:
         self.curve = path / CURVE
         self.metrics = path / METRICS
         self.trackers: Trackers | None = None
+        self.about: Provenance | None = None
 
     def make(self) -> None:
         """Make the folder, unless that was done: delete an earlier run that is not resumed, and write config.json.
@@ -274,5 +278,5 @@ def writing_run(path: Path) -> Iterator[None]:
 def _delete_run(path: Path) -> None:
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
         disk.remove(path / name, must=True)
-    for name in (*BY_STEP, REPORT, DATA_DIGEST, LOSS, CURVE, TRACKER_IDS, CONFIG):
+    for name in (*BY_STEP, REPORT, DATA_DIGEST, PROVENANCE, LOSS, CURVE, TRACKER_IDS, CONFIG):
         disk.remove(path / name, must=True)

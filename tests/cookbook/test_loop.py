@@ -12,12 +12,12 @@ import transformers
 
 import lossbook as lb
 from lossbook.cookbook.cli import main
-from lossbook.cookbook.loop import Loop, begin
+from lossbook.cookbook.loop import Loop, begin, introduce
 from lossbook.cookbook.run.configs import MEMORY, RecipeConfig, configured_loss
 from lossbook.cookbook.run.runs import find_checkpoint, read_rows
 from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
 from lossbook.trainer.engine import activation_memory
-from lossbook.trainer.model.tiny import build_tiny_tokenizer
+from lossbook.trainer.model.tiny import build_tiny_model, build_tiny_tokenizer
 
 SMALL: dict[str, Any] = {
     "vocab_size": 260,
@@ -46,6 +46,7 @@ def config_in(folder: Path, **changes: Any) -> RecipeConfig:
 def train(config: RecipeConfig, datums: list[lb.Datum], total: int, **options: Any) -> Any:
     """The smallest recipe there is; returns its client."""
     run, training = begin(config)
+    introduce(config, run, training, rows=len(datums), steps=total)
     with Loop(config, run, training, total, **options) as loop:
         for step in loop:
             output = training.forward_backward(datums, config.loss).result()
@@ -72,17 +73,25 @@ def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
     assert training.optim_step(config.adam_params(1, 1)).result().step == 1
 
 
-def test_the_flags_choose_the_adapters_and_the_first_line_says_where_they_are(tmp_path: Path, capsys) -> None:
+def test_the_flags_choose_the_adapters_and_the_first_lines_say_what_is_trained_and_where_they_are(
+    tmp_path: Path, capsys
+) -> None:
     config = config_in(tmp_path / "run", train_mlp=False, lora_alpha=4.0, lora_dropout=0.25)
-    _, training = begin(config)
+    run, training = begin(config)
+    introduce(config, run, training, rows=1234, steps=5678)
     lora = training.local.model.lora
     assert lora is not None
     assert (lora.alpha, lora.dropout, lora.train_mlp) == (4.0, 0.25, False)
-    runs, line = capsys.readouterr().out.splitlines()
+    first, runs, line = capsys.readouterr().out.splitlines()
+    trained = sum(parameter.numel() for parameter in training.local.model.trainable().values())
+    everything = trained + sum(parameter.numel() for parameter in build_tiny_model().parameters())
+    assert first.startswith(f"tiny: {trained:,} of {everything:,} parameters trained on cpu")
+    assert first.endswith(" in float32; 1,234 rows, 5,678 steps, loss cross_entropy")
     assert runs.startswith("tiny packs;")
     assert line == "LoRA of rank 2 on " + ", ".join(f"model.layers.*.self_attn.{leaf}_proj" for leaf in "koqv")
-    begin(config_in(tmp_path / "named", lora_targets=("layers.0.mlp.up_proj",)))
-    assert capsys.readouterr().out.splitlines()[1] == "LoRA of rank 2 on model.layers.*.mlp.up_proj"
+    named = config_in(tmp_path / "named", lora_targets=("layers.0.mlp.up_proj",))
+    introduce(named, *begin(named), rows=1, steps=1)
+    assert capsys.readouterr().out.splitlines()[2] == "LoRA of rank 2 on model.layers.*.mlp.up_proj"
 
 
 @pytest.mark.parametrize(
@@ -110,8 +119,10 @@ def test_the_first_line_says_how_the_model_runs_and_why_not_better(
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(model)
         build_tiny_tokenizer().save_pretrained(model)
     capsys.readouterr()
-    _, training = begin(config_in(tmp_path / "run", model=model, all_weights=True))
-    printed = capsys.readouterr().out.splitlines()
+    settings = config_in(tmp_path / "run", model=model, all_weights=True)
+    run, training = begin(settings)
+    introduce(settings, run, training, rows=2, steps=3)
+    printed = capsys.readouterr().out.splitlines()[1:]
     assert len(printed) == 1
     assert line in printed[0]
     info = training.get_info()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine.settings import EngineSettings
 from ..model.lora.lora import adapted_names
 from ..model.model import LoadedModel
+from ..model.weights.four_bit import number_count
 from ..model.weights.narrow import casts_once, linear_parameters
 from ..packing.hidden import attention_name, shares_prefixes
 from ..packing.probes import failed_probes, verdict
@@ -41,4 +42,5 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         base_weights=model.base_weights,
         lora_targets=adapted_names(model),
         lora_left_out={} if lora is None else lora.left_out,
+        parameters=number_count(model),
     )

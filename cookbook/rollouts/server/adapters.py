@@ -21,7 +21,7 @@ import torch
 from ....datums import disk
 from ....datums.errors import SamplerError
 from ....datums.types import SamplingParams
-from ...run.samples import prompt_tokens
+from ...steps.samples import prompt_tokens
 from ..parity import PROMPTS, measure_parity
 from .sampler import SamplingServer, ServerSampler
 

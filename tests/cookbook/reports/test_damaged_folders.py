@@ -178,7 +178,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a key twice": lambda content: b'{"step": 1, "loss": 1, "loss": 2}\n',
     "zeros": lambda content: bytes(len(content)),
 }
-FILES = ("config.json", "data_report.json", "loss.json", "metrics.jsonl", "samples.jsonl", "sequences.jsonl")
+FILES = (
+    *("config.json", "data_report.json", "loss.json", "metrics.jsonl", "samples.jsonl", "sequences.jsonl"),
+    "provenance.json",
+)
 SAVED = tuple(
     f"checkpoints/step-000002/{name}" for name in ("MANIFEST.json", "weights.safetensors", "optimizer.safetensors")
 )
@@ -193,7 +196,15 @@ COMMANDS = {
 READS = {
     "plot": ("config.json", "metrics.jsonl"),
     "export": ("config.json", "data_report.json", "loss.json", "metrics.jsonl", "sequences.jsonl", SAVED[0]),
-    "resume": ("config.json", "data_digest.json", "metrics.jsonl", "samples.jsonl", "sequences.jsonl", *SAVED),
+    "resume": (
+        "config.json",
+        "data_digest.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "sequences.jsonl",
+        *SAVED,
+    ),
     "start from": ("config.json", *SAVED[:2]),
 }
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, pre_tokenizers
 from lossbook.cookbook.distillation import teachers
 from lossbook.cookbook.embeddings.data import encode, prefix_tokens, texts_from_row
 from lossbook.cookbook.export import check
-from lossbook.cookbook.run.samples import prompt_tokens
+from lossbook.cookbook.steps.samples import prompt_tokens
 from lossbook.cookbook.tasks.reasoning_gym_tasks import Question, question_prompt
 from lossbook.datums.chat import limits
 from lossbook.datums.chat.template import decoded

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -66,6 +67,13 @@ def scales(weight: Tensor) -> dict[str, Tensor]:
     """What a 4-bit weight is dequantized with, beside its own bytes; nothing for another weight."""
     state = getattr(weight, "quant_state", None)
     return {} if state is None else state.as_dict(packed=True)
+
+
+def number_count(model: LoadedModel) -> int:
+    """How many numbers all weights of a model hold, adapters and a value head included; two 4-bit ones share a byte."""
+    head = () if model.value_head is None else model.value_head.parameters()
+    states = [(getattr(p, "quant_state", None), p) for p in (*model.module.parameters(), *head)]
+    return sum(p.numel() if state is None else math.prod(state.shape) for state, p in states)
 
 
 def _linear_layers(model: LoadedModel) -> Iterator[tuple[str, nn.Linear]]:

@@ -10,8 +10,8 @@ import pytest
 
 from lossbook.cookbook import sft
 from lossbook.cookbook.run.runs import read_metrics, read_rows
-from lossbook.cookbook.run.samples import prompt_tokens
 from lossbook.cookbook.sft import SFTConfig
+from lossbook.cookbook.steps.samples import prompt_tokens
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
 
 

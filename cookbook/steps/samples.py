@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ...datums.chat.template import decoded, prompt_of_user
 from ...datums.errors import TemplateError, panics_as
 from ...datums.types import ModelInput, SamplingParams
-from .loggers import StepDisplay
-from .names import SAMPLES
-from .runs import Run
+from ..run.loggers import StepDisplay
+from ..run.names import SAMPLES
+from ..run.runs import Run
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
