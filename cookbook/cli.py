@@ -66,6 +66,8 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("losses", "check"): Command(
         "test a loss against the laws that all losses obey", "commands.losses", "check_losses"
     ),
+    ("losses", "new"): Command("write a loss of your own and its test, to edit", "commands.new_loss", "new_loss"),
+    ("new", "loss"): Command("the same as `losses new`", "commands.new_loss", "new_loss"),
     ("data", "show"): Command(
         "show rows of a data file, tokens coloured by weight; as HTML also by loss and gradient",
         "commands.data",

@@ -59,7 +59,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "cookbook": (
         ("extras", "terminal"),
-        ("run", "confined", "pages"),
+        ("run", "confined", "pages", "scaffold"),
         ("tasks", "steps"),
         ("environments",),
         ("rollouts", "preferences", "distillation", "embeddings"),
