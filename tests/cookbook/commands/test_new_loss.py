@@ -80,7 +80,6 @@ def test_every_template_passes_its_own_test_and_the_linter(here: Path) -> None:
     commands = [
         ["pytest", "-q", "-p", "no:cacheprovider", "--maxfail=3", "-o", "addopts=", "."],
         ["ruff", "check", "--isolated", "--select", "E,F,I,UP", "--line-length", "120", "."],
-        ["ruff", "format", "--isolated", "--check", "--line-length", "120", "."],
     ]
     for command in commands:
         done = subprocess.run(
