@@ -103,9 +103,10 @@ def test_every_requirement_is_pinned() -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    pages = {f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "cookbook" / "pages").glob("*.html")}
+    templates = [*(ROOT / "cookbook" / "pages").glob("*.html"), *(ROOT / "cookbook" / "scaffold").glob("*.py.txt")]
+    texts = {f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in templates}
     others = {"lossbook/py.typed", "lossbook/losses/variants/presets.toml"}
-    assert names == modules_of_the_tree() | others | pages
+    assert names == modules_of_the_tree() | others | texts
 
 
 @pytest.mark.slow
