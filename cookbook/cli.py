@@ -1,4 +1,4 @@
-"""The command line, `lossbook ...`. Each command is a row of `COMMANDS`; its module is imported when it is called."""
+"""The command line, `lossbook ...`. Each command is a row of `commands/table.py`; its module is imported when it is called."""
 
 from __future__ import annotations
 
@@ -9,91 +9,21 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
+from .commands.table import COMMANDS
+from .redaction import redacted
 from .run.configs import read_config
 from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
 from .run.opening import release_idle
-from .run.redaction import redacted
 
 #: Exit codes: of any failure, and of a usage error.
 FAILURE, USAGE_ERROR = 1, 2
 _USAGE = (ConfigError, LossConfigError, TaskError, UnknownLossError)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: its summary, and the function of a module of this package that runs it.
-
-    config: the name of the module's pydantic model whose fields are the flags and which the function takes. Without one
-    the function's parameters are the flags.
-    words: the function takes the words of the command line as they are, and returns what is to be called.
-    """
-
-    summary: str
-    module: str
-    function: str = "main"
-    config: str | None = None
-    words: bool = False
-
-
-COMMANDS: dict[tuple[str, ...], Command] = {
-    ("quickstart",): Command(
-        "fine-tune a small model with a built-in and a custom loss", "quickstart", config="QuickstartConfig"
-    ),
-    ("train", "sft"): Command("supervised fine-tuning with any loss", "sft", config="SFTConfig"),
-    ("train", "dpo"): Command("preference learning with any loss over pairs or labels", "dpo", config="DPOConfig"),
-    ("train", "reward"): Command("a reward model from preference pairs", "reward", config="RewardConfig"),
-    ("train", "rl"): Command("reinforcement learning with any policy loss", "rl", config="RLConfig"),
-    ("train", "distill"): Command(
-        "distillation from a teacher on given or sampled answers", "distill", config="DistillConfig"
-    ),
-    ("train", "embed"): Command(
-        "embeddings with in-batch and hard negatives and any embedding loss", "embed", config="EmbedConfig"
-    ),
-    ("losses", "list"): Command("list all registered losses by family", "commands.losses", "list_all_losses"),
-    ("losses", "show"): Command(
-        "show a loss's card (formula, inputs, settings, metrics, source) and its curve", "commands.losses", "show_loss"
-    ),
-    ("losses", "diff"): Command(
-        "show how two losses differ, and their values on the same data", "commands.losses", "diff_losses"
-    ),
-    ("losses", "check"): Command(
-        "test a loss against the laws that all losses obey", "commands.losses", "check_losses"
-    ),
-    ("losses", "new"): Command("write a loss of your own and its test, to edit", "commands.new_loss", "new_loss"),
-    ("new", "loss"): Command("the same as `losses new`", "commands.new_loss", "new_loss"),
-    ("data", "show"): Command(
-        "show rows of a data file, tokens coloured by weight; as HTML also by loss and gradient",
-        "commands.data",
-        "show_data",
-    ),
-    ("data", "report"): Command(
-        "report on the rows of a data file: lengths, labels, problems, repetitions", "commands.data", "report_data"
-    ),
-    ("runs", "plot"): Command("plot the curves of one or several runs in one picture", "commands.runs", "plot"),
-    ("runs", "report"): Command(
-        "write an HTML page on runs: curves, diagnoses, the loss, its gradient at each token", "commands.runs", "report"
-    ),
-    ("tinker",): Command(
-        "run a program written for Tinker on this machine: SCRIPT.py ARGS, or -m MODULE ARGS",
-        "commands.tinker",
-        "program",
-        words=True,
-    ),
-    ("export",): Command("write trained weights for peft or transformers, and check them", "export.export"),
-    ("doctor",): Command("check this machine, its packages, and a training step", "doctor.environment"),
-    ("doctor", "model"): Command("check a model against its own logits, and say how it is run", "doctor.model"),
-    ("doctor", "plan"): Command(
-        "work out memory, communication and efficiency of training on many GPUs", "doctor.plan.command"
-    ),
-    ("doctor", "parity"): Command("check that sampler and trainer give the same logprobs", "doctor.parity"),
-}
 
 
 def command() -> NoReturn:

@@ -22,10 +22,7 @@ teacher likes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from ..datums.errors import ConfigError, LossContractError
 from ..datums.files.report import DataReport
@@ -35,40 +32,19 @@ from ..losses.loss.loss import Loss
 from ..trainer import ReferenceClient, TrainingClient
 from .distillation.divergence import HeldOutDivergence
 from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
-from .distillation.teachers import SELF, open_teacher, shared_vocabulary, with_candidates, with_teacher_logprobs
+from .distillation.teachers import open_teacher, shared_vocabulary, with_candidates, with_teacher_logprobs
 from .loop import Loop, begin, finish, introduce
 from .run.batches import Batches
-from .run.configs import DataConfig, configured_loss, torch_dtype
+from .run.configs import adam_params, configured_loss, torch_dtype
 from .run.interrupts import restarted
 from .run.names import REPORT
+from .settings.choices import SELF
+from .settings.distill import DistillConfig
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 
 #: Candidates per position where a loss compares candidates and --top-k is not set.
 DEFAULT_TOP_K = 20
-
-
-class DistillConfig(DataConfig):
-    """Settings of the recipe; each field is a flag."""
-
-    out: Path = Field(Path("runs/distill"), description="the run's folder: settings, metrics, checkpoints, adapter")
-    teacher: str = Field(SELF, description="a model as in `model`, a run's folder, a checkpoint, or 'self'")
-    teacher_system: str | None = Field(
-        None, description="a system turn for the teacher only; {answer} in it becomes the right answer"
-    )
-    mode: Literal["off_policy", "on_policy"] = Field(
-        "off_policy", description="off_policy: the answers in the data; on_policy: answers sampled from the student"
-    )
-    loss: str = Field("topk_forward_kl", description="a loss that reads teacher_logprobs, by id or module:function")
-    top_k: int | None = Field(
-        None, ge=1, description="the teacher's candidates per position; None: 20 where the loss compares candidates"
-    )
-    eval_top_k: int = Field(
-        512, ge=1, description="candidates of the held-out KL; exact where the vocabulary has no more"
-    )
-    truncation: Literal["error", "drop"] = Field("error", description="what to do with rows longer than max_length")
-    samples: int = Field(4, ge=1, description="answers sampled per prompt")
-    max_tokens: int = Field(64, ge=1, description="most tokens in a sampled answer")
 
 
 @restarted
@@ -99,7 +75,7 @@ def main(config: DistillConfig) -> dict[str, float]:
             chosen = [examples[i] for i in batches.at(step)]
             batch = make_batch(config, chosen, training, teacher, top_k, vocabulary, step)
             output = training.forward_backward(batch, loss).result()
-            update = training.optim_step(config.adam_params(step, total)).result()
+            update = training.optim_step(adam_params(config, step, total)).result()
             length = output.metrics["response_tokens"] / len(batch)
             loop.log(step, batch, output, update, {"answer_length": length}, loss=loss)
             if loop.is_evaluated(step):

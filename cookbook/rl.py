@@ -22,89 +22,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
-from tyro.conf import arg
 
 from ..datums.errors import ConfigError, did_you_mean
 from ..datums.types import Datum
 from ..trainer.responses import OptimStepResponse, merge_outputs
-from .environments import Problem, ProblemSettings, load_problems
+from .environments import Problem, load_problems
 from .loop import Loop, begin, finish, introduce
-from .rollouts.collector import ADVANTAGES, OVER_THE_BATCH, Overlong, RolloutCollector, StepRollouts, datums_of
+from .rollouts.collector import ADVANTAGES, RolloutCollector, StepRollouts, datums_of
 from .rollouts.episodes import Policy, Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
-from .rollouts.server.settings import SamplerSettings, policy_of
-from .run.configs import RecipeConfig
+from .rollouts.server.settings import policy_of
+from .run.configs import adam_params
 from .run.interrupts import restarted
 from .run.names import SAMPLES
 from .run.runs import Run
+from .settings.rl import RLConfig
 
 #: The metrics in the progress display.
 SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")
-
-
-class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
-    """Settings of the recipe; each field is a flag."""
-
-    out: Path = Field(Path("runs/rl"), description="the run's folder: settings, metrics, checkpoints, adapter")
-    loss: Annotated[str, arg(aliases=("--rl-loss-method",))] = Field(
-        "grpo", description="grpo, dapo, gspo-token, any policy loss (`lossbook losses list`) or module:function"
-    )
-    learning_rate: float = Field(1e-4, gt=0, description="the optimizer's learning rate after warmup")
-    steps: int = Field(100, ge=1, description="steps, each with rollouts of its own")
-    problems_per_step: int = Field(8, ge=1, description="problems per step")
-    group_size: int = Field(8, ge=1, description="answers per problem")
-    max_tokens: int = Field(64, ge=1, description="most tokens in an answer")
-    max_length: int | None = Field(None, ge=2, description="an episode of this many tokens gets no further turn")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature; any other than 1 biases the logprobs")
-    allow_biased: bool = Field(False, description="allow a temperature other than 1")
-    advantages: str = Field("group", description=f"advantages from rewards: {', '.join(ADVANTAGES)}")
-    dynamic_sampling: int = Field(0, ge=0, description="how often to replace groups of equal rewards by new ones")
-    overlong: Overlong = Field(
-        "keep", description="truncated answers: keep, mask (no gradient) or soft (DAPO's penalty)"
-    )
-    overlong_buffer: int | None = Field(
-        None, ge=1, description="tokens over which the soft penalty rises to 1; None: max_tokens/4"
-    )
-    minibatches: int = Field(
-        1, ge=1, description="minibatches, each an optimizer step, that a step's rollouts are divided into"
-    )
-    passes: int = Field(1, ge=1, description="passes over a step's rollouts")
-    kl_coefficient: float | None = Field(None, ge=0, description="coefficient of the KL to the weights at the start")
-    rollout_correction: str | None = Field(
-        None, description="importance weights of trainer over sampler: token_truncate, sequence_mask, ..."
-    )
-    off_policy_steps: int = Field(0, ge=0, le=1, description="1: sample the next step's rollouts during training")
-    samples: int = Field(4, ge=0, description="rollouts per step that samples.jsonl records")
-
-    @model_validator(mode="after")
-    def _possible(self) -> RLConfig:
-        if self.temperature != 1 and not self.allow_biased:
-            raise ValueError("a temperature other than 1 biases the logprobs; allow that with --allow-biased")
-        if self.minibatches > self.problems_per_step * self.group_size:
-            raise ValueError(f"{self.minibatches} minibatches are more than the rollouts of a step")
-        if self.group_size == 1 and self.advantages in ADVANTAGES:
-            self._check_single_answers()
-        return self
-
-    def _check_single_answers(self) -> None:
-        """One answer per problem has no other to be compared with, unless advantages compare all answers of a step."""
-        others = " or ".join(OVER_THE_BATCH)
-        if self.advantages not in OVER_THE_BATCH:
-            raise ValueError(
-                f"with one answer per problem all advantages {self.advantages!r} are 0, so nothing would be learned: give "
-                f"--group-size 2 or more, or --advantages {others}"
-            )
-        if self.problems_per_step == 1:
-            raise ValueError("a step of one answer has nothing to compare it with: give --problems-per-step 2 or more")
-        if self.dynamic_sampling:
-            raise ValueError(
-                "--dynamic-sampling replaces groups of equal rewards, and every group of one answer is such"
-            )
 
 
 @restarted
@@ -135,7 +73,7 @@ def main(config: RLConfig) -> dict[str, float]:
             batches, outputs, updates = minibatches(datums, config, step), [], []
             for batch in batches:
                 outputs.append(training.forward_backward(batch, loss).result())
-                updates.append(training.optim_step(config.adam_params(step, config.steps)).result())
+                updates.append(training.optim_step(adam_params(config, step, config.steps)).result())
             used = [datum for batch in batches for datum in batch]
             more = rollouts.metrics | mismatch(batches[0], outputs[0])
             loop.log(step, used, merge_outputs(outputs), mean_update(updates), more, shown=SHOWN)

@@ -19,12 +19,8 @@ report is the share of label tokens lost to truncation.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from ..datums.builders.truncation import Truncation
 from ..datums.errors import LossContractError
 from ..datums.files.report import DataReport, build_datums
 from ..datums.files.rows import sequences_from_row
@@ -33,21 +29,12 @@ from ..datums.types import Datum
 from ..losses.loss.loss import Loss
 from .loop import Loop, begin, finish, introduce
 from .run.batches import Batches
-from .run.configs import DataConfig, configured_loss
+from .run.configs import adam_params, configured_loss
 from .run.interrupts import restarted
 from .run.names import REPORT
+from .settings.sft import SFTConfig
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task, question_datum
-
-
-class SFTConfig(DataConfig):
-    """Settings of the recipe; each field is a flag."""
-
-    out: Path = Field(Path("runs/sft"), description="the run's folder: settings, metrics, checkpoints, adapter")
-    truncation: Truncation = Field("error", description="what to do with rows longer than max_length")
-    train_on: Literal["all_assistant", "last_assistant", "all"] = Field(
-        "all_assistant", description="the turns to learn"
-    )
 
 
 @restarted
@@ -68,7 +55,7 @@ def main(config: SFTConfig) -> dict[str, float]:
         for step in loop:
             batch = [datums[i] for i in batches.at(step)]
             output = training.forward_backward(batch, loss).result()
-            update = training.optim_step(config.adam_params(step, total)).result()
+            update = training.optim_step(adam_params(config, step, total)).result()
             loop.log(step, batch, output, update, loss=loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, held_out.measure(training))

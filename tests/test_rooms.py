@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: floors below it, never a room of its own floor. Parts stand in order too: each may import the parts before it.
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "datums": (
-        ("errors", "inputs"),
+        ("errors", "inputs", "choices"),
         ("tensors", "extras", "disk", "routing"),
         ("types",),
         ("checks",),
@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("testing",),
     ),
     "trainer": (
-        ("responses", "device", "ranks"),
+        ("responses", "device", "ranks", "choices"),
         ("transfer", "shards"),
         ("head", "optim"),
         ("model",),
@@ -58,7 +58,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transformers", "trl", "verl", "skyrl", "prime_rl", "sentence_transformers"),
     ),
     "cookbook": (
-        ("extras", "terminal"),
+        ("extras", "redaction", "terminal"),
+        ("settings",),
         ("run", "confined", "pages", "scaffold"),
         ("tasks", "steps"),
         ("environments",),

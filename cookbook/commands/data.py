@@ -13,7 +13,7 @@ from ...datums.builders.truncation import Truncation
 from ...datums.chat.masks import TrainOn
 from ...datums.errors import ConfigError, DataFileError, LossbookError, located
 from ...datums.files.report import DataReport
-from ..run.configs import Setting
+from ..settings.choices import Setting
 
 DataFile = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
 

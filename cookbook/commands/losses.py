@@ -33,7 +33,7 @@ from ...losses.cards.sample_inputs import usable
 from ...losses.loss.loss import LossLike
 from ...losses.variants.presets import find_preset
 from ..extras import require
-from ..run.configs import Setting
+from ..settings.choices import Setting
 
 
 def list_all_losses(presets: bool = False, json: bool = False) -> None:

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...datums.errors import RewardError
+from ..settings.choices import SECONDS
 
 #: Limits for scoring an answer, which usually takes milliseconds: of time, and of memory beyond what the verifier has.
-SECONDS, GIBIBYTES = 10.0, 4
+GIBIBYTES = 4
 #: Answers that a worker scores before it is replaced, unless one fails; a new one has to fill SymPy's caches again.
 ANSWERS = 1000
 #: Variables of the environment that the process needs to start; no other is passed on.

@@ -17,14 +17,13 @@ from ...datums.errors import LengthMismatchError, ModelError, panics_as
 from ...datums.types import Datum, TensorData
 from ..run.names import CHECKPOINTS, METRICS
 from ..run.runs import find_checkpoint
+from ..settings.choices import SELF
 
 if TYPE_CHECKING:
     import torch
 
     from ...trainer import ReferenceClient, TrainingClient
 
-#: The student itself, before the first step, as teacher.
-SELF = "self"
 #: Text that tokenizers of one vocabulary but different rules cut differently.
 PROBE = "The quick brown fox's 1,234 jumps:\n\tdef f(x): return x**2  # naïve Übung, 日本語 🙂"
 

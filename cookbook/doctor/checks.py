@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..run.redaction import is_secret_name, redacted
+from ..redaction import is_secret_name, redacted
 from .finding import Finding
 
 #: With less free space than this (bytes), the checkpoints of a small model may not fit.

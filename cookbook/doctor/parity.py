@@ -18,9 +18,10 @@ from ..rollouts.episodes import Sampler
 from ..rollouts.parity import Parity, measure_parity
 from ..rollouts.server.adapters import MENDS, ServedPolicy
 from ..rollouts.server.settings import server_of
-from ..run.configs import Precision, torch_dtype
+from ..run.configs import torch_dtype
 from ..run.loggers import quiet_libraries
 from ..run.runs import find_checkpoint
+from ..settings.choices import Precision
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient

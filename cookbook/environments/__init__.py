@@ -8,8 +8,9 @@ guess_number.py   an environment of several turns
 sources.py        the problems of a configuration
 """
 
+from ..settings.problems import ProblemSettings
 from .protocol import Environment, Message, Problem, Step
-from .sources import ENVIRONMENTS, REWARDS, ProblemSettings, load_problems
+from .sources import ENVIRONMENTS, REWARDS, load_problems
 
 __all__ = [
     "ENVIRONMENTS",

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...datums.errors import DataFileError
-from ..confined.process import SECONDS, Failure, Failures, confined
+from ..confined.process import Failure, Failures, confined
+from ..settings.choices import SECONDS
 from .rewards import shortened
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...datums.errors import RewardError
-from ..confined.process import SECONDS, Failure, Failures, confined
+from ..confined.process import Failure, Failures, confined
 from ..extras import require_installed
+from ..settings.choices import SECONDS
 from .final_answers import Answer, count_words, final_answer, read_answer, stated_answers
 from .rewards import shortened
 

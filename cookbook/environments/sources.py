@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
 from ...datums.chat.messages import check_messages
 from ...datums.errors import DataFileError, LossbookError, RewardError, TaskError, did_you_mean, located
 from ...datums.extras import named_in, user_module
 from ...datums.files.formats import key_names
 from ...datums.files.keys import check_prompt_keys
 from ...datums.files.sources import read_rows
-from ..confined.process import SECONDS
-from ..run.configs import Setting
+from ..settings.choices import SECONDS
+from ..settings.problems import ProblemSettings
 from ..tasks.reasoning_gym_tasks import Question, Task
 from .confined_reward import ConfinedReward
 from .guess_number import GuessNumber
@@ -27,59 +25,6 @@ from .rewards import Reward, check_reward, rewarded
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"guess_number": GuessNumber}
 #: Rewards by name, called with the seconds that they may take for an answer; any other is a `module:function`. A task's default is its own verifier.
 REWARDS: dict[str, Callable[[float], Reward]] = {"math_verify": MathReward}
-
-
-class ProblemSettings(BaseModel):
-    """The source of the problems: a part of a recipe's configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    task: str | None = Field(None, description="a reasoning-gym task to train on")
-    task_config: dict[str, Setting] = Field({}, description="the task's settings: --task-config max_words 5")
-    data: str | None = Field(
-        None,
-        description="rows of prompt and answer, instead of task: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT",
-    )
-    eval_data: str | None = Field(None, description="held-out data, in the same forms")
-    environment: str | None = Field(None, description="guess_number or module:Class, instead of task")
-    environment_config: dict[str, Setting] = Field({}, description="the environment's settings")
-    reward: str | None = Field(
-        None, description="math_verify or module:function; None: the task's own verifier, math_verify for data"
-    )
-    task_size: int = Field(512, ge=1, description="number of problems of a task or environment to train on")
-    confine_rewards: bool = Field(
-        False, description="run your reward function in a confined process (docs/recipes/rl.md); verifiers always are"
-    )
-    reward_seconds: float = Field(
-        SECONDS, gt=0, description="most seconds to score an answer, in a confined process; then it scores 0"
-    )
-    held_out: int = Field(50, ge=0, description="number of problems held out; of data without eval_data, its last rows")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ProblemSettings:
-        if sum(source is not None for source in (self.task, self.data, self.environment)) != 1:
-            raise ValueError("choose one of --task NAME, --data FILE and --environment NAME")
-        if self.environment is not None and self.reward is not None:
-            raise ValueError("an environment gives its own rewards: --reward is for --task and --data")
-        for name, source in (("task_config", "task"), ("eval_data", "data"), ("environment_config", "environment")):
-            if getattr(self, name) and getattr(self, source) is None:
-                raise ValueError(f"{name} is for --{source} only")
-        return self
-
-    @model_validator(mode="after")
-    def _confined(self) -> ProblemSettings:
-        is_own = self.reward is not None and ":" in self.reward
-        if self.confine_rewards and not is_own:
-            raise ValueError(
-                "confine_rewards is for --reward module:function: verifiers and math_verify always are, environments cannot be"
-            )
-        is_free = self.environment is not None or (is_own and not self.confine_rewards)
-        if self.reward_seconds != SECONDS and is_free:
-            raise ValueError(
-                "reward_seconds is for what runs in a confined process, which can be ended: a task's verifier, math_verify, and "
-                "with --confine-rewards --reward module:function"
-            )
-        return self
 
 
 def load_problems(settings: ProblemSettings, seed: int) -> tuple[list[Problem], list[Problem]]:

@@ -17,8 +17,9 @@ from ...datums.errors import ExportError, panics_as
 from ...datums.types import Datum, ModelInput
 from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
+from ...trainer.choices import BaseWeights
 from ...trainer.model.load import load_model, loader_of
-from ...trainer.model.model import BaseWeights, Kind, LoadedModel
+from ...trainer.model.model import Kind, LoadedModel
 from ..inspect.token_records import read_sequences
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from ...datums.errors import LossbookError
 from ...losses.cards.card import card_of
 from ...losses.variants.presets import find_preset
 from ..inspect.token_records import read_loss
+from ..redaction import redacted
 from ..run.configs import mean_over_tokens
 from ..run.names import CONFIG, METRICS, REPORT
 from ..run.records import read_json, read_metrics, read_settings
-from ..run.redaction import redacted
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: Metrics shown with their first and last values, if recorded; likewise all that begin with these prefixes.

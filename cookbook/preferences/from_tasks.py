@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from ...datums.errors import TaskError
+from ..settings.choices import WrongAnswer
 from ..tasks.reasoning_gym_tasks import Question, Task
 
-#: scrambled: the right answer with its words in another order. another: the right answer to another question.
-WrongAnswer = Literal["scrambled", "another"]
 #: How many wrong answers are tried for a question.
 TRIES = 200
 

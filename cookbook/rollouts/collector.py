@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +17,10 @@ from ...datums.types import Datum
 from ...losses import advantages as advantage_functions
 from ..environments.protocol import Problem
 from ..run.batches import Batches
+from ..settings.choices import Overlong
 from .episodes import Policy, Rollout, RolloutRunner, Sampler
 
 Groups = list[list[Rollout]]
-Overlong = Literal["keep", "mask", "soft"]
 
 #: Advantages by name, from rewards, group ids and response lengths; see `lossbook.losses.advantages.from_rewards`.
 ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
@@ -35,8 +35,6 @@ ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
         rewards, None if len(set(groups)) == len(groups) else groups, lengths=lengths
     ),
 }
-#: Those that compare answers to different problems, so that one answer per problem teaches something too.
-OVER_THE_BATCH = ("reinforce_plus_plus",)
 
 
 class CollectorSettings(Protocol):

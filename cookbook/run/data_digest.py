@@ -10,9 +10,9 @@ from typing import Any
 
 from ...datums.errors import DataFileError, RunError
 from ...datums.files.sources import hub_name, source_files
+from ..redaction import redacted
 from .names import DATA_DIGEST
 from .records import read_json
-from .redaction import redacted
 from .runs import Run
 
 #: Bytes of a file in memory at once.

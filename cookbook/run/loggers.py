@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .redaction import redacted
+from ..redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console

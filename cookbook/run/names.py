@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
 DATA_DIGEST, PROVENANCE = "data_digest.json", "provenance.json"
 #: While a process writes in the folder: its lock, and which process it is (`opening.py`).
@@ -13,6 +11,5 @@ CHECKPOINTS, KEPT, ADAPTER, MODEL = "checkpoints", "kept", "adapter", "model"
 #: Files with one row per step; a resumed run deletes the rows of the steps that it repeats.
 BY_STEP = (METRICS, SAMPLES, SEQUENCES)
 
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 #: What trackers keep in the folder: the ids of their runs, event files, runs that are not sent yet.
 TRACKER_IDS, TRACKER_FOLDERS = "trackers.json", ("tensorboard", "wandb")

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...datums import disk
 from ...datums.errors import RunError
+from ..redaction import redacted
 from .names import CONFIG, DATA_DIGEST, LOCK, OWNER, PROVENANCE, REPORT
 from .records import read_settings
-from .redaction import redacted
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -22,9 +22,9 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from ...trainer.checkpoint.files import installed_version
+from ..redaction import REDACTED, is_secret_name, redacted
 from .names import PROVENANCE
 from .records import checked, read_json
-from .redaction import REDACTED, is_secret_name, redacted
 
 if TYPE_CHECKING:
     from ...trainer.responses import ModelInfo

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datums import disk
 from ...datums.errors import RunError
+from ..redaction import redacted
 from .names import (
     ADAPTER,
     BY_STEP,
@@ -48,7 +49,6 @@ from .names import (
 )
 from .opening import FolderLock, Opening
 from .records import keep, kept, read_metrics, read_rows, read_settings, rows_until
-from .redaction import redacted
 
 if TYPE_CHECKING:
     from ...datums.types import Datum

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ...datums.errors import ConfigError
+from ..settings.choices import Schedule
 
-#: constant; linear and cosine fall to 0 at the last step; inverse_sqrt falls as 1/sqrt(step) after the warmup.
-Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
 #: Schedules that end at 0.
 ENDING = ("linear", "cosine")
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 
 from ...datums import disk
 from ..extras import require
+from ..redaction import redacted
 from .names import TRACKER_IDS
-from .redaction import redacted
 
 #: After this many failures in a row a tracker is given up: each try may wait for a network.
 PATIENCE = 3

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..redaction import redacted
 from ..run.provenance import Provenance, provenance
-from ..run.redaction import redacted
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
     from ...trainer.responses import ModelInfo
-    from ..run.configs import RecipeConfig
     from ..run.runs import Run
+    from ..settings.base import RecipeConfig
 
 
 def introduce(config: RecipeConfig, run: Run, training: TrainingClient, *, rows: int, steps: int) -> None:

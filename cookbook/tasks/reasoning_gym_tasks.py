@@ -13,8 +13,9 @@ from ...datums.chat.masks import datum_from_messages
 from ...datums.chat.template import decoded, prompt_of_user
 from ...datums.errors import TaskError, did_you_mean
 from ...datums.types import Datum, ModelInput, SamplingParams
-from ..confined.process import SECONDS, Failure, Failures, confined
+from ..confined.process import Failure, Failures, confined
 from ..extras import require_installed
+from ..settings.choices import SECONDS
 
 if TYPE_CHECKING:
     from ...trainer import SamplingClient

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
+from ..choices import Truncation
 from ..errors import DatumDropped, TruncationError, did_you_mean
-
-Truncation = Literal["error", "drop", "right", "left", "middle"]
 
 
 @dataclass(frozen=True)

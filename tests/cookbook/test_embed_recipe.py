@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 import lossbook as lb
 from lossbook.cookbook import embed
-from lossbook.cookbook.embed import EmbedConfig
+from lossbook.cookbook.embed import EmbedConfig, encoder_of
 from lossbook.cookbook.embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
 from lossbook.cookbook.embeddings.data import (
     Texts,
@@ -187,14 +187,14 @@ def base(make: Any) -> Callable[..., Path]:
 def test_an_encoders_own_settings_are_those_of_what_is_trained_from_it(make: Any, base: Any) -> None:
     model = str(base(OWN))
     config = make(model=model, steps=1)
-    assert config.encoder().prefix("query") == "find this: "
-    assert config.encoder().prefix("document") == "Text: "
+    assert encoder_of(config).prefix("query") == "find this: "
+    assert encoder_of(config).prefix("document") == "Text: "
     embed.main(config)
     written = encoder_settings(str(config.out / "model"))
     assert written == replace(OWN, prompts={**OWN.prompts, "document": "Text: "})
     changed = make("changed", model=model, query_prefix="q: ", document_prefix="", max_length=20, pooling="cls")
     expected = {"query": "q: ", "passage": "", "document": "", "STS": "compare: "}
-    assert changed.encoder() == replace(OWN, prompts=expected, max_length=20, pooling="cls")
+    assert encoder_of(changed) == replace(OWN, prompts=expected, max_length=20, pooling="cls")
 
 
 def test_a_default_prompt_is_used_where_queries_and_documents_have_none_of_their_own() -> None:
@@ -248,7 +248,7 @@ def test_training_keeps_an_encoders_prompts_and_pooling_as_sentence_transformers
         one, other = (model.encode(texts, prompt_name=name, convert_to_tensor=True) for model in (before, after))
         torch.testing.assert_close((one * other).sum(1), torch.ones(2), atol=1e-6, rtol=0)
     training = lb.ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
-    settings = config.encoder()
+    settings = encoder_of(config)
     encoded = encode(
         grouped([Texts(text, text) for text in texts]),
         training.get_tokenizer(),

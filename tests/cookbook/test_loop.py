@@ -13,8 +13,9 @@ import transformers
 import lossbook as lb
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.loop import Loop, begin, introduce
-from lossbook.cookbook.run.configs import MEMORY, RecipeConfig, configured_loss
+from lossbook.cookbook.run.configs import adam_params, configured_loss
 from lossbook.cookbook.run.runs import find_checkpoint, read_rows
+from lossbook.cookbook.settings.base import MEMORY, RecipeConfig
 from lossbook.datums.errors import CheckpointError, LossbookError, LossContractError, NonFiniteLossError, RunError
 from lossbook.trainer.engine import activation_memory
 from lossbook.trainer.model.tiny import build_tiny_model, build_tiny_tokenizer
@@ -50,7 +51,7 @@ def train(config: RecipeConfig, datums: list[lb.Datum], total: int, **options: A
     with Loop(config, run, training, total, **options) as loop:
         for step in loop:
             output = training.forward_backward(datums, config.loss).result()
-            update = training.optim_step(config.adam_params(step, total)).result()
+            update = training.optim_step(adam_params(config, step, total)).result()
             loop.log(step, datums, output, update, {"extra": 7.0}, loss=config.loss)
     return training
 
@@ -70,7 +71,7 @@ def test_a_run_can_start_from_another_runs_weights_with_a_fresh_optimizer(
     assert torch.equal(logprobs(training, datums), logprobs(first, datums))
     step = training.forward_backward(datums, "cross_entropy").result()
     assert step.metrics["loss:sum"] > 0
-    assert training.optim_step(config.adam_params(1, 1)).result().step == 1
+    assert training.optim_step(adam_params(config, 1, 1)).result().step == 1
 
 
 def test_the_flags_choose_the_adapters_and_the_first_lines_say_what_is_trained_and_where_they_are(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lossbook import ServiceClient
 from lossbook.cookbook import sft
+from lossbook.cookbook.run.configs import adam_params
 from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import DataFileError, LossContractError, NonFiniteLossError, RunError, UnknownLossError
@@ -132,7 +133,7 @@ def test_resuming_is_not_the_same_as_beginning_with_the_saved_weights_and_a_cold
     datums, _, _ = sft.load_data(warm, cold.get_tokenizer())
     batch = [datums[i] for i in sft.Batches(len(datums), 4, 0).at(4)]
     cold.forward_backward(batch, sft.single_sequence_loss(warm)).result()
-    cold.optim_step(warm.adam_params(4, 4)).result()
+    cold.optim_step(adam_params(warm, 4, 4)).result()
     loss = cold.forward(datums, "cross_entropy", {"reduction": "token-mean"}).result().metrics["loss:sum"]
     assert loss != numbers(warm)[-1]["held_out_nll"]
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...datums.errors import CheckpointError, ModelError
+from ..choices import BaseWeights
 from ..model.load import is_at_hand, load_model
 from ..model.lora.lora import add_lora
-from ..model.model import BaseWeights, LoadedModel
+from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..ranks import ALONE, Ranks

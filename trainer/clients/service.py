@@ -10,11 +10,10 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from ...datums.errors import ModelError
+from ..choices import BaseWeights, FusedLayers
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
-from ..model.fused.fuse import FusedLayers
-from ..model.model import BaseWeights
 from ..packing.hidden import Batching
 from ..training.local_models import LocalModels
 from ..training.protocol import Frozen

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from ...datums.errors import ModelError, did_you_mean
+from ..choices import FusedLayers
 from ..head.backends import Backend
 from ..head.logprobs import Strategy
-from ..model.fused.fuse import FusedLayers
 from ..packing.hidden import Batching
 
 

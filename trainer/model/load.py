@@ -13,11 +13,12 @@ from torch import nn
 
 from ...datums.chat.limits import limit_templates
 from ...datums.errors import ModelError, WorkerError, did_you_mean, panics_as
+from ..choices import BaseWeights
 from ..ranks import ALONE, Ranks
 from .defaults import usual_defaults
 from .gguf.convert import converted
 from .headers import Memory, check_headers, check_layers, check_missing, total_memory
-from .model import WAYS_TO_NAME, BaseWeights, Kind, LoadedModel
+from .model import WAYS_TO_NAME, Kind, LoadedModel
 from .text_check import check_text
 from .tiny import build_tiny_encoder, build_tiny_model, build_tiny_tokenizer
 from .weights.four_bit import check_base_weights, quantize_base

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...datums.errors import ModelError
+from ..choices import BaseWeights
 from ..head.logprobs import Head
 from ..ranks import ALONE, Ranks
 from .linear import LoraSettings, effective_weight
@@ -19,8 +20,6 @@ from .verdict import Verdict
 
 T = TypeVar("T")
 Kind = Literal["decoder", "encoder"]
-#: "full": the weights as they are stored; "4bit": the linear layers of a decoder's layers in NF4, see `four_bit`.
-BaseWeights = Literal["full", "4bit"]
 
 WAYS_TO_NAME = (
     "A model is named as 'tiny' or 'tiny-encoder' (built in code), a directory with config.json and safetensors "

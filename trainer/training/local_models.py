@@ -13,12 +13,13 @@ from ...datums.errors import ModelError
 from ..checkpoint.contents import contents_of
 from ..checkpoint.folder import read_checkpoint
 from ..checkpoint.models import load_snapshot, saved_model
+from ..choices import BaseWeights
 from ..engine.determinism import prepare_determinism
 from ..engine.settings import EngineSettings
 from ..model.fused.fuse import fuse_layers
 from ..model.load import is_at_hand, load_model, load_outline
 from ..model.lora.lora import add_lora
-from ..model.model import BaseWeights, LoadedModel
+from ..model.model import LoadedModel
 from ..model.snapshot import Snapshot
 from ..model.value_head import add_value_head
 from ..model.verdict import Verdict

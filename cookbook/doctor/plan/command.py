@@ -15,9 +15,10 @@ import json as json_format
 from dataclasses import dataclass
 
 from ....datums.errors import ConfigError, did_you_mean
-from ....trainer.model.model import BaseWeights
-from ...run.configs import Precision, torch_dtype
+from ....trainer.choices import BaseWeights
+from ...run.configs import torch_dtype
 from ...run.loggers import quiet_libraries
+from ...settings.choices import Precision
 from .gpus import GPUS, HOST
 from .memory import Setup
 from .outline import Sizes, outline, sizes_given, trained

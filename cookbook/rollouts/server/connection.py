@@ -8,14 +8,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from ....datums.checks.json_text import strict_json
 from ....datums.errors import ConfigError, SamplerError
-from ...run.redaction import redacted
+from ...redaction import redacted
+from ...settings.sampler import KEY_VARIABLE, checked_url
 
-#: The environment variable with the server's API key, if it asks for one.
-KEY_VARIABLE = "LOSSBOOK_SAMPLER_API_KEY"
 #: Statuses of a server that is busy or about to be back: too many requests, and those of gateways.
 BUSY = frozenset({429, 502, 503, 504})
 #: Seconds before each further attempt, and the most that a server's Retry-After may ask for.
@@ -127,25 +125,6 @@ class Connection:
     def _refusal(self, path: str, status: int, content: bytes) -> str:
         hint = f"; set {KEY_VARIABLE} to the server's API key" if status in (401, 403) else ""
         return f"{self.url}{path} refuses with status {status}: {reason_in(content)}{hint}"
-
-
-def checked_url(url: str) -> str:
-    """The server's address without its last slash and without /v1. Raises ConfigError for what is none."""
-    if not _is_address(url):
-        raise ConfigError(f"--sampler-url is an address such as http://localhost:8000, not {redacted(url)!r}")
-    parts = urlsplit(url)
-    if parts.username or parts.password:
-        raise ConfigError(f"--sampler-url must not hold a login, which would be recorded: set {KEY_VARIABLE} instead")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        is_plain = not (parts.query or parts.fragment or any(character.isspace() for character in url))
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and is_plain
-    except ValueError:  # a port that is no number
-        return False
 
 
 def reason_in(content: bytes) -> str:

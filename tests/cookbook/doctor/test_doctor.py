@@ -23,7 +23,7 @@ from lossbook.cookbook.doctor.environment import guarded, verdict
 from lossbook.cookbook.doctor.finding import Finding
 from lossbook.cookbook.doctor.self_test import self_tests
 from lossbook.cookbook.rollouts.parity import LARGEST_LIMIT, compare, measure_parity
-from lossbook.cookbook.run.names import TrackerName
+from lossbook.cookbook.settings.choices import TrackerName
 from lossbook.trainer import SamplingClient, TrainingClient
 
 

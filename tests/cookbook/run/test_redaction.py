@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossbook.cookbook import cli
-from lossbook.cookbook.run.redaction import REDACTED, redacted
+from lossbook.cookbook.redaction import REDACTED, redacted
 from lossbook.cookbook.run.runs import open_run
 from lossbook.datums.errors import RunError
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lossbook.cookbook.run.configs import RecipeConfig
 from lossbook.cookbook.run.interrupts import restarted
+from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import RunError, WorkerDiedError
 

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from lossbook.cookbook.run.configs import RecipeConfig
+from lossbook.cookbook.run.configs import adam_params
+from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.datums.errors import ConfigError
 
 
 def rates(total: int, **changes: Any) -> list[float]:
     """The learning rate at each step."""
     config = RecipeConfig(learning_rate=1e-3, **changes)
-    return [config.adam_params(step, total).learning_rate for step in range(1, total + 1)]
+    return [adam_params(config, step, total).learning_rate for step in range(1, total + 1)]
 
 
 def test_linear_with_warmup_peaks_at_the_last_step_of_the_warmup_and_is_0_at_the_last_step() -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
+from lossbook.cookbook.redaction import REDACTED, redacted
 from lossbook.cookbook.run import trackers
-from lossbook.cookbook.run.configs import RecipeConfig, resolved_settings
-from lossbook.cookbook.run.redaction import REDACTED, redacted
+from lossbook.cookbook.run.configs import resolved_settings
 from lossbook.cookbook.run.runs import read_metrics
 from lossbook.cookbook.run.trackers import PATIENCE, Trackers, check_trackers
+from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import MissingExtraError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lossbook as lb
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.export.export import export
-from lossbook.cookbook.run.configs import RecipeConfig
+from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.datums.errors import CheckpointError, ConfigError, ModelError
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.model.export import export_model

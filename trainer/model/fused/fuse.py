@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....datums.errors import ModelError
+from ...choices import FusedLayers
 from ..defaults import usual_defaults
 from ..model import LoadedModel
 from ..verdict import Verdict
@@ -19,8 +20,6 @@ from .check import apart, few_tokens, numbers, numbers_of_mlp, numbers_of_model,
 from .kernels import Kernels, kernels_for
 from .parts import Forward, mlp_forwards, mlps, norm_forwards, norms, rotating, rotating_by, rotation, rotation_of
 
-#: "auto": fused on a GPU where liger-kernel is installed; "liger": fused, or an error; "none": the architecture's own layers.
-FusedLayers = Literal["auto", "liger", "none"]
 #: (name, module, its fused forward or why it keeps its own)
 Tried = Iterator[tuple[str, Any, Forward | str]]
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ....datums.errors import ModelError, did_you_mean
-from ..model import BaseWeights, LoadedModel
+from ...choices import BaseWeights
+from ..model import LoadedModel
 
 #: The dtypes that bitsandbytes quantizes and multiplies in.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

