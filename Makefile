@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test test-slow lint docs docs-site docs-pages bench mutation audit clean
+.PHONY: help quickstart test test-slow test-browser lint docs docs-site docs-pages bench mutation audit dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,7 +24,11 @@ test: $(models) lint ## lint, types, the fast tests, and one real end-to-end run
 	$(VENV)/bin/pytest -n 2 --dist worksteal -m "not slow or end_to_end"
 
 test-slow: $(models) ## the other tests: real models, killed runs, many examples of every law, the built wheel
-	$(VENV)/bin/pytest -n 2 --dist worksteal -m "slow and not end_to_end"
+	$(VENV)/bin/pytest -n 3 --dist worksteal -m "slow and not end_to_end and not browser"
+
+test-browser: $(installed) ## reports and the site in Chromium, which is installed where apt-get may
+	@tests/chromium.sh
+	$(VENV)/bin/pytest -m browser
 
 lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff check
@@ -55,6 +59,14 @@ audit: $(installed) ## known vulnerabilities of the versions in constraints.txt;
 	@test -x $(VENV)/audit/bin/pip-audit || { $(python) -m venv --clear $(VENV)/audit && \
 		$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	$(VENV)/bin/pytest -rs tests/test_supply_chain.py $(ARGS)
+
+dist: $(installed) ## the wheel and the source archive, checked; TAG=v1.2.3 checks the version and CHANGELOG.md too
+	rm -rf dist
+	$(if $(TAG),$(python) .ci/check_release.py $(TAG))
+	$(python) -m build --outdir dist
+	@test -x $(VENV)/twine/bin/twine || { $(python) -m venv --clear $(VENV)/twine && \
+		$(VENV)/twine/bin/python -m pip install --quiet --disable-pip-version-check twine==6.2.0; }
+	$(VENV)/twine/bin/twine check --strict dist/*
 
 clean: ## remove the virtual environment, builds and caches (not runs/)
 	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache

@@ -1,9 +1,6 @@
 """A report in a real browser: no errors, no requests, views that change what is seen, at every width and in the dark.
 
-Run it where Chromium is installed:
-
-    apt-get install chromium && pip install 'lossbook[browser]'
-    pytest -m slow tests/cookbook/reports/test_browser.py
+`make test-browser` runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from lossbook.cookbook.cli import main
 from lossbook.cookbook.sft import SFTConfig
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 #: Width, height, and colour scheme.
 VIEWS = {"desktop": (1200, 900, "light"), "desktop dark": (1200, 900, "dark"), "phone": (390, 844, "light")}
