@@ -32,6 +32,7 @@ from .run.batches import Batches
 from .run.loggers import StepDisplay
 from .run.runs import Run, open_run
 from .settings.quickstart import QuickstartConfig
+from .run.schedules import LearningRates
 from .tasks.held_out import HeldOut
 from .tasks.reasoning_gym_tasks import Task, question_datum
 
@@ -69,6 +70,7 @@ class Plan:
     max_tokens: int
 
 
+RATES = LearningRates("linear", warmup_steps=5)
 SMALL = Plan("word_sequence_reversal", {"min_words": 3, "max_words": 5}, 40, 8, 2e-3, 16, 48, 24)
 TINY = Plan("letter_counting", {"min_words": 1, "max_words": 1}, 80, 8, 1e-2, 16, 48, 4)
 
@@ -122,7 +124,7 @@ def fine_tune(
     run: Run,
     display: StepDisplay,
 ) -> None:
-    """The training loop: forward and backward, then an optimizer step with a learning rate that falls to 0."""
+    """The training loop: forward and backward, then an optimizer step whose learning rate rises for 5 steps, then falls to 0."""
     batches = Batches(len(datums), plan.batch_size, seed)
     for step in range(1, plan.steps + 1):
         batch = [datums[i] for i in batches.at(step)]
@@ -130,7 +132,7 @@ def fine_tune(
             output = training.forward_backward(batch, loss, {"reduction": "token-mean"}).result()
         else:
             output = training.forward_backward_custom(batch, loss).result()
-        rate = plan.learning_rate * min(step / 5, 1.0) * (plan.steps - step + 1) / plan.steps
+        rate = plan.learning_rate * RATES.factor(step, plan.steps)
         update = training.optim_step(AdamParams(learning_rate=rate, grad_clip_norm=1.0)).result()
         run.log_step(step, batch, output, update, display)
 

@@ -18,13 +18,21 @@ from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
 from ..settings.base import RecipeConfig
 from ..settings.choices import Precision
-from .schedules import learning_rate_factor
+from .schedules import LearningRates
 
 
 def adam_params(config: RecipeConfig, step: int, total: int) -> AdamParams:
-    """The optimizer's settings at one of `total` steps, counted from 1. Raises ConfigError as `learning_rate_factor` does."""
-    factor = learning_rate_factor(config.schedule, config.warmup_steps, step, total)
-    return AdamParams(learning_rate=config.learning_rate * factor, grad_clip_norm=config.grad_clip_norm)
+    """The optimizer's settings at one of `total` steps, counted from 1. Raises ConfigError as `LearningRates.factor` does."""
+    lowest = (config.min_learning_rate or 0.0) / config.learning_rate
+    rates = LearningRates(config.schedule, config.warmup_steps, config.warmup_ratio, config.decay_steps, lowest)
+    return AdamParams(
+        learning_rate=config.learning_rate * rates.factor(step, total),
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        grad_clip_norm=config.grad_clip_norm,
+    )
 
 
 def torch_dtype(name: Precision | None) -> torch.dtype | None:

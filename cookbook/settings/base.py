@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic_core import to_jsonable_python
 
 from ...trainer.choices import BaseWeights, FusedLayers
-from .choices import Precision, Schedule, Setting, Source, TrackerName
-from .groups import setting
+from .choices import Precision, Setting, Source, TrackerName
+from .groups import STEPS, setting
+from .optimizer import OptimizerSettings
 
 #: Settings that trade memory for time, as `ServiceClient` names them; they change no number beyond rounding.
 MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
@@ -25,7 +26,7 @@ EXTENDABLE = (
 )
 
 
-class RecipeConfig(BaseModel):
+class RecipeConfig(OptimizerSettings):
     """Settings that every recipe has; each field is a flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
@@ -45,14 +46,6 @@ class RecipeConfig(BaseModel):
     )
     lora_alpha: float = setting("Model", 32.0, "adapters are scaled by this over the rank", gt=0)
     lora_dropout: float = setting("Model", 0.0, "probability of dropping an input of an adapter", ge=0, lt=1)
-    learning_rate: float = setting("Optimizer", 5e-4, "the optimizer's learning rate after warmup", gt=0)
-    schedule: Schedule = setting(
-        "Schedule", "constant", "after warmup: constant, linear or cosine (0 at the last step), or inverse_sqrt"
-    )
-    warmup_steps: int = setting(
-        "Schedule", 0, "steps over which the learning rate rises; it is reached at this step", ge=0
-    )
-    grad_clip_norm: float = setting("Optimizer", 1.0, "largest gradient norm; 0: no clipping", ge=0)
     seed: int = setting(
         "Advanced",
         0,
@@ -170,7 +163,7 @@ class DataConfig(RecipeConfig):
     max_length: int | None = setting("Data", None, "most tokens in a prompt with its answer; None: no limit", ge=2)
     batch_size: int = setting("Data", 8, "rows or questions per step", ge=1)
     epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1)
-    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1)
+    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=STEPS)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

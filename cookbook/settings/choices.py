@@ -13,8 +13,9 @@ Setting = bool | int | float | str
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 #: The dtype of matrix products.
 Precision = Literal["float32", "bfloat16"]
-#: constant; linear and cosine fall to 0 at the last step; inverse_sqrt falls as 1/sqrt(step) after the warmup.
-Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
+#: constant; linear and cosine fall to 0 at the last step, cosine_with_min_lr to a minimum; inverse_sqrt falls as
+#: 1/sqrt(step) after the warmup; warmup_stable_decay is constant, and falls over the last steps. transformers' names.
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_min_lr", "inverse_sqrt", "warmup_stable_decay"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 #: scrambled: the right answer with its words in another order. another: the right answer to another question.
 WrongAnswer = Literal["scrambled", "another"]

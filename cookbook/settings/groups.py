@@ -24,6 +24,10 @@ Group = Literal[
 GROUPS: tuple[str, ...] = get_args(Group)
 
 
+#: More steps than any run takes: what is beyond was mistyped.
+STEPS = 10**9
+
+
 def setting(group: Group, default: Any, description: str, **limits: Any) -> Any:
     """A field with its group and its line of help. default: `...` where it must be given. limits: as `pydantic.Field` has them."""
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
