@@ -31,8 +31,8 @@ from .reports.plots import try_plot
 from .run.batches import Batches
 from .run.loggers import StepDisplay
 from .run.runs import Run, open_run
-from .settings.quickstart import QuickstartConfig
 from .run.schedules import LearningRates
+from .settings.quickstart import QuickstartConfig
 from .tasks.held_out import HeldOut
 from .tasks.reasoning_gym_tasks import Task, question_datum
 

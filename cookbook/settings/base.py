@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 
 from ...trainer.choices import BaseWeights, FusedLayers
 from .choices import Precision, Setting, Source, TrackerName
-from .groups import STEPS, setting
+from .groups import MOST, setting
 from .optimizer import OptimizerSettings
 
 #: Settings that trade memory for time, as `ServiceClient` names them; they change no number beyond rounding.
@@ -37,7 +37,7 @@ class RecipeConfig(OptimizerSettings):
     loss: str = setting("Loss", "cross_entropy", "a loss's id (see `lossbook losses list`) or module:function")
     loss_config: dict[str, Setting] = setting("Loss", {}, "the loss's settings: --loss-config reduction sum")
     all_weights: bool = setting("Model", False, "train all weights instead of LoRA adapters")
-    rank: int = setting("Model", 16, "rank of the LoRA adapters", ge=1)
+    rank: int = setting("Model", 16, "rank of the LoRA adapters", ge=1, le=MOST)
     train_mlp: bool = setting("Model", True, "put adapters on the MLP, with all experts of a mixture")
     train_attn: bool = setting("Model", True, "put adapters on the attention and recurrent layers")
     train_unembed: bool = setting("Model", False, "add an adapter to the output head")
@@ -53,25 +53,30 @@ class RecipeConfig(OptimizerSettings):
         ge=0,
         lt=2**64,
     )
-    eval_every: int = setting("Evaluation", 0, "steps between evaluations; 0: only before and after training", ge=0)
-    save_every: int = setting("Output", 0, "steps between checkpoints; 0: only one, at the end", ge=0)
+    eval_every: int = setting(
+        "Evaluation", 0, "steps between evaluations; 0: only before and after training", ge=0, le=MOST
+    )
+    save_every: int = setting("Output", 0, "steps between checkpoints; 0: only one, at the end", ge=0, le=MOST)
     sample_prompts: tuple[str, ...] = setting(
         "Evaluation", (), "prompts answered during training, written to samples.jsonl"
     )
-    sample_every: int = setting("Evaluation", 0, "steps between these answers; 0: only before and after", ge=0)
-    sample_tokens: int = setting("Evaluation", 64, "most tokens in such an answer", ge=1)
+    sample_every: int = setting("Evaluation", 0, "steps between these answers; 0: only before and after", ge=0, le=MOST)
+    sample_tokens: int = setting("Evaluation", 64, "most tokens in such an answer", ge=1, le=MOST)
     log_to: tuple[TrackerName, ...] = setting("Output", (), "trackers that receive the metrics, besides metrics.jsonl")
     device: str | None = setting("Advanced", None, "cpu, cuda, ...; None: the best available")
     workers: int | None = setting(
-        "Advanced", None, "worker processes that share the model and the work; None: this process alone", ge=1
+        "Advanced", None, "worker processes that share the model and the work; None: this process alone", ge=1, le=MOST
     )
     tensor_parallel: int = setting(
         "Advanced",
         1,
         "workers that share each matrix of a layer; with --all-weights, of models that it was tried with",
         ge=1,
+        le=MOST,
     )
-    restarts: int = setting("Advanced", 0, "how often to go on from the last checkpoint after a worker died", ge=0)
+    restarts: int = setting(
+        "Advanced", 0, "how often to go on from the last checkpoint after a worker died", ge=0, le=MOST
+    )
     dtype: Precision | None = setting(
         "Model", None, "dtype of products and frozen weights; None: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -84,7 +89,7 @@ class RecipeConfig(OptimizerSettings):
         "norms, rotations and MLPs in liger-kernel's kernels: auto (on a GPU), liger (or an error), none",
     )
     tokens_per_micro_batch: int | None = setting(
-        "Memory", None, "most tokens that run together; None: 16,384 on a GPU, 4,096 on a CPU", ge=1
+        "Memory", None, "most tokens that run together; None: 16,384 on a GPU, 4,096 on a CPU", ge=1, le=MOST
     )
     checkpoint_layers: bool = setting(
         "Memory", False, "compute each layer again in the backward: a layer's activations in memory, 4/3 of the FLOPs"
@@ -158,12 +163,14 @@ class DataConfig(RecipeConfig):
     eval_data: Source | None = setting("Data", None, "held-out data, in the same forms")
     task: str | None = setting("Data", None, "a reasoning-gym task to train on, instead of data")
     task_config: dict[str, Setting] = setting("Data", {}, "the task's settings: --task-config max_words 5")
-    task_size: int = setting("Data", 512, "number of the task's questions to train on", ge=1)
-    held_out: int = setting("Data", 50, "number of the task's questions held out for evaluation", ge=0)
-    max_length: int | None = setting("Data", None, "most tokens in a prompt with its answer; None: no limit", ge=2)
-    batch_size: int = setting("Data", 8, "rows or questions per step", ge=1)
-    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1)
-    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=STEPS)
+    task_size: int = setting("Data", 512, "number of the task's questions to train on", ge=1, le=MOST)
+    held_out: int = setting("Data", 50, "number of the task's questions held out for evaluation", ge=0, le=MOST)
+    max_length: int | None = setting(
+        "Data", None, "most tokens in a prompt with its answer; None: no limit", ge=2, le=MOST
+    )
+    batch_size: int = setting("Data", 8, "rows or questions per step", ge=1, le=MOST)
+    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1, le=MOST)
+    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=MOST)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .base import DataConfig
 from .choices import SELF
-from .groups import setting
+from .groups import MOST, setting
 
 
 class DistillConfig(DataConfig):
@@ -23,11 +23,15 @@ class DistillConfig(DataConfig):
     )
     loss: str = setting("Loss", "topk_forward_kl", "a loss that reads teacher_logprobs, by id or module:function")
     top_k: int | None = setting(
-        "Loss", None, "the teacher's candidates per position; None: 20 where the loss compares candidates", ge=1
+        "Loss",
+        None,
+        "the teacher's candidates per position; None: 20 where the loss compares candidates",
+        ge=1,
+        le=MOST,
     )
     eval_top_k: int = setting(
-        "Evaluation", 512, "candidates of the held-out KL; exact where the vocabulary has no more", ge=1
+        "Evaluation", 512, "candidates of the held-out KL; exact where the vocabulary has no more", ge=1, le=MOST
     )
     truncation: Literal["error", "drop"] = setting("Data", "error", "what to do with rows longer than max_length")
-    samples: int = setting("Rollouts", 4, "answers sampled per prompt", ge=1)
-    max_tokens: int = setting("Rollouts", 64, "most tokens in a sampled answer", ge=1)
+    samples: int = setting("Rollouts", 4, "answers sampled per prompt", ge=1, le=MOST)
+    max_tokens: int = setting("Rollouts", 64, "most tokens in a sampled answer", ge=1, le=MOST)

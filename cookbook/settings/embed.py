@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from .base import RecipeConfig
-from .groups import setting
+from .groups import MOST, setting
 
 
 class EmbedConfig(RecipeConfig):
@@ -25,8 +25,8 @@ class EmbedConfig(RecipeConfig):
     )
     data: str = setting("Data", ..., "training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT")
     eval_data: str | None = setting("Data", None, "held-out data in the same forms, instead of held_out")
-    held_out: int = setting("Data", 0, "number of rows held out; rows of one group stay together", ge=0)
-    hard_negatives: int | None = setting("Data", None, "negatives to use per row; None: all", ge=0)
+    held_out: int = setting("Data", 0, "number of rows held out; rows of one group stay together", ge=0, le=MOST)
+    hard_negatives: int | None = setting("Data", None, "negatives to use per row; None: all", ge=0, le=MOST)
     query_prefix: str | None = setting(
         "Data", None, "text before each query, such as 'query: '; None: the model's own prompt, or none"
     )
@@ -34,15 +34,15 @@ class EmbedConfig(RecipeConfig):
         "Data", None, "text before each document; None: the model's own prompt, or none"
     )
     max_length: int | None = setting(
-        "Data", None, "most tokens in a text, longer ones are truncated; None: the model's own, or 256", ge=2
+        "Data", None, "most tokens in a text, longer ones are truncated; None: the model's own, or 256", ge=2, le=MOST
     )
     all_weights: bool = setting("Model", True, "train all weights instead of LoRA adapters")
     learning_rate: float = setting(
         "Optimizer", 2e-5, "the learning rate after warmup; for LoRA about 10 times as much", gt=0
     )
-    batch_size: int = setting("Data", 64, "rows per step; a larger batch has more negatives", ge=2)
-    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1)
-    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1)
+    batch_size: int = setting("Data", 64, "rows per step; a larger batch has more negatives", ge=2, le=MOST)
+    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1, le=MOST)
+    steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=MOST)
 
     @model_validator(mode="after")
     def _one_evaluation(self) -> EmbedConfig:

@@ -24,8 +24,8 @@ Group = Literal[
 GROUPS: tuple[str, ...] = get_args(Group)
 
 
-#: More steps than any run takes: what is beyond was mistyped.
-STEPS = 10**9
+#: More steps, rows, tokens than any run has: a count beyond was mistyped.
+MOST = 10**9
 
 
 def setting(group: Group, default: Any, description: str, **limits: Any) -> Any:

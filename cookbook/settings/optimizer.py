@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import BaseModel, model_validator
 
 from .choices import Schedule
-from .groups import STEPS, setting
+from .groups import MOST, setting
 
 
 class OptimizerSettings(BaseModel):
@@ -28,14 +28,14 @@ class OptimizerSettings(BaseModel):
         "inverse_sqrt; warmup_stable_decay: constant, then down over decay_steps",
     )
     warmup_steps: int = setting(
-        "Schedule", 0, "steps over which the learning rate rises; it is reached at this step", ge=0, le=STEPS
+        "Schedule", 0, "steps over which the learning rate rises; it is reached at this step", ge=0, le=MOST
     )
     warmup_ratio: float = setting("Schedule", 0.0, "the same as a fraction of all steps", ge=0, lt=1)
     min_learning_rate: float | None = setting(
         "Schedule", None, "the learning rate at the last step of cosine_with_min_lr and warmup_stable_decay", gt=0
     )
     decay_steps: int | None = setting(
-        "Schedule", None, "last steps, over which warmup_stable_decay falls; None: a tenth of all", ge=1, le=STEPS
+        "Schedule", None, "last steps, over which warmup_stable_decay falls; None: a tenth of all", ge=1, le=MOST
     )
 
     @model_validator(mode="after")
@@ -46,7 +46,9 @@ class OptimizerSettings(BaseModel):
             raise ValueError(f"decay_steps is for schedule warmup_stable_decay, not for {self.schedule}")
         if self.min_learning_rate is None:
             if self.schedule == "cosine_with_min_lr":
-                raise ValueError("schedule cosine_with_min_lr falls to min_learning_rate: give that too, or take cosine")
+                raise ValueError(
+                    "schedule cosine_with_min_lr falls to min_learning_rate: give that too, or take cosine"
+                )
             return self
         if self.schedule not in ("cosine_with_min_lr", "warmup_stable_decay"):
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .choices import SECONDS, Setting
-from .groups import setting
+from .groups import MOST, setting
 
 
 class ProblemSettings(BaseModel):
@@ -26,14 +26,16 @@ class ProblemSettings(BaseModel):
     reward: str | None = setting(
         "Rollouts", None, "math_verify or module:function; None: the task's own verifier, math_verify for data"
     )
-    task_size: int = setting("Data", 512, "number of problems of a task or environment to train on", ge=1)
+    task_size: int = setting("Data", 512, "number of problems of a task or environment to train on", ge=1, le=MOST)
     confine_rewards: bool = setting(
         "Rollouts", False, "run your reward function in a confined process (docs/recipes/rl.md); verifiers always are"
     )
     reward_seconds: float = setting(
         "Rollouts", SECONDS, "most seconds to score an answer, in a confined process; then it scores 0", gt=0
     )
-    held_out: int = setting("Data", 50, "number of problems held out; of data without eval_data, its last rows", ge=0)
+    held_out: int = setting(
+        "Data", 50, "number of problems held out; of data without eval_data, its last rows", ge=0, le=MOST
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemSettings:

@@ -19,4 +19,6 @@ class QuickstartConfig(BaseModel):
     )
     out: Path | None = setting("Output", None, "folder for all results; by default a new one in runs/")
     overwrite: bool = setting("Output", False, "replace an earlier quickstart in `out`")
-    seed: int = setting("Advanced", 0, "seed of the questions, their order, and the adapters' initial values", ge=0)
+    seed: int = setting(
+        "Advanced", 0, "seed of the questions, their order, and the adapters' initial values", ge=0, lt=2**64
+    )

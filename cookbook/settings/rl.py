@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from .base import RecipeConfig
 from .choices import ADVANTAGES, OVER_THE_BATCH, Overlong
-from .groups import setting
+from .groups import MOST, setting
 from .problems import ProblemSettings
 from .sampler import SamplerSettings
 
@@ -23,31 +23,33 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
         "Loss", "grpo", "grpo, dapo, gspo-token, any policy loss (`lossbook losses list`) or module:function"
     )
     learning_rate: float = setting("Optimizer", 1e-4, "the optimizer's learning rate after warmup", gt=0)
-    steps: int = setting("Data", 100, "steps, each with rollouts of its own", ge=1)
-    problems_per_step: int = setting("Data", 8, "problems per step", ge=1)
-    group_size: int = setting("Rollouts", 8, "answers per problem", ge=1)
-    max_tokens: int = setting("Rollouts", 64, "most tokens in an answer", ge=1)
-    max_length: int | None = setting("Data", None, "an episode of this many tokens gets no further turn", ge=2)
+    steps: int = setting("Data", 100, "steps, each with rollouts of its own", ge=1, le=MOST)
+    problems_per_step: int = setting("Data", 8, "problems per step", ge=1, le=MOST)
+    group_size: int = setting("Rollouts", 8, "answers per problem", ge=1, le=MOST)
+    max_tokens: int = setting("Rollouts", 64, "most tokens in an answer", ge=1, le=MOST)
+    max_length: int | None = setting("Data", None, "an episode of this many tokens gets no further turn", ge=2, le=MOST)
     temperature: float = setting("Rollouts", 1.0, "sampling temperature; any other than 1 biases the logprobs", gt=0)
     allow_biased: bool = setting("Rollouts", False, "allow a temperature other than 1")
     advantages: str = setting("Loss", "group", f"advantages from rewards: {', '.join(ADVANTAGES)}")
-    dynamic_sampling: int = setting("Rollouts", 0, "how often to replace groups of equal rewards by new ones", ge=0)
+    dynamic_sampling: int = setting(
+        "Rollouts", 0, "how often to replace groups of equal rewards by new ones", ge=0, le=MOST
+    )
     overlong: Overlong = setting(
         "Rollouts", "keep", "truncated answers: keep, mask (no gradient) or soft (DAPO's penalty)"
     )
     overlong_buffer: int | None = setting(
-        "Rollouts", None, "tokens over which the soft penalty rises to 1; None: max_tokens/4", ge=1
+        "Rollouts", None, "tokens over which the soft penalty rises to 1; None: max_tokens/4", ge=1, le=MOST
     )
     minibatches: int = setting(
-        "Rollouts", 1, "minibatches, each an optimizer step, that a step's rollouts are divided into", ge=1
+        "Rollouts", 1, "minibatches, each an optimizer step, that a step's rollouts are divided into", ge=1, le=MOST
     )
-    passes: int = setting("Rollouts", 1, "passes over a step's rollouts", ge=1)
+    passes: int = setting("Rollouts", 1, "passes over a step's rollouts", ge=1, le=MOST)
     kl_coefficient: float | None = setting("Loss", None, "coefficient of the KL to the weights at the start", ge=0)
     rollout_correction: str | None = setting(
         "Loss", None, "importance weights of trainer over sampler: token_truncate, sequence_mask, ..."
     )
     off_policy_steps: int = setting("Rollouts", 0, "1: sample the next step's rollouts during training", ge=0, le=1)
-    samples: int = setting("Rollouts", 4, "rollouts per step that samples.jsonl records", ge=0)
+    samples: int = setting("Rollouts", 4, "rollouts per step that samples.jsonl records", ge=0, le=MOST)
 
     @model_validator(mode="after")
     def _possible(self) -> RLConfig:

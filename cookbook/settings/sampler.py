@@ -9,7 +9,7 @@ from pydantic import BaseModel, model_validator
 
 from ...datums.errors import ConfigError
 from ..redaction import redacted
-from .groups import setting
+from .groups import MOST, setting
 
 #: The environment variable with the server's API key, if it asks for one.
 KEY_VARIABLE = "LOSSBOOK_SAMPLER_API_KEY"
@@ -23,6 +23,7 @@ class SamplerSettings(BaseModel):
         None,
         "with --workers: further processes that sample, with --off-policy-steps 1 during training",
         ge=1,
+        le=MOST,
     )
     sampler_url: str | None = setting(
         "Rollouts",
@@ -39,7 +40,7 @@ class SamplerSettings(BaseModel):
         "largest mean difference of the server's logprobs, nats; None: 0.002 in float32, 0.1 in bfloat16",
         gt=0,
     )
-    sampler_connections: int = setting("Rollouts", 64, "most requests to the server at a time", ge=1)
+    sampler_connections: int = setting("Rollouts", 64, "most requests to the server at a time", ge=1, le=MOST)
     sampler_timeout: float = setting("Rollouts", 600.0, "seconds for one request to the server", gt=0)
 
     @model_validator(mode="after")

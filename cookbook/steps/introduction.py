@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..redaction import redacted
+from ..run.configs import adam_params
 from ..run.provenance import Provenance, provenance
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def introduce(config: RecipeConfig, run: Run, training: TrainingClient, *, rows: int, steps: int) -> None:
     """Print the first lines of a run, and let the run know where its numbers come from. rows: rows or problems to train on."""
+    adam_params(config, 1, steps)  # raises where the schedule does not fit the number of steps
     info = training.get_info()
     hardware = (
         None if config.workers is None else f"{config.workers} workers on {info.device}"
