@@ -7,7 +7,6 @@ tests/docs/test_loss_pages.py fails when the pages are out of date.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import tomllib
@@ -17,7 +16,8 @@ from typing import Any
 
 from lossbook.losses import UNPUBLISHED, LossCard, Preset, describe_loss, describe_preset, list_losses, list_presets
 from lossbook.losses.cards.card import TensorCard
-from lossbook.losses.cards.curves import Curve, curve_of
+from lossbook.losses.cards.curves import curve_of
+from lossbook.losses.cards.plots import curve_svg
 from lossbook.losses.cards.sample_inputs import usable
 
 DOCS = Path(__file__).resolve().parent
@@ -32,8 +32,6 @@ FAMILIES = {
     "value": "Value functions, entropy, and other terms that are added to a policy's loss.",
 }
 MADE = "<!-- Made by docs/make_loss_pages.py (`make docs`) from the registry: change the loss, not this page. -->"
-#: Colours and dashes; the dashes differ for readers without colour.
-LINES = (("#1f5fa8", "-"), ("#c8551b", "--"), ("#3b7d3b", ":"))
 
 
 def main() -> None:
@@ -299,7 +297,7 @@ def plot(name: str) -> str | None:
     if curve is None:
         return None
     desc = f"<desc>{json.dumps(a_few_points(name), separators=(',', ':'))}</desc>"
-    return _svg(curve).replace("<defs>", f"{desc}\n<defs>", 1)
+    return curve_svg(curve).replace("<defs>", f"{desc}\n<defs>", 1)
 
 
 def a_few_points(name: str) -> list[list[list[float]]]:
@@ -310,44 +308,6 @@ def a_few_points(name: str) -> list[list[list[float]]]:
         [[float(f"{v:.4g}") for v in point] for point in zip(line.x, line.loss, line.gradient, strict=True)]
         for line in lines
     ]
-
-
-def figure_of(curve: Curve) -> Any:
-    """The matplotlib figure of a curve: loss on the left, gradient on the right."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 2.7), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2)
-    for ax, values, title in ((left, "loss", "loss"), (right, "gradient", "gradient")):
-        for line, (colour, dashes) in zip(curve.lines, LINES, strict=False):
-            ax.plot(line.x, getattr(line, values), dashes, color=colour, linewidth=1.8, label=line.label or None)
-        every = [value for line in curve.lines for value in getattr(line, values)]
-        if max(every) - min(every) < 1e-9:  # a constant, whose axis would otherwise show rounding errors
-            ax.set_ylim(min(every) - 0.5, max(every) + 0.5)
-        if ax.get_ylim()[0] < 0 < ax.get_ylim()[1]:
-            ax.axhline(0, color="#999999", linewidth=0.7, zorder=0)
-        ax.set_title(title, fontsize=10, loc="left")
-        ax.tick_params(labelsize=8)
-        ax.grid(alpha=0.25, linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-    if any(line.label for line in curve.lines):
-        left.legend(fontsize=8, frameon=False)
-    figure.supxlabel(f"{curve.quantity}\n{curve.fixed}", fontsize=8.5)
-    return figure
-
-
-def _svg(curve: Curve) -> str:
-    import matplotlib
-
-    # Text is kept as text: it is smaller, searchable, and independent of the fonts on this machine.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lossbook", "font.family": "DejaVu Sans"}):
-        drawn = io.StringIO()
-        figure_of(curve).savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    without_comments = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", drawn.getvalue(), flags=re.DOTALL)
-    short = re.sub(
-        r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", without_comments
-    )  # of a point of 1/72 inch
-    return "\n".join(line.strip() for line in short.splitlines() if line.strip()) + "\n"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ The numbers come from calling the loss, and autograd, on the smallest data that 
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +16,11 @@ import torch
 from torch import Tensor
 
 from ...datums.errors import LossCheckError
+from ...datums.types import Datum
 from ..loss.loss import Loss
 from . import sample_inputs
+from .docstrings import read_docstring
+from .jumps import Point, differs, with_jumps
 from .sample_inputs import OutputLists, evenly
 
 POINTS = 61
@@ -23,21 +28,50 @@ POINTS = 61
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve. x, loss and gradient have the same length; points where one is not finite are left out."""
+    """One line of a curve. x, loss and gradient have the same length; points where one is not finite are left out.
+
+    jumps: the index of the first point after each jump of the loss or of its gradient; the point before has the same x but
+    for rounding.
+    """
 
     label: str
     x: tuple[float, ...]
     loss: tuple[float, ...]
     gradient: tuple[float, ...]
+    jumps: tuple[int, ...] = ()
+
+    def pieces(self, values: Sequence[float]) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+        """(xs, ys) of the loss or the gradient, cut where it jumps: pieces are not joined."""
+        cuts = [0, *(i for i in self.jumps if differs(values[i - 1], values[i], values)), len(self.x)]
+        return [(self.x[a:b], tuple(values[a:b])) for a, b in itertools.pairwise(cuts)]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss and its derivative by `quantity`, one line for each variant of the data. fixed: the rest of the data."""
+    """A loss and its derivative by `quantity`, one line for each variant of the data. fixed: the rest of the data.
+
+    unit: the loss's, as its docstring says; "" where it does not.
+    """
 
     quantity: str
     fixed: str
     lines: tuple[Line, ...]
+    unit: str = ""
+
+    @property
+    def loss_title(self) -> str:
+        """What the loss's axis shows, such as "loss (nats)"."""
+        return f"loss ({self.unit})" if self.unit else "loss"
+
+    @property
+    def gradient_title(self) -> str:
+        """What the gradient's axis shows, such as "d loss / d log-ratio (per nat)"."""
+        variable = re.split(r" to the |: |,| of | \(", self.quantity.replace("student's ", ""))[0]
+        per_nat = self.quantity.endswith("(nats)")
+        unit = {"unitless": "", "reward squared": "reward"}.get(self.unit, self.unit)
+        shown = f"{unit} per nat" if unit and per_nat else "per nat" if per_nat else unit
+        by = f"({variable})" if " " in variable else variable
+        return f"d loss / d {by}" + (f" ({shown})" if shown and self.unit else "")
 
 
 @dataclass(frozen=True)
@@ -63,20 +97,28 @@ def _curve(loss: Loss, sweep: _Sweep, count: int) -> Curve | None:
     drawn: list[Line] = []
     for label, inputs in sweep.lines.items():
         data = sample_inputs.datums(loss, count, {key: v(count) if callable(v) else v for key, v in inputs.items()})
-        points: list[tuple[float, float, float]] = []
-        for position in sweep.points:
+
+        def at(position: float, data: Sequence[Datum] = data) -> Point | None:
             x = torch.tensor(position, dtype=torch.float64, requires_grad=True)
             value, _ = loss(data, sweep.outputs(x, count))
             (slope,) = torch.autograd.grad(value, x, allow_unused=True)
             point = (position, float(value.detach()), 0.0 if slope is None else float(slope))
-            if all(map(math.isfinite, point)):
-                points.append(point)
+            return point if all(map(math.isfinite, point)) else None
+
+        points = [point for position in sweep.points if (point := at(position)) is not None]
         if points:
-            drawn.append(Line(label, *zip(*points, strict=True)))
+            points, jumps = with_jumps(points, at)
+            drawn.append(Line(label, *zip(*points, strict=True), jumps=jumps))
     if loss.spec.couples == "batch" and not any(slope for line in drawn for slope in line.gradient):
         raise LossCheckError(f"{loss.name} is flat on {count} datums")  # too few to compare: larger batches are tried
     batch = f", in a batch of {count}" if loss.spec.couples == "batch" and count > 1 else ""
-    return Curve(sweep.quantity, f"{sweep.fixed}{batch}", tuple(drawn)) if drawn else None
+    return Curve(sweep.quantity, f"{sweep.fixed}{batch}", tuple(drawn), _unit(loss)) if drawn else None
+
+
+def _unit(loss: Loss) -> str:
+    """The unit of one loss in a word or two, as the docstring says."""
+    returned = read_docstring(loss.spec.function).returns
+    return "" if returned is None else returned.unit.removeprefix("in units of the ").partition(" plus ")[0]
 
 
 def _sweep(loss: Loss, points: int) -> _Sweep:

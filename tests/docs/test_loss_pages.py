@@ -64,6 +64,20 @@ def test_the_pages_are_small(script: ModuleType) -> None:
     assert sum(path.stat().st_size for path in script.PAGES.rglob("*.*")) < 3e6
 
 
+def test_no_plot_has_an_axis_with_two_equal_tick_labels_or_a_card_of_its_own(script: ModuleType) -> None:
+    for path in (script.PAGES / "plots").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        axes = [
+            axis for axis in ElementTree.fromstring(text).iter() if axis.get("id", "").startswith("matplotlib.axis")
+        ]
+        assert len(axes) == 4, path.name
+        for axis in axes:
+            labels = ["".join(label.itertext()) for label in axis.iter() if label.tag.endswith("}text")]
+            assert len(labels) == len(set(labels)) > 2, f"{path.name}: {labels}"
+        assert "prefers-color-scheme" in text, path.name
+        assert not re.search(r"fill: #(fff|000)", text), f"{path.name} has colours of one mode only"
+
+
 @pytest.mark.slow
 def test_a_plot_is_drawn_the_same_every_time_and_is_a_picture(script: ModuleType) -> None:
     drawn = script.plot("ppo")

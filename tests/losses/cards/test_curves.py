@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lossbook import describe_loss, get_loss, list_losses
@@ -33,7 +36,7 @@ def test_every_shipped_loss_has_a_curve_that_moves(name: str) -> None:
     if name in WITHOUT:
         assert curve_of(usable(name), 5) is None, f"{name} has a curve now: {WITHOUT[name]} is stale"
         return
-    drawn = curve(name, 15)
+    drawn = curve(name, 12)
     assert any(slope != 0 for line in drawn.lines for slope in line.gradient)
     assert all(len(line.x) == len(line.loss) == len(line.gradient) > 10 for line in drawn.lines)
 
@@ -142,6 +145,67 @@ def test_points_that_are_not_finite_are_left_out() -> None:
     (line,) = curve(lambda logprobs: -(logprobs + 2.0).log()).lines
     assert 0 < len(line.x) < 7
     assert all(math.isfinite(value) for value in (*line.loss, *line.gradient))
+
+
+# Jumps.
+
+
+@settings(max_examples=15)
+@given(st.floats(-5.5, -0.5), st.floats(0.1, 10), st.integers(12, 60))
+def test_a_jump_of_the_gradient_cuts_its_line_where_it_jumps_and_not_the_losss(
+    bound: float, slope: float, n: int
+) -> None:
+    (line,) = curve(lambda logprobs: slope * logprobs.clamp(max=bound), n).lines
+    (before, after) = line.pieces(line.gradient)
+    assert before[0][-1] == pytest.approx(bound, abs=1e-6)
+    assert after[0][0] == pytest.approx(bound, abs=1e-6)
+    assert set(before[1]) == {slope}
+    assert set(after[1]) == {0.0}
+    assert line.pieces(line.loss) == [(line.x, line.loss)]
+
+
+def test_a_jump_of_the_loss_cuts_its_line_and_a_steep_rise_does_not() -> None:
+    (jumping,) = curve(lambda logprobs: (logprobs > -2.5) + 0 * logprobs, 20).lines
+    before, after = jumping.pieces(jumping.loss)
+    assert (set(before[1]), set(after[1])) == ({0.0}, {1.0})
+    (steep,) = curve(lambda logprobs: torch.sigmoid(50 * (logprobs + 2.5)), 20).lines
+    assert steep.jumps == ()
+
+
+def test_the_bounds_of_a_clip_are_jumps_of_the_gradient() -> None:
+    lines = curve(get_loss("ppo", clip_low=0.9, clip_high=1.28), 20).lines
+    assert [line.x[jump] for line in lines for jump in line.jumps] == pytest.approx(
+        [math.log(1.28), math.log(0.9)], abs=1e-6
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_joined_of_a_shipped_loss_is_gradual(name: str) -> None:
+    """With four times the points a step of a line is smaller; that of a jump would stay."""
+    coarse, fine = ([_largest_steps(line) for line in curve(name, points).lines] for points in (31, 121))
+    for steps, finer in zip(coarse, fine, strict=True):
+        assert all(after < max(0.95 * before, 0.02) for before, after in zip(steps, finer, strict=True))
+
+
+def _largest_steps(line: Line) -> list[float]:
+    """The largest change between two joined points of the loss, and of the gradient, as a share of its range."""
+    return [
+        max((abs(b - a) for _, ys in line.pieces(values) for a, b in itertools.pairwise(ys)), default=0.0)
+        / max(max(values) - min(values), 1e-9)
+        for values in (line.loss, line.gradient)
+    ]
+
+
+def test_the_axes_say_what_is_drawn_in_which_unit() -> None:
+    shown = {name: (curve(name).loss_title, curve(name).gradient_title) for name in ("ppo", "dpo", "value_mse", "gkd")}
+    assert shown == {
+        "ppo": ("loss (unitless)", "d loss / d log-ratio (per nat)"),
+        "dpo": ("loss (nats)", "d loss / d margin (nats per nat)"),
+        "value_mse": ("loss (reward squared)", "d loss / d (value - return) (reward)"),
+        "gkd": ("loss (nats)", "d loss / d probability (nats)"),
+    }
+    assert curve(lambda logprobs: -logprobs).gradient_title == "d loss / d logprob"  # of no known unit
 
 
 # Drawing.
