@@ -6,17 +6,24 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
 from ..redaction import redacted
+from ..terminal import console as terminal_console
+from ..terminal import plain_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.live import Live
 
 #: About how many progress lines a run prints where there is no bar.
 PLAIN_LINES = 20
+#: Cells of a bar, at least and at most, and what stands between two texts.
+MIN_BAR, MAX_BAR, GAP = 10, 24, "  "
 
 
 class StepDisplay:
@@ -26,30 +33,31 @@ class StepDisplay:
     """
 
     def __init__(self, total: int, start: int = 0, *, title: str = "training", console: Console | None = None) -> None:
-        from rich.console import Console
-
         self.total = total
         self.title = title
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or terminal_console(sys.stderr)
         self.plain = is_plain(self.console)
         self.tokens_per_second = 0.0
         self._start = self._done = start
         self._tokens = 0
         self._busy = 0.0
         self._resumed_at = 0.0
-        self._bar: tuple[Progress, TaskID] | None = None
+        self._live: Live | None = None
 
     def __enter__(self) -> StepDisplay:
         self._resumed_at = time.monotonic()
         if not self.plain:
-            self._bar = self._make_bar()
+            from rich.live import Live
+
+            self._live = Live(StepLine(self.title, self._start, self.total), console=self.console)
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar[0].stop()
+        if self._live is not None:
+            self._live.stop()
 
     def step(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
         """Report that a step over `tokens` tokens is done, and show its `metrics`."""
@@ -57,37 +65,72 @@ class StepDisplay:
         self._resumed_at = time.monotonic()
         self._done, self._tokens = step, self._tokens + tokens
         self.tokens_per_second = self._tokens / max(self._busy, 1e-9)
-        left = (self.total - step) * self._busy / max(step - self._start, 1)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        line = f"{shown}  {self.tokens_per_second:,.0f} tokens/s  {_duration(left)} left"
-        if self._bar is not None:
-            bar, task = self._bar
-            bar.update(task, completed=step, shown=line)
+        left = f"{_duration((self.total - step) * self._busy / max(step - self._start, 1))} left"
+        shown = [plain_text(f"{name} {value:.4g}") for name, value in metrics.items()]
+        speed = f"{self.tokens_per_second:,.0f} tokens/s"
+        if self._live is not None:
+            self._live.update(StepLine(self.title, step, self.total, left, (*shown, speed)))
         elif step in (self._start + 1, self.total) or step % max(self.total // PLAIN_LINES, 1) == 0:
-            self.note(f"{self.title} {step}/{self.total}  {line}")
+            self.note("  ".join([f"{self.title} {step}/{self.total}", *shown, speed, left]))
 
     def note(self, text: str) -> None:
         """Print a line; the time since the last step is not counted as training."""
-        self.console.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
+        # a terminal wraps between words; in a pipe a line stays one
+        self.console.print(redacted(text), markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
         self._resumed_at = time.monotonic()
 
     def rest(self) -> None:
         """Leave the time since the last step, such as an evaluation's, out of the speed."""
         self._resumed_at = time.monotonic()
 
-    def _make_bar(self) -> tuple[Progress, TaskID]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-        )
-        bar = Progress(*columns, console=self.console)
-        task = bar.add_task(self.title, total=self.total, completed=self._start, shown="")
-        bar.start()
-        return bar, task
+@dataclass(frozen=True)
+class StepLine:
+    """Title, bar, step n/N, time left and metrics in one line, as far as the terminal is wide; the last metrics go first.
+
+    left: the time left, in words; "" before the first step. shown: metrics in order of importance, each a text.
+    """
+
+    title: str
+    step: int
+    total: int
+    left: str = ""
+    shown: tuple[str, ...] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        title, bar, texts = self.layout(options.max_width)
+        row = [*([Text(title)] if title else []), *([ProgressBar(self.total, self.step, width=bar)] if bar else [])]
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(*row, Text(GAP.join(texts), no_wrap=True, overflow="crop"))
+        yield grid
+
+    def layout(self, width: int) -> tuple[str, int, list[str]]:
+        """The title ("" where it does not fit), the width of the bar (0 for none) and the texts after it, for a width in cells.
+
+        The step comes first, then the time left, the first metric, the bar, the title, and the other metrics.
+        """
+        count = f"{self.step:>{len(str(self.total))}}/{self.total}"
+        count = count if len(count) <= width else str(self.step)
+        texts, room = [count], width - len(count)
+        rest = [text for text in (self.left, *self.shown) if text]
+
+        def add(most: int) -> None:
+            nonlocal room
+            while rest and len(texts) < most and len(GAP) + cell_len(rest[0]) <= room:
+                room -= len(GAP) + cell_len(rest[0])
+                texts.append(rest.pop(0))
+
+        add(3)
+        bar = MIN_BAR if room > MIN_BAR else 0
+        room -= bar + bool(bar)
+        title = self.title if bar and room > cell_len(self.title) else ""
+        room -= cell_len(title) + bool(title)
+        add(len(texts) + len(rest))
+        return title, min(bar + room, MAX_BAR) if bar else 0, texts
 
 
 def quiet_libraries() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..redaction import redacted
 from ..run.configs import adam_params
 from ..run.provenance import Provenance, provenance
+from ..terminal import console, plain_text
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
@@ -49,7 +50,5 @@ def adapters_line(info: ModelInfo) -> str:
 
 def say(text: str) -> None:
     """Print text without secrets: in a terminal wrapped between words, in a pipe as it is."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(redacted(text), markup=False, soft_wrap=not console.is_terminal)
+    stdout = console()
+    stdout.print(plain_text(redacted(text)), soft_wrap=not stdout.is_terminal)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
+from lossbook.cookbook import dpo, embed, rl
 from lossbook.cookbook.reports.plots import plot_runs, try_plot
-from lossbook.cookbook.run.loggers import PLAIN_LINES, StepDisplay, is_plain
+from lossbook.cookbook.run.loggers import PLAIN_LINES, StepDisplay, StepLine, is_plain
 from lossbook.cookbook.run.runs import open_run
 from lossbook.datums.errors import MissingExtraError
 
@@ -63,6 +69,65 @@ def test_a_pipe_gets_a_few_plain_lines_and_the_last_step_among_them() -> None:
 
 def test_a_resumed_run_counts_from_where_it_was() -> None:
     assert run_steps(Console(file=io.StringIO()), 40, start=38).startswith("ppo 39/40")
+
+
+METRICS = {"sft": ("loss", "grad_norm"), "dpo": dpo.SHOWN, "rl": rl.SHOWN, "embed": embed.SHOWN}
+
+
+@pytest.mark.parametrize("recipe", METRICS)
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_every_recipe_shows_bar_step_time_left_and_the_metrics_that_fit(
+    terminal: Console, recipe: str, width: int
+) -> None:
+    terminal.width = width
+    with StepDisplay(1200, 36, console=terminal) as display:
+        display.step(37, 12345, dict.fromkeys(METRICS[recipe], -0.0123456))
+    texts = [f"{name} -0.01235" for name in METRICS[recipe]]
+    frames = [Text.from_ansi(frame).plain.rstrip() for frame in re.split(r"[\r\n]", written(terminal))]
+    frame = next(frame for frame in reversed(frames) if "/1200" in frame)
+    match = re.search(r"training (━|╸|╺)[━╸╺]{8,} +37/1200  \d+\S* (s|min|h) left  (.*)$", frame)
+    assert match is not None, frame
+    assert cell_len(match[0]) <= width
+    shown = match[3].split("  ")
+    assert shown == [*texts, shown[-1]][: len(shown)]  # a first part of the metrics, then perhaps the speed
+    assert shown[-1] in texts or shown[-1].endswith(" tokens/s")
+    assert len(shown) >= {60: 1, 80: 1, 140: len(texts)}[width]
+
+
+WORDS = st.text(alphabet="abc_", min_size=1, max_size=24)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 200), st.integers(0, 10**9), st.integers(1, 10**9), WORDS, st.lists(WORDS, max_size=6))
+def test_a_progress_line_fits_any_width_and_drops_the_last_metrics_first(
+    width: int, step: int, total: int, title: str, metrics: list[str]
+) -> None:
+    def rendered(width: int) -> str:
+        console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        console.print(line)
+        return written(console)
+
+    line = StepLine(title, min(step, total), total, "1:02 min left", tuple(metrics))
+    text = rendered(width)
+    assert text.count("\n") == 1
+    assert cell_len(text.rstrip()) <= width
+    _, bar, texts = line.layout(width)
+    whole = [f"{line.step:>{len(str(total))}}/{total}", "1:02 min left", *metrics]
+    assert texts == whole[: len(texts)] or texts == [str(line.step)]
+    assert "  ".join(texts)[:width].rstrip() in text
+    assert bar == 0 or 10 <= bar <= 24
+    assert line.layout(400) == (title, 24, whole)
+
+
+def test_notes_wrap_between_words_in_a_terminal_and_stay_one_line_in_a_pipe(terminal: Console) -> None:
+    text = " ".join(["held_out_reverse_kl 0.1234"] * 6)
+    terminal.width = 60
+    pipe = Console(file=io.StringIO(), width=60)
+    for console in (terminal, pipe):
+        StepDisplay(3, console=console).note(text)
+    assert all(len(line) <= 60 for line in written(terminal).splitlines())
+    assert written(terminal).split() == text.split()
+    assert written(pipe) == text + "\n"
 
 
 @pytest.fixture
