@@ -116,6 +116,20 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         section="Look at runs",
         examples=("lossbook runs report runs/sft",),
     ),
+    ("sample",): Command(
+        "answer prompts with what was trained, or with a model as it is",
+        "commands.sampling",
+        "sample",
+        section="Look at runs",
+        examples=('lossbook sample runs/sft "What is 2 + 3?"', "lossbook sample runs/sft --file prompts.jsonl --json"),
+    ),
+    ("chat",): Command(
+        "talk to what was trained, or to a model as it is",
+        "commands.sampling",
+        "chat",
+        section="Look at runs",
+        examples=("lossbook chat runs/sft", 'lossbook chat runs/sft --system "Answer in French."'),
+    ),
     ("export",): Command(
         "write trained weights for peft or transformers, and check them",
         "export.export",

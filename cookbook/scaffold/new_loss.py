@@ -11,8 +11,6 @@ from typing import Literal
 
 from ...datums import disk
 from ...datums.errors import ConfigError, UnknownLossError
-from ...losses import UNPUBLISHED, list_losses
-from ...losses.registry import spec_of
 
 Per = Literal["token", "sequence", "pair", "batch"]
 Family = Literal["supervised", "policy", "preference", "distillation", "embedding", "value"]
@@ -103,6 +101,9 @@ def check_name(name: str) -> None:
 
 
 def _is_registered(name: str) -> bool:
+    from ...losses import UNPUBLISHED, list_losses
+    from ...losses.registry import spec_of
+
     list_losses()  # loads plug-ins
     try:
         spec_of(name)

@@ -33,6 +33,12 @@ def encode_completion(tokenizer: Any, prompt: str, completion: str) -> tuple[lis
     return (read if read[: len(begin)] == begin else [*begin, *read]), learned
 
 
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens that `encode_completion` gives for the prompt, where a completion is to be sampled behind it."""
+    read, begin = _encode(tokenizer, prompt), _begin(tokenizer)
+    return read if read[: len(begin)] == begin else [*begin, *read]
+
+
 def _continuation(tokenizer: Any, read: list[int], completion: str, whole: list[int]) -> list[int]:
     """Tokens of the completion that spell the joined text behind the prompt's tokens."""
     spelled = _decode(tokenizer, whole)

@@ -35,12 +35,15 @@ class Progress:
     tokens             generated so far
     running, finished  continuations being decoded, and those that have stopped; others have not started
     tokens_per_second  since the call began, including the time to read prompts
+    newest             the tokens of this step, one for each continuation that was running, in order; of a call with one
+                       prompt and one sample, its next token
     """
 
     tokens: int
     running: int
     finished: int
     tokens_per_second: float
+    newest: tuple[int, ...] = ()
 
 
 class Meter:
@@ -51,13 +54,13 @@ class Meter:
         self.tokens = self.finished = 0
         self.start = time.perf_counter()
 
-    def advance(self, tokens: int, running: int, finished: int) -> None:
-        """Add tokens and finished rows; `running` rows go on."""
-        self.tokens += tokens
+    def advance(self, newest: Sequence[int], running: int, finished: int) -> None:
+        """Add a step's tokens and finished rows; `running` rows go on."""
+        self.tokens += len(newest)
         self.finished += finished
         if self.report is not None:
             speed = self.tokens / max(time.perf_counter() - self.start, 1e-9)
-            self.report(Progress(self.tokens, running, self.finished, speed))
+            self.report(Progress(self.tokens, running, self.finished, speed, tuple(newest)))
 
 
 @dataclass
@@ -121,7 +124,7 @@ class Batch:
                 if chosen.top is not None:
                     self.rows[i].top.append((chosen.top[step][0][i], chosen.top[step][1][i]))
             going_on = sum(self.rows[i].stop_reason is None for i in running)
-            self.meter.advance(len(running), going_on, len(running) - going_on)
+            self.meter.advance([tokens[i] for i in running], going_on, len(running) - going_on)
 
     def _append(self, row: Row, token: int, logprob: float, is_end: bool) -> None:
         if math.isnan(logprob):
