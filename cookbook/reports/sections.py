@@ -10,50 +10,28 @@ from markupsafe import Markup
 
 from ..diagnose.diagnosis import Diagnosis
 from ..diagnose.history import History
+from ..diagnose.numbers import final_numbers
 from ..pages.render import render, shown
 
-#: The metrics at the top of a report, as far as they were recorded: key, label.
-HEADLINES = (
-    ("held_out_score", "held-out score"),
-    ("reward", "reward"),
-    ("held_out_accuracy", "held-out accuracy"),
-    ("accuracy", "accuracy"),
-    ("held_out_nll", "held-out nll"),
-    ("held_out_reverse_kl", "held-out KL to teacher"),
-    ("held_out_recall_at_1", "held-out recall at 1"),
-    ("in_batch_recall_at_1", "recall at 1 in the batch"),
-    ("margin", "margin"),
-    ("ref_kl", "KL to the reference"),
-    ("sampler_entropy", "entropy"),
-    ("nll", "nll"),
-    ("loss", "loss"),
-)
-#: Not shown if a reward was recorded.
-_NOISE = ("nll", "loss")
+#: Cards with numbers at the top of a report.
 MOST_HEADLINES = 4
 _MARK = {"problem": "✖", "warning": "▲", "note": "●"}
 
 
 def headline_html(history: History) -> Markup:
-    """Cards with the first and the latest values of the main metrics."""
-    cards: list[tuple[str, str, str]] = []
-    own = [key for key in history.keys if key.startswith("held_out_") and key not in dict(HEADLINES)]
-    for key, label in (*HEADLINES, *((key, key.replace("_", " ").replace("held out", "held-out")) for key in own)):
-        series = history.find(key)
-        is_noise = key in _NOISE and history.find("reward") is not None
-        is_repeated = (
-            key == "loss" and history.find("nll") is not None and history.settings.get("loss") == "cross_entropy"
-        )
-        if series is not None and len(cards) < MOST_HEADLINES and not is_noise and not is_repeated:
-            is_measured = key.startswith("held_out")  # always on the same data, so no mean is needed
-            first, last = (series.values[0], series.last) if is_measured else (series.early, series.late)
-            cards.append((label, f"{last:.3g}", f"from {first:.3g}" if len(series) > 1 else ""))
+    """Cards with the final numbers of the main metrics, of which steps they are, and what they were at the start."""
+    cards = [
+        (number.label, f"{number.value:.3g}", number.where, f"{number.first:.3g} at the start ({number.first_where})")
+        if number.steps != number.first_steps
+        else (number.label, f"{number.value:.3g}", number.where, "")
+        for number in final_numbers(history)[:MOST_HEADLINES]
+    ]
     steps = max((int(row["step"]) for row in history.rows), default=0)
     tokens, speed = history.find("response_tokens"), history.find("tokens_per_second")
     learned = f"{tokens.values.sum():,.0f} learned tokens" if tokens is not None else ""
-    cards.append(("steps", f"{steps:,}", learned))
+    cards.append(("steps", f"{steps:,}", learned, ""))
     if speed is not None:
-        cards.append(("tokens/s", f"{speed.last:,.0f}", "training only"))
+        cards.append(("tokens/s", f"{speed.last:,.0f}", "training only, mean so far", ""))
     return render("headline", about=_about(history.settings), cards=cards)
 
 
