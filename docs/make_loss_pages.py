@@ -14,6 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loss_pages.data import needs_data_like, which_loss
+from loss_pages.examples import example_block
+from loss_pages.formulas import LOGPROBS, formula_in_math
+
 from lossbook.losses import UNPUBLISHED, LossCard, Preset, describe_loss, describe_preset, list_losses, list_presets
 from lossbook.losses.cards.card import TensorCard
 from lossbook.losses.cards.curves import curve_of
@@ -59,7 +63,13 @@ def pages() -> dict[str, str]:
     known = cards()
     families = {family: [card for card in known if card.family == family] for family in FAMILIES}
     texts = {f"{family}.md": _page(family, members) for family, members in families.items() if members}
-    return {"README.md": _index(families), **texts, "presets.md": _presets()}
+    choice = [MADE, "", "# Which loss for my data", "", *which_loss(known)]
+    return {
+        "README.md": _index(families),
+        **texts,
+        "presets.md": _presets(),
+        "which-loss.md": "\n".join(choice).rstrip() + "\n",
+    }
 
 
 def plot_of(card: LossCard) -> str:
@@ -79,7 +89,7 @@ def _index(families: dict[str, list[LossCard]]) -> str:
         "",
         f"{count} losses in {sum(map(bool, families.values()))} families, each one function in `losses/`. Get one with "
         "`get_loss(id)`; `lossbook losses show ID` prints its card in a terminal, `lossbook losses diff A B` sets two side "
-        f"by side. [Presets](presets.md) are {len(list_presets())} losses of other systems, as settings of these. T counts tokens, "
+        f"by side. [Which loss for my data](which-loss.md) starts from what you have. [Presets](presets.md) are {len(list_presets())} losses of other systems, as settings of these. T counts tokens, "
         "N datums, K candidates per position, D the coordinates of an embedding.",
         "",
     ]
@@ -190,11 +200,17 @@ def _section(card: LossCard) -> Iterator[str]:
     yield from (f"## {card.name}", "")
     if card.aliases:
         yield from (f"Also called {', '.join(f'`{alias}`' for alias in card.aliases)}.", "")
-    yield from ("```", card.formula, "```", "")
+    yield from _formula(card)
+    if card.when_to_use:
+        yield from (f"**When to use** {_text(card.when_to_use, in_table=False)}", "")
+    yield from needs_data_like(card)
+    if card.metrics:
+        yield from (f"**Watch** {', '.join(f'`{name}` ({kind})' for name, kind in card.metrics.items())}", "")
     for paragraph in card.description.split("\n\n") if card.description else ():
         yield from (*_paragraph(paragraph), "")
     if has_curve(card):
         yield from (f"![{card.name}: loss and gradient]({plot_of(card)})", "")
+    yield from ("```python", *example_block(card), "```", "")
     yield from _axes(card)
     tensors = (*card.outputs.values(), *card.inputs.values())
     rows = [(f"`{t.name}`", t.shape, _text(t.unit), _text(t.meaning), _need(t, card)) for t in tensors]
@@ -214,6 +230,19 @@ def _section(card: LossCard) -> Iterator[str]:
     yield from _remarks(card)
 
 
+def _formula(card: LossCard) -> Iterator[str]:
+    """The formula as math, its clauses in words, and what the symbols of log-probabilities are."""
+    said = formula_in_math(card.formula, {*card.settings, *card.inputs, *card.outputs})
+    if said.math:
+        yield from ("$$", said.math, "$$", "")
+    words = re.sub(r"\$\$$", "$$\n", said.words)
+    if words:
+        yield from (*words.splitlines(), "")
+    used = [name for name, tex in LOGPROBS.items() if re.search(re.escape(tex) + r"(?!_)", f"{said.math} {said.words}")]
+    if used:
+        yield from ("; ".join(f"${LOGPROBS[name]}$ is `{name}`" for name in used) + ".", "")
+
+
 def _axes(card: LossCard) -> Iterator[str]:
     rows = [
         ("one loss per", card.level),
@@ -222,13 +251,10 @@ def _axes(card: LossCard) -> Iterator[str]:
         ("KL", _text(card.axes.kl)),
         ("reduction", f"{card.reduction} by default"),
     ]
-    yield from (*_table(("axis", ""), rows), "")
+    yield from (*_table(("axis", ""), [row for row in rows if row[1] != "none"]), "")
 
 
 def _remarks(card: LossCard) -> Iterator[str]:
-    metrics = [f"`{name}` ({kind})" for name, kind in card.metrics.items()]
-    if metrics:
-        yield f"- **Metrics** {', '.join(metrics)}"
     for system, how in card.differs.items():
         yield f"- **{system}** {_text(how, in_table=False)}"
     yield f"- **Source** {_linked(_text(card.source, in_table=False))}"

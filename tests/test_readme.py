@@ -18,26 +18,29 @@ DOCUMENTS = [
     for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     if "```python\n" in path.read_text(encoding="utf-8") and str(path.relative_to(ROOT)) not in ELSEWHERE
 ]
-#: Runs the blocks of one document in one namespace; line numbers in a traceback are those of the document.
+#: The same, with the pages of losses, whose many blocks are short, in one process.
+PROCESSES = {name: [name] for name in DOCUMENTS if not name.startswith("docs/losses/")}
+PROCESSES["docs/losses"] = [name for name in DOCUMENTS if name.startswith("docs/losses/")]
+#: Runs the blocks of each document in one namespace; line numbers in a traceback are those of the document.
 RUNNER = """
 import re, sys
 from pathlib import Path
-document = Path(sys.argv[1])
-text = document.read_text(encoding="utf-8")
-blocks = list(re.finditer(r"^```python\\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-namespace = {"__name__": "__main__"}
-for block in blocks:
-    first_line = text.count("\\n", 0, block.start(1))
-    exec(compile("\\n" * first_line + block.group(1), str(document), "exec"), namespace)
-print(f"ran {len(blocks)} blocks")
+for document in map(Path, sys.argv[1:]):
+    text = document.read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    namespace = {"__name__": "__main__"}
+    for block in blocks:
+        first_line = text.count("\\n", 0, block.start(1))
+        exec(compile("\\n" * first_line + block.group(1), str(document), "exec"), namespace)
+    print(f"ran {len(blocks)} blocks")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", PROCESSES)
 def test_every_python_block_runs_in_order(name: str, tmp_path: Path) -> None:
     # In a process of its own: the blocks register losses, and tests beside this one list those that are registered.
-    command = [sys.executable, "-c", RUNNER, str(ROOT / name)]
+    command = [sys.executable, "-c", RUNNER, *(str(ROOT / document) for document in PROCESSES[name])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ran 0 blocks" not in done.stdout

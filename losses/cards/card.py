@@ -68,7 +68,8 @@ class LossCard:
     """A loss's definition and source. `print` it, read its fields, or take `as_dict` for JSON.
 
     outputs: tensors it reads from the model. inputs: tensors it reads from the data. metrics: {name: how parts merge}.
-    differs: {system: how that system's loss of this name differs}. laws: the family laws that it obeys.
+    differs: {system: how that system's loss of this name differs}. laws: the family laws that it obeys. when_to_use: ""
+    where its docstring does not say.
     """
 
     name: str
@@ -90,6 +91,7 @@ class LossCard:
     laws: tuple[str, ...]
     presets: tuple[str, ...]
     defined_in: str
+    when_to_use: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers; a default that JSON cannot hold becomes its `repr`."""
@@ -106,6 +108,7 @@ class LossCard:
         parts = [
             "\n".join(head),
             "\n\n".join(wrapped(p, "") for p in self.description.split("\n\n")) if self.description else "",
+            wrapped(f"When to use: {self.when_to_use}", "") if self.when_to_use else "",
             block("axes", self._axes()),
             block("reads", [_tensor_row(t) for t in (*self.outputs.values(), *self.inputs.values())]),
             block("returns", [_tensor_row(self.returns)[1:]]),
@@ -180,6 +183,7 @@ def card_of_spec(spec: LossSpec, *, metrics: bool = True) -> LossCard:
         laws=tuple(spec.laws),
         presets=_presets_of(spec),
         defined_in=f"{spec.function.__module__}.{getattr(spec.function, '__qualname__', spec.name)}",
+        when_to_use=text.when_to_use,
     )
 
 

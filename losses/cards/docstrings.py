@@ -5,6 +5,8 @@
 logprobs, sampling_logprobs   [T]          nats
 advantages                    [T]          unitless
 returns                       [T] or [N]   unitless
+
+When to use: One paragraph, if you like.
 '''
 """
 
@@ -23,6 +25,7 @@ _SHAPE = r"\[[^\]]*\](?:\s+or\s+\[[^\]]*\])*"
 _TENSOR = re.compile(rf"^(?P<names>{_NAMES})\s+(?P<shape>{_SHAPE})(?:\s+(?P<rest>\S.*))?$")
 #: Where the unit ends and the meaning begins: two spaces or punctuation, but not a comma in brackets, as in "[0, 1]".
 _UNIT_END = re.compile(r"\s{2,}|[,;:]\s+(?![^\[(]*[\])])")
+_WHEN = re.compile(r"(?:^|\n\n)When to use:\s+(?P<use>.*?)(?=\n\n|$)", re.DOTALL)
 #: A longer first phrase is the meaning, not a unit.
 _LONGEST_UNIT = 40
 
@@ -38,12 +41,16 @@ class TensorLine:
 
 @dataclass(frozen=True)
 class Docstring:
-    """The parts of a loss's docstring. tensors: by name. returns: the values that it returns. notes: the rest."""
+    """The parts of a loss's docstring.
+
+    tensors: by name. returns: the values that it returns. when_to_use: "" if it does not say. notes: the rest.
+    """
 
     formula: str
     tensors: dict[str, TensorLine]
     returns: TensorLine | None
     notes: str
+    when_to_use: str = ""
 
 
 def read_docstring(function: Callable[..., Any]) -> Docstring:
@@ -73,7 +80,10 @@ def read_docstring(function: Callable[..., Any]) -> Docstring:
             returned = said
         else:
             tensors |= {name.strip(): said for name in match["names"].split(",")}
-    return Docstring(" ".join(formula), tensors, returned, re.sub(r"\n{3,}", "\n\n", "\n".join(notes)).strip())
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(notes)).strip()
+    when = _WHEN.search(text)
+    use = " ".join(when["use"].split()) if when else ""
+    return Docstring(" ".join(formula), tensors, returned, _WHEN.sub("", text).strip(), use)
 
 
 def _tensor_line(line: str, known: set[str]) -> re.Match[str] | None:

@@ -56,6 +56,9 @@ def topk_forward_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = 
 
     It makes the student cover all that the teacher does. With tail "drop" and one candidate of probability 1 it is
     cross-entropy. `teacher_mass` is the teacher's probability of all candidates: below about 0.9, use a larger K.
+
+    When to use: Distillation of a teacher's most likely tokens on given text, when the student should keep the
+    teacher's variety.
     """
     student, teacher = _compared(logprobs, teacher_logprobs, tail)
     return forward_kl(student, teacher), candidate_stats(logprobs, teacher_logprobs)
@@ -88,6 +91,9 @@ def topk_reverse_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = 
     It concentrates the student on the teacher's largest modes. A candidate that the student finds very unlikely has hardly a
     gradient. `student_mass` is the student's probability of all candidates: while it is small, most of the student's
     probability is in the tail, which only tail "bin" penalises.
+
+    When to use: Distillation into a much smaller student, which should do its best modes well rather than cover all;
+    best on the student's own samples.
     """
     student, teacher = _compared(logprobs, teacher_logprobs, tail)
     return reverse_kl(student, teacher), candidate_stats(logprobs, teacher_logprobs)
@@ -122,6 +128,9 @@ def topk_jsd(
     It resembles the forward KL for small beta and the reverse KL for large beta, but also shrinks to 0 at both ends (which
     are not allowed), so beta scales the learning rate too. It is bounded: a token on which both differ entirely has a small
     gradient.
+
+    When to use: Between forward and reverse KL: one number from covering the teacher to seeking its modes, and a
+    bounded loss.
     """
     student, teacher = _compared(logprobs, teacher_logprobs, tail)
     return jsd(student, teacher, beta), candidate_stats(logprobs, teacher_logprobs)
@@ -162,6 +171,9 @@ def gkd(
     The loss jumps at the ends of beta: at 0.001 it is about a thousandth of the KL that it is at 0, so a sweep over beta
     also sweeps the learning rate. temperature divides the logits. K log-probabilities determine the result only up to a
     factor, so it needs tail "renormalise" (where it is exact). The loss is not multiplied by temperature².
+
+    When to use: Generalised knowledge distillation as published: any beta from the forward to the reverse KL, usually
+    on the student's samples.
     """
     if why := tail_at(temperature, tail):
         raise LossConfigError(f"gkd: {why}")
@@ -195,6 +207,8 @@ def sdft(logprobs: Tensor, teacher_logprobs: Tensor) -> Returned:
 
     Its gradient is that of KL(renormalised teacher || student), so the student learns to give other tokens no probability.
     It equals cross_entropy with [N, K] weights t. Its minimum is `teacher_entropy`, not 0.
+
+    When to use: Self-distillation: the teacher is the same model with more in its prompt, such as a demonstration.
     """
     present = teacher_logprobs > -torch.inf
     teacher = with_tail(teacher_logprobs, present, "renormalise")

@@ -41,6 +41,8 @@ def sampled_reverse_kl(
     On policy its expected gradient is that of scale KL(student || teacher). Its value is not that KL, which is `teacher_kl`.
     To add rewards, mix in `importance_sampling`. The log-ratio is clamped to ±ratio_log_cap; `ratio_capped` counts the
     tokens beyond.
+
+    When to use: On-policy distillation from a teacher that only gives logprobs of the sampled tokens.
     """
     difference = teacher_logprobs - sampling_logprobs
     ratio = safe_ratio(logprobs, sampling_logprobs, ratio_log_cap)
@@ -78,6 +80,8 @@ def ref_kl(
     As `sampled_reverse_kl`, but the advantage uses the current policy, so it changes while a batch is reused. A token whose
     probability has fallen by more than max_drop has only the second term; `dropped_fraction` is the share of such tokens.
     The log-ratio is capped at ±20 before exp; `ratio_capped` counts the tokens beyond.
+
+    When to use: As sampled_reverse_kl, with several steps on the same samples.
     """
     current = logprobs.detach()
     is_kept = current.exp() - sampling_logprobs.exp() >= -max_drop

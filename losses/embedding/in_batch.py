@@ -72,6 +72,9 @@ def info_nce(
     document that occurs twice in a batch would be a false negative: with `document_id` such candidates are left out, and
     `masked_duplicates` counts them. For collapsed embeddings the loss is ln(number of candidates), and
     `negative_similarity` equals `positive_similarity`.
+
+    When to use: Pairs of texts that belong together, in both directions; the other texts of the batch are the
+    negatives. Larger batches are better.
     """
     pairs = _pairs(len(embeddings), num_extra_negatives)
     queries, documents = normalized(embeddings).tensor_split([pairs])
@@ -117,6 +120,9 @@ def multiple_negatives_ranking(
     H is num_hard_negatives; a query's hard negatives are also negatives of all other queries. Scale 20 is temperature
     0.05. A document that occurs twice in a batch would be a false negative: with `document_id` such candidates are left
     out, and `masked_duplicates` counts them. For collapsed embeddings the loss is ln(number of candidates).
+
+    When to use: Search: queries and the documents that answer them, with hard negatives if there are any. The usual
+    choice for retrieval.
     """
     pairs = len(embeddings) // (2 + num_hard_negatives)
     queries, documents = normalized(embeddings).tensor_split([pairs])
@@ -150,6 +156,8 @@ def ntxent(embeddings: Tensor, *, temperature: Positive = 0.07) -> tuple[Tensor,
 
     A view is not its own candidate. An item that occurs twice in a batch is a false negative, so keep items distinct. For
     collapsed embeddings the loss is ln(2B - 1), and `negative_similarity` equals `positive_similarity`.
+
+    When to use: Two views of each text, such as two dropout passes, without labels.
     """
     views = normalized(embeddings)
     cosines = views @ views.T  # [2B, 2B]
@@ -183,6 +191,8 @@ def siglip(
     Each pair is judged by itself; there is no softmax over candidates. The mean over queries is the paper's Σ / B. The bias
     is -10 because negatives outnumber positives. A document that occurs twice in a batch would be a false negative: with
     `document_id` such pairs are left out, and `masked_duplicates` counts them.
+
+    When to use: Pairs of texts in very large or very small batches: there is no softmax over the batch.
     """
     pairs = len(embeddings) // 2
     queries, documents = normalized(embeddings).tensor_split([pairs])

@@ -36,6 +36,8 @@ def contrastive_pairs(
     d is 1 - cosine, or the euclidean distance. A pair's label is that of its first datum; `labels_disagree` counts pairs
     whose second datum has another. A pair with label 0 has no gradient once d is at least the margin;
     `negative_distance` shows when all have reached it. Labels between 0 and 1 weight the two terms.
+
+    When to use: Pairs of texts marked same or different.
     """
     first, second = seqs.pairs(embeddings)
     same, same_again = seqs.pairs(label)
@@ -63,6 +65,8 @@ def cosine_similarity(embeddings: Tensor, label: PerDatum, seqs: Seqs) -> tuple[
     returns      [N/2]   unitless  one loss per pair
 
     A pair's label is that of its first datum; `labels_disagree` counts pairs whose second datum has another.
+
+    When to use: Pairs of texts with a score between -1 and 1, when the score itself should be reproduced.
     """
     first, second = seqs.pairs(embeddings)
     wanted, wanted_again = seqs.pairs(label)

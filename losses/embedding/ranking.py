@@ -34,6 +34,8 @@ def cosent(
     A pair's label is that of its first datum; `labels_disagree` counts pairs whose second datum has another. Pairs with
     equal labels are not compared, so a batch with a single label has loss 0 and no gradient. The loss grows with the batch,
     about as the logarithm of the number of comparisons. `order_accuracy` is the share of comparisons in the right order.
+
+    When to use: Pairs of texts with scores, when only their order matters. Often better than cosine_similarity.
     """
     first, second = seqs.pairs(embeddings)
     return _in_order(cosine(first, second), label, seqs, scale)
@@ -56,6 +58,9 @@ def angle(embeddings: Tensor, label: PerDatum, seqs: Seqs, *, scale: Positive = 
     CoSENT with a similarity whose gradient does not vanish where the cosine is near ±1. a and b are the normalized
     embeddings read as complex vectors: the first half of the coordinates is real, the second imaginary. The authors add it
     to `cosent` and an in-batch loss, as a mixture does. Labels and metrics are those of `cosent`.
+
+    When to use: As cosent, when many pairs are nearly the same or nearly opposite, where the cosine has hardly a
+    gradient.
     """
     first, second = (normalized(side) for side in seqs.pairs(embeddings))
     similarity = ((first * second).sum(-1) + (first * _quarter_turn(second)).sum(-1)).abs()

@@ -43,6 +43,8 @@ def triplet(
     d is the euclidean distance of the embeddings, not normalized, or 1 - cosine. A triplet whose negative is farther than
     its positive by the margin has no gradient; `active` is the share of triplets that have one. For collapsed embeddings
     the loss is the margin and euclidean gradients are 0, so they stay collapsed.
+
+    When to use: An anchor, a text that is like it and one that is not.
     """
     anchors, positives, negatives = embeddings.tensor_split(3)
     near = distance_between(anchors, positives, distance)
@@ -82,6 +84,8 @@ def margin_mse(
 
     Distillation of a cross-encoder's margins. s is the dot product, or the cosine, whose margins lie within ±2: scale the
     teacher's to that range. `order_agreement` is the share of triplets in which both prefer the same document.
+
+    When to use: Distillation of a cross-encoder that scored a positive and a negative document for each query.
     """
     score = cosine if similarity == "cosine" else _dot
     queries, positives, negatives = embeddings.tensor_split(3)

@@ -44,6 +44,9 @@ def importance_sampling(
 
     The log-ratio is clamped to ±ratio_log_cap before exp; beyond it a token has no gradient, and `ratio_capped` counts
     such tokens. On policy the gradient is that of REINFORCE.
+
+    When to use: Samples that are slightly off-policy, such as those of an inference engine, used for one step. For
+    several steps on the same samples take a loss with a clip, such as ppo.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs, ratio_log_cap)
     return -ratio * advantages, ratio_stats(logprobs, sampling_logprobs, ratio_log_cap)
@@ -87,6 +90,9 @@ def ppo(
 
     The bounds are ratios, not distances from 1. Exactly at a bound the gradient is that of the unclipped side. The
     log-ratio is capped at ±20 before exp; `ratio_capped` counts such tokens.
+
+    When to use: Several steps on the same samples, with an advantage per token (a value function) or per response. The
+    usual first choice in policy optimisation.
     """
     low = clip_low if clip_low_threshold is None else clip_low_threshold
     high = clip_high if clip_high_threshold is None else clip_high_threshold
@@ -129,6 +135,9 @@ def dual_clip(
 
     For A < 0, PPO's loss grows with r without bound; here a token has no gradient once r exceeds `dual_clip`.
     `dual_clip_fraction` is the share of such tokens.
+
+    When to use: As ppo, when responses with negative advantages have become far more likely than they were and their
+    gradients explode.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high, dual_clip)
 

@@ -66,6 +66,9 @@ def grpo(
     returns        [T]  unitless
 
     The KL term is differentiable and estimated per token (see `kl_estimate` for its gradient).
+
+    When to use: Rewards that can be checked, several samples per prompt, no value function, and a reference to stay
+    near to. kl_coefficient = 0 does without the reference.
     """
     losses, metrics = clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high)
     if ref_logprobs is None:  # keep the metric, as a mean of no values: a rank without data has no reference either
@@ -103,6 +106,9 @@ def dapo(
 
     No KL term. With `dual_clip` a token of A < 0 has no gradient once r exceeds it. The paper's other parts, overlong
     rewards and dropping groups of equal rewards, are done in the data.
+
+    When to use: Long chains of thought with rewards that can be checked, when entropy collapses under ppo's or grpo's
+    symmetric clip.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high, dual_clip)
 
@@ -135,6 +141,8 @@ def dr_grpo(
 
     Dividing a sequence by its own length favours short right answers and long wrong ones; `norm_length`, which is required,
     is the same for all. Advantages divided by the group's deviation would bring back the paper's other bias.
+
+    When to use: As grpo, when responses grow longer without becoming better: it removes the bias by length.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high)
 
@@ -163,5 +171,8 @@ def bnpo(
 
     advantages   [T]  unitless, usually (reward - group mean) / group deviation
     returns      [T]  unitless
+
+    When to use: As grpo without a reference, when every token should weigh the same, whatever the length of its
+    response.
     """
     return clipped_tokens(logprobs, sampling_logprobs, advantages, clip_low, clip_high)

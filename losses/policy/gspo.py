@@ -54,6 +54,9 @@ def gspo(
 
     s is a geometric mean, so its bounds are much closer to 1 than those of single tokens. Means are weighted by the tokens'
     weights. Beyond a bound no token of the response has a gradient; `clip_fraction` is a share of responses.
+
+    When to use: A reward per response and mixtures of experts, or other models whose ratios of single tokens are
+    noisy.
     """
     ratio = sequence_ratio(seqs.mean(logprobs - sampling_logprobs))
     return clipped_sequences(logprobs, sampling_logprobs, seqs.mean(advantages), ratio, clip_low, clip_high)
@@ -102,6 +105,8 @@ def gspo_token(
     s is the same for all tokens of a response, but its gradient is per token: d s / d logprobs = s. With one advantage per
     response the gradient is that of `gspo`. Tokens outside sequence_ratio_mask do not enter s but do have a gradient. A
     clipped token has none; `clip_fraction` is a share of tokens.
+
+    When to use: As gspo, when advantages differ between the tokens of a response, as with several turns.
     """
     mean = seqs.mean(logprobs - sampling_logprobs, sequence_ratio_mask).detach()
     ratio = sequence_ratio(seqs.broadcast(mean) + logprobs - logprobs.detach())
@@ -145,6 +150,8 @@ def luspo(
 
     GSPO gives every response the same weight, so a token of a long response counts less; the factor, the sum of the
     response's weights, undoes that.
+
+    When to use: As gspo, when it makes responses shorter than they should be.
     """
     losses, metrics = gspo(logprobs, sampling_logprobs, advantages, seqs, clip_low=clip_low, clip_high=clip_high)
     return losses * seqs.sum(torch.ones_like(logprobs)), metrics

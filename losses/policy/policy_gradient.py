@@ -28,6 +28,9 @@ def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     returns      [T]  nats; its value has no meaning, only its gradient
 
     Valid only for tokens that the policy in training sampled itself; `importance_sampling` corrects for another sampler.
+
+    When to use: Strictly on-policy training: every sample is used for one step, by the weights that sampled it. The
+    simplest baseline.
     """
     return -advantages * logprobs
 
@@ -47,5 +50,8 @@ def gpg(logprobs: Tensor, advantages: Tensor) -> Tensor:
     returns      [T]  nats; its value has no meaning, only its gradient
 
     Valid only for tokens that the policy in training sampled itself.
+
+    When to use: Strictly on-policy training with several samples per prompt, when nothing but the plain policy
+    gradient is wanted.
     """
     return reinforce(logprobs, advantages)

@@ -61,6 +61,8 @@ def rloo(
 
     r is a product over tokens, so long responses soon leave the bounds: watch `clip_fraction`, a share of responses. The sum
     is weighted by the tokens' weights and capped at ±20; beyond, a response has no gradient.
+
+    When to use: A reward per response and few, nearly on-policy steps: the whole response is one action.
     """
     ratio = sequence_ratio(seqs.sum(logprobs - sampling_logprobs))
     return clipped_sequences(logprobs, sampling_logprobs, seqs.mean(advantages), ratio, clip_low, clip_high)
@@ -106,6 +108,8 @@ def gmpo(
 
     The bounds are distances from 0 in nats: 0.4 bounds the ratio by exp(±0.4). As in PPO, z is clipped only on the side that
     A pushes to, and a token exactly at its bound has a gradient; `clip_fraction` is a share of tokens.
+
+    When to use: As grpo, when single tokens with extreme ratios make training unstable.
     """
     advantage = seqs.mean(advantages)
     log_ratio = logprobs - sampling_logprobs
@@ -146,6 +150,8 @@ def vespo(
     φ has no gradient; it is 1 on policy and falls to 0 for responses that have become far more or far less likely. Each
     log-ratio is clamped to ±20, log W to [log 1e-8, 20]. `response_weight` is the mean of φ over tokens: near 0, nothing is
     learned.
+
+    When to use: Samples that are several steps old, as in asynchronous training, with a reward per response.
     """
     differences = (logprobs - sampling_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     log_ratio = seqs.broadcast(seqs.sum(differences).clamp(math.log(MIN_RATIO), MAX_LOG_RATIO))

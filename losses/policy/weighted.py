@@ -50,6 +50,9 @@ def cispo(
 
     Unlike PPO's, this clip bounds a token's weight but never removes its gradient. `clip_fraction` is the share of tokens
     whose weight was bounded.
+
+    When to use: Several steps on the same samples, when rare but important tokens ("wait", "however") lose their
+    gradient to ppo's clip.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs).detach()
     weight = ratio.clamp(clip_low, clip_high)
@@ -81,6 +84,9 @@ def rollout_is(
 
     CISPO with a hard zero: a token outside the bounds is dropped even if its advantage pushes it back towards the sampler.
     `clip_fraction` is the share of dropped tokens; when it is large, little is learned.
+
+    When to use: Samples of another engine or of older weights, when tokens with a large mismatch should not count at
+    all.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs).detach()
     is_inside = (ratio > clip_low) & (ratio < clip_high)
@@ -111,6 +117,8 @@ def dro(
 
     No ratio: a quadratic penalty keeps the policy near the sampler, and its pull has no bound. `quadratic_penalty` is its
     mean per token, including beta.
+
+    When to use: Offline or off-policy data with a reward per response, when ratios would be too noisy.
     """
     penalty = 0.5 * beta * (logprobs - sampling_logprobs).square()
     metrics = {"quadratic_penalty": stats.mean(penalty), **ratio_stats(logprobs, sampling_logprobs)}
@@ -151,6 +159,8 @@ def dppo(
     from the sampler's to the policy's distribution over this token and all others (use a smaller delta, such as 0.05).
     delta_high bounds tokens of A > 0 that have risen, delta_low tokens of A < 0 that have fallen. Unlike a ratio clip, it
     hardly ever removes the gradient of rare tokens. `mask_fraction` is the share of tokens without a gradient.
+
+    When to use: As ppo with a large vocabulary, when the ratio clips rare tokens too early and likely tokens too late.
     """
     now, before = logprobs.detach(), sampling_logprobs
     change = now.exp() - before.exp()
@@ -198,6 +208,9 @@ def sapo(
 
     τ is temperature_positive where A > 0, else temperature_negative. The slope of the sigmoid, 1 at r = 1, falls off
     smoothly on both sides instead of ending at a bound. `gate_mean` is its mean: near 0, tokens are too far from their
+    sampler.
+
+    When to use: As ppo or grpo, when a hard clip makes training jumpy: tokens fade out with their distance from the
     sampler.
     """
     ratio = safe_ratio(logprobs, sampling_logprobs)

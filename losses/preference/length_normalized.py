@@ -36,6 +36,9 @@ def ipo(
 
     beta is the paper's τ. The paper's formula has sums, but its results are with means, so means are the default, and the
     target 1 / (2 beta) is in nats per token. A pair beyond the target is pulled back. `margin` is Δ.
+
+    When to use: Pairs that agree nearly always, with which dpo overfits: the margin has a target instead of growing
+    without bound.
     """
     gather = seqs.mean if length_normalized else seqs.sum
     chosen, rejected = seqs.pairs(gather(logprobs - ref_logprobs))
@@ -61,6 +64,8 @@ def sigmoid_norm(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Po
 
     DPO in nats per token, so that a response gains nothing by its length. Margins are divided by the length, so beta is
     usually larger than in DPO. `margin` is Δ.
+
+    When to use: As dpo, when the policy learns to write longer: rewards are per token.
     """
     chosen, rejected = seqs.pairs(seqs.mean(logprobs - ref_logprobs))
     return -logsigmoid(beta * (chosen - rejected)), pair_stats(chosen, rejected, beta)
@@ -88,6 +93,8 @@ def ld_dpo(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive
 
     alpha = 1 is DPO; alpha = 0 cuts the longer response to the length of the shorter. Lengths count tokens of non-zero
     weight. `margin` and the rewards use the sums with this weighting.
+
+    When to use: As dpo, when chosen answers are longer than rejected ones and length is learned instead of quality.
     """
     ends = seqs.lengths.cumsum(0)
     places = torch.ones_like(seqs.index).cumsum(0) - seqs.broadcast(ends - seqs.lengths)  # 1, 2, ... in each response

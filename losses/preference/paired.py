@@ -73,6 +73,8 @@ def dpo(
     the difference: forward_kl 1 - exp(-x), js log 2 + log σ(x), alpha (exp((alpha - 1) x) - 1) / (alpha - 1). Exponents are
     capped at 80; `score_capped` counts the responses beyond, which have no gradient. To keep chosen responses likely, add
     `chosen_nll`: cross_entropy would raise the rejected ones too.
+
+    When to use: The default for pairs of answers with a reference model; begin here.
     """
     ratios = log_ratios(logprobs, ref_logprobs, seqs)
     (chosen, high), (rejected, low) = (divergence_score(ratio, divergence, alpha) for ratio in ratios)
@@ -99,6 +101,8 @@ def margin_dpo(
 
     The rejected datum's margin is required but not read. While policy and reference agree, a pair's loss is
     log(1 + exp(margin)). `shortfall` is the share of pairs that have not reached their margin.
+
+    When to use: Pairs that come with how much better the chosen answer is, such as a difference of ratings.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     logits = beta * (chosen - rejected) - seqs.pairs(margin)[0]
@@ -124,6 +128,8 @@ def hinge(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive 
     returns   [N/2]  unitless, one loss per pair; 1 while policy and reference agree
 
     A pair whose Δ is at least 1 / beta nats has no gradient; `satisfied` is the share of these.
+
+    When to use: As dpo, when pairs that are already told apart should have no gradient at all.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = torch.relu(1 - beta * (chosen - rejected))
@@ -154,6 +160,8 @@ def robust(
 
     If a share ε of the pairs is swapped, its expected value is DPO's on the right order. It has no lower bound as the margin
     of a pair grows, so values below 0 are normal: the slope tends to -ε beta / (1 - 2 ε).
+
+    When to use: Pairs of which a known share is labelled the wrong way round.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     logits = beta * (chosen - rejected)
@@ -194,6 +202,8 @@ def exo_pair(
 
     The KL is KL(policy || label), so a pair with a very negative margin has hardly a gradient. Its minimum, 0, is at
     beta Δ = log(1 / ε - 1); a pair beyond that is pulled back.
+
+    When to use: As dpo, when a few very wrong pairs should not dominate the gradient.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     logits = beta * (chosen - rejected)
@@ -225,6 +235,8 @@ def discopop(
 
     Pairs with z < 0 have the logistic loss, pairs with z > 0 the exponential one. It is not convex: between the two, near
     z = 0, it has a bump of width tau. g exp(-z) is computed as exp(log g - z), capped at exp(80).
+
+    When to use: As dpo, to try a loss that was found by search; it is not convex, so sweep beta and the seed.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     logits = beta * (chosen - rejected)

@@ -33,6 +33,8 @@ def bco_pair(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positi
 
     A classifier of each response: the chosen one should rise above the reference, the rejected one fall below it. Unlike in
     DPO, a falling `chosen_reward` raises the loss even while `accuracy` rises.
+
+    When to use: Pairs from which each answer should be judged by itself, as a classifier does.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     return -logsigmoid(beta * chosen) - logsigmoid(-beta * rejected), pair_stats(chosen, rejected, beta)
@@ -57,6 +59,8 @@ def nca_pair(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positi
 
     The chosen response c is pulled to σ(beta c) = 2/3; the rejected one j is pushed down. Watch `chosen_reward`: it goes to
     ln 2.
+
+    When to use: Pairs whose chosen answers must not become less likely, which dpo may let happen.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     noise = -0.5 * (logsigmoid(-beta * chosen) + logsigmoid(-beta * rejected))
@@ -82,6 +86,8 @@ def sppo_hard(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Posit
 
     A regression of both log-ratios on ±1 / (2 beta) nats. Its gradient grows with the distance, so one long response far
     from its target outweighs all others: watch the gradient norm beside `margin`.
+
+    When to use: Self-play: pairs of the policy's own samples, ranked anew each round.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = (chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square()
@@ -107,6 +113,8 @@ def apo_zero(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positi
 
     For chosen responses that are better than the policy's own: they rise, the rejected ones fall. It is bounded, so a
     response far above or below the reference has hardly a gradient.
+
+    When to use: Chosen answers that are better than the model's own, such as those of a stronger model.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
@@ -132,6 +140,8 @@ def apo_down(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positi
 
     For chosen responses that are worse than the policy's own: both fall, the rejected ones further. `chosen_reward` is
     expected to fall.
+
+    When to use: Chosen answers that are worse than the model's own, such as pairs collected from weaker models.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))

@@ -33,6 +33,9 @@ def simpo(logprobs: Tensor, seqs: Seqs, *, beta: Positive = 2.0, gamma: NonNegat
 
     gamma is the target of beta Δ; the paper has gamma / beta from 0.3 to 0.5 nats per token. Nothing keeps the policy near a
     reference: watch `nll` and `chosen_reward`, which may both get worse.
+
+    When to use: Pairs without a reference model, which saves its memory and its pass. Watch that the answers stay
+    fluent.
     """
     chosen, rejected = seqs.pairs(seqs.mean(logprobs))
     return -logsigmoid(beta * (chosen - rejected) - gamma), pair_stats(chosen, rejected, beta)
@@ -59,6 +62,8 @@ def alphapo(
 
     alpha shapes the reward: 0 is SimPO's r = log p; with alpha above 0 unlikely responses have a larger gradient, below 0 a
     smaller one. p^-alpha is capped at exp(80); `score_capped` counts the responses beyond, which have no gradient.
+
+    When to use: As simpo, when chosen and rejected answers both become less likely: alpha shapes how far.
     """
     exponent = -alpha * seqs.mean(logprobs)
     scores = seqs.mean(logprobs) if abs(alpha) < 1e-6 else -torch.expm1(capped_exponent(exponent)) / alpha
@@ -90,6 +95,9 @@ def cpo(
     DPO with a uniform reference, plus cross-entropy of the chosen responses to keep the policy near them. The likelihood term
     is each response's mean over its tokens. With label_smoothing ε the first term is
     -(1 - ε) log σ(beta Δ) - ε log σ(-beta Δ). `chosen_nll` is the second term without its coefficient.
+
+    When to use: Pairs without a reference model, with cross-entropy of the chosen answers to keep them likely. First
+    used for translation.
     """
     chosen, rejected = seqs.pairs(seqs.sum(logprobs))
     nll = -seqs.pairs(seqs.mean(logprobs))[0]
@@ -114,6 +122,8 @@ def chosen_nll(logprobs: Tensor, seqs: Seqs) -> Returned:
     A loss of the margin may lower both responses as long as it lowers the rejected one more; this keeps the chosen one
     likely. cross_entropy in its place would raise the rejected responses too. `rejected_nll` is the same of the rejected
     responses, which have no gradient.
+
+    When to use: Added to a loss of pairs whose chosen answers become less likely.
     """
     chosen, rejected = seqs.pairs(-seqs.mean(logprobs))
     return chosen, {"rejected_nll": stats.mean(rejected)}
@@ -140,6 +150,8 @@ def orpo(logprobs: Tensor, seqs: Seqs, *, odds_coefficient: NonNegative = 1.0) -
     response plus its odds against the rejected one, without a reference. odds_coefficient is the paper's λ. In the log-odds
     a is clamped to at most -1e-6 nats; at the clamp it has no gradient. `margin` and the rewards are log-odds; `chosen_nll`
     is -a_chosen.
+
+    When to use: Fine-tuning and preferences in one run, from a base model and without a reference.
     """
     means = seqs.mean(logprobs)
     chosen, rejected = seqs.pairs(log_odds(means))

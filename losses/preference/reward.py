@@ -34,6 +34,8 @@ def reward_bt(
 
     Only differences of scores matter, unless center_coefficient (0.01 in the literature) pulls the mean of a pair's scores to
     0. `score_min` and `score_max` show the range of scores.
+
+    When to use: To train a reward model on pairs, for policy optimisation or for choosing among samples.
     """
     scores = seqs.last(values)
     chosen, rejected = seqs.pairs(scores)

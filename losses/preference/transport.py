@@ -31,6 +31,9 @@ def aot(
 
     Sorted over all pairs of the batch, which must be seen together, so the loss depends on the batch size. Pairs with the
     same margin share their gradient, so their order does not matter. `margin` and `accuracy` are of the pairs themselves.
+
+    When to use: Pairs of which only the two distributions matter: all chosen answers together should beat all rejected
+    ones.
     """
     chosen, rejected = seqs.pairs(seqs.sum(logprobs))
     ref_chosen, ref_rejected = seqs.pairs(seqs.sum(ref_logprobs))
@@ -58,6 +61,8 @@ def aot_unpaired(
 
     Which chosen response is paired with which rejected one does not matter. Sorted over the batch, which must be seen
     together. Responses with the same sum share their gradient. `margin` and `accuracy` are of the pairs as given.
+
+    When to use: Good and bad answers to different prompts, in equal number, with a reference model.
     """
     chosen, rejected = log_ratios(logprobs, ref_logprobs, seqs)
     losses = smoothed_logistic(beta * (ascending(chosen) - ascending(rejected)), label_smoothing)

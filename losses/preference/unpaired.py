@@ -62,6 +62,8 @@ def kto(
     KL(policy || reference); without mismatched datums it is 0. The label of a mismatched datum is required but not read.
     Keep desirable_weight x desirable datums close to undesirable_weight x undesirable ones. `kl` is z0: if it rises fast,
     the policy drifts away from the reference.
+
+    When to use: Single answers marked good or bad, such as thumbs up and down; no pairs are needed.
     """
     ratios = seqs.sum(logprobs - ref_logprobs)
     aside = torch.zeros_like(ratios, dtype=torch.bool) if is_mismatched is None else is_mismatched.bool()
@@ -103,6 +105,8 @@ def apo_zero_unpaired(
 
     KTO with z0 = 0, so nothing couples the batch. It is bounded: a response far above or below the reference has hardly a
     gradient.
+
+    When to use: Single answers marked good or bad, when kto's estimate of the KL is too noisy or batches are small.
     """
     ratios = seqs.sum(logprobs - ref_logprobs)
     return _labelled_losses(ratios, label, beta, desirable_weight, undesirable_weight, ratios.new_zeros(()))

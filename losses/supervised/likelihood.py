@@ -32,6 +32,9 @@ def cross_entropy(logprobs: Tensor) -> Tensor:
 
     With [N, K] targets, the weights of a position are a distribution over K candidates, and its loss is
     -Σ_k w_k logprobs_k: soft-label cross-entropy, without renormalising.
+
+    When to use: The default for fine-tuning on answers that should be imitated; begin here, and compare others with
+    it.
     """
     return -logprobs
 
@@ -51,5 +54,8 @@ def unlikelihood(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
     A mixture has one set of weights, so mixed with cross_entropy it would push the same tokens up and down. Instead call
     forward_backward twice before a step, with positive and with negative datums. logprobs are clamped to at most -1e-6, so
     a token that the model is certain of has no gradient; `certain` counts such tokens.
+
+    When to use: To make given text less likely: repetition, or answers that were rejected without a better one beside
+    them. Keep a step of cross_entropy beside it.
     """
     return -log1mexp(logprobs), {"certain": stats.sum(logprobs > MAX_LOGPROB_OF_COMPLEMENT)}

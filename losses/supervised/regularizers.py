@@ -29,6 +29,9 @@ def label_smoothing(logprobs: Tensor, mean_logprobs: Tensor, *, epsilon: Share =
     transformers; fairseq spreads epsilon over the V - 1 others. The smallest value is the entropy of the smoothed labels,
     not 0. `uniform_nll` is the mean of -mean_logprobs: it grows as the model rules tokens out. It is infinite for a model
     that masks part of its vocabulary, which therefore cannot use label smoothing.
+
+    When to use: When the model becomes overconfident, or its probabilities are used as such. Usual in translation;
+    rare in fine-tuning of chat models.
     """
     losses = -(1 - epsilon) * logprobs - epsilon * mean_logprobs
     return losses, {"uniform_nll": stats.mean(-mean_logprobs)}
@@ -51,6 +54,8 @@ def z_loss(logsumexp: Tensor, *, coefficient: Positive = 1e-4) -> tuple[Tensor, 
     Shifting all logits does not change the softmax. This loss depends only on that shift: it pulls the logsumexp of the
     logits to 0, where bfloat16 is most precise. It reads no target, so it teaches nothing alone. Give it the reduction of
     the loss that it is added to. `logsumexp_max` warns when logits drift away from 0.
+
+    When to use: Long runs or large learning rates in bfloat16, when logits drift and training becomes unstable.
     """
     metrics = {"logsumexp": stats.mean(logsumexp), "logsumexp_max": stats.max(logsumexp.abs())}
     return coefficient * logsumexp.square(), metrics

@@ -29,6 +29,9 @@ def dft(logprobs: Tensor) -> tuple[Tensor, dict[str, Stat]]:
     The gradient of cross-entropy is a policy gradient with reward 1/p at the target; the factor p cancels the 1/p. So a
     target that the model finds very unlikely teaches almost nothing: text far from the model's own is hardly learned.
     `probability` is the mean of p, and shows how much of cross-entropy's gradient is left.
+
+    When to use: Fine-tuning on answers that the model finds plausible already, with poor ones among them: unlikely
+    tokens hardly count. For text far from the model's own take cross_entropy.
     """
     probability = logprobs.detach().exp()
     return -probability * logprobs, {"probability": stats.mean(probability)}
@@ -50,6 +53,9 @@ def focal(logprobs: Tensor, *, gamma: NonNegative = 2.0) -> tuple[Tensor, dict[s
     The factor has a gradient too, as in the paper. For gamma below 1 its slope is infinite at p = 1, so 1 - p is clamped to
     at least 1e-30. gamma = 0 is cross_entropy. `focal_factor` is the mean factor: near 0, most tokens are already learned,
     and few of them make up the loss.
+
+    When to use: When most tokens are easy and the few hard ones should decide. Noisy labels are hard too, so clean the
+    data first.
     """
     factor = (-torch.expm1(logprobs)).clamp(min=LEAST_DOUBT).pow(gamma)
     return -factor * logprobs, {"focal_factor": stats.mean(factor)}
@@ -70,6 +76,9 @@ def poly1(logprobs: Tensor, *, epsilon: NonNegative = 2.0) -> tuple[Tensor, dict
 
     The gradient is -(1 + epsilon p): unlike focal, it pushes likely tokens harder. epsilon = 0 is cross_entropy.
     `probability` is the mean of p.
+
+    When to use: When cross_entropy learns likely tokens too slowly: one number to tune, and epsilon = 0 to fall back
+    on.
     """
     probability = logprobs.exp()
     return -logprobs + epsilon * (1 - probability), {"probability": stats.mean(probability)}

@@ -33,6 +33,8 @@ def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Ten
     It keeps a policy from converging before it has explored enough. Alone it teaches nothing: its optimum is the uniform
     distribution. Give it the reduction of the loss that it is added to. If `entropy` falls to 0, the coefficient is too
     small; if it rises to the logarithm of the vocabulary size, it is too large.
+
+    When to use: Added to a policy loss whose entropy falls before enough has been tried.
     """
     return -coefficient * entropy, {"entropy": stats.mean(entropy)}
 
@@ -55,6 +57,8 @@ def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> 
     `entropy_bonus`, with more noise, and it needs only logprobs. (-logprobs estimates the entropy, but its expected gradient
     is zero.) For tokens of another sampler or a person it is not the gradient of the entropy. Alone it teaches nothing: it
     makes every sampled token less likely, unlikely ones most. `nll` estimates the entropy and should not fall to 0.
+
+    When to use: As entropy_bonus, when only logprobs of the sampled tokens are at hand.
     """
     return coefficient * logprobs.detach() * logprobs
 
@@ -88,6 +92,8 @@ def reference_kl(
     Alone it teaches nothing: its optimum is the reference. Give it the reduction of the loss that it is added to. The
     estimator also decides the gradient: that of k1 is zero in expectation and has no effect (see `kl_estimate`). `ref_kl`
     is the mean estimate; with k1 it may be negative.
+
+    When to use: Added to a policy loss, to stay near a reference model.
     """
     divergence = kl_estimate(logprobs, ref_logprobs, estimator)
     return divergence, {"ref_kl": stats.mean(divergence)}
@@ -112,6 +118,8 @@ def sampler_kl(
 
     A trust region: it pulls the policy back to its sampler, harder the further it has moved, also at tokens that a clip or
     mask leaves without a gradient. Alone it teaches nothing. `sampler_kl` is the mean estimate.
+
+    When to use: Added to a policy loss, to stay near the weights that sampled.
     """
     divergence = kl_estimate(logprobs, sampling_logprobs, estimator, sampling_logprobs)
     return divergence, {"sampler_kl": stats.mean(divergence)}

@@ -36,6 +36,8 @@ def value_clip(
     The bounds are distances in units of the reward, so scale them with it. The gradient is that of the unclipped square
     unless the clipped one is larger; then there is none where v is beyond a bound. `clip_fraction` is the share of tokens
     with the clipped square; `squared_error` is the mean of (v - R)².
+
+    When to use: As value_mse, in PPO with several steps on the same samples, as many implementations have it.
     """
     error = (values - returns).square()
     clipped = (values.clamp(old_values - clip, old_values + clip) - returns).square()
@@ -53,6 +55,8 @@ def value_mse(values: Tensor, returns: Tensor) -> Tensor:
     returns   [T]  in units of the reward squared
 
     With the factor ½ the gradient is v - R; without it, as in some systems, the learning rate doubles.
+
+    When to use: To train a value function beside a policy: the default.
     """
     return 0.5 * (values - returns).square()
 
@@ -72,6 +76,8 @@ def value_huber(values: Tensor, returns: Tensor, *, delta: Positive = 1.0) -> tu
 
     The gradient is e clamped to ±delta, so an outlier moves the head no more than an error of delta. `linear_fraction` is
     the share of tokens beyond delta: near 1 this is an absolute error, which learns medians instead of means.
+
+    When to use: As value_mse, when a few returns are far larger than the others.
     """
     error = values - returns
     held = error.clamp(-delta, delta)

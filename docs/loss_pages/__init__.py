@@ -1,0 +1,1 @@
+"""What the pages of losses say beside a card: the data a loss needs, its formula in math, and code that runs."""
