@@ -1,18 +1,21 @@
 """Where a model's outputs come from: logits, or hidden states and a head.
 
-That arithmetic is the trainer's, which lies above losses, so that lossbook hands it over (`provide`), to be loaded when it is
+That arithmetic is the trainer's, which lies above losses, so that lossbook hands it over (`datums/lazy.py`), to be loaded when it is
 first used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ....datums.errors import LossContractError
+from ....datums.lazy import handed
 
+#: Under which name lossbook hands it over.
+SOURCES = "sources"
 #: Outputs that are made of logits.
 HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
 
@@ -47,16 +50,9 @@ class Sources(Protocol):
         ...
 
 
-_load: list[Callable[[], Sources]] = []
-
-
-def provide(load: Callable[[], Sources]) -> None:
-    """Say where the arithmetic is; called once, when lossbook is imported."""
-    _load[:] = [load]
-
-
 def sources() -> Sources:
     """The arithmetic. Raises LossContractError where nobody handed it over."""
-    if not _load:
-        raise LossContractError("on_logits and on_hidden need lossbook's trainer: import lossbook")
-    return _load[0]()
+    try:
+        return handed(SOURCES)
+    except KeyError:
+        raise LossContractError("on_logits and on_hidden need lossbook's trainer: import lossbook") from None
