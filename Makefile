@@ -37,7 +37,7 @@ lint: $(installed) ## ruff (rules and format) and pyright
 
 docs: docs-pages docs-site ## the site, in docs/_build/html; first the pages that are made from the registry and the tests
 
-docs-site: $(installed) ## the site from the pages that are there; ARGS="-D plot_gallery=0" does not run the gallery's scripts
+docs-site: $(models) ## the site from the pages that are there; ARGS="-D plot_gallery=0" does not run the gallery's scripts
 	$(python) -m sphinx -b html -W -n --keep-going -q $(ARGS) docs docs/_build/html
 	@echo "The site begins at docs/_build/html/index.html"
 

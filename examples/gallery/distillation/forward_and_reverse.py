@@ -2,8 +2,8 @@
 Forward KL covers all that the teacher does, reverse KL picks one thing
 =======================================================================
 
-A teacher with two opinions, and a student that can have only one: its distribution over 48 tokens is a bump with a place and a width. Which
-compromise it finds is decided by the direction of the divergence.
+A teacher with two opinions, and a student that can have only one: its distribution over 48 tokens is a bump with a
+place and a width. Which compromise it finds is decided by the direction of the divergence.
 """
 
 import matplotlib.pyplot as plt
@@ -34,7 +34,7 @@ def fitted(loss) -> torch.Tensor:
     place = torch.tensor(15.0, dtype=torch.float64, requires_grad=True)
     log_width = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([place, log_width], lr=0.1)
-    for _ in range(400):
+    for _ in range(250):
         logprobs = bump(place, log_width.exp())
         value, _ = loss.on_tensors(logprobs[None, None], mask=torch.ones(1, 1), teacher_logprobs=teacher[None, None])
         optimizer.zero_grad()
@@ -52,8 +52,9 @@ plt.legend()
 plt.show()
 
 # %%
-# The forward KL is infinite where the student rules out what the teacher may say, so the student spreads, and says much that the teacher never would.
-# The reverse KL punishes only what the student itself says: it settles on the likelier opinion.
+# The forward KL is infinite where the student rules out what the teacher may say, so the student spreads, and says
+# much that the teacher never would. The reverse KL punishes only what the student itself says: it settles on the
+# likelier opinion.
 
 never = teacher.exp() < 1e-3
 for label, student in students.items():

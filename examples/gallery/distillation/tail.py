@@ -2,8 +2,9 @@
 What a teacher's top K leaves out has to be somewhere: as one more token, or anywhere
 =====================================================================================
 
-A server gives the teacher's K likeliest tokens per position. The setting `tail` says what the loss makes of all others. Here a student
-begins with most of its probability on tokens that the teacher never names, and learns from the teacher's top 4 of 64 tokens.
+A server gives the teacher's K likeliest tokens per position. The setting `tail` says what the loss makes of all
+others. Here a student begins with most of its probability on tokens that the teacher never names, and learns from the
+teacher's top 4 of 64 tokens.
 """
 
 import matplotlib.pyplot as plt
@@ -11,7 +12,7 @@ import torch
 
 from lossbook import get_loss
 
-V, K, STEPS = 64, 4, 300
+V, K, STEPS = 64, 4, 200
 teacher = torch.randn(V, generator=torch.Generator().manual_seed(0)).mul(1.5).log_softmax(0)
 top, candidates = teacher.topk(K)
 mask = torch.ones(1, 1)
@@ -44,9 +45,9 @@ plt.legend(title="tail")
 plt.show()
 
 # %%
-# With `bin` all other tokens are one more candidate, and the student ends at the teacher's mass. `drop` leaves their term out: the
-# minimum lies beyond the teacher, at a mass of 1. `renormalise` compares the candidates among themselves only, and the student's mass stays
-# where it was, on tokens that the teacher would not say.
+# With `bin` all other tokens are one more candidate, and the student ends at the teacher's mass. `drop` leaves their
+# term out: the minimum lies beyond the teacher, at a mass of 1. `renormalise` compares the candidates among
+# themselves only, and the student's mass stays where it was, on tokens that the teacher would not say.
 
 wanted = float(top.exp().sum())
 print(f"teacher {wanted:.3f}", {tail: round(curve[-1], 3) for tail, curve in curves.items()})

@@ -2,8 +2,9 @@
 With matryoshka an eighth of the coordinates finds almost as much as all of them
 ================================================================================
 
-`matryoshka` adds a loss over the first coordinates to the loss over all. The vectors can then be cut: a smaller index, a first pass
-of a search. Two encoders are trained on the same pairs, one with it and one without, and both are asked with shortened vectors.
+`matryoshka` adds a loss over the first coordinates to the loss over all. The vectors can then be cut: a smaller
+index, a first pass of a search. Two encoders are trained on the same pairs, one with it and one without, and both are
+asked with shortened vectors.
 """
 
 import matplotlib.pyplot as plt

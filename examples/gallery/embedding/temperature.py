@@ -2,8 +2,9 @@
 A low temperature looks at the hardest negative only
 ====================================================
 
-In a contrastive loss every other document of the batch is a negative. The temperature decides how the push is shared among them: here
-a query has its partner at cosine 0.8 and seven negatives between -0.6 and 0.75, and autograd gives the push on each.
+In a contrastive loss every other document of the batch is a negative. The temperature decides how the push is shared
+among them: here a query has its partner at cosine 0.8 and seven negatives between -0.6 and 0.75, and autograd gives
+the push on each.
 """
 
 import matplotlib.pyplot as plt
@@ -38,8 +39,8 @@ plt.legend(title="temperature")
 plt.show()
 
 # %%
-# Low temperatures find fine distinctions, and are misled by a negative that is in truth another right answer: it would be the
-# hardest one. Near 1 all negatives are pushed alike, those too that are far away already.
+# Low temperatures find fine distinctions, and are misled by a negative that is in truth another right answer: it
+# would be the hardest one. Near 1 all negatives are pushed alike, those too that are far away already.
 
 for temperature, push in pushes.items():
     print(f"temperature {temperature:4g}: hardest negative {push[0]:.2f}, easiest {push[-1]:.4f} of the push")

@@ -2,9 +2,9 @@
 A metric that says how it merges is right over any number of micro-batches
 ==========================================================================
 
-The mean of a metric over a step is not the mean of the micro-batches' means, and a maximum has no mean at all. A loss returns its
-metrics as `stats.mean`, `sum`, `min` or `max` of tensors; calls and ranks then merge them exactly. This loss counts confident mistakes: tokens
-of probability below 1 %, and the worst of them.
+The mean of a metric over a step is not the mean of the micro-batches' means, and a maximum has no mean at all. A loss
+returns its metrics as `stats.mean`, `sum`, `min` or `max` of tensors; calls and ranks then merge them exactly. This
+loss counts confident mistakes: tokens of probability below 1 %, and the worst of them.
 """
 
 import matplotlib.pyplot as plt

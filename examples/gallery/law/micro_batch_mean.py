@@ -2,14 +2,16 @@
 The story of a loss that depended on micro-batches, and of the law that ends it
 ===============================================================================
 
-Gradient accumulation is meant to change nothing but memory: eight micro-batches of one row, or one batch of eight. In October 2024 a user
-of TRL trained SmolLM-135M both ways, and accumulation was much worse (`trl#2175 <https://github.com/huggingface/trl/issues/2175>`_).
-The cause was in most training code of the time, and known to some since 2021 (`Unsloth's release notes
-<https://github.com/unslothai/unsloth/releases/tag/October-2024>`_): a model's loss was the mean over the tokens of *its micro-batch*, and
-the trainer took the mean of these means. Rows of unequal length then weigh their tokens unequally.
-`transformers#34191 <https://github.com/huggingface/transformers/pull/34191>`_ hands the step's token count to the loss,
+Gradient accumulation is meant to change nothing but memory: eight micro-batches of one row, or one batch of eight. In
+October 2024 a user of TRL trained SmolLM-135M both ways, and accumulation was much worse (`trl#2175
+<https://github.com/huggingface/trl/issues/2175>`_). The cause was in most training code of the time, and known to
+some since 2021 (`Unsloth's release notes <https://github.com/unslothai/unsloth/releases/tag/October-2024>`_): a
+model's loss was the mean over the tokens of *its micro-batch*, and the trainer took the mean of these means. Rows of
+unequal length then weigh their tokens unequally. `transformers#34191
+<https://github.com/huggingface/transformers/pull/34191>`_ hands the step's token count to the loss,
 `num_items_in_batch`. Models and losses that did not know it stayed wrong by other factors, into 2025 (`#35556
-<https://github.com/huggingface/transformers/issues/35556>`_, `#37197 <https://github.com/huggingface/transformers/issues/37197>`_).
+<https://github.com/huggingface/transformers/issues/35556>`_, `#37197
+<https://github.com/huggingface/transformers/issues/37197>`_).
 
 Here are the two ways in plain PyTorch.
 """
@@ -51,8 +53,8 @@ def padded(rows: list[list[int]]) -> Tensor:
 
 
 # %%
-# One step of a real model, SmolLM2-135M: three curt answers and a long one, in one micro-batch and in four. The gradient is that of the
-# model's last layer.
+# One step of a real model, SmolLM2-135M: three curt answers and a long one, in one micro-batch and in four. The
+# gradient is that of the model's last layer.
 
 file = Path(find_smollm2())
 tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -80,8 +82,8 @@ for accumulate in (accumulate_means, accumulate_by_law):
     )
 
 # %%
-# Then a whole training, of a small model on text of unequal lengths: the names (short) and the descriptions (long) of all registered
-# losses, eight to a step.
+# Then a whole training, of a small model on text of unequal lengths: the names (short) and the descriptions (long) of
+# all registered losses, eight to a step.
 
 cards = [lb.describe_loss(name) for name in lb.list_losses()]
 data = [list(text.encode()[:128]) for card in cards for text in (card.name, card.description) if text]
@@ -129,11 +131,11 @@ for label, nats in runs.items():
     print(f"{label:31} {nats[-1]:.4f} nats per token after 60 steps")
 
 # %%
-# Every row weighs the same there, so a name's eight bytes count as much as a description's 128, and the text is learned more slowly. By the
-# law the run is that of the whole batch.
+# Every row weighs the same there, so a name's eight bytes count as much as a description's 128, and the text is
+# learned more slowly. By the law the run is that of the whole batch.
 #
-# The law that ends it: **a loss gives sums, and the step's data give the denominator.** In lossbook a loss cannot divide, so the mistake
-# has to be made on purpose. `check_loss` then says so, before any training:
+# The law that ends it: **a loss gives sums, and the step's data give the denominator.** In lossbook a loss cannot
+# divide, so the mistake has to be made on purpose. `check_loss` then says so, before any training:
 
 
 def mean_of_the_micro_batch(logprobs: Tensor) -> Tensor:

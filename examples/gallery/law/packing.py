@@ -2,9 +2,9 @@
 Packing answers into one row changes no number, if attention keeps to its own
 =============================================================================
 
-Answers of unequal length waste much of a padded batch. Laid one after the other in a single row they waste nothing, but then attention has to
-end where an answer ends. The trainer's `batching` is "packed", "padded" or "single"; all three are compared here with
-what happens where nobody tells the model about the boundaries.
+Answers of unequal length waste much of a padded batch. Laid one after the other in a single row they waste nothing,
+but then attention has to end where an answer ends. The trainer's `batching` is "packed", "padded" or "single"; all
+three are compared here with what happens where nobody tells the model about the boundaries.
 """
 
 import matplotlib.pyplot as plt
@@ -51,7 +51,8 @@ plt.legend()
 plt.show()
 
 # %%
-# Differences of the three batchings are rounding of float32. Without boundaries every token after the first text reads what came before, and is trained to.
+# Differences of the three batchings are rounding of float32. Without boundaries every token after the first text
+# reads what came before, and is trained to.
 
 for label, (_, loss, norm) in runs.items():
     print(f"{label:8} loss {loss:.6f} nats per token   gradient norm {norm:.6f}")

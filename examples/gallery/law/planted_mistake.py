@@ -2,9 +2,10 @@
 check_loss names the law that a mistake breaks, and hands back the smallest example
 ===================================================================================
 
-Two mistakes that train without an error message: a mean inside a loss, and a baseline taken from whatever tokens are in the same call.
-Both make a gradient depend on how a batch was cut. `check_loss` draws data from a function's signature, holds the function to the laws
-that every loss must obey, and shrinks a failure to the smallest data that shows it.
+Two mistakes that train without an error message: a mean inside a loss, and a baseline taken from whatever tokens are
+in the same call. Both make a gradient depend on how a batch was cut. `check_loss` draws data from a function's
+signature, holds the function to the laws that every loss must obey, and shrinks a failure to the smallest data that
+shows it.
 """
 
 from torch import Tensor

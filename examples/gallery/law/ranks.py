@@ -2,10 +2,10 @@
 The mean of four ranks' means is not the mean of their tokens
 =============================================================
 
-Data parallelism averages the gradients of its ranks, and each rank averages over its tokens. Where ranks have unequal numbers of
-tokens, a token's weight depends on the rank that it was dealt to. `count_tensors` gives each rank's share of the denominator; added up over
-all, it makes one loss of the ranks. The ranks are simulated here: four models whose gradients are averaged, as by
-DistributedDataParallel or Accelerate.
+Data parallelism averages the gradients of its ranks, and each rank averages over its tokens. Where ranks have unequal
+numbers of tokens, a token's weight depends on the rank that it was dealt to. `count_tensors` gives each rank's share
+of the denominator; added up over all, it makes one loss of the ranks. The ranks are simulated here: four models whose
+gradients are averaged, as by DistributedDataParallel or Accelerate.
 """
 
 import matplotlib.pyplot as plt

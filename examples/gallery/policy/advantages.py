@@ -2,8 +2,8 @@
 Dividing by the group's deviation makes hard and easy prompts count as much as open ones
 ========================================================================================
 
-Group-relative advantages compare the answers to one prompt with each other. With 16 answers that are right or wrong, all that a prompt
-can be is its success rate. How much each rule then pushes is the sum of the advantages' sizes.
+Group-relative advantages compare the answers to one prompt with each other. With 16 answers that are right or wrong,
+all that a prompt can be is its success rate. How much each rule then pushes is the sum of the advantages' sizes.
 """
 
 import matplotlib.pyplot as plt
@@ -29,12 +29,12 @@ plt.legend()
 plt.show()
 
 # %%
-# All four are silent where every answer is right, or none. Centred rewards favour prompts of even odds, where an answer says most.
-# Divided by the deviation, a prompt with one right answer in 16 still has half the weight of an even one, not a quarter; divided
-# by the mean, that prompt counts most of all.
+# All four are silent where every answer is right, or none. Centred rewards favour prompts of even odds, where an
+# answer says most. Divided by the deviation, a prompt with one right answer in 16 still has half the weight of an
+# even one, not a quarter; divided by the mean, that prompt counts most of all.
 #
-# RLOO leaves the answer itself out of its baseline. That is the centred advantage times n / (n - 1): a constant factor, which matters
-# as much as a slightly larger learning rate.
+# RLOO leaves the answer itself out of its baseline. That is the centred advantage times n / (n - 1): a constant
+# factor, which matters as much as a slightly larger learning rate.
 
 one, half = 1, N // 2
 for label, size in sizes.items():

@@ -2,9 +2,9 @@
 PPO's clip ends the gradient on one side, CISPO's on none
 =========================================================
 
-A policy loss multiplies each token's ratio r = π(token) / sampler(token) by its advantage A. What happens once r has moved past a
-bound is where these losses differ. Below, each loss is evaluated at many ratios, and autograd gives the push on the token's logprob:
-above 0 the step makes the token likelier.
+A policy loss multiplies each token's ratio r = π(token) / sampler(token) by its advantage A. What happens once r has
+moved past a bound is where these losses differ. Below, each loss is evaluated at many ratios, and autograd gives the
+push on the token's logprob: above 0 the step makes the token likelier.
 """
 
 import matplotlib.pyplot as plt
@@ -48,9 +48,10 @@ panels[0].legend()
 plt.show()
 
 # %%
-# A rewarded token (left) stops being pushed once it has risen past the upper bound; DAPO's higher bound leaves rare tokens more room.
-# A punished token (right) stops at the lower bound. On the other side the push goes on, and grows with r: an already likelier token
-# that turned out bad is pulled back in full. CISPO only holds the weight, so that no token ever drops out.
+# A rewarded token (left) stops being pushed once it has risen past the upper bound; DAPO's higher bound leaves rare
+# tokens more room. A punished token (right) stops at the lower bound. On the other side the push goes on, and grows
+# with r: an already likelier token that turned out bad is pulled back in full. CISPO only holds the weight, so that
+# no token ever drops out.
 
 risen, fallen = log_ratio.exp() > 1.3, log_ratio.exp() < 0.79
 for label in losses:

@@ -2,8 +2,8 @@
 Two terms that teach nothing alone: entropy keeps a policy open, z-loss keeps its logits in place
 =================================================================================================
 
-Both are added to another loss. `entropy_bonus` pays for entropy, so that a policy does not settle on the first thing that was
-rewarded; `z_loss` holds the logsumexp of the logits near 0, which the softmax itself cannot feel.
+Both are added to another loss. `entropy_bonus` pays for entropy, so that a policy does not settle on the first thing
+that was rewarded; `z_loss` holds the logsumexp of the logits near 0, which the softmax itself cannot feel.
 """
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,7 @@ def entropies(coefficient: float) -> list[float]:
     if coefficient:
         loss = loss + get_loss("entropy_bonus", coefficient=coefficient / 8)  # 8 rows see the same distribution
     curve = []
-    for _ in range(400):
+    for _ in range(200):
         probability = logits.softmax(0).detach()
         advantages = probability * (rewards - probability @ rewards)
         value, _ = loss.on_logits(logits.expand(1, 8, 8), labels, mask=mask, advantages=advantages[None])
@@ -38,8 +38,8 @@ def logsumexps(coefficient: float) -> list[float]:
     loss = get_loss("cross_entropy", reduction="token-mean")
     if coefficient:
         loss = loss + get_loss("z_loss", coefficient=coefficient, reduction="token-mean")
-    optimizer, curve = torch.optim.SGD([logits], lr=4.0), []
-    for _ in range(400):
+    optimizer, curve = torch.optim.SGD([logits], lr=8.0), []
+    for _ in range(200):
         value, _ = loss.on_logits(logits[None], torch.arange(4)[None], mask=torch.ones(1, 4))
         optimizer.zero_grad()
         value.backward()

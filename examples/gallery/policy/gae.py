@@ -2,9 +2,10 @@
 GAE's decay trades missed credit for noise, and the best is in between
 ======================================================================
 
-Generalized advantage estimation weighs the critic's k-step errors by decay^k. Here each action pays 1 or 0, but only 4 steps later, and
-the critic does not see the payment coming. At decay 0 the advantage is one step of that critic: steady, and blind to the action. At
-decay 1 it is the return minus the critic's value: right on average, and noisy with all that happens until the end.
+Generalized advantage estimation weighs the critic's k-step errors by decay^k. Here each action pays 1 or 0, but only
+4 steps later, and the critic does not see the payment coming. At decay 0 the advantage is one step of that critic:
+steady, and blind to the action. At decay 1 it is the return minus the critic's value: right on average, and noisy
+with all that happens until the end.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 A reward for digits is gamed by repeating one of them, and the run's numbers say so
 ===================================================================================
 
-A reward stands in for what is wanted. Wanted here are answers that are numbers, of many kinds; paid is the share of characters that are
-digits. The policy finds the cheapest way to be paid. Nothing in the reward's own curve looks wrong.
+A reward stands in for what is wanted. Wanted here are answers that are numbers, of many kinds; paid is the share of
+characters that are digits. The policy finds the cheapest way to be paid. Nothing in the reward's own curve looks
+wrong.
 """
 
 import matplotlib.pyplot as plt

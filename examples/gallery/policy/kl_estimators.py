@@ -2,9 +2,10 @@
 Of the KL estimators k1, k2 and k3, only one is unbiased, never negative and steady
 ===================================================================================
 
-A KL to the reference is usually estimated from the logprob of the one token that was sampled. With d = logprob - ref_logprob the
-estimators are k1 = d, k2 = d²/2 and k3 = exp(-d) - 1 + d (Schulman 2020). Here the policy is a distribution over 32 tokens, so that the
-true KL, and the bias, the spread and the expected gradient of each estimator, come from exact sums over all tokens.
+A KL to the reference is usually estimated from the logprob of the one token that was sampled. With d = logprob -
+ref_logprob the estimators are k1 = d, k2 = d²/2 and k3 = exp(-d) - 1 + d (Schulman 2020). Here the policy is a
+distribution over 32 tokens, so that the true KL, and the bias, the spread and the expected gradient of each
+estimator, come from exact sums over all tokens.
 """
 
 import matplotlib.pyplot as plt
@@ -52,9 +53,9 @@ panels[0].legend()
 plt.show()
 
 # %%
-# Near the reference k1 is mostly noise, and half of its values are negative; k2 and k3 are steady. k2 is biased as the policy moves
-# away, k3 never is. The gradient is another matter (right): as a term of the loss k1 has none in expectation, and k2 has exactly the
-# KL's. That is what the estimator "k3+" is for: k3's value with k2's gradient.
+# Near the reference k1 is mostly noise, and half of its values are negative; k2 and k3 are steady. k2 is biased as
+# the policy moves away, k3 never is. The gradient is another matter (right): as a term of the loss k1 has none in
+# expectation, and k2 has exactly the KL's. That is what the estimator "k3+" is for: k3's value with k2's gradient.
 
 for estimator in estimators:
     near, far = rows[estimator][0], rows[estimator][-1]

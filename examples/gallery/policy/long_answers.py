@@ -2,9 +2,9 @@
 A mean over each answer forgives long wrong answers
 ===================================================
 
-Two answers to one prompt: a right one of 20 tokens (A = +1) and a wrong one (A = -1) that grows from 10 to 200 tokens. How hard is the
-wrong answer pushed down, and how much does each of its tokens count? That is decided by the reduction alone: the losses below share one
-clipped surrogate.
+Two answers to one prompt: a right one of 20 tokens (A = +1) and a wrong one (A = -1) that grows from 10 to 200
+tokens. How hard is the wrong answer pushed down, and how much does each of its tokens count? That is decided by the
+reduction alone: the losses below share one clipped surrogate.
 """
 
 import matplotlib.pyplot as plt
@@ -44,9 +44,10 @@ in_all.legend()
 plt.show()
 
 # %%
-# Under a mean over each answer, a wrong answer of 200 tokens is punished no more than one of 10, so each token of it costs a
-# twentieth: a policy that is wrong anyway loses least by rambling. A mean over all tokens and a constant length punish in proportion;
-# the first makes the right answer count less as the wrong one grows, the second does not.
+# Under a mean over each answer, a wrong answer of 200 tokens is punished no more than one of 10, so each token of it
+# costs a twentieth: a policy that is wrong anyway loses least by rambling. A mean over all tokens and a constant
+# length punish in proportion; the first makes the right answer count less as the wrong one grows, the second does
+# not.
 
 short, long = {}, {}
 for label, rows in pushes.items():

@@ -2,9 +2,9 @@
 A stale sampler turns the gradient; only a weight per whole answer can turn it all the way back
 ===============================================================================================
 
-In asynchronous RL an engine samples with weights that are some updates old. A loss that takes its samples for the policy's own
-follows a wrong gradient. Answers here have 3 tokens of 4 kinds, so the expected gradient over all 64 answers is an exact sum, and can be
-compared with the true policy gradient.
+In asynchronous RL an engine samples with weights that are some updates old. A loss that takes its samples for the
+policy's own follows a wrong gradient. Answers here have 3 tokens of 4 kinds, so the expected gradient over all 64
+answers is an exact sum, and can be compared with the true policy gradient.
 """
 
 import itertools
@@ -63,9 +63,9 @@ plt.legend(title="correction")
 plt.show()
 
 # %%
-# Without a weight the error grows at once. The product of the whole answer's ratios is exact, and its price is variance; the caps
-# trade some of the bias back. A weight per token leaves out what the
-# other tokens say about how likely the answer was, so a part of the error stays, without a cap as well.
+# Without a weight the error grows at once. The product of the whole answer's ratios is exact, and its price is
+# variance; the caps trade some of the bias back. A weight per token leaves out what the other tokens say about how
+# likely the answer was, so a part of the error stays, without a cap as well.
 
 for label, loss in corrections.items():
     print(f"{label:25} error {errors[label][-1]:.2f}   deviation of one answer's gradient {moments(loss, 1.0)[1]:.2f}")

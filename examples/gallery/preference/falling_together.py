@@ -2,9 +2,10 @@
 After fine-tuning, DPO makes the chosen answers less likely; a little likelihood holds them
 ===========================================================================================
 
-DPO sees the margin only, and a margin also widens when both answers fall and the rejected one falls faster. A model that has been
-fine-tuned on such answers, as is usual before DPO, has little room to make them likelier, and much to make them unlikelier. A mixture adds the likelihood of the chosen answers: one forward serves both parts, and each has its own
-denominator.
+DPO sees the margin only, and a margin also widens when both answers fall and the rejected one falls faster. A model
+that has been fine-tuned on such answers, as is usual before DPO, has little room to make them likelier, and much to
+make them unlikelier. A mixture adds the likelihood of the chosen answers: one forward serves both parts, and each has
+its own denominator.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 KTO learns from thumbs up and down, and unequal counts need weights
 ===================================================================
 
-Pairs are rare, single thumbs are common. KTO takes answers one by one, with a label each. Here a tiny model gets eight answers to one
-prompt, one good and seven bad, which begin alike: the two sides pull alike only if the good one weighs seven times as much.
+Pairs are rare, single thumbs are common. KTO takes answers one by one, with a label each. Here a tiny model gets
+eight answers to one prompt, one good and seven bad, which begin alike: the two sides pull alike only if the good one
+weighs seven times as much.
 """
 
 import matplotlib.pyplot as plt
@@ -47,7 +48,8 @@ panels[1].legend()
 plt.show()
 
 # %%
-# With equal weights seven thumbs down outvote one thumb up: everything becomes less likely, the good answer too. Weighed, it rises.
+# With equal weights seven thumbs down outvote one thumb up: everything becomes less likely, the good answer too.
+# Weighed, it rises.
 
 for weight, curves in runs.items():
     print(f"weight {weight:g}: good {curves['desirable'][-1]:+.2f}, bad {curves['undesirable'][-1]:+.2f}")

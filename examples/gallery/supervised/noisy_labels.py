@@ -2,9 +2,9 @@
 With wrong labels, cross-entropy learns the mistakes by heart and dft does not
 ==============================================================================
 
-A third of the training labels are drawn at random. A model large enough to memorise them shows what each loss makes of labels that it
-finds unlikely: cross-entropy pulls hardest at exactly those, focal even more so, while dft weighs each by the probability that the
-model gives it already.
+A third of the training labels are drawn at random. A model large enough to memorise them shows what each loss makes
+of labels that it finds unlikely: cross-entropy pulls hardest at exactly those, focal even more so, while dft weighs
+each by the probability that the model gives it already.
 """
 
 import matplotlib.pyplot as plt
@@ -64,8 +64,8 @@ panels[1].legend()
 plt.show()
 
 # %%
-# The other side of the coin: what dft finds unlikely it hardly learns even where the label is right. It suits data close to what the
-# model would say anyway.
+# The other side of the coin: what dft finds unlikely it hardly learns even where the label is right. It suits data
+# close to what the model would say anyway.
 
 end = {name: {key: values[-1] for key, values in curve.items()} for name, curve in curves.items()}
 for name, numbers in end.items():
