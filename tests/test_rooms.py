@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: floors below it, never a room of its own floor. Parts stand in order too: each may import the parts before it.
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "datums": (
-        ("errors", "inputs", "choices", "lazy"),
+        ("errors", "inputs", "display", "choices", "lazy"),
         ("tensors", "extras", "disk", "routing"),
         ("types",),
         ("checks",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from ...datums.chat.masks import TrainOn
 from ...datums.errors import ConfigError, DataFileError, LossbookError, located
 from ...datums.files.report import DataReport
 from ..settings.choices import Setting
+from ..terminal import Column, console, table
 
 DataFile = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
 
@@ -54,7 +56,7 @@ def show_data(
     if html is None:
         if loss is not None or start_from is not None:
             raise ConfigError(f"--{'loss' if loss else 'start-from'} applies to the page only: add --html FILE")
-        show_file(file, load_model(model).tokenizer, count, **options)
+        show_file(file, load_model(model).tokenizer, count, console=console(), **options)
         return
     if loss is None and (loss_config or start_from is not None):
         raise ConfigError(f"--{'loss-config' if loss_config else 'start-from'} needs a loss: add --loss ID")
@@ -75,23 +77,26 @@ def _page(
     loss_config: dict[str, Setting],
     start_from: Path | None,
 ) -> str:
-    from ...datums.files.show import named_datums
-    from ...datums.files.sources import read_rows
+    from ...datums.files.show import more_rows, named_datums
+    from ...datums.files.sources import first_rows
     from ...losses.registry import get_loss
     from ...trainer import ServiceClient
     from ...trainer.model.load import load_model
     from ..inspect.data_page import loss_page, weights_page
     from ..run.runs import find_checkpoint
 
+    first, is_more = first_rows(file, count)
+    if is_more:
+        print(more_rows(count), file=sys.stderr)
     if loss_id is None:
         tokenizer = load_model(model).tokenizer
-        rows = [named for row in read_rows(file, limit=count) for named in named_datums(row, tokenizer, **options)]
+        rows = [named for row in first for named in named_datums(row, tokenizer, **options)]
         return weights_page(Path(file).name, rows, tokenizer)
     loss = get_loss(loss_id, **loss_config)  # fails for a misspelt one before the model is loaded
     checkpoint = None if start_from is None else str(find_checkpoint(start_from))
     client = ServiceClient().create_reference_client(base_model=model, model_path=checkpoint)
     tokenizer = client.get_tokenizer()
-    rows = [named for row in read_rows(file, limit=count) for named in named_datums(row, tokenizer, **options)]
+    rows = [named for row in first for named in named_datums(row, tokenizer, **options)]
     under = str(start_from) if start_from is not None else Path(model).name if Path(model).exists() else model
     try:
         return loss_page(f"{Path(file).name}: {loss.name} under {under}", rows, loss, client)
@@ -134,10 +139,14 @@ def report_data(
         values = {name: report.as_dict() for name, report in reports.items()}
         print(json_format.dumps(values if both is None else {**values, "in_both": both.as_dict()}, indent=2))
         return
+    out = console()
     for name, source in sources.items():
-        print(f"{source}\n{reports[name].render()}\n")
+        out.print(source, style="bold", soft_wrap=True)
+        out.print(table(["", Column(text=True)], reports[name].lines(), heads=False))
+        out.print()
     if both is not None:
-        print(f"held-out rows that also occur in the training data  {both}")
+        sentence = f"held-out rows that also occur in the training data  {both}"
+        out.print(table([Column(text=True)], [(sentence,)], heads=False))
 
 
 def _report(source: str, tokenizer: Any, limit: int | None, options: dict[str, Any]) -> DataReport:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import shutil
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
 from ...datums.errors import ConfigError, UnknownLossError
 from ...losses import (
-    UNPUBLISHED,
     LossCard,
-    Preset,
     compare_losses,
     describe_loss,
     describe_preset,
@@ -26,7 +22,6 @@ from ...losses import (
     list_presets,
     plugin_errors,
 )
-from ...losses.cards.braille import draw
 from ...losses.cards.card import card_of
 from ...losses.cards.curves import Curve, curve_of
 from ...losses.cards.sample_inputs import usable
@@ -34,6 +29,8 @@ from ...losses.loss.loss import LossLike
 from ...losses.variants.presets import find_preset
 from ..extras import require
 from ..settings.choices import Setting
+from ..terminal import Column, console, table
+from .cards import print_cards, print_comparison, print_losses, print_presets
 
 
 def list_all_losses(presets: bool = False, json: bool = False) -> None:
@@ -48,7 +45,7 @@ def list_all_losses(presets: bool = False, json: bool = False) -> None:
         if json:
             _print_json([dataclasses.asdict(preset) for preset in described])
         else:
-            print("\n".join(_preset_listing(described)))
+            print_presets(described)
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken plug-ins are printed below
@@ -56,46 +53,9 @@ def list_all_losses(presets: bool = False, json: bool = False) -> None:
     if json:
         _print_json([card.as_dict() for card in cards])
     else:
-        print("\n".join(_listing(cards)))
+        print_losses(cards, len(list_presets()))
     for name, why in plugin_errors().items():
         print(f"plug-in {name!r} failed to load: {why}", file=sys.stderr)
-
-
-def _listing(cards: Sequence[LossCard]) -> list[str]:
-    """One line per loss, in columns, by family. A terminal gets as much of the formula as fits; a pipe gets all of it."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    cells = {card.name: (card.name, ", ".join(card.aliases), card.per, card.reduction) for card in cards}
-    widths = [max(len(row[i]) for row in cells.values()) for i in range(4)]
-    lines: list[str] = []
-    for family in sorted({card.family for card in cards}):
-        members = [card for card in cards if card.family == family]
-        lines += ["", f"{family} ({len(members)})"]
-        for card in members:
-            columns = "  ".join(f"{cell:<{w}}" for cell, w in zip(cells[card.name], widths, strict=True))
-            lines.append(_cut(f"  {columns}  {card.formula}", width))
-    lines += ["", f"not offered ({len(UNPUBLISHED)})"]
-    lines += [_cut(f"  {name:<{widths[0]}}  {why}", width) for name, why in UNPUBLISHED.items()]
-    count = f"{len(cards)} losses, {len(list_presets())} presets (--presets)"
-    return [f"{count}; `lossbook losses show ID` shows one", *lines]
-
-
-def _preset_listing(presets: Sequence[Preset]) -> list[str]:
-    """One line per preset, by system: the loss and its settings."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    longest = max(len(preset.name) for preset in presets)
-    lines: list[str] = []
-    for system in dict.fromkeys(preset.name.partition(":")[0] for preset in presets):
-        members = [preset for preset in presets if preset.name.startswith(f"{system}:")]
-        lines += ["", f"{system} ({len(members)})"]
-        lines += [_cut(f"  {preset.name:<{longest}}  {get_loss(preset.name)!r}", width) for preset in members]
-    return [
-        f"{len(presets)} presets; `lossbook losses show NAME` gives the source of one and what it leaves out",
-        *lines,
-    ]
-
-
-def _cut(line: str, width: int | None) -> str:
-    return line if width is None or len(line) <= width else f"{line[: width - 1]}…"
 
 
 def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
@@ -112,9 +72,7 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
         whole = parts[0] if len(parts) == 1 else {"name": name, "parts": parts}
         _print_json(whole if preset is None else {**whole, "preset": dataclasses.asdict(preset)})
         return
-    if preset is not None:
-        print(f"{preset}\n")
-    print("\n\n".join(f"{card}\n\n{draw(curve)}" if curve else str(card) for card, curve in described))
+    print_cards(described, preset)
 
 
 def _cards_and_curves(loss: LossLike) -> list[tuple[LossCard, Curve | None]]:
@@ -135,7 +93,7 @@ def diff_losses(first: tyro.conf.Positional[str], second: tyro.conf.Positional[s
     if json:
         _print_json(comparison.as_dict())
     else:
-        print(comparison)
+        print_comparison(comparison)
 
 
 def check_losses(
@@ -160,16 +118,19 @@ def check_losses(
         raise UnknownLossError("name a loss to check: an id (`lossbook losses list`), or module:function")
     laws = dict(map(_parsed_law, law))
     summaries = {check.name: check.summary for check in CHECKS}
-    passed = True
+    passed, out = True, console()
     gc.freeze()  # hypothesis collects garbage; not scanning imported objects saves a quarter of the time for a small loss
     try:
         for name in names:
             loss = get_loss(name, **(loss_config or {}))
             report = check_loss(loss, on_fail="report", max_examples=examples, laws=laws)
-            print(str(report).partition("\n")[0])
-            for result in report:
-                has_passed = result.status == "passed"
-                print(f"{result.status:<8} {result.check}: {summaries[result.check]}" if has_passed else result)
+            out.print(str(report).partition("\n")[0], style="bold")
+            rows = [
+                (one.status, one.check, one.message or summaries[one.check]) for one in report if not one.is_failure
+            ]
+            out.print(table(["", "", Column(text=True)], rows, heads=False))
+            for failure in report.failures:
+                out.print(str(failure), soft_wrap=True)  # it ends with source code
             passed = passed and report.passed
     finally:
         gc.unfreeze()

@@ -72,7 +72,7 @@ def record_loss(run: Run, loss: Any) -> None:
     loss = get_loss(loss)
     parts = loss.parts
     cards = [{"factor": factor, **card_of(part, metrics=False).as_dict()} for factor, part in parts]
-    run.write(LOSS, json.dumps({"loss": repr(loss), "parts": cards}, indent=1))
+    run.write(LOSS, json.dumps({"loss": str(loss), "parts": cards}, indent=1))
 
 
 def read_loss(folder: str | Path) -> dict[str, Any]:

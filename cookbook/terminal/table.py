@@ -12,8 +12,10 @@ from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
-#: Spaces between columns, and the narrowest that a column of text becomes before another column is left out.
-GAP, TEXT_WIDTH = 2, 24
+from .console import MIN_WIDTH
+
+#: Spaces between columns.
+GAP = 2
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Column:
 
     head   its title
     text   its cells are sentences or lists: they wrap between words, and share the width that the other columns leave
+    least  how narrow a column of text may become before another one is left out
     right  its cells are aligned to the right, as numbers are
     style  of its cells, as rich writes it: "bold", "dim", "green"
     """
 
     head: str = ""
     text: bool = False
+    least: int = 24
     right: bool = False
     style: str = ""
 
@@ -77,11 +81,13 @@ class Table:
         """The width of each column that is shown: the last ones are left out until the others fit, the first never."""
         natural = [max(map(_longest_line, cells)) for cells in self._cells()]
         least = [
-            min(whole, max(TEXT_WIDTH, *map(_longest_word, cells))) if column.text else whole
+            min(whole, max(column.least, *map(_longest_word, cells))) if column.text else whole
             for column, whole, cells in zip(self.columns, natural, self._cells(), strict=True)
         ]
         count = len(self.columns)
-        while count > 1 and sum(least[:count]) + GAP * (count - 1) > room:
+        if not self.heads:  # nothing would say what is missing, so the last column takes what there is
+            least[-1] = min(least[-1], max(room - sum(least[:-1]) - GAP * (count - 1), MIN_WIDTH // 3))
+        while self.heads and count > 1 and sum(least[:count]) + GAP * (count - 1) > room:
             count -= 1
         widths = [min(width, room) for width in least[:count]]
         slack = room - sum(widths) - GAP * (count - 1)
@@ -111,7 +117,7 @@ def table(
     indent   spaces before each line
 
     Columns of text wrap and share the width that is left. Where even that is too wide, the last columns are left out, and a
-    line below names them. Control characters are shown by their codes.
+    line below names them; without heads all columns stay, and long words of the last one break. Control characters are shown by their codes.
     """
     own = tuple(Column(one) if isinstance(one, str) else one for one in columns)
     cells = tuple(tuple(plain_text(str(cell)) for cell in row) for row in rows)

@@ -141,26 +141,29 @@ class DataReport:
 
     def render(self) -> str:
         """Plain text, one line per subject."""
-        lines = [f"rows    {self.rows}: {self.kept} kept ({self.truncated} truncated), {self.dropped} dropped"]
-        quantiles = self.length_quantiles()
-        shown = ", ".join(
-            f"{name} {length}"
-            for name, length in zip(("min", "median", "90%", "99%", "max"), quantiles.values(), strict=False)
+        return "\n".join(
+            f"{subject:<8}{text}" if len(subject) < 8 else f"{subject}  {text}" for subject, text in self.lines()
         )
-        lines.append(f"tokens  {self.tokens} in {self.datums} datums" + (f"; length {shown}" if shown else ""))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(subject, what is said of it): rows, tokens, labels, and what there is of formats, repetitions and problems."""
+        lines = [("rows", f"{self.rows}: {self.kept} kept ({self.truncated} truncated), {self.dropped} dropped")]
+        quantiles = self.length_quantiles()
+        names = ("min", "median", "90%", "99%", "max")
+        shown = ", ".join(f"{name} {length}" for name, length in zip(names, quantiles.values(), strict=False))
+        lines.append(("tokens", f"{self.tokens} in {self.datums} datums" + (f"; length {shown}" if shown else "")))
         lost = f"{self.labels_lost} lost ({self.label_tokens_lost_frac:.1%})"
-        lines.append(f"labels  {self.labels_kept} kept ({self.label_tokens_frac:.1%} of the tokens), {lost}")
+        lines.append(("labels", f"{self.labels_kept} kept ({self.label_tokens_frac:.1%} of the tokens), {lost}"))
         if self.formats:
-            lines.append("formats " + ", ".join(f"{name} {count}" for name, count in self.formats.items()))
+            lines.append(("formats", ", ".join(f"{name} {count}" for name, count in self.formats.items())))
         if self.longest:
-            lines.append("longest " + "; ".join(f"{name}: {tokens}" for tokens, name in self.longest))
+            lines.append(("longest", "; ".join(f"{name}: {tokens}" for tokens, name in self.longest)))
         repeated = self.repeated()
         if repeated.count:
-            lines.append(f"repeated  {repeated}")
-        lines += [f"heeded  {what}  {rows}" for what, rows in self.heeded.items()]
-        lines += [f"not read  {what}  {rows}" for what, rows in self.unread.items()]
-        lines += [f"{kind}  {problem}" for kind, problem in self.problems.items()]
-        return "\n".join(lines)
+            lines.append(("repeated", str(repeated)))
+        lines += [("heeded", f"{what}  {rows}") for what, rows in self.heeded.items()]
+        lines += [("not read", f"{what}  {rows}") for what, rows in self.unread.items()]
+        return lines + [(kind, str(problem)) for kind, problem in self.problems.items()]
 
     def as_dict(self) -> dict[str, Any]:
         """Every count, the length quantiles, the longest rows, and the problems, as JSON values."""

@@ -15,7 +15,7 @@ from ..types import Datum
 from .formats import known_format
 from .jsonl import Row
 from .rows import datums_from_row
-from .sources import Source, read_rows
+from .sources import Source, first_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,14 +81,14 @@ def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Consol
     """Print the first `count` rows of a file or another source (see `read_rows`) with their learned tokens.
 
     options: those of `datum_from_row` (`train_on`, `max_length`, ...). Without colour (NO_COLOR, a pipe) learned tokens
-    are in «». Returns the number of rows shown. Errors name the row.
+    are in «». A last line says if the source has more rows. Returns the number of rows shown. Errors name the row.
     """
     from rich.console import Console
 
     console = console or Console()
     without_colour = console.no_color or not console.is_terminal
-    shown = 0
-    for row in read_rows(source, limit=count):
+    rows, is_more = first_rows(source, count)
+    for row in rows:
         named = named_datums(row, tokenizer, **options)
         if not named:
             console.print(f"{row.place}: left out: its weight is 0\n", style="bold", markup=False, highlight=False)
@@ -96,8 +96,14 @@ def show_file(source: Source, tokenizer: Any, count: int = 3, *, console: Consol
             console.print(f"{name}: {summary(datum)}", style="bold", markup=False, highlight=False, soft_wrap=True)
             console.print(render_datum(datum, tokenizer, marks=without_colour), soft_wrap=True)
             console.print()
-        shown += 1
-    return shown
+    if is_more:
+        console.print(more_rows(len(rows)), style="dim", markup=False, highlight=False, soft_wrap=True)
+    return len(rows)
+
+
+def more_rows(shown: int) -> str:
+    """The sentence that says that a source has more rows than these."""
+    return f"There are more rows than {'this one' if shown == 1 else f'these {shown}'}; --count N shows N."
 
 
 def named_datums(row: Row, tokenizer: Any, **options: Any) -> list[tuple[str, Datum]]:

@@ -50,6 +50,17 @@ def read_rows(source: Source, *, limit: int | None = None) -> Iterator[Row]:
     return itertools.islice(_rows(source), limit)
 
 
+def first_rows(source: Source, count: int) -> tuple[list[Row], bool]:
+    """The first `count` rows of a source, and whether there are more, readable or not. Raises as `read_rows` does."""
+    read_rows(source, limit=count)  # refuses other numbers
+    rows = read_rows(source, limit=count + 1)
+    first = list(itertools.islice(rows, count))
+    try:
+        return first, next(rows, None) is not None
+    except DataFileError:
+        return first, True
+
+
 def source_files(source: Source) -> list[Path]:
     """The files that `read_rows` reads of a source, in order; none for a data set on the hub, or an object.
 

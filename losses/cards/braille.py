@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 
 from .curves import Curve
 
-WIDTH, HEIGHT = 44, 9
+#: The widest and the only height of a panel, and the fewest characters in which two stand side by side.
+WIDTH, HEIGHT, SIDE_BY_SIDE = 44, 9, 72
 #: Bits of a braille character by (row, column) of its dots.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BLANK = 0x2800
@@ -16,21 +18,32 @@ _DASHES = ((1, 0), (3, 3), (1, 3))
 _MARKS = ("──", "- -", "· ·")
 
 
-def draw(curve: Curve, width: int = WIDTH, height: int = HEIGHT) -> str:
-    """Loss and gradient side by side: height + 4 lines with two panels of `width` characters."""
-    panels = [
-        _panel([(line.x, line.loss) for line in curve.lines], "loss", width, height),
-        _panel([(line.x, line.gradient) for line in curve.lines], "gradient", width, height),
-    ]
-    rows = [f"{left}  {right}".rstrip() for left, right in zip(*panels, strict=True)]
+def draw(curve: Curve, columns: int = 112, *, width: int = WIDTH, height: int = HEIGHT) -> str:
+    """Loss and gradient in lines of at most `columns` characters: side by side, or below each other where that is narrow."""
+    panels = {
+        "loss": [(line.x, line.loss) for line in curve.lines],
+        "gradient": [(line.x, line.gradient) for line in curve.lines],
+    }
+    side_by_side = columns >= SIDE_BY_SIDE
+    room = (columns - 2) // 2 if side_by_side else columns
+    drawn = [_panel(lines, title, room, width, height) for title, lines in panels.items()]
+    rows = [f"{left}  {right}" for left, right in zip(*drawn, strict=True)] if side_by_side else [*drawn[0], *drawn[1]]
     names = [f"{mark} {line.label}" for line, mark in zip(curve.lines, _MARKS, strict=False) if line.label]
-    return "\n".join([*rows, f"  over the {curve.quantity}", f"  {', '.join([*names, curve.fixed])}"])
+    notes = (f"over the {curve.quantity}", ", ".join([*names, curve.fixed]))
+    below = [textwrap.fill(note, columns, initial_indent="  ", subsequent_indent="  ") for note in notes]
+    return "\n".join([*(row.rstrip() for row in rows), *below])
 
 
-def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str, width: int, height: int) -> list[str]:
-    """height + 2 lines: the title, the drawing with the ends of the y axis, and the ends of the x axis."""
+def _panel(
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str, room: int, width: int, height: int
+) -> list[str]:
+    """height + 2 lines of at most `room` characters: the title, the drawing and the ends of its y axis, the ends of the x axis."""
     left, right = _extent([x for xs, _ in lines for x in xs])
     low, high = _extent([y for _, ys in lines for y in ys])
+    # A value that is 0 except for rounding, or close to 0 on the scale of this panel, is shown as 0.
+    top, bottom = (f"{0 if abs(value) < (high - low) / 1000 else value:.3g}" for value in (high, low))
+    label = max(len(top), len(bottom))
+    width = min(width, room - label - 2)
     cells = [[_BLANK] * width for _ in range(height)]
 
     def place(x: float, y: float) -> tuple[int, int]:
@@ -48,9 +61,6 @@ def _panel(lines: Sequence[tuple[Sequence[float], Sequence[float]]], title: str,
         for i, point in enumerate(path):
             if i % (drawn + left_out) < drawn:
                 dot(*point)
-    # A value that is 0 except for rounding, or close to 0 on the scale of this panel, is shown as 0.
-    top, bottom = (f"{0 if abs(value) < (high - low) / 1000 else value:.3g}" for value in (high, low))
-    label = max(len(top), len(bottom))
     margins = [top, *[""] * (height - 2), bottom]
     body = [
         f"{margin:>{label}} ┤{''.join(' ' if cell == _BLANK else chr(cell) for cell in row)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from ...datums.display import box, one_line, rows_html
 from ...datums.errors import LossbookError
 from ..loss.loss import Loss
 from ..registry import spec_of
@@ -103,21 +104,54 @@ class LossCard:
         return self.laws
 
     def __str__(self) -> str:
-        also = f"  (also {', '.join(self.aliases)})" if self.aliases else ""
-        head = [f"{self.name}{also}", wrapped(self.formula or "its docstring has no formula", "  ")]
         parts = [
-            "\n".join(head),
-            "\n\n".join(wrapped(p, "") for p in self.description.split("\n\n")) if self.description else "",
-            wrapped(f"When to use: {self.when_to_use}", "") if self.when_to_use else "",
-            block("axes", self._axes()),
-            block("reads", [_tensor_row(t) for t in (*self.outputs.values(), *self.inputs.values())]),
-            block("returns", [_tensor_row(self.returns)[1:]]),
-            block("settings", [_setting_row(s) for s in self.settings.values()]),
-            block("metrics", _metric_rows(self.metrics)),
-            block("elsewhere", list(self.differs.items())),
-            block("provenance", self._provenance()),
+            f"{self.title}\n{wrapped(self.shown_formula, '  ')}",
+            *(wrapped(paragraph, "") for paragraph in self.paragraphs),
+            *(block(title, rows) for title, rows in self.sections()),
         ]
         return "\n\n".join(part for part in parts if part)
+
+    def __repr__(self) -> str:
+        return one_line(f"<LossCard of {self.name}: {self.formula}>")
+
+    def _repr_html_(self) -> str:
+        sections = [rows_html(rows, title) for title, rows in self.sections()]
+        return box(self.title, self.shown_formula, *self.paragraphs, *sections)
+
+    @property
+    def title(self) -> str:
+        """Its id and its other ids."""
+        return f"{self.name}  (also {', '.join(self.aliases)})" if self.aliases else self.name
+
+    @property
+    def shown_formula(self) -> str:
+        """The formula, or a sentence where the docstring has none."""
+        return self.formula or "its docstring has no formula"
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """The description, and when to use it."""
+        use = [f"When to use: {self.when_to_use}"] if self.when_to_use else []
+        return [*(self.description.split("\n\n") if self.description else []), *use]
+
+    @property
+    def reads(self) -> str:
+        """The model outputs and the inputs that it reads, in one line; optional ones in brackets."""
+        every = (*self.outputs.values(), *self.inputs.values())
+        return ", ".join(one.name if one.required is True else f"[{one.name}]" for one in every)
+
+    def sections(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """(title, rows) of what a card shows below its formula and description; empty ones are left out."""
+        every = [
+            ("axes", self._axes()),
+            ("reads", [_tensor_row(t) for t in (*self.outputs.values(), *self.inputs.values())]),
+            ("returns", [_tensor_row(self.returns)[1:]]),
+            ("settings", [_setting_row(s) for s in self.settings.values()]),
+            ("metrics", _metric_rows(self.metrics)),
+            ("elsewhere", list(self.differs.items())),
+            ("provenance", self._provenance()),
+        ]
+        return [(title, rows) for title, rows in every if rows]
 
     @property
     def level(self) -> str:
@@ -125,13 +159,9 @@ class LossCard:
         return self.per if self.couples == self.per else f"{self.per}; a whole {self.couples} must be seen together"
 
     def _axes(self) -> list[tuple[str, str]]:
-        return [
-            ("one loss per", self.level),
-            ("ratio", self.axes.ratio),
-            ("clip", self.axes.clip),
-            ("KL", self.axes.kl),
-            ("reduction", f"{self.reduction} by default"),
-        ]
+        own = (("ratio", self.axes.ratio), ("clip", self.axes.clip), ("KL", self.axes.kl))
+        stated = [(axis, value) for axis, value in own if value != "none"]
+        return [("one loss per", self.level), *stated, ("reduction", f"{self.reduction} by default")]
 
     def _provenance(self) -> list[tuple[str, str]]:
         rows = [("source", self.source or "not stated"), ("defined in", self.defined_in)]

@@ -11,7 +11,7 @@ WIDTH = 120
 def block(title: str, rows: Sequence[Sequence[str]]) -> str:
     """Rows under a title, in columns; the last column wraps."""
     if not rows:
-        return ""
+        return title
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:

@@ -13,6 +13,10 @@ from .columns import block, table, wrapped
 from .examples import Reduced, Row, example
 from .sample_inputs import usable
 
+#: Titles of the table of numbers, and of the values after reduction.
+NUMBERS = "on the same data (losses before weights and reduction; gradients of the weighted sum)"
+REDUCED = "reduced by"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -36,27 +40,33 @@ class Comparison:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        names = [f"A  {self.first}", f"B  {self.second}"]
-        unlike = [line for axis, one, other in self.differences for line in _both(axis, one, other)]
         parts = [
-            "\n".join(names),
-            block("they differ in", unlike) or "their declarations do not differ",
-            block("they share", list(self.alike)),
+            "\n".join(self.names),
+            *(block(title, rows) for title, rows in self.sections()),
             wrapped(self.note, ""),
-            *self._numbers(),
+            f"{NUMBERS}\n{table(*self.numbers())}" if self.rows else "",
+            block(REDUCED, self.sums()) if self.rows else "",
         ]
         return "\n\n".join(part for part in parts if part)
 
-    def _numbers(self) -> list[str]:
-        if not self.rows:
-            return []
-        rows = [[_cell(value) for value in row.values()] for row in self.rows]
-        sums = [(label, f"A {one:.6g}", f"B {other:.6g}") for label, one, other in self.reduced]
-        return [
-            "on the same data (losses before weights and reduction; gradients of the weighted sum)\n"
-            + table(list(self.rows[0]), rows),
-            block("reduced by", sums),
-        ]
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two losses with the letters that stand for them."""
+        return f"A  {self.first}", f"B  {self.second}"
+
+    def sections(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """(title, rows) of what differs and what does not."""
+        unlike = [line for axis, one, other in self.differences for line in _both(axis, one, other)]
+        differ = ("they differ in", unlike) if unlike else ("their declarations do not differ", [])
+        return [differ, *([("they share", list(self.alike))] if self.alike else [])]
+
+    def numbers(self) -> tuple[list[str], list[list[str]]]:
+        """The heads and cells of the table of values and gradients; empty without rows."""
+        return list(self.rows[0]) if self.rows else [], [[_cell(value) for value in row.values()] for row in self.rows]
+
+    def sums(self) -> list[tuple[str, str, str]]:
+        """(reduction, value of A, value of B)."""
+        return [(label, f"A {one:.6g}", f"B {other:.6g}") for label, one, other in self.reduced]
 
 
 def compare_losses(first: Any, second: Any) -> Comparison:
@@ -74,7 +84,7 @@ def compare_losses(first: Any, second: Any) -> Comparison:
         first=names[0],
         second=names[1],
         differences=tuple(pair for pair in pairs if pair[1] != pair[2]),
-        alike=tuple((key, one) for key, one, other in pairs if one == other),
+        alike=tuple((key, one) for key, one, other in pairs if one == other != "none"),
         rows=tuple(rows),
         reduced=reduced,
         note=note,
@@ -86,7 +96,7 @@ def _axes(loss: Loss | Mixture) -> dict[str, str]:
     if not isinstance(loss, Loss):
         (factor, first), *rest = loss.parts
         times = {"times": f"{factor:g}"} if factor != 1 else {}
-        plus = {f"plus {part.name}": f"{share:g} * {part!r}" for share, part in rest}
+        plus = {f"plus {part.name}": f"{share:g} * {part}" for share, part in rest}
         return {**_axes(first), "couples": loss.couples, **times, **plus}
     card = card_of(loss)
     needs = ", ".join(f"{t.name}{'' if t.required is True else ' (optional)'}" for t in card.inputs.values())

@@ -23,6 +23,8 @@ from ..spec.spec import OUTPUT_NAMES
 _NAMES = r"[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*"
 _SHAPE = r"\[[^\]]*\](?:\s+or\s+\[[^\]]*\])*"
 _TENSOR = re.compile(rf"^(?P<names>{_NAMES})\s+(?P<shape>{_SHAPE})(?:\s+(?P<rest>\S.*))?$")
+#: What stands between two tensors that share a line.
+_BETWEEN_TENSORS = re.compile(rf"[;,]\s+(?={_NAMES}\s+{_SHAPE})")
 #: Where the unit ends and the meaning begins: two spaces or punctuation, but not a comma in brackets, as in "[0, 1]".
 _UNIT_END = re.compile(r"\s{2,}|[,;:]\s+(?![^\[(]*[\])])")
 _WHEN = re.compile(r"(?:^|\n\n)When to use:\s+(?P<use>.*?)(?=\n\n|$)", re.DOTALL)
@@ -57,7 +59,8 @@ def read_docstring(function: Callable[..., Any]) -> Docstring:
     """The parts of a function's docstring, empty without one. A tensor line begins with names of parameters."""
     parameters = inspect.signature(function).parameters
     known = {*parameters, *OUTPUT_NAMES, "returns"}
-    lines = (inspect.getdoc(function) or "").splitlines()
+    written = (inspect.getdoc(function) or "").splitlines()
+    lines = [line for whole in written for line in _one_tensor_each(whole, known)]
     formula: list[str] = []
     while lines and lines[0].strip() and not _tensor_line(lines[0], known):
         formula.append(lines.pop(0).strip())
@@ -84,6 +87,12 @@ def read_docstring(function: Callable[..., Any]) -> Docstring:
     when = _WHEN.search(text)
     use = " ".join(when["use"].split()) if when else ""
     return Docstring(" ".join(formula), tensors, returned, _WHEN.sub("", text).strip(), use)
+
+
+def _one_tensor_each(line: str, known: set[str]) -> list[str]:
+    """A line such as `logprobs [T] nats; returns [T] nats` as the lines that it is made of; any other line as it is."""
+    parts = [part.strip() for part in _BETWEEN_TENSORS.split(line)]
+    return parts if len(parts) > 1 and all(_tensor_line(part, known) for part in parts) else [line]
 
 
 def _tensor_line(line: str, known: set[str]) -> re.Match[str] | None:

@@ -7,13 +7,14 @@ The trainer sees only `name`, `couples`, `outputs`, `on_host`, `is_mean` and `pr
 from __future__ import annotations
 
 import copy
-import math
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ...datums.display import LINE, box, one_line, rows_html
 from ...datums.errors import LengthMismatchError, LossConfigError, LossContractError, TraceError
 from ...datums.types import Datum, as_datum
 from .. import stats
@@ -25,7 +26,8 @@ from ..spec.spec import LossSpec
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
 from .bound import BoundBatchStyle, BoundLoss, BoundSingle
-from .mixed import BoundMixture
+from .mixed import BoundMixture, factor_of
+from .shown import loss_html, on_one_line, signature_of, written
 from .tensors.methods import OnTensors
 
 
@@ -148,13 +150,13 @@ class LossLike(OnTensors):
         return trace(self.spec, self.settings, self.reduction, optional, ranks)
 
     def __rmul__(self, factor: float) -> Mixture:
-        factor = _factor(factor, self.name)
+        factor = factor_of(factor, self.name)
         return Mixture([(factor * own, part) for own, part in self.parts])
 
     __mul__ = __rmul__
 
     def __truediv__(self, divisor: float) -> Mixture:
-        if not (divisor := _factor(divisor, self.name)):
+        if not (divisor := factor_of(divisor, self.name)):
             raise LossContractError(f"{self.name} cannot be divided by 0")
         return (1 / divisor) * self
 
@@ -172,22 +174,6 @@ class LossLike(OnTensors):
         return -1.0 * self
 
 
-def _factor(value: Any, name: str) -> float:
-    """A factor of a loss as a finite float. Raises LossContractError for anything else."""
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise LossContractError(
-            f"a factor of {name} is a fixed number; a parameter would not be learned. Hold it in a function or module of "
-            "your own"
-        )
-    try:
-        factor = float(value)
-    except (TypeError, ValueError):
-        raise LossContractError(f"{name} is multiplied by numbers, not by {value!r:.60}") from None
-    if not math.isfinite(factor):
-        raise LossContractError(f"{name} is multiplied by {factor}: a factor is a finite number")
-    return factor
-
-
 class Loss(LossLike):
     """A loss function with its resolved settings. Make one with `get_loss(name, **config)`."""
 
@@ -201,6 +187,7 @@ class Loss(LossLike):
         self.reduction = resolved.reduction
         self.norm_length = resolved.norm_length
         self._resolved = resolved
+        self.__doc__ = inspect.getdoc(spec.function)  # `help` and notebooks show what this loss computes, not the class
 
     def copied(self) -> Loss:
         """The same loss, with settings of its own."""
@@ -219,6 +206,11 @@ class Loss(LossLike):
         return self.spec.name
 
     @property
+    def signature(self) -> inspect.Signature:
+        """What its function reads, and its settings with the values that they have here."""
+        return signature_of(self.spec.function, self.settings)
+
+    @property
     def couples(self) -> str:
         """What must be seen together; a reduction over sequences keeps datums whole."""
         return coarsest(self.spec.couples, "datum" if self.reduction.startswith("seq-") else "token")
@@ -230,12 +222,22 @@ class Loss(LossLike):
     def _bound(self, datums: Sequence[Datum]) -> BoundLoss:
         return (BoundBatchStyle if self.spec.is_batch_style else BoundSingle)(self.spec, self._resolved, datums)
 
+    def __str__(self) -> str:
+        return written(self.name, self._own_settings())
+
     def __repr__(self) -> str:
-        settings = {"reduction": self.reduction, **self.settings}
-        if self.norm_length is not None:
-            settings["norm_length"] = self.norm_length
-        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-        return f"{self.name}({shown})  # per {self.spec.per}, couples {self.couples}"
+        fields = self.spec.config.model_fields
+        own = self._own_settings()
+        return on_one_line(self.name, own, {key: fields[key].get_default(call_default_factory=True) for key in own})
+
+    def _repr_html_(self) -> str:
+        level = f"one loss per {self.spec.per}; couples {self.couples}"
+        return loss_html(self.name, level, self.spec.function, self._own_settings())
+
+    def _own_settings(self) -> dict[str, Any]:
+        """The reduction and every setting."""
+        length = {} if self.norm_length is None else {"norm_length": self.norm_length}
+        return {"reduction": self.reduction, **self.settings, **length}
 
 
 class Mixture(LossLike):
@@ -274,5 +276,13 @@ class Mixture(LossLike):
         parts = [(factor, part._bound(datums), part.spec.keys) for factor, part in self.parts]
         return BoundMixture(self.name, datums, parts)
 
+    def __str__(self) -> str:
+        return " + ".join(f"{factor:g} * {part}" for factor, part in self.parts)
+
     def __repr__(self) -> str:
-        return " + ".join(f"{factor:g} * {part!r}" for factor, part in self.parts)
+        if len(whole := str(self)) <= LINE:
+            return whole
+        return one_line(" + ".join(f"{factor:g} * {part.name}(...)" for factor, part in self.parts))
+
+    def _repr_html_(self) -> str:
+        return box(repr(self), rows_html(((f"{factor:g} *", str(part)) for factor, part in self.parts)))

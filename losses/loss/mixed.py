@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...datums.errors import LossContractError
 from ...datums.types import Datum
 from ..batch.outputs import Outputs
 from ..reductions import Count
@@ -78,3 +80,19 @@ class BoundMixture(BoundLoss):
             totals.append(factor * total)
             metrics.update({f"{part.name}/{key}": stat for key, stat in part_metrics.items()})
         return (torch.stack(totals) if len(totals) > 1 else totals[0]), metrics
+
+
+def factor_of(value: Any, name: str) -> float:
+    """A factor of a loss as a finite float. Raises LossContractError for anything else."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise LossContractError(
+            f"a factor of {name} is a fixed number; a parameter would not be learned. Hold it in a function or module of "
+            "your own"
+        )
+    try:
+        factor = float(value)
+    except (TypeError, ValueError):
+        raise LossContractError(f"{name} is multiplied by numbers, not by {value!r:.60}") from None
+    if not math.isfinite(factor):
+        raise LossContractError(f"{name} is multiplied by {factor}: a factor is a finite number")
+    return factor

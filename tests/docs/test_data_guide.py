@@ -78,6 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "eval.jsonl").write_text(single[0], encoding="utf-8")
     (tmp_path / "pairs.jsonl").write_text("\n".join(row for row in rows if "chosen" in row), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 

@@ -143,17 +143,22 @@ def test_logprobs_in_the_data_are_kept() -> None:
 class TestReport:
     """data report: what becomes of every row."""
 
-    def test_bad_rows_are_counted_and_named_and_the_report_goes_on(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    def test_bad_rows_are_counted_and_named_and_the_report_goes_on_at_every_width(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = write(tmp_path, CHAT, {"messages": []}, CHAT, KTO[0], {"mesages": [1]})
-        assert main(["data", "report", str(path)]) == 0
-        shown = capsys.readouterr().out
-        assert "rows    5: 3 kept (0 truncated), 2 dropped" in shown
-        assert "formats messages 3, labelled completion 1" in shown
-        assert "repeated  1: data.jsonl, line 3 repeats data.jsonl, line 1" in shown
-        assert "MessageError  1: data.jsonl, line 2: messages is empty" in shown
-        assert "DataFileError  1: data.jsonl, line 5: no format is known for a row with the keys mesages" in shown
+        for columns in (60, 80, 140):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            assert main(["data", "report", str(path)]) == 0
+            place, *lines = capsys.readouterr().out.splitlines()
+            assert place == str(path)
+            assert max(map(len, lines)) <= columns
+            shown = " ".join(" ".join(lines).split())
+            assert "rows 5: 3 kept (0 truncated), 2 dropped" in shown
+            assert "formats messages 3, labelled completion 1" in shown
+            assert "repeated 1: data.jsonl, line 3 repeats data.jsonl, line 1" in shown
+            assert "MessageError 1: data.jsonl, line 2: messages is empty" in shown
+            assert "DataFileError 1: data.jsonl, line 5: no format is known for a row with the keys mesages" in shown
 
     def test_held_out_rows_in_the_training_data_are_named(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -161,10 +166,8 @@ class TestReport:
         train, held_out = write(tmp_path, *KTO, CHAT), write(tmp_path, CHAT, PAIR, name="eval.jsonl")
         words = ["data", "report", str(train), "--eval-data", str(held_out)]
         assert main(words) == 0
-        shown = capsys.readouterr().out
-        assert (
-            "held-out rows that also occur in the training data  1: eval.jsonl, line 1 is data.jsonl, line 3" in shown
-        )
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "held-out rows that also occur in the training data 1: eval.jsonl, line 1 is data.jsonl, line 3" in shown
         assert main([*words, "--json", "--limit", "2"]) == 0
         reports = json.loads(capsys.readouterr().out)
         assert reports["in_both"] == {"count": 0, "examples": []}, "the third row was not read"

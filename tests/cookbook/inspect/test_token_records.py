@@ -330,7 +330,7 @@ def test_every_kind_of_loss_has_a_record_of_its_card(tmp_path: Path) -> None:
     for loss in (undocumented, *(make() for make, _ in CASES.values()), "trl:dapo"):
         record_loss(run, loss)
         recorded = read_loss(run.path)
-        assert recorded["loss"] == repr(lb.get_loss(loss))
+        assert recorded["loss"] == str(lb.get_loss(loss))
         assert all(part["name"] for part in recorded["parts"])
 
 

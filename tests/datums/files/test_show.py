@@ -103,7 +103,19 @@ class TestShowFile:
         shown, text = self.show(path, tokenizer_with("marked"), count=2)
         assert shown == 2
         row = "<|im_start|>user↵\nHi<|im_end|>↵\n<|im_start|>assistant↵\n«Yo<|im_end|>»↵\n"
-        assert text == "".join(f"chat.jsonl, line {line}: 25 tokens, 3 learned\n{row}\n\n" for line in (1, 2))
+        assert text == "".join(f"chat.jsonl, line {line}: 25 tokens, 3 learned\n{row}\n\n" for line in (1, 2)) + (
+            "There are more rows than these 2; --count N shows N.\n"
+        )
+
+    def test_rows_that_are_not_shown_are_spoken_of_whether_or_not_they_can_be_read(
+        self, tmp_path: Path, tokenizer_with: Any
+    ) -> None:
+        path = tmp_path / "chat.jsonl"
+        for rest, more in (("", False), ("\n\n", False), ("\n{", True)):
+            path.write_text(FILE.splitlines()[0] + rest, encoding="utf-8")
+            shown, text = self.show(path, tokenizer_with("marked"), count=1)
+            assert shown == 1
+            assert ("There are more rows than this one; --count N shows N." in text) == more
 
     def test_no_color_switches_colour_off(
         self, tmp_path: Path, tokenizer_with: Any, monkeypatch: pytest.MonkeyPatch

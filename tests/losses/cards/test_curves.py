@@ -222,6 +222,15 @@ def test_a_drawing_is_short_and_names_axes_ends_and_lines() -> None:
     assert "── A = +1, - - A = -1" in shown[-1]
 
 
+def test_a_drawing_fits_any_width() -> None:
+    for columns in (40, 60, 71, 72, 80, 140):
+        shown = draw(curve("ppo", 61), columns).splitlines()
+        assert max(map(len, shown)) <= columns
+        assert [line.strip() for line in shown if line.strip() in ("loss", "gradient")] == (
+            ["loss", "gradient"] if columns < 72 else []
+        )
+
+
 def test_a_rising_line_rises_and_a_flat_one_is_in_the_middle() -> None:
     line = Line("", (0.0, 1.0), (0.0, 1.0), (2.0, 2.0))
     rows = draw(Curve("x", "", (line,)), width=2, height=2).splitlines()

@@ -81,7 +81,7 @@ def test_factors_multiply_through_and_terms_add_on_either_side() -> None:
     ppo, cross_entropy = get_loss("ppo"), get_loss("cross_entropy")
     mixture = 2 * (cross_entropy * 0.5 + ppo) + 0.5 * get_loss("grpo")
     assert mixture.name == "1 * cross_entropy + 2 * ppo + 0.5 * grpo"
-    assert repr(0.5 * cross_entropy) == "0.5 * cross_entropy(reduction='sum')  # per token, couples token"
+    assert repr(0.5 * cross_entropy) == "0.5 * cross_entropy(reduction='sum')"
     assert get_loss(mixture) is mixture
 
 

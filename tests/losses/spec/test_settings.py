@@ -176,15 +176,12 @@ def test_a_setting_without_a_default_is_needed() -> None:
 
 
 def test_a_loss_shows_its_resolved_configuration() -> None:
-    assert repr(get_loss("ppo", clip_high=1.28)) == (
-        "ppo(reduction='sum', clip_low=0.8, clip_high=1.28)  # per token, couples token"
-    )
+    assert repr(get_loss("ppo", clip_high=1.28)) == ("ppo(reduction='sum', clip_low=0.8, clip_high=1.28)")
     assert repr(get_loss("cross_entropy", reduction="seq-mean-token-sum-norm", norm_length=512)) == (
-        "cross_entropy(reduction='seq-mean-token-sum-norm', norm_length=512)  # per token, couples datum"
+        "cross_entropy(reduction='seq-mean-token-sum-norm', norm_length=512)"
     )
     assert repr(get_loss("dpo")) == (
         "dpo(reduction='pair-mean', beta=0.1, label_smoothing=0.0, divergence='reverse_kl', alpha=0.5)"
-        "  # per pair, couples pair"
     )
 
 

@@ -133,9 +133,7 @@ def test_settings_of_rule_and_loss_are_settings_of_the_result() -> None:
     loss = rollout_correction(
         "ppo", level="sequence", rule="mask", cap=3.0, clip_low_threshold=0.7, reduction="token-mean"
     )
-    assert repr(loss) == (
-        "ppo+sequence_mask(reduction='token-mean', clip_low=0.7, clip_high=1.2, cap=3.0)  # per token, couples datum"
-    )
+    assert repr(loss) == ("ppo+sequence_mask(reduction='token-mean', clip_low=0.7, clip_high=1.2, cap=3.0)")
     assert get_loss(loss, cap=4.0).settings == {"clip_low": 0.7, "clip_high": 1.2, "cap": 4.0}
     assert get_loss(loss, cap=4.0).reduction == "token-mean"
     assert rollout_correction(get_loss("ppo", clip_high=1.5)).settings["clip_high"] == 1.5
