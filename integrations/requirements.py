@@ -27,7 +27,7 @@ def adapted(loss: AnyLoss, settings: Mapping[str, Any], where: str) -> LossLike:
         if part.spec.is_batch_style:
             raise LossContractError(
                 f"{where} hands over tensors, and {part.name} is fn(data, logprobs_list), which reads datums: write it as a "
-                "function of tensors (docs/your-own.md)"
+                "function of tensors (docs/start/your-own-loss.md)"
             )
     return made.copied()
 
