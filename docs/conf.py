@@ -19,9 +19,9 @@ language = "en"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "api",
     "mathml",
     "repository",
 ]
@@ -39,6 +39,14 @@ repository_pages = {
     "changelog": "CHANGELOG.md",
     "contributing": "CONTRIBUTING.md",
 }
+
+# The API reference.
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+viewcode_line_numbers = True
 
 # How it looks.
 html_theme = "furo"
