@@ -43,6 +43,7 @@ docs-site: $(models) ## the site from the pages that are there; ARGS="-D plot_ga
 
 docs-pages: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md and docs/models.md from the tests
 	$(python) docs/make_loss_pages.py
+	$(python) docs/make_cli_page.py
 	$(python) docs/make_parity_page.py
 	$(python) docs/make_models_page.py
 	$(python) docs/make_scaling_page.py

@@ -47,6 +47,11 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 viewcode_line_numbers = True
+#: What autodoc takes for a name though it is a piece of one, or a name that only type checkers have.
+nitpick_ignore_regex = [
+    ("py:class", r".*\[.*"),
+    ("py:class", r"types\.Annotated|Source|Console|Tensor|.*\.TrainerClass"),
+]
 
 # How it looks.
 html_theme = "furo"

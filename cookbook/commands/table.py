@@ -107,7 +107,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "commands.runs",
         "plot",
         section="Look at runs",
-        examples=("lossbook runs plot runs/sft runs/other --metrics loss held_out_nll",),
+        examples=("lossbook runs plot runs/sft runs/other --keys loss held_out_nll",),
     ),
     ("runs", "report"): Command(
         "write an HTML page on runs: curves, diagnoses, the loss, its gradient at each token",
