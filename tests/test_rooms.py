@@ -66,7 +66,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("rollouts", "preferences", "distillation", "embeddings"),
         ("inspect",),
         ("diagnose", "export"),
-        ("reports", "talk"),
+        ("reports", "talk", "compare"),
         ("loop",),
         ("sft", "dpo", "rl", "distill", "embed", "quickstart"),
         ("reward",),

@@ -102,6 +102,20 @@ COMMANDS: dict[tuple[str, ...], Command] = {
             "lossbook train embed --data scored.jsonl --loss cosent --no-all-weights --rank 8",
         ),
     ),
+    ("runs", "list"): Command(
+        "list the runs in a folder: state, steps, last numbers, loss, model, date",
+        "commands.compare",
+        "list_runs",
+        section="Look at runs",
+        examples=("lossbook runs list", "lossbook runs list runs --sort held_out_nll"),
+    ),
+    ("runs", "compare"): Command(
+        "compare the final numbers of runs: means and intervals over seeds, paired differences",
+        "commands.compare",
+        "compare_runs",
+        section="Look at runs",
+        examples=("lossbook runs compare runs/dpo runs/simpo", "lossbook runs compare runs/sweep --markdown"),
+    ),
     ("runs", "plot"): Command(
         "plot the curves of one or several runs in one picture",
         "commands.runs",
