@@ -128,7 +128,7 @@ def _known(keys: Sequence[str], runs: Sequence[RunSummary]) -> list[str]:
 
 def _sorted(runs: list[RunSummary], sort: str) -> list[RunSummary]:
     """The runs in an order; those without the metric last. Raises ConfigError for what is neither a column nor a metric."""
-    from ..compare.numbers import direction
+    from ..diagnose.numbers import direction
 
     attributes: dict[str, Any] = {
         "name": lambda run: str(run.folder),

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .intervals import Mean, mean_of
-from .numbers import best_of, direction
+from ..diagnose.intervals import Mean, mean_of
+from ..diagnose.numbers import SAME_METHOD, direction
+from .numbers import best_of
 from .summary import RunSummary
 
-#: Settings that tell runs apart without changing what is trained, or that are told apart elsewhere.
-NO_DIFFERENCE = ("out", "seed", "log_to", "save_every", "sample_prompts", "sample_every", "sample_tokens", "references")
+#: Settings that tell runs apart without changing what is trained.
+NO_DIFFERENCE = {*SAME_METHOD, "sample_prompts", "sample_every", "sample_tokens", "references"}
 #: Longer labels are replaced by the folder's name.
 LONGEST = 60
 
@@ -99,7 +100,7 @@ def compared(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, Any]:
 
 def best(groups: Sequence[Group], key: str) -> list[str]:
     """The labels of the groups with the best mean."""
-    return best_of(key, [(group.label, mean.mean) for group in groups if (mean := group.mean(key)) is not None])
+    return best_of(key, [(group.label, mean.value) for group in groups if (mean := group.mean(key)) is not None])
 
 
 def _numbers(group: Group, first: Group, key: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _numbers(group: Group, first: Group, key: str) -> dict[str, Any]:
 
 
 def _mean(mean: Mean | None) -> dict[str, Any]:
-    return {} if mean is None else {"mean": mean.mean, "interval": mean.interval, "n": mean.n}
+    return {} if mean is None else {"mean": mean.value, "interval": mean.interval, "n": mean.count}
 
 
 def _label(settings: Mapping[str, Any], runs: Sequence[RunSummary], names: Mapping[Any, str], *, is_alone: bool) -> str:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from ...datums.errors import LossbookError
 from ..diagnose.history import History, read_history
+from ..diagnose.numbers import direction, is_measured
 from ..run.names import ADAPTER, CHECKPOINTS, CONFIG, METRICS, MODEL, OWNER
 from ..run.provenance import Provenance, read_provenance
 from ..run.records import read_settings
-from .numbers import HELD_OUT, direction, final_numbers
+from .numbers import final_numbers
 
 State = Literal["running", "finished", "interrupted", "damaged"]
 #: Settings that only one recipe has, by which its runs are known; the first that fits.
@@ -58,7 +59,7 @@ class RunSummary:
     def headline(self) -> tuple[str, float] | None:
         """The main number: one that has a direction, what was held out first."""
         known = [key for key in self.numbers if direction(key)]
-        known.sort(key=lambda key: (not key.startswith(HELD_OUT), direction(key) < 0))
+        known.sort(key=lambda key: (not is_measured(key), direction(key) < 0))
         return (known[0], self.numbers[known[0]]) if known else None
 
     def as_dict(self) -> dict[str, Any]:

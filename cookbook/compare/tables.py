@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..diagnose.history import SHARE
+from ..diagnose.intervals import Mean
+from ..diagnose.numbers import direction
 from ..terminal import Column, Table, table
 from .groups import Group, best
-from .intervals import Mean
-from .numbers import HELD_OUT, SHARE, direction
 from .summary import RunSummary
 
 _DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: ""}
@@ -28,7 +29,7 @@ def comparison_table(groups: Sequence[Group], keys: Sequence[str]) -> Table:
         for group in groups:
             mean = group.mean(key)
             cells = [group.label, "*" if group.label in winners else "", _number(mean)]
-            cells += [_half(mean), str(mean.n if mean else 0)] if has_seeds else []
+            cells += [_half(mean), str(mean.count if mean else 0)] if has_seeds else []
             cells += [_difference(group, groups[0], key)] if several else []
             rows.append(tuple(cells))
     return table(columns, rows)
@@ -36,7 +37,7 @@ def comparison_table(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 
 def legend(groups: Sequence[Group], keys: Sequence[str]) -> str:
     """What the numbers of a comparison are."""
-    parts = [f"* best. {HELD_OUT}...: the last evaluation; others: the mean over the last 1/{SHARE} of the steps."]
+    parts = [f"* best. held_out_...: the last evaluation; others: the mean over the last 1/{SHARE} of the steps."]
     if any(len(group.runs) > 1 for group in groups):
         parts.append("± 95 %: half the interval of the mean over n seeds, by Student's t.")
     if any(group.minus(groups[0], key) for group in groups[1:] for key in keys):
@@ -86,18 +87,18 @@ def duration(seconds: float | None) -> str:
 
 
 def _number(mean: Mean | None) -> str:
-    return "–" if mean is None else f"{mean.mean:.4g}"
+    return "–" if mean is None else f"{mean.value:.4g}"
 
 
 def _half(mean: Mean | None) -> str:
-    return "" if mean is None or mean.half is None else f"{mean.half:.2g}"
+    return "" if mean is None or mean.half_width is None else f"{mean.half_width:.2g}"
 
 
 def _difference(group: Group, first: Group, key: str) -> str:
     minus = None if group is first else group.minus(first, key)
     if minus is None:
         return ""
-    return f"{minus.mean:+.2g}" + ("" if minus.half is None else f" ± {minus.half:.2g}")
+    return f"{minus.value:+.2g}" + ("" if minus.half_width is None else f" ± {minus.half_width:.2g}")
 
 
 def _marked(group: Group, groups: Sequence[Group], key: str) -> str:

@@ -6,15 +6,12 @@ final number is the mean over the last fifth of the recorded steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import numpy as np
-
 from .history import SHARE, History
+from .intervals import Mean, mean_of
 
 #: The main metrics, by key: label, and whether more (1) or less (-1) is better, or neither (0).
 MAIN = {
@@ -33,12 +30,15 @@ MAIN = {
     "nll": ("nll", -1),
     "loss": ("loss", 0),
 }
+#: Other metrics of which more or less is better, by their names without `held_out_` and without a part of a mixture.
+_BETTER = {
+    **dict.fromkeys(("score", "reward", "accuracy", "margin", "recall_at_1", "recall_at_10", "mrr", "spearman"), 1),
+    **dict.fromkeys(("nll", "reverse_kl", "forward_kl", "teacher_kl"), -1),
+}
 #: With a reward, the likelihood and the loss of sampled answers mean little.
 _NOISE = ("nll", "loss")
 #: Settings that do not make two runs two methods: the seed, the place, and what changes no number.
 SAME_METHOD = ("seed", "out", "log_to", "tracker_project", "run_name", "device", "save_every", "keep_checkpoints")
-#: Two-sided intervals hold the mean with this probability, if the runs' numbers are normally distributed.
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -91,43 +91,14 @@ def final_numbers(history: History) -> list[FinalNumber]:
     return [number for number in numbers if number is not None]
 
 
+def direction(key: str) -> int:
+    """1 where more of a metric is better, -1 where less is, 0 where neither is known, as of a loss beside another loss."""
+    return MAIN[key][1] if key in MAIN else _BETTER.get(key.rpartition("/")[2].removeprefix("held_out_"), 0)
+
+
 def is_measured(key: str) -> bool:
     """Whether a metric is always measured on the same data."""
     return key.startswith("held_out")
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The mean of a number over `count` runs. half_width: of its 95 % interval (Student's t); None for a single run."""
-
-    value: float
-    half_width: float | None
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g}" if self.half_width is None else f"{self.value:.4g} ± {self.half_width:.2g}"
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean over runs. values: at least one."""
-    count = len(values)
-    if count == 1:
-        return Mean(float(values[0]), None, 1)
-    error = float(np.std(values, ddof=1)) / math.sqrt(count)
-    return Mean(float(np.mean(values)), student_t(count - 1) * error, count)
-
-
-@cache
-def student_t(freedom: int) -> float:
-    """The quantile of Student's t distribution that leaves (1 - CONFIDENCE) / 2 above it."""
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    low, high = 1.0, 20.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        points = np.linspace(0.0, middle, 4001)
-        inside = float(np.trapezoid(scale * (1 + points**2 / freedom) ** (-(freedom + 1) / 2), points))
-        low, high = (middle, high) if 2 * inside < CONFIDENCE else (low, middle)
-    return low
 
 
 @dataclass(frozen=True)
@@ -200,11 +171,11 @@ def _row(
 
 def _best(key: str, rows: Sequence[Row]) -> int | None:
     """The row with the best mean; None where neither more nor less is better, or only one row has the metric."""
-    direction = MAIN[key][1] if key in MAIN else 0
+    sign = direction(key)
     have = [i for i, row in enumerate(rows) if key in row.numbers]
-    if not direction or len(have) < 2:
+    if not sign or len(have) < 2:
         return None
-    return max(have, key=lambda i: direction * rows[i].numbers[key].value)
+    return max(have, key=lambda i: sign * rows[i].numbers[key].value)
 
 
 def _where(steps: tuple[int, int]) -> str:

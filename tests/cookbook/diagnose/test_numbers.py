@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lossbook.cookbook.diagnose.history import History
-from lossbook.cookbook.diagnose.numbers import compare, final_number, final_numbers, mean_of, student_t
+from lossbook.cookbook.diagnose.intervals import mean_of, student_t
+from lossbook.cookbook.diagnose.numbers import compare, final_number, final_numbers
 
 
 def run(values: list[float], key: str = "reward", **settings: Any) -> History:

@@ -14,20 +14,23 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of n values, one per seed; half: half the width of its interval, None for a single value."""
+    """The mean of `count` values, one per run. half_width: of its 95 % interval (Student's t); None for a single value."""
 
-    mean: float
-    half: float | None
-    n: int
+    value: float
+    half_width: float | None
+    count: int
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The ends of the interval."""
-        return None if self.half is None else (self.mean - self.half, self.mean + self.half)
+        return None if self.half_width is None else (self.value - self.half_width, self.value + self.half_width)
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}" if self.half_width is None else f"{self.value:.4g} ± {self.half_width:.2g}"
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean, and its interval by Student's t: t s / √n, where s is the standard deviation with n - 1 in its denominator."""
+    """The mean of at least one value, and its interval: t s / √n, where s² is the variance with n - 1 in its denominator."""
     numbers = np.asarray(values, dtype=np.float64)
     n = len(numbers)
     half = None if n < 2 else student_t(n - 1) * float(numbers.std(ddof=1)) / math.sqrt(n)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossbook.cookbook.compare.intervals import mean_of, student_t
+from lossbook.cookbook.diagnose.intervals import mean_of, student_t
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_an_interval_is_scipys(values: list[float]) -> None:
     mean = mean_of(values)
     spread = np.std(values, ddof=1)
     if spread == 0:
-        assert mean.half == 0
+        assert mean.half_width == 0
         return
     error = spread / np.sqrt(len(values))
     low, high = pytest.importorskip("scipy.stats").t.interval(0.95, len(values) - 1, np.mean(values), error)
@@ -39,4 +39,4 @@ def test_an_interval_is_scipys(values: list[float]) -> None:
 
 
 def test_one_value_has_no_interval() -> None:
-    assert (mean_of([0.5]).mean, mean_of([0.5]).interval, mean_of([0.5]).n) == (0.5, None, 1)
+    assert (mean_of([0.5]).value, mean_of([0.5]).interval, mean_of([0.5]).count) == (0.5, None, 1)
