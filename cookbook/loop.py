@@ -32,12 +32,15 @@ from .run.configs import adam_params, resolved_settings, torch_dtype
 from .run.data_digest import check_data, data_digests
 from .run.interrupts import StopAtOnce, StopRequest, stop_on_signals
 from .run.loggers import StepDisplay
+from .run.records import best_step
 from .run.runs import Run, find_checkpoint, open_run
-from .run.trackers import Trackers, check_trackers
+from .run.trackers import Place, Trackers, check_trackers
 from .settings.base import EXTENDABLE, MEMORY, RecipeConfig
+from .steps.checkpoints import keep_newest
 from .steps.introduction import introduce
 from .steps.parts import RunPart
 from .steps.samples import record_samples
+from .steps.stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from ..datums.types import Datum
@@ -113,7 +116,14 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
 
 
 def finish(run: Run, training: TrainingClient) -> dict[str, float]:
-    """Write the adapter (or the whole model) and the curve, print where they are, and return each metric's last value."""
+    """Write the adapter (or the whole model) and the curve, print where they are, and return each metric's last value.
+
+    With early stopping the weights are those of the best checkpoint.
+    """
+    best = best_step(run.path)
+    if best is not None:
+        training.load_state(str(run.checkpoint(best)), optimizer=False).result()
+        print(f"best    {run.checkpoint(best)}")
     written = write_weights(run, training)
     name = "adapter" if written == run.adapter else "model  "
     print(f"metrics {run.metrics}\n{name} {written}\n{try_plot({run.path.name: run.path}, run.curve)}")
@@ -153,6 +163,7 @@ class Loop:
         self.display = StepDisplay(total, title=title)
         self._keep = keep
         self._part: RunPart | None = None
+        self._stopping = EarlyStopping(config, run)
         self._loss_is_recorded = False
         self._title = title
         self._step: int | None = None
@@ -165,11 +176,13 @@ class Loop:
         self.kept = self.run.kept(self.start) if self.start else None
         if self.run.about is not None:
             self._part = RunPart(self.run, self.run.about, self.start)
+        self._stopping.continue_from(self.start)
         self._stop = self._inside.enter_context(stop_on_signals())
         self.display = self._inside.enter_context(StepDisplay(self.total, self.start, title=self._title))
         if self.config.log_to:
             settings = resolved_settings(self.config)
-            trackers = Trackers(self.config.log_to, self.run.path, settings, self.start)
+            place = Place(self.run.path, self.config.tracker_project, self.config.run_name)
+            trackers = Trackers(self.config.log_to, place, settings, self.start)
             self.run.trackers = self._inside.enter_context(trackers)
         return self
 
@@ -192,14 +205,19 @@ class Loop:
     def __iter__(self) -> Iterator[int]:
         if self.start == 0:
             self._sample(0)
-        for step in range(self.start + 1, self.total + 1):
-            self._step = step
+        step = self.start
+        while step < self.total and not self._stopping.is_over:
+            self._step = step = step + 1
             yield step
-            if step == self.total or _is_due(step, self.config.sample_every):
+            is_last = step == self.total or self._stopping.is_over
+            if is_last or _is_due(step, self.config.sample_every):
                 self._sample(step)
-            if self._stop or step == self.total or _is_due(step, self.config.save_every):
+            is_best = step == self._stopping.best_step
+            if self._stop or is_last or is_best or _is_due(step, self.config.save_every):
                 self._save(step)
         self._step = None
+        if self._stopping.is_over:
+            self.display.note(self._stopping.verdict(step))
 
     def is_evaluated(self, step: int) -> bool:
         """Whether an evaluation follows this step: every `eval_every`th step and the last."""
@@ -243,6 +261,7 @@ class Loop:
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log and show the metrics of an evaluation after a step (0: before the first)."""
+        self._stopping.evaluated(step, metrics)
         if metrics:
             self.run.log(step, metrics)
             self.display.note(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
@@ -264,6 +283,9 @@ class Loop:
         saved = self.training.save_state(self.run.checkpoint_name(step), overwrite=True).result().path
         if self._part is not None:
             self._part.reached(step)
+        self._stopping.record()
+        if self.config.keep_checkpoints is not None:
+            keep_newest(self.run, self.config.keep_checkpoints, self._stopping.best_step)
         self._stop.leave(f"stopped after step {step}, saved in {saved}; continue with --resume")
 
 

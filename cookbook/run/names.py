@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CONFIG, REPORT, METRICS, CURVE = "config.json", "data_report.json", "metrics.jsonl", "curve.png"
-DATA_DIGEST, PROVENANCE = "data_digest.json", "provenance.json"
+DATA_DIGEST, PROVENANCE, BEST = "data_digest.json", "provenance.json", "best.json"
 #: While a process writes in the folder: its lock, and which process it is (`opening.py`).
 LOCK, OWNER = "run.lock", "in_use.json"
 SAMPLES, SEQUENCES, LOSS = "samples.jsonl", "sequences.jsonl", "loss.json"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ...datums import disk
 from ...datums.checks.json_text import strict_json
 from ...datums.errors import DataFileError, RunError
-from .names import BY_STEP, CONFIG, KEPT
+from .names import BEST, BY_STEP, CONFIG, KEPT
 
 #: Larger steps are not exact as floats, which plots and pages need.
 LARGEST_STEP = 2**53
@@ -62,6 +62,16 @@ def read_json(path: Path) -> Any:
         return strict_json(text, non_finite=True)
     except ValueError as error:
         raise DataFileError(f"{path} is damaged: {error}") from None
+
+
+def best_step(run: Path) -> int | None:
+    """The step of the best checkpoint, by best.json; None without early stopping. Raises DataFileError for a damaged file."""
+    record = read_json(run / BEST)
+    return None if record is None else checked(_Best, record, BEST).step
+
+
+class _Best(BaseModel):
+    step: int
 
 
 def checked(model: type[Model], value: Any, place: str) -> Model:

@@ -9,6 +9,7 @@ metrics.jsonl      one JSON object per line, flushed at each step; curves and re
 samples.jsonl      the model's answers, at some steps
 sequences.jsonl    some of the sequences trained on, token by token, at some steps
 curve.png          curves of the metrics
+best.json          with early stopping: the metric, its best value and that step
 checkpoints/       step-000040/ and so on: all that is needed to continue bit for bit
 kept/              one file per checkpoint, under its name: hashes of the rows until then, and a recipe's own state
 adapter/           the LoRA adapter, for peft
@@ -32,6 +33,7 @@ from ...datums.errors import RunError
 from ..redaction import redacted
 from .names import (
     ADAPTER,
+    BEST,
     BY_STEP,
     CHECKPOINTS,
     CONFIG,
@@ -48,7 +50,7 @@ from .names import (
     TRACKER_IDS,
 )
 from .opening import FolderLock, Opening
-from .records import keep, kept, read_metrics, read_rows, read_settings, rows_until
+from .records import best_step, keep, kept, read_metrics, read_rows, read_settings, rows_until
 
 if TYPE_CHECKING:
     from ...datums.types import Datum
@@ -161,6 +163,10 @@ class Run:
             disk.write_file(path, text + "\n")
         return path
 
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps is."""
+        return self.checkpoints / self.checkpoint_name(step)
+
     def checkpoint_name(self, step: int) -> str:
         """The name of the checkpoint after `step` steps; names sort by step."""
         return f"step-{step:06d}"
@@ -251,13 +257,17 @@ def open_run(
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The newest intact checkpoint of a run's folder; `path` itself where it is a checkpoint. Raises RunError."""
+    """A run's checkpoint: the best where it followed a held-out metric, else the newest intact one. A checkpoint is itself.
+
+    Raises RunError, and DataFileError where the record of the best is damaged.
+    """
     run = Run(Path(path))
     if not run.path.is_dir():
         raise RunError(f"{run.path} is neither a run nor a checkpoint: there is no such folder")
     if not (run.path / CONFIG).exists():
         return run.path
-    checkpoint = run.last_checkpoint()[1]
+    best = best_step(run.path)
+    checkpoint = run.last_checkpoint()[1] if best is None else run.checkpoint(best)
     if checkpoint is None:
         raise RunError(f"the run in {run.path} has no checkpoint; did it end before its first? See --save-every")
     return checkpoint
@@ -278,5 +288,5 @@ def writing_run(path: Path) -> Iterator[None]:
 def _delete_run(path: Path) -> None:
     for name in (CHECKPOINTS, KEPT, ADAPTER, MODEL, *TRACKER_FOLDERS):
         disk.remove(path / name, must=True)
-    for name in (*BY_STEP, REPORT, DATA_DIGEST, PROVENANCE, LOSS, CURVE, TRACKER_IDS, CONFIG):
+    for name in (*BY_STEP, REPORT, DATA_DIGEST, PROVENANCE, BEST, LOSS, CURVE, TRACKER_IDS, CONFIG):
         disk.remove(path / name, must=True)

@@ -13,6 +13,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -38,31 +39,45 @@ class Tracker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes in a tracker: the run's folder, and project and name if the settings have them."""
+
+    folder: Path
+    project: str | None = None
+    name: str | None = None
+
+    @property
+    def run_name(self) -> str:
+        """The name that was given, else the folder's."""
+        return self.name or self.folder.name
+
+
 class Trackers:
     """The trackers of a run; use it in a `with` block. A failure gives one warning and is never raised.
 
-    folder     the run's folder; its name is the run's name in the tracker
+    place      where the run goes
     settings   JSON values, sent without secrets
     step       the step that a resumed run continues from, 0 for a new one; a tracker's later steps are replaced
     """
 
     def __init__(
-        self, names: Sequence[str] = (), folder: Path = Path(), settings: Mapping[str, Any] | None = None, step: int = 0
+        self, names: Sequence[str], place: Place, settings: Mapping[str, Any] | None = None, step: int = 0
     ) -> None:
         self._names = list(dict.fromkeys(names))
-        self._folder = folder
+        self._place = place
         self._settings = redacted(dict(settings or {}))
         self._step = step
         self._open: dict[str, Tracker] = {}
         self._failures: dict[str, int] = {}
 
     def __enter__(self) -> Trackers:
-        ids = _read_ids(self._folder)
+        ids = _read_ids(self._place)
         for name in self._names:
             try:
-                self._open[name] = TRACKERS[name](self._folder, self._settings, self._step, ids)
+                self._open[name] = TRACKERS[name](self._place, self._settings, self._step, ids)
                 if ids:
-                    disk.write_file(self._folder / TRACKER_IDS, json.dumps(ids, indent=2) + "\n")
+                    disk.write_file(self._place.folder / TRACKER_IDS, json.dumps(ids, indent=2) + "\n")
             except Exception as error:  # a server that is down, a disk that is full, a login that has run out
                 self._warn(name, error, "it may get nothing of this run")
         return self
@@ -125,10 +140,12 @@ def _package(name: str) -> Any:
 class _TensorBoard:
     """Event files in the run's folder: `tensorboard --logdir runs`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
+    def __init__(self, place: Place, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
+        self._writer = SummaryWriter(
+            str(place.folder / "tensorboard" / (place.name or "")), purge_step=step + 1 if step else 0
+        )
         self._writer.add_text("settings", f"```\n{json.dumps(settings, indent=2)}\n```", step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -143,16 +160,16 @@ class _TensorBoard:
 class _Wandb:
     """Online where a key is configured (WANDB_API_KEY or `wandb login`), else files for `wandb sync`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
+    def __init__(self, place: Place, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         wandb = _package("wandb")
         identity = ids.setdefault("wandb", uuid.uuid4().hex[:8])
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or "lossbook",
-            name=folder.name,
+            project=place.project or os.environ.get("WANDB_PROJECT") or "lossbook",
+            name=place.run_name,
             id=identity,
             resume="allow",
             config=dict(settings),
-            dir=str(folder),
+            dir=str(place.folder),
             mode=_wandb_mode(),
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True, x_disable_meta=True),
@@ -187,7 +204,7 @@ def _wandb_mode() -> Literal["online", "offline", "disabled", "shared"]:
 class _MLflow:
     """A run of the experiment $MLFLOW_EXPERIMENT_NAME ("lossbook") at $MLFLOW_TRACKING_URI or MLflow's default."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
+    def __init__(self, place: Place, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default a step would wait for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._mlflow = _package("mlflow")
@@ -196,10 +213,10 @@ class _MLflow:
             self._id = ids["mlflow"]
             self._client.update_run(self._id, status="RUNNING")
             return
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lossbook"
+        name = place.project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lossbook"
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        self._id = ids["mlflow"] = self._client.create_run(experiment_id, run_name=folder.name).info.run_id
+        self._id = ids["mlflow"] = self._client.create_run(experiment_id, run_name=place.run_name).info.run_id
         for key, value in settings.items():
             self._client.log_param(self._id, key, json.dumps(value)[:6000])
 
@@ -215,10 +232,10 @@ class _MLflow:
 class _Trackio:
     """A local database under ~/.cache/huggingface/trackio: `trackio show`. A Space only with TRACKIO_SPACE_ID."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
+    def __init__(self, place: Place, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> None:
         trackio = _package("trackio")
-        name = ids.setdefault("trackio", f"{folder.name}-{uuid.uuid4().hex[:8]}")
-        project = os.environ.get("TRACKIO_PROJECT") or "lossbook"
+        name = ids.setdefault("trackio", f"{place.run_name}-{uuid.uuid4().hex[:8]}")
+        project = place.project or os.environ.get("TRACKIO_PROJECT") or "lossbook"
         self._run = trackio.init(project=project, name=name, config=dict(settings), resume="allow", embed=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -232,9 +249,13 @@ class _Trackio:
 TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
 
 
-def _read_ids(folder: Path) -> dict[str, Any]:
+def _read_ids(place: Place) -> dict[str, Any]:
+    """The ids of the run in each tracker; none where it was in another project, or had another name."""
     try:
-        ids = json.loads((folder / TRACKER_IDS).read_text(encoding="utf-8"))
+        ids = json.loads((place.folder / TRACKER_IDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return ids if isinstance(ids, dict) else {}
+        ids = {}
+    named = [place.project, place.name]
+    if not isinstance(ids, dict) or ids.get("named", [None, None]) != named:
+        ids = {}
+    return ids if named == [None, None] else {**ids, "named": named}

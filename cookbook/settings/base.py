@@ -9,24 +9,26 @@ from pydantic import ConfigDict, model_validator
 from pydantic_core import to_jsonable_python
 
 from ...trainer.choices import BaseWeights, FusedLayers
-from .choices import Precision, Setting, Source, TrackerName
-from .groups import MOST, setting
+from .choices import Precision, Setting, Source
+from .groups import MOST, given, setting
 from .optimizer import OptimizerSettings
+from .records import RecordSettings
 
 #: Settings that trade memory for time, as `ServiceClient` names them; they change no number beyond rounding.
-MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations")
+MEMORY = ("tokens_per_micro_batch", "checkpoint_layers", "offload_activations", "compile_layers")
 #: Settings that `--resume` may change: the number of steps (which changes a linear schedule too), how often the run
 #: evaluates and saves, its trackers, its device and its folder, its workers, the server it samples on, and memory.
 EXTENDABLE = (
     *("steps", "epochs", "eval_every", "save_every", "log_to", "device", "out", "workers", "restarts"),
     *("sampling_workers", "tensor_parallel"),
-    *("sample_prompts", "sample_every", "sample_tokens"),
+    *("sample_prompts", "sample_every", "sample_tokens", "keep_checkpoints", "tracker_project", "run_name"),
+    *("early_stopping_patience", "early_stopping_metric"),
     *("sampler_url", "sampler_model", "sampler_adapters", "sampler_bound", "sampler_connections", "sampler_timeout"),
     *MEMORY,
 )
 
 
-class RecipeConfig(OptimizerSettings):
+class RecipeConfig(OptimizerSettings, RecordSettings):
     """Settings that every recipe has; each field is a flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
@@ -53,16 +55,6 @@ class RecipeConfig(OptimizerSettings):
         ge=0,
         lt=2**64,
     )
-    eval_every: int = setting(
-        "Evaluation", 0, "steps between evaluations; 0: only before and after training", ge=0, le=MOST
-    )
-    save_every: int = setting("Output", 0, "steps between checkpoints; 0: only one, at the end", ge=0, le=MOST)
-    sample_prompts: tuple[str, ...] = setting(
-        "Evaluation", (), "prompts answered during training, written to samples.jsonl"
-    )
-    sample_every: int = setting("Evaluation", 0, "steps between these answers; 0: only before and after", ge=0, le=MOST)
-    sample_tokens: int = setting("Evaluation", 64, "most tokens in such an answer", ge=1, le=MOST)
-    log_to: tuple[TrackerName, ...] = setting("Output", (), "trackers that receive the metrics, besides metrics.jsonl")
     device: str | None = setting("Advanced", None, "cpu, cuda, ...; None: the best available")
     workers: int | None = setting(
         "Advanced", None, "worker processes that share the model and the work; None: this process alone", ge=1, le=MOST
@@ -95,6 +87,9 @@ class RecipeConfig(OptimizerSettings):
         "Memory", False, "compute each layer again in the backward: a layer's activations in memory, 4/3 of the FLOPs"
     )
     offload_activations: bool = setting("Memory", False, "keep what the backward needs in the host's memory")
+    compile_layers: bool = setting(
+        "Memory", False, "run each layer through torch.compile: less memory and time after minutes at the first step"
+    )
     deterministic: bool = setting(
         "Advanced", False, "use torch's deterministic algorithms: the same bits on the same GPU, more slowly"
     )
@@ -128,11 +123,10 @@ class RecipeConfig(OptimizerSettings):
 
     @model_validator(mode="after")
     def _adapters_are_chosen_once(self) -> Self:
-        names = ("train_mlp", "train_attn", "lora_targets", "lora_alpha", "lora_dropout")
-        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-        if self.all_weights and given:
+        names = ("rank", "train_mlp", "train_attn", "train_unembed", "lora_targets", "lora_alpha", "lora_dropout")
+        if self.all_weights and (useless := given(self, *names)):
             raise ValueError(
-                f"--all-weights trains no adapters, so {given[0]} would be ignored: leave one of the two out"
+                f"--all-weights trains no adapters, so {useless[0]} would be ignored: leave one of the two out"
             )
         if self.all_weights and self.base_weights == "4bit":
             raise ValueError("--all-weights trains all weights, and 4-bit ones cannot be: leave one of the two out")
@@ -171,6 +165,11 @@ class DataConfig(RecipeConfig):
     batch_size: int = setting("Data", 8, "rows or questions per step", ge=1, le=MOST)
     epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1, le=MOST)
     steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=MOST)
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether there are held-out data to evaluate on."""
+        return self.eval_data is not None or (self.task is not None and self.held_out > 0)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -44,6 +44,11 @@ class EmbedConfig(RecipeConfig):
     epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1, le=MOST)
     steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=MOST)
 
+    @property
+    def is_held_out(self) -> bool:
+        """Whether there are held-out data to evaluate on."""
+        return self.eval_data is not None or self.held_out > 0
+
     @model_validator(mode="after")
     def _one_evaluation(self) -> EmbedConfig:
         if self.eval_data is not None and self.held_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 #: The groups of flags, in the order of the help.
@@ -31,6 +31,11 @@ MOST = 10**9
 def setting(group: Group, default: Any, description: str, **limits: Any) -> Any:
     """A field with its group and its line of help. default: `...` where it must be given. limits: as `pydantic.Field` has them."""
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+def given(settings: BaseModel, *names: str) -> list[str]:
+    """Those of these settings that are not at their defaults: written configurations name all settings, also those nobody gave."""
+    return [name for name in names if getattr(settings, name) != type(settings).model_fields[name].default]
 
 
 def group_of(field: FieldInfo) -> str:

@@ -51,6 +51,11 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
     off_policy_steps: int = setting("Rollouts", 0, "1: sample the next step's rollouts during training", ge=0, le=1)
     samples: int = setting("Rollouts", 4, "rollouts per step that samples.jsonl records", ge=0, le=MOST)
 
+    @property
+    def is_held_out(self) -> bool:
+        """Whether there are held-out data to evaluate on."""
+        return self.eval_data is not None or self.held_out > 0
+
     @model_validator(mode="after")
     def _possible(self) -> RLConfig:
         if self.temperature != 1 and not self.allow_biased:

@@ -41,7 +41,9 @@ def datums() -> list[lb.Datum]:
 
 
 def config_in(folder: Path, **changes: Any) -> RecipeConfig:
-    return RecipeConfig(out=folder, rank=2, learning_rate=1e-2, **changes)
+    return RecipeConfig(
+        out=folder, learning_rate=1e-2, **({} if changes.get("all_weights") else {"rank": 2}), **changes
+    )
 
 
 def train(config: RecipeConfig, datums: list[lb.Datum], total: int, **options: Any) -> Any:

@@ -154,6 +154,16 @@ def move_into_place(temporary: Path, final: Path, overwrite: bool) -> list[Path]
                 disk.rename(replaced[-1], final)
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint: out of its name in one step, so that no reader sees a part of it; then its files.
+
+    Raises OSError where it cannot be renamed. Files that stay, as where the program dies, go with the next save.
+    """
+    aside = path.parent / f".{path.name}.tmp-{uuid.uuid4().hex}"
+    disk.rename(path, aside)
+    disk.remove(aside)
+
+
 def settle(final: Path, replaced: list[Path]) -> None:
     """Flush the renames to the disk, then delete the replaced folders."""
     try:

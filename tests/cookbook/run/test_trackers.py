@@ -17,7 +17,7 @@ from lossbook.cookbook.redaction import REDACTED, redacted
 from lossbook.cookbook.run import trackers
 from lossbook.cookbook.run.configs import resolved_settings
 from lossbook.cookbook.run.runs import read_metrics
-from lossbook.cookbook.run.trackers import PATIENCE, Trackers, check_trackers
+from lossbook.cookbook.run.trackers import PATIENCE, Place, Trackers, check_trackers
 from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import MissingExtraError
@@ -31,10 +31,12 @@ class Remembering:
         self.tried: list[int] = []
         self.broken = broken
         self.succeeded: bool | None = None
-        self.opened: list[tuple[Path, Mapping[str, Any], int]] = []
+        self.ids: list[int] = []
+        self.opened: list[tuple[Place, Mapping[str, Any], int]] = []
 
-    def open(self, folder: Path, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> Remembering:
-        self.opened.append((folder, settings, step))
+    def open(self, place: Place, settings: Mapping[str, Any], step: int, ids: dict[str, Any]) -> Remembering:
+        self.opened.append((place, settings, step))
+        self.ids.append(ids.setdefault("wandb", len(self.opened)))
         return self
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -88,8 +90,8 @@ def test_a_tracker_gets_what_metrics_jsonl_gets_and_the_settings_with_the_resolv
     sft.main(config)
     rows = read_metrics(config.out / "metrics.jsonl")
     assert [{**numbers, "step": step} for step, numbers in tracker.rows] == rows
-    ((folder, settings, step),) = tracker.opened
-    assert (folder, step, tracker.succeeded) == (config.out, 0, True)
+    ((place, settings, step),) = tracker.opened
+    assert (place, step, tracker.succeeded) == (Place(config.out), 0, True)
     assert settings["loss"] == "focal"
     assert settings["resolved_loss"] == {
         "name": "focal",
@@ -135,7 +137,7 @@ def test_the_parts_of_a_mixture_are_among_the_settings_that_a_tracker_gets() -> 
 
 def test_a_tracker_that_fails_again_and_again_is_left_alone(tmp_path: Path, tracker: Remembering) -> None:
     tracker.broken = tuple(range(100))
-    opened = Trackers(["wandb"], tmp_path).__enter__()
+    opened = Trackers(["wandb"], Place(tmp_path)).__enter__()
     with pytest.warns(RuntimeWarning, match="from step 0 on") as warned:
         opened.log(0, {"loss": 1.0})
     for step in range(1, 10):
@@ -154,13 +156,13 @@ def test_a_tracker_that_cannot_be_opened_is_warned_about_and_the_others_go_on(
 
     monkeypatch.setitem(trackers.TRACKERS, "mlflow", refuse)
     with pytest.warns(RuntimeWarning, match=r"mlflow failed \(OSError: no space left\)"):
-        opened = Trackers(["mlflow", "wandb"], tmp_path).__enter__()
+        opened = Trackers(["mlflow", "wandb"], Place(tmp_path)).__enter__()
     opened.log(1, {"loss": 1.0})
     assert tracker.rows == [(1, {"loss": 1.0})]
 
 
 def test_a_run_that_ends_in_an_error_is_closed_as_failed(tmp_path: Path, tracker: Remembering) -> None:
-    with pytest.raises(ZeroDivisionError), Trackers(["wandb"], tmp_path):
+    with pytest.raises(ZeroDivisionError), Trackers(["wandb"], Place(tmp_path)):
         raise ZeroDivisionError
     assert tracker.succeeded is False
 
@@ -186,16 +188,53 @@ def test_a_folder_of_the_trackers_name_does_not_pass_for_the_package(
     sys.modules.pop("wandb", None)
 
 
+def test_a_tracker_gets_the_project_and_the_name_that_were_given(make: Any, tracker: Remembering) -> None:
+    config = make(log_to=("wandb",), tracker_project="losses", run_name="first try")
+    sft.main(config)
+    assert tracker.opened[0][0] == Place(config.out, "losses", "first try")
+    assert (Place(config.out).run_name, tracker.opened[0][0].run_name) == ("run", "first try")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tracker_project": "a"}, "tracker_project is for --log-to only"),
+        ({"run_name": "a"}, "run_name is for --log-to only"),
+        ({"log_to": ("tensorboard",), "tracker_project": "a"}, "tensorboard has no projects"),
+        ({"log_to": ("tensorboard",), "run_name": "../a"}, "without slashes"),
+        ({"log_to": ("tensorboard",), "run_name": ".."}, "run_name is a name"),
+        ({"log_to": ("wandb",), "tracker_project": "a\nb"}, "tracker_project is a name on one line"),
+    ],
+)
+def test_names_that_no_tracker_would_use_or_that_are_none_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecipeConfig(**flags)
+
+
+def test_under_another_name_a_resumed_run_is_a_new_run_in_the_tracker(tmp_path: Path, tracker: Remembering) -> None:
+    other = Place(tmp_path, project="b")
+    for place in (Place(tmp_path), Place(tmp_path), other, other, Place(tmp_path)):
+        with Trackers(["wandb", "tensorboard"], place) as opened:
+            opened.log(1, {"loss": 1.0})
+    assert tracker.ids == [1, 1, 3, 3, 5]
+
+
+def test_tensorboard_has_a_folder_of_the_runs_name(tmp_path: Path) -> None:
+    with Trackers(["tensorboard"], Place(tmp_path, name="b")) as opened:
+        opened.log(1, {"loss": 1.0})
+    assert len(list((tmp_path / "tensorboard" / "b").iterdir())) == 1
+
+
 def test_a_misspelt_tracker_is_a_mistake_in_the_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "sft", "--task", "x", "--out", str(tmp_path / "run"), "--log-to", "tensorbord"]) == 2
     assert "tensorboard" in capsys.readouterr().err
 
 
 def test_tensorboard_reads_every_step_once_and_those_made_again_as_they_were_made_last(tmp_path: Path) -> None:
-    with Trackers(["tensorboard"], tmp_path, {"seed": 1}) as opened:
+    with Trackers(["tensorboard"], Place(tmp_path), {"seed": 1}) as opened:
         for step in (1, 2, 3, 4):
             opened.log(step, {"loss": 1.0 / step})
-    with Trackers(["tensorboard"], tmp_path, {"seed": 1}, step=2) as opened:
+    with Trackers(["tensorboard"], Place(tmp_path), {"seed": 1}, step=2) as opened:
         for step in (3, 4, 5):
             opened.log(step, {"loss": 10.0 * step, "rate": math.nan})
     assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (3, 30.0), (4, 40.0), (5, 50.0)]
@@ -212,7 +251,7 @@ def test_overwriting_a_run_removes_what_its_trackers_kept(make: Any) -> None:
 def test_no_secret_reaches_a_tracker(tmp_path: Path, tracker: Remembering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "a-secret-value")
     settings = {"model": "http://me:hunter2@host/a-secret-value", "list": [{"token": "hf_" + "a" * 30}], "rank": 8}
-    with Trackers(["wandb"], tmp_path, settings):
+    with Trackers(["wandb"], Place(tmp_path), settings):
         pass
     ((_, sent, _),) = tracker.opened
     assert sent == {"model": f"http://{REDACTED}@host/{REDACTED}", "list": [{"token": REDACTED}], "rank": 8}
@@ -258,7 +297,7 @@ SECRET = "a-secret-that-must-stay-here"
 def log_twice(name: str, folder: Path) -> None:
     """A run of four steps, resumed after the second; a setting holds a secret of the environment."""
     for start in (0, 2):
-        with Trackers([name], folder, {"seed": 1, "model": f"http://host/{SECRET}"}, start) as opened:
+        with Trackers([name], Place(folder), {"seed": 1, "model": f"http://host/{SECRET}"}, start) as opened:
             for step in range(start + 1, start + 5):
                 opened.log(step, {"loss": float(100 * start + step)})
 
@@ -283,7 +322,11 @@ def test_mlflow_keeps_one_run_with_all_steps(folder: Path) -> None:
     from mlflow import MlflowClient
 
     log_twice("mlflow", folder)
+    with Trackers(["mlflow"], Place(folder, "another", "named")):
+        pass
     client = MlflowClient()
+    (named,) = client.search_runs([client.get_experiment_by_name("another").experiment_id])
+    assert named.info.run_name == "named"
     (run,) = client.search_runs([client.get_experiment_by_name("lossbook").experiment_id])
     assert (run.info.run_name, run.info.status, run.data.params["seed"]) == ("run", "FINISHED", "1")
     assert files_with_the_secret(folder) == []
