@@ -9,17 +9,20 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..datums.errors import ConfigError, LossbookError, LossConfigError, TaskError, UnknownLossError
 from .commands.table import COMMANDS
 from .redaction import redacted
-from .run.configs import read_config
 from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
 from .run.opening import release_idle
+from .usage.overview import print_overview
+
+if TYPE_CHECKING:
+    from .usage.flags import Flag
 
 #: Exit codes: of any failure, and of a usage error.
 FAILURE, USAGE_ERROR = 1, 2
@@ -84,7 +87,7 @@ def _code_of(arguments: Sequence[str] | None) -> int:
 def _run(words: list[str]) -> int:
     name = _named(words)
     if name is None:
-        return _help(words)
+        return _without_command(words)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # lets module:function find a file here; last, so that it hides no other module
     if COMMANDS[name].config is not None:
@@ -96,21 +99,43 @@ def _run(words: list[str]) -> int:
 def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
     """The function call for a command's flags and configuration file, checked but not made.
 
-    Raises ConfigError for a bad file. For bad flags and for --help it prints a message and raises SystemExit.
+    Raises ConfigError for what is wrong with them. For --help it prints that and raises SystemExit. Until the flags are
+    read, no module is imported that needs torch.
     """
+    from .settings.written.files import read_config
+    from .usage.flags import flags_of_function, flags_of_settings, summary
+    from .usage.parsing import call_from, settings_from, with_values
+
     command, program = COMMANDS[name], " ".join(("lossbook", *name))
-    module = importlib.import_module(f".{command.module}", __package__)
-    function = getattr(module, command.function)
     if command.words:
-        return function(flags)
+        return _function(name)(flags)
+    wants_help = any(flag in ("-h", "--help") for flag in flags)
     if command.config is None:
-        later = wraps(function)(lambda *given, **named: partial(function, *given, **named))
-        return _parse(later, flags, program, command.summary)
-    model = getattr(module, command.config)
+        function = _function(name)
+        if wants_help:
+            _help(name, flags_of_function(function), summary(function))
+        return call_from(function, flags, program)
+    room, _, model_name = command.config.partition(".")
+    model = getattr(importlib.import_module(f".settings.{room}", __package__), model_name)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)
-    description = f"{command.summary}\n\n--config FILE reads settings from TOML or JSON; flags override them."
-    return partial(function, _parse(model, flags, program, description, default=model.model_construct(**values)))
+    if wants_help:
+        _help(name, with_values(flags_of_settings(model), values), f"{command.summary}.")
+    config = settings_from(model, flags, values, program)
+    return partial(_function(name), config)
+
+
+def _function(name: tuple[str, ...]) -> Callable[..., Any]:
+    """What a command calls; its module is imported now."""
+    command = COMMANDS[name]
+    return getattr(importlib.import_module(f".{command.module}", __package__), command.function)
+
+
+def _help(name: tuple[str, ...], flags: list[Flag], text: str) -> NoReturn:
+    from .usage.help import print_help
+
+    print_help(name, COMMANDS[name], flags, text[:1].upper() + text[1:])
+    raise SystemExit(0)
 
 
 def _named(words: Sequence[str]) -> tuple[str, ...] | None:
@@ -124,13 +149,6 @@ def _takes_words(words: Sequence[str]) -> bool:
     return name is not None and COMMANDS[name].words
 
 
-def _parse(target: Any, flags: list[str], program: str, description: str, **options: Any) -> Any:
-    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-    import tyro
-
-    return tyro.cli(target, args=flags, prog=program, description=description, **options)
-
-
 def _without_config(flags: list[str]) -> tuple[list[str], str | None]:
     """The flags without `--config FILE` or `--config=FILE`, and FILE."""
     rest: list[str] = []
@@ -140,7 +158,7 @@ def _without_config(flags: list[str]) -> tuple[list[str], str | None]:
         if flag == "--config":
             path = next(remaining, None)
             if path is None:
-                raise ConfigError("--config needs a file")
+                raise ConfigError("--config needs a file after it: TOML, JSON or YAML")
         elif flag.startswith("--config="):
             path = flag.removeprefix("--config=")
         else:
@@ -148,22 +166,19 @@ def _without_config(flags: list[str]) -> tuple[list[str], str | None]:
     return rest, path
 
 
-def _help(words: list[str]) -> int:
-    """Print the commands below `words`, or a suggestion for a misspelt command."""
+def _without_command(words: list[str]) -> int:
+    """Where the words name no command: the version, a script of completion, the commands that begin so, or the likeliest one."""
+    if words == ["--version"]:
+        from .. import __version__
+
+        print(f"lossbook {__version__}")
+        return 0
     asked = tuple(word for word in words if word not in ("-h", "--help"))
-    below = [name for name in COMMANDS if name[: len(asked)] == asked]
-    if not below:
-        typed = " ".join(asked[:2])
-        known = [" ".join(name) for name in COMMANDS]
-        near = difflib.get_close_matches(typed, known, n=1) or difflib.get_close_matches(
-            asked[0], known, n=1, cutoff=0.4
-        )
-        hint = f" Did you mean 'lossbook {near[0]}'?" if near else ""
-        print(f"lossbook has no command {typed!r}.{hint} `lossbook --help` lists all commands.", file=sys.stderr)
-        return USAGE_ERROR
-    width = max(len(" ".join(name)) for name in below)
-    print("usage: lossbook COMMAND [FLAGS]\n\ncommands:")
-    for name in below:
-        print(f"  {' '.join(name):<{width}}  {COMMANDS[name].summary}")
-    print("\n`lossbook COMMAND --help` lists a command's flags; --debug keeps the traceback of an error.")
-    return USAGE_ERROR if asked and asked == tuple(words) else 0
+    if any(name[: len(asked)] == asked for name in COMMANDS):
+        print_overview(asked)
+        return USAGE_ERROR if asked and asked == tuple(words) else 0
+    typed, known = " ".join(asked[:2]), [" ".join(name) for name in COMMANDS]
+    near = difflib.get_close_matches(typed, known, n=1) or difflib.get_close_matches(asked[0], known, n=1, cutoff=0.4)
+    hint = f" Did you mean 'lossbook {near[0]}'?" if near else ""
+    print(f"lossbook has no command {typed!r}.{hint} `lossbook --help` lists all commands.", file=sys.stderr)
+    return USAGE_ERROR

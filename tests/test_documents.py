@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import tomllib
@@ -13,7 +14,7 @@ import pytest
 
 from lossbook import describe_loss, list_losses
 from lossbook.cookbook.cli import COMMANDS, parsed
-from lossbook.cookbook.run.configs import read_config
+from lossbook.cookbook.settings.written.files import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -71,8 +72,8 @@ def test_an_example_file_is_a_whole_configuration_of_the_recipe_it_names(path: P
     assert match, "the first line says how to run it"
     assert match[2] == path.name
     command = COMMANDS["train", match[1]]
-    module = __import__(f"lossbook.cookbook.{command.module}", fromlist=["_"])
-    model = getattr(module, command.config or "")
+    room, _, name = (command.config or "").partition(".")
+    model = getattr(importlib.import_module(f"lossbook.cookbook.settings.{room}"), name)
     values = read_config(path, model)
     assert model(**values).model_dump(include=set(values)) == model.model_construct(**values).model_dump(
         include=set(values)

@@ -71,6 +71,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("sft", "dpo", "rl", "distill", "embed", "quickstart"),
         ("reward",),
         ("doctor", "commands"),
+        ("usage",),
         ("cli",),
     ),
 }

@@ -32,7 +32,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("quickstart",): Command(
         "fine-tune a small model with a built-in and a custom loss",
         "quickstart",
-        config="QuickstartConfig",
+        config="quickstart.QuickstartConfig",
         section="Start",
         examples=("lossbook quickstart", "lossbook quickstart --model tiny --out runs/first"),
     ),
@@ -45,7 +45,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "sft"): Command(
         "supervised fine-tuning with any loss",
         "sft",
-        config="SFTConfig",
+        config="sft.SFTConfig",
         section="Train",
         examples=(
             "lossbook train sft --data train.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -55,7 +55,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "dpo"): Command(
         "preference learning with any loss over pairs or labels",
         "dpo",
-        config="DPOConfig",
+        config="preferences.DPOConfig",
         section="Train",
         examples=(
             "lossbook train dpo --data pairs.jsonl --start-from runs/sft",
@@ -65,7 +65,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "reward"): Command(
         "a reward model from preference pairs",
         "reward",
-        config="RewardConfig",
+        config="preferences.RewardConfig",
         section="Train",
         examples=(
             "lossbook train reward --data pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -75,7 +75,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "rl"): Command(
         "reinforcement learning with any policy loss",
         "rl",
-        config="RLConfig",
+        config="rl.RLConfig",
         section="Train",
         examples=(
             "lossbook train rl --task letter_counting --loss dapo",
@@ -85,7 +85,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "distill"): Command(
         "distillation from a teacher on given or sampled answers",
         "distill",
-        config="DistillConfig",
+        config="distill.DistillConfig",
         section="Train",
         examples=(
             "lossbook train distill --teacher runs/sft --task letter_counting",
@@ -95,7 +95,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "embed"): Command(
         "embeddings with in-batch and hard negatives and any embedding loss",
         "embed",
-        config="EmbedConfig",
+        config="embed.EmbedConfig",
         section="Train",
         examples=(
             "lossbook train embed --data pairs.jsonl --held-out 200",

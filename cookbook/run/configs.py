@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import reprlib
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError, create_model
 
-from ...datums.errors import ConfigError, LossContractError, did_you_mean
+from ...datums.errors import LossContractError
 from ...datums.types import AdamParams
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
@@ -73,37 +68,3 @@ def resolved_settings(config: RecipeConfig) -> dict[str, Any]:
 def _all_settings(loss: Loss) -> dict[str, Any]:
     settings = loss.config.model_dump(mode="json")
     return {"name": loss.name, "per": loss.spec.per, **settings, "reduction": loss.reduction}
-
-
-def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """The file's values, converted to the types of the model's fields. Raises ConfigError with file and key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: tables or lists are nested too deeply") from None
-    except ValueError as error:  # both parsers' errors, and text that is not UTF-8
-        kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise ConfigError(f"{path}: not {kind}: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold names and values, not a {type(values).__name__}")
-    return _converted(values, model, path)
-
-
-def _converted(values: Mapping[str, Any], model: type[BaseModel], path: Path) -> dict[str, Any]:
-    converted: dict[str, Any] = {}
-    for key, value in values.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            known = ", ".join(model.model_fields)
-            hint = did_you_mean(key, model.model_fields)
-            raise ConfigError(f"{path}: no setting is called {key!r}.{hint} There are: {known}")
-        this_field: dict[str, Any] = {key: (field.annotation, field)}
-        alone = create_model(model.__name__, **this_field)  # one field: flags may still add what other rules need
-        try:
-            converted[key] = getattr(alone(**{key: value}), key)
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {key} = {reprlib.repr(value)}: {error.errors()[0]['msg']}") from None
-    return converted

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
-from pydantic.fields import FieldInfo
 
 #: The groups of flags, in the order of the help.
 Group = Literal[
@@ -28,17 +27,18 @@ GROUPS: tuple[str, ...] = get_args(Group)
 MOST = 10**9
 
 
-def setting(group: Group, default: Any, description: str, **limits: Any) -> Any:
-    """A field with its group and its line of help. default: `...` where it must be given. limits: as `pydantic.Field` has them."""
-    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+def setting(
+    group: Group, default: Any, description: str, *, metavar: str = "", aliases: tuple[str, ...] = (), **limits: Any
+) -> Any:
+    """A field with its group and its line of help.
+
+    default: `...` where it must be given. metavar: what the help shows in the value's place. aliases: other names of the flag.
+    limits: as `pydantic.Field` has them.
+    """
+    shown = {"group": group, "metavar": metavar, "aliases": [*aliases]}
+    return Field(default, description=description, json_schema_extra=shown, **limits)
 
 
 def given(settings: BaseModel, *names: str) -> list[str]:
     """Those of these settings that are not at their defaults: written configurations name all settings, also those nobody gave."""
     return [name for name in names if getattr(settings, name) != type(settings).model_fields[name].default]
-
-
-def group_of(field: FieldInfo) -> str:
-    """The group of a field; "Advanced" for one that was declared without."""
-    extra = field.json_schema_extra
-    return str(extra.get("group", "Advanced")) if isinstance(extra, dict) else "Advanced"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import model_validator
-from tyro.conf import arg
 
 from .base import RecipeConfig
 from .choices import ADVANTAGES, OVER_THE_BATCH, Overlong
@@ -19,8 +17,11 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
     """Settings of the recipe; each field is a flag."""
 
     out: Path = setting("Output", Path("runs/rl"), "the run's folder: settings, metrics, checkpoints, adapter")
-    loss: Annotated[str, arg(aliases=("--rl-loss-method",))] = setting(
-        "Loss", "grpo", "grpo, dapo, gspo-token, any policy loss (`lossbook losses list`) or module:function"
+    loss: str = setting(
+        "Loss",
+        "grpo",
+        "grpo, dapo, gspo-token, any policy loss (`lossbook losses list`) or module:function",
+        aliases=("--rl-loss-method",),
     )
     learning_rate: float = setting("Optimizer", 1e-4, "the optimizer's learning rate after warmup", gt=0)
     steps: int = setting("Data", 100, "steps, each with rollouts of its own", ge=1, le=MOST)

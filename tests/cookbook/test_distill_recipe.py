@@ -26,8 +26,8 @@ from lossbook.cookbook.distillation.teachers import (
     with_candidates,
     with_teacher_logprobs,
 )
-from lossbook.cookbook.run.configs import read_config
 from lossbook.cookbook.run.runs import read_metrics
+from lossbook.cookbook.settings.written.files import read_config
 from lossbook.cookbook.sft import SFTConfig
 from lossbook.datums.errors import (
     ConfigError,

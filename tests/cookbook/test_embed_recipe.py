@@ -31,8 +31,8 @@ from lossbook.cookbook.embeddings.data import (
 from lossbook.cookbook.embeddings.retrieval import embeddings, ranks
 from lossbook.cookbook.embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from lossbook.cookbook.export.export import export
-from lossbook.cookbook.run.configs import read_config
 from lossbook.cookbook.run.runs import read_metrics
+from lossbook.cookbook.settings.written.files import read_config
 from lossbook.datums.errors import (
     ConfigError,
     DataFileError,

@@ -62,7 +62,8 @@ def path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(" ".join(name) in shown and command.summary in shown for name, command in COMMANDS.items())
@@ -98,8 +99,21 @@ def test_a_misspelt_command_exits_with_2_and_the_likeliest_one(
     [
         (["--learning-rte", "0.1"], "--learning-rate"),
         (["--truncation", "rihgt"], "'right'"),
-        (["--rank", "many"], "--rank"),
-        (["--rank", "0"], "greater than or equal to 1"),
+        (["--rank", "many"], "--rank takes a whole number of at least 1, not 'many'"),
+        (["--rank"], "--rank needs a value after it: rank of the LoRA adapters"),
+        (
+            ["--loss-config", "beta"],
+            "--loss-config takes pairs of a name and a value, and 'beta' has no value after it",
+        ),
+        (
+            ["--log-to", "wandbb"],
+            "--log-to takes tensorboard, wandb, mlflow or trackio, not 'wandbb'. Did you mean 'wandb'?",
+        ),
+        (
+            ["rows.jsonl"],
+            "lossbook train sft does not take 'rows.jsonl' here; `lossbook train sft --help` lists what it takes",
+        ),
+        (["--rank", "0"], "--rank takes a whole number of at least 1, not 0"),
         ([], "choose one of --data FILE and --task NAME"),
     ],
 )
@@ -164,8 +178,8 @@ def test_the_settings_that_a_run_saved_start_it_again(data: Path, tmp_path: Path
     ("text", "message"),
     [
         ("learning_rat = 1.0", "no setting is called 'learning_rat'. Did you mean 'learning_rate'?"),
-        ('rank = "many"', "rank = 'many': Input should be a valid integer"),
-        ("rank = 0", "rank = 0: Input should be greater than or equal to 1"),
+        ('rank = "many"', "line 1: rank takes a whole number of at least 1, not 'many'"),
+        ("rank = 0", "line 1: rank takes a whole number of at least 1, not 0"),
         ("rank = ", "not TOML"),
     ],
 )

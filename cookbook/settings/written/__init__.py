@@ -1,0 +1,1 @@
+"""Settings as they are written in files: TOML, JSON and YAML."""
