@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ..settings.groups import GROUPS
-from ..settings.needs import bare, choices
+from ..settings.written.needs import bare, choices
 
 #: In place of a default: the flag must be given.
 NEEDED: Any = object()

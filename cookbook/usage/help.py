@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..commands.table import Command
 from ..settings.groups import GROUPS
-from ..settings.needs import choices
+from ..settings.written.needs import choices
 from ..terminal import console
 from .flags import NEEDED, OTHERS, Flag
 from .overview import grid_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
 from ...datums.errors import did_you_mean
-from ..settings.needs import bare, choices, refusal
+from ..settings.written.needs import bare, choices, refusal
 from .flags import NEEDED, Flag, by_name
 
 

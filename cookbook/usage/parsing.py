@@ -12,7 +12,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from ...datums.errors import ConfigError
-from ..settings.needs import mistake
+from ..settings.written.needs import mistake
 from .flags import NEEDED, Flag, flags_of_function, flags_of_settings
 from .mistakes import mistake_in
 

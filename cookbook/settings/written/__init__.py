@@ -1,1 +1,1 @@
-"""Settings as they are written in files: TOML, JSON and YAML."""
+"""Settings as they are written: in files (TOML, JSON, YAML), and in words, what each takes."""

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ....datums.checks.json_text import strict_json
 from ....datums.errors import ConfigError, did_you_mean
-from ..needs import bare, mistake, refusal
+from .needs import bare, mistake, refusal
 from .yaml_text import YamlMistake, lines_of_keys, read_yaml
 
 _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {

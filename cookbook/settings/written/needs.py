@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ...datums.errors import did_you_mean
+from ....datums.errors import did_you_mean
 
 _KINDS: dict[Any, str] = {
     bool: "true or false",
