@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import comparison_checks, policy_checks, training_checks
+from . import comparison_checks, data_checks, policy_checks, training_checks
 from .diagnosis import Diagnosis, Diagnostic
 from .history import History
 
@@ -10,6 +10,7 @@ from .history import History
 DIAGNOSTICS: tuple[Diagnostic, ...] = (
     training_checks.non_finite,
     training_checks.worse_though_loss_falls,
+    data_checks.held_out_in_training,
     policy_checks.no_reward,
     policy_checks.sampler_mismatch,
     policy_checks.rising_kl,
@@ -22,8 +23,12 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
     comparison_checks.contrastive_guessing,
     training_checks.overfitting,
     training_checks.gradient_spikes,
+    data_checks.truncated_rows,
+    data_checks.dropped_rows,
+    data_checks.repeated_rows,
     policy_checks.length_drift,
     training_checks.always_clipped,
+    data_checks.unread_keys,
 )
 _ORDER = ("problem", "warning", "note")
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...datums.errors import DataFileError, RunError
-from ..run.names import CONFIG, METRICS
+from ..inspect.recorded import read_loss
+from ..run.names import CONFIG, METRICS, REPORT
+from ..run.records import read_json
 from ..run.runs import read_metrics, read_settings
 
 #: Larger magnitudes count as infinite: drawing would overflow.
@@ -49,10 +51,17 @@ class Series:
 
 @dataclass(frozen=True)
 class History:
-    """The rows of a metrics.jsonl, NaN for numbers that were not finite, and the run's settings."""
+    """The rows of a metrics.jsonl, NaN for numbers that were not finite, and what else the run's folder says.
+
+    settings   config.json
+    data       data_report.json
+    loss       loss.json
+    """
 
     rows: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
@@ -77,6 +86,26 @@ class History:
         candidates = (self.series(key) for name in names for key in self.named(name))
         return next((series for series in candidates if len(series) >= at_least), None)
 
+    def loss_names(self) -> set[str]:
+        """The name of the loss, or of the parts of a mixture."""
+        return {part["name"] for part in self.loss["parts"]} if self.loss else {str(self.settings.get("loss"))}
+
+    def loss_settings(self) -> dict[str, Any]:
+        """The settings that the loss was trained with, its reduction among them; {} for an unknown one."""
+        if self.loss:
+            own = {
+                name: one["default"] for part in reversed(self.loss["parts"]) for name, one in part["settings"].items()
+            }
+            return {**own, "reduction": self.loss["parts"][0]["reduction"]} if self.loss["parts"] else own
+        from ...losses.registry import list_losses, spec_of
+
+        name, given = str(self.settings.get("loss")), self.settings.get("loss_config")
+        if name not in list_losses():
+            return dict(given) if isinstance(given, Mapping) else {}
+        spec = spec_of(name)
+        fields = {key: one.get_default() for key, one in spec.config.model_fields.items() if not one.is_required()}
+        return {"reduction": spec.reduction, **fields, **(given if isinstance(given, Mapping) else {})}
+
 
 def read_history(folder: str | Path) -> History:
     """The metrics of the run in a folder. Raises RunError for a folder without metrics, naming runs below it."""
@@ -87,7 +116,9 @@ def read_history(folder: str | Path) -> History:
     if not rows:
         raise RunError(f"{folder / METRICS} is empty: the run ended before its first number")
     settings = read_settings(folder) if (folder / CONFIG).exists() else {}
-    return History([_numbers(row, line) for line, row in enumerate(rows, start=1)], settings)
+    data = read_json(folder / REPORT)
+    numbers = [_numbers(row, line) for line, row in enumerate(rows, start=1)]
+    return History(numbers, settings, data if isinstance(data, dict) else {}, read_loss(folder))
 
 
 def is_named(key: str, name: str) -> bool:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from .advice import advice, clip_gradients, lower_learning_rate, now, number, other_losses
 from .diagnosis import FEWEST, Diagnosis
 from .history import History
 
@@ -34,8 +35,12 @@ def non_finite(history: History) -> Diagnosis | None:
         "problem",
         "A number is not finite",
         f"{', '.join(broken)}: NaN or infinite, first {first} at step {broken[first][0]}",
-        "Look at that step's data and its recorded logprobs; lower the learning rate; clip gradients (grad_clip_norm 1.0). "
-        "Restart from an earlier checkpoint.",
+        advice(
+            "look at that step's data and its recorded logprobs",
+            lower_learning_rate(history),
+            clip_gradients(history),
+            "restart from an earlier checkpoint",
+        ),
         "A single NaN or infinity ruins all later weights, so there is no threshold.",
     )
 
@@ -58,11 +63,23 @@ def gradient_spikes(history: History) -> Diagnosis | None:
         "The gradient spikes",
         f"at {len(spikes)} of {len(norms)} steps grad_norm is over {SPIKE_FACTOR:g} times the median before it, "
         f"at most {norms.values[worst]:.3g} at step {norms.steps[worst]}",
-        "Look for unusual rows in those batches (very short, very long, repeated); set grad_clip_norm; use warmup_steps; "
-        "lower the learning rate if the loss jumps as well.",
+        advice(
+            "look for unusual rows in those batches (very short, very long, repeated)",
+            clip_gradients(history),
+            _warm_up(history, int(norms.steps[worst])),
+            f"{lower_learning_rate(history)} if the loss jumps as well",
+        ),
         "Norms of single batches vary by a factor of 2 to 3; 10 is our choice. Spikes precede jumps of the loss: "
         "Chowdhery et al. 2022, arXiv:2204.02311 section 5.1.",
     )
+
+
+def _warm_up(history: History, spike: int) -> str:
+    """A warm-up, or a longer one where there is one."""
+    steps, ratio = number(history, "warmup_steps"), number(history, "warmup_ratio")
+    if steps or ratio:
+        return f"use a longer warm-up than {f'{steps:g} steps' if steps else f'{ratio:.0%} of the steps'}"
+    return f"use warmup_steps, such as {max(spike, 10)}"
 
 
 def always_clipped(history: History) -> Diagnosis | None:
@@ -77,8 +94,12 @@ def always_clipped(history: History) -> Diagnosis | None:
         "note",
         "Every gradient is clipped",
         f"{is_clipped.mean():.0%} of steps; the norm is {norms.late:.3g} at the end, and {clipped.late:.3g} after clipping",
-        "Set grad_clip_norm a little above the usual norm, so that only spikes are clipped; or check that the loss is a mean "
-        "(reduction), not a sum that grows with the batch.",
+        advice(
+            f"set grad_clip_norm{now(history, 'grad_clip_norm')} a little above the usual norm, so that only spikes are clipped",
+            None
+            if "mean" in str(history.loss_settings().get("reduction"))
+            else "check that the loss is a mean (reduction), not a sum that grows with the batch",
+        ),
         "Clipping is meant for rare large gradients (Pascanu et al. 2013, arXiv:1211.5063 section 3.2). If it acts on every "
         "step, all batches count the same, however much there is to learn from them. 95 % is our choice.",
     )
@@ -97,8 +118,12 @@ def worse_though_loss_falls(history: History) -> Diagnosis | None:
         "problem",
         "The loss falls, but the model gets worse",
         f"loss went from {loss.early:.3g} to {loss.late:.3g}, held_out_nll from {held_out.values[0]:.3g} to {held_out.last:.3g}",
-        "Choose another loss for this data (cross_entropy), or start with one; the card of the loss says where its gradient "
-        "vanishes.",
+        advice(
+            f"choose another loss for this data ({other}), or start with one"
+            if (other := other_losses(history, "cross_entropy"))
+            else "see whether training and held-out data are of one kind",
+            "the card of the loss says where its gradient vanishes",
+        ),
         "A loss near 0 does not prove that the model has learned: the gradient of dft, for example, nearly vanishes on tokens "
         "that the model finds unlikely (Wu et al. 2025, arXiv:2508.05629). The threshold, 5 % above the start, is criterion GL "
         "with alpha = 5 of Prechelt 1998.",
@@ -123,7 +148,15 @@ def overfitting(history: History) -> Diagnosis | None:
         "The model overfits its training data",
         f"held_out_nll was {held_out.values[best]:.3g} at step {held_out.steps[best]} and is {held_out.last:.3g} at the end, "
         f"{rise:.0%} more, while the training loss fell to {training.late:.3g}",
-        f"Use the checkpoint nearest to step {held_out.steps[best]} (save_every); train for fewer epochs; use more data, a "
-        "lower learning rate or a lower rank.",
+        advice(
+            f"use the checkpoint nearest to step {held_out.steps[best]}"
+            + ("" if number(history, "save_every") else "; the next run keeps some with save_every"),
+            f"train for fewer epochs{now(history, 'epochs')}"
+            if number(history, "epochs") != 1
+            else "train for fewer steps",
+            "use more data",
+            lower_learning_rate(history),
+            None if history.settings.get("all_weights") else f"lower the rank{now(history, 'rank')}",
+        ),
         "More than 5 % above the best: Prechelt 1998, Early Stopping - But When?, criterion GL with alpha = 5.",
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, StrictFloat, StrictInt, StrictStr, model_validator
+
+from ..run.names import LOSS
+from ..run.records import checked, read_json
 
 #: A number in a column; None for one that is missing or was not finite.
 Number = StrictFloat | StrictInt | None
@@ -102,3 +106,10 @@ class RecordedLoss(BaseModel):
 
     loss: StrictStr
     parts: list[RecordedCard]
+
+
+def read_loss(folder: str | Path) -> dict[str, Any]:
+    """The content of loss.json; {} if there is none. Raises DataFileError for a damaged file."""
+    path = Path(folder) / LOSS
+    recorded = read_json(path)
+    return {} if recorded is None else checked(RecordedLoss, recorded, str(path)).model_dump()

@@ -23,9 +23,11 @@ from ...datums.types import Datum, as_datum
 from ...losses.cards.card import card_of
 from ...losses.registry import get_loss
 from ..run.names import LOSS, SEQUENCES
-from ..run.records import checked, read_json, read_rows
-from .recorded import RecordedLoss, RecordedSequence, RefusedSequence
+from ..run.records import checked, read_rows
+from .recorded import RecordedSequence, RefusedSequence, read_loss
 from .token_losses import TokenLosses, datum_groups, token_losses
+
+__all__ = ["read_loss", "read_sequences", "record_loss", "record_sequences"]
 
 if TYPE_CHECKING:
     from ...trainer.responses import ForwardBackwardOutput
@@ -73,13 +75,6 @@ def record_loss(run: Run, loss: Any) -> None:
     parts = loss.parts
     cards = [{"factor": factor, **card_of(part, metrics=False).as_dict()} for factor, part in parts]
     run.write(LOSS, json.dumps({"loss": str(loss), "parts": cards}, indent=1))
-
-
-def read_loss(folder: str | Path) -> dict[str, Any]:
-    """The content of loss.json; {} if there is none. Raises DataFileError for a damaged file."""
-    path = Path(folder) / LOSS
-    recorded = read_json(path)
-    return {} if recorded is None else checked(RecordedLoss, recorded, str(path)).model_dump()
 
 
 def read_sequences(folder: str | Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 from ..diagnose.history import History
 from ..pages.render import render
 from .panels import Panel, Rows
-from .plots import COLOURS, DASHES, MANY, running_mean
+from .plots import COLOURS, DASHES, MANY, centred_mean
+from .scales import Scale, scales, ticks
 
 #: Size in SVG units, and the margins around the axes: left, right, above, below.
 WIDTH, HEIGHT = 420, 230
@@ -38,39 +38,18 @@ def chart_html(panel: Panel, runs: Mapping[str, Rows]) -> tuple[str, dict[str, A
     if not curves:
         return "", {}
     x = (min(int(curve.steps.min()) for curve in curves), max(int(curve.steps.max()) for curve in curves))
-    y = _range(np.concatenate([curve.values for curve in curves]))
+    drawings = scales(np.concatenate([curve.values for curve in curves]))
     figure = render(
         "chart",
         **{"title": panel.title, "label": f"{panel.title}: {', '.join(curve.label for curve in curves)}"},
-        **{
-            "width": WIDTH,
-            "height": HEIGHT,
-            "left": LEFT,
-            "right": WIDTH - RIGHT,
-            "top": ABOVE,
-            "bottom": HEIGHT - BELOW,
-        },
+        **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
+        **{"top": ABOVE, "bottom": HEIGHT - BELOW},
         curves=curves,
-        levels=_levels(y),
-        steps=[(f"{_x(tick, x):.1f}", int(tick)) for tick in ticks(*x) if tick == int(tick)],
-        drawn=[(curve, *_drawn(curve, x, y)) for curve in curves],
+        steps=[(f"{_x(tick, x):.1f}", f"{int(tick):,}") for tick in ticks(*x) if tick == int(tick)],
+        drawings=[(y, _levels(y), [(curve, *_drawn(curve, x, y)) for curve in curves]) for y in drawings],
     )
-    return figure, {
-        "x": x,
-        "left": LEFT / WIDTH,
-        "right": 1 - RIGHT / WIDTH,
-        "curves": [_data(curve) for curve in curves],
-    }
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) from low to high."""
-    rough = (high - low) / count
-    if not math.isfinite(rough) or rough <= 0:
-        return [low]
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    shares = {"left": LEFT / WIDTH, "right": 1 - RIGHT / WIDTH}
+    return figure, {"x": x, **shares, "curves": [_data(curve) for curve in curves]}
 
 
 def _curves(panel: Panel, runs: Mapping[str, Rows]) -> list[Curve]:
@@ -96,32 +75,17 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return steps[[part[-1] for part in parts]], np.array([values[part].mean() for part in parts])
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    if low == high == 0:  # probably a fraction: show 0 to 1
-        return -0.04, 1.0
-    room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
-    return low - room, high + room
-
-
-def _levels(y: tuple[float, float]) -> list[tuple[str, str, str]]:
+def _levels(y: Scale) -> list[tuple[str, str, str]]:
     """The grid's lines: where each lies, where its number stands, and the number."""
-    levels: list[tuple[str, str, str]] = []
-    for tick in ticks(*y):
-        at = _y(tick, y)
-        shown = "0" if abs(tick) < 1e-9 * (y[1] - y[0]) else f"{tick:.4g}"
-        levels.append((f"{at:.1f}", f"{at + 3.5:.1f}", shown))
-    return levels
+    return [(f"{(at := _y(tick, y)):.1f}", f"{at + 3.5:.1f}", text) for tick, text in y.ticks()]
 
 
-def _drawn(
-    curve: Curve, x: tuple[int, int], y: tuple[float, float]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The lines, each with its further class, and the dots: the values, with a running mean on top if there are many."""
+def _drawn(curve: Curve, x: tuple[int, int], y: Scale) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The lines, each with its further class, and the dots: the values, with their centred mean on top if there are many."""
     points = [(f"{_x(s, x):.1f}", f"{_y(v, y):.1f}") for s, v in zip(curve.steps, curve.values, strict=True)]
     if len(points) < MANY:
         return [("", _path(points))], points
-    means = running_mean(curve.values.tolist())
+    means = centred_mean(curve.values)
     smooth = [(at, f"{_y(mean, y):.1f}") for (at, _), mean in zip(points, means, strict=True)]
     return [(" raw", _path(points)), ("", _path(smooth))], []
 
@@ -134,8 +98,8 @@ def _x(step: float, x: tuple[int, int]) -> float:
     return LEFT + (step - x[0]) / max(x[1] - x[0], 1) * (WIDTH - LEFT - RIGHT)
 
 
-def _y(value: float, y: tuple[float, float]) -> float:
-    return ABOVE + (y[1] - value) / (y[1] - y[0]) * (HEIGHT - ABOVE - BELOW)
+def _y(value: float, y: Scale) -> float:
+    return ABOVE + (1 - y.share(value)) * (HEIGHT - ABOVE - BELOW)
 
 
 def _data(curve: Curve) -> dict[str, Any]:

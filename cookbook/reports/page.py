@@ -13,15 +13,24 @@ from markupsafe import Markup
 from ..diagnose.diagnostics import diagnose
 from ..diagnose.history import History, read_history
 from ..inspect.token_page import TOKEN_VIEW_CSS
-from ..inspect.token_records import read_loss, read_sequences
+from ..inspect.token_records import read_sequences
 from ..pages.render import render
-from ..run.names import REPORT, SAMPLES
-from ..run.records import read_json, read_rows
+from ..run.names import SAMPLES
+from ..run.provenance import read_provenance
+from ..run.records import read_rows
 from .charts import chart_html
 from .loss_section import loss_html
 from .panels import default_panels
 from .plots import losses_of
-from .sections import data_rows, diagnoses_html, differing_settings_html, headline_html, samples_html
+from .sections import (
+    comparison_html,
+    data_rows,
+    diagnoses_html,
+    differing_settings_html,
+    headline_html,
+    provenance_rows,
+    samples_html,
+)
 from .style import CSS, SCRIPT
 from .token_section import token_records_html
 
@@ -35,6 +44,7 @@ def report_page(folders: Mapping[str, str | Path]) -> str:
     figures, is_alone = [figure for figure, _ in charts], len(folders) == 1
     body = render(
         "runs",
+        comparison=None if is_alone else comparison_html(histories),
         differing=differing_settings_html({label: history.settings for label, history in histories.items()}),
         charts=figures,
         runs=[
@@ -57,16 +67,12 @@ def _run_html(name: str, history: History, folder: Path, charts: Sequence[str], 
         diagnoses=diagnoses_html(diagnose(history)),
         charts=charts,
         records=token_records_html(read_sequences(folder), name),
-        loss=loss_html(history.settings, read_loss(folder), is_open=is_alone),
+        loss=loss_html(history.settings, history.loss, is_open=is_alone),
         samples=samples_html(read_rows(folder / SAMPLES)),
+        provenance=provenance_rows(read_provenance(folder)),
         settings=sorted(history.settings.items()),
-        data=data_rows(_data_report(folder)),
+        data=data_rows(history.data),
     )
-
-
-def _data_report(folder: Path) -> dict[str, Any] | None:
-    report = read_json(folder / REPORT)
-    return report if isinstance(report, dict) else None
 
 
 def _page(title: str, body: Markup, data: Mapping[str, Any]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...datums import disk
 from ...datums.errors import MissingExtraError, RunError
@@ -14,11 +17,12 @@ from ..extras import require
 from ..run.names import CONFIG, METRICS
 from ..run.runs import read_metrics, read_settings, writing_run
 from .panels import Panel, Rows, default_panels, panels_of
+from .scales import scales
 
 #: Colours that colour-blind readers can tell apart, on white and on black.
 COLOURS = ("#2a78d6", "#e07b1a", "#2f9e62", "#c2477f", "#7b5bc4", "#8a8f98", "#b59a1f", "#3aa6b9")
 DASHES = ("-", "--", ":", "-.")
-#: From this many values on a running mean is drawn on top of a curve.
+#: From this many values on a centred mean is drawn on top of a curve.
 MANY = 30
 #: matplotlib settings.
 _STYLE = {
@@ -87,11 +91,13 @@ def try_plot(folders: Mapping[str, str | Path], path: str | Path) -> str:
         return f"no curve: {error}"
 
 
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Means over the last twentieth of the curve up to each value."""
-    width = max(len(values) // 20, 2)
-    windows = [values[max(i - width, 0) : i + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+def centred_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Means over a twentieth of the curve around each value, over less near the ends, so that the curve does not lag."""
+    values = np.asarray(values, dtype=np.float64)
+    widest, places = max(len(values) // 40, 1), np.arange(len(values))
+    half = np.minimum(np.minimum(places, places[::-1]), widest)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[places + half + 1] - sums[places - half]) / (2 * half + 1)
 
 
 def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Rows]) -> None:
@@ -102,12 +108,16 @@ def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Rows]) -> None:
             colour = COLOURS[(i if len(runs) > 1 else j) % len(COLOURS)]
             _draw(ax, rows, key, label=name, color=colour, linestyle=DASHES[j % len(DASHES)] if len(runs) > 1 else "-")
     ax.set(xlabel="optimizer steps", title=panel.title)
+    drawn = [row[key] for rows in runs.values() for row in rows for key in panel.keys if is_number(row.get(key))]
+    finite = np.array([value for value in drawn if math.isfinite(value)], dtype=np.float64)
+    if len(finite) and scales(finite)[0].is_logarithmic:
+        ax.set_yscale("log")
     if len(runs) > 1 or len(panel.keys) > 1:
         ax.legend()
 
 
 def _draw(ax: Any, rows: Rows, key: str, **style: Any) -> None:
-    """The values, with a running mean on top if there are many."""
+    """The values, with their centred mean on top if there are many."""
     points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
     if not points:
         return
@@ -116,4 +126,4 @@ def _draw(ax: Any, rows: Rows, key: str, **style: Any) -> None:
         ax.plot(steps, values, marker="o", markersize=3.5, linewidth=1.4, **style)
         return
     ax.plot(steps, values, alpha=0.25, linewidth=0.8, color=style["color"])
-    ax.plot(steps, running_mean(values), linewidth=1.6, **style)
+    ax.plot(steps, centred_mean(values), linewidth=1.6, **style)

@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from ..diagnose.diagnosis import Diagnosis
 from ..diagnose.history import History
-from ..diagnose.numbers import final_numbers
+from ..diagnose.numbers import compare, final_numbers
 from ..pages.render import render, shown
+from ..run.provenance import Provenance
 
 #: Cards with numbers at the top of a report.
 MOST_HEADLINES = 4
@@ -49,6 +50,61 @@ def _about(settings: Mapping[str, Any]) -> str:
         given["model"] = Path(str(given["model"])).name  # the last part of a path or a hub id
     parts = [form.format(shown(given[key])) for key, form in named if key in given]
     return " · ".join(parts)
+
+
+def provenance_rows(parts: Sequence[Provenance]) -> list[tuple[str, Any]]:
+    """Where the run's numbers come from, a row per subject; of a resumed run each part that began anew is said."""
+    if not parts:
+        return []
+    first, last = parts[0], parts[-1]
+    share = f" of {last.parameters:,} ({last.parameters_trained / last.parameters:.2%})" if last.parameters else ""
+    rows: list[tuple[str, Any]] = [
+        ("date", first.date.replace("T", " ").replace("+00:00", " UTC")),
+        ("duration", f"{duration(sum(part.seconds for part in parts))}, without loading, until step {last.to_step:,}"),
+        ("command", first.command),
+        *(
+            (f"continued from step {part.from_step:,}", f"{part.date[:16].replace('T', ' ')}: {part.command}")
+            for part in parts[1:]
+        ),
+        ("versions", ", ".join(f"{name} {version}" for name, version in last.versions.items() if version)),
+        ("machine", f"{last.device}; {last.platform}"),
+        (
+            "commit",
+            f"{last.commit}{', with changes' if last.dirty else ''}" if last.commit else "not in a git repository",
+        ),
+        ("parameters trained", f"{last.parameters_trained:,}{share}"),
+        ("dtype", last.dtype),
+    ]
+    return rows + ([("rows", last.rows)] if last.rows is not None else []) + [("steps asked for", last.steps)]
+
+
+def duration(seconds: float) -> str:
+    """Such as "12 s", "3:05 min" or "2:10:00 h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
+
+
+def comparison_html(histories: Mapping[str, History]) -> Markup | None:
+    """The table of the runs' final numbers; None where they have no metric in common that tells anything."""
+    compared = compare(histories)
+    if not compared.labels:
+        return None
+    rows = [
+        (
+            row.name,
+            [
+                ("–" if key not in row.numbers else str(row.numbers[key]), compared.best.get(key) == number)
+                for key in compared.labels
+            ],
+        )
+        for number, row in enumerate(compared.rows)
+    ]
+    is_grouped = any(len(row.runs) > 1 for row in compared.rows)
+    groups = [(row.name, row.runs) for row in compared.rows if len(row.runs) > 1 and row.name != ", ".join(row.runs)]
+    return render("comparison", heads=list(compared.labels.values()), rows=rows, is_grouped=is_grouped, groups=groups)
 
 
 def diagnoses_html(diagnoses: Sequence[Diagnosis]) -> Markup:

@@ -34,6 +34,10 @@ pre { margin: .4rem 0; padding: .6rem .8rem; background: var(--raised); border-r
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem 1rem; }
 .chart { position: relative; margin: 0; }
 .chart figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; align-items: baseline; font-size: .88rem; font-weight: 600; }
+.chart svg[hidden] { display: none !important; } .chart svg:focus-visible { outline: 2px solid var(--note); outline-offset: 2px; }
+.chart button { margin-left: auto; padding: 0 .5rem; border: 1px solid var(--line); border-radius: 6px; background: var(--raised);
+  color: var(--quiet); font: inherit; font-weight: 400; cursor: pointer; }
+.chart button[aria-pressed=true] { border-color: var(--note); color: var(--note); }
 .chart svg { display: block; width: 100%; height: auto; overflow: visible; touch-action: pan-y; }
 .chart text { fill: var(--quiet); font: 10.5px system-ui, sans-serif; font-variant-numeric: tabular-nums; }
 .chart .grid { stroke: var(--line); stroke-width: 1; }
@@ -54,6 +58,7 @@ table { border-collapse: collapse; font-size: .87rem; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; font-weight: 400; }
 th[scope=row] { color: var(--quiet); white-space: nowrap; } tr > th:not([scope]) { font-weight: 600; white-space: nowrap; }
 td { overflow-wrap: anywhere; min-width: 4rem; } .samples td { white-space: pre-wrap; min-width: 6rem; }
+.numbers td { min-width: 5rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; } details > :not(summary) { margin-left: .2rem; }
 .steps { display: flex; flex-wrap: wrap; gap: .35rem; align-items: center; margin-bottom: .6rem; color: var(--quiet); font-size: .87rem; }
 .steps button { padding: .1rem .65rem; border: 1px solid var(--line); border-radius: 6px; background: var(--raised); color: var(--ink);
@@ -76,37 +81,86 @@ const short = value => String(Number(value.toPrecision(4)));
 
 document.querySelectorAll(".chart").forEach((chart, number) => {
   const { x, left, right, curves } = data.charts[number];
-  const svg = chart.querySelector("svg"), cursor = chart.querySelector(".cursor"), output = chart.querySelector("output");
-  const leave = () => { cursor.setAttribute("hidden", ""); output.style.display = "none"; };
-  svg.addEventListener("pointerleave", leave);
-  svg.addEventListener("pointermove", event => {
-    const box = svg.getBoundingClientRect();
-    const share = ((event.clientX - box.left) / box.width - left) / (right - left);
-    if (share < -0.02 || share > 1.02) { leave(); return; }
-    const wanted = x[0] + share * (x[1] - x[0]);
-    const lines = [];
-    let step = null;
-    for (const curve of curves) {
-      let best = 0;
-      curve.steps.forEach((s, i) => { if (Math.abs(s - wanted) < Math.abs(curve.steps[best] - wanted)) best = i; });
-      const own = curve.steps[best];
-      if (step === null || Math.abs(own - wanted) < Math.abs(step - wanted)) step = own;
-      lines.push(`${curve.label}  ${short(curve.values[best])}` + (curves.length > 1 ? `  (${own})` : ""));
-    }
+  const drawings = [...chart.querySelectorAll("svg")], output = chart.querySelector("output");
+  const steps = [...new Set(curves.flatMap(curve => curve.steps))].sort((a, b) => a - b);
+  const nearest = (own, wanted) => own.reduce((best, s, i) => Math.abs(s - wanted) < Math.abs(own[best] - wanted) ? i : best, 0);
+  let shown = null;
+  const leave = () => {
+    shown = null;
+    output.style.display = "none";
+    drawings.forEach(svg => svg.querySelector(".cursor").setAttribute("hidden", ""));
+  };
+  const show = (svg, step) => {
+    shown = step;
     const at = left + (step - x[0]) / Math.max(x[1] - x[0], 1) * (right - left);
-    const units = svg.viewBox.baseVal.width * at;
+    const units = svg.viewBox.baseVal.width * at, cursor = svg.querySelector(".cursor"), box = svg.getBoundingClientRect();
     cursor.setAttribute("x1", units); cursor.setAttribute("x2", units); cursor.removeAttribute("hidden");
+    const lines = curves.map(curve => {
+      const best = nearest(curve.steps, step);
+      return `${curve.label}  ${short(curve.values[best])}` + (curve.steps[best] === step ? "" : `  (step ${curve.steps[best]})`);
+    });
     output.textContent = [`step ${step}`, ...lines].join("\\n");
     output.style.display = "block";
     const room = chart.clientWidth - output.offsetWidth;
     output.style.left = `${Math.max(Math.min(at * box.width + 12, room), 0)}px`;
     output.style.top = `${box.top - chart.getBoundingClientRect().top + 6}px`;
+  };
+  drawings.forEach(svg => {
+    svg.addEventListener("pointerleave", leave);
+    svg.addEventListener("blur", leave);
+    svg.addEventListener("pointermove", event => {
+      const box = svg.getBoundingClientRect();
+      const share = ((event.clientX - box.left) / box.width - left) / (right - left);
+      if (share < -0.02 || share > 1.02) { leave(); return; }
+      show(svg, steps[nearest(steps, x[0] + share * (x[1] - x[0]))]);
+    });
+    svg.addEventListener("keydown", event => {
+      const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
+      if (event.key === "Escape") leave();
+      if (by === undefined) return;
+      event.preventDefault();
+      const from = shown === null ? steps.length - 1 : steps.indexOf(shown);
+      show(svg, steps[Math.max(0, Math.min(steps.length - 1, from + by))]);
+    });
+  });
+  chart.querySelector("button.log")?.addEventListener("click", event => {
+    leave();
+    const pressed = event.currentTarget.getAttribute("aria-pressed") !== "true";
+    event.currentTarget.setAttribute("aria-pressed", pressed);
+    drawings.forEach(svg => svg.toggleAttribute("hidden", (svg.dataset.scale === "log") !== pressed));
   });
 });
 
-document.addEventListener("pointerover", event => {  // in the right half of the window the tooltip opens to the left
+const flip = token => {  // in the right half of the window the numbers open to the left
+  token.classList.toggle("flipped", token.getBoundingClientRect().left > window.innerWidth / 2);
+};
+document.addEventListener("pointerover", event => {
   const token = event.target.closest?.(".tv-token");
-  if (token) token.classList.toggle("flipped", token.getBoundingClientRect().left > window.innerWidth / 2);
+  if (token) flip(token);
+});
+document.querySelectorAll(".tv-text").forEach(text => {  // arrow keys go from token to token
+  const tokens = [...text.querySelectorAll(".tv-token")];
+  let current = -1;
+  const choose = to => {
+    tokens[current]?.classList.remove("tv-current");
+    current = to;
+    const token = tokens[to];
+    if (!token) return;
+    token.classList.add("tv-current");
+    flip(token);
+    token.scrollIntoView({ block: "nearest" });
+    text.setAttribute("aria-label", token.dataset.tip);
+  };
+  text.tabIndex = 0;
+  text.setAttribute("role", "group");
+  text.setAttribute("aria-label", "tokens: arrow keys show the numbers of each");
+  text.addEventListener("blur", () => choose(-1));
+  text.addEventListener("keydown", event => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (by === undefined) return;
+    event.preventDefault();
+    choose(Math.max(0, Math.min(tokens.length - 1, current + by)));
+  });
 });
 
 document.querySelectorAll(".records").forEach(records => {
@@ -117,9 +171,16 @@ document.querySelectorAll(".records").forEach(records => {
   };
   buttons.forEach(button => button.addEventListener("click", () => choose(button.dataset.step)));
   choose(buttons[buttons.length - 1].dataset.step);
-  records.addEventListener("change", event => {  // select the same column at every step
+  records.addEventListener("change", event => {  // the same column and scale at every step
     const own = [...event.target.closest(".tv").querySelectorAll("input")].indexOf(event.target);
-    views.forEach(view => { view.querySelectorAll(".tv > input")[own].checked = true; });
+    views.forEach(view => { view.querySelectorAll(".tv > input")[own].checked = event.target.checked; });
   });
 });
+
+let folded = [];
+window.addEventListener("beforeprint", () => {  // paper has nothing to click
+  folded = [...document.querySelectorAll("details:not([open])")];
+  folded.forEach(one => { one.open = true; });
+});
+window.addEventListener("afterprint", () => folded.forEach(one => { one.open = false; }));
 """

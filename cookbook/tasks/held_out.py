@@ -62,8 +62,11 @@ def to_imitate(datums: Sequence[Datum]) -> list[Datum]:
 
 
 def warn_of_repeated_rows(held_out: DataReport, trained: DataReport) -> None:
-    """Print a line on stderr about held-out rows that also occur in the training data: they measure memorization."""
-    repeated = held_out.repeated_from(trained)
+    """Print a line on stderr about held-out rows that also occur in the training data: they measure memorization.
+
+    The training data's report keeps them too, for the page on the run.
+    """
+    repeated = trained.in_held_out = held_out.repeated_from(trained)
     if repeated.count:
         rows = "; ".join(repeated.examples)
         print(f"warning: {repeated.count} held-out rows also occur in the training data: {rows}", file=sys.stderr)

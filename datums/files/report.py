@@ -66,6 +66,7 @@ class DataReport:
     formats    number of rows by format (a key of `FORMATS`); rows of no known format are not counted
     longest    the longest kept rows: tokens of the row's longest datum, and the row's name
     seen       names of the kept rows by a fingerprint of their datums, so that rows with equal datums are together
+    in_held_out   held-out rows that are in this training data too, once `repeated_from` has compared the two
     """
 
     rows: int = 0
@@ -82,6 +83,7 @@ class DataReport:
     formats: Counter[str] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)
     seen: dict[bytes, list[str]] = field(default_factory=dict, repr=False)
+    in_held_out: Problem = field(default_factory=Problem)
 
     @property
     def tokens(self) -> int:
@@ -129,6 +131,8 @@ class DataReport:
         """The report of both parts together. This part's examples come first."""
         merged = DataReport(lengths=self.lengths + other.lengths, formats=self.formats + other.formats)
         merged.longest = _longest([*self.longest, *other.longest])
+        for part in (self, other):
+            merged.in_held_out.add(part.in_held_out)
         for name in ("rows", "kept", "truncated", "dropped", "datums", "labels_kept", "labels_lost"):
             setattr(merged, name, getattr(self, name) + getattr(other, name))
         for part in (self, other):
@@ -176,6 +180,7 @@ class DataReport:
             "formats": dict(self.formats),
             "longest": [{"row": name, "tokens": tokens} for tokens, name in self.longest],
             "repeated": self.repeated().as_dict(),
+            "in_held_out": self.in_held_out.as_dict(),
             **{
                 name: {kind: problem.as_dict() for kind, problem in getattr(self, name).items()}
                 for name in ("heeded", "unread", "problems")

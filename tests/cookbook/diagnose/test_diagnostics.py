@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -10,9 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lossbook import get_loss
 from lossbook.cookbook.diagnose.diagnostics import DIAGNOSTICS, diagnose
-from lossbook.cookbook.diagnose.history import History
+from lossbook.cookbook.diagnose.history import History, read_history
+from lossbook.cookbook.inspect.token_records import record_loss
+from lossbook.cookbook.run.runs import open_run
 
 STEPS = 50
 
@@ -34,6 +40,11 @@ def wave(t: int) -> float:
 def line(start: float, end: float, noise: float = 0.0) -> Callable[[int], float]:
     """From start to end over the run."""
     return lambda t: start + (end - start) * (t - 1) / (STEPS - 1) + noise * wave(t)
+
+
+def of_data(**report: Any) -> History:
+    """A run of 100 rows with this in its data report."""
+    return History([], {"max_length": 512}, {"rows": 100, **report})
 
 
 SEVERAL_UPDATES = {"minibatches": 4, "passes": 1}
@@ -102,6 +113,12 @@ TROUBLE = [
         "Chosen answers become less likely",
         run(held_out_chosen_change=line(0, -5), held_out_rejected_change=line(0, -9)),
     ),
+    ("Held-out rows are trained on", of_data(in_held_out={"count": 2, "examples": ["eval, line 1 is train, line 7"]})),
+    ("Held-out rows are trained on", of_data(held_out_rows=50, held_out_seen=3)),
+    ("Training rows are repeated", of_data(repeated={"count": 2, "examples": ["line 2 repeats line 1"]})),
+    ("Rows are truncated", of_data(problems={"truncated": {"count": 9, "examples": ["line 4"]}}, truncated=9)),
+    ("Rows are left out", of_data(dropped=1, problems={"ShapeError": {"count": 1, "examples": ["line 3: ..."]}})),
+    ("Parts of the rows have no effect", of_data(unread={"key 'wieght'": {"count": 4, "examples": ["line 1"]}})),
     (
         "do not tell documents apart",
         run({"loss": "info_nce"}, loss=lambda t: math.log(8) + 0.05 * wave(t), datums=16.0, in_batch_recall_at_1=0.13),
@@ -121,6 +138,88 @@ def test_a_run_in_trouble_gets_evidence_advice_and_reason(title: str, history: H
     assert diagnosis.evidence
     assert diagnosis.advice
     assert diagnosis.reason
+
+
+#: Settings that a run can have, and losses with their settings.
+SETTINGS = {
+    "grad_clip_norm": [0.0, 1.0],
+    "warmup_steps": [0, 10, 40],
+    "kl_coefficient": [None, 0.05, 0.1],
+    "off_policy_steps": [0, 1],
+    "minibatches": [1, 4],
+    "passes": [1, 2],
+    "rollout_correction": [None, "token_truncate"],
+    "dynamic_sampling": [0, 1, 2],
+    "group_size": [8],
+    "max_tokens": [64],
+    "max_length": [None, 512],
+    "overlong": ["keep", "mask", "soft"],
+    "start_from": [None, "runs/sft"],
+    "epochs": [1, 3],
+    "save_every": [0, 20],
+    "all_weights": [False, True],
+    "rank": [16],
+    "learning_rate": [1e-4],
+}
+LOSSES = [
+    {"loss": "grpo"},
+    {"loss": "dapo"},
+    {"loss": "ppo", "loss_config": {"clip_high": 1.5, "reduction": "token-mean"}},
+    {"loss": "dr_grpo", "loss_config": {"norm_length": 64}},
+    {"loss": "cpo"},
+    {"loss": "orpo", "loss_config": {"beta": 0.3}},
+    {"loss": "cross_entropy"},
+    {"loss": "info_nce", "loss_config": {"temperature": 0.05}},
+    {"loss": "multiple_negatives_ranking"},
+    {"loss": "mine:loss", "loss_config": {"clip_high": 1.28}},
+]
+CHOICES = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()})
+
+
+@settings(max_examples=60)
+@given(st.integers(0, len(TROUBLE) - 1), CHOICES, st.sampled_from(LOSSES))
+def test_no_advice_proposes_what_the_run_has_already(trouble: int, given: dict[str, Any], loss: dict[str, Any]) -> None:
+    history = TROUBLE[trouble][1]
+    history = dataclasses.replace(history, settings={**given, **loss, **history.settings})
+    has = {**history.settings, **history.loss_settings()}
+    for diagnosis in diagnose(history):
+        for name, value in has.items():
+            proposed = re.findall(rf"\b{name},? (?:such as |to |from [\d.]+ to )?([\w.-]*\w)", diagnosis.advice)
+            assert str(value) not in proposed, diagnosis.advice
+            if isinstance(value, float):
+                assert f"{value:g}" not in proposed, diagnosis.advice
+        for choice in ("overlong", "reduction"):
+            named = re.findall(rf"{choice} ([^;:]*)", diagnosis.advice)
+            assert not any(str(has.get(choice)) in re.split(r"[ ,()]+", text) for text in named), diagnosis.advice
+        other = re.findall(r"answers \(([^)]*)\)|data \(([^)]*)\)", diagnosis.advice)
+        assert not any(has["loss"] in re.split(r"[ ,]+", "".join(text)) for text in other), diagnosis.advice
+
+
+def test_a_dapo_run_is_not_told_to_take_dapos_bound() -> None:
+    collapse = {"sampler_entropy": lambda t: 2 * math.exp(-t / 8), "reward": line(0, 1)}
+    (grpo,), (dapo,), (own,), (none,) = (
+        diagnose(run({"loss": loss, "loss_config": config}, **collapse))
+        for loss, config in (("grpo", {}), ("dapo", {}), ("ppo", {"clip_high": 1.5}), ("reinforce", {}))
+    )
+    assert "aise clip_high from 1.2 to 1.28, as dapo has it;" in grpo.advice
+    assert "aise clip_high from 1.28;" in dapo.advice
+    assert "aise clip_high from 1.5;" in own.advice
+    assert "clip" not in none.advice
+    assert "aise the upper clip bound" in diagnose(run({}, **collapse))[0].advice  # of an unknown loss
+
+
+def test_the_loss_that_a_run_recorded_counts_and_not_its_defaults(tmp_path: Path) -> None:
+    made = open_run(tmp_path / "run", {"loss": "mine:loss"})
+    record_loss(made, get_loss("dapo", clip_high=1.4) + 0.5 * get_loss("entropy_bonus"))
+    made.log(1, {"loss": 1.0})
+    history = read_history(made.path)
+    assert history.loss_settings()["clip_high"] == 1.4
+    assert history.loss_names() == {"dapo", "entropy_bonus"}
+
+
+@pytest.mark.parametrize("damage", [{"repeated": "many"}, {"problems": [1]}, {"unread": {"a": 3}}, {"dropped": "x"}])
+def test_a_report_of_another_form_is_no_error(damage: dict[str, Any]) -> None:
+    diagnose(of_data(**damage))
 
 
 def test_every_diagnostic_reports_one_of_these_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -23,10 +24,12 @@ import lossbook as lb
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.inspect.token_records import record_loss, record_sequences
 from lossbook.cookbook.pages.render import render
-from lossbook.cookbook.reports.charts import MOST_POINTS, chart_html, ticks
 from lossbook.cookbook.reports.page import report_page
+from lossbook.cookbook.run.provenance import Provenance, provenance_text
 from lossbook.cookbook.run.runs import Run, open_run
+from lossbook.cookbook.tasks.held_out import warn_of_repeated_rows
 from lossbook.datums.errors import DataFileError, RunError
+from lossbook.datums.files.report import DataReport, survey
 from lossbook.trainer.responses import ForwardBackwardOutput
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`${alert(3)}"
@@ -159,6 +162,70 @@ def test_several_runs_share_their_curves_and_show_what_differs(tmp_path: Path) -
     assert {c["label"] for chart in json.loads(written)["charts"] for c in chart["curves"]} == {"low", "high"}
 
 
+def test_runs_of_several_seeds_are_one_row_of_final_numbers_with_an_interval(tmp_path: Path) -> None:
+    folders = {
+        f"{loss}{seed}": make_run(tmp_path / f"{loss}{seed}", loss=loss, seed=seed, out=str(tmp_path / f"{loss}{seed}"))
+        for loss in ("ppo", "grpo")
+        for seed in (0, 1, 2)
+    }
+    words = html.unescape(re.sub(r"<[^>]*>", " ", report_page(folders)))
+    assert "Final numbers" in words
+    assert re.search(r"loss=ppo \(3 runs\)\s+0\.9583 ± 0", words)  # the mean of steps 11 and 12, the same for each seed
+    assert "loss=grpo (3 runs): grpo0, grpo1, grpo2" in words
+
+
+def test_the_headline_says_which_steps_a_number_is_of(page: str) -> None:
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    assert "reward 0.958 mean of steps 11–12 0.125 at the start (mean of steps 1–2)" in words
+
+
+def test_the_page_says_where_its_numbers_come_from(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert "No provenance.json" in report_page({"run": folder})
+    one = Provenance(
+        date="2026-01-02T03:04:05+00:00",
+        command="lossbook train rl --steps 12",
+        versions={"lossbook": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
+        platform="Linux x86_64",
+        device="cpu (a processor)",
+        commit="abc123",
+        dirty=True,
+        parameters_trained=1000,
+        parameters=50000,
+        dtype="float32",
+        rows=6,
+        steps=12,
+        to_step=8,
+        seconds=100.0,
+    )
+    later = dataclasses.replace(one, date="2026-01-03T00:00:00+00:00", from_step=8, to_step=12, seconds=20.0)
+    Run(folder).write("provenance.json", provenance_text([one, later]))
+    words = html.unescape(re.sub(r"<[^>]*>", " ", report_page({"run": folder})))
+    for said in (
+        "2026-01-02 03:04:05 UTC",
+        "2:00 min, without loading, until step 12",
+        "continued from step 8",
+        "lossbook 0.1.0, python 3.11.9, torch 2.13.0",
+        "cpu (a processor); Linux x86_64",
+        "abc123, with changes",
+        "1,000 of 50,000 (2.00%)",
+    ):
+        assert said in words
+
+
+def test_what_the_data_report_knows_stands_among_what_looks_wrong(tmp_path: Path) -> None:
+    trained, held_out = DataReport(), DataReport()
+    for report, texts in ((trained, ["ab", "ab", "cd"]), (held_out, ["cd", "ef"])):
+        make = lambda text: lb.datum_from_tokens_weights([ord(c) for c in text], [0.0, 1.0])  # noqa: E731
+        assert list(survey(texts, make, report))
+    warn_of_repeated_rows(held_out, trained)
+    folder = make_run(tmp_path / "run")
+    (folder / "data_report.json").write_text(trained.to_json())
+    words = html.unescape(re.sub(r"<[^>]*>", " ", report_page({"run": folder})))
+    assert "1 held-out rows also occur in the training data (row 0 is row 2)" in words
+    assert "1 of 3 rows equal an earlier one (row 1 repeats row 0)" in words
+
+
 def test_a_run_with_nothing_but_numbers_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "my_metric": 2.0, "loss": null}\n')
     words = re.sub(r"<[^>]*>", " ", report_page({"bare": tmp_path}))
@@ -222,26 +289,6 @@ def test_the_command_writes_the_page_into_the_runs_folder(tmp_path: Path, capsys
     assert main(["runs", "report", str(folder), "--out", "report.txt"]) == 2
     assert "must end in .html" in capsys.readouterr().err
     assert main(["runs", "report"]) == 2
-
-
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
-def test_ticks_are_few_and_inside_the_range(low: float, width: float) -> None:
-    values = ticks(low, low + width)
-    assert 1 <= len(values) <= 7
-    assert all(low - 1e-6 * width <= tick <= low + 1.000001 * width for tick in values)
-
-
-def test_a_long_curve_is_thinned_and_a_single_point_is_drawn() -> None:
-    from lossbook.cookbook.reports.panels import Panel
-
-    rows = [{"step": t, "loss": float(t)} for t in range(5000)]
-    _, data = chart_html(Panel("loss", ("loss",)), {"run": rows})
-    assert len(data["curves"][0]["steps"]) == MOST_POINTS
-    assert data["curves"][0]["steps"][-1] == 4999
-    html_of_one, _ = chart_html(Panel("loss", ("loss",)), {"run": rows[:1]})
-    assert html_of_one.count("<circle") == 1
-    assert "nan" not in html_of_one
-    assert chart_html(Panel("loss", ("loss",)), {"run": [{"step": 1, "loss": float("nan")}]}) == ("", {})
 
 
 NAMES = ("loss", "nll", "grad_norm", "grad_norm_clipped", "reward", "held_out_nll", "ref_kl", "clip_fraction", "datums")

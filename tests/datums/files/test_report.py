@@ -208,6 +208,7 @@ def test_the_report_reads_as_text_and_as_json() -> None:
         "formats": {},
         "longest": [{"row": "row 1", "tokens": 3}, {"row": "row 0", "tokens": 2}],
         "repeated": {"count": 0, "examples": []},
+        "in_held_out": {"count": 0, "examples": []},
         "heeded": {},
         "unread": {},
         "problems": {
