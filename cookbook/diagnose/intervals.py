@@ -33,7 +33,8 @@ def mean_of(values: Sequence[float]) -> Mean:
     """The mean of at least one value, and its interval: t s / √n, where s² is the variance with n - 1 in its denominator."""
     numbers = np.asarray(values, dtype=np.float64)
     n = len(numbers)
-    half = None if n < 2 else student_t(n - 1) * float(numbers.std(ddof=1)) / math.sqrt(n)
+    spread = float(numbers.std(ddof=1)) if np.ptp(numbers) > 0 else 0.0  # of equal values rounding would leave some
+    half = None if n < 2 else student_t(n - 1) * spread / math.sqrt(n)
     return Mean(float(numbers.mean()), half, n)
 
 

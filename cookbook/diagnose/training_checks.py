@@ -151,6 +151,7 @@ def overfitting(history: History) -> Diagnosis | None:
         advice(
             f"use the checkpoint nearest to step {held_out.steps[best]}"
             + ("" if number(history, "save_every") else "; the next run keeps some with save_every"),
+            None if number(history, "early_stopping_patience") else "end there: early_stopping_patience",
             f"train for fewer epochs{now(history, 'epochs')}"
             if number(history, "epochs") != 1
             else "train for fewer steps",
