@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from markupsafe import Markup
 
 #: Most characters of a repr, and most tokens, rows and characters of a cell that a piece of HTML shows.
@@ -24,11 +25,12 @@ def one_line(text: str, width: int = LINE) -> str:
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-def few(values: Sequence[Any], most: int = 6) -> str:
+def few(values: Sequence[Any] | np.ndarray, most: int = 6) -> str:
     """`[1, 2, 3]`, or `[1, 2, 3, 4, 5, 6, ...]` of more than 8 values; floats in six digits at most."""
-    shown = list(values[: most if len(values) > most + 2 else len(values)])
-    parts = [f"{value:.6g}" if isinstance(value, float) else f"{value!r}" for value in shown]
-    return f"[{', '.join([*parts, '...'] if len(shown) < len(values) else parts)}]"
+    is_whole = len(values) <= most + 2
+    shown = [value.item() if hasattr(value, "item") else value for value in (values if is_whole else values[:most])]
+    parts = [f"{value:.6g}" if isinstance(value, float) else f"{value!r:.40}" for value in shown]
+    return f"[{', '.join(parts if is_whole else [*parts, '...'])}]"
 
 
 def counted(number: int, what: str) -> str:
@@ -78,7 +80,7 @@ def tokens_html(tokens: Sequence[int], weights: Sequence[float]) -> Markup:
         Markup('<span title="token {}, weight {}" style="{}">{}</span> ').format(
             token, f"{weight:g}", _token_style(weight / largest), token
         )
-        for token, weight in zip(tokens[:MOST_TOKENS], weights[:MOST_TOKENS], strict=True)
+        for token, weight in zip(tokens[:MOST_TOKENS], weights[:MOST_TOKENS], strict=False)
     ]
     more = f"… {len(tokens) - MOST_TOKENS:,} more tokens" if len(tokens) > MOST_TOKENS else ""
     return Markup('<div style="font-family:monospace;overflow-wrap:anywhere">{}{}</div>').format(

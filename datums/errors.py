@@ -83,6 +83,10 @@ class LossCheckError(LossbookError, AssertionError):
     report: object = None
 
 
+class UnknownArgument(LossbookError, TypeError):
+    """A public call got an argument that it does not take, or lacks one that it needs."""
+
+
 class UnknownLossError(LossbookError, KeyError):
     """No loss is registered under this name."""
 
@@ -229,5 +233,10 @@ def panics_as(kind: type[LossbookError], what: str) -> Iterator[None]:
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """` Did you mean 'weights'?` when a known name is close, else the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return nearest(name, known, count=1, cutoff=cutoff)
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> str:
+    """The same with up to `count` names, the likeliest first."""
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -28,7 +28,7 @@ def lazy(
     def get(name: str) -> Any:
         home = modules.get(name)
         if home is None:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
         module = importlib.import_module(home, package)
         value = module if home == f".{name}" else getattr(module, name)
         return vars(sys.modules[package]).setdefault(name, value)

@@ -12,10 +12,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from .display import few, one_line
 from .errors import DtypeError, LossbookError, ShapeError, TokenRangeError
 from .inputs import KEY_DTYPES, TensorDtype
+from .keywords import explained_constructor
 
 
+@explained_constructor
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class TensorData:
     """A dense or CSR-sparse array of int64 or float32, flat and row-major in `.data`.
@@ -42,6 +45,8 @@ class TensorData:
         sparse_crow_indices: Sequence[int] | None = None,
         sparse_col_indices: Sequence[int] | None = None,
     ) -> None:
+        if dtype not in (None, "int64", "float32"):
+            raise DtypeError(f"dtype is 'int64' or 'float32', not {dtype!r}")
         array = as_array([] if data is None else data, dtype)
         if (sparse_crow_indices is None) != (sparse_col_indices is None):
             raise ShapeError("CSR data needs both sparse_crow_indices and sparse_col_indices")
@@ -133,9 +138,8 @@ class TensorData:
         return self.shape[0] if self.shape else 1
 
     def __repr__(self) -> str:
-        shown = self.data if self._array.size <= 8 else [*self.data[:6], "..."]
         sparse = ", sparse" if self.sparse_crow_indices is not None else ""
-        return f"TensorData({shown}, dtype={self.dtype!r}, shape={self.shape}{sparse})"
+        return one_line(f"TensorData({few(self._array.reshape(-1))}, dtype={self.dtype!r}, shape={self.shape}{sparse})")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorData):

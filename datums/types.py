@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .display import box, counted, few, one_line, rows_html, tokens_html
 from .errors import DtypeError, ModelError, OptimizerError, ShapeError, TokenRangeError
 from .inputs import KEY_DTYPES, TensorDtype
+from .keywords import explained_constructor
 from .routing import checked_routing
 from .tensors import Beyond64Bits, TensorData, as_array, as_tensor_data
 
@@ -30,6 +32,7 @@ __all__ = [
     "TensorDtype",
     "as_adam_params",
     "as_datum",
+    "as_datums",
     "as_model_input",
     "as_tensor_data",
     "own_datums",
@@ -38,10 +41,14 @@ __all__ = [
     "token_list",
 ]
 
+_BUILDERS = (
+    "Build one with datum_from_tokens_weights, datum_from_messages or Datum(model_input=..., loss_fn_inputs={...})"
+)
 #: Fields of the Fireworks SDK's ModelInput that name files in its own storage.
 HOSTED_REFERENCES = ("routing_references", "top_sampling_references", "sampling_mask_references")
 
 
+@explained_constructor
 @dataclass(frozen=True)
 class EncodedTextChunk:
     """A run of token ids."""
@@ -59,7 +66,11 @@ class EncodedTextChunk:
         """Number of tokens."""
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        return one_line(f"EncodedTextChunk({few(self.tokens)}, {counted(self.length, 'token')})")
 
+
+@explained_constructor
 @dataclass(frozen=True)
 class ModelInput:
     """The tokens that the model reads: chunks of token ids, in order.
@@ -73,6 +84,8 @@ class ModelInput:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunks", list(self.chunks))  # a copy, as of their tokens
+        if any(isinstance(chunk, int) for chunk in self.chunks):
+            raise DtypeError("chunks are EncodedTextChunks; token ids go to ModelInput.from_ints([...])")
         if self.routing_matrices is not None:
             object.__setattr__(self, "routing_matrices", checked_routing(self.routing_matrices, self.length))
 
@@ -104,7 +117,13 @@ class ModelInput:
         """Number of tokens."""
         return sum(chunk.length for chunk in self.chunks)
 
+    def __repr__(self) -> str:
+        chunks = "" if len(self.chunks) == 1 else f" in {counted(len(self.chunks), 'chunk')}"
+        routes = "" if self.routing_matrices is None else ", with routing matrices"
+        return one_line(f"ModelInput({few(self.to_ints())}, {counted(self.length, 'token')}{chunks}{routes})")
 
+
+@explained_constructor
 @dataclass(frozen=True)
 class Datum:
     """One sequence of N tokens with the inputs of a loss at its N positions.
@@ -118,10 +137,40 @@ class Datum:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model_input", as_model_input(self.model_input))
+        if not isinstance(self.loss_fn_inputs, Mapping):
+            kind = type(self.loss_fn_inputs).__name__
+            raise DtypeError(f"loss_fn_inputs are arrays by name, such as {{'target_tokens': [...]}}, not a {kind}")
         converted = {key: as_tensor_data(value, key) for key, value in self.loss_fn_inputs.items()}
         object.__setattr__(self, "loss_fn_inputs", converted)
 
+    def __repr__(self) -> str:
+        inputs = "".join(f", {key} {_kind(value)}" for key, value in self.loss_fn_inputs.items())
+        return one_line(
+            f"Datum({counted(self.model_input.length, 'token')} {few(self.model_input.to_ints(), 3)}{inputs})"
+        )
 
+    def _repr_html_(self) -> str:
+        tokens, targets = self.model_input.to_ints(), self.loss_fn_inputs.get("target_tokens")
+        weights, title = self.loss_fn_inputs.get("weights"), f"Datum of {counted(len(tokens), 'token')}"
+        rows = [(key, _kind(value), repr(value)) for key, value in self.loss_fn_inputs.items()]
+        if getattr(targets, "shape", None) != [len(tokens)]:  # several targets per position are no one text
+            return box(title, tokens_html(tokens, [0.0] * len(tokens)), rows_html(rows, "loss_fn_inputs"))
+        numbers = [1.0] * len(tokens) if weights is None else as_tensor_data(weights, "weights").data
+        strip = tokens_html([*tokens[:1], *as_tensor_data(targets, "target_tokens").data], [0.0, *numbers])
+        return box(
+            title,
+            "tokens, coloured by the weight with which they are learned",
+            strip,
+            rows_html(rows, "loss_fn_inputs"),
+        )
+
+
+def _kind(value: Any) -> str:
+    """`float32[3999]`; of a value that was put in later and is no TensorData yet, its type."""
+    return f"{value.dtype}{value.shape}" if isinstance(value, TensorData) else type(value).__name__
+
+
+@explained_constructor
 @dataclass(frozen=True, kw_only=True)
 class AdamParams:
     """One AdamW step (decoupled weight decay). `grad_clip_norm=0` means no clipping."""
@@ -134,6 +183,7 @@ class AdamParams:
     grad_clip_norm: float = 0.0
 
 
+@explained_constructor
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to sample. `stop=None` stops at the end-of-sequence token, `stop=[]` only at `max_tokens`."""
@@ -153,6 +203,8 @@ def token_list(tokens: Any) -> list[int]:
 
 def token_array(tokens: Any) -> np.ndarray:
     """[N] int64. Raises DtypeError for floats, TokenRangeError for ids beyond 64 bits, ShapeError unless 1-D."""
+    if isinstance(tokens, str):
+        raise DtypeError(f"tokens must be numbers, got str: give tokenizer.encode({tokens!r:.40})")
     try:
         array = as_array(tokens, "int64", "tokens")
     except Beyond64Bits as error:
@@ -219,10 +271,7 @@ def as_datum(value: Any) -> Datum:
         return Datum(model_input=value["model_input"], loss_fn_inputs=value.get("loss_fn_inputs", {}))
     if hasattr(value, "model_input"):
         return Datum(model_input=value.model_input, loss_fn_inputs=getattr(value, "loss_fn_inputs", {}))
-    raise DtypeError(
-        f"expected a Datum (model_input, loss_fn_inputs), got {type(value).__name__}. Build one with "
-        "datum_from_tokens_weights, datum_from_messages or Datum(model_input=..., loss_fn_inputs={...})"
-    )
+    raise DtypeError(f"expected a Datum (model_input, loss_fn_inputs), got {type(value).__name__}. {_BUILDERS}")
 
 
 def own_datums(data: Iterable[Any]) -> list[Datum]:
@@ -230,7 +279,16 @@ def own_datums(data: Iterable[Any]) -> list[Datum]:
 
     Values that were put into `loss_fn_inputs` as they are become TensorData here. Raises as `as_datum` does.
     """
-    return [_own(as_datum(value)) for value in data]
+    return [_own(datum) for datum in as_datums(data)]
+
+
+def as_datums(data: Any) -> list[Datum]:
+    """As `as_datum` for each. Raises DtypeError for what is no list of datums, such as a single one."""
+    if hasattr(data, "model_input") or (isinstance(data, Mapping) and "model_input" in data):
+        raise DtypeError("data is a list of datums, but this is a single one: write [datum]")
+    if isinstance(data, str) or not isinstance(data, Iterable) or isinstance(data, Mapping):
+        raise DtypeError(f"data is a list of datums, not a {type(data).__name__}. {_BUILDERS}")
+    return [as_datum(value) for value in data]
 
 
 def _own(datum: Datum) -> Datum:

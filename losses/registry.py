@@ -9,8 +9,9 @@ from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
-from ..datums.errors import DuplicateLossError, LossbookError, LossContractError, UnknownLossError, did_you_mean
+from ..datums.errors import DuplicateLossError, LossbookError, LossContractError, UnknownLossError, nearest
 from ..datums.extras import named_in, user_module
+from ..datums.keywords import explained
 from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
 from .spec.functions import as_function, batch_style
@@ -33,6 +34,7 @@ _resolvers: list[Resolver] = []
 _reserved: dict[str, str] = {}
 
 
+@explained
 def register_loss(
     name: str,
     *,
@@ -96,6 +98,10 @@ def register_loss(
 
 def _check_ids(*names: str) -> None:
     for name in names:
+        if callable(name):
+            raise LossContractError(
+                'write @register_loss("an_id", per="token"): the decorator takes the id of the loss'
+            )
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", name):
             raise LossContractError(f"{name!r} is not a usable id: letters, digits and _ . / : - only")
 
@@ -154,8 +160,8 @@ def spec_of(name: str) -> LossSpec:
     )
     broken = "".join(f" Plug-in {plugin!r} failed to load: {why}." for plugin, why in _plugin_errors.items())
     raise UnknownLossError(
-        f"no loss is registered as {name!r}.{where}{did_you_mean(name, [*_specs, *_aliases])} Registered: "
-        f"{', '.join(sorted(_specs))}.{broken}"
+        f"no loss is registered as {name!r}.{where}{nearest(name, [*_specs, *_aliases])} `lossbook losses list`, or list_losses(), gives all "
+        f"{len(_specs)}.{broken}"
     )
 
 

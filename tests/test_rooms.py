@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "datums": (
         ("errors", "inputs", "display", "choices", "lazy"),
+        ("keywords",),
         ("tensors", "extras", "disk", "routing"),
         ("types",),
         ("checks",),

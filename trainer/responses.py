@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..datums.display import box, counted, few, named, one_line, rows_html
 from ..datums.types import TensorData
 from ..losses.stats import Stat, merge, values
 
@@ -26,6 +27,18 @@ class ForwardBackwardOutput:
     loss_fn_output_type: str = "ArrayRecord"
     stats: Mapping[str, Stat] = field(default_factory=dict, repr=False, compare=False)
     weights: str | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        keys = ", ".join(dict.fromkeys(key for output in self.loss_fn_outputs for key in output)) or "nothing"
+        datums = counted(len(self.loss_fn_outputs), "datum")
+        return one_line(f"ForwardBackwardOutput({keys} of {datums}; {named(self.metrics)})")
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"datum {i}", key, repr(one)) for i, out in enumerate(self.loss_fn_outputs) for key, one in out.items()
+        ]
+        metrics = rows_html(((name, f"{value:.6g}") for name, value in self.metrics.items()), "metrics")
+        return box(f"Output of {counted(len(self.loss_fn_outputs), 'datum')}", metrics, rows_html(rows, "outputs"))
 
 
 def merge_outputs(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
@@ -55,6 +68,11 @@ class OptimStepResponse:
     step: int = 0
     learning_rate: float = 0.0
 
+    def __repr__(self) -> str:
+        return one_line(
+            f"OptimStepResponse(step={self.step}, learning_rate={self.learning_rate:.6g}; {named(self.metrics)})"
+        )
+
 
 @dataclass(frozen=True)
 class SaveStateResponse:
@@ -73,6 +91,9 @@ class TopLogprobs:
 
     tokens: np.ndarray
     logprobs: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"TopLogprobs({' x '.join(map(str, self.tokens.shape))} tokens and logprobs)"
 
     def lists(self) -> list[list[tuple[int, float]] | None]:
         """[N] lists of k pairs (id, logprob), as Tinker's SDK gives them; None at positions that were not computed."""
@@ -100,6 +121,10 @@ class SampledSequence:
     topk_logprobs: TopLogprobs | None = None
     sequence_id: str = field(default="", compare=False)
 
+    def __repr__(self) -> str:
+        tokens = f"{counted(len(self.tokens), 'token')} {few(self.tokens)}"
+        return one_line(f"SampledSequence({tokens}, logprobs {few(self.logprobs, 3)}, {self.stop_reason!r})")
+
 
 @dataclass(frozen=True)
 class SampleResponse:
@@ -115,6 +140,12 @@ class SampleResponse:
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: TopLogprobs | None = None
     target_prompt_logprobs: TensorData | None = None
+
+    def __repr__(self) -> str:
+        asked = ("prompt_logprobs", "topk_prompt_logprobs", "target_prompt_logprobs")
+        lengths = few([len(one.tokens) for one in self.sequences])
+        also = "".join(f", with {name}" for name in asked if getattr(self, name) is not None)
+        return one_line(f"SampleResponse({counted(len(self.sequences), 'sequence')} of {lengths} tokens{also})")
 
 
 @dataclass(frozen=True)
@@ -179,4 +210,10 @@ class ModelInfo:
     base_weights: str = "full"
     lora_targets: tuple[str, ...] = ()
     lora_left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        what = f"LoRA of rank {self.lora_rank}" if self.is_lora else "all weights"
+        trained = f"{what}, {self.trainable_parameters:,} parameters in training"
+        return one_line(f"ModelInfo({self.model_id}: {self.model_name}, {trained}, {self.dtype} on {self.device})")
+
     parameters: int | None = None

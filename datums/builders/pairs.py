@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks.validation import check_datum, count_labels
 from ..errors import DatumDropped, EmptyLossError, LengthMismatchError, LossbookError, TruncationError, located
+from ..keywords import explained
 from ..types import Datum, TensorData, as_datum, token_array
 from .tokens import float_array, shifted
 from .truncation import Truncation, note_dropped
@@ -20,6 +21,7 @@ class _Tokens(NamedTuple):
     answer: Any
 
 
+@explained
 def datums_from_pairs(
     pairs: Sequence[Any],
     chosen: Sequence[Any] | None = None,

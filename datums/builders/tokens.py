@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checks.validation import check_datum
 from ..errors import EmptyLossError, LengthMismatchError, NonFiniteLossInput, ShapeError, TruncationError, WeightsError
+from ..keywords import explained
 from ..types import Datum, ModelInput, TensorData, as_model_input, token_array
 from .truncation import Truncation, truncate
 
@@ -21,6 +22,7 @@ from .truncation import Truncation, truncate
 WeightReduction = Literal["none", "mean"]
 
 
+@explained
 def datum_from_tokens_weights(
     tokens: Any,
     weights: Any,
@@ -47,6 +49,7 @@ def datum_from_tokens_weights(
     return shifted(ids, {"weights": numbers}, max_length=max_length, truncation=truncation, reduction=reduction)
 
 
+@explained
 def datum_from_model_input_weights(
     model_input: Any,
     weights: Any,

@@ -19,6 +19,7 @@ from ..errors import (
     UnknownInput,
 )
 from ..inputs import MAX_LOGPROB
+from ..keywords import explained
 from ..types import Datum, TensorData, token_array
 from .tokens import float_array, shifted
 from .truncation import Truncation
@@ -27,6 +28,7 @@ from .truncation import Truncation
 MAX_MASS = 1.02
 
 
+@explained
 def datum_from_topk(
     tokens: Any,
     topk_tokens: Any,
@@ -64,6 +66,7 @@ def datum_from_topk(
     return _from_rows(ids, rows, max_length=max_length, truncation=truncation)
 
 
+@explained
 def datum_from_teacher_topk(
     tokens: Any,
     topk_tokens: Any,

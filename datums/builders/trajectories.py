@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import BiasedLogprobError, DatumDropped, EmptyLossError, LossbookError, located
+from ..keywords import explained, explained_constructor
 from ..types import Datum, TensorData, token_array
 from .tokens import float_array, shifted
 from .truncation import Truncation, note_dropped
 
 
+@explained_constructor
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
     """A prompt, the R tokens that followed it, and the inputs of policy-gradient losses for these R tokens.
@@ -37,6 +39,7 @@ class Trajectory:
     temperature: float = 1.0
 
 
+@explained
 def datums_from_trajectories(
     trajectories: Iterable[Trajectory],
     *,

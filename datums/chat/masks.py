@@ -11,6 +11,7 @@ import numpy as np
 from ..builders.tokens import WeightReduction, datum_from_tokens_weights
 from ..builders.truncation import Truncation
 from ..errors import EmptyLossError, MessageError, TemplateError, did_you_mean
+from ..keywords import explained
 from ..types import Datum
 from .messages import check_messages, text_parts
 from .omissions import check_rendered, with_readable_arguments
@@ -27,6 +28,7 @@ _PROBE = (
 )
 
 
+@explained
 def datum_from_messages(
     messages: Any,
     tokenizer: Any,
@@ -97,6 +99,7 @@ class TemplateCheck:
     total: int
 
 
+@explained
 def check_template(tokenizer: Any, *, template_options: Mapping[str, Any] | None = None) -> TemplateCheck:
     """Try a tokenizer's chat template on a test conversation. Raises TemplateError that lists every problem.
 

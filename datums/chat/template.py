@@ -29,6 +29,13 @@ class ChatTemplate:
     tokenizer: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.tokenizer, str):
+            raise TemplateError(
+                f"tokenizer={self.tokenizer!r:.60} is a name: give the tokenizer, such as client.get_tokenizer() or "
+                "transformers.AutoTokenizer.from_pretrained(name)"
+            )
+
     @cached_property
     def source(self) -> str:
         """The template's source. Raises TemplateError when the tokenizer has no template."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...datums.display import one_line
 from ..loss.loss import Loss, Mixture
 from .card import card_of
 from .columns import block, table, wrapped
@@ -38,6 +39,9 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
         return dataclasses.asdict(self)
+
+    def __repr__(self) -> str:
+        return one_line(f"<Comparison of {self.first} and {self.second}: {len(self.differences)} differences>")
 
     def __str__(self) -> str:
         parts = [

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...datums.errors import LossConfigError, LossContractError, ShapeError
+from ...datums.keywords import explained
 from .. import stats
 from ..loss.loss import Loss
 from ..registry import get_loss, is_registered
@@ -19,6 +20,7 @@ from ..stats import Stat
 LAWS_OF_THE_SUM = ("scale_invariance", "grad_cache_is_full_batch")
 
 
+@explained
 def matryoshka(
     loss: str | Loss | Callable[..., Any], *, dims: Sequence[int], weights: Sequence[float] | None = None, **config: Any
 ) -> Loss:

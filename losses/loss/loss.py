@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...datums.display import LINE, box, one_line, rows_html
 from ...datums.errors import LengthMismatchError, LossConfigError, LossContractError, TraceError
-from ...datums.types import Datum, as_datum
+from ...datums.keywords import explained
+from ...datums.types import Datum, as_datums
 from .. import stats
 from ..batch.pack import pack
 from ..batch.packed import Packed
@@ -87,7 +88,7 @@ class LossLike(OnTensors):
                 f"{self.name}(data, ...) takes a list of datums. Tensors go to on_tensors(logprobs=..., mask=..., ...), on_logits or "
                 "on_hidden"
             )
-        bound = self._bound([as_datum(d) for d in data])
+        bound = self._bound(as_datums(data))
         bound.check(strict=strict)
         return bound
 
@@ -100,25 +101,26 @@ class LossLike(OnTensors):
 
     def active(self, data: Sequence[Datum]) -> Tensor:
         """[positions of all datums] bool: where it reads the model's outputs. Masked positions cost nothing."""
-        return self._bound([as_datum(d) for d in data]).active
+        return self._bound(as_datums(data)).active
 
     covers = active  # the older word
 
     def count(self, data: Sequence[Datum]) -> Count:
         """These datums' share of the denominator, from data alone; shares of parts add up."""
-        return self._bound([as_datum(d) for d in data]).count
+        return self._bound(as_datums(data)).count
 
     def terms(self, data: Sequence[Datum], outputs: Any) -> tuple[Tensor, dict[str, Stat]]:
         """(total, metrics) of these datums: not divided, with its graph, 0-d (one per part of a mixture); and mergeable metrics.
 
         outputs: `Outputs`, a list with one tensor per datum, or {"logprobs": [...], "entropy": [...]}.
         """
-        return self._bound([as_datum(d) for d in data]).terms(outputs)
+        return self._bound(as_datums(data)).terms(outputs)
 
     def values(self, data: Sequence[Datum], outputs: Any) -> Tensor:
         """What the function itself returns: one loss per token, datum or pair, neither weighed nor reduced."""
-        return self._bound([as_datum(d) for d in data]).values(outputs)
+        return self._bound(as_datums(data)).values(outputs)
 
+    @explained
     def __call__(self, data: Sequence[Datum], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
         """The reduced loss with its graph, and its metrics, as the hosted APIs' custom losses return them."""
         bound = self.prepare(data)
@@ -130,7 +132,7 @@ class LossLike(OnTensors):
 
         For services that refuse inputs other than target_tokens and weights: send bare datums, keep the full ones here.
         """
-        full = [as_datum(d) for d in data]
+        full = as_datums(data)
 
         def bound(data: Sequence[Any], logprobs_list: Any) -> tuple[Tensor, dict[str, float]]:
             if len(data) != len(full):
@@ -217,7 +219,7 @@ class Loss(LossLike):
 
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed, without the model's outputs."""
-        return pack([as_datum(d) for d in data], self.spec, self.reduction, self.config)
+        return pack(as_datums(data), self.spec, self.reduction, self.config)
 
     def _bound(self, datums: Sequence[Datum]) -> BoundLoss:
         return (BoundBatchStyle if self.spec.is_batch_style else BoundSingle)(self.spec, self._resolved, datums)

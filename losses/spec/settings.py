@@ -17,7 +17,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
-from ...datums.errors import LossConfigError, did_you_mean
+from ...datums.errors import LossConfigError
+from ...datums.keywords import meant
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _explain(error: ValidationError, model: type[LossConfig], name: str) -> str:
     for problem in error.errors():
         key = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{name} has no setting {key!r}.{did_you_mean(key, model.model_fields)}")
+            lines.append(f"{name} has no setting {key!r}.{meant(key, model.model_fields)}")
         elif problem["type"] == "missing":
             lines.append(f"{name} needs the setting {key!r}.")
         else:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from ...datums.errors import LossConfigError, UnknownLossError, did_you_mean
+from ...datums.display import one_line
+from ...datums.errors import LossConfigError, UnknownLossError, nearest
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss, register_resolver, reserve_ids
 
@@ -55,6 +56,9 @@ class Preset:
     correction: str = ""
     correction_settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return one_line(f"<Preset {self.name}: {self.loss} with {_shown(self.settings)}>")
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.loss} with {_shown(self.settings)}"]
         lines += [f"plus {part.factor:g} * {part.loss} with {_shown(part.settings)}" for part in self.plus]
@@ -71,7 +75,7 @@ def list_presets() -> list[str]:
 def describe_preset(name: str) -> Preset:
     """What a preset stands for. Raises UnknownLossError with the likeliest name."""
     if (preset := find_preset(name)) is None:
-        raise UnknownLossError(f"there is no preset {name!r}.{did_you_mean(name, _presets())}")
+        raise UnknownLossError(f"there is no preset {name!r}.{nearest(name, _presets())} list_presets() gives all.")
     return preset
 
 
@@ -87,7 +91,9 @@ def find_preset(name: str) -> Preset | None:
     if own in UNPUBLISHED:
         raise UnknownLossError(f"{name!r}: {UNPUBLISHED[own]}")
     there = [known for known in list_presets() if known.startswith(f"{system}:")]
-    raise UnknownLossError(f"there is no preset {name!r}.{did_you_mean(name, there)} Of {system}: {', '.join(there)}")
+    raise UnknownLossError(
+        f"there is no preset {name!r}.{nearest(name, there)} `lossbook losses list --presets` gives all."
+    )
 
 
 def preset_loss(preset: Preset, config: Mapping[str, Any], *, is_corrected: bool = False) -> Loss | Mixture:

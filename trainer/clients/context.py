@@ -61,12 +61,19 @@ def loss_and_top_k(
 
     Raises LossConfigError where it is given twice.
     """
-    settings = dict(config or {})
+    settings = settings_of(config)
     if "top_k" in settings and not _has_setting(loss_fn, "top_k"):
         if top_k is not None:
             raise LossConfigError(f"top_k is given twice: {top_k!r}, and {settings['top_k']!r} in loss_fn_config")
         top_k = settings.pop("top_k")
     return get_loss(loss_fn, **settings).copied(), top_k
+
+
+def settings_of(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of `loss_fn_config`. Raises LossConfigError for what is no mapping."""
+    if config is not None and not isinstance(config, Mapping):
+        raise LossConfigError(f"loss_fn_config is settings by name, such as {{'clip_high': 1.28}}, not {config!r:.60}")
+    return dict(config or {})
 
 
 def _has_setting(loss_fn: LossFunction, name: str) -> bool:

@@ -41,6 +41,10 @@ def custom_loss(
         raise LossContractError(
             f"output={output!r} is none of {', '.join(map(repr, OUTPUTS))}.{did_you_mean(str(output), OUTPUTS)}"
         )
+    if isinstance(function, str):
+        raise LossContractError(
+            f"loss_fn is a function here, not the id {function!r}: ids go to forward_backward(data, {function!r})"
+        )
     is_loss = isinstance(function, LossLike) or is_registered(function)
     if precomputed is not None and (is_loss or output != "logprobs"):
         raise LossContractError(

@@ -24,8 +24,9 @@ import concurrent.futures
 import functools
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from ...datums.display import one_line
 from .failures import Failure
 from .modes import job_modes
 from .worker import Worker
@@ -199,8 +200,22 @@ class Future(Generic[T]):
 
     def __repr__(self) -> str:
         ended = "finished" if self._failure is None else "cancelled" if self.cancelled() else "failed"
-        state = ended if self.done() else "pending"
-        return f"<Future of {self.label}: {state}>"
+        if ended == "failed" and self._failure is not None:
+            ended = f"failed with {type(self._failure.exception).__name__}"
+        return one_line(f"<Future of {self.label}: {ended if self.done() else 'pending'}>")
+
+    if not TYPE_CHECKING:  # a type checker knows what a Future has
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"a Future has no {name!r}. {self._how_to_wait(f'.{name}')}", name=name, obj=self)
+
+        def __getitem__(self, key: Any) -> Any:
+            raise TypeError(f"a Future is not the result itself. {self._how_to_wait(f'[{key!r}]')}")
+
+    def _how_to_wait(self, access: str) -> str:
+        return (
+            f"This is {vars(self).get('label', 'a call')}, which may not have run: future.result(){access} waits for it"
+        )
 
     def _finish(self) -> None:
         """Wake the waiting threads; value or failure is set."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...datums.display import one_line
+from ...datums.keywords import explained_class
 from ...datums.types import own_datums
 from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, TopLogprobs
@@ -14,12 +16,16 @@ from .context import LossFunction, loss_and_top_k
 from .futures import Calls, Future, Worker
 
 
+@explained_class
 class ReferenceClient(AwaitableClient):
     """Frozen weights for `forward` only: reference logprobs for DPO, KL terms and distillation."""
 
     def __init__(self, worker: Worker, frozen: Frozen, name: str) -> None:
         self._frozen = frozen
         self._calls = Calls(name, worker)
+
+    def __repr__(self) -> str:
+        return one_line(f"<ReferenceClient {self._calls.name}>")
 
     def forward(
         self,

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
+from ...datums.display import one_line
 from ...datums.errors import ModelError
+from ...datums.keywords import explained_class
 from ...datums.types import ModelInput, SamplingParams, as_tensor_data, prompt_tokens
 from ..responses import SampleResponse
 from ..sampling.decode import Progress
@@ -25,6 +27,7 @@ from .independent import IndependentCalls
 T = TypeVar("T")
 
 
+@explained_class
 class SamplingClient(AwaitableClient):
     """Samples from fixed weights. Logprobs agree with the trainer's at the same weights.
 
@@ -37,6 +40,9 @@ class SamplingClient(AwaitableClient):
         self._frozen = frozen
         self._calls = IndependentCalls(name, worker, lambda: frozen.rows_at_once)
         self._id, self._numbers = secrets.token_hex(8), itertools.count()
+
+    def __repr__(self) -> str:
+        return one_line(f"<SamplingClient {self._calls.name}>")
 
     def sample(
         self,

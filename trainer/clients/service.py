@@ -9,7 +9,9 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
+from ...datums.display import one_line
 from ...datums.errors import ModelError
+from ...datums.keywords import explained_class
 from ..choices import BaseWeights, FusedLayers
 from ..engine.settings import EngineSettings
 from ..head.backends import Backend
@@ -37,6 +39,7 @@ class AdapterSettings(TypedDict, total=False):
     lora_dropout: float
 
 
+@explained_class
 class ServiceClient:
     """Makes training and sampling clients. All calls of all its clients run one after the other, in submission order; with
     `sampling_workers` samples of models in training are drawn beside them.
@@ -98,6 +101,10 @@ class ServiceClient:
         models = placed(local, workers, worker_timeout, sampling_workers)
         self.context = ClientContext.of(models, settings, Path(checkpoint_dir), samples_apart=bool(sampling_workers))
         self._device, self._numbers = device, itertools.count()
+
+    def __repr__(self) -> str:
+        device = self._device or "the best device"
+        return one_line(f"<ServiceClient on {device}, checkpoints in {str(self.checkpoint_dir)!r}>")
 
     @property
     def settings(self) -> EngineSettings:

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...datums.display import one_line
 from ...datums.errors import LossContractError, ModelError
+from ...datums.keywords import explained_class
 from ...datums.types import AdamParams, as_adam_params, own_datums
 from ...losses.registry import get_loss
 from ..checkpoint.places import SAMPLER_WEIGHTS, not_for_samplers
@@ -19,7 +21,7 @@ from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, Sav
 from ..training.model_trainer import ModelTrainer
 from ..training.protocol import Normalization, Trainer
 from .awaitable import AwaitableClient, in_thread, queued
-from .context import ClientContext, LossFunction, at_place, loss_and_top_k, saved
+from .context import ClientContext, LossFunction, at_place, loss_and_top_k, saved, settings_of
 from .custom import Output, custom_loss, projections_only
 from .futures import Calls, Future
 from .reference import ReferenceClient
@@ -28,6 +30,7 @@ from .sampling import SamplingClient
 T = TypeVar("T")
 
 
+@explained_class
 class TrainingClient(AwaitableClient):
     """Trains one model. Every call returns a `Future` at once; calls run in the order they were made.
 
@@ -42,6 +45,9 @@ class TrainingClient(AwaitableClient):
         self._calls = Calls(model_id, context.worker)
         self._weights = secrets.token_hex(8)  # names the weights as they are until a call changes them
         self.model_id = model_id
+
+    def __repr__(self) -> str:
+        return one_line(f"<TrainingClient {self.model_id} of {self._trainer.base_model}>")
 
     def forward(
         self,
@@ -87,7 +93,7 @@ class TrainingClient(AwaitableClient):
         over embeddings. Raises at once for an unknown id or setting; through the future for unusable data.
         """
         check_pooling(pooling)
-        datums, loss = own_datums(data), get_loss(loss_fn, **(loss_fn_config or {})).copied()
+        datums, loss = own_datums(data), get_loss(loss_fn, **settings_of(loss_fn_config)).copied()
         return self._calls.submit("forward_backward", lambda: self._trainer.forward_backward(datums, loss, pooling))
 
     def forward_backward_custom(

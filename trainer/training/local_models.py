@@ -51,6 +51,8 @@ class LocalModels:
 
     def __post_init__(self) -> None:
         check_base_weights(self.base_weights)
+        if not isinstance(self.dtype, torch.dtype | None):
+            raise ModelError(f"dtype is a torch.dtype, such as torch.bfloat16, not {self.dtype!r}")
         if self.ranks.size > 1:
             _check_for_ranks(self.settings)
         check_width(self.tensor_parallel, self.ranks.size if self.ranks.size > 1 else 0)

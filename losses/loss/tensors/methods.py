@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ....datums.errors import LossContractError, MissingInput
+from ....datums.keywords import explained_class
 from .call import Call, call_of
 from .evaluation import Denominator, evaluated, own_count, shares
 from .metrics import Metrics
@@ -18,6 +19,7 @@ from .packing import Reader
 from .sources import HEAD_OUTPUTS, sources
 
 
+@explained_class
 class OnTensors(ABC):
     """A loss on tensors, as a training loop has them: the function, settings, denominators and checks of `loss(data, ...)`.
 

@@ -91,7 +91,7 @@ def test_a_systems_own_correction_goes_on_with_its_numbers_and_ones_own() -> Non
     ("name", "message"),
     [
         ("tinker:pro", "there is no preset 'tinker:pro'. Did you mean 'tinker:ppo'"),
-        ("trl:", "there is no preset 'trl:'.*Of trl: trl:aot, "),
+        ("trl:", "there is no preset 'trl:'.*`lossbook losses list --presets` gives all"),
         ("stable_reinforce", "'stable_reinforce': the id is reserved for Tinker's loss .* not public"),
         ("tinker:stable_reinforce", "'tinker:stable_reinforce': the id is reserved"),
         ("nowhere_at_all:grpo", "no loss is registered as 'nowhere_at_all:grpo'"),

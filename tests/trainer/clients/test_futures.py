@@ -128,7 +128,7 @@ def test_result_raises_the_original_exception_with_its_original_traceback_howeve
         assert names.count("result") == 1, "the traceback must not grow with every look"
     assert raised[0] is raised[1] is raised[2]
     assert future.exception(PATIENCE) is raised[0]
-    assert repr(future) == "<Future of training.forward_backward (call 1): failed>"
+    assert repr(future) == "<Future of training.forward_backward (call 1): failed with ValueError>"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, StopIteration, GeneratorExit])
