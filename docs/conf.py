@@ -10,6 +10,8 @@ from lossbook import __version__
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "_extensions"))
 
+from api import source_address  # noqa: E402
+
 project = "lossbook"
 author = "the authors of lossbook"
 copyright = "the authors of lossbook"
@@ -19,7 +21,7 @@ language = "en"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
+    "sphinx.ext.linkcode",
     "sphinx_copybutton",
     "api",
     "mathml",
@@ -29,7 +31,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 
 # Markdown.
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"
 repository_address = "https://github.com/lossbook/lossbook"
@@ -44,9 +46,10 @@ repository_pages = {
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
-viewcode_line_numbers = True
+linkcode_resolve = source_address
 #: What autodoc takes for a name though it is a piece of one, or a name that only type checkers have.
 nitpick_ignore_regex = [
     ("py:class", r".*\[.*"),
@@ -59,11 +62,7 @@ html_title = f"lossbook {release}"
 html_baseurl = "https://lossbook.github.io/lossbook/"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {
-    "source_repository": repository_address,
-    "source_branch": "main",
-    "source_directory": "docs/",
-}
+html_theme_options = {"top_of_page_buttons": [], "navigation_with_keys": True}
 html_copy_source = False
 pygments_style = "tango"
 pygments_dark_style = "github-dark"

@@ -114,11 +114,12 @@ def _flag(name: str) -> str:
 def _default(value: Any) -> str:
     if value is None or value == () or value == {} or value == []:
         return ""
-    return f"`{_text(str(value))}`" if isinstance(value, str | int | float | bool | Path) else f"`{_text(repr(value))}`"
+    shown = str(value) if isinstance(value, str | int | float | bool | Path) else repr(value)
+    return f"`{shown.replace('|', chr(92) + '|')}`"
 
 
 def _text(text: str) -> str:
-    return re.sub(r"([|<])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([|<*\[])", r"\\\1", " ".join(text.split()))
 
 
 if __name__ == "__main__":

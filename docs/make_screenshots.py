@@ -64,7 +64,8 @@ def main(pages: list[str]) -> None:
                 for page in pages or PAGES:
                     place = f"#{PAGES[page]}" if PAGES.get(page) else ""
                     opened.goto(f"{address}/{page}.html{place}")
-                    opened.wait_for_timeout(300)
+                    opened.wait_for_load_state("networkidle")
+                    opened.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
                     opened.screenshot(path=SCREENS / f"{page.replace('/', '-')}_{view}_{scheme}.png")
                 context.close()
         browser.close()

@@ -21,6 +21,10 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 
+ROOT = Path(__file__).resolve().parents[2]
+CODE = "https://github.com/lossbook/lossbook"
+
+
 @dataclass(frozen=True)
 class Part:
     """A section of a page: the names of a module; `()` for all its public names."""
@@ -117,7 +121,7 @@ def _page(title: str, says: str, parts: Iterable[Part], shown: set[int]) -> Iter
         shown |= {id(value) for _, value in entries}
         if several:
             yield from (part.module, "-" * len(part.module), "")
-            yield from (*_summary(module), "")
+            yield from _summary(module) if "." in part.module else ()
         for name, value in entries:
             yield from _entry(part.module, name, value)
 
@@ -210,6 +214,20 @@ def _exists(name: str) -> bool:
         return pydoc.locate(name) is not None
     except pydoc.ErrorDuringImport:
         return False
+
+
+def source_address(domain: str, info: dict[str, str]) -> str | None:
+    """Where a name is written, for `linkcode`: its file and lines at the code's address."""
+    try:
+        value: Any = importlib.import_module(info["module"])
+        for part in info["fullname"].split("."):
+            value = getattr(value, part)
+        value = inspect.unwrap(value.fget if isinstance(value, property) else value)
+        lines, first = inspect.getsourcelines(value)
+        path = Path(inspect.getsourcefile(value) or "").relative_to(ROOT)
+    except (AttributeError, ImportError, OSError, TypeError, ValueError):
+        return None
+    return f"{CODE}/blob/main/{path}#L{first}-L{first + len(lines) - 1}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
