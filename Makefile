@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test test-slow test-browser lint docs docs-site docs-pages bench mutation audit dist clean
+.PHONY: help quickstart test test-slow test-browser lint docs docs-site docs-links docs-pages bench mutation audit dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,7 +39,11 @@ docs: docs-pages docs-site ## the site, in docs/_build/html; first the pages tha
 
 docs-site: $(models) ## the site from the pages that are there; ARGS="-D plot_gallery=0" does not run the gallery's scripts
 	$(python) -m sphinx -b html -W -n --keep-going -q $(ARGS) docs docs/_build/html
+	$(python) docs/check_links.py
 	@echo "The site begins at docs/_build/html/index.html"
+
+docs-links: $(installed) ## whether the documents' links to other sites lead somewhere; needs the network
+	$(python) -m sphinx -b linkcheck -q -D plot_gallery=0 docs docs/_build/linkcheck
 
 docs-pages: $(installed) ## the pages and plots of docs/losses from the registry, docs/parity.md and docs/models.md from the tests
 	$(python) docs/make_loss_pages.py

@@ -56,6 +56,11 @@ nitpick_ignore_regex = [
     ("py:class", r"types\.Annotated|Source|Console|Tensor|.*\.TrainerClass"),
 ]
 
+# `make docs-links` asks other sites. The code's own address is checked in the repository (check_links.py).
+linkcheck_ignore = [rf"{repository_address}/(?:blob|tree|raw)/main/.*", r"https://lossbook\.github\.io/.*"]
+linkcheck_anchors = False
+linkcheck_timeout = 20
+
 # How it looks.
 html_theme = "furo"
 html_title = f"lossbook {release}"

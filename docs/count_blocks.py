@@ -17,6 +17,7 @@ FENCE = re.compile(r"^(`{3,})(\S*)([^\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE
 TESTS = {
     "python": "run (tests/test_readme.py, tests/docs/test_data_guide.py)",
     "python excerpt": "compared with the file that is named (tests/test_documents.py)",
+    "python no-run": "only shown: it needs what tests do not have",
     "lossbook command": "parsed as a command line (tests/test_documents.py)",
     "row of data": "read, and its tokens compared (tests/docs/test_data_guide.py)",
     "gallery script": "run, and its claims checked (tests/test_gallery.py)",
@@ -36,7 +37,7 @@ def count() -> Counter[str]:
     for document in documents():
         for _, language, rest, block in FENCE.findall(document.read_text(encoding="utf-8")):
             if language == "python":
-                counts["python excerpt" if "excerpt=" in rest else "python"] += 1
+                counts[f"python {rest.strip().partition('=')[0]}".strip()] += 1
             elif language in ("bash", "sh", "console"):
                 counts["lossbook command"] += len(re.findall(r"^(?:\$ )?(?:\w+=\S+ )*lossbook ", block, re.MULTILINE))
             elif language == "jsonl" and document.name == "data.md":

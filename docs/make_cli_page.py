@@ -1,4 +1,4 @@
-"""Write cli.md: every command, its examples and flags, from the table of commands and the recipes' settings. `make docs-pages` runs it.
+"""Write cli.md: every command, its examples and flags, from the table of commands. `make docs-pages` runs it.
 
     python docs/make_cli_page.py
 
@@ -8,15 +8,13 @@ tests/docs/test_cli_page.py fails while the page is not current.
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from lossbook.cookbook.commands.table import COMMANDS, Command, Section
-from lossbook.cookbook.settings.groups import GROUPS, group_of
-from lossbook.losses.cards.setting_text import bounds_text, type_text
+from lossbook.cookbook.usage.flags import NEEDED, Flag, flags_of_function, flags_of_settings, summary
 
 PAGE = Path(__file__).resolve().parent / "cli.md"
 MADE = (
@@ -25,8 +23,8 @@ MADE = (
 HEAD = """# Command line
 
 `lossbook --help` lists the commands, `lossbook COMMAND --help` the flags of one. A recipe's flags are also the keys of a file for
-`--config`, with `_` for `-`; flags override the file. `--debug` anywhere keeps the traceback of an error. Exit codes: 0, 1 after an
-error, 2 after a usage error, 130 after Ctrl-C.
+`--config` (TOML, JSON or YAML), with `_` for `-`; flags override the file. A switch that is on is switched off with `--no-`. `--debug`
+anywhere keeps the traceback of an error. Exit codes: 0, 1 after an error, 2 after a usage error, 130 after Ctrl-C.
 """
 
 
@@ -41,7 +39,8 @@ def page() -> str:
     lines = [MADE, "", HEAD]
     for section in get_args(Section):
         named = {name: one for name, one in COMMANDS.items() if one.section == section}
-        lines += [f"## {section}", "", *_contents(named), ""]
+        if named:
+            lines += [f"## {section}", "", *_contents(named), ""]
         for name, command in named.items():
             lines += _command(" ".join(name), command)
     return "\n".join(lines).rstrip() + "\n"
@@ -55,71 +54,47 @@ def _contents(commands: dict[tuple[str, ...], Command]) -> Iterator[str]:
 
 
 def _command(name: str, command: Command) -> Iterator[str]:
-    yield from (f"### lossbook {name}", "", f"{_text(command.summary[0].upper() + command.summary[1:])}.", "")
+    yield from (f"### lossbook {name}", "")
+    module = importlib.import_module(f"lossbook.cookbook.{command.module}")
+    function = getattr(module, command.function)
+    is_plain = command.config is None and not command.words
+    says = summary(function) if is_plain else f"{command.summary[0].upper()}{command.summary[1:]}."
+    for paragraph in says.split("\n\n"):
+        yield from (_text(paragraph), "")
     if command.examples:
         yield from ("```bash", *command.examples, "```", "")
-    module = importlib.import_module(f"lossbook.cookbook.{command.module}")
     if command.config:
-        fields = getattr(module, command.config).model_fields
-        for group in GROUPS:
-            members = {flag: field for flag, field in fields.items() if group_of(field) == group}
-            if members:
-                yield from (f"**{group}**", "", *_fields(members), "")
-    elif not command.words:
-        yield from (*_parameters(getattr(module, command.function)), "")
+        room, _, model = command.config.partition(".")
+        flags = flags_of_settings(getattr(importlib.import_module(f"lossbook.cookbook.settings.{room}"), model))
+        for group in dict.fromkeys(flag.group for flag in flags):
+            yield from (f"**{group}**", "", *_rows([flag for flag in flags if flag.group == group]), "")
+    elif is_plain and (flags := flags_of_function(function)):
+        yield from (*_rows(flags), "")
 
 
-def _fields(fields: dict[str, Any]) -> Iterator[str]:
+def _rows(flags: Sequence[Flag]) -> Iterator[str]:
     yield from ("| flag | default | |", "|---|---|---|")
-    for name, field in fields.items():
-        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-        bounds = bounds_text(field)
-        says = _text(field.description or type_text(field.annotation))
-        yield f"| {_flag(name)} | {default} | {says}{f'; {_text(bounds)}' if bounds else ''} |"
+    for flag in flags:
+        names = flag.value if flag.placed else ", ".join((flag.long, *flag.aliases))
+        yield f"| `{names}` | {_default(flag)} | {_text(flag.help)} |"
 
 
-def _parameters(function: Any) -> Iterator[str]:
-    """A row per parameter of a function; what each means is in its docstring, `name: ...`."""
-    parameters = inspect.signature(function, eval_str=True).parameters
-    if not parameters:
-        return
-    says = _said(inspect.getdoc(function) or "", tuple(parameters))
-    yield from ("| argument | default | |", "|---|---|---|")
-    for name, one in parameters.items():
-        positional = "_PositionalMarker" in repr(one.annotation) or "Positional" in str(one.annotation)
-        shown = f"`{name.upper()}`" if positional else _flag(name)
-        default = "required" if one.default is inspect.Parameter.empty else _default(one.default)
-        yield f"| {shown} | {default} | {_text(says.get(name, ''))} |"
-
-
-def _said(docstring: str, names: tuple[str, ...]) -> dict[str, str]:
-    starts = rf"^\s*({'|'.join(map(re.escape, names))}):\s"
-    said: dict[str, str] = {}
-    name = None
-    for line in docstring.splitlines():
-        if match := re.match(starts, line):
-            name = match[1]
-            said[name] = line[match.end() :].strip()
-        elif name and line.strip() and line.startswith(" "):
-            said[name] += f" {line.strip()}"
-        elif not line.strip():
-            name = None
-    return said
-
-
-def _flag(name: str) -> str:
-    return f"`--{name.replace('_', '-')}`"
-
-
-def _default(value: Any) -> str:
-    if value is None or value == () or value == {} or value == []:
+def _default(flag: Flag) -> str:
+    if flag.default is NEEDED:
+        return "required"
+    if flag.is_switch and isinstance(flag.default, bool):
+        return "on" if flag.default else "off"
+    if flag.default is None or flag.default in ((), {}, []):
         return ""
-    shown = str(value) if isinstance(value, str | int | float | bool | Path) else repr(value)
-    return f"`{shown.replace('|', chr(92) + '|')}`"
+    shown = flag.default if isinstance(flag.default, str | int | float | Path) else repr(flag.default)
+    return f"`{shown}`".replace("|", "\\|")
 
 
 def _text(text: str) -> str:
-    return re.sub(r"([|<*\[])", r"\\\1", " ".join(text.split()))
+    """Text in which only `code` is markup."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [re.sub(r"([<*\[\]])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts).replace("|", "\\|")
 
 
 if __name__ == "__main__":

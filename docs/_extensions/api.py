@@ -20,7 +20,6 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "https://github.com/lossbook/lossbook"
 
