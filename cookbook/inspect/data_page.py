@@ -27,7 +27,7 @@ Named = tuple[str, Datum]
 def weights_page(title: str, rows: Sequence[Named], tokenizer: Any) -> str:
     """The page of weights; it needs no model."""
     sequences = [token_sequence(datum, tokenizer, name, note=summary(datum)) for name, datum in rows]
-    return token_page(title, token_view_html(sequences))
+    return token_page(title, token_view_html(sequences, shared=True))  # a weight means the same in every row
 
 
 def loss_page(title: str, rows: Sequence[Named], loss: LossLike, model: ReferenceClient) -> str:

@@ -116,6 +116,7 @@ def token_view_html(
     *,
     name: str = "tokens",
     note: str = "",
+    shared: bool = False,
 ) -> str:
     """An HTML fragment: a switch between columns, and the sequences with their tokens coloured by the selected column.
 
@@ -123,12 +124,14 @@ def token_view_html(
     columns    `Column`s or names, the first selected; None for all columns of the sequences
     name       of the switch; each fragment of a page needs its own
     note       a line above all sequences
+    shared     whether the page opens with one colour scale for all sequences; it has a switch
 
-    Colour strength is the distance from the column's centre, relative to the largest one in these sequences: blue above the
-    centre, orange below, violet for NaN and infinity. The page needs `TOKEN_VIEW_CSS` once, in a <style>; `token_page`
+    Colour strength is the distance from the column's centre, relative to the largest one in the sequence, or in all of them:
+    blue above the centre, orange below, violet for NaN and infinity. On the scale of its own a sequence stays readable beside
+    one with much larger gradients. The page needs `TOKEN_VIEW_CSS` once, in a <style>; `token_page`
     returns a whole page.
     """
-    return str(token_view(sequences, columns, name=name, note=note))
+    return str(token_view(sequences, columns, name=name, note=note, shared=shared))
 
 
 def token_view(
@@ -137,22 +140,19 @@ def token_view(
     *,
     name: str = "tokens",
     note: str = "",
+    shared: bool = False,
 ) -> Markup:
     """As `token_view_html`, for the package's own templates, which print it as it is."""
     offered = _offered(sequences, columns)
     spans = [_span(column, sequences) for column in offered]
-    reaches = [
-        max(high - column.centre, column.centre - low) for column, (low, high) in zip(offered, spans, strict=True)
-    ]
     return render(
         "token_view",
         name=name,
         note=note,
-        legends=[_legend(*column) for column in zip(offered, spans, reaches, strict=True)],
-        sequences=[
-            (sequence, [_token(sequence, position, offered, reaches) for position in range(len(sequence.texts))])
-            for sequence in sequences
-        ],
+        shared=shared,
+        is_scaled=len(sequences) > 1,
+        legends=[_legend(column, span, _reach(column, span)) for column, span in zip(offered, spans, strict=True)],
+        sequences=[_sequence(sequence, offered, spans) for sequence in sequences],
     )
 
 
@@ -179,6 +179,27 @@ def _span(column: Column, sequences: Sequence[TokenSequence]) -> tuple[float, fl
     values = (value for sequence in sequences for value in sequence.columns.get(column.name, ()) if value is not None)
     finite = [column.centre, *(value for value in values if math.isfinite(value))]
     return min(finite), max(finite)
+
+
+def _reach(column: Column, span: tuple[float, float]) -> float:
+    """The distance from the centre that has the strongest colour."""
+    return max(span[1] - column.centre, column.centre - span[0])
+
+
+def _sequence(
+    sequence: TokenSequence, columns: Sequence[Column], spans: Sequence[tuple[float, float]]
+) -> tuple[TokenSequence, str, list[list[tuple[str, str]]], list[dict[str, str]]]:
+    """A sequence, how strong its colours are on the scale of all sequences, the ends of its own scales, and its tokens."""
+    own = [_span(column, [sequence]) for column in columns]
+    reaches = [_reach(column, span) for column, span in zip(columns, own, strict=True)]
+    whole = [_reach(column, span) for column, span in zip(columns, spans, strict=True)]
+    shares = [
+        f"--s{i}:{100 * reach / most if most else 100:.0f}%"
+        for i, (reach, most) in enumerate(zip(reaches, whole, strict=True))
+    ]
+    ends = [_legend(*scale)["ends"] for scale in zip(columns, own, reaches, strict=True)]
+    tokens = [_token(sequence, position, columns, reaches) for position in range(len(sequence.texts))]
+    return sequence, ";".join(shares), ends, tokens
 
 
 def _colour(value: Number, column: Column, reach: float) -> str:
@@ -232,17 +253,27 @@ TOKEN_VIEW_CSS = """
 .tv > input:checked + label { background: #6664; font-weight: 600; }
 .tv > input:focus-visible + label { outline: 2px solid #216ebe; }
 .tv-legend { display: none; margin: .3rem 0; font-size: .85rem; }
-.tv-end { padding: .1rem .5rem; border: 1px solid #8884; }
+.tv > input:checked + label.tv-scale { font-weight: 600; }
+.tv-end, .tv-range { font-variant-numeric: tabular-nums; } .tv-ranges { margin: .2rem 0; font-size: .8rem; } .tv-range { display: none; }
+.tv > .tv-shared:checked ~ .tv-all .tv-ranges { display: none; }
+.tv > .tv-shared:not(:checked) ~ .tv-legend .tv-end { display: none; }
+.tv-end, .tv-own { padding: .1rem .5rem; border: 1px solid #8884; }
 .tv-sequence h3 { margin: 1.2rem 0 .2rem; font-size: 1rem; }
 p.tv-note, .tv-sequence p { margin: .2rem 0; font-size: .85rem; }
 .tv-text { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.8 ui-monospace, monospace; }
 .tv-token { position: relative; border-radius: 2px; background: var(--chosen, transparent); }
-.tv-token:hover { outline: 1px solid currentColor; }
-.tv-token:hover::after { content: attr(data-tip); position: absolute; left: 0; top: 100%; z-index: 1; white-space: pre;
+.tv-token:hover, .tv-token.tv-current { outline: 1px solid currentColor; }
+.tv-token:hover::after, .tv-token.tv-current::after { content: attr(data-tip); position: absolute; left: 0; top: 100%; z-index: 1; white-space: pre;
   padding: .3rem .6rem; border-radius: 4px; background: #222; color: #eee; font-size: 12px; line-height: 1.4;
   pointer-events: none; }
 """ + "".join(
-    f".tv > input:nth-of-type({index + 1}):checked ~ .tv-all .tv-token {{ background: var(--c{index}, transparent); }}\n"
-    f".tv > input:nth-of-type({index + 1}):checked ~ .tv-legend:nth-of-type({index + 1}) {{ display: block; }}\n"
-    for index in range(MAX_COLUMNS)
+    f"""{chosen} ~ .tv-all .tv-token {{ background: var(--c{index}, transparent); }}
+{chosen} ~ .tv-shared:checked ~ .tv-all .tv-token {{
+  background: color-mix(in srgb, var(--c{index}, transparent) var(--s{index}, 100%), transparent); }}
+{chosen} ~ .tv-legend:nth-of-type({index + 1}) {{ display: block; }}
+{chosen} ~ .tv-all .tv-range:nth-of-type({index + 1}) {{ display: inline; }}
+"""
+    for index, chosen in enumerate(
+        f".tv > input[type=radio]:nth-of-type({index + 1}):checked" for index in range(MAX_COLUMNS)
+    )
 )

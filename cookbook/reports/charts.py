@@ -44,7 +44,7 @@ def chart_html(panel: Panel, runs: Mapping[str, Rows]) -> tuple[str, dict[str, A
         **{"title": panel.title, "label": f"{panel.title}: {', '.join(curve.label for curve in curves)}"},
         **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
         **{"top": ABOVE, "bottom": HEIGHT - BELOW},
-        curves=curves,
+        keys=_keys(curves, len(runs)),
         steps=[(f"{_x(tick, x):.1f}", f"{int(tick):,}") for tick in ticks(*x) if tick == int(tick)],
         drawings=[(y, _levels(y), [(curve, *_drawn(curve, x, y)) for curve in curves]) for y in drawings],
     )
@@ -66,6 +66,17 @@ def _curves(panel: Panel, runs: Mapping[str, Rows]) -> list[Curve]:
             points = _thinned(series.steps, series.values)
             curves.append(Curve(name, *points, colour % len(COLOURS), dash % len(DASHES)))
     return curves
+
+
+def _keys(curves: Sequence[Curve], runs: int) -> list[tuple[str, str]]:
+    """The legend, as text and classes: the metrics of a single run by colour, those of several by dash; [] for one metric.
+
+    The page names the colours of several runs once, above all charts.
+    """
+    if runs == 1:
+        return [(curve.label, f"c{curve.colour} d{curve.dash}") for curve in curves] if len(curves) > 1 else []
+    metrics = {curve.dash: curve.label.rpartition(": ")[2] for curve in curves}
+    return [(metric, f"d{dash}") for dash, metric in metrics.items()] if len(metrics) > 1 else []
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

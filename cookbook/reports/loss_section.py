@@ -11,6 +11,9 @@ from ...losses.cards.card import describe_loss
 from ...losses.registry import list_losses
 from ..pages.render import render, shown
 
+#: Properties of policy losses; others have none of them.
+_AXES = {"ratio": "ratio", "clip": "clip", "KL": "kl"}
+
 
 def loss_html(settings: Mapping[str, Any], recorded: Mapping[str, Any], *, is_open: bool) -> Markup:
     """The loss with its resolved settings, and the card of each part, open or folded.
@@ -35,9 +38,7 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of a card."""
     axes = [
         ("one value per", card["per"]),
-        ("ratio", card["axes"]["ratio"]),
-        ("clip", card["axes"]["clip"]),
-        ("KL", card["axes"]["kl"]),
+        *((name, axis) for name, key in _AXES.items() if (axis := card["axes"][key]) != "none"),
         ("reduction", card["reduction"]),
         ("source", card["source"] or "not stated"),
         ("defined in", card["defined_in"]),

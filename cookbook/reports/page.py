@@ -21,7 +21,7 @@ from ..run.records import read_rows
 from .charts import chart_html
 from .loss_section import loss_html
 from .panels import default_panels
-from .plots import losses_of
+from .plots import COLOURS, losses_of
 from .sections import (
     comparison_html,
     data_rows,
@@ -47,6 +47,7 @@ def report_page(folders: Mapping[str, str | Path]) -> str:
         comparison=None if is_alone else comparison_html(histories),
         differing=differing_settings_html({label: history.settings for label, history in histories.items()}),
         charts=figures,
+        colours=len(COLOURS),
         runs=[
             (
                 label,

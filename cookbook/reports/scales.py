@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Positive values that span this factor can be drawn on a logarithmic axis, and from the second factor on they are.
-OFFERED_FROM, LOGARITHMIC_FROM = 10.0, 100.0
+#: Positive values that span this factor can be drawn on a logarithmic axis, and from the second factor on they are, up to the
+#: third: beyond it the smallest is probably 0 but for rounding.
+OFFERED_FROM, LOGARITHMIC_FROM, LOGARITHMIC_TO = 10.0, 100.0, 1e7
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def scales(values: np.ndarray) -> list[Scale]:
         return [linear]
     factor = (high / low) ** 0.04
     logarithmic = Scale(low / factor, high * factor, is_logarithmic=True)
-    return [logarithmic, linear] if high >= LOGARITHMIC_FROM * low else [linear, logarithmic]
+    is_chosen = LOGARITHMIC_FROM * low <= high <= LOGARITHMIC_TO * low
+    return [logarithmic, linear] if is_chosen else [linear, logarithmic]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -49,7 +49,7 @@ pre { margin: .4rem 0; padding: .6rem .8rem; background: var(--raised); border-r
 .chart .d1:not(.raw) { stroke-dasharray: 6 3; } .chart .d2:not(.raw) { stroke-dasharray: 2 3; }
 .chart .d3:not(.raw) { stroke-dasharray: 8 3 2 3; }
 .key { font-weight: 400; color: var(--quiet); overflow-wrap: anywhere; }
-.key::before { content: ""; display: inline-block; width: 1.1rem; margin-right: .35rem; vertical-align: middle; border-top: 2.5px solid var(--curve); }
+.key::before { content: ""; display: inline-block; width: 1.1rem; margin-right: .35rem; vertical-align: middle; border-top: 2.5px solid var(--curve, currentColor); }
 .key.d1::before { border-top-style: dashed; } .key.d2::before, .key.d3::before { border-top-style: dotted; }
 .chart output { position: absolute; z-index: 2; display: none; padding: .35rem .6rem; border: 1px solid var(--line); border-radius: 6px;
   background: var(--paper); box-shadow: 0 2px 8px #0003; font-size: .8rem; white-space: pre; pointer-events: none; font-variant-numeric: tabular-nums; }
@@ -58,6 +58,8 @@ table { border-collapse: collapse; font-size: .87rem; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; font-weight: 400; }
 th[scope=row] { color: var(--quiet); white-space: nowrap; } tr > th:not([scope]) { font-weight: 600; white-space: nowrap; }
 td { overflow-wrap: anywhere; min-width: 4rem; } .samples td { white-space: pre-wrap; min-width: 6rem; }
+.runs { display: flex; flex-wrap: wrap; gap: .2rem 1rem; max-width: none; margin-bottom: .8rem; }
+.numbers tr > th:not([scope]) { white-space: normal; vertical-align: bottom; min-width: 5rem; }
 .numbers td { min-width: 5rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; } details > :not(summary) { margin-left: .2rem; }
 .steps { display: flex; flex-wrap: wrap; gap: .35rem; align-items: center; margin-bottom: .6rem; color: var(--quiet); font-size: .87rem; }
@@ -67,7 +69,8 @@ details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; } deta
 .steps button:focus-visible { outline: 2px solid var(--note); outline-offset: 2px; }
 .tv > label { border-color: var(--line); background: var(--raised); font-size: .87rem; }
 .tv > input:checked + label { border-color: var(--note); background: var(--note); color: var(--paper); }
-.tv-end { color: var(--ink); }
+.tv-end, .tv-own { color: var(--ink); }
+.tv > label.tv-scale { margin-left: .6rem; border-style: dashed; }
 .tv-token.flipped:hover::after { left: auto; right: 0; }
 .tv-sequence { margin-top: 1rem; padding: .7rem .9rem; border: 1px solid var(--line); border-radius: 8px; }
 .tv-sequence h3 { margin-top: 0; font-size: .93rem; } .tv-sequence p, .tv-legend { color: var(--quiet); }

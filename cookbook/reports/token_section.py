@@ -34,7 +34,7 @@ _VALUE_OF = {
 
 
 def token_records_html(rows: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    """Buttons for the steps, and the sequences of each step, with a colour scale per step because late gradients are small.
+    """Buttons for the steps, and the sequences of each step, each with a colour scale of its own, or with one of the step.
 
     rows: of sequences.jsonl. name: an id for this run on the page, a letter and digits.
     """

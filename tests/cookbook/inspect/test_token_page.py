@@ -145,9 +145,22 @@ def test_colour_strength_is_the_distance_from_the_centre(
     assert colours(html, 0) == expected
 
 
-def test_colours_have_one_scale_over_all_sequences() -> None:
-    two = [TokenSequence(name, ["x"], [1], {"loss": [value]}) for name, value in (("a", 1.0), ("b", 2.0))]
-    assert colours(token_view_html(two), 0) == ["rgba(33,110,190,0.38)", "rgba(33,110,190,0.75)"]
+def test_each_sequence_has_its_own_scale_and_says_how_strong_it_is_on_that_of_all() -> None:
+    """The gradients of a rewarded answer stay visible beside those of one that is punished a hundred times harder."""
+    rewarded = TokenSequence("rewarded", ["x", "y"], [1, 2], {"gradient": [-0.01, -0.005]})
+    punished = TokenSequence("punished", ["x"], [1], {"gradient": [1.0]})
+    html = token_view_html([rewarded, punished])
+    assert colours(html, 0) == ["rgba(225,105,10,0.75)", "rgba(225,105,10,0.38)", "rgba(33,110,190,0.75)"]
+    assert re.findall(r'<section class="tv-sequence" style="([^"]*)">', html) == ["--s0:1%", "--s0:100%"]
+    ends = [re.findall(r'class="tv-own"[^>]*>([^<]*)<', line) for line in html.splitlines() if "tv-ranges" in line]
+    assert ends == [["-0.01", "0"], ["0", "1"]]
+    assert re.findall(r'<input type="checkbox"[^>]*>', html) == [
+        '<input type="checkbox" class="tv-shared" id="tokens-shared">'
+    ]
+    assert (
+        "checked>" in re.findall(r'<input type="checkbox"[^>]*>', token_view_html([rewarded, punished], shared=True))[0]
+    )
+    assert "checkbox" not in token_view_html([rewarded])  # nothing to share
 
 
 def test_a_tokens_tooltip_has_its_id_text_and_every_number() -> None:

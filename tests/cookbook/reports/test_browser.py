@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "sft"
     data = folder.parent / "data.jsonl"
     data.write_text('{"prompt": "2 + 3 = <script>alert(1)</script>", "completion": "5, that is five"}\n' * 8)
-    sft.main(SFTConfig(data=data, out=folder, steps=12, eval_every=4, rank=4, learning_rate=1e-2))
+    sft.main(SFTConfig(data=data, out=folder, steps=12, eval_every=4, all_weights=True, learning_rate=1e-2))
     assert main(["runs", "report", str(folder)]) == 0
     return folder / "report.html"
 
@@ -98,7 +98,7 @@ def test_another_step_shows_other_sequences(page: Any) -> None:
 
 def test_the_pointer_shows_a_curves_values_and_a_tokens_numbers(page: Any) -> None:
     chart = page.locator(".chart").first
-    chart.locator("svg").hover()
+    chart.locator("svg:visible").hover()
     assert "step " in chart.locator("output").inner_text()
     assert "nll" in chart.locator("output").inner_text()
     token = page.locator(".tv-sequence:visible .tv-token").last
@@ -111,6 +111,53 @@ def test_a_tokens_numbers_stay_inside_the_window(page: Any) -> None:
     rights = tokens.evaluate_all("tokens => tokens.map(token => token.getBoundingClientRect().right)")
     tokens.nth(rights.index(max(rights))).hover()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_switch_gives_all_sequences_one_colour_scale_and_keeps_it_at_another_step(page: Any) -> None:
+    own = colours(page)
+    page.locator(".step:visible label.tv-scale").click()
+    shared = colours(page)
+    assert len(own) == len(shared)
+    page.locator(".steps button").first.click()
+    assert page.locator(".step:visible .tv-shared").is_checked()
+    assert page.locator(".step:visible .tv-ranges").first.is_hidden()
+    page.locator(".step:visible label.tv-scale").click()
+    assert page.locator(".step:visible .tv-ranges").first.is_visible()
+
+
+def test_a_button_draws_a_curve_on_a_logarithmic_axis_and_back(page: Any) -> None:
+    """The run learns its one row by heart: nll falls over more than a decade."""
+    chart = page.locator(".chart:has(button.log)").first
+    before = chart.locator("svg:visible").get_attribute("data-scale")
+    chart.locator("button.log").click()
+    after = chart.locator("svg:visible").get_attribute("data-scale")
+    assert {before, after} == {"log", "linear"}
+    chart.locator("button.log").press("Enter")
+    assert chart.locator("svg:visible").get_attribute("data-scale") == before
+
+
+def test_the_arrow_keys_show_what_the_pointer_shows(page: Any) -> None:
+    chart = page.locator(".chart").first
+    chart.locator("svg:visible").focus()
+    page.keyboard.press("Home")
+    assert "step 1\n" in chart.locator("output").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert "step 2\n" in chart.locator("output").inner_text()
+    page.keyboard.press("Escape")
+    assert chart.locator("output").is_hidden()
+    text = page.locator(".step:visible .tv-text").first
+    text.focus()
+    page.keyboard.press("End")
+    token = text.locator(".tv-token.tv-current")
+    assert "none" not in token.evaluate("token => getComputedStyle(token, '::after').content")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_on_paper_everything_is_open(page: Any) -> None:
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() > 0
 
 
 def test_text_can_be_read_on_its_background(page: Any) -> None:

@@ -54,6 +54,7 @@ def test_positive_values_over_decades_are_drawn_logarithmically_and_others_on_re
     assert [scale.is_logarithmic for scale in scales(np.array([0.01, 2.0]))] == [True, False]
     assert [scale.is_logarithmic for scale in scales(np.array([0.1, 2.0]))] == [False, True]
     assert [scale.is_logarithmic for scale in scales(np.array([1.0, 2.0]))] == [False]
+    assert [scale.is_logarithmic for scale in scales(np.array([1e-15, 2.0]))] == [False, True]  # 0 but for rounding
     assert [scale.is_logarithmic for scale in scales(np.array([0.0, 2.0]))] == [False]
     (logarithmic, _) = scales(np.array([0.001, 10.0]))
     assert [text for _, text in logarithmic.ticks()] == ["0.001", "0.01", "0.1", "1", "10"]
@@ -67,6 +68,16 @@ def test_a_chart_over_decades_has_both_drawings_and_a_button() -> None:
     assert '<button type="button" class="log" aria-pressed="true">' in html
     flat, _ = chart_html(LOSS, {"run": [{"step": t, "loss": 1.0 + t} for t in range(5)]})
     assert "<button" not in flat
+
+
+def test_several_runs_are_told_apart_by_colour_once_and_their_metrics_by_dash() -> None:
+    rows = [{"step": t, "loss": 1.0, "nll": 2.0} for t in range(3)]
+    html, data = chart_html(Panel("both", ("loss", "nll")), {"a": rows, "b": rows})
+    assert re.findall(r'<span class="key ([^"]*)">(\w+)</span>', html) == [("d0", "loss"), ("d1", "nll")]
+    assert [curve["label"] for curve in data["curves"]] == ["a: loss", "a: nll", "b: loss", "b: nll"]
+    alone, _ = chart_html(Panel("both", ("loss", "nll")), {"a": rows})
+    assert re.findall(r'<span class="key ([^"]*)">(\w+)</span>', alone) == [("c0 d0", "loss"), ("c1 d0", "nll")]
+    assert 'class="key' not in chart_html(LOSS, {"a": rows, "b": rows})[0]
 
 
 def test_a_long_curve_is_thinned_and_a_single_point_is_drawn() -> None:
