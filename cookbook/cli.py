@@ -19,9 +19,12 @@ from .redaction import redacted
 from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
 from .run.opening import release_idle
+from .sweeps.grid import check_flags, combinations, configured, grid_of, jobs_of, take_sweep, with_values
 from .usage.overview import print_overview
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from .usage.flags import Flag
 
 #: Exit codes: of any failure, and of a usage error.
@@ -104,7 +107,7 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
     """
     from .settings.written.files import read_config
     from .usage.flags import flags_of_function, flags_of_settings, summary
-    from .usage.parsing import call_from, settings_from, with_values
+    from .usage.parsing import call_from, settings_from, with_defaults
 
     command, program = COMMANDS[name], " ".join(("lossbook", *name))
     if command.words:
@@ -117,12 +120,28 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
         return call_from(function, flags, program)
     room, _, model_name = command.config.partition(".")
     model = getattr(importlib.import_module(f".settings.{room}", __package__), model_name)
+    flags, words, jobs = take_sweep(flags)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)
     if wants_help:
-        _help(name, with_values(flags_of_settings(model), values), f"{command.summary}.")
-    config = settings_from(model, flags, values, program)
-    return partial(_function(name), config)
+        _help(name, with_defaults(flags_of_settings(model), values), f"{command.summary}.")
+    if not words:
+        return partial(_function(name), settings_from(model, flags, values, program))
+    grid, number = grid_of(words, model), jobs_of(jobs)
+    check_flags(flags, grid)
+    base = settings_from(model, flags, with_values(values, next(combinations(grid))), program)
+    return _sweep(name, base, grid, number)
+
+
+def _sweep(name: tuple[str, ...], base: BaseModel, grid: dict[str, list[Any]], jobs: int) -> Callable[[], int]:
+    """A run for each combination of settings, checked for what the settings alone show."""
+    module = importlib.import_module(f".{COMMANDS[name].module}", __package__)
+    if not hasattr(module, "check"):
+        raise ConfigError(f"lossbook {' '.join(name)} has no --sweep: it is for `lossbook train`")
+    runs = configured(base, grid)
+    from .sweeps.sweep import run_sweep
+
+    return partial(run_sweep, name, module.main, module.check, base, grid, runs, jobs)
 
 
 def _function(name: tuple[str, ...]) -> Callable[..., Any]:

@@ -83,6 +83,11 @@ def main(config: DistillConfig) -> dict[str, float]:
     return finish(run, training)
 
 
+def check(config: DistillConfig) -> None:
+    """Raise for a loss that the recipe cannot use. Nothing is loaded."""
+    candidates_wanted(config, configured_loss(config))
+
+
 def make_batch(
     config: DistillConfig,
     examples: Sequence[DistillationExample],

@@ -75,6 +75,11 @@ def main(config: DPOConfig) -> dict[str, float]:
     return finish(run, training)
 
 
+def check(config: DPOConfig) -> None:
+    """Raise for a loss that the recipe cannot use. Nothing is loaded."""
+    needs_of(configured_loss(config))
+
+
 def load_examples(
     config: PreferenceConfig, needs: Needs, tokenizer: Any
 ) -> tuple[list[PreferenceExample], DataReport, list[PreferenceExample]]:

@@ -81,6 +81,11 @@ def main(config: EmbedConfig) -> dict[str, float]:
     return last
 
 
+def check(config: EmbedConfig) -> None:
+    """Raise for a loss that the recipe cannot use. Nothing is loaded."""
+    embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
+
+
 def encode_for(encoder: EncoderSettings, texts: Sequence[Texts], tokenizer: Any) -> Encoded:
     """The tokens of all texts as the encoder reads them: with its prefixes, its length and its case."""
     return encode(

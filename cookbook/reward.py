@@ -55,3 +55,8 @@ def main(config: RewardConfig) -> dict[str, float]:
     last = finish(run, training)
     print(export_scorer(run))
     return last
+
+
+def check(config: RewardConfig) -> None:
+    """Raise for a loss that the recipe cannot use. Nothing is loaded."""
+    needs_of(configured_loss(config), values=True)

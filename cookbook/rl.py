@@ -84,6 +84,12 @@ def main(config: RLConfig) -> dict[str, float]:
     return finish(run, training)
 
 
+def check(config: RLConfig) -> None:
+    """Raise for a loss or advantages that the recipe cannot use. Nothing is loaded."""
+    policy_loss(config)
+    check_advantages(config.advantages)
+
+
 def check_advantages(name: str) -> None:
     """Raise ConfigError for an unknown name of advantages."""
     if name not in ADVANTAGES:

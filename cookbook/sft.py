@@ -62,6 +62,11 @@ def main(config: SFTConfig) -> dict[str, float]:
     return finish(run, training)
 
 
+def check(config: SFTConfig) -> None:
+    """Raise for a loss that the recipe cannot use. Nothing is loaded."""
+    single_sequence_loss(config)
+
+
 def single_sequence_loss(config: SFTConfig) -> Loss:
     """The configured loss. Raises LossContractError for a loss that compares pairs."""
     loss = configured_loss(config)

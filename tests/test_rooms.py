@@ -68,6 +68,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("inspect",),
         ("diagnose", "export"),
         ("reports", "talk", "compare"),
+        ("sweeps",),
         ("loop",),
         ("sft", "dpo", "rl", "distill", "embed", "quickstart"),
         ("reward",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +71,7 @@ def compare_runs(
         markdown: print a Markdown table instead.
     """
     from ..compare.folders import folders_of
+    from ..compare.show import print_comparison
     from ..compare.summary import summarize
 
     if json and markdown:
@@ -85,45 +85,6 @@ def compare_runs(
         raise RunError("none of these runs has numbers to compare")
     print_comparison(readable, keys, json=json, markdown=markdown)
     return 0 if len(readable) == len(summaries) else 1
-
-
-def print_comparison(
-    runs: Sequence[RunSummary], keys: Sequence[str] = (), *, json: bool = False, markdown: bool = False
-) -> None:
-    """Print the comparison of readable runs. Raises ConfigError for a metric that none recorded."""
-    from ..compare import tables
-    from ..compare.folders import labelled
-    from ..compare.groups import compared, grouped, settings_text
-    from ..compare.numbers import main_keys
-    from ..terminal import console
-
-    groups = grouped(runs, {folder: label for label, folder in labelled([run.folder for run in runs]).items()})
-    keys = _known(keys, runs) or main_keys([run.numbers for run in runs], [run.settings for run in runs])
-    if json:
-        print(json_format.dumps(compared(groups, keys), indent=2))
-        return
-    if markdown:
-        print(tables.markdown(groups, keys))
-        return
-    console().print(tables.comparison_table(groups, keys))
-    for group in groups:
-        if group.settings and group.label != settings_text(group.settings):
-            console().print(f"{group.label} has {settings_text(group.settings)}")
-    console().print(f"\n{tables.legend(groups, keys)}", style="dim")
-    for run in runs:
-        if run.state != "finished":
-            of = "" if run.steps is None else f" of {run.steps}"
-            console().print(f"{run.folder} is {run.state}: its numbers are those of step {run.step}{of}")
-
-
-def _known(keys: Sequence[str], runs: Sequence[RunSummary]) -> list[str]:
-    known = dict.fromkeys(key for run in runs for key in run.numbers)
-    for key in keys:
-        if key not in known:
-            raise ConfigError(
-                f"no run recorded {key!r}.{did_you_mean(key, known)} Recorded: {', '.join(sorted(known))}"
-            )
-    return list(keys)
 
 
 def _sorted(runs: list[RunSummary], sort: str) -> list[RunSummary]:

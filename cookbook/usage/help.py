@@ -54,6 +54,9 @@ def _boxes(command: Command, flags: Sequence[Flag]) -> Iterator[tuple[str, list[
     if command.config is not None:
         general.insert(0, ("--config FILE", "read settings from TOML, JSON or YAML; flags override them"))
         general.insert(1, ("--no-FLAG", "switch off what is on by default or in the file"))
+    if command.section == "Train":
+        general.insert(1, ("--sweep NAME=VALUES ...", "a run for each combination: --sweep loss=dpo,simpo seed=0,1,2"))
+        general.insert(2, ("--jobs N", "with --sweep: this many runs at once"))
     yield ALL, [(Text(flag, style="cyan"), Text(text)) for flag, text in general]
 
 

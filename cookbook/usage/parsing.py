@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def settings_from(model: type[BaseModel], words: Sequence[str], values: Mapping[str, Any], program: str) -> BaseModel:
     """The settings that the words give, over the values of a file. Raises ConfigError for what is wrong with them."""
-    flags = with_values(flags_of_settings(model), values)
+    flags = with_defaults(flags_of_settings(model), values)
     given = _parsed(_plain_class(flags), words, flags, program)
     try:
         return model(**vars(given))
@@ -35,7 +35,7 @@ def call_from(function: Callable[..., Any], words: Sequence[str], program: str) 
     return _parsed(later, words, flags_of_function(function), program)
 
 
-def with_values(flags: Sequence[Flag], values: Mapping[str, Any]) -> list[Flag]:
+def with_defaults(flags: Sequence[Flag], values: Mapping[str, Any]) -> list[Flag]:
     """The flags with the values of a file as their defaults."""
     return [replace(flag, default=values.get(flag.name, flag.default)) for flag in flags]
 

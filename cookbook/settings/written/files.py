@@ -55,13 +55,13 @@ def _converted(values: Mapping[str, Any], model: type[BaseModel], path: Path, te
             hint = did_you_mean(key, model.model_fields) or did_you_mean(key, model.model_fields, cutoff=0.4)
             raise ConfigError(f"{_place(path, text, key)}: no setting is called {key!r}.{hint}")
         try:
-            converted[key] = _value(key, value, field)
+            converted[key] = value_of(key, value, field)
         except ValueError as error:
             raise ConfigError(f"{_place(path, text, key)}: {error}") from None
     return converted
 
 
-def _value(key: str, value: Any, field: FieldInfo) -> Any:
+def value_of(key: str, value: Any, field: FieldInfo) -> Any:
     """The value as the field has it. Raises ValueError, in words. Truth values and numbers are not taken for one another."""
     is_truth = bare(field.annotation) is bool
     if (
