@@ -53,11 +53,7 @@ def run_sweep(
     record = new_record(
         command, grid, base.settings(), [RunRecord(folder=run.name, values=_plain(run)) for run in runs]
     )
-    configs = [(i, run.config) for i, run in enumerate(runs)]
-    if base.resume:
-        configs = [(i, _as_it_goes_on(run.config)) for i, run in enumerate(runs) if not _is_done(run, record.runs[i])]
-    elif base.overwrite:
-        configs = [(i, config.model_copy(update={"overwrite": _has_run(config.out)})) for i, config in configs]
+    configs = _left(runs, record, base)
     with writing_run(folder):
         disk.make_folder(folder)
     lock = FolderLock(folder)
@@ -135,6 +131,16 @@ def _check(run: Combination, check: Callable[[Any], None]) -> None:
             Opening(config.settings(), True, False, EXTENDABLE, config.defaults()).check(config.out)
     except LossbookError as error:
         raise located(error, named(run.values)) from None
+
+
+def _left(runs: Sequence[Combination], record: SweepRecord, base: Any) -> list[tuple[int, Any]]:
+    """The runs that are not finished yet, numbered, with their final settings."""
+    numbered = list(enumerate(runs))
+    if base.resume:
+        return [(i, _as_it_goes_on(run.config)) for i, run in numbered if not _is_done(run, record.runs[i])]
+    if base.overwrite:
+        return [(i, run.config.model_copy(update={"overwrite": _has_run(run.config.out)})) for i, run in numbered]
+    return [(i, run.config) for i, run in numbered]
 
 
 def _has_run(folder: Path) -> bool:
