@@ -48,18 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lossbook tinker",
         usage="lossbook tinker [OPTIONS] SCRIPT ARGS\n       lossbook tinker [OPTIONS] -m MODULE ARGS",
-        description="Run a program written for Tinker on this machine.\n\nThe options:\n" + str(Settings.__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a program written for Tinker on this machine. The options say what a server would decide.",
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        flag, kind = f"--{name.replace('_', '-')}", field.annotation
-        if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, dest=name)
+        flag = f"--{name.replace('_', '-')}"
+        told: dict[str, Any] = {"dest": name, "help": field.description}
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **told)
         elif name == "models":
-            parser.add_argument(flag, action="append", type=_pair, metavar="NAME=FOLDER", dest=name)
+            parser.add_argument(flag, action="append", type=_pair, metavar="NAME=FOLDER", **told)
         else:
-            parser.add_argument(flag, metavar=name.upper(), dest=name)
+            parser.add_argument(flag, metavar="VALUE", **told)
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("script", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ...datums.errors import ConfigError, did_you_mean
 from ...trainer.model.load import BUILT_IN
@@ -34,34 +34,31 @@ _SERVICE = (
 
 
 class Settings(BaseModel):
-    """What the door needs to know. Code written for Tinker cannot say it, since a server decides it there.
-
-    root              folder of runs and their checkpoints
-    models            {name: folder, .gguf file or hub id}: what a base model's name means. A folder of that name in the current
-                      folder needs no entry
-    stable_reinforce  the registered loss that stands in for Tinker's `stable_reinforce`, whose formula is not public. Without it
-                      that loss is refused
-    value_head        models in training have one, for losses that read values
-    dtype             of the model's weights, such as "bfloat16"
-
-    The others are those of lossbook's `ServiceClient`.
-    """
+    """What the door needs to know. Code written for Tinker cannot say it, since a server decides it there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-    root: Path = Path("checkpoints") / "tinker"
-    models: dict[str, str] = {}
-    stable_reinforce: str | None = None
-    value_head: bool = False
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float64"] | None = None
-    base_weights: Literal["full", "4bit"] = "full"
-    tokens_per_micro_batch: int | None = None
-    checkpoint_layers: bool = False
-    offload_activations: bool = False
-    compile_layers: bool = False
-    deterministic: bool = False
-    workers: int | None = None
-    sampling_workers: int | None = None
+    root: Path = Field(Path("checkpoints") / "tinker", description="folder of runs and their checkpoints")
+    models: dict[str, str] = Field(
+        {},
+        description="what a base model's name means: a folder, a .gguf file or a hub id. A folder of that name in the current "
+        "folder needs no entry",
+    )
+    stable_reinforce: str | None = Field(
+        None,
+        description="the registered loss that stands in for Tinker's `stable_reinforce`, whose formula is not public; without "
+        "it that loss is refused",
+    )
+    value_head: bool = Field(False, description="models in training have a value head, for losses that read values")
+    device: str | None = Field(None, description="cpu, cuda, ... (default: the best available)")
+    dtype: Literal["float32", "bfloat16", "float64"] | None = Field(None, description="dtype of the model's weights")
+    base_weights: Literal["full", "4bit"] = Field("full", description="4bit: frozen weights in 4 bits, under adapters")
+    tokens_per_micro_batch: int | None = Field(None, description="most tokens that run together")
+    checkpoint_layers: bool = Field(False, description="compute each layer again in the backward, for less memory")
+    offload_activations: bool = Field(False, description="keep what the backward needs in the host's memory")
+    compile_layers: bool = Field(False, description="run each layer through torch.compile")
+    deterministic: bool = Field(False, description="use torch's deterministic algorithms")
+    workers: int | None = Field(None, description="worker processes that share a model (default: this process alone)")
+    sampling_workers: int | None = Field(None, description="further worker processes, which sample")
 
     @field_validator("root")
     @classmethod
