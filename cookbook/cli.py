@@ -18,8 +18,6 @@ from .commands.table import COMMANDS
 from .redaction import redacted
 from .run.interrupts import StopAtOnce
 from .run.loggers import quiet_libraries
-from .run.opening import release_idle
-from .sweeps.grid import check_flags, combinations, configured, grid_of, jobs_of, take_sweep, with_values
 from .usage.overview import print_overview
 
 if TYPE_CHECKING:
@@ -84,7 +82,14 @@ def _code_of(arguments: Sequence[str] | None) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else FAILURE if leaving.code else 0
     finally:
-        release_idle()  # the error that ended a run may live on, and what it holds with it
+        _release_idle()  # the error that ended a run may live on, and what it holds with it
+
+
+def _release_idle() -> None:
+    if f"{__package__}.run.opening" in sys.modules:  # else no run was opened
+        from .run.opening import release_idle
+
+        release_idle()
 
 
 def _run(words: list[str]) -> int:
@@ -106,6 +111,7 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
     read, no module is imported that needs torch.
     """
     from .settings.written.files import read_config
+    from .sweeps.grid import check_flags, combinations, grid_of, jobs_of, take_sweep, with_values
     from .usage.flags import flags_of_function, flags_of_settings, summary
     from .usage.parsing import call_from, settings_from, with_defaults
 
@@ -135,6 +141,8 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
 
 def _sweep(name: tuple[str, ...], base: BaseModel, grid: dict[str, list[Any]], jobs: int) -> Callable[[], int]:
     """A run for each combination of settings, checked for what the settings alone show."""
+    from .sweeps.grid import configured
+
     module = importlib.import_module(f".{COMMANDS[name].module}", __package__)
     if not hasattr(module, "check"):
         raise ConfigError(f"lossbook {' '.join(name)} has no --sweep: it is for `lossbook train`")

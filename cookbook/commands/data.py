@@ -5,17 +5,18 @@ from __future__ import annotations
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ...datums import disk
-from ...datums.builders.truncation import Truncation
-from ...datums.chat.masks import TrainOn
+from ...datums.choices import TrainOn, Truncation
 from ...datums.errors import ConfigError, DataFileError, LossbookError, located
-from ...datums.files.report import DataReport
 from ..settings.choices import Setting
 from ..terminal import Column, console, table
+
+if TYPE_CHECKING:
+    from ...datums.files.report import DataReport
 
 DataFile = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
 
@@ -150,7 +151,7 @@ def report_data(
 
 
 def _report(source: str, tokenizer: Any, limit: int | None, options: dict[str, Any]) -> DataReport:
-    from ...datums.files.report import survey
+    from ...datums.files.report import DataReport, survey
     from ...datums.files.rows import datums_from_row
     from ...datums.files.sources import read_rows
 

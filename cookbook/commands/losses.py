@@ -7,30 +7,19 @@ import gc
 import json
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from ...datums.errors import ConfigError, UnknownLossError
-from ...losses import (
-    LossCard,
-    compare_losses,
-    describe_loss,
-    describe_preset,
-    get_loss,
-    list_losses,
-    list_presets,
-    plugin_errors,
-)
-from ...losses.cards.card import card_of
-from ...losses.cards.curves import Curve, curve_of
-from ...losses.cards.sample_inputs import usable
-from ...losses.loss.loss import LossLike
-from ...losses.variants.presets import find_preset
 from ..extras import require
 from ..settings.choices import Setting
 from ..terminal import Column, console, table
-from .cards import print_cards, print_comparison, print_losses, print_presets
+
+if TYPE_CHECKING:
+    from ...losses import LossCard
+    from ...losses.cards.curves import Curve
+    from ...losses.loss.loss import LossLike
 
 
 def list_all_losses(presets: bool = False, json: bool = False) -> None:
@@ -40,6 +29,9 @@ def list_all_losses(presets: bool = False, json: bool = False) -> None:
         presets: list the presets instead: losses of other systems as settings of lossbook's losses.
         json: print the cards (or presets) as JSON instead.
     """
+    from ...losses import describe_loss, describe_preset, list_losses, list_presets, plugin_errors
+    from .cards import print_losses, print_presets
+
     if presets:
         described = [describe_preset(name) for name in list_presets()]
         if json:
@@ -65,6 +57,10 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
         name: an id or an alias (see `lossbook losses list`), a preset, or module:function.
         json: print the card and the curve's points as JSON instead.
     """
+    from ...losses.cards.sample_inputs import usable
+    from ...losses.variants.presets import find_preset
+    from .cards import print_cards
+
     described = _cards_and_curves(usable(name))
     preset = find_preset(name)
     if json:
@@ -77,6 +73,9 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
 
 def _cards_and_curves(loss: LossLike) -> list[tuple[LossCard, Curve | None]]:
     """The card and the curve of a loss, or of each part of a mixture."""
+    from ...losses.cards.card import card_of
+    from ...losses.cards.curves import curve_of
+
     parts = [part for _, part in loss.parts]
     return [(card_of(part), curve_of(part)) for part in parts]
 
@@ -85,10 +84,13 @@ def diff_losses(first: tyro.conf.Positional[str], second: tyro.conf.Positional[s
     """Print how two losses differ: their properties, and their values and gradients on the same small data.
 
     Args:
-        first: an id, an alias, a preset, or module:function.
-        second: the loss to compare with, likewise.
+        first: the first loss, A: an id or an alias (see `lossbook losses list`), a preset, or module:function.
+        second: the loss to compare with it, B: an id, an alias, a preset, or module:function.
         json: print JSON instead.
     """
+    from ...losses import compare_losses
+    from .cards import print_comparison
+
     comparison = compare_losses(first, second)
     if json:
         _print_json(comparison.as_dict())
@@ -112,6 +114,7 @@ def check_losses(
         loss_config: settings of the losses, such as --loss-config clip_low 0.7.
     """
     require("hypothesis", "testing", "checking a loss")
+    from ...losses.registry import get_loss
     from ...losses.testing import CHECKS, check_loss
 
     if not names:

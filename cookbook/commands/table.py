@@ -146,7 +146,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("export",): Command(
         "write trained weights for peft or transformers, and check them",
-        "export.export",
+        "export.command",
         section="Look at runs",
         examples=("lossbook export runs/sft exported",),
     ),
@@ -218,7 +218,13 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         examples=("lossbook doctor model HuggingFaceTB/SmolLM2-135M",),
     ),
     ("doctor", "plan"): Command(
-        "work out memory, communication and efficiency of training on many GPUs", "doctor.plan.command"
+        "work out memory, communication and efficiency of training on many GPUs",
+        "doctor.plan.command",
+        examples=("lossbook doctor plan --model llama-8b --gpus 8 --all-weights",),
     ),
-    ("doctor", "parity"): Command("check that sampler and trainer give the same logprobs", "doctor.parity"),
+    ("doctor", "parity"): Command(
+        "check that sampler and trainer give the same logprobs",
+        "doctor.parity",
+        examples=("lossbook doctor parity --model tiny", "lossbook doctor parity --run runs/rl"),
+    ),
 }

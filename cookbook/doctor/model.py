@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from ...trainer.conformance import check_model
 from ..run.loggers import quiet_libraries
 
 
@@ -17,6 +16,8 @@ def main(path: Annotated[str, tyro.conf.Positional], device: str | None = None) 
         path: hub id, local directory, .gguf file, or 'tiny'.
         device: cpu, cuda, ...; by default the best available.
     """
+    from ...trainer.conformance import check_model
+
     quiet_libraries()
     report = check_model(path, device=device)
     print(report)

@@ -11,20 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...datums.chat.masks import check_template
 from ...datums.errors import ConfigError, ModelError, TemplateError
-from ...trainer import ServiceClient
-from ..rollouts.episodes import Sampler
-from ..rollouts.parity import Parity, measure_parity
-from ..rollouts.server.adapters import MENDS, ServedPolicy
-from ..rollouts.server.settings import server_of
-from ..run.configs import torch_dtype
 from ..run.loggers import quiet_libraries
-from ..run.runs import find_checkpoint
 from ..settings.choices import Precision
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
+    from ..rollouts.episodes import Sampler
+    from ..rollouts.parity import Parity
 
 
 def main(
@@ -57,6 +51,8 @@ def main(
         sampler_adapters: a folder through which the run's adapters reach the server; without it the base model is compared.
         sampler_bound: the largest mean difference that is accepted, nats; by default 0.002 in float32, 0.1 in bfloat16.
     """
+    from ..rollouts.parity import measure_parity
+
     quiet_libraries()
     training = _client(model, run, device, dtype)
     info = training.get_info()
@@ -79,6 +75,8 @@ def main(
 
 
 def _verdict(result: Parity, *, served: bool) -> str:
+    from ..rollouts.server.adapters import MENDS
+
     if result.agrees:
         return f"they agree: {result.reason}"
     mend = "Until you find the cause, train on logprobs that the trainer computes itself (`training.forward` on the sampled tokens)"
@@ -95,6 +93,9 @@ def _sampler(
             raise ConfigError("--sampler-model and --sampler-adapters are for --sampler-url only")
         yield None
         return
+    from ..rollouts.server.adapters import ServedPolicy
+    from ..rollouts.server.settings import server_of
+
     is_lora = training.get_info().is_lora
     if adapters is not None and not is_lora:
         raise ConfigError(
@@ -115,6 +116,10 @@ def _sampler(
 
 
 def _client(model: str | None, run: Path | None, device: str | None, dtype: Precision | None) -> TrainingClient:
+    from ...trainer import ServiceClient
+    from ..run.configs import torch_dtype
+    from ..run.runs import find_checkpoint
+
     service = ServiceClient(device=device, dtype=torch_dtype(dtype))
     if run is not None:
         training = service.create_training_client_from_state(str(find_checkpoint(run)))
@@ -137,6 +142,8 @@ def _print_template(tokenizer: Any) -> bool:
     if getattr(tokenizer, "chat_template", None) is None:
         print("chat template          none: prompts are plain text")
         return True
+    from ...datums.chat.masks import check_template
+
     try:
         template = check_template(tokenizer)
     except TemplateError as error:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-import tyro
 
 from ...datums import disk
 from ...datums.errors import ConfigError, ExportError
@@ -16,61 +15,26 @@ from ...trainer import ServiceClient
 from ...trainer.checkpoint.contents import Contents, contents_of
 from ...trainer.checkpoint.folder import read_checkpoint
 from ..embeddings.sentence_encoder import copy_settings
-from ..run.loggers import quiet_libraries
 from ..run.names import CONFIG, MODEL
 from ..run.runs import Run, find_checkpoint
+from ..settings.choices import ExportDtype, ExportForm
 from .check import Verification, probe_tokens, trained_outputs, verify_export
 from .model_card import model_card
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
 
-Format = Literal["adapter", "merged"]
-Dtype = Literal["float32", "float16", "bfloat16"]
 #: How much a logprob (nats) or a number of an embedding may differ. In float32 only the order of sums differs; in the others
 #: every weight is rounded. Measured in docs/export.md.
 TOLERANCES: dict[str, float] = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.5}
-
-
-def main(
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
-    format: Format | None = None,
-    dtype: Dtype = "float32",
-    tolerance: float | None = None,
-    overwrite: bool = False,
-    push_to: str | None = None,
-    public: bool = False,
-) -> None:
-    """Write the trained weights as a folder that peft ("adapter") or transformers ("merged") loads, and check it.
-
-    Args:
-        source: a run's folder (its last checkpoint is exported) or a checkpoint.
-        out: the folder to write; it must not exist yet.
-        format: adapter: the LoRA adapter alone; merged: a whole model. By default the form that was trained.
-        dtype: of a merged model's weights.
-        tolerance: how much a logprob may differ from the trainer's, nats; by default 0.001 for float32, more for others.
-        overwrite: replace `out` if it exists.
-        push_to: upload the checked folder to this hub repository, owner/name.
-        public: make a new hub repository public; by default it is private.
-    """
-    quiet_libraries()
-    if push_to is not None:
-        check_repository(push_to)
-    if tolerance is not None and not tolerance > 0:
-        raise ConfigError(f"--tolerance must be above 0, not {tolerance}")
-    checked = export(source, out, format=format, dtype=dtype, tolerance=tolerance, overwrite=overwrite)
-    print(f"{out}: {checked}")
-    if push_to is not None:
-        print(f"pushed to {push(out, push_to, public=public)}")
 
 
 def export(
     source: Path,
     out: Path,
     *,
-    format: Format | None = None,
-    dtype: Dtype = "float32",
+    format: ExportForm | None = None,
+    dtype: ExportDtype = "float32",
     tolerance: float | None = None,
     overwrite: bool = False,
 ) -> Verification:
@@ -110,10 +74,10 @@ def export(
     return checked
 
 
-def _form_of(checkpoint: Path, contents: Contents, asked: Format | None, dtype: Dtype) -> Format:
+def _form_of(checkpoint: Path, contents: Contents, asked: ExportForm | None, dtype: ExportDtype) -> ExportForm:
     """The form that was asked for, or that was trained. Raises ConfigError for one that does not fit the checkpoint."""
     is_lora = contents.lora is not None
-    form: Format = asked or ("adapter" if is_lora else "merged")
+    form: ExportForm = asked or ("adapter" if is_lora else "merged")
     if form == "adapter" and not is_lora:
         raise ConfigError(f"{checkpoint} holds a whole model and no adapter: choose --format merged")
     if form == "adapter" and dtype != "float32":

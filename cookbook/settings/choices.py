@@ -29,3 +29,6 @@ OVER_THE_BATCH = ("reinforce_plus_plus",)
 SELF = "self"
 #: Seconds that scoring an answer may take in a confined process.
 SECONDS = 10.0
+#: What an export writes: the LoRA adapter alone, or a whole model, and the dtype of that one's weights.
+ExportForm = Literal["adapter", "merged"]
+ExportDtype = Literal["float32", "float16", "bfloat16"]

@@ -31,7 +31,8 @@ def print_help(name: tuple[str, ...], command: Command, flags: Sequence[Flag], t
     places = " ".join(_place(flag) for flag in flags if flag.placed)
     screen.print(Text(" ".join(filter(None, ["usage: lossbook", *name, places, "[FLAGS]"]))))
     for example in command.examples:
-        screen.print(Padding(Text(shell_lines(example, screen.width - 2), style="cyan"), (0, 0, 0, 2)))
+        for line in shell_lines(example, screen.width - 2).splitlines():
+            screen.print(Text(f"  {line}", style="cyan"))  # no spaces after a backslash
     screen.print()
     screen.print(Text(text))
     screen.print()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from ..builders.tokens import WeightReduction, datum_from_tokens_weights
 from ..builders.truncation import Truncation
+from ..choices import TrainOn
 from ..errors import EmptyLossError, MessageError, TemplateError, did_you_mean
 from ..keywords import explained
 from ..types import Datum
@@ -18,7 +19,6 @@ from .omissions import check_rendered, with_readable_arguments
 from .template import ChatTemplate, decoded, derived_mask, turn_span
 
 #: What is learned: every answer, the last one only, or every token of the conversation.
-TrainOn = Literal["all_assistant", "last_assistant", "all"]
 
 _PROBE = (
     {"role": "user", "content": "What is 2 + 3?"},

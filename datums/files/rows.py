@@ -11,8 +11,9 @@ import numpy as np
 from ..builders.pairs import build_pair
 from ..builders.tokens import WeightReduction, datum_from_tokens_weights
 from ..builders.truncation import Truncation
-from ..chat.masks import TrainOn, datum_from_messages
+from ..chat.masks import datum_from_messages
 from ..checks.json_text import strict_json
+from ..choices import TrainOn
 from ..errors import DataFileError, EmptyLossError, LabelError, RowLeftOut
 from ..types import Datum
 from .formats import format_of

@@ -13,19 +13,18 @@ from __future__ import annotations
 import functools
 import json as json_format
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ....datums.errors import ConfigError, did_you_mean
 from ....trainer.choices import BaseWeights
-from ...run.configs import torch_dtype
 from ...run.loggers import quiet_libraries
 from ...settings.choices import Precision
 from .gpus import GPUS, HOST
-from .memory import Setup
-from .outline import Sizes, outline, sizes_given, trained
-from .plan import Plan, plan_for
-from .report import as_json, as_text
-from .shape import Shape, shape_of
-from .traffic import Speed
+
+if TYPE_CHECKING:
+    from .outline import Sizes
+    from .plan import Plan
+    from .shape import Shape
 
 #: Shares of the data sheets' operations and bandwidth that are reached by default, and of the memory that may be filled.
 FLOPS_REACHED, BANDWIDTH_REACHED, MEMORY_USED = 0.4, 0.8, 0.9
@@ -88,6 +87,8 @@ def main(
     quiet_libraries()
     asked = Asked(**{name: value for name, value in locals().items() if name in Asked.__dataclass_fields__})
     asked.check()
+    from .report import as_json, as_text
+
     plan = asked.plan()
     print(json_format.dumps(as_json(plan), indent=2) if json else as_text(plan))
     return 0 if plan.fits else 1
@@ -147,6 +148,10 @@ class Asked:
 
     def plan(self) -> Plan:
         """The plan of what was asked. Raises ConfigError and ModelError where the model cannot be had."""
+        from .memory import Setup
+        from .plan import plan_for
+        from .traffic import Speed
+
         gpu = GPUS[self.gpu]
         link = gpu.link if self.gpus <= self.gpus_per_host else min(gpu.link, gpu.network)
         speed = Speed(
@@ -161,6 +166,8 @@ class Asked:
         return plan_for(self._shape(), setup, speed, limit, length=self.length)
 
     def _shape(self) -> Shape:
+        from .outline import sizes_given
+
         names = ("hidden", "layers", "heads", "kv_heads", "mlp", "vocabulary", "tied")
         sizes = sizes_given(**{name: getattr(self, name) for name in names})
         if (sizes is None) == (self.model is None):
@@ -172,6 +179,10 @@ class Asked:
 
 @functools.cache
 def _counted(model: str | Sizes | None, dtype: Precision, rank: int | None) -> Shape:
+    from ...run.configs import torch_dtype
+    from .outline import outline, trained
+    from .shape import shape_of
+
     assert model is not None
     precision = torch_dtype(dtype)
     assert precision is not None

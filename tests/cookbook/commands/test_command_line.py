@@ -312,7 +312,7 @@ def test_the_cards_of_all_losses_are_json(capsys: pytest.CaptureFixture[str]) ->
 def test_plug_ins_that_failed_to_load_are_listed_after_the_losses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lossbook.cookbook.commands.losses.plugin_errors", lambda: {"mine": "ImportError: no yours"})
+    monkeypatch.setattr("lossbook.losses.plugin_errors", lambda: {"mine": "ImportError: no yours"})
     assert main(["losses", "list"]) == 0
     shown = capsys.readouterr()
     assert "cross_entropy" in shown.out
