@@ -1,8 +1,8 @@
-"""Take the pictures of docs/reports.md in Chromium: of the report of a small run, and of docs/recipes/rl.md's run.
+"""Take the pictures of docs/reports.md in Chromium, of the report of a small run.
 
     lossbook train rl --config examples/rl.toml
     lossbook runs report runs/rl
-    python docs/make_report_pictures.py runs/rl/report.html runs/smollm2/report.html
+    python docs/make_report_pictures.py runs/rl/report.html
 
 Needs Chromium (apt-get install chromium) and `pip install 'lossbook[browser,plot]'`.
 """
@@ -20,7 +20,7 @@ from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 #: Number of colours of a picture, to keep files small.
-PALETTE = 128
+PALETTE = 256
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ PICTURES = (
         "dark",
         ".records",
         clicked=(".steps button:nth-of-type(2)", ".step:visible label:has-text('gradient')"),
-        hovered=".step:visible .tv-token:has-text('helpful')",
+        hovered=".step:visible .tv-token:last-of-type",
     ),
     Picture("report_phone", 390, 844, "light", "header"),
 )
@@ -66,8 +66,8 @@ def take(page: Any, picture: Picture) -> None:
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def main(report: Path, with_text: Path) -> None:
-    """Take all pictures. with_text: a report whose model writes readable text, for the picture of tokens."""
+def main(report: Path) -> None:
+    """Take all pictures."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as api:
@@ -75,10 +75,10 @@ def main(report: Path, with_text: Path) -> None:
         for picture in PICTURES:
             size: Any = {"width": picture.width, "height": picture.height}
             page = browser.new_context(viewport=size, color_scheme=picture.scheme).new_page()  # type: ignore[arg-type]
-            page.goto((with_text if picture.top == ".records" else report).resolve().as_uri())
+            page.goto(report.resolve().as_uri())
             take(page, picture)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[-1]))
+    main(Path(sys.argv[1]))

@@ -21,8 +21,8 @@ _MARKS = ("──", "- -", "· ·")
 def draw(curve: Curve, columns: int = 112, *, width: int = WIDTH, height: int = HEIGHT) -> str:
     """Loss and gradient in lines of at most `columns` characters: side by side, or below each other where that is narrow."""
     panels = {
-        "loss": [(line.x, line.loss) for line in curve.lines],
-        "gradient": [(line.x, line.gradient) for line in curve.lines],
+        curve.loss_title: [(line.x, line.loss) for line in curve.lines],
+        curve.gradient_title: [(line.x, line.gradient) for line in curve.lines],
     }
     side_by_side = columns >= SIDE_BY_SIDE
     room = (columns - 2) // 2 if side_by_side else columns
@@ -67,7 +67,8 @@ def _panel(
         for margin, row in zip(margins, cells, strict=True)
     ]
     ends = f"{' ' * label}  {left:<{width // 2}.3g}{right:>{width - width // 2}.3g}"
-    return [f"{' ' * label}  {title:<{width}}", *body, ends]
+    shown = title if len(title) <= width else title.rpartition(" (")[0]  # the unit is the last that there is room for
+    return [f"{' ' * label}  {shown:<{width}.{width}}", *body, ends]
 
 
 def _joined(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -215,7 +215,7 @@ def test_a_drawing_is_short_and_names_axes_ends_and_lines() -> None:
     shown = draw(curve("ppo", 61)).splitlines()
     assert len(shown) == HEIGHT + 4 < 15
     assert max(map(len, shown)) <= 120
-    assert shown[0].split() == ["loss", "gradient"]
+    assert shown[0].split() == ["loss", "(unitless)", "d", "loss", "/", "d", "log-ratio", "(per", "nat)"]
     assert shown[1].lstrip().startswith("4.26 ┤")
     assert shown[-3].split() == ["-1.5", "1.45", "-1.5", "1.45"]
     assert shown[-2].strip() == "over the log-ratio to the sampler (nats)"
@@ -225,10 +225,9 @@ def test_a_drawing_is_short_and_names_axes_ends_and_lines() -> None:
 def test_a_drawing_fits_any_width() -> None:
     for columns in (40, 60, 71, 72, 80, 140):
         shown = draw(curve("ppo", 61), columns).splitlines()
+        titles = ["loss (unitless)", "d loss / d log-ratio (per nat)"]
         assert max(map(len, shown)) <= columns
-        assert [line.strip() for line in shown if line.strip() in ("loss", "gradient")] == (
-            ["loss", "gradient"] if columns < 72 else []
-        )
+        assert [line.strip() for line in shown if line.strip() in titles] == (titles if columns < 72 else [])
 
 
 def test_a_rising_line_rises_and_a_flat_one_is_in_the_middle() -> None:
