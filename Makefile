@@ -11,7 +11,7 @@ pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c c
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test test-slow test-browser lint docs docs-site docs-links docs-pages bench mutation audit dist clean
+.PHONY: help quickstart test test-slow test-browser lint docs docs-site docs-links docs-pages bench mutation audit dist recording clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,11 @@ audit: $(installed) ## known vulnerabilities of the versions in constraints.txt;
 	@test -x $(VENV)/audit/bin/pip-audit || { $(python) -m venv --clear $(VENV)/audit && \
 		$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	$(VENV)/bin/pytest -rs tests/test_supply_chain.py $(ARGS)
+
+recording: $(installed) ## docs/images/terminal.svg, a terminal in which docs/make_recording.py types commands
+	@test -x $(VENV)/recording/bin/termtosvg || { $(python) -m venv --clear $(VENV)/recording && \
+		$(VENV)/recording/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<81' termtosvg==1.1.0; }
+	$(python) docs/make_recording.py $(VENV)/recording/bin/termtosvg
 
 dist: $(installed) ## the wheel and the source archive, checked; TAG=v1.2.3 checks the version and CHANGELOG.md too
 	rm -rf dist

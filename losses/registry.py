@@ -152,9 +152,11 @@ def spec_of(name: str) -> LossSpec:
         return _specs[name]
     if name in _reserved:
         raise UnknownLossError(f"{name!r}: {_reserved[name]}")
-    module, colon, _ = name.partition(":")
+    module, colon, rest = name.partition(":")
     where = (
-        f" There is no module {module!r} to import it from either, here or among the installed packages."
+        f" A file is named without its ending: {module.removesuffix('.py')}:{rest}."
+        if colon and module.endswith(".py")
+        else f" There is no module {module!r} to import it from either, here or among the installed packages."
         if colon
         else ""
     )
