@@ -25,6 +25,8 @@ HEAD = """# Command line
 `lossbook --help` lists the commands, `lossbook COMMAND --help` the flags of one. A recipe's flags are also the keys of a file for
 `--config` (TOML, JSON or YAML), with `_` for `-`; flags override the file. A switch that is on is switched off with `--no-`. `--debug`
 anywhere keeps the traceback of an error. Exit codes: 0, 1 after an error, 2 after a usage error, 130 after Ctrl-C.
+
+`lossbook train RECIPE --sweep loss=dpo,simpo seed=0,1,2` trains every combination, `--jobs N` of them at once: [sweeps](running.md#sweeps).
 """
 
 
