@@ -129,6 +129,8 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
     flags, words, jobs = take_sweep(flags)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)
+    if path is not None and (folder := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # lets module:function find a file beside the configuration
     if wants_help:
         _help(name, with_defaults(flags_of_settings(model), values), f"{command.summary}.")
     if not words:

@@ -163,7 +163,7 @@ class DataConfig(RecipeConfig):
         "Data", None, "most tokens in a prompt with its answer; None: no limit", ge=2, le=MOST
     )
     batch_size: int = setting("Data", 8, "rows or questions per step", ge=1, le=MOST)
-    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1, le=MOST)
+    epochs: int = setting("Data", 1, "passes over the data, unless --steps is given", ge=1, le=MOST)
     steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=MOST)
 
     @property
@@ -175,6 +175,20 @@ class DataConfig(RecipeConfig):
     def _one_source(self) -> Self:
         if (self.data is None) == (self.task is None):
             raise ValueError("choose one of --data FILE and --task NAME")
-        if (self.task is None and self.task_config) or (self.data is None and self.eval_data is not None):
-            raise ValueError("task_config is for --task only, and eval_data for --data only")
+        if self.task is None and (useless := given(self, "task_config", "task_size", "held_out")):
+            raise ValueError(f"{useless[0]} is for --task only")
+        if self.data is None and self.eval_data is not None:
+            raise ValueError("eval_data is for --data only")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_counted_once(self) -> Self:
+        if self.steps is not None and given(self, "epochs"):
+            raise ValueError("choose one of --steps and --epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_limited(self) -> Self:
+        if self.max_length is None and "truncation" in type(self).model_fields and given(self, "truncation"):
+            raise ValueError("truncation is for --max-length only")
         return self

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+
 from .base import DataConfig
 from .choices import SELF
-from .groups import MOST, setting
+from .groups import MOST, given, setting
 
 
 class DistillConfig(DataConfig):
@@ -35,3 +37,13 @@ class DistillConfig(DataConfig):
     truncation: Literal["error", "drop"] = setting("Data", "error", "what to do with rows longer than max_length")
     samples: int = setting("Rollouts", 4, "answers sampled per prompt", ge=1, le=MOST)
     max_tokens: int = setting("Rollouts", 64, "most tokens in a sampled answer", ge=1, le=MOST)
+
+    @model_validator(mode="after")
+    def _answers_are_sampled(self) -> DistillConfig:
+        if self.mode == "off_policy" and given(self, "samples"):
+            raise ValueError("samples is for --mode on_policy only")
+        if self.mode == "off_policy" and self.task is None and given(self, "max_tokens"):
+            raise ValueError("max_tokens is for answers that are sampled: on policy, or to a task's held-out questions")
+        if not self.is_held_out and given(self, "eval_top_k"):
+            raise ValueError("eval_top_k is for the held-out KL, and nothing is held out")
+        return self

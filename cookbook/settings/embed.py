@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from .base import RecipeConfig
-from .groups import MOST, setting
+from .groups import MOST, given, setting
 
 
 class EmbedConfig(RecipeConfig):
@@ -41,7 +41,7 @@ class EmbedConfig(RecipeConfig):
         "Optimizer", 2e-5, "the learning rate after warmup; for LoRA about 10 times as much", gt=0
     )
     batch_size: int = setting("Data", 64, "rows per step; a larger batch has more negatives", ge=2, le=MOST)
-    epochs: int = setting("Data", 1, "passes over the data; ignored when --steps is set", ge=1, le=MOST)
+    epochs: int = setting("Data", 1, "passes over the data, unless --steps is given", ge=1, le=MOST)
     steps: int | None = setting("Data", None, "optimizer steps, instead of --epochs", ge=1, le=MOST)
 
     @property
@@ -55,4 +55,6 @@ class EmbedConfig(RecipeConfig):
             raise ValueError("choose one of eval_data, another file, and held_out, rows of this one")
         if self.sample_prompts:
             raise ValueError("sample_prompts are for models that answer; an encoder does not")
+        if self.steps is not None and given(self, "epochs"):
+            raise ValueError("choose one of --steps and --epochs")
         return self

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 from pydantic import model_validator
 
 from ...datums.choices import Truncation
 from .base import DataConfig
 from .choices import WrongAnswer
-from .groups import setting
+from .groups import given, setting
 
 
 class PreferenceConfig(DataConfig):
@@ -22,6 +23,12 @@ class PreferenceConfig(DataConfig):
         "a task's rejected answers: the right one with its words scrambled, or that to another question",
     )
 
+    @model_validator(mode="after")
+    def _wrong_answers_are_of_tasks(self) -> Self:
+        if self.task is None and given(self, "wrong_answer"):
+            raise ValueError("wrong_answer is for --task only")
+        return self
+
 
 class DPOConfig(PreferenceConfig):
     """Settings of the recipe; each field is a flag."""
@@ -29,7 +36,7 @@ class DPOConfig(PreferenceConfig):
     out: Path = setting("Output", Path("runs/dpo"), "the run's folder: settings, metrics, checkpoints, adapter")
     loss: str = setting("Loss", "dpo", "a loss's id (see `lossbook losses list`) or module:function")
     references: Path | None = setting(
-        "Loss", None, "folder for cached reference logprobs, which runs may share; None: in `out`"
+        "Loss", None, "folder for reference logprobs, where any are needed, which runs may share; None: in `out`"
     )
 
 

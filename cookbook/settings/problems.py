@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .choices import SECONDS, Setting
-from .groups import MOST, setting
+from .groups import MOST, given, setting
 
 
 class ProblemSettings(BaseModel):
@@ -43,6 +43,10 @@ class ProblemSettings(BaseModel):
             raise ValueError("choose one of --task NAME, --data FILE and --environment NAME")
         if self.environment is not None and self.reward is not None:
             raise ValueError("an environment gives its own rewards: --reward is for --task and --data")
+        if self.data is not None and given(self, "task_size"):
+            raise ValueError("task_size is for --task and --environment only: all rows of data are trained on")
+        if self.eval_data is not None and given(self, "held_out"):
+            raise ValueError("choose one of eval_data, another file, and held_out, rows of this one")
         for name, source in (("task_config", "task"), ("eval_data", "data"), ("environment_config", "environment")):
             if getattr(self, name) and getattr(self, source) is None:
                 raise ValueError(f"{name} is for --{source} only")

@@ -63,6 +63,12 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
             raise ValueError("a temperature other than 1 biases the logprobs; allow that with --allow-biased")
         if self.minibatches > self.problems_per_step * self.group_size:
             raise ValueError(f"{self.minibatches} minibatches are more than the rollouts of a step")
+        if self.overlong != "soft" and self.overlong_buffer is not None:
+            raise ValueError("overlong_buffer is for --overlong soft only")
+        if self.allow_biased and self.temperature == 1:
+            raise ValueError("allow_biased is for a --temperature other than 1")
+        if self.environment is None and self.max_length is not None:
+            raise ValueError("max_length is for an --environment of several turns: --max-tokens limits an answer")
         if self.group_size == 1 and self.advantages in ADVANTAGES:
             self._check_single_answers()
         return self

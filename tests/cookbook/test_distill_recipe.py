@@ -83,7 +83,8 @@ def make(data: Path, teacher: Path, tmp_path: Path) -> Any:
     def make(out: str = "run", **changes: Any) -> DistillConfig:
         settings = {
             **{"data": str(data), "eval_data": str(data), "teacher": str(teacher), "all_weights": True},
-            **{"steps": 8, "batch_size": 6, "samples": 4, "max_tokens": 8, "learning_rate": 2e-3},
+            **{"steps": 8, "batch_size": 6, "learning_rate": 2e-3},
+            **({"samples": 4, "max_tokens": 8} if changes.get("mode") == "on_policy" else {}),
         }
         return DistillConfig(**{**settings, "out": tmp_path / out, **changes})
 

@@ -365,7 +365,9 @@ def test_a_misspelt_setting_in_the_file_is_an_error_and_the_file_runs_with_anoth
     ("settings", "message"),
     [
         pytest.param({}, "choose one of --data FILE and --task NAME", id="nothing to train on"),
-        pytest.param({"task": "a", "eval_data": "b"}, "eval_data for --data only", id="a held-out file beside a task"),
+        pytest.param(
+            {"task": "a", "eval_data": "b"}, "eval_data is for --data only", id="a held-out file beside a task"
+        ),
         pytest.param({"data": "a", "wrong_answer": "scrambld"}, "wrong_answer", id="a misspelt choice"),
         pytest.param({"data": "a", "beta": 0.1}, "beta", id="a setting of the loss among those of the recipe"),
     ],
@@ -450,4 +452,4 @@ def test_the_example_file_holds_valid_settings(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dpo, "main", taken.append)
     example = Path(__file__).resolve().parents[2] / "examples" / "dpo.toml"
     assert command_line(["train", "dpo", "--config", str(example), "--loss", "kto"]) == 0
-    assert (taken[0].loss, taken[0].data) == ("kto", "examples/pairs.jsonl")
+    assert (taken[0].loss, taken[0].data) == ("kto", str(example.parent / "pairs.jsonl"))

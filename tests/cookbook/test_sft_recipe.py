@@ -292,7 +292,19 @@ def test_negative_weights_can_be_trained_on_beside_held_out_rows_with_some(make:
         pytest.param(
             {"data": "a", "task_config": {"b": 1}}, "task_config is for --task only", id="task settings alone"
         ),
-        pytest.param({"task": "a", "eval_data": "b"}, "eval_data for --data only", id="a held-out file beside a task"),
+        pytest.param(
+            {"task": "a", "eval_data": "b"}, "eval_data is for --data only", id="a held-out file beside a task"
+        ),
+        pytest.param(
+            {"data": "a", "task_size": 8}, "task_size is for --task only", id="a number of questions of no task"
+        ),
+        pytest.param({"data": "a", "held_out": 8}, "held_out is for --task only", id="held-out questions of no task"),
+        pytest.param({"task": "a", "train_on": "all"}, "train_on is for --data only", id="turns of a task"),
+        pytest.param({"data": "a", "steps": 1, "epochs": 2}, "choose one of --steps and --epochs", id="two lengths"),
+        pytest.param({"data": "a", "truncation": "left"}, "truncation is for --max-length only", id="nothing to cut"),
+        pytest.param({"data": "a", "steps": 10**30}, "steps", id="more steps than any run takes"),
+        pytest.param({"data": "a", "all_weights": True, "rank": 4}, "so rank would be ignored", id="no adapters"),
+        pytest.param({"data": "a", "sample_every": 4}, "sample_every is for --sample-prompts", id="no prompts"),
         pytest.param({"data": "a", "learning_rat": 1.0}, "learning_rat", id="a misspelt key"),
         pytest.param({"data": "a", "learning_rate": float("nan")}, "learning_rate", id="NaN"),
         pytest.param({"data": "a", "rank": 0}, "rank", id="rank 0"),

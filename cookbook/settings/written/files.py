@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from ....datums.checks.json_text import strict_json
 from ....datums.errors import ConfigError, did_you_mean
 from .needs import bare, mistake, refusal
+from .places import beside
 from .yaml_text import YamlMistake, lines_of_keys, read_yaml
 
 _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -25,7 +26,10 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """The file's values, converted to the types of the model's fields. Raises ConfigError with file, line and key."""
+    """The file's values, converted to the types of the model's fields; files that it names as `beside` finds them.
+
+    Raises ConfigError with file, line and key.
+    """
     if path.suffix.lower() not in _READERS:
         raise ConfigError(f"{path}: the name of a configuration file ends in {', '.join(_READERS)}")
     kind, read = _READERS[path.suffix.lower()]
@@ -44,7 +48,7 @@ def read_config(path: Path, model: type[BaseModel]) -> dict[str, Any]:
         values = {}  # as an empty TOML file
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold names and values, not a {type(values).__name__}")
-    return _converted(values, model, path, text)
+    return beside(_converted(values, model, path, text), path.parent)
 
 
 def _converted(values: Mapping[str, Any], model: type[BaseModel], path: Path, text: str) -> dict[str, Any]:
