@@ -67,6 +67,7 @@ html_title = f"lossbook {release}"
 html_baseurl = "https://lossbook.github.io/lossbook/"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_theme_options = {"top_of_page_buttons": [], "navigation_with_keys": True}
 html_copy_source = False
 pygments_style = "tango"

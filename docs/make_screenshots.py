@@ -60,11 +60,12 @@ def main(pages: list[str]) -> None:
         for view, (width, height) in VIEWS.items():
             for scheme in ("light", "dark"):
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+                context.set_default_timeout(120_000)
                 opened = context.new_page()
                 for page in pages or PAGES:
                     place = f"#{PAGES[page]}" if PAGES.get(page) else ""
                     opened.goto(f"{address}/{page}.html{place}")
-                    opened.wait_for_load_state("networkidle")
+                    opened.wait_for_load_state("load")
                     opened.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
                     opened.screenshot(path=SCREENS / f"{page.replace('/', '-')}_{view}_{scheme}.png")
                 context.close()

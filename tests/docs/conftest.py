@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the built site. Its pages show the gallery's scripts without running them: tests/test_gallery.py does.
 
     Warnings are errors. Test processes that run beside this one share the folder.
@@ -23,7 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install 'lossbook[docs]'")
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "site"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
     with FileLock(f"{folder}.lock"):
         if not (folder / "index.html").exists():
             _build(folder)

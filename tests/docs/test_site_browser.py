@@ -47,6 +47,7 @@ def page(request: pytest.FixtureRequest, browser: Any, address: str, screens: di
     view, scheme = request.param
     width, height = screens["VIEWS"][view]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context.set_default_timeout(120_000)  # on a loaded machine
     opened = context.new_page()
     trouble: list[str] = []
     opened.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
