@@ -48,12 +48,13 @@ def run(commands: list[str], folder: Path) -> str:
 def test_a_newcomers_path_runs_as_it_stands(tmp_path: Path) -> None:
     commands = [
         line
-        for page in ("start/install.md", "start/first-run.md", "start/your-own-loss.md")
+        for page in ("start/install.md", "start/first-run.md", "start/your-own-loss.md", "how-to/compare-losses.md")
         for line in typed(page, tmp_path)
         if line.split()[1] not in ("doctor", "--version", "--help")  # these have tests of their own
     ]
-    assert len(commands) >= 13
-    run(commands, tmp_path)
+    assert len(commands) >= 19
+    printed = run(commands, tmp_path)
+    assert "loss=my_losses:steep" in printed and "minus the first" in printed
     assert (tmp_path / "both.png").stat().st_size > 10_000
     page = (tmp_path / "runs" / "steep" / "report.html").read_text(encoding="utf-8")
     assert "the less the model expects a token, the more it counts" in page  # the loss's card
