@@ -40,7 +40,7 @@ hits: dict[str, int] = {}
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, in place of one that is there; whole and on the disk, or not at all. A link is followed.
+    """Write or replace a file: completely and flushed to disk, or not at all. A link is followed.
 
     Raises OSError; then the file is as it was.
     """
@@ -63,14 +63,14 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file where none may be, and flush it to the disk: for a folder that is not in its place yet."""
+    """Write a new file and flush it to disk, in a folder that is not at its final place yet. Fails if the file exists."""
     with writing(path), open(path, "xb") as file:
         file.write(content)
     sync(path)
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to the end of a file, which is made if need be. Raises OSError; then the file is as it was."""
+    """Append text to a file, creating it if needed. On OSError the file is unchanged."""
     before = path.stat().st_size if path.exists() else None
     rest = memoryview(text.encode())
     try:
@@ -160,7 +160,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove(path: Path, *, must: bool = False) -> None:
-    """Remove a file or a folder with all in it, if there is one. must: raise OSError where that fails."""
+    """Remove a file, or a folder with its contents, if it exists. must: raise OSError on failure."""
     if not os.path.lexists(path):
         return
     try:

@@ -173,7 +173,7 @@ def as_tensor_data(value: Any, key: str) -> TensorData:
 
 
 class Beyond64Bits(DtypeError):
-    """An integer that int64 cannot hold. For token ids it is raised again as a TokenRangeError."""
+    """An integer outside int64's range. For token ids it becomes a TokenRangeError."""
 
 
 def as_array(data: Any, dtype: TensorDtype | None, name: str = "data") -> np.ndarray:

@@ -283,7 +283,7 @@ def own_datums(data: Iterable[Any]) -> list[Datum]:
 
 
 def as_datums(data: Any) -> list[Datum]:
-    """As `as_datum` for each. Raises DtypeError for what is no list of datums, such as a single one."""
+    """`as_datum` for each. Raises DtypeError for anything but a list of datums, such as a single datum."""
     if hasattr(data, "model_input") or (isinstance(data, Mapping) and "model_input" in data):
         raise DtypeError("data is a list of datums, but this is a single one: write [datum]")
     if isinstance(data, str) or not isinstance(data, Iterable) or isinstance(data, Mapping):

@@ -136,7 +136,7 @@ def _check_free(name: str) -> None:
 
 
 def unregister_loss(name: str) -> None:
-    """Forget a loss, its aliases too. Raises UnknownLossError when there is none."""
+    """Remove a loss and its aliases from the registry. Raises UnknownLossError if it is not registered."""
     spec = spec_of(name)
     del _specs[spec.name]
     for alias in spec.aliases:
@@ -172,7 +172,9 @@ def _is_known(name: str) -> bool:
 
 
 def register_resolver(resolve: Resolver) -> Resolver:
-    """Have `get_loss` ask `resolve(id, config)` about every id that is not registered; None where it knows of no such loss."""
+    """Have `get_loss` call `resolve(id, config)` for ids that are not registered. It returns None for an id that it
+    does not know.
+    """
     _resolvers.append(resolve)
     return resolve
 
@@ -218,7 +220,7 @@ def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> 
 
 
 def trace_report(settings: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, TracedLoss | str]:
-    """Every registered loss under reduction "sum": its trace, or the sentence that says why there is none.
+    """Every registered loss under reduction "sum": its trace, or why it cannot be traced.
 
     settings: {loss: settings} for losses that need some.
     """

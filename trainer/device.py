@@ -15,7 +15,8 @@ _cpu_path: Path = "cpu"
 
 
 def path_of(device: torch.device) -> Path:
-    """Which path tensors on a device take: tile sizes, packing, attention, what is fused, when something is read.
+    """The code path for tensors on a device: tile sizes, packing, attention, fused layers, and when numbers are read
+    back.
 
     What only CUDA itself has (its random state, its free memory, pinned memory) is asked of `device.type`.
     """

@@ -58,7 +58,7 @@ class Ranks:
 
     @property
     def is_counted(self) -> bool:
-        """Whether this rank's outputs count: of mates, which have the same, the first one's do."""
+        """Whether this rank's outputs count: of ranks with the same outputs, only the first counts."""
         return self.mates is None or self.mates.is_first
 
     @property
@@ -148,7 +148,7 @@ def described(error: BaseException) -> tuple[str, str]:
 
 
 def origin_of(error: BaseException) -> int | None:
-    """The rank that an exception comes from which all ranks raised together; None where no `agree` saw it.
+    """The rank where an exception that all ranks raised together began; None if it did not pass through `agree`.
 
     After one that no `agree` saw, other ranks may wait in a collective for ever.
     """

@@ -109,7 +109,7 @@ def placed_like(shard: Tensor, tensor: Tensor) -> Tensor:
 
 
 def check_tiled(shape: tuple[int, ...], boxes: list[Part]) -> str | None:
-    """What is wrong with boxes that should make up a whole tensor, each number in one of them; None where nothing is."""
+    """Why these boxes do not cover a tensor exactly once; None if they do."""
     boxes = [box for box in boxes if not box.is_empty]
     ends = torch.tensor([shape for _ in boxes], dtype=torch.int64).view(len(boxes), len(shape))
     low = torch.tensor([box.begin for box in boxes], dtype=torch.int64).view_as(ends)

@@ -49,7 +49,7 @@ def _count(*, uploads: int = 0, reads: int = 0) -> None:
 
 
 def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The tensors, which are on the CPU, on a device: one copy out of pinned memory, which nothing waits for."""
+    """Move CPU tensors to a device in one asynchronous copy from pinned memory."""
     if path_of(device) == "cpu" or not tensors:
         return dict(tensors)
     places, size = _laid_out(tensors)

@@ -35,7 +35,7 @@ class Meter:
         self.left = STEPS
 
     def spend(self, steps: int = 1) -> None:
-        """Count steps. Raises jinja2's SecurityError, a TemplateError, where none are left."""
+        """Count steps. Raises jinja2's SecurityError, a TemplateError, when the limit is reached."""
         self.left -= steps
         if self.left < 0:
             raise SecurityError(f"it takes more than {STEPS} steps. Its loops may never end")

@@ -47,7 +47,7 @@ def tool_name(call: Any) -> str | None:
 
 
 def arguments_of(call: Any) -> dict[str, Any] | None:
-    """The arguments of a call as an object; None where it has none. Raises ValueError, with what they are instead."""
+    """The arguments of a call as an object; None if it has none. Raises ValueError that says what they are instead."""
     arguments = _function(call).get("arguments")
     if isinstance(arguments, str):
         if not arguments.strip():  # as some servers write a call without arguments

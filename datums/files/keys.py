@@ -71,7 +71,8 @@ REFUSED_WITH_TEXT = {
 
 
 def check_keys(row: Mapping[str, Any], kind: str) -> None:
-    """Refuse keys that say what cannot be done; note those that nothing reads. Null and empty values say nothing.
+    """Refuse keys that ask for something unsupported, and note keys that nothing reads. Null and empty values are
+    ignored.
 
     kind: the row's format. Raises DataFileError, naming the key.
     """
@@ -112,7 +113,7 @@ def check_prompt_keys(row: Mapping[str, Any]) -> None:
 
 
 def row_weight(row: Mapping[str, Any], kind: str) -> float:
-    """The row's `weight`, by which all of it is learned, 1 without one; 0 where a flag of `FLAGS` is false.
+    """The row's `weight`, which multiplies all its tokens' weights; 1 by default, 0 if a flag of `FLAGS` is false.
 
     Raises DataFileError for another value, and for one other than 0 and 1 where a loss compares whole answers.
     """

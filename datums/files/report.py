@@ -150,7 +150,7 @@ class DataReport:
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """(subject, what is said of it): rows, tokens, labels, and what there is of formats, repetitions and problems."""
+        """(subject, text) of each line: rows, tokens, labels, and, if there are any, formats, repetitions and problems."""
         lines = [("rows", f"{self.rows}: {self.kept} kept ({self.truncated} truncated), {self.dropped} dropped")]
         quantiles = self.length_quantiles()
         names = ("min", "median", "90%", "99%", "max")

@@ -13,7 +13,7 @@ _LEADS = ("\n", ".", "a")
 
 
 def encode_completion(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """(tokens that are read, tokens that are learned): the prompt, and the completion with the end-of-sequence token.
+    """(prompt tokens, learned tokens); the latter are the completion and the end-of-sequence token.
 
     The prompt's tokens are those of the prompt alone, as it is encoded when the model is asked. The completion's tokens
     are those that follow them in the joined text; where a token of the joined text would cross from one into the other,
@@ -34,7 +34,7 @@ def encode_completion(tokenizer: Any, prompt: str, completion: str) -> tuple[lis
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens that `encode_completion` gives for the prompt, where a completion is to be sampled behind it."""
+    """The tokens that `encode_completion` gives for the prompt, for sampling a completion."""
     read, begin = _encode(tokenizer, prompt), _begin(tokenizer)
     return read if read[: len(begin)] == begin else [*begin, *read]
 

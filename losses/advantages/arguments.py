@@ -18,7 +18,9 @@ LARGEST = 1e150
 
 
 def numbers(values: Any, what: str, one_per: str, *, dimensions: int = 1) -> np.ndarray:
-    """As float64, of that many dimensions. what, one_per: "rewards", "one number per sample", for messages."""
+    """As a float64 tensor with the given number of dimensions. what, one_per: words for messages, such as "rewards" and
+    "one number per sample".
+    """
     try:
         array = np.array(
             values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, dtype=np.float64
@@ -69,7 +71,9 @@ def same_length(who: str, values: np.ndarray, others: np.ndarray, name: str) -> 
 
 
 def group_ids(groups: Groups | None, count: int) -> list[Hashable]:
-    """One id per reward; all the same without groups. Raises LengthMismatchError, and DtypeError for what is no id."""
+    """One id per reward; without groups all are the same. Raises LengthMismatchError, and DtypeError for a value that
+    cannot be an id.
+    """
     if groups is None:
         return [0] * count
     ids = [_id(one) for one in (groups.tolist() if isinstance(groups, np.ndarray | Tensor) else list(groups))]

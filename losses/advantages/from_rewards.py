@@ -206,7 +206,7 @@ def reinforce_plus_plus(
 
 
 def whitened(values: np.ndarray, weights: np.ndarray, epsilon: float) -> np.ndarray:
-    """(value - mean) / (deviation + epsilon) over values that count `weights` times each; 0 where all are equal."""
+    """(value - mean) / (deviation + epsilon), where each value counts `weights` times; 0 if all values are equal."""
     if not len(values) or _is_level(values, FLOOR):
         return np.zeros(len(values))
     own = values - values.mean()

@@ -69,7 +69,7 @@ class Packed:
 
     @cached_property
     def targets(self) -> Tensor | None:
-        """[T, K] bool, beside K targets per position: which of them count. None where a row is one target."""
+        """[T, K] bool: which of the K targets of each position count. None if there is one target per row."""
         return active_targets(self.weights, self.spec) if has_columns(self.weights, self.spec) else None
 
     @cached_property
@@ -154,7 +154,7 @@ class Packed:
         return other
 
     def select(self, order: Sequence[int] | np.ndarray) -> Packed:
-        """Some of the datums in the order given: what packing just those gives, provided that `is_even`."""
+        """Select datums, in the given order: the same as packing only those, provided that `is_even`."""
         chosen = np.asarray(order, dtype=np.int64)
         first, first_row, place = (starts[chosen] for starts in self._starts)
         lengths, tokens = self.lengths[chosen], self.tokens[chosen]
@@ -169,7 +169,7 @@ class Packed:
 
 
 def blocks(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Indices of blocks, one after the other: starts[i], starts[i] + 1, ... of which there are lengths[i]."""
+    """Indices of consecutive blocks: for each i, starts[i] up to starts[i] + lengths[i] - 1."""
     return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 

@@ -65,7 +65,9 @@ def has_columns(weights: Tensor, spec: LossSpec) -> bool:
 
 
 def weighted_positions(weights: Any, like: Any) -> Any:
-    """Bool to go with `like`, also in a loss that reads weights: which of its targets, or else positions, have a weight."""
+    """Bool in the shape of `like`: which targets (or positions) have a weight other than 0, also in a loss that reads
+    weights itself.
+    """
     is_traced = isinstance(like, Proxy)
     targets = active_targets(weights)
     if like.ndim == 0:

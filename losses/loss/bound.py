@@ -227,7 +227,7 @@ class BoundBatchStyle(BoundLoss):
         return Count((None,))
 
     def check(self, *, strict: bool = False, others: Collection[str] = ()) -> None:
-        """Refuse no datums, and NaN where a weight is not 0; which keys it reads is not known."""
+        """Raise for an empty list, and for NaN where a weight is not 0. The keys that the function reads are unknown."""
         if not self.datums:
             raise EmptyLossError(f"{self.name}: there are no datums")
         _ = self._harmless
@@ -248,7 +248,7 @@ class BoundBatchStyle(BoundLoss):
         return part
 
     def check_outputs(self, outputs: Outputs) -> None:
-        """Nothing is left to check: such a function is given its outputs on the host, and they are checked there."""
+        """Does nothing: the outputs of such a function are checked on the host, where it gets them."""
 
     @cached_property
     def _harmless(self) -> list[Datum]:

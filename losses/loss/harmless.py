@@ -19,7 +19,7 @@ from ..batch.positions import harmless, target_shape
 
 
 def harmless_datums(datums: Sequence[Datum], name: str) -> list[Datum]:
-    """The datums; in place of one with NaN or infinity where its weight is 0, one that has 0 there.
+    """The datums, with NaN and infinity replaced by 0 where the weight is 0.
 
     Raises NonFiniteLossInput, naming datum, key and position, where the weight is not 0.
     """

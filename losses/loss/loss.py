@@ -33,7 +33,7 @@ from .tensors.methods import OnTensors
 
 
 class LossLike(OnTensors):
-    """What the trainer needs of a loss, and what users call. `Loss` and `Mixture` both are this.
+    """The interface of a loss, for users and for the trainer. `Loss` and `Mixture` implement it.
 
     Call it as `loss(data, logprobs_list) -> (scalar, metrics)`: the reduced loss with its graph, and plain floats. Scale and
     add losses to mix them: `0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy")`. Training loops that have plain tensors
@@ -67,7 +67,7 @@ class LossLike(OnTensors):
 
     @abstractmethod
     def copied(self) -> LossLike:
-        """The same loss with the same settings, which changes of this object's attributes do not reach."""
+        """A copy with the same settings; later changes of this object's attributes do not affect it."""
 
     @property
     def is_mean(self) -> bool:
@@ -128,7 +128,7 @@ class LossLike(OnTensors):
         return total / bound.count, stats.values(metrics)
 
     def bind(self, data: Sequence[Datum]) -> Callable[..., tuple[Tensor, dict[str, float]]]:
-        """A function (data, logprobs_list) that reads these datums instead of those it is handed.
+        """A function (data, logprobs_list) that reads these datums instead of the ones it is called with.
 
         For services that refuse inputs other than target_tokens and weights: send bare datums, keep the full ones here.
         """

@@ -12,7 +12,7 @@ MAX_LOGPROB_OF_COMPLEMENT = -1e-6
 
 
 def log1mexp(logprobs: Tensor, highest: float = MAX_LOGPROB_OF_COMPLEMENT) -> Tensor:
-    """log(1 - exp(logprobs)): the log-probability that something of this log-probability does not happen.
+    """log(1 - exp(logprobs)): the log-probability of the complementary event.
 
     logprobs are at most 0; above `highest` they are held there and have no gradient. Either branch is exact where the other
     loses digits (Mächler 2012, "Accurately computing log(1 - exp(-|a|))", eq. 7).

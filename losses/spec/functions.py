@@ -14,7 +14,9 @@ from .spec import is_batch_style
 
 
 def as_function(given: Callable[..., Any]) -> Callable[..., Any]:
-    """A module as a function with the signature of its `forward`, whose `module` is the module; anything else as it is."""
+    """Wrap a module as a function with the signature of its `forward`, with the module as its `module`; return
+    functions unchanged.
+    """
     if not isinstance(given, Module):
         return given
     module = given

@@ -86,7 +86,7 @@ def shared_state() -> dict[str, Any]:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """At the end the shared state is as it was, so that a loss that changes it spoils no other check."""
+    """Restores shared state at the end, so that a loss that changes it does not affect other checks."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     before = shared_state()
     try:

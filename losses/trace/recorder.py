@@ -34,7 +34,7 @@ _ADVICE = (
 
 
 class Traced(torch.fx.Proxy):
-    """A tensor that is being recorded. Its rank is known, since ranks are declared; its sizes and values are not."""
+    """A tensor that is being recorded. Its rank is known, because it is declared; its sizes and values are not."""
 
     @property
     def ndim(self) -> int:

@@ -66,7 +66,7 @@ def trace(
     optional: Sequence[str] = (),
     ranks: Mapping[str, int] | None = None,
 ) -> TracedLoss:
-    """The graph of one datum. Raises TraceError that says why there is none, and on which line of the loss's function.
+    """The loss of one datum as a graph. Raises TraceError with the reason and the line of the loss's function.
 
     optional: inputs with a default that it should read too. ranks: where a tensor is not [T] (or, with candidates, not
     [T, K]): {"logprobs": 2, "weights": 2} for K targets per position.

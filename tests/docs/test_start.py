@@ -54,7 +54,8 @@ def test_a_newcomers_path_runs_as_it_stands(tmp_path: Path) -> None:
     ]
     assert len(commands) >= 19
     printed = run(commands, tmp_path)
-    assert "loss=my_losses:steep" in printed and "minus the first" in printed
+    assert "loss=my_losses:steep" in printed
+    assert "minus the first" in printed
     assert (tmp_path / "both.png").stat().st_size > 10_000
     page = (tmp_path / "runs" / "steep" / "report.html").read_text(encoding="utf-8")
     assert "the less the model expects a token, the more it counts" in page  # the loss's card

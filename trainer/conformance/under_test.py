@@ -35,7 +35,7 @@ class DoesNotApply(Exception):
 
 @dataclass(frozen=True)
 class Off:
-    """How far something is from what it has to be, and how far rounding may take it. note: what else a reader wants to know."""
+    """A measured difference and the limit that rounding allows. note: further information for the reader."""
 
     by: float
     at_most: float

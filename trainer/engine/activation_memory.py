@@ -87,7 +87,7 @@ def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any
 
 @contextmanager
 def held_bytes(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Around a forward: yields what tells, afterwards, how many bytes of what was allocated inside are still held.
+    """Context around a forward. Yields a function that returns how many of the bytes allocated inside are still held.
 
     CUDA's allocator counts them. Elsewhere the results of operations are followed until they are freed.
     """

@@ -31,7 +31,7 @@ def seed_everything(seed: int) -> None:
 
 
 def prepare_determinism(device: str | None) -> None:
-    """Give cuBLAS a workspace with which it is deterministic, where a service is going to compute on a GPU.
+    """Configure cuBLAS's workspace so that it is deterministic, for a service on a GPU.
 
     Raises ModelError where that comes too late: CUDA is in use with another workspace.
     """

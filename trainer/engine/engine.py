@@ -164,7 +164,7 @@ class Engine:
             kept.backward(gradients)
 
     def drop_kept(self) -> None:
-        """Forget the graphs of `forward_kept`, if there are any: all is as it was before it."""
+        """Drop the graphs kept by `forward_kept`, if any, and restore the state before it."""
         kept, self._kept = self._kept, None
         if kept is not None:
             kept.drop()

@@ -55,7 +55,7 @@ class Group:
             raise
 
     def check(self, outputs: Mapping[str, Tensor], active: Tensor | None) -> Outputs:
-        """The outputs, on the host, once it is clear that those which the loss reads are finite."""
+        """The outputs on the host, after checking that those which the loss reads are finite."""
         arrived = replace(Outputs(active=active, numbers=self.order), **outputs)
         self.part.check_outputs(arrived)
         return arrived
@@ -81,7 +81,7 @@ class GroupReport:
         self._report = Report(tensors, is_here=group.on_host)
 
     def read(self) -> Arrived:
-        """The numbers, awaited here. Raises what is wrong with them: outputs first, then what they led to."""
+        """Wait for the numbers and raise the first problem: of outputs first, then of losses and gradients."""
         numbers = self._report.read()
         outputs = {name: numbers[f"output {name}"] for name in ALL_OUTPUTS if f"output {name}" in numbers}
         arrived = self.group.check(outputs, self._active)

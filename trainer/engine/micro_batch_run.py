@@ -123,7 +123,7 @@ class MicroBatches:
         return sum(bool(cut) for cuts in self.shares for cut in cuts)
 
     def seen(self, cuts: Cuts, order: Sequence[int], *, together: bool) -> tuple[Cuts, Sequence[int]]:
-        """From which micro-batches a loss is computed at a time, and in which order it reads their datums.
+        """Which micro-batches a loss sees together, and in which order it reads their datums.
 
         cuts, order: this rank's. together: the loss couples the batch, so it sees all ranks' in the call's order.
         """

@@ -35,7 +35,8 @@ class Memory:
 
 
 def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memory) -> None:
-    """Load the model from the shapes that its safetensors headers give, without memory, and see that nothing is left over.
+    """Load the model on the meta device with the shapes in its safetensors headers, and check that no tensor is left
+    over.
 
     name, source  the model, as the user named it and as transformers finds it
     loader        the class of transformers that is going to load it

@@ -101,12 +101,14 @@ class LoadedModel:
         return outputs
 
     def reshard(self) -> None:
-        """Leave this rank its shards alone, also after a forward whose backward does not come."""
+        """Free gathered weights and keep only this rank's shards, also after a forward without a backward."""
         if self.root is not None:
             self.root.reset_iter_state()  # type: ignore[operator]  # of FSDPModule
 
     def of_first(self, function: Callable[[], T]) -> T:
-        """What a function that runs the whole model returns on the first rank, which alone has weights until they are sharded."""
+        """The result of a function that runs the whole model, computed on the first rank: only it has weights before
+        they are sharded.
+        """
         with self.ranks.agree():
             value: Any = function() if self.ranks.is_first else None
         return self.ranks.gather(value)[0]
@@ -120,12 +122,12 @@ class LoadedModel:
         return self.verdicts[probe]
 
     def agree_on_verdicts(self) -> None:
-        """Take the verdicts of all ranks, the first one's before the others', so that every rank runs in the same ways."""
+        """Merge the verdicts of all ranks, the first rank's first, so that every rank runs the model in the same way."""
         for verdicts in reversed(self.ranks.gather(dict(self.verdicts))):
             self.verdicts |= verdicts
 
     def before_writing(self) -> None:
-        """Give snapshots that share the parameters a copy of their own; call it before parameters are written."""
+        """Copy the parameters for snapshots that share them; call it before parameters are changed."""
         weights = None if self.moment is None else self.moment()
         if weights is not None:
             weights.copy()

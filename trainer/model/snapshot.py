@@ -60,7 +60,7 @@ class SharedWeights(Mapping[str, Tensor]):
 
 @dataclass
 class Snapshot:
-    """A model's trained parameters at one moment, of each what this process holds. All others are shared: training never changes them."""
+    """A model's trained parameters at one moment (this process's shards of them). Frozen parameters are shared."""
 
     model: LoadedModel
     weights: Mapping[str, Tensor]

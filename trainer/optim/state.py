@@ -54,7 +54,7 @@ def check_meta(meta: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> 
 def check_tensors(
     tensors: Mapping[str, torch.Tensor], with_moments: list[str], parameters: Mapping[str, Parameter], steps: int
 ) -> None:
-    """Raise CheckpointError unless there is a step count and two possible moments for each name, and nothing else.
+    """Raise CheckpointError unless the state has exactly a step count and two valid moments for each name.
 
     steps: of the optimizer; no parameter has more.
     """

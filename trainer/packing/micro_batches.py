@@ -74,7 +74,8 @@ def plan_micro_batches(
 
 
 def find_prefix_groups(sequences: Sequence[np.ndarray], shortest: int = SHORTEST_PREFIX) -> list[PrefixGroup]:
-    """Group sequences by shared beginnings of `shortest` tokens at least, so that few are left to compute; O(tokens + n log n).
+    """Group sequences by shared prefixes of at least `shortest` tokens, to compute as few tokens as possible; O(tokens
+    + n log n).
 
     In lexicographic order, sequences that share most are neighbours. A group grows along that order as long as this saves
     tokens: a system prompt common to all does not break up groups that share a longer prompt.

@@ -24,7 +24,7 @@ def plan_shares(
     padded: bool,
     prefix_groups: Sequence[PrefixGroup] = (),
 ) -> list[Cuts]:
-    """For each rank, the datum indices of its micro-batches; [] is one of a rank that has nothing to do at that time.
+    """For each rank, the datum indices of its micro-batches; [] where it has nothing to do in that round.
 
     All ranks have as many: the fewest with which each keeps within `tokens`. With that number micro-batches are as small as
     can be, so that ranks have about as many tokens as each other. A rank's k-th micro-batch runs beside every other rank's.

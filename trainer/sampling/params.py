@@ -46,7 +46,7 @@ OWN = SampledLogprobs()
 
 @dataclass(frozen=True)
 class Rules:
-    """SamplingParams, checked, with `stop` split into ids and strings, and what is said about the tokens."""
+    """Checked SamplingParams, with `stop` split into ids and strings, and which logprobs are reported."""
 
     temperature: float
     top_k: int

@@ -44,7 +44,9 @@ NO_CACHE = Plan(False, False, True)
 
 
 def plan_of(model: LoadedModel, *, fixed: bool = True) -> Plan:
-    """The first plan whose hidden states are those without a cache; each is tried once for a model. fixed: buffers may be."""
+    """The first plan whose hidden states equal those without a cache; each is tried once per model. fixed: whether
+    buffers of fixed size may be used.
+    """
     names = [name for name in plans_for(model) if fixed or not PLANS[name].fixed]
     return next((PLANS[name] for name in names if plan_verdict(model, name)), NO_CACHE)
 

@@ -19,7 +19,7 @@ from .params import Sampled, check_width, is_integer
 
 @dataclass(frozen=True)
 class Asked:
-    """What to say about a prompt of N tokens. Row i of what is computed is about token i + 1, which the model has not read.
+    """Which scores of a prompt of N tokens are asked for. Row i is about token i + 1, which the model has not read yet.
 
     logprobs  of its tokens
     topk      the k likeliest tokens in place of each; 0 for none
@@ -43,7 +43,9 @@ class PromptScores:
 
 
 def check_asked(model: Sampled, tokens: list[int], asked: Asked) -> None:
-    """Raise ModelError, ShapeError or TokenRangeError for what cannot be said about a prompt, before anything is computed."""
+    """Raise ModelError, ShapeError or TokenRangeError for scores that a prompt cannot have, before anything is
+    computed.
+    """
     count = len(tokens)
     if not tokens or any(not 0 <= t < model.vocab_size for t in tokens):
         raise TokenRangeError(f"the prompt needs at least one token, all within 0 to {model.vocab_size - 1}")

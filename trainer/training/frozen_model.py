@@ -85,7 +85,7 @@ class FrozenModel:
         said: SampledLogprobs = OWN,
         asked: Sequence[Asked | None] | None = None,
     ) -> list[SampleResponse]:
-        """`num_samples` continuations of each prompt, decoded together, and what is asked about each prompt."""
+        """`num_samples` continuations of each prompt, decoded together, and the scores asked for each prompt."""
         questions = [(i, one) for i, one in enumerate(asked or ()) if one is not None]
         scores = [PromptScores()] * len(prompts)
         with self._whole():

@@ -31,7 +31,9 @@ from .protocol import Normalization
 
 @dataclass
 class Accumulated:
-    """Counts of what was added to the gradients since the last step. means: losses that were divided by a count already."""
+    """Counts of the data whose gradients were added since the last step. means: losses that were already divided by a
+    count.
+    """
 
     calls: int = 0
     tokens: int = 0

@@ -20,7 +20,7 @@ GRACE = 30.0
 
 
 class Group(ABC):
-    """N ranks. A call that one of them does not survive, or does not answer in `timeout` + `GRACE` seconds, ends them all.
+    """N ranks. If one dies during a call, or does not answer within `timeout` + `GRACE` seconds, all are ended.
 
     Not thread-safe: two calls at one time could reach the ranks in different orders, and then wait for each other.
     """
@@ -99,7 +99,9 @@ def check_timeout(seconds: float) -> float:
 
 
 def client_state() -> tuple[int, bytes]:
-    """The seed and the state of this process's generator, with which workers begin: what drops draws as it would here."""
+    """The seed and the state of this process's generator, from which workers start, so that dropout draws as it would
+    here.
+    """
     return torch.initial_seed() % 2**64, torch.get_rng_state().numpy().tobytes()
 
 

@@ -54,7 +54,7 @@ class SentLoss:
 
 
 def sent_loss(loss: LossLike) -> SentLoss | None:
-    """A loss by name and settings; None where only this process has it, so that it is evaluated here.
+    """A loss as its name and settings; None if workers cannot import it, and it is evaluated in this process.
 
     That is a function of `__main__` or inside another function, one that holds parameters, and one that reads whole datums.
     """
@@ -162,7 +162,7 @@ def merged(shares: Sequence[SentOutput]) -> ForwardBackwardOutput:
 
 
 def own_copy(flat: FlatTensors) -> FlatTensors:
-    """The same in memory of this process: what another process sent lies in memory that all processes share."""
+    """A copy in this process's own memory: data sent by another process is in shared memory."""
     return replace(flat, ints=flat.ints.copy(), floats=flat.floats.copy())
 
 

@@ -31,7 +31,7 @@ class Workers:
         self._importable: dict[tuple[Group, str], bool] = {}
 
     def group(self) -> Group:
-        """The group that is at work; a new one where there is none, or none any more."""
+        """The running group; a new one is started if there is none."""
         with self._lock:
             if self._group is None or self._group.ended:
                 self._group = self._make()

@@ -97,7 +97,8 @@ def call_of(
     computed: Collection[str] = (),
     counts_only: bool = False,
 ) -> Call:
-    """Sort out what was given. computed: outputs that are made of logits or hidden states. counts_only: outputs may be missing.
+    """Sort the arguments of a call. computed: outputs computed from logits or hidden states. counts_only: outputs may
+    be missing.
 
     Raises UnknownInput, MissingInput, ShapeError, DtypeError, LossContractError.
     """

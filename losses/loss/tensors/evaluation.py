@@ -50,7 +50,7 @@ def _as_tensor(loss: Whole, denominator: Denominator) -> Tensor | None:
 
 
 def shares(count: Count) -> list[float]:
-    """A denominator as numbers that add up: 0 for a sum, which is not divided."""
+    """A denominator as numbers that can be added over parts: 0 for a sum, which is not divided."""
     return [0.0 if share is None else share for share in count.values]
 
 
@@ -95,7 +95,7 @@ def _checked_count(loss: Whole, given: Tensor | None, packed: list[Packed | None
 
 
 def evaluated(call: Call, denominator: Denominator, source: Source | None = None) -> tuple[Tensor, Metrics]:
-    """The reduced loss and its metrics. source: what the outputs that were not given are made of."""
+    """The reduced loss and its metrics. source: logits or hidden states that missing outputs are computed from."""
     loss, divisor = call.loss, _as_tensor(call.loss, denominator)
     with torch.no_grad():
         others = {} if divisor is None else {"denominator": divisor}

@@ -12,7 +12,7 @@ from ....datums.errors import LossbookError
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU: those of one device in one copy, those that are there already as they are."""
+    """The tensors on the CPU. Tensors of one device come in one copy; tensors on the CPU are returned unchanged."""
     here = {name: tensor.detach() for name, tensor in tensors.items()}
     for device in {tensor.device for tensor in here.values() if tensor.device.type != "cpu"}:
         here |= in_one_copy({name: tensor for name, tensor in here.items() if tensor.device == device})
@@ -37,7 +37,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass
 class Checks:
-    """Questions about numbers on a device, answered by the read that the host does anyway; the first that fails is raised."""
+    """Checks of numbers on a device, read together with what the host reads anyway; the first failure is raised."""
 
     flags: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, Callable[[], LossbookError]] = field(default_factory=dict)

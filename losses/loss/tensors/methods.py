@@ -109,8 +109,8 @@ class OnTensors(ABC):
         temperature: float = 1.0,
         **tensors: Any,
     ) -> tuple[Tensor, Metrics]:
-        """As `on_logits`, with the last layer done here, in tiles: no [tokens, vocabulary] tensor is held, and masked
-        positions cost nothing.
+        """As `on_logits`, but computes the output layer itself, in tiles: it holds no [tokens, vocabulary] tensor, and
+        masked positions cost nothing.
 
         hidden   [B, T, d] or [P, d], what the model hands to its output layer
         head     the causal language model (its config says soft cap and scale), its linear output layer, the layer's weight

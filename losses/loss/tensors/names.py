@@ -46,7 +46,7 @@ class Whole(Protocol):
 
 
 def check_names(loss: Whole, tensors: Mapping[str, Tensor], computed: Collection[str], counts_only: bool) -> None:
-    """Every tensor is read by some part, and none is missing. computed: outputs that are made of logits. counts_only: the
+    """Check that some part reads every tensor, and that none is missing. computed: outputs computed from logits. counts_only: the
     outputs may be missing, and inputs that no denominator needs.
 
     Raises UnknownInput, MissingInput.

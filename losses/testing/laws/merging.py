@@ -29,7 +29,7 @@ def law_micro_batches(loss: LossUnderTest, data: Sequence[Datum], outputs: Outpu
 
 
 def law_ranks(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, ranks: Sequence[int]) -> None:
-    """Datums dealt out to ranks, one of which gets none, give what a single rank gives, with the same metric names."""
+    """Datums dealt out to ranks, one of them without any, give the result of a single rank, with the same metric names."""
     whole_outputs = leaves(outputs, loss.dtype)
     groups = loss.groups(data)
     last = max(ranks, default=0) + 1

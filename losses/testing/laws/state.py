@@ -68,7 +68,7 @@ def global_state(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputList
 
 
 def keeps_nothing(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
-    """After its call no tensor that the loss was given is alive: memory does not grow from step to step."""
+    """No tensor passed to the loss is alive after the call, so that memory does not grow over steps."""
     alive: list[tuple[str, weakref.ref[Tensor]]] = []
     given = loss.with_wrapped(_remembered(loss.wrapped, alive)) if loss.only else loss
     terms(given.wrapped, data, leaves(outputs, loss.dtype), loss.dtype)

@@ -94,7 +94,7 @@ class Kept:
 
 
 def outputs_of(batches: MicroBatches, parts: Sequence[Outputs], *, forward_passes: int) -> KeptOutputs:
-    """This rank's outputs as arrays on the host; none where they are another's too, who sends them."""
+    """This rank's outputs as arrays on the host; none if another rank has the same outputs and sends them."""
     here = read_back(parts)
     rows = {name: cat_padded([getattr(part, name) for part in here]).numpy() for name in batches.rows.names}
     order = np.array([i for cut in batches.cuts for i in cut], dtype=np.int64)

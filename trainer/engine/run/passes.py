@@ -78,7 +78,7 @@ class Passes:
 
 
 def recomputes(batches: MicroBatches) -> bool | None:
-    """Whether the graphs of a rank's micro-batches, which a loss sees together, are computed again; None: memory decides."""
+    """Whether a rank recomputes the graphs of micro-batches that a loss sees together; None: depends on memory."""
     if len(batches.cuts) == 1:
         return False
     if (limit := batches.settings.kept_graph_tokens) is None:

@@ -17,7 +17,7 @@ PROBED_TOKENS = 8
 
 
 def obstacles(model: LoadedModel, owners: Mapping[str, str]) -> dict[str, str]:
-    """Why an adapter would not do on the weights whose module is called; "" where it would. Others have no entry.
+    """For each weight whose module is called: why it cannot have an adapter, or "". Other weights have no entry.
 
     owners  the module of each weight; a linear layer that is adapted as a whole is its own
 

@@ -56,7 +56,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Selection:
-    """The weights that get an adapter; and by name (layer numbers as *) those that were meant too and get none, and why."""
+    """The weights that get an adapter, and by name (layer numbers as *) the targeted weights that get none, with the
+    reason.
+    """
 
     targets: Mapping[str, Target]
     left_out: Mapping[str, str]
