@@ -133,7 +133,8 @@ def meant(word: str, known: Collection[str]) -> str:
 def _where(word: str, known: Collection[str]) -> str:
     """Which argument holds what a word asks for, in a sentence; "" where none does."""
     for argument, (kind, words) in HOLDERS.items():
-        if argument in known and (word in words or (close := meant(word, words))):
-            own = word if word in words else close.split("'")[1]
+        close = f"'{word}'" if word in words else meant(word, words)
+        if argument in known and close:
+            own = close.split("'")[1]
             return f" It belongs to {argument}={kind}({own}=...)."
     return f" A setting of the loss stands in loss_fn_config={{{word!r}: ...}}." if "loss_fn_config" in known else ""

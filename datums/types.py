@@ -41,9 +41,7 @@ __all__ = [
     "token_list",
 ]
 
-_BUILDERS = (
-    "Build one with datum_from_tokens_weights, datum_from_messages or Datum(model_input=..., loss_fn_inputs={...})"
-)
+_BUILDERS = "Build one with datum_from_tokens_weights, datum_from_messages or Datum(model_input, loss_fn_inputs={...})"
 #: Fields of the Fireworks SDK's ModelInput that name files in its own storage.
 HOSTED_REFERENCES = ("routing_references", "top_sampling_references", "sampling_mask_references")
 
@@ -151,12 +149,13 @@ class Datum:
 
     def _repr_html_(self) -> str:
         tokens, targets = self.model_input.to_ints(), self.loss_fn_inputs.get("target_tokens")
-        weights, title = self.loss_fn_inputs.get("weights"), f"Datum of {counted(len(tokens), 'token')}"
+        title, weights = f"Datum of {counted(len(tokens), 'token')}", self.loss_fn_inputs.get("weights")
         rows = [(key, _kind(value), repr(value)) for key, value in self.loss_fn_inputs.items()]
         if getattr(targets, "shape", None) != [len(tokens)]:  # several targets per position are no one text
             return box(title, tokens_html(tokens, [0.0] * len(tokens)), rows_html(rows, "loss_fn_inputs"))
         numbers = [1.0] * len(tokens) if weights is None else as_tensor_data(weights, "weights").data
-        strip = tokens_html([*tokens[:1], *as_tensor_data(targets, "target_tokens").data], [0.0, *numbers])
+        following = map(int, as_tensor_data(targets, "target_tokens").data)
+        strip = tokens_html([*tokens[:1], *following], [0.0, *numbers])
         return box(
             title,
             "tokens, coloured by the weight with which they are learned",

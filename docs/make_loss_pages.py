@@ -18,7 +18,17 @@ from loss_pages.data import needs_data_like, which_loss
 from loss_pages.examples import example_block
 from loss_pages.formulas import LOGPROBS, formula_in_math
 
-from lossbook.losses import UNPUBLISHED, LossCard, Preset, describe_loss, describe_preset, list_losses, list_presets
+from lossbook.losses import (
+    UNPUBLISHED,
+    Loss,
+    LossCard,
+    Preset,
+    describe_loss,
+    describe_preset,
+    get_loss,
+    list_losses,
+    list_presets,
+)
 from lossbook.losses.cards.card import TensorCard
 from lossbook.losses.cards.curves import curve_of
 from lossbook.losses.cards.plots import curve_svg
@@ -26,6 +36,7 @@ from lossbook.losses.cards.sample_inputs import usable
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS / "losses"
+IDS = DOCS.parent / "losses" / "ids.py"
 ELSEWHERE = DOCS / "elsewhere.toml"
 FAMILIES = {
     "supervised": "Make given tokens likelier.",
@@ -35,6 +46,16 @@ FAMILIES = {
     "embedding": "One pooled vector per datum.",
     "value": "Value functions, entropy, and other terms that are added to a policy's loss.",
 }
+IDS_HEAD = '''"""Ids of lossbook's own losses and presets, for editors to complete.
+
+Made by docs/make_loss_pages.py (`make docs`) from the registry, with the pages of the losses. Nothing reads it when code runs: a
+loss that does not stand here, such as one of your own, works all the same, and every call that takes an id takes any str.
+"""
+
+from typing import Literal
+
+#: Ids and aliases; presets that are one loss; presets that are a mixture of losses.
+'''
 MADE = "<!-- Made by docs/make_loss_pages.py (`make docs`) from the registry: change the loss, not this page. -->"
 
 
@@ -49,6 +70,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in wanted)
+    IDS.write_text(ids(), encoding="utf-8")
     print(f"{len(wanted)} files, {size / 1e6:.1f} MB, in {PAGES}")
 
 
@@ -70,6 +92,21 @@ def pages() -> dict[str, str]:
         "presets.md": _presets(),
         "which-loss.md": "\n".join(choice).rstrip() + "\n",
     }
+
+
+def ids() -> str:
+    """The text of losses/ids.py: the ids of lossbook's own losses and presets as types."""
+    losses = sorted(name for card in cards() for name in (card.name, *card.aliases))
+    mixtures = [name for name in list_presets() if not isinstance(get_loss(name), Loss)]
+    presets = [name for name in list_presets() if name not in mixtures]
+    kinds = (("LossId", losses), ("PresetId", presets), ("MixtureId", mixtures))
+    types = [
+        f"{kind} = Literal[\n" + "".join(f'    "{name}",\n' for name in names) + "]\n"
+        if len(names) > 1
+        else f"{kind} = Literal{names}\n".replace("'", '"')
+        for kind, names in kinds
+    ]
+    return IDS_HEAD + "".join(types)
 
 
 def plot_of(card: LossCard) -> str:

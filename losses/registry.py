@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 from ..datums.errors import DuplicateLossError, LossbookError, LossContractError, UnknownLossError, nearest
 from ..datums.extras import named_in, user_module
 from ..datums.keywords import explained
+from .ids import LossId, MixtureId, PresetId
 from .loss.loss import Loss, Mixture
 from .spec.axes import Axes
 from .spec.functions import as_function, batch_style
@@ -20,6 +21,8 @@ from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_
 from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
+#: What a call that takes a loss accepts; editors complete the ids.
+AnyLoss = LossId | PresetId | MixtureId | str | Loss | Mixture | Callable[..., Any]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -185,10 +188,12 @@ def reserve_ids(reasons: Mapping[str, str]) -> None:
 
 
 @overload
-def get_loss(name: Loss, **config: Any) -> Loss: ...
+def get_loss(name: LossId | PresetId | Loss, **config: Any) -> Loss: ...
 @overload
-def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Loss | Mixture: ...
-def get_loss(name: str | Loss | Mixture | Callable[..., Any], **config: Any) -> Loss | Mixture:
+def get_loss(name: MixtureId | Mixture, **config: Any) -> Mixture: ...
+@overload
+def get_loss(name: AnyLoss, **config: Any) -> Loss | Mixture: ...
+def get_loss(name: AnyLoss, **config: Any) -> Loss | Mixture:
     """A `Loss` from an id, a preset, "module:function", a registered or any loss function; config overrides its defaults.
 
     A preset is another system's loss, such as "trl:grpo" (`list_presets`); an id may end in a correction, such as

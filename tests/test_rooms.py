@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("files",),
     ),
     "losses": (
-        ("stats", "reductions"),
+        ("stats", "reductions", "ids"),
         ("spec",),
         ("batch", "math"),
         ("advantages", "trace"),

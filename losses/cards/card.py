@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from ...datums.display import box, one_line, rows_html
 from ...datums.errors import LossbookError
+from ..ids import LossId
 from ..loss.loss import Loss
 from ..registry import spec_of
 from ..spec.axes import Axes
@@ -170,7 +171,7 @@ class LossCard:
         return rows
 
 
-def describe_loss(name: str) -> LossCard:
+def describe_loss(name: LossId | str) -> LossCard:
     """The card of a registered loss. Raises UnknownLossError with the likeliest id."""
     return card_of_spec(spec_of(name))
 

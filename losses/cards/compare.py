@@ -9,6 +9,7 @@ from typing import Any
 
 from ...datums.display import one_line
 from ..loss.loss import Loss, Mixture
+from ..registry import AnyLoss
 from .card import card_of
 from .columns import block, table, wrapped
 from .examples import Reduced, Row, example
@@ -73,7 +74,7 @@ class Comparison:
         return [(label, f"A {one:.6g}", f"B {other:.6g}") for label, one, other in self.reduced]
 
 
-def compare_losses(first: Any, second: Any) -> Comparison:
+def compare_losses(first: AnyLoss, second: AnyLoss) -> Comparison:
     """Compare two losses: ids, aliases, presets, "module:function", functions, or `Loss` objects.
 
     Raises UnknownLossError when there is no such loss.

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...datums.errors import LossConfigError, LossContractError, ShapeError
 from ...datums.keywords import explained
 from .. import stats
+from ..ids import LossId, PresetId
 from ..loss.loss import Loss
 from ..registry import get_loss, is_registered
 from ..stats import Stat
@@ -22,7 +23,11 @@ LAWS_OF_THE_SUM = ("scale_invariance", "grad_cache_is_full_batch")
 
 @explained
 def matryoshka(
-    loss: str | Loss | Callable[..., Any], *, dims: Sequence[int], weights: Sequence[float] | None = None, **config: Any
+    loss: LossId | PresetId | str | Loss | Callable[..., Any],
+    *,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    **config: Any,
 ) -> Loss:
     """Σ_d weight_d loss(the first d coordinates), after Kusupati et al. 2022, arXiv:2205.13147 eq. 1.
 

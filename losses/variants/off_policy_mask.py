@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import stats
 from ..batch.seqs import Seqs
+from ..ids import LossId, PresetId
 from ..loss.loss import Loss
 from ..spec.settings import Positive
 from ..spec.spec import Input
@@ -17,7 +18,9 @@ from ..stats import Stat
 from .wrapper import Weighting, mean_per_datum, weighed
 
 
-def off_policy_mask(loss: str | Loss | Callable[..., Any], *, threshold: float | None = None, **config: Any) -> Loss:
+def off_policy_mask(
+    loss: LossId | PresetId | str | Loss | Callable[..., Any], *, threshold: float | None = None, **config: Any
+) -> Loss:
     """`loss` with 0 for punished tokens of responses that the policy has left. DeepSeek-V3.2, arXiv:2512.02556 eq. 8 and 9.
 
         off_policy_mask("grpo", threshold=0.1)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...datums.display import one_line
 from ...datums.errors import LossConfigError, UnknownLossError, nearest
+from ..ids import MixtureId, PresetId
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss, register_resolver, reserve_ids
 
@@ -72,7 +73,7 @@ def list_presets() -> list[str]:
     return sorted(_presets())
 
 
-def describe_preset(name: str) -> Preset:
+def describe_preset(name: PresetId | MixtureId | str) -> Preset:
     """What a preset stands for. Raises UnknownLossError with the likeliest name."""
     if (preset := find_preset(name)) is None:
         raise UnknownLossError(f"there is no preset {name!r}.{nearest(name, _presets())} list_presets() gives all.")

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...datums.errors import LossConfigError, LossContractError
 from .. import stats
 from ..batch.seqs import Seqs
+from ..ids import LossId, PresetId
 from ..loss.loss import Loss
 from ..math.ratios import MAX_LOG_RATIO, kl_estimate
 from ..registry import register_resolver
@@ -52,7 +53,7 @@ CORRECTED_ALREADY = {
 
 
 def rollout_correction(
-    loss: str | Loss | Callable[..., Any],
+    loss: LossId | PresetId | str | Loss | Callable[..., Any],
     *,
     level: Level = "token",
     rule: Rule = "truncate",

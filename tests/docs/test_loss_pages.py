@@ -14,7 +14,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lossbook import describe_loss, list_losses
+from lossbook import describe_loss, list_losses, list_presets
+from lossbook.losses import Loss, Mixture, ids
+from lossbook.losses.cards.sample_inputs import usable
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "docs" / "make_loss_pages.py"
@@ -43,6 +45,14 @@ def test_the_pages_are_those_that_the_registry_gives(script: ModuleType) -> None
     assert {path.name for path in script.PAGES.glob("*.md")} == {*wanted}, f"docs/losses {STALE}"
     for name, text in wanted.items():
         assert (script.PAGES / name).read_text(encoding="utf-8") == text, f"docs/losses/{name} {STALE}"
+
+
+def test_the_ids_that_editors_complete_are_those_of_the_registry(script: ModuleType) -> None:
+    assert script.IDS.read_text(encoding="utf-8") == script.ids(), f"losses/ids.py {STALE}"
+    known = {*get_args(ids.LossId), *get_args(ids.PresetId), *get_args(ids.MixtureId)}
+    assert known >= {*list_presets(), *(card.name for card in script.cards())}
+    for kind, loss_of in ((ids.LossId, Loss), (ids.PresetId, Loss), (ids.MixtureId, Mixture)):
+        assert all(isinstance(usable(name, norm_length=4), loss_of) for name in get_args(kind))
 
 
 def test_every_shipped_loss_is_on_a_page(script: ModuleType) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...datums.errors import LossConfigError
+from ...losses.ids import LossId, MixtureId, PresetId
 from ...losses.loss.loss import LossLike
 from ...losses.registry import get_loss
 from ..engine.settings import EngineSettings
@@ -16,8 +17,8 @@ from ..training.protocol import Models
 from .futures import Calls, Worker
 
 T = TypeVar("T")
-#: A call's loss: an id, "module:function", a `Loss` or mixture, or a function.
-LossFunction = str | LossLike | Callable[..., Any]
+#: A call's loss: an id, which editors complete, "module:function", a `Loss` or mixture, or a function.
+LossFunction = LossId | PresetId | MixtureId | str | LossLike | Callable[..., Any]
 
 
 @dataclass(frozen=True)
