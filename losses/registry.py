@@ -13,7 +13,7 @@ from ..datums.errors import DuplicateLossError, LossbookError, LossContractError
 from ..datums.extras import named_in, user_module
 from ..datums.keywords import explained
 from .ids import LossId, MixtureId, PresetId
-from .loss.loss import Loss, Mixture
+from .loss.loss import AnyLoss, Loss, Mixture
 from .spec.axes import Axes
 from .spec.functions import as_function, batch_style
 from .spec.settings import own_names
@@ -21,8 +21,6 @@ from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_
 from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
-#: What a call that takes a loss accepts; editors complete the ids.
-AnyLoss = LossId | PresetId | MixtureId | str | Loss | Mixture | Callable[..., Any]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

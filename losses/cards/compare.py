@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...datums.display import one_line
-from ..loss.loss import Loss, Mixture
-from ..registry import AnyLoss
+from ..loss.loss import AnyLoss, Loss, Mixture
 from .card import card_of
 from .columns import block, table, wrapped
 from .examples import Reduced, Row, example

@@ -21,6 +21,7 @@ from ...datums.types import Datum, as_datums
 from .. import stats
 from ..batch.pack import pack
 from ..batch.packed import Packed
+from ..ids import LossId, MixtureId, PresetId
 from ..reductions import Count, coarsest
 from ..spec.settings import resolve_settings
 from ..spec.spec import LossSpec
@@ -288,3 +289,7 @@ class Mixture(LossLike):
 
     def _repr_html_(self) -> str:
         return box(repr(self), rows_html(((f"{factor:g} *", str(part)) for factor, part in self.parts)))
+
+
+#: What a call that takes a loss accepts; editors complete the ids.
+AnyLoss = LossId | PresetId | MixtureId | str | Loss | Mixture | Callable[..., Any]
