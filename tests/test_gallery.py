@@ -16,7 +16,7 @@ SCRIPTS = sorted(GALLERY.rglob("*.py"))
 #: The story is the only long one.
 LONGEST = {"law/micro_batch_mean": 160}
 #: Besides lossbook: what a script may import.
-ALLOWED = {"collections", "itertools", "matplotlib", "pathlib", "torch", "transformers"}
+ALLOWED = {"collections", "itertools", "matplotlib", "torch", "transformers"}
 
 
 def name_of(script: Path) -> str:

@@ -28,8 +28,8 @@ def _():
     mo.md("""
     # What does this loss do?
 
-    Choose a loss and move its settings. Above, one quantity moves and everything else stays; below, the loss is called on two short answers, and the
-    trainer's own code says what it sends back to each token. All numbers come from calling the loss.
+    Choose a loss and move its settings. In the curves one quantity moves, and everything else stays. Below them the loss is called on two
+    short answers, with the value and the gradient of each token. All numbers come from calling the loss.
     """)
     return
 
@@ -57,8 +57,10 @@ def ends(setting: SettingCard) -> tuple[float, float]:
     if text.startswith("in "):
         inner = text[4:-1].split(", ")
         low, high = float(inner[0]), float(inner[1])
-        margin = (high - low) / 100
-        low, high = low + margin * (text[3] == "("), high - margin * (text[-1] == ")")
+        if text[3] == "(":  # an end that does not belong to the interval: come half as near as the default, or nearer
+            low += min(default - low, (high - low) / 50) / 2
+        if text[-1] == ")":
+            high -= min(high - default, (high - low) / 50) / 2
     elif text.startswith("at least "):
         low = float(text.removeprefix("at least "))
     elif text.startswith("above "):

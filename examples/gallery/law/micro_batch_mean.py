@@ -16,14 +16,12 @@ unequal length then weigh their tokens unequally. `transformers#34191
 Here are the two ways in plain PyTorch.
 """
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lossbook as lb
 from lossbook.cookbook.quickstart import find_smollm2
@@ -56,14 +54,13 @@ def padded(rows: list[list[int]]) -> Tensor:
 # One step of a real model, SmolLM2-135M: three curt answers and a long one, in one micro-batch and in four. The
 # gradient is that of the model's last layer.
 
-file = Path(find_smollm2())
-tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+training = lb.ServiceClient().create_training_client(base_model=find_smollm2())
+model, encode = training.local.model.module, training.get_tokenizer().encode  # transformers' model, and its tokenizer
 model.requires_grad_(False)
 last = model.model.layers[-1].requires_grad_(True)
 texts = ["Snow is white.", "Coal is black.", "Two and two is four."]
 texts += ["The sky is blue because air scatters short waves of light much more strongly than it scatters long ones."]
-rows = [tokenizer.encode(text) for text in texts]
+rows = [encode(text) for text in texts]
 
 
 def gradient(accumulate, micro_batches: list[Tensor]) -> Tensor:
