@@ -74,13 +74,13 @@ def control(setting: SettingCard) -> Any:
     """A slider, a choice, a box or a number for a setting, by its type, bounds and default; None if it has no plain value."""
     if '"' in setting.type:
         choices = [choice.strip().strip('"') for choice in setting.type.split("|")]
-        return mo.ui.dropdown(choices, value=str(setting.default))
+        return mo.ui.dropdown(choices, value=str(setting.default), label=setting.name)
     if setting.type == "bool":
-        return mo.ui.checkbox(value=setting.default)
+        return mo.ui.checkbox(value=setting.default, label=setting.name)
     if setting.type == "float" and not setting.required:
         low, high = ends(setting)
         steps = sorted({*(low + (high - low) * i / 40 for i in range(41)), float(setting.default)})
-        return mo.ui.slider(steps=steps, value=float(setting.default), show_value=True)
+        return mo.ui.slider(steps=steps, value=float(setting.default), show_value=True, label=setting.name)
     return None
 
 
@@ -90,7 +90,7 @@ def _(card):
         {key: one for key, setting in card.settings.items() if (one := control(setting)) is not None}
     )
     moved = mo.ui.slider(-1.5, 1.5, 0.05, value=0.0, show_value=True, label="move every logprob by (nats)")
-    mo.vstack([controls, moved])
+    mo.vstack([*controls.elements.values(), moved])
     return controls, moved
 
 
@@ -152,7 +152,13 @@ def per_token(loss: Any, shift: float) -> list[dict[str, Any]]:
 def _(loss, shift):
     mo.stop(loss is None)
     rows = per_token(loss, shift)
-    mo.vstack([mo.md("## At each token"), mo.ui.table(rows, selection=None)])
+    shortened = {key: "{:.4g}".format for key, value in rows[0].items() if isinstance(value, float)}
+    mo.vstack(
+        [
+            mo.md("## At each token"),
+            mo.ui.table(rows, selection=None, format_mapping=shortened),
+        ]
+    )
     return (rows,)
 
 
