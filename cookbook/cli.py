@@ -124,8 +124,7 @@ def parsed(name: tuple[str, ...], flags: list[str]) -> Callable[[], Any]:
         if wants_help:
             _help(name, flags_of_function(function), summary(function))
         return call_from(function, flags, program)
-    room, _, model_name = command.config.partition(".")
-    model = getattr(importlib.import_module(f".settings.{room}", __package__), model_name)
+    model = _model(name)
     flags, words, jobs = take_sweep(flags)
     flags, path = _without_config(flags)
     values = {} if path is None else read_config(Path(path), model)
@@ -195,6 +194,31 @@ def _without_config(flags: list[str]) -> tuple[list[str], str | None]:
     return rest, path
 
 
+def _completion(words: list[str]) -> int:
+    """Print the script that completes commands and flags in a shell."""
+    from .usage.completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise ConfigError(f"--completion takes the name of a shell: {' or '.join(SHELLS)}")
+    print(script(words[0], {name: partial(_flags_of, name) for name in COMMANDS}), end="")
+    return 0
+
+
+def _flags_of(name: tuple[str, ...]) -> list[Flag]:
+    from .usage.flags import flags_of_function, flags_of_settings
+
+    command = COMMANDS[name]
+    if command.words:
+        return []
+    return flags_of_function(_function(name)) if command.config is None else flags_of_settings(_model(name))
+
+
+def _model(name: tuple[str, ...]) -> Any:
+    """The settings of a command."""
+    room, _, model = str(COMMANDS[name].config).partition(".")
+    return getattr(importlib.import_module(f".settings.{room}", __package__), model)
+
+
 def _without_command(words: list[str]) -> int:
     """Where the words name no command: the version, a script of completion, the commands that begin so, or the likeliest one."""
     if words == ["--version"]:
@@ -202,6 +226,8 @@ def _without_command(words: list[str]) -> int:
 
         print(f"lossbook {__version__}")
         return 0
+    if words[:1] == ["--completion"]:
+        return _completion(words[1:])
     asked = tuple(word for word in words if word not in ("-h", "--help"))
     if any(name[: len(asked)] == asked for name in COMMANDS):
         print_overview(asked)
