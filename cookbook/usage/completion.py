@@ -9,7 +9,7 @@ from .flags import Flag
 
 SHELLS = ("bash", "zsh")
 _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
-_SCRIPT = """# Completion of lossbook, written by `lossbook --completion {shell}`.
+_SCRIPT = """# Completion of lossbook, written by `lossbook --completion {asked}`.
 {begin}_lossbook() {{
     local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}" name="" word i words=""
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -38,7 +38,7 @@ def script(shell: str, commands: Mapping[tuple[str, ...], Callable[[], list[Flag
     begun = sorted({name[:length] for name in flags for length in range(1, len(name) + 1)})
     names = "|".join(f'"{" ".join(one[:-1])} {one[-1]} "' for one in begun)
     return _SCRIPT.format(
-        shell=shell,
+        asked=shell,
         begin=_ZSH if shell == "zsh" else "",
         names=f"            {names})",
         values="\n".join(_values(flags)),
