@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lossbook.cookbook.run.runs import open_run
 STEPS = 50
 
 
-def run(settings: dict[str, Any] | None = None, **curves: Callable[[int], float] | Sequence[float] | float) -> History:
+def run(settings: dict[str, Any] | None = None, **curves: Callable[[int], float] | float) -> History:
     """A run of STEPS steps whose numbers are functions of the step."""
     rows = [
         {"step": t, **{key: float(curve(t) if callable(curve) else curve) for key, curve in curves.items()}}
