@@ -274,7 +274,7 @@ def _formula(card: LossCard) -> Iterator[str]:
         yield from ("$$", said.math, "$$", "")
     words = re.sub(r"\$\$$", "$$\n", said.words)
     if words:
-        yield from (*words.splitlines(), "")
+        yield from (*f"{words}{'' if words.rstrip().endswith('$$') else '.'}".splitlines(), "")
     used = [name for name, tex in LOGPROBS.items() if re.search(re.escape(tex) + r"(?!_)", f"{said.math} {said.words}")]
     if used:
         yield from ("; ".join(f"${LOGPROBS[name]}$ is `{name}`" for name in used) + ".", "")
