@@ -34,7 +34,7 @@ from .distillation.divergence import HeldOutDivergence
 from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
 from .distillation.teachers import open_teacher, shared_vocabulary, with_candidates, with_teacher_logprobs
 from .loop import Loop, begin, finish, introduce
-from .run.batches import Batches
+from .run.batches import Batches, seed_of
 from .run.configs import adam_params, configured_loss, torch_dtype
 from .run.interrupts import restarted
 from .run.names import REPORT
@@ -100,7 +100,7 @@ def make_batch(
     """What a step trains on: given or sampled answers, with what the teacher says of their tokens."""
     students, teachers = [one.student for one in examples], [one.teacher for one in examples]
     if config.mode == "on_policy":
-        sampler, seed = training.save_weights_and_get_sampling_client(), config.seed * 1_000_003 + step
+        sampler, seed = training.save_weights_and_get_sampling_client(), seed_of(config.seed, step)
         students, teachers = sample_answers(
             sampler, examples, samples=config.samples, max_tokens=config.max_tokens, seed=seed
         )

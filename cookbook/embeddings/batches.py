@@ -16,6 +16,7 @@ from ...datums.types import Datum
 from ...losses.embedding.matryoshka import matryoshka
 from ...losses.loss.loss import Loss
 from ...losses.registry import get_loss
+from ..run.batches import seed_of
 from .data import Encoded, Side, Texts
 
 #: Settings for the number of negatives in a batch, which the recipe sets from (rows, negatives per row).
@@ -100,7 +101,7 @@ class PairBatches:
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """Each row goes to the first batch with room and, with keep_apart, without a row of its group."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
         held: list[set[int]] = [set() for _ in batches]
         first_with_room = 0

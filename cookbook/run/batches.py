@@ -7,6 +7,11 @@ import torch
 from ...datums.errors import EmptyLossError
 
 
+def seed_of(seed: int, number: int) -> int:
+    """A seed of its own for each of a run's epochs or steps, below 2**64 as torch takes it."""
+    return (seed * 1_000_003 + number) % 2**64
+
+
 class Batches:
     """Each datum once per epoch, in a new random order each epoch; an epoch's last batch may be smaller."""
 
@@ -29,6 +34,6 @@ class Batches:
         """The indices of the datums in the batch of a step; steps count from 1."""
         epoch, number = divmod(step - 1, self.per_epoch)
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
             self._order = (epoch, torch.randperm(self.datums, generator=generator).tolist())
         return self._order[1][number * self.batch_size :][: self.batch_size]

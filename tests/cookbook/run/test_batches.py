@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook.cookbook.run.batches import Batches
+from lossbook.cookbook.run.batches import Batches, seed_of
 from lossbook.datums.errors import EmptyLossError
 
 sizes = st.integers(1, 40)
@@ -31,6 +31,11 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     batches = Batches(20, 20, seed=0)
     assert batches.at(1) != batches.at(2)
     assert batches.at(1) != Batches(20, 20, seed=1).at(1)
+
+
+def test_every_seed_that_a_run_takes_gives_batches() -> None:
+    assert sorted(Batches(5, 5, seed=2**64 - 1).at(1)) == list(range(5))
+    assert seed_of(7, 3) == 7_000_024  # seed * 1,000,003 + number, as runs of earlier versions had
 
 
 def test_no_datums_make_no_batch() -> None:
