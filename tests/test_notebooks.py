@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -125,6 +126,14 @@ class TestDebugARun:
         assert logprobs == sorted(logprobs)  # the largest is the least likely
         assert opened["view"].count("tv-token") > len(opened["sequences"])
         assert opened["centred"]([1.0, 2.0, 3.0, 4.0], 3) == [1.0, 2.0, 3.0, 4.0]  # a straight line stays one
+
+
+def test_the_code_of_their_page_runs(tmp_path: Path) -> None:
+    page = (NOTEBOOKS[0].parents[2] / "docs" / "notebooks.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    script = tmp_path / "block.py"
+    script.write_text(block, encoding="utf-8")
+    assert runpy.run_path(str(script))["beyond"]
 
 
 def flat(value: Any) -> list[float]:
