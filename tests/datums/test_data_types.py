@@ -85,7 +85,7 @@ def test_unsigned_arrays_become_int64() -> None:
 
 
 def test_a_long_tensor_is_shortened_in_print() -> None:
-    assert repr(TensorData(list(range(9)))) == "TensorData([0, 1, 2, 3, 4, 5, '...'], dtype='int64', shape=[9])"
+    assert repr(TensorData(list(range(9)))) == "TensorData([0, 1, 2, 3, 4, 5, ...], dtype='int64', shape=[9])"
 
 
 def test_tensors_of_different_kinds_differ() -> None:
