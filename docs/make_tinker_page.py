@@ -9,6 +9,7 @@ shows. Needs the extra `peers`. tests/docs/test_tinker_surface.py fails while th
 from __future__ import annotations
 
 import dataclasses
+import enum
 import fnmatch
 import importlib
 import inspect
@@ -93,6 +94,8 @@ def _made(kind: Any) -> str:
         return f"(*, {', '.join(sorted(_field(name, field) for name, field in fields))})" if fields else "()"
     if hasattr(kind, "__total__"):  # a TypedDict
         return f"({', '.join(sorted(kind.__annotations__))})"
+    if issubclass(kind, enum.Enum):  # Python's versions differ in what they say of its parameters
+        return "(value)"
     if kind.__name__ in MADE_BY_CALLS or not inspect.isfunction(inspect.unwrap(kind.__init__)):
         return ""
     return _parameters(kind)

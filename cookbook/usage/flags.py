@@ -138,11 +138,12 @@ def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
     """What the docstring's `Args:` say of each parameter, on one line each."""
     block = re.search(r"^Args:\n((?:[ ].*\n?|\n)+)", inspect.getdoc(function) or "", re.MULTILINE)
     texts: dict[str, str] = {}
+    name = ""
     for line in (block[1] if block else "").splitlines():
         if match := re.match(r"    (\w+): (.*)", line):
             name = match[1]
             texts[name] = match[2].strip()
-        elif line.strip() and texts:
+        elif line.strip() and name:
             texts[name] += f" {line.strip()}"
     return texts
 

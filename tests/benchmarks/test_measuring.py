@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_results_are_written_with_their_environment_and_ratios_with_their_quarti
     flat = {"way": "ours", "ratio": 2.0, "ratio (lower quartile)": 1.5, "ratio (upper quartile)": 2.5}
     record = json.loads((tmp_path / "new" / "ratio.json").read_text())
     assert record["results"] == [flat]
-    assert record["environment"]["torch"] == torch.__version__
+    assert record["environment"]["torch"] == importlib.metadata.version("torch")
     with open(tmp_path / "new" / "ratio.csv", newline="") as file:
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in flat.items()}]
 

@@ -49,8 +49,8 @@ def locate(path: Path) -> Path:
                 return copies[-1]
     try:
         target = path.resolve()
-        inside = target.parent == path.parent.resolve() and is_name(target.name)
-    except (OSError, RuntimeError):  # a ring of links
+        inside = target.parent == path.parent.resolve() and is_name(target.name) and not target.is_symlink()
+    except (OSError, RuntimeError):  # a ring of links; from Python 3.13 on what is left is a link
         inside = False
     if not inside:
         raise CheckpointError(

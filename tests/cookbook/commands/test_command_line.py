@@ -199,7 +199,7 @@ def test_a_mistake_in_a_config_file_exits_with_2_and_names_file_and_key(
     [
         ("a.json", "[1]", "must hold names and values"),
         ("b.json", "{", "not JSON"),
-        ("d.json", "[" * 9000, "nested too deeply"),
+        ("d.json", "[" * 100_000, "nested too deeply"),
         ("d.toml", "a = " + "[" * 9000, "nested too deeply"),
         ("c.toml", None, "cannot be read"),
     ],

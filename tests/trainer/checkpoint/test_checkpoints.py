@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -90,7 +91,7 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(path)
     assert checkpoint.path == path
     assert_is_step(checkpoint, 7)
-    assert checkpoint.versions["torch"] == torch.__version__
+    assert checkpoint.versions["torch"] == importlib.metadata.version("torch")
     assert checkpoint.versions.keys() == {"lossbook", "torch", "transformers", "peft", "safetensors"}
     assert sorted(os.listdir(path)) == [MANIFEST_NAME, "model.safetensors", "optimizer.safetensors", "tokenizer.json"]
     assert os.listdir(path.parent) == ["state"]
