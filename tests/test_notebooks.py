@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 
 import lossbook as lb
 
-pytest.importorskip("marimo", reason="needs the extra notebook")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("marimo") is None, reason="needs the extra notebook"),
+]
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "examples" / "notebooks").glob("*.py"))
 #: One loss of each kind of data: tokens, with and without a sampler; values; pairs; labels; candidates; vectors.
 KINDS = (
@@ -37,6 +41,13 @@ def notebook(name: str) -> Any:
     """The notebook's app, whose `run(defs=...)` takes values in place of the cells that would define them."""
     (path,) = (path for path in NOTEBOOKS if path.stem == name)
     return runpy.run_path(str(path))["app"]
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """transformers takes a process that has imported marimo for a notebook, and wants IPython then."""
+    yield
+    sys.modules.pop("marimo", None)
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_a_missing_model_is_an_error_with_the_command_that_installs_it(monkeypat
 def test_smollm2_learns_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(quickstart.SMALL, steps=3, batch_size=2, held_out=2, learning_rate=1e-3)
     monkeypatch.setattr(quickstart, "SMALL", small)
+    monkeypatch.setattr(quickstart, "RATES", dataclasses.replace(quickstart.RATES, warmup_steps=1))
     numbers = quickstart.main(QuickstartConfig(out=tmp_path / "out"))
     assert numbers["score_before"] == 0
     for name in LOSSES:

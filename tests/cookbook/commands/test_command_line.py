@@ -367,7 +367,7 @@ def test_two_losses_are_set_side_by_side(capsys: pytest.CaptureFixture[str]) -> 
     comparison = json.loads(capsys.readouterr().out)
     assert comparison["reduced"] == [["sum", pytest.approx(-0.227407, abs=1e-6), pytest.approx(-0.443467, abs=1e-6)]]
     assert main(["losses", "diff", "ppo", "ppoo"]) == 2
-    assert "Did you mean 'ppo'?" in capsys.readouterr().err
+    assert "Did you mean 'ppo' or 'dppo'?" in capsys.readouterr().err
 
 
 def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not(

@@ -51,7 +51,7 @@ class TestShow:
 
     def test_a_page_of_weights_needs_no_loss(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         html = page(tmp_path, str(write(tmp_path, CHAT, PAIR)))
-        assert labels(html) == ["weight"]
+        assert labels(html) == ["weight", "one colour scale for all sequences"]
         assert re.findall(r"<h3>([^<]*)</h3>", html) == [
             "data.jsonl, line 1",
             "data.jsonl, line 2, chosen",
@@ -73,7 +73,7 @@ class TestShow:
 
     def test_a_pair_is_shown_with_its_loss_under_its_own_reference(self, tmp_path: Path) -> None:
         html = page(tmp_path, str(write(tmp_path, PAIR)), "--loss", "dpo")
-        assert labels(html) == ["weight", "logprob", "ref_logprob", "gradient"]
+        assert labels(html) == ["weight", "logprob", "ref_logprob", "gradient", "one colour scale for all sequences"]
         assert html.count("dpo 0.6931 (of the pair)") == 2
         assert "The data have no ref_logprobs: the model&#39;s own are used" in html
         assert "<script" not in html

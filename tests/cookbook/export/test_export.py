@@ -73,7 +73,8 @@ def run_of(tmp_path: Path, **changes: Any) -> Path:
     """A short run of the recipe."""
     data = tmp_path / "train.jsonl"
     data.write_text('{"prompt": "hi", "completion": "ho"}\n')
-    settings = {"data": data, "steps": 4, "learning_rate": 1e-2, "rank": 4, "out": tmp_path / "run"}
+    settings = {"data": data, "steps": 4, "learning_rate": 1e-2, "out": tmp_path / "run"}
+    settings |= {} if "all_weights" in changes else {"rank": 4}
     sft.main(SFTConfig(**{**settings, **changes}))
     return tmp_path / "run"
 

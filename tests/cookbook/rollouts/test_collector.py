@@ -112,8 +112,8 @@ def test_the_soft_penalty_is_that_of_dapo_eq_13(length: int, penalty: float) -> 
 def test_truncated_answers_are_kept_masked_or_made_to_pay() -> None:
     groups = [[rollout(1.0), rollout(0.0), rollout(1.0, 8, truncated=True)]]
     keep, mask, soft = (
-        datums_of(collector(overlong=how, overlong_buffer=4), groups, "centred", allow_biased=False)
-        for how in ("keep", "mask", "soft")
+        datums_of(collector(overlong=how, **buffer), groups, "centred", allow_biased=False)
+        for how, buffer in (("keep", {}), ("mask", {}), ("soft", {"overlong_buffer": 4}))
     )
     assert advantages(keep) == pytest.approx([1 / 3, -2 / 3, 1 / 3])
     assert advantages(mask) == pytest.approx([1 / 3, -2 / 3])  # its reward still counts in the group's mean

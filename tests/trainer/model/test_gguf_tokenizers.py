@@ -698,7 +698,7 @@ def test_a_file_that_contradicts_itself_is_refused_and_leaves_no_copy(
 
 def test_the_document_names_every_pre_tokenizer_that_is_read_and_every_one_that_is_refused():
     text = (Path(__file__).parents[3] / "docs" / "gguf.md").read_text(encoding="utf-8")
-    read = text.split("## Pre-tokenizers")[1].split("Refused:")[0]
+    read = text.split("## Pre-tokenizers")[1].split("\nRefused:\n")[0]
     assert set(regex.findall("`([^`]+)`", read)) == set(RULES)
-    rows = regex.findall(r"^\| `?([^`|\n]+?)`? \| (.+) \|$", text.split("Refused:")[1], flags=regex.MULTILINE)
+    rows = regex.findall(r"^\| `?([^`|\n]+?)`? \| (.+) \|$", text.split("\nRefused:\n")[1], flags=regex.MULTILINE)
     assert dict(rows[1:]) == {name or "none": reason for name, reason in REFUSED.items()}

@@ -180,7 +180,10 @@ def test_the_key_of_the_server_is_in_no_file_of_the_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"all_weights": True}, "a server loads adapters while it runs, but whole weights only when it starts"),
+        (
+            {"all_weights": True, "rank": 16},
+            "a server loads adapters while it runs, but whole weights only when it starts",
+        ),
         ({"sampler_adapters": None}, "--sampler-url needs --sampler-adapters"),
         ({"sampler_url": None}, "sampler_adapters is for --sampler-url only"),
         ({"sampler_url": "http://me:secret-word@host"}, "must not hold a login"),
