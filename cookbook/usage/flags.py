@@ -88,7 +88,7 @@ class Flag:
             return self.name.upper()
         if chosen := choices(kind):
             short = "|".join(map(str, chosen))
-            return short if len(short) <= 12 else "NAME"
+            return short if len(short) <= 20 else "NAME"
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
         return _METAVARS.get(kind, "VALUE" if kinds else "TEXT")
 
