@@ -98,7 +98,7 @@ def _run(words: list[str]) -> int:
         return _without_command(words)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # lets module:function find a file here; last, so that it hides no other module
-    if COMMANDS[name].config is not None:
+    if not COMMANDS[name].words:
         quiet_libraries()
     result = parsed(name, words[len(name) :])()
     return result if isinstance(result, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -134,12 +135,13 @@ class StepLine:
 
 
 def quiet_libraries() -> None:
-    """Where output is plain, switch off other libraries' progress bars.
+    """Switch off what bitsandbytes says of kernels that it lacks; where output is plain, other libraries' progress bars too.
 
     For the command line only, before transformers is imported: it changes this process's environment.
     """
     from rich.console import Console
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if is_plain(Console(file=sys.stderr)):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
