@@ -42,6 +42,7 @@ from .settings.choices import SELF
 from .settings.distill import DistillConfig
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
+from .terminal import show
 
 #: Candidates per position where a loss compares candidates and --top-k is not set.
 DEFAULT_TOP_K = 20
@@ -65,7 +66,7 @@ def main(config: DistillConfig) -> dict[str, float]:
     batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     introduce(config, run, training, rows=len(examples), steps=total)
-    print(report.render())
+    show(report.render())
     run.write(REPORT, report.to_json())
     divergence = HeldOutDivergence.of(teacher, held_out_examples, min(config.eval_top_k, vocabulary), vocabulary)
     with Loop(config, run, training, total) as loop:

@@ -37,6 +37,7 @@ from .run.names import REPORT
 from .settings.preferences import DPOConfig, PreferenceConfig
 from .tasks.held_out import warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
+from .terminal import show
 
 #: The metrics in the progress display.
 SHOWN = ("loss", "accuracy", "margin", "grad_norm")
@@ -52,7 +53,7 @@ def main(config: DPOConfig) -> dict[str, float]:
     batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     introduce(config, run, training, rows=len(examples), steps=total)
-    print(report.render())
+    show(report.render())
     run.write(REPORT, report.to_json())
     references = References(training, config.references or run.path / "references")
     if needs.mismatched:

@@ -26,6 +26,7 @@ from .run.configs import adam_params, configured_loss
 from .run.interrupts import restarted
 from .run.names import REPORT
 from .settings.preferences import RewardConfig
+from .terminal import show
 
 
 @restarted
@@ -38,7 +39,7 @@ def main(config: RewardConfig) -> dict[str, float]:
     batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     introduce(config, run, training, rows=len(examples), steps=total)
-    print(report.render())
+    show(report.render())
     run.write(REPORT, report.to_json())
     loss.check(flat(examples))
     held_out = HeldOutScores.begin(held_out_examples)

@@ -35,6 +35,7 @@ from .run.names import REPORT
 from .settings.sft import SFTConfig
 from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task, question_datum
+from .terminal import show
 
 
 @restarted
@@ -46,7 +47,7 @@ def main(config: SFTConfig) -> dict[str, float]:
     batches = Batches(len(datums), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     introduce(config, run, training, rows=len(datums), steps=total)
-    print(report.render())
+    show(report.render())
     run.write(REPORT, report.to_json())
     loss.check(datums)
     with Loop(config, run, training, total) as loop:

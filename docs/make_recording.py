@@ -48,7 +48,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         player = shlex.join([sys.executable, "-c", PLAYER, json.dumps(SESSION)])
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        command = [str(recorder), str(PICTURE), "-c", player, "-g", f"{COLUMNS}x{ROWS}", "-D", "3000", "-m", "40", "-M", "4000"]
+        command = [
+            str(recorder),
+            str(PICTURE),
+            "-c",
+            player,
+            "-g",
+            f"{COLUMNS}x{ROWS}",
+            "-D",
+            "3000",
+            "-m",
+            "40",
+            "-M",
+            "4000",
+        ]
         _, keyboard = pty.openpty()  # the recorder stops at the end of its input
         environment = {**os.environ, "PATH": path, "TERM": "xterm-256color"}
         subprocess.run(command, cwd=folder, check=True, env=environment, stdin=keyboard)

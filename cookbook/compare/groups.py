@@ -122,7 +122,7 @@ def _label(settings: Mapping[str, Any], runs: Sequence[RunSummary], names: Mappi
     if settings and len(label) <= LONGEST and not is_alone:
         return label
     name = names.get(runs[0].folder, runs[0].folder.name)
-    return name if len(runs) == 1 else f"{name} and {len(runs) - 1} more seeds"
+    return name if len(runs) == 1 else f"{name} and {len(runs) - 1} more seed{'s' * (len(runs) > 2)}"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

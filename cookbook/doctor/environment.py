@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ..run.loggers import quiet_libraries
+from ..terminal import show
 from .finding import Finding
 
 
@@ -32,7 +33,7 @@ def main(self_test: bool = True) -> int:
         print(f"\n{title}" if findings else title)
         for finding in guarded(check, title):
             findings.append(finding)
-            print(f"  {finding}", flush=True)
+            show(f"  {finding}")
     print(f"\n{verdict(findings)}")
     return 1 if any(finding.state == "FAIL" for finding in findings) else 0
 

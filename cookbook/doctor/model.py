@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from ..run.loggers import quiet_libraries
+from ..terminal import show
 
 
 def main(path: Annotated[str, tyro.conf.Positional], device: str | None = None) -> int:
@@ -20,5 +21,5 @@ def main(path: Annotated[str, tyro.conf.Positional], device: str | None = None) 
 
     quiet_libraries()
     report = check_model(path, device=device)
-    print(report)
+    show(str(report))
     return 0 if report.ok else 1

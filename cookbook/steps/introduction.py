@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..redaction import redacted
 from ..run.configs import adam_params
 from ..run.provenance import Provenance, provenance
-from ..terminal import console, plain_text
+from ..terminal import plain_text, show
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
@@ -50,5 +50,4 @@ def adapters_line(info: ModelInfo) -> str:
 
 def say(text: str) -> None:
     """Print text without secrets: in a terminal wrapped between words, in a pipe as it is."""
-    stdout = console()
-    stdout.print(plain_text(redacted(text)), soft_wrap=not stdout.is_terminal)
+    show(plain_text(redacted(text)))

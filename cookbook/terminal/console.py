@@ -23,3 +23,9 @@ def console(file: IO[str] | None = None) -> Console:
     width = max(int(asked), MIN_WIDTH) if asked.isdigit() else None if stream.isatty() else PIPE_WIDTH
     height = None if width is None else 25  # rich heeds a width under TERM=dumb only beside a height
     return Console(file=stream, width=width, height=height, markup=False, highlight=False, emoji=False)
+
+
+def show(text: str) -> None:
+    """Print text: wrapped between words on a terminal; in a pipe its lines stay as they are."""
+    stdout = console()
+    stdout.print(text, soft_wrap=not stdout.is_terminal)

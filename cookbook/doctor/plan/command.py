@@ -19,6 +19,7 @@ from ....datums.errors import ConfigError, did_you_mean
 from ....trainer.choices import BaseWeights
 from ...run.loggers import quiet_libraries
 from ...settings.choices import Precision
+from ...terminal import show
 from .gpus import GPUS, HOST
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ def main(
     from .report import as_json, as_text
 
     plan = asked.plan()
-    print(json_format.dumps(as_json(plan), indent=2) if json else as_text(plan))
+    if json:
+        print(json_format.dumps(as_json(plan), indent=2))
+    else:
+        show(as_text(plan))
     return 0 if plan.fits else 1
 
 
