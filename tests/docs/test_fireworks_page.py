@@ -30,8 +30,8 @@ def test_every_script_is_in_the_table_beside_its_page() -> None:
 
 @pytest.mark.slow
 def test_the_mixtures_that_are_listed_follow_routing_matrices_or_refuse_them(tmp_path: Path) -> None:
-    told = {kind: True for kind in kinds("follow them")} | {
-        kind: False for kind in kinds("refuse them") if kind != "deepseek_v2"
+    told = {kind: True for kind in kinds("followed by")} | {
+        kind: False for kind in kinds("refused by") if kind != "deepseek_v2"
     }
     assert len(told) > 50
     seen: dict[str, bool] = {}
