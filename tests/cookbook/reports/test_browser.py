@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,10 @@ from lossbook.cookbook import sft
 from lossbook.cookbook.cli import main
 from lossbook.cookbook.sft import SFTConfig
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 #: Width, height, and colour scheme.
 VIEWS = {"desktop": (1200, 900, "light"), "desktop dark": (1200, 900, "dark"), "phone": (390, 844, "light")}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'lossbook[browser]'")
-    with playwright.sync_playwright() as api:
-        launched = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
