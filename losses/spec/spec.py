@@ -28,6 +28,8 @@ HANDED_NAMES = (*OUTPUT_NAMES, "projection")
 HELPER_NAMES = ("seqs", "weights")
 #: Other keys that answer to an input's name.
 INPUT_ALIASES = {"sampling_logprobs": ("logprobs",)}
+#: The key that says which datums belong together, an integer per datum: members of a group may stand anywhere in a call.
+GROUP_KEY = "group"
 #: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
 BATCH_STYLE_NAMES = ("data", "datums", "batch")
 
