@@ -210,6 +210,17 @@ def check_one_per_datum(array: np.ndarray, datum: int, spec: LossSpec, wanted: I
         raise LabelError(f"{spec.name}: {wanted.name} of datum {datum} is {value:g}: it must be 0 or 1.{hint}")
 
 
+def check_vector(array: np.ndarray, datum: int, width: int, spec: LossSpec, wanted: Input) -> None:
+    """An input of one vector per datum holds `width` finite numbers, as the first datum does."""
+    what = f"{spec.name}: {wanted.name} of datum {datum}"
+    if array.ndim != 1 or not array.size:
+        raise ShapeError(f"{what} is {list(array.shape)}: give one vector, [D]")
+    if array.size != width:
+        raise ShapeError(f"{what} has {array.size} numbers, but that of the first datum has {width}")
+    if (wrong := np.flatnonzero(~np.isfinite(array))).size:
+        raise NonFiniteLossInput(f"{what} is {float(array[wrong[0]])} at index {wrong[0]}")
+
+
 def are_ids(array: np.ndarray) -> bool:
     """Whether all are integers that their type tells apart from the next ones."""
     return array.dtype.kind != "f" or bool(((array == np.round(array)) & (np.abs(array) < LARGEST_FLOAT_ID)).all())

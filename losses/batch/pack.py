@@ -27,6 +27,7 @@ from .checks import (
     check_pairs,
     check_some_present,
     check_values,
+    check_vector,
     check_weights_shape,
     missing_input,
     missing_weights,
@@ -194,6 +195,8 @@ def _first_none(values: Sequence[object]) -> int | None:
 
 
 def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, spec: LossSpec) -> Tensor:
+    if wanted.is_vector:
+        return _vectors(arrays, wanted, datums, spec)
     if not arrays:
         return torch.zeros(0, dtype=torch.float32, device="cpu")
     # The common type of all: the first datum's alone would cut 0.5 to 0 behind a 1.
@@ -204,6 +207,18 @@ def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, 
         for i, array in zip(datums, arrays, strict=True):
             check_one_per_datum(array, int(i), spec, wanted)
     return torch.from_numpy(joined)
+
+
+def _vectors(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, spec: LossSpec) -> Tensor:
+    """[N, D] of one vector per datum; [0, 1] of no datums."""
+    if not arrays:
+        return torch.zeros(0, 1, dtype=torch.float32, device="cpu")
+    width = arrays[0].size
+    is_even = width > 0 and all(array.shape == (width,) for array in arrays)
+    if not is_even or not all(np.isfinite(array).all() for array in arrays):
+        for i, array in zip(datums, arrays, strict=True):
+            check_vector(array, int(i), width, spec, wanted)
+    return torch.from_numpy(np.stack(arrays))
 
 
 def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) -> Packed:

@@ -224,7 +224,8 @@ def _output(name: str, spec: LossSpec, text: Docstring) -> TensorCard:
 
 
 def _input(one: Input, spec: LossSpec, text: Docstring) -> TensorCard:
-    standard = _standard(one.name, _SHAPES[one.per], f"one per {one.per}")
+    shape = "[N, D]" if one.is_vector else _SHAPES[one.per]
+    standard = _standard(one.name, shape, f"one per {one.per}")
     return TensorCard(
         one.name,
         *_described(text.tensors.get(one.name), standard),

@@ -50,8 +50,10 @@ def groups(loss: Loss, count: int) -> list[list[int]]:
     return [[i, i + count // 2] for i in range(count // 2)]
 
 
-def usual_value(wanted: Input) -> float:
-    """A value that an input may hold: policies agree, values are 0, advantages, flags and thresholds 1."""
+def usual_value(wanted: Input) -> float | list[float]:
+    """A value that an input may hold: policies agree, values are 0, advantages, flags and thresholds 1, vectors alike."""
+    if wanted.is_vector:
+        return [1.0, *[0.0] * (EMBEDDING_WIDTH - 1)]
     if wanted.kind == "logprob":
         return USUAL_LOGPROB
     if wanted.kind == "flag" or wanted.name in ("advantages", "clip_low_threshold", "clip_high_threshold"):
@@ -73,8 +75,8 @@ def datums(loss: Loss, count: int, inputs: Mapping[str, Any] | None = None) -> l
         if loss.spec.reads_tokens:
             carried = {"target_tokens": [[0, 1]] if loss.spec.candidates else [0], "weights": [1.0]}
         for one in wanted_inputs(loss):
-            given = (inputs or {}).get(one.name, usual_value(one))
-            value = given[i] if isinstance(given, list) else given
+            given = (inputs or {}).get(one.name)
+            value = usual_value(one) if given is None else given[i] if isinstance(given, list) else given
             wide = one.name == loss.spec.candidates
             carried[one.name] = (
                 torch.tensor([USUAL_CANDIDATES], dtype=torch.float32, device="cpu").log()

@@ -8,14 +8,20 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ...datums.errors import LossContractError
-from ...datums.inputs import KeyKind, key_kind
 from ..reductions import COUPLINGS, REDUCTIONS, coarsest
 from .axes import Axes
+from .inputs import GROUP_KEY as GROUP_KEY
+from .inputs import INPUT_ALIASES as INPUT_ALIASES
+from .inputs import FlagPerDatum as FlagPerDatum
+from .inputs import IdPerDatum as IdPerDatum
+from .inputs import Input, input_of
+from .inputs import PerDatum as PerDatum
+from .inputs import VectorPerDatum as VectorPerDatum
 from .settings import LossConfig, config_maker
 
 Per = Literal["token", "datum", "pair", "batch"]
@@ -26,47 +32,8 @@ OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs
 HANDED_NAMES = (*OUTPUT_NAMES, "projection")
 #: Positional parameters that lossbook fills.
 HELPER_NAMES = ("seqs", "weights")
-#: Other keys that answer to an input's name.
-INPUT_ALIASES = {"sampling_logprobs": ("logprobs",)}
-#: The key that says which datums belong together, an integer per datum: members of a group may stand anywhere in a call.
-GROUP_KEY = "group"
 #: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
 BATCH_STYLE_NAMES = ("data", "datums", "batch")
-
-_PER_DATUM = "one value per datum"
-#: Annotation for an input that holds one number per datum: `def kto(logprobs: Tensor, label: PerDatum, ...)`.
-PerDatum = Annotated[Tensor, _PER_DATUM]
-_FLAG = "0 or 1"
-#: The same for a number that must be 0 or 1, such as a label.
-FlagPerDatum = Annotated[Tensor, _PER_DATUM, _FLAG]
-_ID = "an integer"
-#: The same for an id, which is compared and must be an integer: float32 takes 16,777,217 for 16,777,216.
-IdPerDatum = Annotated[Tensor, _PER_DATUM, _ID]
-
-
-@dataclass(frozen=True)
-class Input:
-    """One `loss_fn_inputs` key that a loss reads.
-
-    kind: "logprob", "prob", "flag" or "number", from its annotation or else its name. is_flag: annotated as 0 or 1, so that
-    any other number in the data is an error. is_id: annotated as an integer.
-    """
-
-    name: str
-    required: bool
-    per: Literal["token", "datum"]
-    is_flag: bool = False
-    is_id: bool = False
-
-    @property
-    def kind(self) -> KeyKind:
-        """What its numbers are."""
-        return "flag" if self.is_flag else key_kind(self.name)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that answer to it, its own name first."""
-        return (self.name, *INPUT_ALIASES.get(self.name, ()))
 
 
 @dataclass(frozen=True)
@@ -259,12 +226,8 @@ def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Inp
     for parameter in _positional(function):
         if parameter.name in OUTPUT_NAMES + HELPER_NAMES:
             continue
-        hint = hints.get(parameter.name)
-        annotations = (hint, *typing.get_args(hint))  # also inside `PerDatum | None`
-        metadata = {word for a in annotations for word in getattr(a, "__metadata__", ())}
         required = parameter.default is inspect.Parameter.empty
-        per = "datum" if _PER_DATUM in metadata else "token"
-        inputs.append(Input(parameter.name, required, per, is_flag=_FLAG in metadata, is_id=_ID in metadata))
+        inputs.append(input_of(parameter.name, hints.get(parameter.name), required=required))
     return tuple(inputs)
 
 

@@ -126,7 +126,9 @@ class LossUnderTest:
         if not all(has_columns(one) or one.per == "datum" for one in only.spec.inputs):
             return False
         rows_of_two = [[-0.5, -1.0], [-1.5, -2.0]]
-        inputs = {one.name: rows_of_two if one.per == "token" else 0.5 for one in only.spec.inputs}
+        inputs = {
+            one.name: rows_of_two if one.per == "token" else [0.5] if one.is_vector else 0.5 for one in only.spec.inputs
+        }
         datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **inputs})
         outputs = {name: [torch.tensor(rows_of_two if name == "logprobs" else [-0.5, -1.5])] for name in only.outputs}
         try:
@@ -216,6 +218,7 @@ class LossUnderTest:
         if self.is_batch_style:
             keys = {key: [0.5] for key in BATCH_STYLE_KEYS}
         keys = {key: [-0.5] if key_kind(key) == "logprob" else value for key, value in keys.items()}
+        keys |= {one.name: [1.0] * EMBEDDING_WIDTH for one in self.reads if one.required and one.is_vector}
         targets: Any = [0]
         if self.candidates is not None:
             keys, targets = {key: [value] if value == [-0.5] else value for key, value in keys.items()}, [[0]]

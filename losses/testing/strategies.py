@@ -117,10 +117,10 @@ def _datums(
     for wanted in _wanted(loss):
         if wanted.required or draw(st.booleans()):
             wide = widths if has_columns(wanted) else [()] * count
-            shapes = [(n, *w) if wanted.per == "token" else () for n, w in zip(lengths, wide, strict=True)]
-            values = _split(
-                draw, shapes, _flag if wanted.is_flag else _id if wanted.is_id else _meaning(wanted.name, loss)
-            )
+            one = (EMBEDDING_WIDTH,) if wanted.is_vector else ()
+            shapes = [(n, *w) if wanted.per == "token" else one for n, w in zip(lengths, wide, strict=True)]
+            kinds = ((wanted.is_flag, _flag), (wanted.is_id, _id), (wanted.is_vector, _vectors))
+            values = _split(draw, shapes, next((own for is_it, own in kinds if is_it), _meaning(wanted.name, loss)))
             if wanted.name == loss.candidates:
                 values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
             for inputs, array in zip(drawn, values, strict=True):
@@ -248,11 +248,10 @@ def _entropies(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     return _tensors([(rows(d),) for d in data], lambda drawn: drawn / 32)
 
 
-def _embeddings(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
+def _vectors(drawn: np.ndarray) -> np.ndarray:
     """Distinct and never zero, so that no two documents tie and every cosine has a gradient. Offsets lie off the grid."""
-    offsets = [torch.tensor([1 + 1 / 128, i / 512, 0.0], dtype=torch.float64) for i in range(len(data))]
-    drawn = _tensors([(EMBEDDING_WIDTH,)] * len(data), _either_sign)
-    return drawn.map(lambda rows: [row + offset for row, offset in zip(rows, offsets, strict=True)])
+    moved = _either_sign(drawn).reshape(-1, EMBEDDING_WIDTH)
+    return (moved + [[1 + 1 / 128, i / 512, 0.0] for i in range(len(moved))]).reshape(-1)
 
 
 _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]] = {
@@ -261,7 +260,7 @@ _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]
     "logsumexp": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
     "mean_logprobs": lambda data: _tensors([(rows(d),) for d in data], lambda drawn: -4 - drawn / 32),
     "values": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
-    "embeddings": _embeddings,
+    "embeddings": lambda data: _tensors([(EMBEDDING_WIDTH,)] * len(data), _vectors),
 }
 
 

@@ -66,7 +66,7 @@ def as_tensors(loss: Any, data: Sequence[Datum], outputs: Mapping[str, Sequence[
             continue
         rows = [datum.loss_fn_inputs[one.name].to_torch() for datum in data]
         if one.per == "datum":
-            given[one.name] = torch.stack([row.reshape(()) for row in rows])
+            given[one.name] = torch.stack([row if one.is_vector else row.reshape(()) for row in rows])
         else:
             rows = [hidden(row.double(), weight) for row, weight in zip(rows, weights, strict=True)]
             given[one.name] = joined(rows, -torch.inf if one.name in marks else NAN)

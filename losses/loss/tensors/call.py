@@ -24,7 +24,7 @@ from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
 from ...spec.spec import OUTPUT_NAMES, LossSpec
 from .host import Checks, to_device
-from .layout import Layout, Level, as_tensor, layout_of, leveled
+from .layout import Layout, Level, as_tensor, layout_of, leveled, vectors
 from .names import Part, Whole, check_names
 
 
@@ -117,6 +117,8 @@ def call_of(
     for key, tensor in tensors.items():
         if key in OUTPUT_NAMES:
             call.outputs[key] = _output(call, key, tensor)
+        elif any(one.name == key and one.is_vector for _, part in loss.parts for one in part.spec.inputs):
+            call.inputs[key] = "row", vectors(call.layout, loss.name, key, _data(loss.name, key, tensor))
         else:
             call.inputs[key] = leveled(call.layout, loss.name, key, _data(loss.name, key, tensor))
     call.labels = _flat(call, "labels", masks["labels"]) if "labels" in masks else None

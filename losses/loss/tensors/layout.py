@@ -164,6 +164,13 @@ def _boundaries(value: Any) -> Tensor:
     return ends
 
 
+def vectors(layout: Layout, loss: str, key: str, tensor: Tensor) -> Tensor:
+    """[rows, D] of an input with one vector per row. Raises ShapeError for any other shape."""
+    if tensor.ndim != 2 or len(tensor) != layout.rows:
+        raise ShapeError(f"{loss}: {key} is {list(tensor.shape)}: one vector per {layout.row}, [{layout.rows}, D]")
+    return tensor
+
+
 Level = Literal["position", "row"]
 
 

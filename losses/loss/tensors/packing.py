@@ -190,6 +190,8 @@ CPU = torch.device("cpu")
 
 def _check_row_values(loss: str, row: str, wanted: Input, values: np.ndarray, active: np.ndarray) -> None:
     wrong = ~np.isfinite(values)
+    if wanted.is_vector:
+        values, wrong = np.where(wrong, values, 0).sum(1), wrong.any(1)
     if wanted.per == "token" and wanted.kind == "logprob":
         wrong |= values > MAX_LOGPROB
     if wanted.is_flag:

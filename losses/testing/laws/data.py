@@ -166,7 +166,9 @@ class SeqsByHand(Seqs):
 
 def _numbers(loss: LossUnderTest) -> list[Input]:
     """Inputs that may hold integers: those whose dtype and kind are no part of the protocol."""
-    return [one for one in loss.reads if one.kind in ("number", "flag") and one.name not in FLOATS]
+    return [
+        one for one in loss.reads if one.kind in ("number", "flag") and one.name not in FLOATS and not one.is_vector
+    ]
 
 
 def _has(datum: Datum, one: Input) -> bool:

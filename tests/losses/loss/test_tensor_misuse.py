@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from lossbook import errors, get_loss
+from lossbook.losses import VectorPerDatum
+
+from ..cases import loss_of
 
 LOGPROBS = torch.tensor([[-0.5, -1.0, -1.5], [-2.0, -0.25, -0.75]])
 ONES = torch.ones(2, 3)
@@ -39,6 +42,11 @@ def other(name: str, *outputs: Any, **given: Any) -> Any:
     return get_loss(name).on_tensors(*outputs, **given)
 
 
+def guided(embeddings: Tensor, guide: VectorPerDatum) -> Tensor:
+    return embeddings.sum(1) * guide.sum(1)
+
+
+GUIDED = loss_of(guided, per="datum")
 WIDE = torch.full((2, 3, 4), -2.0)
 MIXTURE = 0.9 * get_loss("ppo", reduction="token-mean") + 0.1 * get_loss("cross_entropy")
 
@@ -233,6 +241,21 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: other("kto", LOGPROBS, mask=ONES, ref_logprobs=LOGPROBS, label=ONES),
         errors.ShapeError,
         "kto reads one 'label' per row, [2], not one per position",
+    ),
+    "one number where a vector per row is read": (
+        lambda: GUIDED.on_tensors(embeddings=torch.ones(4, 2), guide=torch.ones(4)),
+        errors.ShapeError,
+        "guided: guide is [4]: one vector per row, [4, D]",
+    ),
+    "vectors of other rows": (
+        lambda: GUIDED.on_tensors(embeddings=torch.ones(4, 2), guide=torch.ones(3, 2)),
+        errors.ShapeError,
+        "guided: guide is [3, 2]: one vector per row, [4, D]",
+    ),
+    "a vector with a hole": (
+        lambda: GUIDED.on_tensors(embeddings=torch.ones(2, 2), guide=[[1.0, 2.0], [1.0, float("inf")]]),
+        errors.NonFiniteLossInput,
+        "guided: guide of row 1 is inf",
     ),
     "an id that is no integer": (
         lambda: other("info_nce", embeddings=torch.ones(4, 2), document_id=[0, 1.5, 0, 1]),
