@@ -103,7 +103,7 @@ def ppo(
     "dual_clip",
     per="token",
     reduction="token-mean",
-    source="Ye et al. 2019, arXiv:1912.09729 section 3.3",
+    source="Ye et al. 2019, arXiv:1912.09729",
     axes=Axes(ratio="token", clip=f"{PESSIMISTIC}; r at most dual_clip where A < 0: no gradient beyond"),
     differs={
         "verl": "it is part of `vanilla` and cannot be turned off there",

@@ -121,8 +121,8 @@ def dapo(
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={
         "TRL": "norm_length is max_completion_length; scale_rewards='none' has to be set beside it",
-        "verl": "divides by the length alone, not by the number of sequences as well",
-        "SkyRL": "norm_length is the largest length of prompt and response",
+        "verl": "norm_length is `loss_scale_factor`, by default the length to which responses of the batch are padded",
+        "SkyRL": "norm_length is max_seq_len, which has to be set",
     },
     laws=_LAWS,
 )

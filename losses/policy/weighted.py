@@ -99,7 +99,7 @@ def rollout_is(
     "dro",
     per="token",
     reduction="sum",
-    source="Richemond et al. 2024, arXiv:2405.19107; a token at a time: Kimi 2025, arXiv:2501.12599",
+    source="Richemond et al. 2024, arXiv:2405.19107, a response at a time; a square per token: Kimi K2.5, arXiv:2602.02276",
     axes=Axes(kl="to the sampler, half the squared log-ratio, differentiable"),
     differs={
         "Fireworks": "the cookbook leaves the penalty out where the advantage is 0",
@@ -132,6 +132,7 @@ def dro(
     source="arXiv:2602.04879",
     axes=Axes(ratio="token", clip="no gradient where the probability has moved further than delta, the way A pushes"),
     differs={
+        "verl": "`dppo_tv` and `dppo_kl` always truncate r: ratio_cap is 3 there (`clip_ratio_c`), and both deltas are 0.2",
         "prime-rl": "adds 0.001 (log r)² over all tokens, and does not cap the log-ratio",
         "SkyRL": "adds up tokens whose advantages were scaled before; delta is 0.05 with the binary KL",
         "Fireworks": "its formula is not public",
@@ -149,16 +150,20 @@ def dppo(
     divergence: Divergence = "total_variation",
     delta_low: Positive = 0.2,
     delta_high: Positive = 0.2,
+    ratio_cap: UpperBound | None = None,
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-r A, but 0 where A pushes a token further whose probability has moved by more than delta; r = exp(logprobs - sampling_logprobs).
 
     sampling_logprobs   [T]  nats, as reported by the engine that sampled the token
-    returns             [T]  unitless
+    returns             [T]  unitless; with ratio_cap nats, whose value has no meaning, only its gradient
 
     With "total_variation" a token has moved by |exp(logprobs) - exp(sampling_logprobs)|; with "binary_kl" by the KL in nats
     from the sampler's to the policy's distribution over this token and all others (use a smaller delta, such as 0.05).
     delta_high bounds tokens of A > 0 that have risen, delta_low tokens of A < 0 that have fallen. Unlike a ratio clip, it
     hardly ever removes the gradient of rare tokens. `mask_fraction` is the share of tokens without a gradient.
+
+    ratio_cap: -min(r, ratio_cap) A logprobs, where the truncated ratio has no gradient (section 5.4 of the paper). Below the
+    cap that is the same gradient; beyond it a token counts ratio_cap times.
 
     When to use: As ppo with a large vocabulary, when the ratio clips rare tokens too early and likely tokens too late.
     """
@@ -168,7 +173,8 @@ def dppo(
     too_high = (advantages > 0) & (change > 0) & (moved > delta_high)
     too_low = (advantages < 0) & (change < 0) & (moved > delta_low)
     is_masked = too_high | too_low
-    losses = -safe_ratio(logprobs, sampling_logprobs) * advantages
+    ratio = safe_ratio(logprobs, sampling_logprobs)
+    losses = -(ratio if ratio_cap is None else ratio.detach().clamp(max=ratio_cap) * logprobs) * advantages
     metrics = {
         "mask_fraction": stats.mean(is_masked),
         "mask_fraction_high": stats.mean(too_high),

@@ -76,7 +76,7 @@ def alphapo(
     "cpo",
     per="pair",
     reduction="pair-mean",
-    source="Xu et al. 2024, arXiv:2401.08417 eq. 6",
+    source="Xu et al. 2024, arXiv:2401.08417",
     differs={"TRL": "its likelihood term, cpo_alpha, is a mean over all chosen tokens of the micro-batch"},
     laws={"swap_symmetry": {}},
 )

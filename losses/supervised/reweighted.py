@@ -65,7 +65,7 @@ def focal(logprobs: Tensor, *, gamma: NonNegative = 2.0) -> tuple[Tensor, dict[s
     "poly1",
     per="token",
     reduction="token-mean",
-    source="Leng et al. 2022, arXiv:2204.12511 eq. 6",
+    source="Leng et al. 2022, arXiv:2204.12511",
     laws={"is_another_loss": {"own": {"epsilon": 0.0}, "loss": "cross_entropy"}},
 )
 def poly1(logprobs: Tensor, *, epsilon: NonNegative = 2.0) -> tuple[Tensor, dict[str, Stat]]:

@@ -21,7 +21,7 @@ from ..stats import Stat
     axes=Axes(clip="values within ±clip of the old ones where that is the larger loss: no gradient beyond"),
     differs={
         "verl": "clip is 0.5 by default (`cliprange_value`)",
-        "SkyRL": "`ppo_critic` of its Tinker interface adds tokens up (reduction sum)",
+        "SkyRL": "the mean over sequences of token means: reduction seq-mean-token-mean",
     },
     laws={"is_another_loss": {"own": {"clip": 1e30}, "loss": "value_mse"}},
 )

@@ -70,9 +70,9 @@ def rollout_correction(
     band of tokens, arXiv:2510.18855); `reject` 1 within [low, high], 0 outside.
     normalize: divide by the batch's mean weight; this couples the batch. config: settings of the rule and of the loss.
 
-    The log of c is held within ±20. A value of weight 0 still counts in the denominator, as in TRL; verl takes it out. The
-    whole value is multiplied, including a KL term inside it. To leave the KL alone, set the loss's own to 0 and add one:
-    `rollout_correction("grpo", kl_coefficient=0.0) + 0.001 * get_loss("reference_kl")`.
+    The log of c is held within ±20. A value of weight 0 still counts in the denominator, as in TRL; in verl too, but for
+    `reject`, whose values it takes out. The whole value is multiplied, including a KL term inside it. To leave the KL alone,
+    set the loss's own to 0 and add one: `rollout_correction("grpo", kl_coefficient=0.0) + 0.001 * get_loss("reference_kl")`.
     Caps elsewhere: verl and SkyRL 2, TRL 3 (`sequence_mask` by default), Fireworks 5; what Fireworks calls the sequence level
     is `geometric`.
 

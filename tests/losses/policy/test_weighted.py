@@ -102,6 +102,25 @@ def test_dppo_masks_tokens_by_how_far_their_probability_has_moved(
     )
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight"),
+    [
+        pytest.param(1.5, -1.0, 1.5, id="below the cap: counts by its ratio"),
+        pytest.param(3.0, -1.0, 3.0, id="at the cap"),
+        pytest.param(20.0, -1.0, 3.0, id="beyond the cap, pulled back: counts three times, and still counts"),
+        pytest.param(8.0, +1.0, 3.0, id="beyond the cap, pushed on, for its probability has hardly moved"),
+        pytest.param(20.0, +1.0, 0.0, id="moved by more than delta: masked, whatever the cap"),
+    ],
+)
+def test_dppo_may_truncate_the_ratio_without_removing_the_gradient(
+    ratio: float, advantage: float, weight: float
+) -> None:
+    # A probability of exp(-4) = 0.0183: eight times that is 0.128 more, twenty times 0.348 more, of 0.2 allowed.
+    value, slope, _ = one_token("dppo", ratio, advantage, ratio_cap=3.0)
+    assert slope == pytest.approx(-weight * advantage)
+    assert value == pytest.approx(-weight * advantage * (math.log(ratio) - 4))
+
+
 @pytest.mark.parametrize("side", ["delta_low", "delta_high"])
 def test_a_token_that_has_moved_by_exactly_delta_keeps_its_gradient(side: str) -> None:
     before, now, advantage = (0.75, 0.5, -1.0) if side == "delta_low" else (0.5, 0.75, 1.0)

@@ -75,8 +75,10 @@ def dro(rows: Sequence[Row], beta: float) -> list[Array]:
     ]
 
 
-def dppo(rows: Sequence[Row], divergence: str, delta_low: float, delta_high: float) -> list[Array]:
-    """-M r A, where M = 0 once A pushes on a token whose probability has moved by more than delta."""
+def dppo(
+    rows: Sequence[Row], divergence: str, delta_low: float, delta_high: float, ratio_cap: float | None
+) -> list[Array]:
+    """-M r A, or -M sg(min(r, cap)) A p, where M = 0 once A pushes on a token whose probability has moved by more than delta."""
     losses = []
     for row in rows:
         now, before = np.exp(np.real(row["logprobs"])), np.exp(row["sampling_logprobs"])
@@ -90,7 +92,8 @@ def dppo(rows: Sequence[Row], divergence: str, delta_low: float, delta_high: flo
                 keep[t] = 0
             if advantage < 0 and now[t] < before[t] and moved[t] > delta_low:
                 keep[t] = 0
-        losses.append(-keep * ratio(row) * row["advantages"])
+        weight = ratio(row) if ratio_cap is None else stop(minimum(ratio(row), ratio_cap)) * row["logprobs"]
+        losses.append(-keep * weight * row["advantages"])
     return losses
 
 
@@ -269,6 +272,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dppo": [
         {"delta_low": 0.05, "delta_high": 0.1},
         {"divergence": "binary_kl", "delta_low": 0.05, "delta_high": 0.1},
+        {"ratio_cap": 1.5},
     ],
     "dr_grpo": [WIDE],
     "dro": [{"beta": 0.5}],
