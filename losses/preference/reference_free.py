@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from .common import MAX_EXPONENT, Returned, capped_exponent, pair_stats, smoothe
 
 #: Least distance of a mean logprob from 0, where the log-odds have a pole.
 LEAST_NATS = 1e-6
+#: The default of tpo's gamma.
+GAMMA = 0.5
 
 
 @register_loss(
@@ -103,6 +107,73 @@ def cpo(
     nll = -seqs.pairs(seqs.mean(logprobs))[0]
     losses = smoothed_logistic(beta * (chosen - rejected), label_smoothing) + nll_coefficient * nll
     return losses, {**pair_stats(chosen, rejected, beta), "chosen_nll": stats.mean(nll)}
+
+
+Contrast = Literal["sigmoid", "tpo_l", "hinge", "ipo"]
+
+
+def contrast_unread(settings: Mapping[str, Any]) -> str:
+    """Why one of tpo's settings would change nothing, or ""."""
+    contrast = settings["contrast"]
+    if settings["gamma"] != GAMMA and contrast != "tpo_l":
+        return f"gamma={settings['gamma']:g} is read only with contrast='tpo_l'"
+    if settings["label_smoothing"] and contrast in ("hinge", "ipo"):
+        return f"label_smoothing={settings['label_smoothing']:g} is not read with contrast={contrast!r}"
+    return ""
+
+
+@register_loss(
+    "tpo",
+    per="pair",
+    reduction="pair-mean",
+    source="Saeidi et al. 2024, arXiv:2405.16681, the terms of chosen and rejected",
+    conflict=contrast_unread,
+    differs={"TRL 1.16.0": "its likelihood term of the gold responses is part of the loss (tpo_alpha 1)"},
+    laws={
+        "is_another_loss": [
+            {
+                "own": {"contrast": "sigmoid", "beta": 0.1, "gamma": GAMMA},
+                "loss": "cpo",
+                "settings": {"nll_coefficient": 0.0, "beta": 0.1},
+            },
+            {"own": {"contrast": "tpo_l", "beta": 2.0, "gamma": 1.0}, "loss": "simpo"},
+        ],
+        "swap_symmetry": {},
+        "repetition_changes_nothing": {"when": {"contrast": "tpo_l"}},
+    },
+)
+def tpo(
+    logprobs: Tensor,
+    seqs: Seqs,
+    *,
+    beta: Positive = 0.01,
+    contrast: Contrast = "sigmoid",
+    gamma: NonNegative = GAMMA,
+    label_smoothing: Smoothing = 0.0,
+) -> Returned:
+    """-log σ(beta Δ), where Δ = Σ_chosen logprobs - Σ_rejected logprobs; the gold responses' likelihood is a second part.
+
+    returns   [N/2]  one loss per pair; nats, with contrast "hinge" unitless, with "ipo" nats²
+
+    contrast "hinge" is max(0, 1 - beta Δ). With "ipo" and "tpo_l" the sums are means per token: (Δ - 1 / (2 beta))² and
+    -log σ(beta Δ - gamma). With label_smoothing ε the two logistic forms are -(1 - ε) log σ(x) - ε log σ(-x). A triple's
+    gold response is learned by cross-entropy, under a weight key of its own:
+    get_loss("tpo") + get_loss("cross_entropy", weights="gold_weights"). Gold datums have weights 0, all others
+    gold_weights 0. `margin` is Δ.
+
+    When to use: Triples of a best, a good and a bad answer: the policy imitates the best and learns the order of the other
+    two, in one run and without a reference model. If the best is the chosen one, take cpo. Watch that the gold answers'
+    likelihood does not fall.
+    """
+    chosen, rejected = seqs.pairs((seqs.mean if contrast in ("ipo", "tpo_l") else seqs.sum)(logprobs))
+    margin = chosen - rejected
+    if contrast == "hinge":
+        losses = torch.relu(1 - beta * margin)
+    elif contrast == "ipo":
+        losses = (margin - 0.5 / beta).square()
+    else:
+        losses = smoothed_logistic(beta * margin - (gamma if contrast == "tpo_l" else 0.0), label_smoothing)
+    return losses, pair_stats(chosen, rejected, beta)
 
 
 @register_loss(

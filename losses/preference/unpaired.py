@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from .. import stats
 from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.settings import NonNegative, Positive
-from ..spec.spec import FlagPerDatum, Grouping
+from ..spec.spec import FlagPerDatum, Grouping, PerDatum
 from .common import AXES, Returned
 
 
@@ -110,6 +111,57 @@ def apo_zero_unpaired(
     """
     ratios = seqs.sum(logprobs - ref_logprobs)
     return _labelled_losses(ratios, label, beta, desirable_weight, undesirable_weight, ratios.new_zeros(()))
+
+
+@register_loss(
+    "bco",
+    per="datum",
+    couples="batch",
+    reduction="mean",
+    source="Jung et al. 2024, arXiv:2404.04656 section 3.3",
+    axes=AXES,
+    differs={
+        "TRL 0.29.0": "the shift is a running mean that this call's rewards have entered already; responses to rare prompts can "
+        "be weighted by a density ratio. TRL 1.16.0 has no BCO trainer",
+    },
+    laws={"agreeing_tokens_are_silent": {}},
+)
+def bco(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    seqs: Seqs,
+    label: FlagPerDatum,
+    shift: PerDatum | None = None,
+    *,
+    beta: Positive = 0.1,
+) -> Returned:
+    """-log σ(r - δ) for a desirable response, -log σ(δ - r) for another, where r = beta Σ (logprobs - ref_logprobs).
+
+    label     [N]  0 or 1: whether the response is desirable
+    shift     [N]  nats, optional: the reward shift δ of each response, the same for all; None: this call's mean reward
+    returns   [N]  nats, one loss per datum
+
+    A classifier of single responses around the shift. δ has no gradient; the mean of all rewards is the paper's mean of
+    both labels' means when there are as many of each. A loss holds no state between calls: for a running mean, average
+    `mean_reward` over the calls so far and give it as `shift` from the second call on. Without `shift` the call is seen
+    as a whole, so the loss depends on the batch size. `reward_shift` is δ; metrics of rewards are not shifted.
+
+    When to use: Single answers marked good or bad, when kto's bounded loss learns too slowly from answers that are far on
+    the wrong side: here their gradient does not vanish. Watch `reward_shift`: if it runs away, the policy drifts.
+    """
+    rewards = beta * seqs.sum(logprobs - ref_logprobs)
+    mean_reward = rewards.detach().sum() / max(1, len(rewards))
+    delta = mean_reward.expand(len(rewards)) if shift is None else shift.to(rewards)
+    is_desirable = label.bool()
+    lead = rewards - delta
+    return -logsigmoid(torch.where(is_desirable, lead, -lead)), {
+        "mean_reward": stats.mean(rewards),
+        "reward_shift": stats.mean(delta),
+        "accuracy": stats.mean((lead > 0) == is_desirable),
+        "desirable_reward": stats.mean(rewards, is_desirable),
+        "undesirable_reward": stats.mean(rewards, ~is_desirable),
+        "desirable": stats.mean(is_desirable),
+    }
 
 
 def _labelled_places(aside: Tensor, seqs: Seqs) -> Tensor:

@@ -31,7 +31,7 @@ def trainer(name: str) -> Any:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if name in ("CPOTrainer", "ORPOTrainer"):
+        if name in ("CPOTrainer", "ORPOTrainer", "TPOTrainer"):
             import importlib
 
             return getattr(importlib.import_module(f"trl.experimental.{name[:-7].lower()}"), name)
@@ -221,6 +221,25 @@ def trl_cpo(loss: str, kind: str, settings: dict[str, Any], **options: Any) -> t
     return trl_whole(loss, "CPOTrainer", settings, loss_type=kind, **attributes)
 
 
+def trl_tpo(kind: str, **settings: Any) -> tuple[float, float]:
+    """Ours and TPOTrainer._compute_loss without its gold responses, which are a second part of ours."""
+    rows, _ = drawn(lengths_of_pairs())
+    mask = mask_of(apart(rows))
+    filled = torch.where(mask[:, 1:].bool(), padded(apart(rows)), -1.0)
+    logits = torch.stack([filled, torch.log(-torch.expm1(filled))], dim=-1)
+    outputs = SimpleNamespace(logits=torch.nn.functional.pad(logits, (0, 0, 0, 1)))  # the last predicts nothing
+    self = stand_in(
+        tpo_alpha=0.0,
+        loss_type=kind,
+        beta=settings.get("beta", 0.01),
+        label_smoothing=settings.get("label_smoothing", 0.0),
+        tpo_l_gamma=settings.get("gamma", 0.5),
+    )
+    inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    value = trainer("TPOTrainer")._compute_loss(self, partial(_constant, outputs), inputs, False)
+    return compared(ours("tpo", settings, rows), value, rows)
+
+
 def trl_reward(margin: bool, coefficient: float | None) -> tuple[float, float]:
     """Ours and RewardTrainer.compute_loss."""
     rows, _ = drawn([1] * 2 * PAIRS)
@@ -348,6 +367,23 @@ CASES: list[Parity] = [
         {"odds_coefficient": 0.1},
         tolerance=1e-6,
         note="theirs takes the odds in float32; chosen responses of one length, for it pools their tokens",
+    ),
+    *(
+        Parity(
+            "tpo",
+            f"TPOTrainer._compute_loss with loss_type={kind}",
+            "trl",
+            partial(trl_tpo, kind, **settings),
+            settings,
+            note="tpo_alpha 0: the gold responses are a part of their own here",
+        )
+        for kind, settings in (
+            ("sigmoid", {}),
+            ("sigmoid", {"beta": 0.5, "label_smoothing": 0.25}),
+            ("hinge", {"contrast": "hinge"}),
+            ("ipo", {"contrast": "ipo", "beta": 0.5}),
+            ("tpo-l", {"contrast": "tpo_l", "beta": 2.0, "gamma": 1.0}),
+        )
     ),
     Parity("reward_bt", "RewardTrainer.compute_loss", "trl", partial(trl_reward, False, None)),
     Parity(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lossbook import get_loss
+from lossbook.datums.errors import LossConfigError
 from lossbook.losses.preference.reference_free import log_odds
 
 from ..cases import assert_rows_equal, datum, evaluated
@@ -91,6 +92,57 @@ def test_cpo_adds_the_chosen_responses_own_mean_likelihood() -> None:
     assert metrics["chosen_reward"] == -1.5
     smoothed = evaluated(get_loss("cpo", beta=0.5, nll_coefficient=0.0, label_smoothing=0.25), data, rows)[0]
     assert smoothed == pytest.approx(0.75 * softplus(1) + 0.25 * softplus(-1), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "slopes"),
+    [
+        # Sums -3 and -1: beta Δ = -1. Means -1.5 and -1: Δ = -0.5.
+        pytest.param({}, softplus(1), [-0.5 * sigmoid(1), 0.5 * sigmoid(1)], id="sigmoid of sums"),
+        pytest.param(
+            {"label_smoothing": 0.25},
+            0.75 * softplus(1) + 0.25 * softplus(-1),
+            [-0.5 * (0.75 * sigmoid(1) - 0.25 * sigmoid(-1)), 0.5 * (0.75 * sigmoid(1) - 0.25 * sigmoid(-1))],
+            id="sigmoid, smoothed",
+        ),
+        pytest.param({"contrast": "hinge"}, 2.0, [-0.5, 0.5], id="hinge of sums"),
+        pytest.param({"contrast": "ipo"}, 2.25, [-1.5, 3.0], id="ipo of means: (-0.5 - 1)²"),
+        pytest.param(
+            {"contrast": "tpo_l"},
+            softplus(0.75),
+            [-0.25 * sigmoid(0.75), 0.5 * sigmoid(0.75)],
+            id="tpo_l of means: -0.25 - 0.5",
+        ),
+    ],
+)
+def test_tpo_contrasts_chosen_and_rejected(settings: dict, value: float, slopes: list[float]) -> None:
+    data = [datum(2, weights=[1, 1]), datum(1, weights=[1])]
+    own, gradients, metrics = evaluated(get_loss("tpo", beta=0.5, **settings), data, [[-1.0, -2.0], [-1.0]])
+    assert own == pytest.approx(value, **EXACT)
+    assert_rows_equal(gradients, [[slopes[0], slopes[0]], [slopes[1]]], 1e-12)
+    is_mean = settings.get("contrast") in ("ipo", "tpo_l")
+    assert metrics["margin"] == (-0.5 if is_mean else -2.0)
+    assert metrics["chosen_reward"] == (-0.75 if is_mean else -1.5)
+
+
+def test_a_pair_that_tpo_hinge_has_told_apart_has_no_gradient() -> None:
+    value, gradients, _ = of_logprobs("tpo", -1.0, -4.0, beta=0.5, contrast="hinge")
+    assert (value, gradients) == (0.0, [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 1.0}, "gamma=1 is read only with contrast='tpo_l'"),
+        ({"contrast": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 is not read with contrast='hinge'"),
+        ({"contrast": "ipo", "label_smoothing": 0.1}, "label_smoothing=0.1 is not read with contrast='ipo'"),
+    ],
+    ids=["gamma", "smoothed hinge", "smoothed ipo"],
+)
+def test_tpo_refuses_settings_that_its_contrast_does_not_read(settings: dict, message: str) -> None:
+    with pytest.raises(LossConfigError, match=message):
+        get_loss("tpo", **settings)
+    assert get_loss("tpo", contrast="tpo_l", gamma=1.0, label_smoothing=0.1).settings["gamma"] == 1.0
 
 
 def test_orpo_of_two_mean_logprobs() -> None:

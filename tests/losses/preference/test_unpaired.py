@@ -14,7 +14,7 @@ from lossbook.losses import Seqs
 from lossbook.losses.preference import kto
 
 from ..cases import datum
-from .preference_pairs import of_ratios, sigmoid
+from .preference_pairs import of_ratios, sigmoid, softplus
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 
@@ -128,3 +128,42 @@ def test_one_kind_of_response_may_weigh_nothing(name: str) -> None:
         assert get_loss(name, **settings).settings.items() >= settings.items()
     with pytest.raises(LossConfigError, match="desirable_weight and undesirable_weight are both 0"):
         get_loss(name, desirable_weight=0.0, undesirable_weight=0.0)
+
+
+def test_bco_classifies_around_the_mean_reward_of_the_call() -> None:
+    # Log-ratios 2, -4, 5 at beta 0.5 are rewards 1, -2, 2.5, so the shift is 0.5 and the leads are 0.5, -2.5, 2.
+    value, gradients, metrics = of_ratios("bco", 2.0, -4.0, 5.0, beta=0.5, inputs={"label": (1, 0, 0)})
+    assert value == pytest.approx((softplus(-0.5) + softplus(-2.5) + softplus(2.0)) / 3, **EXACT)
+    slopes = [-0.5 * sigmoid(-0.5) / 3, 0.5 * sigmoid(-2.5) / 3, 0.5 * sigmoid(2.0) / 3]  # none through the shift
+    assert gradients == pytest.approx(slopes, **EXACT)
+    assert metrics["reward_shift"] == metrics["mean_reward"] == 0.5
+    assert metrics["desirable_reward"] == 1.0
+    assert metrics["undesirable_reward"] == 0.25
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["desirable"] == pytest.approx(1 / 3)
+
+
+def test_a_given_shift_takes_the_place_of_the_mean() -> None:
+    # Rewards 1 and -2 around a shift of 2: leads -1 and -4.
+    inputs = {"label": (1, 0), "shift": (2.0, 2.0)}
+    value, gradients, metrics = of_ratios("bco", 1.0, -2.0, beta=1.0, inputs=inputs)
+    assert value == pytest.approx((softplus(1.0) + softplus(-4.0)) / 2, **EXACT)
+    assert gradients == pytest.approx([-sigmoid(1.0) / 2, sigmoid(-4.0) / 2], **EXACT)
+    assert metrics["reward_shift"] == 2.0
+    assert metrics["mean_reward"] == -0.5
+    assert metrics["accuracy"] == 0.5
+
+
+def test_a_response_on_the_shift_is_not_told_apart() -> None:
+    value, _, metrics = of_ratios("bco", 1.0, 1.0, beta=1.0, inputs={"label": (1, 0), "shift": (1.0, 1.0)})
+    assert value == pytest.approx(math.log(2), **EXACT)
+    assert metrics["accuracy"] == 0.5  # on the shift counts as undesirable
+
+
+def test_bco_without_a_shift_of_pairs_is_half_of_bco_pair() -> None:
+    inputs = {"label": (1, 0, 1, 0), "shift": (0.0,) * 4}
+    ratios = (1.0, -3.0, -2.0, 0.5)
+    value, gradients, _ = of_ratios("bco", *ratios, beta=0.5, inputs=inputs)
+    pair_value, pair_gradients, _ = of_ratios("bco_pair", *ratios, beta=0.5)
+    assert value == pytest.approx(pair_value / 2, **EXACT)
+    assert gradients == pytest.approx([g / 2 for g in pair_gradients], **EXACT)

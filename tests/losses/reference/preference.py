@@ -173,6 +173,19 @@ def cpo(chosen: Row, rejected: Row, *, beta: float, label_smoothing: float, nll_
     return preference - nll_coefficient * mean_logprob(chosen)
 
 
+def tpo(chosen: Row, rejected: Row, *, beta: float, contrast: str, gamma: float, label_smoothing: float) -> Any:
+    if contrast in ("ipo", "tpo_l"):
+        margin = mean_logprob(chosen) - mean_logprob(rejected)
+    else:
+        margin = np.dot(chosen.weights, chosen["logprobs"]) - np.dot(rejected.weights, rejected["logprobs"])
+    if contrast == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    if contrast == "hinge":
+        return maximum(1 - beta * margin, 0)
+    x = beta * margin - gamma if contrast == "tpo_l" else beta * margin
+    return (1 - label_smoothing) * softplus(-x) + label_smoothing * softplus(x)
+
+
 def chosen_nll(chosen: Row, rejected: Row) -> Any:
     return -mean_logprob(chosen)
 
@@ -204,6 +217,15 @@ def apo_zero_unpaired(rows: Sequence[Row], *, beta: float, desirable_weight: flo
     return labelled(rows, 0, beta, desirable_weight, undesirable_weight)
 
 
+def bco(rows: Sequence[Row], *, beta: float) -> Array:
+    rewards = [beta * log_ratio(row) for row in rows]
+    losses = []
+    for row, reward in zip(rows, rewards, strict=True):
+        shift = stop(np.mean(rewards)) if row.get("shift") is None else row["shift"]
+        losses.append(softplus(shift - reward if row["label"] else reward - shift))
+    return np.array(losses, dtype=complex)
+
+
 def reward_bt(chosen: Row, rejected: Row, *, center_coefficient: float) -> Any:
     best, other = chosen["values"][-1], rejected["values"][-1]
     return softplus((chosen.get("margin") or 0) - (best - other)) + center_coefficient * (best + other) ** 2
@@ -229,10 +251,12 @@ REFERENCES = {
     "simpo": pairwise(simpo),
     "alphapo": pairwise(alphapo),
     "cpo": pairwise(cpo),
+    "tpo": pairwise(tpo),
     "chosen_nll": pairwise(chosen_nll),
     "orpo": pairwise(orpo),
     "kto": kto,
     "apo_zero_unpaired": apo_zero_unpaired,
+    "bco": bco,
     "reward_bt": pairwise(reward_bt),
 }
 #: Settings, beside the defaults, under which each loss is compared.
@@ -263,8 +287,15 @@ VARIANTS: dict[str, list[dict]] = {
     "simpo": [{"beta": 10.0, "gamma": 0.0}],
     "alphapo": [{"beta": 1.0, "gamma": 0.0, "alpha": -0.5}, {"alpha": 0.0}],
     "cpo": [{"beta": 0.5, "label_smoothing": 0.25, "nll_coefficient": 0.0}],
+    "tpo": [
+        {"beta": 0.5, "label_smoothing": 0.25},
+        {"beta": 0.5, "contrast": "hinge"},
+        {"beta": 0.5, "contrast": "ipo"},
+        {"beta": 2.0, "contrast": "tpo_l", "gamma": 1.0, "label_smoothing": 0.1},
+    ],
     "orpo": [{"odds_coefficient": 0.1}],
     "kto": [{"beta": 1.0, "desirable_weight": 2.0, "undesirable_weight": 0.5}],
     "apo_zero_unpaired": [{"beta": 1.0, "desirable_weight": 2.0, "undesirable_weight": 0.5}],
+    "bco": [{"beta": 1.0}],
     "reward_bt": [{"center_coefficient": 0.5}],
 }
