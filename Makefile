@@ -8,6 +8,9 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# For packages that are pure Python, whatever Python and system their wheels are marked for.
+any_python := --only-binary :all: --implementation cp --python-version 3.11 --abi cp311 --abi none \
+	--platform manylinux1_x86_64 --platform any
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
@@ -91,6 +94,7 @@ $(installed): pyproject.toml constraints.txt
 	@echo "Installing lossbook and its requirements into $(VENV); about two minutes, 2.2 GB."
 	$(pip_install) -e '.[dev]'
 	$(pip_install) --no-deps tinker-cookbook
+	$(pip_install) --no-deps --no-compile --upgrade --target $(VENV)/peers $(any_python) verl skyrl openrlhf areal
 	@mkdir -p $(VENV)/source && ln -sfn "$(CURDIR)" $(VENV)/source/lossbook
 	@cd $(VENV)/source && pwd > "$$(../bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lossbook_source.pth"
 	@touch $@

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from .packages import release
 
 HERE = Path(__file__).parent
 
@@ -37,8 +38,8 @@ class Parity:
 
     @property
     def version(self) -> str:
-        """The installed release, whichever device it was built for."""
-        return version(self.package).partition("+")[0]
+        """The installed release."""
+        return release(self.package)
 
     @property
     def row(self) -> tuple[str, ...]:

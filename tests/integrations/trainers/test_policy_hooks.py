@@ -2,12 +2,13 @@
 
 Wanted numbers are of datums, under the reduction that the framework asks for. The formulas of the frameworks' own PPO are
 written again here, in NumPy, from their sources: verl 0.9.1 trainer/ppo/core_algos.py, SkyRL 0.4.0 utils/ppo_utils.py, prime-rl
-trainer/rl/loss.py of 2026. Where verl is installed, its own function and its registry are asked too.
+trainer/rl/loss.py of 2026. verl's own function and its registry are asked too.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 from lossbook import Datum, ModelInput, get_loss
 from lossbook.datums.errors import LossbookError
 from lossbook.integrations import prime_rl, skyrl, verl
+
+from ...peers import verl_core
 
 ROWS, WIDTH = 8, 7
 LENGTHS = [3, 7, 1, 5, 2, 6, 4, 7]
@@ -171,16 +174,21 @@ def test_the_functions_have_the_frameworks_parameters() -> None:
     assert list(inspect.signature(prime_rl.custom_loss).parameters) == ["inputs", "loss", "settings"]
 
 
-def test_the_installed_verl_takes_it_and_its_own_ppo_agrees() -> None:
-    core = pytest.importorskip("verl.trainer.ppo.core_algos")
-    config = pytest.importorskip("verl.workers.config").ActorConfig(
-        strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, clip_ratio_c=1e9
-    )
-    core.register_policy_loss("lossbook_ppo")(verl.policy_loss("ppo"))
-    arguments = (OLD, NEW, ADVANTAGES, MASK, "token-mean", config)
-    theirs, _ = core.get_policy_loss_fn("vanilla")(*arguments)
-    config = type(config)(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1)
-    ours, _ = core.get_policy_loss_fn("lossbook_ppo")(*arguments[:-1], config)
+@pytest.fixture
+def registry() -> Iterator[Any]:
+    """verl's own module of losses, without what a test registers."""
+    core = verl_core.core()
+    before = dict(core.POLICY_LOSS_REGISTRY)
+    yield core
+    core.POLICY_LOSS_REGISTRY.clear()
+    core.POLICY_LOSS_REGISTRY.update(before)
+
+
+def test_the_installed_verl_takes_it_and_its_own_ppo_agrees(registry: Any) -> None:
+    registry.register_policy_loss("lossbook_ppo")(verl.policy_loss("ppo"))
+    arguments = (OLD, NEW, ADVANTAGES, MASK, "token-mean")
+    theirs, _ = registry.get_policy_loss_fn("vanilla")(*arguments, verl_core.config(clip_ratio_c=1e9))
+    ours, _ = registry.get_policy_loss_fn("lossbook_ppo")(*arguments, verl_core.config())
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
