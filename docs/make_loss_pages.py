@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loss_pages.counts import counted, lacking, named
 from loss_pages.data import needs_data_like, which_loss
 from loss_pages.examples import example_block
 from loss_pages.formulas import LOGPROBS, formula_in_math
@@ -37,7 +37,6 @@ from lossbook.losses.cards.sample_inputs import usable
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS / "losses"
 IDS = DOCS.parent / "losses" / "ids.py"
-ELSEWHERE = DOCS / "elsewhere.toml"
 FAMILIES = {
     "supervised": "Make given tokens likelier.",
     "policy": "Tokens that a policy sampled, with an advantage for each.",
@@ -156,28 +155,20 @@ def _summary(members: Sequence[LossCard]) -> Iterator[str]:
 
 
 def _counts(families: dict[str, list[LossCard]]) -> Iterator[str]:
-    systems: dict[str, dict[str, Any]] = tomllib.loads(ELSEWHERE.read_text(encoding="utf-8"))
     yield from ("## How many, here and elsewhere", "")
-    heads = ("family", "lossbook", *systems)
-    rows = [
-        (family, str(len(members)), *(str(len(system.get(family, ())) or "–") for system in systems.values()))
-        for family, members in families.items()
-    ]
-    totals = [sum(len(system.get(family, ())) for family in FAMILIES) for system in systems.values()]
-    rows.append(("all", str(sum(map(len, families.values()))), *map(str, totals)))
+    heads, *rows = counted({family: len(members) for family, members in families.items()})
     yield from _table(heads, rows)
     yield from (
         "",
         "An id, a loss type of one trainer, or a loss function of a recipe counts once. The same formula under two "
         "trainers of a system counts twice there; here an id is one formula, and what differs by settings or by reduction "
-        "alone is a preset unless other systems give it an id.",
+        "alone is a preset unless other systems give it an id. Behind each of their names stands ours in brackets, where "
+        "it is another.",
         "",
     )
-    for name, system in systems.items():
-        ids = "; ".join(
-            f"{family}: {', '.join(f'`{one}`' for one in system[family])}" for family in FAMILIES if family in system
-        )
-        yield f"- **{name}**, counted from {system['from']}. {ids[0].upper()}{ids[1:]}."
+    yield from (*named([*FAMILIES]), "", "### What others have and lossbook has not", "")
+    heads, *rows = lacking()
+    yield from _table(heads, rows)
 
 
 # Other systems' losses.

@@ -7,9 +7,10 @@ import json
 import re
 import sys
 import tomllib
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -132,9 +133,42 @@ def test_prose_in_a_table_has_no_markup_but_code(script: ModuleType, text: str, 
     assert script._text(text) == escaped
 
 
+def test_every_loss_of_others_has_one_here_or_a_reason() -> None:
+    for name, system in _elsewhere().items():
+        for family in system.keys() - {"from"}:
+            for theirs, ours in system[family].items():
+                if isinstance(ours, str):
+                    assert usable(ours, norm_length=4), f"{name}: {theirs}"
+                else:
+                    assert [*ours] == ["lacks"], f"{name}: {theirs}"
+                    assert ours["lacks"], f"{name}: {theirs}"
+
+
+def test_sentence_transformers_own_losses_are_counted() -> None:
+    spec = importlib.util.find_spec("sentence_transformers")  # read, not imported: importing takes seconds
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("sentence-transformers is not installed")
+    theirs: set[str] = set()
+    for kind, prefix in (
+        ("sentence_transformer", ""),
+        ("sparse_encoder", "sparse: "),
+        ("multi_vector_encoder", "multi-vector: "),
+    ):
+        theirs |= {prefix + re.sub("^Sparse|MultiVector", "", name) for name in _exported(spec, kind)}
+    counted = _elsewhere()["sentence-transformers"]
+    assert {*counted["embedding"]} == theirs
+    assert {*counted["ranking"]} == _exported(spec, "cross_encoder")
+
+
+def _exported(spec: ModuleSpec, kind: str) -> set[str]:
+    """The loss classes that a package of sentence-transformers lists in its __all__."""
+    path = Path((spec.submodule_search_locations or [""])[0]) / kind / "losses" / "__init__.py"
+    return set(re.findall(r'"(\w+Loss)"', path.read_text(encoding="utf-8")))
+
+
 def test_tinkers_own_ids_are_counted() -> None:
     types = pytest.importorskip("tinker.types")
-    counted = tomllib.loads((ROOT / "docs" / "elsewhere.toml").read_text(encoding="utf-8"))["Tinker SDK"]
+    counted = _elsewhere()["Tinker SDK"]
     assert {*counted["supervised"], *counted["policy"]} == {*get_args(types.LossFnType)} - {"custom"}
 
 
@@ -142,7 +176,7 @@ def test_the_loss_types_of_trls_trainers_are_counted() -> None:
     spec = importlib.util.find_spec("trl")  # read, not imported: importing takes seconds
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("trl is not installed")
-    counted = tomllib.loads((ROOT / "docs" / "elsewhere.toml").read_text(encoding="utf-8"))["TRL"]
+    counted = _elsewhere()["TRL"]
     folder = Path(spec.submodule_search_locations[0])
     dpo = set(re.findall(r'loss_type == "(\w+)"', (folder / "trainer" / "dpo_trainer.py").read_text(encoding="utf-8")))
     assert {one.removeprefix("dpo: ") for one in counted["preference"] if one.startswith("dpo: ")} == dpo
@@ -171,3 +205,7 @@ def _alike(drawn: str, stored: str) -> bool:
         return False
     pairs = zip(*(map(float, re.findall(number, text)) for text in texts), strict=True)
     return all(abs(one - other) <= TOLERANCE for one, other in pairs)
+
+
+def _elsewhere() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "docs" / "elsewhere.toml").read_text(encoding="utf-8"))
