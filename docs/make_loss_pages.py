@@ -33,6 +33,7 @@ from lossbook.losses.cards.card import TensorCard
 from lossbook.losses.cards.curves import curve_of
 from lossbook.losses.cards.plots import curve_svg
 from lossbook.losses.cards.sample_inputs import usable
+from lossbook.losses.cards.watched import watched
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS / "losses"
@@ -233,7 +234,11 @@ def _section(card: LossCard) -> Iterator[str]:
         yield from (f"**When to use** {_text(card.when_to_use, in_table=False)}", "")
     yield from needs_data_like(card)
     if card.metrics:
-        yield from (f"**Watch** {', '.join(f'`{name}` ({kind})' for name, kind in card.metrics.items())}", "")
+        yield from ("**Watch**", "")
+        yield from (
+            f"- `{name}` ({kind}): {_text(watched(name), in_table=False)}." for name, kind in card.metrics.items()
+        )
+        yield ""
     for paragraph in card.description.split("\n\n") if card.description else ():
         yield from (*_paragraph(paragraph), "")
     if has_curve(card):

@@ -22,6 +22,7 @@ from .columns import block, wrapped
 from .docstrings import Docstring, TensorLine, read_docstring
 from .setting_text import bounds_text, type_text
 from .standard_inputs import STANDARD_INPUTS
+from .watched import watched
 
 #: Shapes by what a value is about, for tensors that the docstring does not describe.
 _SHAPES = {"token": "[T]", "datum": "[N]", "pair": "[N/2]", "batch": "[]", "embeddings": "[N, D]"}
@@ -272,10 +273,9 @@ def _tensor_row(tensor: TensorCard) -> tuple[str, ...]:
     return tensor.name, tensor.shape, tensor.unit, f"{tensor.meaning}{extra}".strip()
 
 
-def _metric_rows(metrics: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Metric names, grouped by how they merge."""
-    kinds = dict.fromkeys(metrics.values())
-    return [(kind, ", ".join(name for name, other in metrics.items() if other == kind)) for kind in kinds]
+def _metric_rows(metrics: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Metric names, how each merges, and what people watch in it."""
+    return [(name, kind, watched(name)) for name, kind in metrics.items()]
 
 
 def _setting_row(setting: SettingCard) -> tuple[str, ...]:

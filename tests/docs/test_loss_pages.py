@@ -18,6 +18,7 @@ import pytest
 from lossbook import describe_loss, list_losses, list_presets
 from lossbook.losses import Loss, Mixture, ids
 from lossbook.losses.cards.sample_inputs import usable
+from lossbook.losses.cards.watched import WATCHED
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "docs" / "make_loss_pages.py"
@@ -59,6 +60,12 @@ def test_the_ids_that_editors_complete_are_those_of_the_registry(script: ModuleT
 def test_every_shipped_loss_is_on_a_page(script: ModuleType) -> None:
     shipped = {name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.losses.")}
     assert {card.name for card in script.cards()} == shipped
+
+
+def test_every_metric_of_a_shipped_loss_has_a_sentence_on_what_people_watch(script: ModuleType) -> None:
+    named = {metric for card in script.cards() for metric in card.metrics}
+    assert not named - {*WATCHED}, "write one in losses/cards/watched.py"
+    assert not {*WATCHED} - named, "no loss has it"
 
 
 def test_there_is_a_plot_for_every_loss_that_has_a_curve_and_no_other(script: ModuleType) -> None:
