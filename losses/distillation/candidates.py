@@ -36,9 +36,9 @@ Returned = tuple[Tensor, dict[str, Stat]]
     source="Hinton et al. 2015, arXiv:1503.02531 section 2, over K candidates and a tail",
     axes=Axes(kl="forward, KL(teacher || student), over K candidates"),
     differs={
-        "TRL": "server distillation with beta 0: the same with tail 'bin' (loss_add_tail, its default) or 'renormalise'",
-        "Tinker": "SDFT: the cross-entropy with a renormalised teacher, summed; that is `sdft`",
-        "Fireworks": "SDFT: the cross-entropy with a renormalised teacher, summed; that is `sdft`",
+        "TRL 1.16.0": "server distillation with beta 0: the same with tail 'bin' (loss_add_tail, its default) or 'renormalise'",
+        "Tinker 0.38.0": "SDFT: the cross-entropy with a renormalised teacher, summed; that is `sdft`",
+        "Fireworks 1.2.30": "SDFT: the cross-entropy with a renormalised teacher, summed; that is `sdft`",
     },
     laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}]},
@@ -72,8 +72,8 @@ def topk_forward_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = 
     source="Gu et al. 2023, arXiv:2306.08543 eq. 1, over K candidates and a tail",
     axes=Axes(kl="reverse, KL(student || teacher), over K candidates"),
     differs={
-        "TRL": "server distillation with beta 1: one sampled candidate instead of the teacher's K",
-        "Tinker": "SDFT with reverse=True: tail 'renormalise', summed, logarithms detached (the same gradient)",
+        "TRL 1.16.0": "server distillation with beta 1: one sampled candidate instead of the teacher's K",
+        "Tinker 0.38.0": "SDFT with reverse=True: tail 'renormalise', summed, logarithms detached (the same gradient)",
     },
     laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}]},
@@ -107,7 +107,7 @@ def topk_reverse_kl(logprobs: Tensor, teacher_logprobs: Tensor, *, tail: Tail = 
     source="Agarwal et al. 2023, arXiv:2306.13649 eq. 1 with M = (1 - beta) student + beta teacher, over K candidates",
     axes=Axes(kl="generalised Jensen-Shannon, over K candidates"),
     differs={
-        "TRL": "GKD and distillation trainers turn into a KL, which is larger without bound, at beta 0 and 1: see `gkd`",
+        "TRL 1.16.0": "GKD and distillation trainers turn into a KL, which is larger without bound, at beta 0 and 1: see `gkd`",
     },
     laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}, {"tail": "drop"}]},
@@ -145,7 +145,7 @@ def topk_jsd(
     conflict=lambda settings: tail_at(settings["temperature"], settings["tail"]),
     axes=Axes(kl="forward (beta 0), generalised Jensen-Shannon, or reverse (beta 1), over K candidates"),
     differs={
-        "TRL": "over the whole vocabulary; GKD trainer temperature 0.9, distillation trainer beta 1",
+        "TRL 1.16.0": "over the whole vocabulary; GKD trainer temperature 0.9, distillation trainer beta 1",
     },
     laws={
         "divergence_is_zero_only_when_equal": {"under": [{"tail": "bin"}, {"tail": "renormalise"}]},
@@ -192,9 +192,9 @@ def gkd(
     source="Shenfeld et al. 2026, arXiv:2601.19897, with a forward KL to the teacher's top K",
     axes=Axes(kl="forward, as a cross-entropy, over K candidates"),
     differs={
-        "Tinker": "K 20; weights hold the teacher's renormalised probabilities, and the first 3 response tokens have none",
-        "Fireworks": "K at most 5; weights hold the teacher's renormalised probabilities",
-        "TRL": "SDFT trainer: a divergence over the student's own top 100 (alpha 0.5), with a capped importance ratio",
+        "Tinker 0.38.0": "K 20; weights hold the teacher's renormalised probabilities, and the first 3 response tokens have none",
+        "Fireworks 1.2.30": "K at most 5; weights hold the teacher's renormalised probabilities",
+        "TRL 1.16.0": "SDFT trainer: a divergence over the student's own top 100 (alpha 0.5), with a capped importance ratio",
     },
     laws={"order_of_candidates_changes_nothing": {}, "one_candidate_is_cross_entropy": {}},
 )

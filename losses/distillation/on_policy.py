@@ -20,10 +20,10 @@ from ..stats import Stat
     source="Agarwal et al. 2023, arXiv:2306.13649 section 3, with the reverse KL as reward; ratio: arXiv:1707.06347 eq. 6",
     axes=Axes(ratio="token", clip="log-ratio within ±ratio_log_cap", kl="reverse, sampled"),
     differs={
-        "Fireworks": "scale is called loss_scale",
-        "Tinker": "on-policy distillation: added to the advantages, optionally discounted; no cap published",
-        "prime-rl": "ref_kl: the current policy stands in the advantage; that is `ref_kl`",
-        "TRL": "SDFT and SDPO, mode sampled_token: logprobs - teacher_logprobs of the current policy, no ratio",
+        "Fireworks 1.2.30": "scale is called loss_scale",
+        "Tinker 0.38.0": "on-policy distillation: added to the advantages, optionally discounted; no cap published",
+        "prime-rl 559b447": "ref_kl: the current policy stands in the advantage; that is `ref_kl`",
+        "TRL 1.16.0": "SDFT and SDPO, mode sampled_token: logprobs - teacher_logprobs of the current policy, no ratio",
     },
 )
 def sampled_reverse_kl(
@@ -60,7 +60,7 @@ def sampled_reverse_kl(
     reduction="token-mean",
     source="prime-rl's loss component ref_kl (Prime Intellect)",
     axes=Axes(ratio="token", clip="drops tokens that lost probability", kl="reverse, sampled"),
-    differs={"prime-rl": "the log-ratio is not capped before exp"},
+    differs={"prime-rl 559b447": "the log-ratio is not capped before exp"},
 )
 def ref_kl(
     logprobs: Tensor,

@@ -49,8 +49,8 @@ def _pairs(datums: int, extra_negatives: int) -> int:
     groups=_queries_with_documents,
     aliases=("contrastive",),
     differs={
-        "Fireworks": "The same formula; its temperature has no default, and duplicate documents are never masked.",
-        "Sentence Transformers": "MultipleNegativesRankingLoss with both directions per_direction; scale 20 is temperature "
+        "Fireworks 1.2.30": "The same formula; its temperature has no default, and duplicate documents are never masked.",
+        "Sentence Transformers 6.2.0": "MultipleNegativesRankingLoss with both directions per_direction; scale 20 is temperature "
         "0.05, and duplicate documents are never masked.",
     },
     laws=COSINE_LAWS,
@@ -105,7 +105,7 @@ def _ranked_blocks(config: Any) -> Sequence[str]:
     source="Henderson et al. 2017, arXiv:1705.00652",
     groups=in_blocks("multiple_negatives_ranking", _ranked_blocks),
     aliases=("mnrl",),
-    differs={"Sentence Transformers": "The same formula and scale; duplicate documents are never masked."},
+    differs={"Sentence Transformers 6.2.0": "The same formula and scale; duplicate documents are never masked."},
     laws=COSINE_LAWS,
 )
 def multiple_negatives_ranking(
@@ -144,7 +144,7 @@ def multiple_negatives_ranking(
     source="Chen et al. 2020, arXiv:2002.05709 eq. 1",
     groups=in_blocks("ntxent", lambda config: ("first views", "second views"), per_block=2),
     differs={
-        "Sentence Transformers": "MultipleNegativesRankingLoss over query_to_doc and query_to_query is one view's half of it.",
+        "Sentence Transformers 6.2.0": "MultipleNegativesRankingLoss over query_to_doc and query_to_query is one view's half of it.",
     },
     laws=COSINE_LAWS,
 )
@@ -176,7 +176,7 @@ def ntxent(embeddings: Tensor, *, temperature: Positive = 0.07) -> tuple[Tensor,
     reduction="mean",
     source="Zhai et al. 2023, arXiv:2303.15343 algorithm 1",
     groups=in_blocks("siglip", lambda config: ("queries", "documents")),
-    differs={"Transformers": "SiglipModel learns scale (as its logarithm) and bias; here both are settings."},
+    differs={"Transformers 5.23.0": "SiglipModel learns scale (as its logarithm) and bias; here both are settings."},
     laws=COSINE_LAWS,
 )
 def siglip(

@@ -20,7 +20,7 @@ from .layout import Distance, cosine, distance_between
     reduction="pair-mean",
     source="Hadsell, Chopra & LeCun 2006, Dimensionality Reduction by Learning an Invariant Mapping, eq. 4",
     differs={
-        "Sentence Transformers": "ContrastiveLoss: its euclidean distance adds 1e-6 to every coordinate's difference."
+        "Sentence Transformers 6.2.0": "ContrastiveLoss: its euclidean distance adds 1e-6 to every coordinate's difference."
     },
     laws={"scale_invariance": {}, "rotation_invariance": {}, "grad_cache_is_full_batch": {}},
 )

@@ -23,8 +23,8 @@ from .layout import Distance, cosine, distance_between, in_blocks
     source="Hermans, Beyer & Leibe 2017, arXiv:1703.07737 section 2",
     groups=in_blocks("triplet", lambda config: ("anchors", "positives", "negatives")),
     differs={
-        "Sentence Transformers": "TripletLoss has margin 5 by default.",
-        "optax": "Its distance has an eps of 1e-6.",
+        "Sentence Transformers 6.2.0": "TripletLoss has margin 5 by default.",
+        "optax 0.2.8": "Its distance has an eps of 1e-6.",
     },
     laws={
         "scale_invariance": {"own": {"distance": "cosine"}},
@@ -65,7 +65,7 @@ def triplet(
     source="Hofstätter et al. 2020, arXiv:2010.02666",
     groups=in_blocks("margin_mse", lambda config: ("queries", "positives", "negatives")),
     differs={
-        "Sentence Transformers": "MarginMSELoss takes the teacher's margin, or its scores in a row, as the label."
+        "Sentence Transformers 6.2.0": "MarginMSELoss takes the teacher's margin, or its scores in a row, as the label."
     },
     laws={
         "scale_invariance": {"own": {"similarity": "cosine"}},

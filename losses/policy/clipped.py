@@ -29,8 +29,8 @@ PESSIMISTIC = "r within [clip_low, clip_high] where that is the smaller: no grad
     source="Kloek & van Dijk 1978; as a policy loss: arXiv:1707.06347 eq. 6",
     axes=Axes(ratio="token", clip="log r within ±ratio_log_cap: no gradient beyond"),
     differs={
-        "Tinker": "whether the log-ratio is capped is not public",
-        "SkyRL": "its JAX backend takes the mean over each sequence's tokens",
+        "Tinker 0.38.0": "whether the log-ratio is capped is not public",
+        "SkyRL 0.3.0": "its JAX backend takes the mean over each sequence's tokens",
     },
     laws={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
 )
@@ -59,10 +59,10 @@ def importance_sampling(
     source="Schulman et al. 2017, arXiv:1707.06347 eq. 7; separate bounds: arXiv:2503.14476 eq. 8",
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={
-        "Tinker": "whether the log-ratio is capped is not public",
-        "verl": "its `vanilla` always has the dual clip at 3, and takes the token-mean",
-        "SkyRL": "its `regular` takes distances 0.2 from 1, not bounds; advantages are scaled before its sum",
-        "TRL": "the clip of `GRPOTrainer` takes distances from 1 and does not cap the log-ratio",
+        "Tinker 0.38.0": "whether the log-ratio is capped is not public",
+        "verl 0.9.1": "its `vanilla` always has the dual clip at 3, and takes the token-mean",
+        "SkyRL 0.3.0": "its `regular` takes distances 0.2 from 1, not bounds; advantages are scaled before its sum",
+        "TRL 1.16.0": "the clip of `GRPOTrainer` takes distances from 1 and does not cap the log-ratio",
     },
     laws={
         "on_policy_is_reinforce": {},
@@ -106,9 +106,9 @@ def ppo(
     source="Ye et al. 2019, arXiv:1912.09729",
     axes=Axes(ratio="token", clip=f"{PESSIMISTIC}; r at most dual_clip where A < 0: no gradient beyond"),
     differs={
-        "verl": "it is part of `vanilla` and cannot be turned off there",
-        "TRL": "its `delta` caps r before the minimum is taken, which is the same, and is off by default",
-        "Fireworks": "an option of its cookbook's `dapo`, off by default",
+        "verl 0.9.1": "it is part of `vanilla` and cannot be turned off there",
+        "TRL 1.16.0": "its `delta` caps r before the minimum is taken, which is the same, and is off by default",
+        "Fireworks 1.2.30": "an option of its cookbook's `dapo`, off by default",
     },
     laws={
         "on_policy_is_reinforce": {},

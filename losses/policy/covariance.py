@@ -34,8 +34,8 @@ _MULTIPLIER = 0x45D9F3B
     axes=Axes(ratio="token", clip=f"{PESSIMISTIC}; none either for a few tokens of high covariance"),
     conflict=lambda settings: empty_band(settings["covariance_low"], settings["covariance_high"]),
     differs={
-        "verl": "draws with torch's generator, exactly as many tokens as `share` says, and does not cap the log-ratio",
-        "SkyRL": "draws with torch's generator, exactly as many tokens as `share` says",
+        "verl 0.9.1": "draws with torch's generator, exactly as many tokens as `share` says, and does not cap the log-ratio",
+        "SkyRL 0.3.0": "draws with torch's generator, exactly as many tokens as `share` says",
     },
     laws={
         "is_another_loss": {"own": {"covariance_low": 1e30, "covariance_high": 2e30}, "loss": "ppo"},
@@ -89,8 +89,8 @@ def clip_cov(
     source="Cui et al. 2025, arXiv:2505.22617 section 4.2",
     axes=Axes(ratio="token", kl="to the sampler, |log r|, differentiable, on a few tokens of high covariance"),
     differs={
-        "verl": "takes exactly as many tokens as `share` says; kl_coefficient is 1 where its function is called without",
-        "SkyRL": "share 0.2 and kl_coefficient 1",
+        "verl 0.9.1": "takes exactly as many tokens as `share` says; kl_coefficient is 1 where its function is called without",
+        "SkyRL 0.3.0": "share 0.2 and kl_coefficient 1",
     },
     laws={
         "on_policy_is_reinforce": {},

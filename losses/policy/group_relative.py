@@ -37,11 +37,11 @@ def estimator_unread(kl_coefficient: float, kl_estimator: KLEstimator) -> str:
     conflict=lambda settings: estimator_unread(settings["kl_coefficient"], settings["kl_estimator"]),
     axes=Axes(ratio="token", clip=PESSIMISTIC, kl="to the reference, k3 by default, differentiable"),
     differs={
-        "Fireworks": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",
-        "TRL": "no KL unless beta is set, mean over sequences of token means, no cap on log-ratios; 'dapo' is its default",
-        "verl": "no KL unless it is turned on (k3, clamped at ±20 and ±10), and a dual clip at 3 always",
-        "SkyRL": "clamps k3 at ±20 and ±10",
-        "Tinker": "has no such loss: a KL penalty is put into the advantages of `ppo` or `importance_sampling`",
+        "Fireworks 1.2.30": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",
+        "TRL 1.16.0": "no KL unless beta is set, mean over sequences of token means, no cap on log-ratios; 'dapo' is its default",
+        "verl 0.9.1": "no KL unless it is turned on (k3, clamped at ±20 and ±10), and a dual clip at 3 always",
+        "SkyRL 0.3.0": "clamps k3 at ±20 and ±10",
+        "Tinker 0.38.0": "has no such loss: a KL penalty is put into the advantages of `ppo` or `importance_sampling`",
     },
     laws={
         "on_policy_is_reinforce": {},
@@ -84,9 +84,9 @@ def grpo(
     source="Yu et al. 2025, arXiv:2503.14476 eq. 8; dual_clip: Ye et al. 2019, arXiv:1912.09729",
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={
-        "Fireworks": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",
-        "TRL": "loss_type 'dapo' is the token-mean alone: epsilon_high stays at 0.2 unless set to 0.28",
-        "verl": "`vanilla` with clip_ratio_high=0.28, and a dual clip at 3 always",
+        "Fireworks 1.2.30": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",
+        "TRL 1.16.0": "loss_type 'dapo' is the token-mean alone: epsilon_high stays at 0.2 unless set to 0.28",
+        "verl 0.9.1": "`vanilla` with clip_ratio_high=0.28, and a dual clip at 3 always",
     },
     laws={**_LAWS, "is_another_loss": {"loss": "ppo", "settings": {"clip_high": 1.28}}},
 )
@@ -120,9 +120,9 @@ def dapo(
     source="Liu et al. 2025, arXiv:2503.20783 section 3.2",
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={
-        "TRL": "norm_length is max_completion_length; scale_rewards='none' has to be set beside it",
-        "verl": "norm_length is `loss_scale_factor`, by default the length to which responses of the batch are padded",
-        "SkyRL": "norm_length is max_seq_len, which has to be set",
+        "TRL 1.16.0": "norm_length is max_completion_length; scale_rewards='none' has to be set beside it",
+        "verl 0.9.1": "norm_length is `loss_scale_factor`, by default the length to which responses of the batch are padded",
+        "SkyRL 0.3.0": "norm_length is max_seq_len, which has to be set",
     },
     laws=_LAWS,
 )
@@ -153,7 +153,7 @@ def dr_grpo(
     reduction="token-mean",
     source="TRL's loss_type 'bnpo'; not the Beta normalisation of the paper of that name, arXiv:2506.02864",
     axes=Axes(ratio="token", clip=PESSIMISTIC),
-    differs={"TRL": "takes the token-mean over each micro-batch, so that the split of a batch changes the loss"},
+    differs={"TRL 1.16.0": "takes the token-mean over each micro-batch, so that the split of a batch changes the loss"},
     laws={
         **_LAWS,
         "is_another_loss": [{"loss": "ppo"}, {"loss": "grpo", "settings": {"kl_coefficient": 0.0}}],

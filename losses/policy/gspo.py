@@ -21,11 +21,11 @@ from .sequence import SEQUENCE_CLIP, clipped_sequences, sequence_metrics, sequen
     source="Zheng et al. 2025, arXiv:2507.18071 section 4.1",
     axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
     differs={
-        "Tinker": "the bounds have to be given, tokens are added up, and the mean is over `sequence_ratio_mask`: `gspo_token`",
-        "Fireworks": "the cookbook's bounds are [0.8, 1.2], its mean is over all response positions, masked ones included",
-        "TRL": "importance_sampling_level 'sequence': bounds from epsilon, 0.2 unless set to 3e-4 and 4e-4",
-        "verl": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
-        "SkyRL": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "Tinker 0.38.0": "the bounds have to be given, tokens are added up, and the mean is over `sequence_ratio_mask`: `gspo_token`",
+        "Fireworks 1.2.30": "the cookbook's bounds are [0.8, 1.2], its mean is over all response positions, masked ones included",
+        "TRL 1.16.0": "importance_sampling_level 'sequence': bounds from epsilon, 0.2 unless set to 3e-4 and 4e-4",
+        "verl 0.9.1": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "SkyRL 0.3.0": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
     },
     laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
@@ -71,10 +71,10 @@ def gspo(
     aliases=("gspo-token",),
     axes=Axes(ratio="sequence", clip="s within [clip_low, clip_high] where that is the smaller: no gradient beyond"),
     differs={
-        "Fireworks": "the managed service's loss is this one; the cookbook's `gspo` has bounds [0.8, 1.2] and adds up tokens",
-        "Tinker": "`gspo`: the bounds have to be given, and tokens are added up",
-        "verl": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
-        "SkyRL": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "Fireworks 1.2.30": "the managed service's loss is this one; the cookbook's `gspo` has bounds [0.8, 1.2] and adds up tokens",
+        "Tinker 0.38.0": "`gspo`: the bounds have to be given, and tokens are added up",
+        "verl 0.9.1": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "SkyRL 0.3.0": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
     },
     laws={
         "on_policy_is_reinforce": {},
@@ -121,7 +121,7 @@ def gspo_token(
     source="arXiv:2602.05261",
     axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
     differs={
-        "TRL": "bounds from epsilon, 0.2 unless set; importance_sampling_level 'sequence' has to be set beside it"
+        "TRL 1.16.0": "bounds from epsilon, 0.2 unless set; importance_sampling_level 'sequence' has to be set beside it"
     },
     laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-sum"},

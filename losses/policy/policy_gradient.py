@@ -16,8 +16,8 @@ _LAWS = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
     source="Williams 1992, Machine Learning 8, eq. 11",
     linear=True,
     differs={
-        "Fireworks": "its `reinforce` is importance sampling, -r A, whose KL term is computed from detached logprobs",
-        "Tinker": "`stable_reinforce` is another loss, whose formula is not public",
+        "Fireworks 1.2.30": "its `reinforce` is importance sampling, -r A, whose KL term is computed from detached logprobs",
+        "Tinker 0.38.0": "`stable_reinforce` is another loss, whose formula is not public",
     },
     laws=_LAWS,
 )

@@ -29,9 +29,9 @@ SEQUENCE_CLIP = "s within [clip_low, clip_high] where that is the smaller: no gr
     source="Ahmadian et al. 2024, arXiv:2402.14740; the clipped ratio of whole responses: TRL's RLOOTrainer",
     axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
     differs={
-        "TRL": "does not cap the sum of log-ratios; its beta, 0.05, is a KL penalty inside the reward",
-        "verl": "the name of an advantage, for any loss",
-        "SkyRL": "the name of an advantage, for any loss",
+        "TRL 1.16.0": "does not cap the sum of log-ratios; its beta, 0.05, is a KL penalty inside the reward",
+        "verl 0.9.1": "the name of an advantage, for any loss",
+        "SkyRL 0.3.0": "the name of an advantage, for any loss",
     },
     laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-sum"},
@@ -78,8 +78,8 @@ def rloo(
         ratio="sequence", clip="each token's log r within [-log_clip_low, log_clip_high] where that is the smaller"
     ),
     differs={
-        "verl": "`geo_mean` clips at 0.2 unless set, and counts responses without a token in its mean",
-        "TRL": "`GMPOTrainer` does not cap the mean log-ratio",
+        "verl 0.9.1": "`geo_mean` clips at 0.2 unless set, and counts responses without a token in its mean",
+        "TRL 1.16.0": "`GMPOTrainer` does not cap the mean log-ratio",
     },
     laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
@@ -128,7 +128,7 @@ def gmpo(
     reduction="token-mean",
     source="arXiv:2602.10693; the form is that of TRL's GRPOTrainer",
     axes=Axes(ratio="sequence", clip="none: a weight exp(λ) W^k exp(-λ W) without gradient, falling off on both sides"),
-    differs={"TRL": "folds its correction for the sampler's numerics into W, instead of multiplying by it"},
+    differs={"TRL 1.16.0": "folds its correction for the sampler's numerics into W, instead of multiplying by it"},
     laws={"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}},
 )
 def vespo(

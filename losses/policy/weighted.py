@@ -29,10 +29,10 @@ _LAWS = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
     source="MiniMax 2025, arXiv:2506.13585 section 3.1",
     axes=Axes(ratio="token", clip="r within [clip_low, clip_high] as a constant weight: every token keeps a gradient"),
     differs={
-        "Fireworks": "the cookbook's bounds are [0.8, 1.28]",
-        "TRL": "no lower bound; epsilon_high is the upper bound itself, 0.2 unless set; token-mean",
-        "verl": "bounds [0.8, 1.2], token-mean",
-        "SkyRL": "bounds [0, 5], in its JAX backend [0.8, 1.2]",
+        "Fireworks 1.2.30": "the cookbook's bounds are [0.8, 1.28]",
+        "TRL 1.16.0": "no lower bound; epsilon_high is the upper bound itself, 0.2 unless set; token-mean",
+        "verl 0.9.1": "bounds [0.8, 1.2], token-mean",
+        "SkyRL 0.3.0": "bounds [0, 5], in its JAX backend [0.8, 1.2]",
     },
     laws=_LAWS,
 )
@@ -66,7 +66,7 @@ def cispo(
     reduction="token-mean",
     source="Zhipu 2026, arXiv:2602.15763; the form is SkyRL's `rollout_is`",
     axes=Axes(ratio="token", clip="r strictly within (clip_low, clip_high), else weight 0: no gradient beyond"),
-    differs={"SkyRL": "adds up tokens whose advantages were scaled before"},
+    differs={"SkyRL 0.3.0": "adds up tokens whose advantages were scaled before"},
     laws={**_LAWS, "beyond_the_clip_no_gradient": {"nats": 0.25}},
 )
 def rollout_is(
@@ -102,8 +102,8 @@ def rollout_is(
     source="Richemond et al. 2024, arXiv:2405.19107, a response at a time; a square per token: Kimi K2.5, arXiv:2602.02276",
     axes=Axes(kl="to the sampler, half the squared log-ratio, differentiable"),
     differs={
-        "Fireworks": "the cookbook leaves the penalty out where the advantage is 0",
-        "prime-rl": "adds the squared log-ratio, without the half, to a masked importance-sampling loss instead",
+        "Fireworks 1.2.30": "the cookbook leaves the penalty out where the advantage is 0",
+        "prime-rl 559b447": "adds the squared log-ratio, without the half, to a masked importance-sampling loss instead",
     },
     laws={"on_policy_is_reinforce": {}, "is_another_loss": {"own": {"beta": 0.0}, "loss": "reinforce"}},
 )
@@ -132,10 +132,10 @@ def dro(
     source="arXiv:2602.04879",
     axes=Axes(ratio="token", clip="no gradient where the probability has moved further than delta, the way A pushes"),
     differs={
-        "verl": "`dppo_tv` and `dppo_kl` always truncate r: ratio_cap is 3 there (`clip_ratio_c`), and both deltas are 0.2",
-        "prime-rl": "adds 0.001 (log r)² over all tokens, and does not cap the log-ratio",
-        "SkyRL": "adds up tokens whose advantages were scaled before; delta is 0.05 with the binary KL",
-        "Fireworks": "its formula is not public",
+        "verl 0.9.1": "`dppo_tv` and `dppo_kl` always truncate r: ratio_cap is 3 there (`clip_ratio_c`), and both deltas are 0.2",
+        "prime-rl 559b447": "adds 0.001 (log r)² over all tokens, and does not cap the log-ratio",
+        "SkyRL 0.3.0": "adds up tokens whose advantages were scaled before; delta is 0.05 with the binary KL",
+        "Fireworks 1.2.30": "its formula is not public",
     },
     laws={
         **_LAWS,
@@ -197,7 +197,10 @@ def _binary_kl(before: Tensor, now: Tensor) -> Tensor:
     reduction="seq-mean-token-mean",
     source="Qwen team 2025, arXiv:2511.20347",
     axes=Axes(ratio="token", clip="none: a sigmoid of r - 1, whose slope falls off on both sides of 1"),
-    differs={"TRL": "does not cap the log-ratio", "SkyRL": "any reduction, with a warning unless it is over sequences"},
+    differs={
+        "TRL 1.16.0": "does not cap the log-ratio",
+        "SkyRL 0.3.0": "any reduction, with a warning unless it is over sequences",
+    },
     laws=_LAWS,
 )
 def sapo(

@@ -20,7 +20,7 @@ from .common import AXES, Returned, pair_stats
     reduction="pair-mean",
     source="Azar et al. 2023, arXiv:2310.12036 eq. 17",
     axes=AXES,
-    differs={"TRL": "always per token in DPO and CPO, always summed in Online DPO and XPO"},
+    differs={"TRL 1.16.0": "always per token in DPO and CPO, always summed in Online DPO and XPO"},
     laws={
         "value_at_reference": {"value": lambda beta, **_: 0.25 / beta**2},
         "swap_symmetry": {"slope": lambda beta, **_: 2 / beta},
@@ -77,7 +77,7 @@ def sigmoid_norm(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Po
     reduction="pair-mean",
     source="Liu et al. 2024, arXiv:2409.06411",
     axes=AXES,
-    differs={"TRL": "ld_alpha, a setting of its DPO losses, is off by default"},
+    differs={"TRL 1.16.0": "ld_alpha, a setting of its DPO losses, is off by default"},
     laws={
         "is_another_loss": {"own": {"alpha": 1.0}, "loss": "dpo"},
         "value_at_reference": {"value": math.log(2)},

@@ -42,9 +42,9 @@ def alpha_unread(divergence: Divergence, alpha: float) -> str:
     axes=AXES,
     conflict=lambda settings: alpha_unread(settings["divergence"], settings["alpha"]),
     differs={
-        "TRL": "its sigmoid loss has no label smoothing, and its forward-KL score is not capped",
-        "Tinker": "its metric margin is scaled by beta",
-        "Fireworks": "sums the response without its tokens' weights",
+        "TRL 1.16.0": "its sigmoid loss has no label smoothing, and its forward-KL score is not capped",
+        "Tinker 0.38.0": "its metric margin is scaled by beta",
+        "Fireworks 1.2.30": "sums the response without its tokens' weights",
     },
     laws={
         "value_at_reference": {"value": math.log(2)},
@@ -142,7 +142,7 @@ def hinge(logprobs: Tensor, ref_logprobs: Tensor, seqs: Seqs, *, beta: Positive 
     reduction="pair-mean",
     source="Chowdhury et al. 2024, arXiv:2403.00409",
     axes=AXES,
-    differs={"TRL": "label_smoothing is 0 by default, which is plain DPO"},
+    differs={"TRL 1.16.0": "label_smoothing is 0 by default, which is plain DPO"},
     laws={
         "is_another_loss": {"own": {"label_smoothing": 0.0}, "loss": "dpo"},
         "value_at_reference": {"value": math.log(2)},
@@ -176,7 +176,7 @@ def robust(
     reduction="pair-mean",
     source="Ji et al. 2024, arXiv:2402.00856 eq. 16",
     axes=AXES,
-    differs={"TRL": "label_smoothing is 0 by default, which its trainer refuses"},
+    differs={"TRL 1.16.0": "label_smoothing is 0 by default, which its trainer refuses"},
     laws={
         "value_at_reference": {
             "value": lambda label_smoothing, **_: (
@@ -218,7 +218,7 @@ def exo_pair(
     reduction="pair-mean",
     source="Lu et al. 2024, arXiv:2406.08414 eq. 5",
     axes=AXES,
-    differs={"TRL": "takes exp and the mixing share apart, which overflow to NaN for a pair lost by far"},
+    differs={"TRL 1.16.0": "takes exp and the mixing share apart, which overflow to NaN for a pair lost by far"},
     laws={
         "value_at_reference": {"value": 0.5 * math.log(2) + 0.5},
         "swap_symmetry": {},

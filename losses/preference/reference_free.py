@@ -27,7 +27,7 @@ GAMMA = 0.5
     per="pair",
     reduction="pair-mean",
     source="Meng et al. 2024, arXiv:2405.14734 eq. 6",
-    differs={"TRL": "beta 0.1 and gamma 0.5 by default, and adds CPO's likelihood term unless cpo_alpha is 0"},
+    differs={"TRL 1.16.0": "beta 0.1 and gamma 0.5 by default, and adds CPO's likelihood term unless cpo_alpha is 0"},
     laws={"swap_symmetry": {}, "repetition_changes_nothing": {}},
 )
 def simpo(logprobs: Tensor, seqs: Seqs, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -> Returned:
@@ -50,7 +50,7 @@ def simpo(logprobs: Tensor, seqs: Seqs, *, beta: Positive = 2.0, gamma: NonNegat
     per="pair",
     reduction="pair-mean",
     source="Gupta et al. 2025, arXiv:2501.03884",
-    differs={"TRL": "alpha, beta and gamma are 0, 0.1 and 0.5 by default, and the power is not capped"},
+    differs={"TRL 1.16.0": "alpha, beta and gamma are 0, 0.1 and 0.5 by default, and the power is not capped"},
     laws={
         "is_another_loss": {"own": {"alpha": 0.0}, "loss": "simpo"},
         "swap_symmetry": {},
@@ -81,7 +81,7 @@ def alphapo(
     per="pair",
     reduction="pair-mean",
     source="Xu et al. 2024, arXiv:2401.08417",
-    differs={"TRL": "its likelihood term, cpo_alpha, is a mean over all chosen tokens of the micro-batch"},
+    differs={"TRL 1.16.0": "its likelihood term, cpo_alpha, is a mean over all chosen tokens of the micro-batch"},
     laws={"swap_symmetry": {}},
 )
 def cpo(
@@ -206,9 +206,9 @@ def chosen_nll(logprobs: Tensor, seqs: Seqs) -> Returned:
     reduction="pair-mean",
     source="Hong et al. 2024, arXiv:2403.07691 eq. 6 and 7",
     differs={
-        "TRL": "the coefficient is called beta and is 0.1; the likelihood term covers the prompt too, over all tokens of the "
+        "TRL 1.16.0": "the coefficient is called beta and is 0.1; the likelihood term covers the prompt too, over all tokens of the "
         "micro-batch; a mean logprob of 0 is not held off its pole",
-        "Fireworks": "sums over pairs; mean logprobs are held within [-50, -1e-6] nats",
+        "Fireworks 1.2.30": "sums over pairs; mean logprobs are held within [-50, -1e-6] nats",
     },
     laws={"swap_symmetry": {}, "repetition_changes_nothing": {}},
 )

@@ -20,7 +20,7 @@ from .common import Returned, pair_stats
     source="Bradley & Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288 eq. 2; centring: Eisenstein et al. 2023, "
     "arXiv:2312.09244",
     aliases=["bradley_terry"],
-    differs={"TRL": "reads the score at the last token that is no padding, whatever its weight"},
+    differs={"TRL 1.16.0": "reads the score at the last token that is no padding, whatever its weight"},
     laws={"swap_symmetry": {}},
 )
 def reward_bt(

@@ -19,7 +19,7 @@ from .common import AXES, Returned, log_ratios, pair_stats, smoothed_logistic
     reduction="pair-mean",
     source="Melnyk et al. 2024, arXiv:2406.05882, paired",
     axes=AXES,
-    differs={"TRL": "sorts within a micro-batch"},
+    differs={"TRL 1.16.0": "sorts within a micro-batch"},
     laws={"value_at_reference": {"value": math.log(2)}, "shared_prefix_cancels": {}},
 )
 def aot(
@@ -49,7 +49,7 @@ def aot(
     reduction="pair-mean",
     source="Melnyk et al. 2024, arXiv:2406.05882, unpaired",
     axes=AXES,
-    differs={"TRL": "sorts within a micro-batch"},
+    differs={"TRL 1.16.0": "sorts within a micro-batch"},
     laws={"value_at_reference": {"value": math.log(2)}, "agreeing_tokens_are_silent": {}},
 )
 def aot_unpaired(

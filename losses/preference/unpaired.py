@@ -39,7 +39,7 @@ def weightless(settings: Mapping[str, Any]) -> str:
     groups=_labelled,
     axes=AXES,
     conflict=weightless,
-    differs={"TRL": "z0 is over each rank's micro-batch, averaged over ranks"},
+    differs={"TRL 1.16.0": "z0 is over each rank's micro-batch, averaged over ranks"},
     laws={"value_at_reference": {"value": 0.5}, "agreeing_tokens_are_silent": {}},
 )
 def kto(

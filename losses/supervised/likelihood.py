@@ -18,10 +18,10 @@ from ..stats import Stat
     linear=True,
     aliases=("ce",),
     differs={
-        "TRL": "divides by the number of tokens, of all ranks and accumulation steps (reduction token-mean)",
-        "Tinker": "in a custom forward missing weights are zeros, not ones",
-        "Fireworks": "in a custom forward missing weights are zeros, not ones",
-        "prime-rl": "divides by the number of its own tokens, of all ranks (reduction token-mean)",
+        "TRL 1.16.0": "divides by the number of tokens, of all ranks and accumulation steps (reduction token-mean)",
+        "Tinker 0.38.0": "in a custom forward missing weights are zeros, not ones",
+        "Fireworks 1.2.30": "in a custom forward missing weights are zeros, not ones",
+        "prime-rl 559b447": "divides by the number of its own tokens, of all ranks (reduction token-mean)",
     },
 )
 def cross_entropy(logprobs: Tensor) -> Tensor:

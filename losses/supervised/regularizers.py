@@ -15,7 +15,9 @@ from ..stats import Stat
     per="token",
     reduction="sum",
     source="Szegedy et al. 2015, arXiv:1512.00567 section 7",
-    differs={"TRL": "epsilon is 0 by default (`label_smoothing_factor`), and the mean is over tokens (token-mean)"},
+    differs={
+        "TRL 1.16.0": "epsilon is 0 by default (`label_smoothing_factor`), and the mean is over tokens (token-mean)"
+    },
     laws={"is_another_loss": {"own": {"epsilon": 0.0}, "loss": "cross_entropy"}},
 )
 def label_smoothing(logprobs: Tensor, mean_logprobs: Tensor, *, epsilon: Share = 0.1) -> tuple[Tensor, dict[str, Stat]]:

@@ -18,9 +18,9 @@ from ..stats import Stat
     reduction="sum",
     source="Williams & Peng 1991; Mnih et al. 2016, arXiv:1602.01783 section 4",
     differs={
-        "verl": "coefficient is 0 by default (`entropy_coeff`)",
-        "SkyRL": "coefficient is 0.01, and the term is off by default",
-        "TRL": "coefficient is 0 by default, and may adapt to a target entropy",
+        "verl 0.9.1": "coefficient is 0 by default (`entropy_coeff`)",
+        "SkyRL 0.3.0": "coefficient is 0.01, and the term is off by default",
+        "TRL 1.16.0": "coefficient is 0 by default, and may adapt to a target entropy",
     },
 )
 def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Tensor, dict[str, Stat]]:
@@ -70,12 +70,12 @@ def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> 
     source="Schulman 2020, Approximating KL divergence; as a term of the loss: Shao et al. 2024, arXiv:2402.03300 eq. 4",
     axes=Axes(kl="to the reference, estimated at the sampled tokens (k3), with a gradient"),
     differs={
-        "verl": "k3 is also held within ±10; off by default, coefficient 0.001",
-        "SkyRL": "k3 is also held within ±10; on by default, coefficient 0.001",
-        "TRL": "the log-ratio is not held within ±20; coefficient 0 by default",
-        "Fireworks": "the log-ratio is not held within ±20; `reinforce` and `igpo` detach the term, so it has no gradient",
-        "Tinker": "the cookbook subtracts k1 from the advantages, centred over the batch, instead of adding a loss",
-        "prime-rl": "adds the squared log-ratio (twice k2) to the sampler, not to a reference",
+        "verl 0.9.1": "k3 is also held within ±10; off by default, coefficient 0.001",
+        "SkyRL 0.3.0": "k3 is also held within ±10; on by default, coefficient 0.001",
+        "TRL 1.16.0": "the log-ratio is not held within ±20; coefficient 0 by default",
+        "Fireworks 1.2.30": "the log-ratio is not held within ±20; `reinforce` and `igpo` detach the term, so it has no gradient",
+        "Tinker 0.38.0": "the cookbook subtracts k1 from the advantages, centred over the batch, instead of adding a loss",
+        "prime-rl 559b447": "adds the squared log-ratio (twice k2) to the sampler, not to a reference",
     },
 )
 def reference_kl(
@@ -105,7 +105,9 @@ def reference_kl(
     reduction="sum",
     source="Schulman 2020, Approximating KL divergence; as a trust region: Schulman et al. 2015, arXiv:1502.05477 eq. 12",
     axes=Axes(kl="to the sampler, estimated at the sampled tokens (k2), with a gradient"),
-    differs={"prime-rl": "the squared log-ratio, twice k2, times 0.001, over all loss tokens, dropped ones too"},
+    differs={
+        "prime-rl 559b447": "the squared log-ratio, twice k2, times 0.001, over all loss tokens, dropped ones too"
+    },
 )
 def sampler_kl(
     logprobs: Tensor, sampling_logprobs: Tensor, *, estimator: KLEstimator = "k2"

@@ -20,8 +20,8 @@ from ..stats import Stat
     aliases=("ppo_critic",),
     axes=Axes(clip="values within ±clip of the old ones where that is the larger loss: no gradient beyond"),
     differs={
-        "verl": "clip is 0.5 by default (`cliprange_value`)",
-        "SkyRL": "the mean over sequences of token means: reduction seq-mean-token-mean",
+        "verl 0.9.1": "clip is 0.5 by default (`cliprange_value`)",
+        "SkyRL 0.3.0": "the mean over sequences of token means: reduction seq-mean-token-mean",
     },
     laws={"is_another_loss": {"own": {"clip": 1e30}, "loss": "value_mse"}},
 )
