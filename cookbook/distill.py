@@ -3,6 +3,8 @@
     lossbook train distill --teacher runs/sft --task letter_counting                      the teacher's top K, given answers
     lossbook train distill --teacher runs/sft --task letter_counting \\
         --mode on_policy --loss sampled_reverse_kl                                         the student's own answers
+    lossbook train distill --teacher runs/sft --task letter_counting \\
+        --mode on_policy --loss ppo --advantage-cap 5                                      the same under a policy loss
     lossbook train distill --data questions.jsonl --mode on_policy --loss sampled_reverse_kl \\
         --teacher-system "The right answer is {answer}."                                   its own teacher, with a hint
     lossbook train distill --config examples/distill.toml --steps 500 --resume
@@ -32,7 +34,13 @@ from ..losses.loss.loss import Loss
 from ..trainer import ReferenceClient, TrainingClient
 from .distillation.divergence import HeldOutDivergence
 from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
-from .distillation.teachers import open_teacher, shared_vocabulary, with_candidates, with_teacher_logprobs
+from .distillation.teachers import (
+    open_teacher,
+    shared_vocabulary,
+    with_candidates,
+    with_teacher_advantages,
+    with_teacher_logprobs,
+)
 from .loop import Loop, begin, finish, introduce
 from .run.batches import Batches, seed_of
 from .run.configs import adam_params, configured_loss, torch_dtype
@@ -52,7 +60,7 @@ DEFAULT_TOP_K = 20
 def main(config: DistillConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)  # raises for an unknown id or setting, before anything is loaded
-    top_k = candidates_wanted(config, loss)
+    top_k, is_policy = candidates_wanted(config, loss), learns_by_advantages(loss)
     run, training = begin(config)
     teacher = open_teacher(
         config.teacher,
@@ -75,10 +83,11 @@ def main(config: DistillConfig) -> dict[str, float]:
         for step in loop:
             chosen = [examples[i] for i in batches.at(step)]
             batch = make_batch(config, chosen, training, teacher, top_k, vocabulary, step)
+            batch, policy = with_teacher_advantages(batch, config.advantage_cap) if is_policy else (batch, {})
             output = training.forward_backward(batch, loss).result()
             update = training.optim_step(adam_params(config, step, total)).result()
             length = output.metrics["response_tokens"] / len(batch)
-            loop.log(step, batch, output, update, {"answer_length": length}, loss=loss)
+            loop.log(step, batch, output, update, {"answer_length": length, **policy}, loss=loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, {**divergence.measure(training), **held_out.measure(training)})
     return finish(run, training)
@@ -113,15 +122,25 @@ def make_batch(
 def candidates_wanted(config: DistillConfig, loss: Loss) -> int:
     """How many of the teacher's candidates the loss compares; 0: it reads the teacher's logprob of each target token.
 
-    Raises LossContractError for a loss that reads no teacher, one that needs sampled answers off policy, and one over
-    single tokens when --top-k is set.
+    Raises LossContractError for a loss that reads no teacher, one that needs sampled answers off policy, one over
+    single tokens when --top-k is set, and --advantage-cap beside a loss without advantages.
     """
     if loss.spec.is_batch_style:
         return config.top_k or 0  # its parameters do not say what it reads
     inputs = {wanted.name: wanted for wanted in loss.spec.inputs}
-    if "teacher_logprobs" not in inputs:
+    is_policy = learns_by_advantages(loss)
+    if config.advantage_cap is not None and not is_policy:
         raise LossContractError(
-            f"{loss.name} does not read teacher_logprobs, so it would learn nothing from the teacher. Choose a distillation "
+            f"advantage_cap is for losses that read advantages, which the teacher then gives; {loss.name} does not"
+        )
+    if is_policy and config.mode == "off_policy":
+        raise LossContractError(
+            f"{loss.name} reads advantages, which the teacher gives to answers that the student sampled: choose --mode "
+            "on_policy, or a loss over the teacher's candidates, such as topk_forward_kl"
+        )
+    if "teacher_logprobs" not in inputs and not is_policy:
+        raise LossContractError(
+            f"{loss.name} reads neither teacher_logprobs nor advantages, so it would learn nothing from the teacher. Choose a distillation "
             "loss (see `lossbook losses list`); for losses without a teacher use `lossbook train sft`"
         )
     if config.mode == "off_policy" and "sampling_logprobs" in inputs and inputs["sampling_logprobs"].required:
@@ -137,6 +156,12 @@ def candidates_wanted(config: DistillConfig, loss: Loss) -> int:
             "a loss over candidates, such as topk_forward_kl"
         )
     return 0
+
+
+def learns_by_advantages(loss: Loss) -> bool:
+    """Whether it is a policy loss, which distils where its advantages are the teacher's logprobs less the student's."""
+    names = {wanted.name for wanted in loss.spec.inputs}
+    return "advantages" in names and "teacher_logprobs" not in names
 
 
 def load_examples(

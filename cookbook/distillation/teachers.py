@@ -15,6 +15,7 @@ import numpy as np
 from ...datums.builders.topk import datum_from_teacher_topk
 from ...datums.errors import LengthMismatchError, ModelError, panics_as
 from ...datums.types import Datum, TensorData
+from ...losses.returns import teacher_advantages
 from ..run.names import CHECKPOINTS, METRICS
 from ..run.runs import find_checkpoint
 from ..settings.choices import SELF
@@ -103,6 +104,24 @@ def with_teacher_logprobs(
         logprobs = _moved(output["logprobs"].to_numpy(), student, other, 0.0, i)
         made.append(Datum(student.model_input, {**student.loss_fn_inputs, "teacher_logprobs": TensorData(logprobs)}))
     return made
+
+
+def with_teacher_advantages(datums: Sequence[Datum], cap: float | None) -> tuple[list[Datum], dict[str, float]]:
+    """Datums with `sampling_logprobs` and `teacher_logprobs` [N], with `advantages` [N] as well; and metrics of them.
+
+    cap: advantages are held within ±cap nats; None: as they are. `teacher_kl`: mean of sampling_logprobs -
+    teacher_logprobs over answer tokens, an estimate of KL(student || teacher) in nats. `advantage_capped`: share beyond.
+    """
+    keys = ("sampling_logprobs", "teacher_logprobs", "weights")
+    own, of_teacher, weights = ([d.loss_fn_inputs[key].to_numpy() for d in datums] for key in keys)
+    rows = teacher_advantages(own, of_teacher, weights=weights, cap=cap)
+    made = [
+        Datum(d.model_input, {**d.loss_fn_inputs, "advantages": TensorData(row.float())})
+        for d, row in zip(datums, rows, strict=True)
+    ]
+    gaps = np.concatenate([(p - t)[w != 0] for p, t, w in zip(own, of_teacher, weights, strict=True)])
+    metrics = {"teacher_kl": float(gaps.mean())}
+    return made, metrics if cap is None else {**metrics, "advantage_capped": float((np.abs(gaps) > cap).mean())}
 
 
 def with_candidates(

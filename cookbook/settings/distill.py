@@ -23,13 +23,23 @@ class DistillConfig(DataConfig):
     mode: Literal["off_policy", "on_policy"] = setting(
         "Model", "off_policy", "off_policy: the answers in the data; on_policy: answers sampled from the student"
     )
-    loss: str = setting("Loss", "topk_forward_kl", "a loss that reads teacher_logprobs, by id or module:function")
+    loss: str = setting(
+        "Loss",
+        "topk_forward_kl",
+        "a loss that reads teacher_logprobs, or on policy advantages, by id or module:function",
+    )
     top_k: int | None = setting(
         "Loss",
         None,
         "the teacher's candidates per position; None: 20 where the loss compares candidates",
         ge=1,
         le=MOST,
+    )
+    advantage_cap: float | None = setting(
+        "Loss",
+        None,
+        "with a policy loss: most nats that one token's advantage, the teacher's logprob less the student's, counts",
+        gt=0,
     )
     eval_top_k: int = setting(
         "Evaluation", 512, "candidates of the held-out KL; exact where the vocabulary has no more", ge=1, le=MOST

@@ -138,6 +138,7 @@ def kl_penalized_advantages(
     estimator: KLEstimator = "k1",
     is_centred: bool = True,
     discount: float = 0.0,
+    cap: float | None = None,
 ) -> list[Tensor]:
     """advantages - coefficient KL(policy || reference) per token: a KL penalty in the advantages, without a gradient.
 
@@ -149,12 +150,15 @@ def kl_penalized_advantages(
 
     is_centred: adds the batch's mean KL back, so that the penalty does not lower all advantages; it couples the batch, so
     call it once on all data. discount: a token also pays for the KL of later tokens (0: only
-    its own), discounted once per token of weight between. The defaults are `kl_penalty_coef` of Tinker's cookbook, which
+    its own), discounted once per token of weight between. cap: each token's estimate is first held within ±cap nats; None:
+    as it is. The defaults are `kl_penalty_coef` of Tinker's cookbook, which
     discounts once per token, also those that the environment wrote; k1 or k3 in the reward, not centred, is verl's `use_kl_in_reward` and TRL's
     RLOO. For a KL term in the loss, with a gradient, use `reference_kl`.
     """
     check_share("discount", discount)
     check_number("coefficient", coefficient)
+    if cap is not None and not 0 < cap < np.inf:
+        raise LossConfigError(f"cap={cap!r} must be a finite number of nats above 0, or None for no cap")
     for name, given in (("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("weights", weights)):
         if given is not None and len(given) != len(advantages):
             raise LengthMismatchError(f"there are {len(advantages)} rows of advantages but {len(given)} of {name}")
@@ -162,6 +166,8 @@ def kl_penalized_advantages(
     for i, (own, policy, reference) in enumerate(zip(advantages, logprobs, ref_logprobs, strict=True)):
         active = None if weights is None else weights[i]
         rows.append(_penalty(f"sample {i}", own, (policy, reference), active, estimator))
+    if cap is not None:
+        rows = [(a, kl.clip(-cap, cap), active) for a, kl, active in rows]
     count = sum(float(active.sum()) for _, _, active in rows)
     mean = sum(float(kl.sum()) for _, kl, _ in rows) / count if is_centred and count else 0.0
     return [

@@ -24,6 +24,7 @@ from lossbook.cookbook.distillation.teachers import (
     check_same_tokenizer,
     open_teacher,
     with_candidates,
+    with_teacher_advantages,
     with_teacher_logprobs,
 )
 from lossbook.cookbook.run.runs import read_metrics
@@ -107,6 +108,7 @@ MODES = {
     "the teacher's top K": {"loss": "topk_forward_kl", "top_k": 5},
     "a divergence between": {"loss": "gkd", "loss_config": {"beta": 0.5}},
     "sampled answers, the teacher's logprob of each token": {"mode": "on_policy", "loss": "sampled_reverse_kl"},
+    "sampled answers, the teacher's logprobs as advantages": {"mode": "on_policy", "loss": "ppo", "advantage_cap": 5.0},
     "sampled answers, the teacher's top K": {"mode": "on_policy", "loss": "topk_reverse_kl"},
 }
 
@@ -319,6 +321,20 @@ def test_a_prompt_may_stand_alone_where_the_student_answers_itself(make: Any, tm
         distill.main(make("other", data=str(path), eval_data=None))
 
 
+def test_the_teacher_gives_a_policy_loss_its_advantages() -> None:
+    inputs = {
+        **{"target_tokens": [1, 2, 3], "weights": [0.0, 1.0, 1.0]},
+        **{"sampling_logprobs": [0.0, -1.0, -0.5], "teacher_logprobs": [0.0, -0.25, -8.5]},
+    }
+    given = [lb.Datum(lb.ModelInput.from_ints([0, 1, 2]), inputs)]
+    (datum,), metrics = with_teacher_advantages(given, None)
+    assert datum.loss_fn_inputs["advantages"].data == [0.0, 0.75, -8.0]  # teacher less student, on the answer
+    assert metrics == {"teacher_kl": (-0.75 + 8.0) / 2}
+    (datum,), metrics = with_teacher_advantages(given, 2.0)
+    assert datum.loss_fn_inputs["advantages"].data == [0.0, 0.75, -2.0]
+    assert metrics == {"teacher_kl": (-0.75 + 8.0) / 2, "advantage_capped": 0.5}
+
+
 # --- resuming ------------------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +380,15 @@ def test_any_loss_over_a_teacher_can_be_named(make: Any, monkeypatch: pytest.Mon
     ("settings", "error", "message"),
     [
         pytest.param({"loss": "topk_forward_lk"}, UnknownLossError, "Did you mean 'topk_forward_kl'", id="misspelt"),
-        pytest.param({"loss": "cross_entropy"}, LossContractError, "does not read teacher_logprobs", id="no teacher"),
+        pytest.param({"loss": "cross_entropy"}, LossContractError, "reads neither teacher_logprobs", id="no teacher"),
+        pytest.param({"loss": "ppo"}, LossContractError, "answers that the student sampled: choose", id="no samples"),
+        pytest.param({"advantage_cap": 5.0}, LossContractError, "topk_forward_kl does not", id="no advantages"),
+        pytest.param(
+            {"loss": "ppo", "mode": "on_policy", "top_k": 5},
+            LossContractError,
+            "leave --top-k out",
+            id="K of advantages",
+        ),
         pytest.param({"loss": "sampled_reverse_kl"}, LossContractError, "choose --mode on_policy", id="not sampled"),
         pytest.param(
             {"loss": "sampled_reverse_kl", "mode": "on_policy", "top_k": 5},

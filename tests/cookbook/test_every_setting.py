@@ -64,7 +64,7 @@ RECIPES: dict[str, tuple[Callable[[Any], Any], type[RecipeConfig], list[dict[str
     ),
     "distill": (
         distill.main, DistillConfig,
-        [{**TASK, **SHORT, "mode": "on_policy", "loss": "sampled_reverse_kl", "teacher_system": "{answer}", "max_tokens": 2},
+        [{**TASK, **SHORT, "mode": "on_policy", "loss": "ppo", "advantage_cap": 5, "teacher_system": "{answer}", "max_tokens": 2},
          {"data": "chats.jsonl", "eval_data": "chats.jsonl", "teacher_system": "{answer}", "epochs": 1, "batch_size": 2}],
     ),
     "embed": (
