@@ -22,7 +22,12 @@ KEY_DTYPES: dict[str, TensorDtype] = {
     "clip_low_threshold": "float32",
     "clip_high_threshold": "float32",
     "sequence_ratio_mask": "float32",
+    "teacher_tokens": "int64",
+    "teacher_positions": "int64",
 }
+
+#: Keys of another length than the datum's: a teacher may read other tokens, such as a longer prompt.
+OF_ANOTHER_LENGTH = ("teacher_tokens",)
 
 #: The label by which other libraries mark positions to ignore. In lossbook a weight of 0 does so.
 IGNORE_LABEL = -100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +14,10 @@ from ..datums.keywords import explained
 from .ids import LossId, MixtureId, PresetId
 from .loss.loss import AnyLoss, Loss, Mixture
 from .spec.axes import Axes
-from .spec.functions import as_function, batch_style
+from .spec.functions import as_function, batch_style, check_ids, one_word
 from .spec.settings import own_names
 from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
+from .spec.vocabulary import Vocabularies
 from .trace.trace import TracedLoss
 
 PLUGIN_GROUP = "lossbook.losses"
@@ -48,6 +48,7 @@ def register_loss(
     candidates: str | None = None,
     linear: bool = False,
     conflict: Conflict | None = None,
+    vocabularies: Vocabularies = "same",
     output: str = "logprobs",
     aliases: Sequence[str] = (),
     axes: Axes | None = None,
@@ -74,6 +75,8 @@ def register_loss(
     linear: the loss is linear in logprobs, the only model output that it reads. The trainer can then compute their gradient
         before the forward. The conformance kit holds the loss to it.
     conflict: (settings) -> why they exclude each other or can do nothing together, or "". Asked whenever the loss is made.
+    vocabularies: of a loss that reads `teacher_vocab_logprobs`: whether the teacher must have the student's tokens ("same"), or
+        may have others ("any").
     output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", which outputs the second argument lists.
     aliases: other ids for the same loss.
     axes: ratio level, clip and KL, for its card. differs: {system: how that system's loss of this name differs}.
@@ -82,11 +85,12 @@ def register_loss(
 
     Raises DuplicateLossError when the id is taken, LossContractError when the signature cannot be filled.
     """
-    _check_ids(name, *aliases)
-    groups = _one_word(name, "groups", groups, "units or partners", groups_of(units, partners))
-    laws = _one_word(name, "laws", laws, "claims", claims)
+    check_ids(name, *aliases)
+    groups = one_word(name, "groups", groups, "units or partners", groups_of(units, partners))
+    laws = one_word(name, "laws", laws, "claims", claims)
     declared: dict[str, Any] = {"per": per, "couples": couples, "reduction": reduction, "source": source}
     declared |= {"groups": groups, "candidates": candidates, "linear": linear, "conflict": conflict}
+    declared["vocabularies"] = vocabularies
     declared["aliases"] = tuple(aliases)
     declared |= {"required_if": dict(required_if or {}), "differs": dict(differs or {}), "laws": dict(laws or {})}
 
@@ -95,23 +99,6 @@ def register_loss(
         return function
 
     return register
-
-
-def _check_ids(*names: str) -> None:
-    for name in names:
-        if callable(name):
-            raise LossContractError(
-                'write @register_loss("an_id", per="token"): the decorator takes the id of the loss'
-            )
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", name):
-            raise LossContractError(f"{name!r} is not a usable id: letters, digits and _ . / : - only")
-
-
-def _one_word(name: str, word: str, value: Any, old_word: str, old_value: Any) -> Any:
-    """The value of a word that has an older spelling."""
-    if value is not None and old_value is not None:
-        raise LossContractError(f"{name}: give {word} alone; {old_word} is its older spelling")
-    return old_value if value is None else value
 
 
 def _add(spec: LossSpec) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..inputs import key_kind
+from ..inputs import OF_ANOTHER_LENGTH, key_kind
 from ..types import Datum, TensorData
 
 
@@ -43,8 +43,8 @@ def joined_tokens(datums: Sequence[Datum]) -> np.ndarray | None:
 def _fits(inputs: Mapping[str, TensorData], tokens: int) -> bool:
     """Whether every input has one row per token or is one number, and the weights fit the targets."""
     targets, weights = inputs.get("target_tokens"), inputs.get("weights")
-    for value in inputs.values():
-        if value.shape and value.shape[0] != tokens:
+    for key, value in inputs.items():
+        if value.shape and value.shape[0] != tokens and key not in OF_ANOTHER_LENGTH:
             return False
     if targets is not None and (len(targets.shape) not in (1, 2) or 0 in targets.shape):
         return False

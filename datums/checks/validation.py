@@ -20,7 +20,7 @@ from ..errors import (
     TokenRangeError,
     located,
 )
-from ..inputs import IGNORE_LABEL
+from ..inputs import IGNORE_LABEL, OF_ANOTHER_LENGTH
 from ..types import Datum, ModelInput, TensorData, as_datum, token_array
 from .screening import is_of_candidates, suspects
 
@@ -148,7 +148,11 @@ def _check_lengths(name: str, tokens: int, inputs: Mapping[str, TensorData]) -> 
         if key == "weights" and targets is not None:
             if not (value.shape == targets.shape[:1] and any(is_of_candidates(key, inputs) for key in inputs)):
                 _check_weights_shape(name, value, targets)
-        elif key == "target_tokens" or (shape and shape[0] == tokens) or (not shape and key != "weights"):
+        elif (
+            key in ("target_tokens", *OF_ANOTHER_LENGTH)
+            or (shape and shape[0] == tokens)
+            or (not shape and key != "weights")
+        ):
             continue
         elif not shape:
             raise LengthMismatchError(f"{name}: weights is one number; it needs one for each of the {tokens} tokens")

@@ -148,9 +148,9 @@ def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengt
 
 def reads_one_target(spec: LossSpec) -> bool:
     """Whether one token per position is meant: in losses with one value per datum, pair or batch, and in losses of advantages
-    that couple tokens."""
+    that couple tokens, and in losses over whole distributions."""
     is_coupled = spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs)
-    return is_coupled or spec.per != "token"
+    return is_coupled or spec.per != "token" or spec.reads_vocabulary
 
 
 def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
@@ -159,6 +159,7 @@ def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
         return
     if (datum := next((i for i, shape in enumerate(shapes) if len(shape) == 2), None)) is not None:
         why = f"couples the tokens of a {spec.couples}" if spec.per == "token" else f"has one value per {spec.per}"
+        why = "compares whole distributions" if spec.reads_vocabulary else why
         raise ShapeError(
             f"{spec.name} {why}, so it reads one token per position, but target_tokens of datum {datum} of {len(shapes)} is "
             f"[N, K] with K = {shapes[datum][1]}. Give target_tokens, and what goes with them, one number per position"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,11 @@ from ...datums.errors import (
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
 from ..spec.spec import OUTPUT_NAMES
+from ..spec.vocabulary import VOCABULARY_OUTPUTS
 from .checks import locate
 from .packed import Packed
 from .positions import positions_of, weighted_positions, width_of
+from .vocabulary import Distributions
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Outputs:
     logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S] of
     the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head; projection: [S, P], from a
     head of P numbers. topk_tokens [S, k] ids and topk_logprobs [S, k] nats: the likeliest tokens, which no loss reads.
-    embeddings: [N, D], one row per datum.
+    embeddings: [N, D], one row per datum. vocab_logprobs [S, V] nats, and a teacher's teacher_vocab_logprobs: as tensors, or as
+    `Distributions`, which are never [S, V] in memory.
     active: [positions of all datums] bool, which of them the S rows are; None for all.
     numbers: each datum's index in the caller's batch, for error messages; None where it is its index here.
     is_unchecked: the caller checks these numbers later, by `BoundLoss.check_outputs`, since to look at them is to wait for
@@ -48,6 +51,8 @@ class Outputs:
     topk_tokens: Tensor | None = None
     topk_logprobs: Tensor | None = None
     embeddings: Tensor | None = None
+    vocab_logprobs: Tensor | Distributions | None = None
+    teacher_vocab_logprobs: Tensor | Distributions | None = None
     active: Tensor | None = None
     numbers: Sequence[int] | None = None
     is_unchecked: bool = False
@@ -56,7 +61,7 @@ class Outputs:
         """A datum's index in the caller's batch."""
         return datum if self.numbers is None else self.numbers[datum]
 
-    def rows(self, name: str, packed: Packed) -> Tensor:
+    def rows(self, name: str, packed: Packed) -> Any:
         """Output `name` at the active positions (or datums) of `packed`."""
         values = getattr(self, name)
         if values is None:
@@ -65,7 +70,9 @@ class Outputs:
             packed.places(None if self.active is None else self.active.cpu()) if packed.rows is None else packed.rows
         )
         rows = places["datums" if name == "embeddings" else "positions"]
-        return values if rows is None else values[rows.to(values.device)]
+        if rows is None:
+            return values
+        return values[rows.to(values.device if isinstance(values, Tensor) else values.tensors[0].device)]
 
 
 #: Every output of a model: those that a loss may name, one that functions over whole datums read, and those that are only returned.
@@ -102,6 +109,8 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
         return Outputs(
             embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
         )
+    if kind in VOCABULARY_OUTPUTS:
+        return replace(Outputs(), **{kind: _joined_distributions(tensors, data, kind)})
     width = width_of(data) if kind == "logprobs" else None
     if width is not None or [tensor.shape for tensor in tensors] != [(positions_of(datum),) for datum in data]:
         for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
@@ -115,6 +124,18 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
     return joined_outputs
 
 
+def _joined_distributions(tensors: Sequence[Tensor], data: Sequence[Datum], kind: str) -> Tensor:
+    """[S, V] of one [N, V] per datum. Raises LengthMismatchError, ShapeError."""
+    for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
+        _check_length(tensor, datum, kind, i, len(data))
+        if tensor.ndim != 2 or tensor.shape[1] != tensors[0].shape[-1]:
+            raise ShapeError(
+                f"datum {i} of {len(data)}: {kind} is {list(tensor.shape)}: one number for each token of the vocabulary at each "
+                f"position, as many for all datums"
+            )
+    return torch.cat(list(tensors)) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
+
+
 def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
     """Raise naming datum and position where an output of the model is NaN or infinite, or a log-probability above 0.
 
@@ -122,8 +143,13 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
     """
     values = values.detach()
     limits = torch.finfo(values.dtype)
-    highest = MAX_LOGPROB if key_kind(output) == "logprob" else float("inf")
+    is_logprob = key_kind(output) == "logprob" and not (
+        output in VOCABULARY_OUTPUTS and values.ndim == 1
+    )  # sizes of them
+    highest = MAX_LOGPROB if is_logprob else float("inf")
     wrong = values.clamp(limits.min, min(highest, limits.max)) != values  # NaN is not itself either
+    if output in VOCABULARY_OUTPUTS:  # a token may be ruled out
+        wrong &= values != -torch.inf
     if output == "embeddings":
         if bool(wrong.any()):
             row = int(wrong.any(1).nonzero()[0])
@@ -175,13 +201,19 @@ def real(value: Any, kind: str, index: int) -> Tensor:
 
 def _check_output_shape(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> None:
     """One output per position; logprobs in the shape of their targets."""
-    positions = positions_of(datum)
-    if tensor.ndim == 0 or len(tensor) != positions:
-        given = "a single number of" if tensor.ndim == 0 else len(tensor)
-        raise LengthMismatchError(f"datum {index} of {total} has {positions} positions but {given} {kind}")
+    positions = _check_length(tensor, datum, kind, index, total)
     targets = datum.loss_fn_inputs.get("target_tokens")
     expected = [positions] if kind != "logprobs" or targets is None else targets.shape
     if list(tensor.shape) != list(expected):
         raise ShapeError(
             f"datum {index} of {total}: {kind} is {list(tensor.shape)} but its targets ask for {list(expected)}"
         )
+
+
+def _check_length(tensor: Tensor, datum: Datum, kind: str, index: int, total: int) -> int:
+    """One row per position; returns how many there are."""
+    positions = positions_of(datum)
+    if tensor.ndim == 0 or len(tensor) != positions:
+        given = "a single number of" if tensor.ndim == 0 else len(tensor)
+        raise LengthMismatchError(f"datum {index} of {total} has {positions} positions but {given} {kind}")
+    return positions

@@ -23,7 +23,7 @@ from ..reductions import Count
 from ..spec.settings import Settings
 from ..spec.spec import LossSpec
 from ..stats import Stat
-from .evaluate import check_outputs, evaluate
+from .evaluate import check_outputs, evaluate, evaluated_total
 from .harmless import harmless_datums
 from .hosted import call_batch_style
 
@@ -175,8 +175,8 @@ class BoundSingle(BoundLoss):
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """The total under the loss's reduction, and its metrics."""
         packed = self._part(order)
-        values, metrics = evaluate(self._spec, self._settings.function, packed, self.given(outputs, order))
-        return packed.total(values, self._settings.reduction), metrics
+        given, settings = self.given(outputs, order), self._settings
+        return evaluated_total(self._spec, settings.function, packed, given, settings.reduction)
 
     def values(self, outputs: Any, order: Sequence[int] | None = None) -> Tensor:
         """What the loss's function returns."""

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...datums.errors import LossContractError
+from ...datums.errors import LossContractError, ShapeError
 from .. import stats
 from ..batch.outputs import Outputs, check_finite_output
 from ..batch.packed import Packed
 from ..batch.positions import active_targets, harmless, has_columns, standard_metrics
+from ..batch.vocabulary import is_whole
 from ..spec.spec import LossSpec
+from ..spec.vocabulary import STUDENT, TEACHER
 from ..stats import Stat
+from .whole import InTiles
 
 
 def evaluate(
@@ -22,6 +25,39 @@ def evaluate(
 ) -> tuple[Tensor, dict[str, Stat]]:
     """What the function returns, in the shape it must have, and its metrics beside the standard ones."""
     arguments = _arguments(spec, packed, outputs)
+    if is_whole(arguments.get(STUDENT)):
+        loss = _in_tiles(spec, settings, packed, arguments, "sum")
+        return loss.values(), loss.metrics
+    return _called(spec, settings, packed, arguments)
+
+
+def evaluated_total(
+    spec: LossSpec, settings: Mapping[str, Any], packed: Packed, outputs: Outputs, reduction: str
+) -> tuple[Tensor, dict[str, Stat]]:
+    """The undivided total of what `evaluate` gives, with its graph, and the metrics."""
+    arguments = _arguments(spec, packed, outputs)
+    if is_whole(arguments.get(STUDENT)):
+        loss = _in_tiles(spec, settings, packed, arguments, reduction)
+        return loss.evaluated(), loss.metrics
+    values, metrics = _called(spec, settings, packed, arguments)
+    return packed.total(values, reduction), metrics
+
+
+def _in_tiles(
+    spec: LossSpec, settings: Mapping[str, Any], packed: Packed, arguments: Mapping[str, Any], reduction: str
+) -> InTiles:
+    def called(given: Mapping[str, Any]) -> tuple[Tensor, dict[str, Stat]]:
+        ordered = {name: given[name] for name in spec.parameters}
+        return _called(spec, settings, packed, ordered, rows=len(given[STUDENT]))
+
+    return InTiles(spec, arguments, called, lambda values: packed.total(values, reduction))
+
+
+def _called(
+    spec: LossSpec, settings: Mapping[str, Any], packed: Packed, arguments: Mapping[str, Any], rows: int | None = None
+) -> tuple[Tensor, dict[str, Stat]]:
+    """Call the function. rows: of how many positions the arguments are, where not of all in `packed`."""
+    _check_vocabularies(spec, arguments)
     versions = {name: _version(value) for name, value in arguments.items()}
     with stats.counting(packed.targets):  # metrics leave out the slots that only fill a row up
         values, metrics = _values_and_stats(spec.function(*arguments.values(), **settings), spec.name)
@@ -31,7 +67,7 @@ def evaluate(
             f"{spec.name} changes its {changed[0]} in place, which other losses and micro-batches read too: make a new tensor, "
             "as in x = x * 2"
         )
-    _check_shape(spec, values, arguments, packed)
+    _check_shape(spec, values, (rows,) if rows is not None else _shape(spec, arguments, packed))
     # Weights in the type of integers would be cut to integers; half precision is the loss's own choice.
     return values if values.is_floating_point() else values.to(arguments[spec.outputs[0]].dtype), metrics
 
@@ -47,8 +83,9 @@ def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, An
     own = {name: _output(spec, packed, outputs, name) for name in spec.outputs}
     if not outputs.is_unchecked:
         for name, value in own.items():
-            check_finite_output(name, value, packed, outputs, spec.name)
-    like = own[spec.outputs[0]]
+            if isinstance(value, Tensor):
+                check_finite_output(name, value, packed, outputs, spec.name)
+    like = _like(own[spec.outputs[0]])
     arguments: dict[str, Any] = {}
     for name in spec.parameters:
         if name in own:
@@ -64,9 +101,12 @@ def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, An
     return arguments
 
 
-def _output(spec: LossSpec, packed: Packed, outputs: Outputs, name: str) -> Tensor:
-    """Output `name` as the function reads it."""
-    value = _full_precision(outputs.rows(name, packed))
+def _output(spec: LossSpec, packed: Packed, outputs: Outputs, name: str) -> Any:
+    """Output `name` as the function reads it; whole distributions as they are, to be read in tiles."""
+    value = outputs.rows(name, packed)
+    if not isinstance(value, Tensor):
+        return value
+    value = _full_precision(value.detach() if name == TEACHER else value)
     value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
     return harmless(value, packed.weights) if spec.wants_weights and name != "embeddings" else value
 
@@ -88,17 +128,32 @@ def _over_targets(spec: LossSpec, values: Tensor, packed: Packed) -> Tensor:
     return values.unsqueeze(1).expand(packed.weights.shape) if is_narrow else values
 
 
-def _check_shape(spec: LossSpec, values: Tensor, arguments: Mapping[str, Any], packed: Packed) -> None:
-    expected: tuple[int, ...] = (packed.value_count,)
-    if spec.per == "token":
-        given = [arguments[name] for name in spec.outputs if name != "embeddings"]
-        expected = tuple(given[0].shape) if given and not spec.candidates else (len(packed.weights),)
-    elif spec.per == "batch":
-        expected = ()
+def _shape(spec: LossSpec, arguments: Mapping[str, Any], packed: Packed) -> tuple[int, ...]:
+    """The shape of what the function must return."""
+    if spec.per == "batch":
+        return ()
+    if spec.per != "token":
+        return (packed.value_count,)
+    given = [arguments[name] for name in spec.outputs if name != "embeddings"]
+    is_like = given and not spec.candidates and not spec.reads_vocabulary
+    return tuple(given[0].shape) if is_like else (len(packed.weights),)
+
+
+def _check_shape(spec: LossSpec, values: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(values.shape) != expected:
         raise LossContractError(
             f"{spec.name} is per {spec.per}, so it must return losses of shape {list(expected)}, not "
             f"{list(values.shape)}. Return them unreduced: the registry reduces them"
+        )
+
+
+def _check_vocabularies(spec: LossSpec, arguments: Mapping[str, Any]) -> None:
+    if TEACHER not in arguments or spec.vocabularies == "any":
+        return
+    own, other = arguments[STUDENT].shape[-1], arguments[TEACHER].shape[-1]
+    if own != other:
+        raise ShapeError(
+            f"{spec.name} compares student and teacher token by token, but the student has {own} tokens and the teacher {other}"
         )
 
 
@@ -122,6 +177,11 @@ def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]
 def _version(value: Any) -> int:
     """How often a tensor was changed in place; tensors made in inference mode do not count."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _like(output: Any) -> Tensor:
+    """A tensor of the dtype and on the device of an output as functions read it."""
+    return output if isinstance(output, Tensor) else _full_precision(output.tensors[0][:0])
 
 
 def _full_precision(values: Tensor) -> Tensor:

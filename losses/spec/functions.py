@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -47,3 +48,21 @@ def batch_style(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(data, logprobs_list)
 
     return call
+
+
+def check_ids(*names: str) -> None:
+    """Raise LossContractError for a name that is no id."""
+    for name in names:
+        if callable(name):
+            raise LossContractError(
+                'write @register_loss("an_id", per="token"): the decorator takes the id of the loss'
+            )
+        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_./:-]*", name):
+            raise LossContractError(f"{name!r} is not a usable id: letters, digits and _ . / : - only")
+
+
+def one_word(name: str, word: str, value: Any, old_word: str, old_value: Any) -> Any:
+    """The value of a word that has an older spelling."""
+    if value is not None and old_value is not None:
+        raise LossContractError(f"{name}: give {word} alone; {old_word} is its older spelling")
+    return old_value if value is None else value

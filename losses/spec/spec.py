@@ -23,11 +23,12 @@ from .inputs import Input, input_of
 from .inputs import PerDatum as PerDatum
 from .inputs import VectorPerDatum as VectorPerDatum
 from .settings import LossConfig, config_maker
+from .vocabulary import STUDENT, TEACHER, TEACHER_KEYS, VOCABULARY_OUTPUTS, Vocabularies
 
 Per = Literal["token", "datum", "pair", "batch"]
 
 #: Positional parameters that the model fills.
-OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values")
+OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values", *VOCABULARY_OUTPUTS)
 #: What a function fn(data, outputs_list) may be handed.
 HANDED_NAMES = (*OUTPUT_NAMES, "projection")
 #: Positional parameters that lossbook fills.
@@ -93,6 +94,7 @@ class LossSpec:
     candidates: str | None = None
     linear: bool = False
     conflict: Conflict | None = None
+    vocabularies: Vocabularies = "same"
     aliases: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
     differs: Mapping[str, str] = field(default_factory=dict)
@@ -115,7 +117,12 @@ class LossSpec:
     @property
     def keys(self) -> set[str]:
         """The `loss_fn_inputs` keys that answer to its inputs."""
-        return {key for one in self.inputs for key in one.keys}
+        return {key for one in self.inputs for key in one.keys} | set(TEACHER_KEYS if TEACHER in self.outputs else ())
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether it reads whole distributions."""
+        return any(name in VOCABULARY_OUTPUTS for name in self.outputs)
 
     @property
     def reads_tokens(self) -> bool:
@@ -169,7 +176,7 @@ def make_spec(
     parameters = tuple(p.name for p in _positional(function))
     outputs = (output,) if batch_style else tuple(p for p in parameters if p in OUTPUT_NAMES)
     _check_parameters(name, per, parameters, outputs, batch_style, declared)
-    return LossSpec(
+    spec = LossSpec(
         name=name,
         function=function,
         per=per,
@@ -183,6 +190,29 @@ def make_spec(
         is_batch_style=batch_style,
         **declared,
     )
+    return _checked_vocabulary(spec)
+
+
+def _checked_vocabulary(spec: LossSpec) -> LossSpec:
+    """The spec. Raises LossContractError for a loss over whole distributions that could not be called on some positions alone."""
+    if not spec.reads_vocabulary:
+        return spec
+    why = ""
+    if spec.is_batch_style or spec.per != "token" or spec.couples != "token":
+        why = "must be a loss per token that couples no tokens"
+    elif STUDENT not in spec.outputs or "embeddings" in spec.outputs:
+        why = f"reads {STUDENT} and no embeddings"
+    elif spec.candidates is not None or spec.groups is not None:
+        why = "has no candidates and no groups: it reads all tokens"
+    elif odd := [name for name in ("seqs", "weights") if name in spec.parameters]:
+        why = f"cannot read {odd[0]}"
+    elif odd := [one.name for one in spec.inputs if one.per == "datum"]:
+        why = f"cannot read {odd[0]!r}, one number per datum: give one per position"
+    if why:
+        raise LossContractError(
+            f"{spec.name} reads whole distributions, so it is called on a few positions at a time, and {why}"
+        )
+    return spec
 
 
 def _check_levels(name: str, per: str, couples: str | None, reduction: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from ...datums.errors import LossContractError, NonDifferentiableLossError, NonF
 from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
+from ...losses.loss.leaves import other_leaves
 
 
 @dataclass
@@ -92,7 +92,7 @@ def loss_gradients(value: Tensor, leaves: Outputs, bound: BoundLoss, known: Tens
             f"{bound.name}: the loss does not depend on its {' or '.join(tensors)}, so nothing would be learned. Was it "
             "computed under no_grad, or from .detach(), .item() or torch.tensor(...) of them?"
         )
-    parameters = _other_leaves(value, list(tensors.values()))
+    parameters = other_leaves(value, list(tensors.values()))
     computed = torch.autograd.grad(value, [*tensors.values(), *parameters], allow_unused=True)
     computed, of_parameters = computed[: len(tensors)], computed[len(tensors) :]
     if all(gradient is None for gradient in computed):
@@ -109,24 +109,6 @@ def loss_gradients(value: Tensor, leaves: Outputs, bound: BoundLoss, known: Tens
         is_other = (gradients["logprobs"] != known).any()
         gradients["logprobs"] = known
     return LossGradients(bound, gradients, parameters, list(of_parameters), is_other)
-
-
-def _other_leaves(value: Tensor, known: list[Tensor]) -> list[Tensor]:
-    """The tensors at the ends of a graph, apart from the known ones."""
-    waiting: list[Any] = [value.grad_fn]
-    visited: set[Any] = set()
-    leaves: dict[int, Tensor] = {}
-    skipped = {id(one) for one in known}
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        leaf = getattr(node, "variable", None)  # of the nodes that accumulate into a leaf
-        if leaf is not None and id(leaf) not in skipped:
-            leaves[id(leaf)] = leaf
-        waiting += [following for following, _ in node.next_functions]
-    return list(leaves.values())
 
 
 def _not_finite(bound: BoundLoss, name: str, row: int, leaves: Outputs) -> str:

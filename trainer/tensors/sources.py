@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...datums.errors import DtypeError, ModelError, ShapeError
+from ...losses.spec.vocabulary import STUDENT
 from ..head.given_logits import logprobs_of_logits
 from ..head.logprobs import Head, in_autocast_precision, linear_logprobs
+from ..head.whole import HeadDistributions, LogitDistributions
 from ..model.linear import effective_weight
 from ..model.model import cap_and_scale, unpadded_size
 
@@ -33,8 +35,15 @@ class Logits:
         """How many tokens there are."""
         return self.logits.shape[1]
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def whole(self, rows: Tensor | None) -> LogitDistributions:
+        """The distributions over the whole vocabulary at `rows`."""
+        return LogitDistributions(self.logits, rows, self.temperature)
+
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Any]:
         """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+        whole, names = _apart(self, rows, names)
+        if not names:
+            return whole
         outputs = logprobs_of_logits(
             self.logits,
             rows,
@@ -43,7 +52,7 @@ class Logits:
             mean_logprobs="mean_logprobs" in names,
             temperature=self.temperature,
         )
-        return {name: getattr(outputs, name) for name in names}
+        return {name: getattr(outputs, name) for name in names} | whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +72,16 @@ class Hidden:
         """How many tokens there are."""
         return len(self.head.weight)
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def whole(self, rows: Tensor | None) -> HeadDistributions:
+        """The distributions over the whole vocabulary at `rows`."""
+        hidden = self.hidden if rows is None else self.hidden[rows]
+        return HeadDistributions(*in_autocast_precision(hidden, self.head))
+
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Any]:
         """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+        whole, names = _apart(self, rows, names)
+        if not names:
+            return whole
         hidden = self.hidden if rows is None else self.hidden[rows]
         outputs = linear_logprobs(
             *in_autocast_precision(hidden, self.head),
@@ -72,7 +89,15 @@ class Hidden:
             entropy="entropy" in names,
             mean_logprobs="mean_logprobs" in names,
         )
-        return {name: getattr(outputs, name) for name in names}
+        return {name: getattr(outputs, name) for name in names} | whole
+
+
+def _apart(
+    source: Logits | Hidden, rows: Tensor | None, names: Collection[str]
+) -> tuple[dict[str, Any], Collection[str]]:
+    """The whole distributions, where `names` has them, and the other names."""
+    others = [name for name in names if name != STUDENT]
+    return ({STUDENT: source.whole(rows)} if len(others) < len(names) else {}), others
 
 
 def of_logits(logits: Tensor, temperature: float) -> Logits:

@@ -23,6 +23,7 @@ from ....datums.errors import (
 from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
 from ...spec.spec import OUTPUT_NAMES, LossSpec
+from ...spec.vocabulary import VOCABULARY_OUTPUTS
 from .host import Checks, to_device
 from .layout import Layout, Level, as_tensor, layout_of, leveled, vectors
 from .names import Part, Whole, check_names
@@ -112,7 +113,8 @@ def call_of(
             f"{loss.name} reads one vector per row and no positions, so it takes no {' and no '.join(masks)}"
         )
     per_row = {"embeddings": tensors["embeddings"]} if "embeddings" in tensors else tensors
-    leads = {**{key: one for key, one in tensors.items() if key in OUTPUT_NAMES}, **masks} if reads_tokens else {}
+    outputs = {key: _lead(key, one) for key, one in tensors.items() if key in OUTPUT_NAMES}
+    leads = {**outputs, **masks} if reads_tokens else {}
     call = Call(loss, layout_of(loss.name, leads, cu_seqlens, loss.couples, per_row=per_row))
     for key, tensor in tensors.items():
         if key in OUTPUT_NAMES:
@@ -127,6 +129,11 @@ def call_of(
     for _, part in loss.parts:
         _check_part(call, part)
     return call
+
+
+def _lead(key: str, tensor: Tensor) -> Tensor:
+    """An output as far as it says which positions there are."""
+    return tensor[..., 0] if key in VOCABULARY_OUTPUTS and tensor.ndim and tensor.shape[-1] else tensor
 
 
 def _wide(call: Call) -> Iterator[Tensor | None]:
@@ -158,6 +165,13 @@ def _output(call: Call, key: str, tensor: Tensor) -> Tensor:
             raise ShapeError(f"{name}: embeddings is {list(tensor.shape)}: one vector per row, [{call.layout.rows}, D]")
         return tensor
     flat = _flat(call, key, tensor)
+    if key in VOCABULARY_OUTPUTS:
+        if flat.ndim != 2:
+            shown = ", ".join([*map(str, call.layout.shape), "V"])
+            raise ShapeError(
+                f"{name}: {key} is {list(tensor.shape)}: one number per token of the vocabulary, [{shown}]"
+            )
+        return flat
     if flat.ndim == 2 and key != "logprobs":
         raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: one number per position, {list(call.layout.shape)}")
     return flat

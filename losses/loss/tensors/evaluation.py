@@ -14,8 +14,9 @@ from ....datums.errors import EmptyLossError, LossContractError, ShapeError, Wei
 from ...batch.outputs import Outputs
 from ...batch.packed import Packed
 from ...reductions import Count
+from ...spec.vocabulary import TEACHER
 from ...stats import Stat
-from ..evaluate import evaluate
+from ..evaluate import evaluated_total
 from .batch_style import call_on_datums
 from .call import Call
 from .host import to_device
@@ -94,8 +95,10 @@ def _checked_count(loss: Whole, given: Tensor | None, packed: list[Packed | None
     return Count(tuple(values))
 
 
-def evaluated(call: Call, denominator: Denominator, source: Source | None = None) -> tuple[Tensor, Metrics]:
-    """The reduced loss and its metrics. source: logits or hidden states that missing outputs are computed from."""
+def evaluated(
+    call: Call, denominator: Denominator, source: Source | None = None, teacher: Source | None = None
+) -> tuple[Tensor, Metrics]:
+    """The reduced loss and its metrics. source: logits or hidden states that missing outputs are computed from. teacher: a teacher's."""
     loss, divisor = call.loss, _as_tensor(call.loss, denominator)
     with torch.no_grad():
         others = {} if divisor is None else {"denominator": divisor}
@@ -104,7 +107,7 @@ def evaluated(call: Call, denominator: Denominator, source: Source | None = None
         count = _checked_count(loss, reader.others.get("denominator"), packed)
     outputs, computed = call.outputs, None
     if source is not None:
-        outputs, computed = _computed(reader, packed, source)
+        outputs, computed = _computed(reader, packed, source, teacher)
     results = [
         call_on_datums(part, reader, outputs) if one is None else _terms(part, one, outputs, computed)
         for (_, part), one in zip(loss.parts, packed, strict=True)
@@ -112,7 +115,9 @@ def evaluated(call: Call, denominator: Denominator, source: Source | None = None
     return _reduced(loss, results, count)
 
 
-def _computed(reader: Reader, packed: list[Packed | None], source: Source) -> tuple[dict[str, Tensor], Tensor | None]:
+def _computed(
+    reader: Reader, packed: list[Packed | None], source: Source, teacher: Source | None
+) -> tuple[dict[str, Any], Tensor | None]:
     """The outputs at the positions that any part reads, and which these are: [positions] bool on the CPU, None for all."""
     call, device = reader.call, source.given.device
     assert call.labels is not None
@@ -124,6 +129,7 @@ def _computed(reader: Reader, packed: list[Packed | None], source: Source) -> tu
     names = {name for _, part in call.loss.parts for name in part.spec.outputs if name in HEAD_OUTPUTS}
     made = source.outputs(rows, labels if rows is None else labels[rows], sorted(names))
     with torch.no_grad():
+        made |= {} if teacher is None else {TEACHER: teacher.whole(rows)}
         reader.check_computed(made, rows)
     given = {
         name: values if rows is None or name == "embeddings" else values[rows.to(values.device)]
@@ -133,14 +139,15 @@ def _computed(reader: Reader, packed: list[Packed | None], source: Source) -> tu
 
 
 def _terms(
-    part: Part, packed: Packed, outputs: Mapping[str, Tensor], computed: Tensor | None
+    part: Part, packed: Packed, outputs: Mapping[str, Any], computed: Tensor | None
 ) -> tuple[Tensor, dict[str, Stat]]:
     """The loss's total and metrics. computed: [positions] bool on the CPU, which of them the outputs hold; None for all."""
-    device = outputs[part.spec.outputs[0]].device
+    first = outputs[part.spec.outputs[0]]
+    device = first.device if isinstance(first, Tensor) else first.tensors[0].device
     tensors = {name: to_device(one, device) for name, one in packed.tensors(computed).items()}
     placed = packed.placed(tensors)
-    values, metrics = evaluate(part.spec, part.settings, placed, replace(Outputs(is_unchecked=True), **outputs))
-    return placed.total(values, part.reduction), metrics
+    given = replace(Outputs(is_unchecked=True), **outputs)
+    return evaluated_total(part.spec, part.settings, placed, given, part.reduction)
 
 
 def _reduced(loss: Whole, results: list[tuple[Tensor, dict[str, Stat]]], count: Count) -> tuple[Tensor, Metrics]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ....datums.errors import DtypeError, LossContractError, MissingInput, ShapeError
+from ...spec.vocabulary import STUDENT
 
 #: Tensors with one number (or K, or D) per position that may say what the shape of all is.
-LEADS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", "values", "labels", "mask")
+LEADS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", "values", "labels", "mask", STUDENT)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....datums.errors import LossContractError, MissingInput
+from ....datums.errors import LossContractError, MissingInput, UnknownInput
 from ....datums.keywords import explained_class
+from ...spec.vocabulary import TEACHER
 from .call import Call, call_of
 from .evaluation import Denominator, evaluated, own_count, shares
 from .metrics import Metrics
@@ -80,6 +81,7 @@ class OnTensors(ABC):
         cu_seqlens: Any = None,
         denominator: Denominator = None,
         temperature: float = 1.0,
+        teacher_logits: Tensor | None = None,
         **tensors: Any,
     ) -> tuple[Tensor, Metrics]:
         """As `on_tensors`, with logprobs, entropy, logsumexp and mean logprobs of the model's logits.
@@ -89,13 +91,16 @@ class OnTensors(ABC):
                       [B, T, K] or [P, K] of K targets or candidates
         mask          float weights, or which of the labels count; without it all that are not -100
         temperature   divides the logits, as of a policy that is sampled at it
+        teacher_logits  [B, T, V] or [P, V]  at the same positions, of losses over whole distributions; not divided by temperature
         tensors       inputs of the loss, and outputs that are not made of logits (`values`, `embeddings`)
 
         Raises TokenRangeError for labels outside the vocabulary where the mask is not 0, and as `on_tensors` does.
         """
-        call = self._on_labels(tensors, labels, mask, cu_seqlens)
-        flat = call.flat("logits", logits, labels)
-        return evaluated(call, denominator, sources().of_logits(flat, temperature))
+        call = self._on_labels(tensors, labels, mask, cu_seqlens, has_teacher=teacher_logits is not None)
+        flat, teacher = call.flat("logits", logits, labels), None
+        if teacher_logits is not None:
+            teacher = sources().of_logits(call.flat("teacher_logits", teacher_logits, labels), 1.0)
+        return evaluated(call, denominator, sources().of_logits(flat, temperature), teacher)
 
     def on_hidden(
         self,
@@ -107,6 +112,8 @@ class OnTensors(ABC):
         cu_seqlens: Any = None,
         denominator: Denominator = None,
         temperature: float = 1.0,
+        teacher_hidden: Tensor | None = None,
+        teacher_head: Any = None,
         **tensors: Any,
     ) -> tuple[Tensor, Metrics]:
         """As `on_logits`, but computes the output layer itself, in tiles: it holds no [tokens, vocabulary] tensor, and
@@ -116,13 +123,21 @@ class OnTensors(ABC):
         head     the causal language model (its config says soft cap and scale), its linear output layer, the layer's weight
                  [V, d] (these have neither), or a `Head`. Gradients reach hidden, weight and bias
 
+        teacher_hidden [B, T, d'] or [P, d'] and teacher_head: a teacher's, at the same positions
+
         Raises ModelError for another head, and as `on_logits` does.
         """
-        call = self._on_labels(tensors, labels, mask, cu_seqlens)
-        flat = call.flat("hidden", hidden, labels)
-        return evaluated(call, denominator, sources().of_hidden(flat, head, temperature))
+        if (teacher_hidden is None) != (teacher_head is None):
+            raise MissingInput(f"{self.name}: teacher_hidden and teacher_head go together, and one was not given")
+        call = self._on_labels(tensors, labels, mask, cu_seqlens, has_teacher=teacher_hidden is not None)
+        flat, teacher = call.flat("hidden", hidden, labels), None
+        if teacher_hidden is not None:
+            teacher = sources().of_hidden(call.flat("teacher_hidden", teacher_hidden, labels), teacher_head, 1.0)
+        return evaluated(call, denominator, sources().of_hidden(flat, head, temperature), teacher)
 
-    def _on_labels(self, tensors: dict[str, Any], labels: Any, mask: Any, cu_seqlens: Any) -> Call:
+    def _on_labels(
+        self, tensors: dict[str, Any], labels: Any, mask: Any, cu_seqlens: Any, *, has_teacher: bool
+    ) -> Call:
         outputs = {name for _, part in self.parts for name in part.spec.outputs}
         if not outputs & set(HEAD_OUTPUTS):
             raise LossContractError(
@@ -130,7 +145,15 @@ class OnTensors(ABC):
             )
         if labels is None:
             raise MissingInput(f"{self.name}: labels were not given: the token that each position predicts, or -100")
-        return call_of(self, tensors, mask=mask, labels=labels, cu_seqlens=cu_seqlens, computed=HEAD_OUTPUTS)
+        if has_teacher and TEACHER not in outputs:
+            raise UnknownInput(f"{self.name} reads no teacher's distributions: leave the teacher out")
+        if not has_teacher and TEACHER in outputs and TEACHER not in tensors:
+            raise MissingInput(
+                f"{self.name} compares with a teacher, which was not given: teacher_logits= of on_logits, teacher_hidden= and "
+                "teacher_head= of on_hidden"
+            )
+        computed = (*HEAD_OUTPUTS, TEACHER) if has_teacher else HEAD_OUTPUTS
+        return call_of(self, tensors, mask=mask, labels=labels, cu_seqlens=cu_seqlens, computed=computed)
 
     def count_tensors(self, *, mask: Any = None, labels: Any = None, cu_seqlens: Any = None, **tensors: Any) -> Tensor:
         """This data's share of the denominator: shares of micro-batches and ranks add up, also by an all-reduce.

@@ -15,19 +15,23 @@ from ....datums.inputs import MAX_LOGPROB, key_kind
 from ...batch.checks import wrong_value
 from ...batch.pack import as_read
 from ...batch.positions import active_targets, weighted_positions
+from ...batch.vocabulary import Distributions
 from ...spec.spec import Input
+from ...spec.vocabulary import VOCABULARY_OUTPUTS
 from .call import Call
 from .names import Part
 
 
-def ask_output(call: Call, part: Part, name: str, values: Tensor, rows: Tensor | None = None) -> None:
+def ask_output(call: Call, part: Part, name: str, values: Tensor | Distributions, rows: Tensor | None = None) -> None:
     """Whether an output is finite where it counts, and at most 0 where it must be; it is of `rows` of the positions."""
-    values, weights = values.detach(), call.weights(part.spec, values.device)
+    is_logprob = key_kind(name) == "logprob" and isinstance(values, Tensor)
+    values = values.detach() if isinstance(values, Tensor) else values.size()
+    weights = call.weights(part.spec, values.device)
     present = _present(call, part, values.device) if name == "logprobs" else None
     if rows is not None:
         weights, present = weights[rows], None if present is None else present[rows]
     checked = weighted_positions(weights, values)
-    _ask(call, part, name, values, checked if present is None else checked & present, key_kind(name) == "logprob", rows)
+    _ask(call, part, name, values, checked if present is None else checked & present, is_logprob, rows)
 
 
 def ask_embeddings(call: Call, part: Part, vectors: Tensor) -> None:
@@ -86,6 +90,8 @@ def _ask(
     call: Call, part: Part, name: str, values: Tensor, checked: Tensor, is_logprob: bool, rows: Tensor | None = None
 ) -> None:
     wrong = ~torch.isfinite(values)
+    if name in VOCABULARY_OUTPUTS:  # a token may be ruled out
+        wrong &= values != -torch.inf
     wrong = (wrong | (values > MAX_LOGPROB) if is_logprob else wrong) & checked
 
     def error() -> LossbookError:

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ....datums.errors import LossContractError
 from ....datums.lazy import handed
+from ...batch.vocabulary import Distributions
+from ...spec.vocabulary import STUDENT
 
 #: Under which name lossbook hands it over.
 SOURCES = "sources"
 #: Outputs that are made of logits.
-HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
+HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", STUDENT)
 
 
 class Source(Protocol):
@@ -33,8 +35,12 @@ class Source(Protocol):
         """How many tokens there are."""
         ...
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Any]:
         """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+        ...
+
+    def whole(self, rows: Tensor | None) -> Distributions:
+        """The distributions over the whole vocabulary there."""
         ...
 
 

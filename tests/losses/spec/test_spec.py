@@ -103,7 +103,7 @@ def reduces_itself(logprobs: Tensor, *, reduction: str = "sum") -> Tensor:
             {},
             LossContractError,
             "own reads no model output, so nothing could be learned. Its positional parameters are (advantages, ratio); "
-            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, or write it as fn(data, logprobs_list)",
+            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, vocab_logprobs, teacher_vocab_logprobs, or write it as fn(data, logprobs_list)",
             id="nothing of the model is read",
         ),
         pytest.param(

@@ -1,0 +1,14 @@
+"""Losses over whole distributions: the outputs that have one number per token of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: Of the model in training, and of a teacher, which no gradient reaches.
+STUDENT, TEACHER = "vocab_logprobs", "teacher_vocab_logprobs"
+#: Model outputs of [T, V] numbers. A loss is called on a few positions at a time, so that never all of them are in memory.
+VOCABULARY_OUTPUTS = (STUDENT, TEACHER)
+#: What a datum may hold about what a teacher reads.
+TEACHER_KEYS = ("teacher_tokens", "teacher_positions")
+#: Whether student and teacher must have the same tokens.
+Vocabularies = Literal["same", "any"]
