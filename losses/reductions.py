@@ -11,6 +11,7 @@ values, i a datum, t a token:
 | `seq-mean-token-sum`      | Σ w l                                | datums with a non-zero weight  |
 | `seq-mean-token-sum-norm` | Σ w l                                | those datums x `norm_length`   |
 | `pair-mean`               | Σ over pairs                         | pairs                          |
+| `group-mean`              | Σ over groups                        | groups                         |
 | `mean`                    | Σ over datums (or pairs)             | datums (or pairs)              |
 
 Denominators come from data alone and are counted over the whole call before the first forward.
@@ -27,11 +28,12 @@ REDUCTIONS: dict[str, tuple[str, ...]] = {
     "token": ("sum", "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
     "datum": ("sum", "mean"),
     "pair": ("sum", "pair-mean", "mean"),
+    "group": ("sum", "group-mean"),
     "batch": ("sum",),
 }
 
 #: What must be seen together, from fine to coarse.
-COUPLINGS = ("token", "datum", "pair", "batch")
+COUPLINGS = ("token", "datum", "pair", "group", "batch")
 
 
 @dataclass(frozen=True)

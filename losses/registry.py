@@ -62,8 +62,8 @@ def register_loss(
 
     Parameters of a module, or of a function's own, get gradients with each `forward_backward`; step them yourself.
 
-    per: what one returned value is about: "token" [T], "datum" [N], "pair" [N/2], "batch" (a scalar).
-    couples: what must be seen together; the same as `per` unless given.
+    per: what one returned value is about: "token" [T], "datum" [N], "pair" [N/2], "group" [G], "batch" (a scalar).
+    couples: what must be seen together; as `per` unless given. "group": datums with the same integer `group` (`seqs.groups`).
     reduction: the default; `reduction=` in its configuration overrides it.
     source: paper and equation.
     required_if: {input: setting}: an optional input that is needed whenever the setting is not zero.

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...datums.errors import WeightsError
 from ..reductions import Count
-from ..spec.spec import LossSpec, Per
+from ..spec.spec import GROUP_KEY, LossSpec, Per
+from .groups import DatumGroups
 from .positions import active_targets, has_columns, weighted
 from .seqs import Seqs
 
@@ -41,7 +42,7 @@ class Packed:
 
     @property
     def per(self) -> Per:
-        """What one of the loss's values is about: a token, datum, pair or batch."""
+        """What one of the loss's values is about: a token, datum, pair, group or batch."""
         return self.spec.per
 
     @cached_property
@@ -53,18 +54,26 @@ class Packed:
     def seqs(self) -> Seqs:
         """How the packed tokens lie in the active datums."""
         is_weighed = self.per != "token" and self.spec.reads_tokens
-        seqs = Seqs(self.tokens[self.active_datums], weights=self.weights if is_weighed else None)
+        seqs = Seqs(self.tokens[self.active_datums], weights=self.weights if is_weighed else None, groups=self.groups)
         seqs.values = None if self.spec.groups is None else self.value_count
         return seqs
 
     @cached_property
+    def groups(self) -> DatumGroups | None:
+        """Which active datums belong together, in a loss that couples groups."""
+        ids = self.inputs.get(GROUP_KEY) if self.spec.couples == "group" else None
+        return None if ids is None else DatumGroups(ids)
+
+    @cached_property
     def value_count(self) -> int:
-        """How many values a loss per datum or pair, or one of groups, returns. Raises ShapeError where the datums are not laid out as it needs them."""
+        """How many values a loss per datum, pair or group, or one that declares `groups`, returns. Raises ShapeError where the datums are not laid out as it needs them."""
         datums = len(self.active_datums)
         if self.spec.groups is not None:
             values = self.spec.groups(datums, self.config, self.inputs).values
             if values is not None:
                 return values
+        if self.per == "group" and self.groups is not None:
+            return self.groups.count
         return datums // 2 if self.per == "pair" else datums
 
     @cached_property
@@ -142,6 +151,7 @@ class Packed:
         given = {f"input {name}": value for name, value in self.inputs.items()}
         given |= {f"places of {of}": value for of, value in self.places(computed).items()}
         own = {"weights": self.weights, "lengths": self.seqs.lengths, "index": self.seqs.index}
+        own |= {} if self.groups is None else {"cells of groups": self.groups.cells}
         return own | {name: value for name, value in given.items() if value is not None}
 
     def placed(self, tensors: Mapping[str, Tensor]) -> Packed:
@@ -149,7 +159,9 @@ class Packed:
         inputs = {name: tensors.get(f"input {name}") for name in self.inputs}
         rows = {of: tensors.get(f"places of {of}") for of in ("positions", "datums")}
         other = replace(self, weights=tensors["weights"], inputs=inputs, rows=rows)
-        other.seqs = self.seqs.placed(tensors["lengths"], tensors["index"], other.weights)
+        cells = tensors.get("cells of groups")
+        other.seqs = self.seqs.placed(tensors["lengths"], tensors["index"], other.weights, cells)
+        other.groups = None if self.groups is None or cells is None else self.groups.placed(cells)
         other.value_count = self.value_count  # which may take reading the inputs
         return other
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...datums.errors import ShapeError
+from ...datums.errors import LossContractError, ShapeError
+from .groups import DatumGroups
 
 
 class Seqs:
     """How packed tokens lie in datums. Tensors are [T] over tokens (or [T, K]), [N] over datums.
 
     In a loss per token, `sum` is unweighted, since the weights multiply the values that the loss returns. In a loss per
-    datum, pair or batch, `sum` itself weighs the tokens, Σ_t w_t x_t, and `mean` divides that by Σ_t w_t.
+    datum, pair, group or batch, `sum` itself weighs the tokens, Σ_t w_t x_t, and `mean` divides that by Σ_t w_t.
 
     values: how many values the loss returns, where its data say so, such as flags of datums that have none; else None.
 
@@ -31,6 +32,7 @@ class Seqs:
         weights: Tensor | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        groups: DatumGroups | None = None,
     ) -> None:
         place = device if device is not None or isinstance(lengths, Tensor) else "cpu"
         on_host = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
@@ -41,7 +43,14 @@ class Seqs:
         self.index = torch.repeat_interleave(numbers, self.lengths, output_size=int(np.sum(self._sizes)))
         self.dtype = dtype
         self.values: int | None = None
-        self._weights = weights
+        self._weights, self._groups = weights, groups
+
+    @property
+    def groups(self) -> DatumGroups:
+        """Which datums belong together by the key `group`. Raises LossContractError in a loss that does not couple groups."""
+        if self._groups is None:
+            raise LossContractError('seqs.groups is for losses that are registered with per="group" or couples="group"')
+        return self._groups.placed(self._groups.cells, self.dtype)
 
     @property
     def count(self) -> int:
@@ -55,7 +64,7 @@ class Seqs:
         return values.new_zeros((self.count, *values.shape[1:])).index_add(0, index, values)
 
     def sum(self, values: Tensor) -> Tensor:
-        """[T] to [N]: sums over each datum's tokens (weighted in losses per datum, pair or batch)."""
+        """[T] to [N]: sums over each datum's tokens (weighted in losses per datum, pair, group or batch)."""
         if self._weights is None:
             return self.plain_sum(values)
         values = self._summable(values)
@@ -103,15 +112,17 @@ class Seqs:
         if like.device == self.lengths.device and like.dtype == self.dtype:
             return self
         weights = None if self._weights is None else self._weights.to(like.device)
-        moved = self.placed(self.lengths.to(like.device), self.index.to(like.device), weights)
+        groups = None if self._groups is None else self._groups.cells.to(like.device)
+        moved = self.placed(self.lengths.to(like.device), self.index.to(like.device), weights, groups)
         moved.dtype = like.dtype
         return moved
 
-    def placed(self, lengths: Tensor, index: Tensor, weights: Tensor | None) -> Seqs:
-        """The same with its tensors elsewhere."""
+    def placed(self, lengths: Tensor, index: Tensor, weights: Tensor | None, groups: Tensor | None = None) -> Seqs:
+        """The same with its tensors elsewhere. groups: the cells of its groups."""
         other = copy.copy(self)
         other.lengths, other.index = lengths, index
         other._weights = None if self._weights is None else weights
+        other._groups = None if self._groups is None or groups is None else self._groups.placed(groups)
         return other
 
     def _summable(self, values: Tensor) -> Tensor:

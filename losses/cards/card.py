@@ -25,7 +25,7 @@ from .standard_inputs import STANDARD_INPUTS
 from .watched import watched
 
 #: Shapes by what a value is about, for tensors that the docstring does not describe.
-_SHAPES = {"token": "[T]", "datum": "[N]", "pair": "[N/2]", "batch": "[]", "embeddings": "[N, D]"}
+_SHAPES = {"token": "[T]", "datum": "[N]", "pair": "[N/2]", "group": "[G]", "batch": "[]", "embeddings": "[N, D]"}
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,9 @@ def _columns(loss: Loss | Mixture, evaluated: _Evaluated) -> dict[tuple[tuple[st
             if weights is not None and not float(weights.to_numpy()[t]):
                 continue
             first = not any(dict(key)["datum"] == str(i) for key in columns)
-            starts = {"token": True, "datum": first, "pair": first and i % 2 == 0}.get(per, not columns)
+            starts = {"token": True, "datum": first, "pair": first and i % 2 == 0, "group": first and i == 0}.get(
+                per, not columns
+            )
             reads = {name: _shown(evaluated.outputs[name][i].detach(), t, name) for name in loss.outputs}
             for name, value in datum.loss_fn_inputs.items():
                 if name not in ("target_tokens", "weights"):

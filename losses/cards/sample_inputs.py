@@ -107,7 +107,7 @@ def sizes(loss: Loss) -> Iterator[int]:
     if loss.spec.couples == "batch":
         yield from (n for n in SIZES if loss.spec.per != "pair" or n % 2 == 0)
     else:
-        yield 2 if loss.spec.per == "pair" else 1
+        yield 2 if loss.spec.per == "pair" or loss.spec.couples == "group" else 1
 
 
 def first_that_works(loss: Loss, attempt: Callable[[int], Any]) -> Any:

@@ -64,7 +64,7 @@ class LossLike(OnTensors):
     @property
     @abstractmethod
     def couples(self) -> str:
-        """What must be seen together: "token", "datum", "pair" or "batch"."""
+        """What must be seen together: "token", "datum", "pair", "group" or "batch"."""
 
     @abstractmethod
     def copied(self) -> LossLike:
@@ -118,7 +118,7 @@ class LossLike(OnTensors):
         return self._bound(as_datums(data)).terms(outputs)
 
     def values(self, data: Sequence[Datum], outputs: Any) -> Tensor:
-        """What the function itself returns: one loss per token, datum or pair, neither weighed nor reduced."""
+        """What the function itself returns: one loss per token, datum, pair or group, neither weighed nor reduced."""
         return self._bound(as_datums(data)).values(outputs)
 
     @explained

@@ -25,7 +25,7 @@ from .inputs import VectorPerDatum as VectorPerDatum
 from .settings import LossConfig, config_maker
 from .vocabulary import STUDENT, TEACHER, TEACHER_KEYS, VOCABULARY_OUTPUTS, Vocabularies
 
-Per = Literal["token", "datum", "pair", "batch"]
+Per = Literal["token", "datum", "pair", "group", "batch"]
 
 #: Positional parameters that the model fills.
 OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values", *VOCABULARY_OUTPUTS)
@@ -33,6 +33,8 @@ OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs
 HANDED_NAMES = (*OUTPUT_NAMES, "projection")
 #: Positional parameters that lossbook fills.
 HELPER_NAMES = ("seqs", "weights")
+#: How a loss is reduced unless it says otherwise.
+DEFAULT_REDUCTIONS = {"token": "sum", "datum": "mean", "pair": "pair-mean", "group": "group-mean", "batch": "sum"}
 #: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
 BATCH_STYLE_NAMES = ("data", "datums", "batch")
 
@@ -167,10 +169,9 @@ def make_spec(
         raise LossContractError(
             f"{name}: {function.__name__} is a class; give an instance of it, {function.__name__}(...)"
         )
-    reduction = reduction or {"token": "sum", "datum": "mean", "pair": "pair-mean", "batch": "sum"}.get(per, "")
-    _check_levels(name, per, couples, reduction)
+    _check_levels(name, per, couples, reduction := reduction or DEFAULT_REDUCTIONS.get(per, ""))
     hints = _hints(function, name)
-    batch_style = per == "batch" and is_batch_style(function)
+    batch_style, level = per == "batch" and is_batch_style(function), coarsest(couples or per, per)
     if output not in HANDED_NAMES:
         raise LossContractError(f"{name}: output={output!r} is none of {', '.join(HANDED_NAMES)}")
     parameters = tuple(p.name for p in _positional(function))
@@ -180,12 +181,12 @@ def make_spec(
         name=name,
         function=function,
         per=per,
-        couples=coarsest(couples or per, per),
+        couples=level,
         reduction=reduction,
         source=source,
         parameters=parameters,
         outputs=outputs,
-        inputs=() if batch_style else _inputs(function, hints),
+        inputs=() if batch_style else _inputs(function, hints, level),
         make_config=config_maker(function, name, hints, reduction, REDUCTIONS[per]),
         is_batch_style=batch_style,
         **declared,
@@ -251,13 +252,17 @@ def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
 
 
-def _inputs(function: Callable[..., Any], hints: Mapping[str, Any]) -> tuple[Input, ...]:
+def _inputs(function: Callable[..., Any], hints: Mapping[str, Any], couples: str) -> tuple[Input, ...]:
+    """Its inputs; a loss that couples groups reads their key without naming it, since `seqs.groups` holds what it says."""
     inputs: list[Input] = []
     for parameter in _positional(function):
         if parameter.name in OUTPUT_NAMES + HELPER_NAMES:
             continue
         required = parameter.default is inspect.Parameter.empty
         inputs.append(input_of(parameter.name, hints.get(parameter.name), required=required))
+    if couples == "group":
+        inputs = [one for one in inputs if one.name != GROUP_KEY]
+        inputs.append(Input(GROUP_KEY, True, "datum", is_id=True))
     return tuple(inputs)
 
 

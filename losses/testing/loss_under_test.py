@@ -13,6 +13,7 @@ from torch import Tensor
 from ...datums.errors import LossbookError, LossCheckError
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, ModelInput, TensorData
+from ..batch.groups import group_ids, joined
 from ..batch.outputs import Outputs
 from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
@@ -66,7 +67,7 @@ class LossUnderTest:
 
     @property
     def couples(self) -> str:
-        """What it must see together: "token", "datum", "pair" or "batch"."""
+        """What it must see together: "token", "datum", "pair", "group" or "batch"."""
         return self.wrapped.couples
 
     @property
@@ -209,6 +210,8 @@ class LossUnderTest:
         """Indices of the datums that must stay together, in order."""
         if self.couples == "batch":
             return [list(range(len(data)))]
+        if self.couples == "group":
+            return joined(len(data), group_ids(data), pairs=self.has_pairs)
         step = 2 if self.has_pairs else 1
         return [list(range(i, i + step)) for i in range(0, len(data), step)]
 

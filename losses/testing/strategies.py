@@ -19,13 +19,16 @@ from torch import Tensor
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, TensorData
 from ..registry import get_loss
-from ..spec.spec import Input
+from ..spec.spec import GROUP_KEY, Input
+from .draws.meanings import Meaning, either_sign, flags, ids, log_probabilities, meaning_of, of_one, some_absent
 from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, LossUnderTest, OutputLists, datum_of, has_columns, rows
 
 #: The weights that a byte stands for; examples shrink to the first.
 MASKS = np.array([1, 1, 0, 1, 1, 0, 1, 1], dtype=np.float32)
 POSITIVE_WEIGHTS = np.array([1, 0.5, 0, 1, 2, 0, 0.25, 1.5], dtype=np.float32)
 REAL_WEIGHTS = np.array([1, -0.5, 0, -1, 2, 0, 0.25, -3], dtype=np.float32)
+#: Sizes of groups, for losses that couple them.
+GROUP_SIZES = (2, 1, 3, 2)
 #: Numbers of candidates per position, for losses over candidates.
 WIDTHS = (3, 1, 2, 5)
 
@@ -43,9 +46,9 @@ def datums(
 ) -> st.SearchStrategy[list[Datum]]:
     """Datums that `loss` accepts, at least one of them with a position of non-zero weight.
 
-    loss: an id, a function, a `Loss` or a `Mixture`. min_groups, max_groups: the number of datums, or of pairs for a loss
-    over pairs (`min_units` and `max_units` are their former names). masked: whether some positions and whole datums have
-    weight 0. inputs: values to draw an input from, such as {"label": (0, 1)}; without it the range follows from the
+    loss: an id, a function, a `Loss` or a `Mixture`. min_groups, max_groups: the number of datums, of pairs for a loss
+    over pairs, or of groups of 1 to 3 datums that lie anywhere among each other, for a loss that couples these (`min_units`
+    and `max_units` are their former names). masked: whether some positions and whole datums have weight 0. inputs: values to draw an input from, such as {"label": (0, 1)}; without it the range follows from the
     input's kind (logprobs at most 0, flags 0 or 1), else it is [-4, 4]. An optional input is in all datums or in none.
     """
     loss_under_test = as_loss_under_test(loss, inputs)
@@ -67,7 +70,7 @@ def logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     responses far off the sampler keep these.
     """
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) if _has_targets(d) else (rows(d),) for d in data]
-    anywhere = _tensors(shapes, _log_probabilities)
+    anywhere = _tensors(shapes, log_probabilities)
     if (carried := _carried_logprobs(data, shapes)) is None:
         return anywhere
     return st.one_of(anywhere, _tensors(shapes, _small).map(lambda moves: _moved_by(carried, moves)))
@@ -76,7 +79,7 @@ def logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 def candidate_logprobs(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     """[N, K] float64 log-probabilities of K different tokens per position, whose probabilities add up to less than 1."""
     shapes = [tuple(d.loss_fn_inputs["target_tokens"].shape) for d in data]
-    return _tensors(shapes, _log_probabilities).map(lambda drawn: [torch.from_numpy(_of_one(t.numpy())) for t in drawn])
+    return _tensors(shapes, log_probabilities).map(lambda drawn: [torch.from_numpy(of_one(t.numpy())) for t in drawn])
 
 
 def preference_pairs(*, max_pairs: int = 3, max_length: int = 4) -> st.SearchStrategy[list[Datum]]:
@@ -103,7 +106,8 @@ def as_loss_under_test(loss: Any, inputs: Mapping[str, Sequence[float]] | None =
 def _datums(
     draw: Any, loss: LossUnderTest, min_groups: int, max_groups: int, max_length: int, masked: bool
 ) -> list[Datum]:
-    count = _draw_count(draw, loss, min_groups, max_groups)
+    members = _draw_groups(draw, loss, min_groups, max_groups) if loss.couples == "group" else None
+    count = _draw_count(draw, loss, min_groups, max_groups) if members is None else len(members)
     lengths = [1 + byte % max_length for byte in draw(_bytes(count))]
     drawn: list[dict[str, np.ndarray]] = [{} for _ in lengths]
     widths = _draw_widths(draw, loss, count)
@@ -114,15 +118,19 @@ def _datums(
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
             if weights is not None:
                 inputs["weights"] = weights
+    for inputs, group in zip(drawn, members or (), strict=False):
+        inputs[GROUP_KEY] = np.array(group)
     for wanted in _wanted(loss):
+        if wanted.name == GROUP_KEY and members is not None:
+            continue
         if wanted.required or draw(st.booleans()):
             wide = widths if has_columns(wanted) else [()] * count
             one = (EMBEDDING_WIDTH,) if wanted.is_vector else ()
             shapes = [(n, *w) if wanted.per == "token" else one for n, w in zip(lengths, wide, strict=True)]
-            kinds = ((wanted.is_flag, _flag), (wanted.is_id, _id), (wanted.is_vector, _vectors))
-            values = _split(draw, shapes, next((own for is_it, own in kinds if is_it), _meaning(wanted.name, loss)))
+            kinds = ((wanted.is_flag, flags), (wanted.is_id, ids), (wanted.is_vector, _vectors))
+            values = _split(draw, shapes, next((own for is_it, own in kinds if is_it), meaning_of(wanted.name, loss)))
             if wanted.name == loss.candidates:
-                values = [_some_absent(_of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
+                values = [some_absent(of_one(v.astype(np.float64)), draw(_bytes(len(v)))) for v in values]
             for inputs, array in zip(drawn, values, strict=True):
                 inputs[wanted.name] = array
     data = [datum_of(n, inputs) for n, inputs in zip(lengths, drawn, strict=True)]
@@ -136,6 +144,14 @@ def _draw_count(draw: Any, loss: LossUnderTest, min_groups: int, max_groups: int
         largest = [n for n in loss.sizes if n >= 2] or list(loss.sizes)
         return draw(st.sampled_from(largest))
     return draw(st.integers(min_groups, max_groups)) * (2 if loss.has_pairs else 1)
+
+
+def _draw_groups(draw: Any, loss: LossUnderTest, min_groups: int, max_groups: int) -> list[int]:
+    """The group of each datum; both datums of a pair are in one."""
+    count = draw(st.integers(min_groups, max_groups))
+    sizes = [GROUP_SIZES[byte % len(GROUP_SIZES)] for byte in draw(_bytes(count))]
+    members = [7 * group - 3 for group, size in enumerate(sizes) for _ in range(size)]
+    return np.repeat(draw(st.permutations(members)), 2 if loss.has_pairs else 1).tolist()
 
 
 def _draw_widths(draw: Any, loss: LossUnderTest, count: int) -> list[tuple[int, ...]]:
@@ -175,58 +191,6 @@ def _draw_weights(
     return [weights.reshape(shape) for weights, shape in zip(flat, shapes, strict=True)]
 
 
-Meaning = Callable[[np.ndarray], np.ndarray]
-
-
-def _meaning(name: str, loss: LossUnderTest | None = None) -> Meaning:
-    """A function from bytes to values that this input may hold; byte 0 is the simplest."""
-    if loss is not None and name in loss.inputs:
-        choices = np.array(loss.inputs[name], dtype=np.float32)
-        return lambda drawn: choices[drawn % len(choices)]
-    kind = key_kind(name)
-    if kind == "logprob":
-        return _log_probabilities
-    if kind == "prob":
-        return lambda drawn: drawn / 256
-    if name == "clip_low_threshold":
-        return lambda drawn: 1 - drawn / 256
-    if name == "clip_high_threshold":
-        return lambda drawn: 1 + drawn / 64
-    if kind == "flag":
-        return _flag
-    return _either_sign
-
-
-def _flag(drawn: np.ndarray) -> np.ndarray:
-    return drawn % 2
-
-
-def _id(drawn: np.ndarray) -> np.ndarray:
-    return drawn % 5
-
-
-def _log_probabilities(drawn: np.ndarray) -> np.ndarray:
-    return -(drawn / 32)
-
-
-def _of_one(logprobs: np.ndarray) -> np.ndarray:
-    """Rows [N, K] as log-probabilities of K tokens of a vocabulary; one more token holds the rest."""
-    rest = np.zeros((len(logprobs), 1))
-    return logprobs - np.logaddexp.reduce(np.concatenate([logprobs, rest], axis=1), axis=1, keepdims=True)
-
-
-def _some_absent(logprobs: np.ndarray, drawn: bytes) -> np.ndarray:
-    """float32; in about a fifth of the rows the last candidate is absent (-inf), but never the only one."""
-    candidates = logprobs.astype(np.float32)
-    if candidates.shape[1] > 1:
-        candidates[np.frombuffer(drawn, dtype=np.uint8) % 5 == 4, -1] = -np.inf
-    return candidates
-
-
-def _either_sign(drawn: np.ndarray) -> np.ndarray:
-    return np.where(drawn % 2 == 1, (drawn + 1) // 2, -(drawn // 2)) / 32
-
-
 def _bytes(count: int) -> st.SearchStrategy[bytes]:
     return st.binary(min_size=count, max_size=count)
 
@@ -250,16 +214,16 @@ def _entropies(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 
 def _vectors(drawn: np.ndarray) -> np.ndarray:
     """Distinct and never zero, so that no two documents tie and every cosine has a gradient. Offsets lie off the grid."""
-    moved = _either_sign(drawn).reshape(-1, EMBEDDING_WIDTH)
+    moved = either_sign(drawn).reshape(-1, EMBEDDING_WIDTH)
     return (moved + [[1 + 1 / 128, i / 512, 0.0] for i in range(len(moved))]).reshape(-1)
 
 
 _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]] = {
     "logprobs": logprobs,
     "entropy": _entropies,
-    "logsumexp": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
+    "logsumexp": lambda data: _tensors([(rows(d),) for d in data], either_sign),
     "mean_logprobs": lambda data: _tensors([(rows(d),) for d in data], lambda drawn: -4 - drawn / 32),
-    "values": lambda data: _tensors([(rows(d),) for d in data], _either_sign),
+    "values": lambda data: _tensors([(rows(d),) for d in data], either_sign),
     "embeddings": lambda data: _tensors([(EMBEDDING_WIDTH,)] * len(data), _vectors),
 }
 
@@ -276,7 +240,7 @@ def _carried_logprobs(data: Sequence[Datum], shapes: Sequence[tuple[int, ...]]) 
 
 
 def _small(drawn: np.ndarray) -> np.ndarray:
-    return _either_sign(drawn) / 32
+    return either_sign(drawn) / 32
 
 
 def _moved_by(values: Sequence[Tensor], moves: Sequence[Tensor]) -> list[Tensor]:

@@ -90,6 +90,10 @@ def trace(
     return TracedLoss(spec.name, function, shapes, graph, source, dropped)
 
 
+#: What a loss of that level looks at.
+TOGETHER = {"pair": "pairs of datums", "group": "groups of datums", "batch": "all datums of a batch together"}
+
+
 def _refuse_untraceable(spec: LossSpec, reduction: str) -> None:
     alone = "and the service calls the function with one datum at a time"
     why = ""
@@ -97,8 +101,8 @@ def _refuse_untraceable(spec: LossSpec, reduction: str) -> None:
         why = f"it is written as fn(data, logprobs_list), {alone}; pass it to forward_backward_custom as it is"
     elif other := [name for name in spec.outputs if name != "logprobs"]:
         why = f"it reads the model's {' and '.join(other)}, and the service hands out logprobs only"
-    elif spec.per in ("pair", "batch") or spec.couples in ("pair", "batch"):
-        what = "pairs of datums" if "pair" in (spec.per, spec.couples) else "all datums of a batch together"
+    elif spec.per in TOGETHER or spec.couples in TOGETHER:
+        what = next(what for level, what in TOGETHER.items() if level in (spec.per, spec.couples))
         why = f"it looks at {what}, {alone}; pass it to forward_backward_custom as it is"
     elif reduction != "sum":
         why = (

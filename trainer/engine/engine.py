@@ -21,6 +21,7 @@ from torch import Tensor
 from ...datums.checks.validation import check_datums
 from ...datums.errors import LossContractError, ModelError
 from ...datums.types import Datum
+from ...losses.batch.groups import units_of
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.loss import LossLike
 from ..device import path_of
@@ -267,6 +268,7 @@ class Engine:
             names,
             None if reads_all else bound.active.numpy(),
             couples=loss.couples,
+            units=None if loss.couples == "batch" else units_of(bound.datums, [part.spec for _, part in loss.parts]),
             pooling=pooling,
             settings=self.settings,
             top_k=top_k,

@@ -20,7 +20,7 @@ from ..head.backward import KnownRows
 from ..head.logprobs import default_head_memory
 from ..model.model import LoadedModel
 from ..packing.hidden import forwards_of, lengths_computed, shares_prefixes
-from ..packing.micro_batches import find_prefix_groups, lengths_read, pair_prefix_groups
+from ..packing.micro_batches import lengths_read, prefix_groups_of
 from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
 from .activation_memory import layers_as_set
@@ -73,21 +73,22 @@ class MicroBatches:
         pooling: Pooling,
         settings: EngineSettings,
         top_k: int = 0,
+        units: Sequence[Sequence[int]] | None = None,
     ) -> MicroBatches:
         """Cut a call's datums, alike on every rank. sequences: all tokens of each. names: the outputs to compute.
 
         active: [positions of all datums] bool, where outputs per token are read; None for everywhere. couples: what the loss
-        must see together. Raises ModelError, ShapeError and DtypeError for routing matrices that the model cannot follow.
+        must see together; units: the datums of each of its groups, where it couples these. Raises ModelError, ShapeError and
+        DtypeError for routing matrices that the model cannot follow.
         """
         routes = checked_routes(model, datums, settings)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        computed = np.ones(lengths.sum(), dtype=bool)
-        if active is not None and any(name in TOKEN_OUTPUTS for name in names):
-            computed = active
+        reads_tokens = any(name in TOKEN_OUTPUTS for name in names)
+        computed = np.ones(lengths.sum(), dtype=bool) if active is None or not reads_tokens else active
         if model.kind == "decoder" and "embeddings" not in names:
             read = lengths_computed(model, lengths, lengths_read(lengths, computed))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
-        groups = find_prefix_groups if couples != "pair" else pair_prefix_groups
+        shares_some = routes is None and shares_prefixes(model, settings.batching)
         sizes = [len(sequence) for sequence in sequences]
         shares = plan_shares(
             sizes,
@@ -95,11 +96,11 @@ class MicroBatches:
             tokens=budget_on(model, settings),
             pairs=couples == "pair",
             padded=settings.batching == "padded",
-            prefix_groups=groups(sequences) if routes is None and shares_prefixes(model, settings.batching) else (),
+            prefix_groups=prefix_groups_of(sequences, couples, units) if shares_some else (),
+            units=units,
         )
         if couples == "batch" and len(shares[0]) > 1:  # the graphs of all micro-batches are held together
-            memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
-            settings = replace(settings, head_memory=memory // len(shares[0]))
+            settings = with_less_head_memory(model, settings, len(shares[0]))
         masks = np.split(computed, np.cumsum(lengths)[:-1])
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
@@ -238,6 +239,12 @@ class MicroBatches:
 def budget_on(model: LoadedModel, settings: EngineSettings) -> int | None:
     """The most tokens of a micro-batch; on several ranks a model that reads one sequence at a time has one in each."""
     return 1 if model.ranks.size > 1 and settings.batching == "single" else settings.tokens_per_micro_batch
+
+
+def with_less_head_memory(model: LoadedModel, settings: EngineSettings, graphs: int) -> EngineSettings:
+    """Settings by which the head keeps as much for so many graphs as it may for one."""
+    memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
+    return replace(settings, head_memory=memory // graphs)
 
 
 def most_forwards(model: LoadedModel, settings: EngineSettings, lengths: Sequence[int], shares: Sequence[Cuts]) -> int:

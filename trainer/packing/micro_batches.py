@@ -35,6 +35,7 @@ def plan_micro_batches(
     pairs: bool,
     padded: bool,
     prefix_groups: Sequence[PrefixGroup] = (),
+    units: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """Datum indices of each micro-batch: similar lengths together, at most `tokens` tokens each (None for no limit).
 
@@ -43,17 +44,20 @@ def plan_micro_batches(
     padded         count the padding to the longest of the micro-batch too
     prefix_groups  datums that share a prefix, which a packed row holds once; each datum is in one group. A group stays
                    together unless it exceeds the budget
+    units          datums that stay together whatever the budget, in place of pairs; a prefix group is one of them then
 
-    Longest first: the largest micro-batch runs first, so if memory suffices for it, it suffices for all. A pair or datum
-    longer than the budget gets a micro-batch of its own. O(n log n) in datums.
+    Longest first: the largest micro-batch runs first, so if memory suffices for it, it suffices for all. A pair, datum
+    or unit longer than the budget gets a micro-batch of its own. O(n log n) in datums.
     """
     budget = math.inf if tokens is None else tokens
     width = 2 if pairs else 1
     groups = [list(range(i, min(i + width, len(lengths)))) for i in range(0, len(lengths), width)]
+    groups = groups if units is None else [list(unit) for unit in units]
     if padded or not prefix_groups:
         costs = [sum(lengths[i] for i in group) for group in groups]
     else:
-        groups = [part for group in prefix_groups for part in _within_budget(group, lengths, budget, width)]
+        if units is None:
+            groups = [part for group in prefix_groups for part in _within_budget(group, lengths, budget, width)]
         prefixes = {i: group.prefix for group in prefix_groups for i in group.members}
         costs = [PrefixGroup(tuple(group), prefixes[group[0]]).tokens(lengths) for group in groups]
     longest = [max((lengths[i] for i in group), default=0) for group in groups]
@@ -104,6 +108,24 @@ def pair_prefix_groups(sequences: Sequence[np.ndarray]) -> list[PrefixGroup]:
         common = _common(sequences[i], sequences[i + 1])
         groups.append(PrefixGroup((i, i + 1), common if common >= SHORTEST_PREFIX else 0))
     return groups
+
+
+def unit_prefix_groups(sequences: Sequence[np.ndarray], units: Sequence[Sequence[int]]) -> list[PrefixGroup]:
+    """Each unit of datums with the prefix that all of them share; 0 where it is too short to be worth sharing."""
+    groups = []
+    for unit in units:
+        common = min((_common(sequences[unit[0]], sequences[i]) for i in unit[1:]), default=0)
+        groups.append(PrefixGroup(tuple(unit), common if common >= SHORTEST_PREFIX else 0))
+    return groups
+
+
+def prefix_groups_of(
+    sequences: Sequence[np.ndarray], couples: str, units: Sequence[Sequence[int]] | None
+) -> list[PrefixGroup]:
+    """The groups of a loss that couples pairs, or the datums of each unit; else those with which most tokens are saved."""
+    if units is not None:
+        return unit_prefix_groups(sequences, units)
+    return pair_prefix_groups(sequences) if couples == "pair" else find_prefix_groups(sequences)
 
 
 def _common(left: np.ndarray, right: np.ndarray) -> int:

@@ -23,6 +23,7 @@ def plan_shares(
     pairs: bool,
     padded: bool,
     prefix_groups: Sequence[PrefixGroup] = (),
+    units: Sequence[Sequence[int]] | None = None,
 ) -> list[Cuts]:
     """For each rank, the datum indices of its micro-batches; [] where it has nothing to do in that round.
 
@@ -30,7 +31,7 @@ def plan_shares(
     can be, so that ranks have about as many tokens as each other. A rank's k-th micro-batch runs beside every other rank's.
     For one rank this is `plan_micro_batches`, which has the other arguments; that runs once for each halving of the budget.
     """
-    plan = partial(plan_micro_batches, lengths, pairs=pairs, padded=padded, prefix_groups=prefix_groups)
+    plan = partial(plan_micro_batches, lengths, pairs=pairs, padded=padded, prefix_groups=prefix_groups, units=units)
     cuts = plan(tokens=tokens)
     if ranks == 1:
         return [cuts]

@@ -72,7 +72,8 @@ def _check_present(part: Part, tensors: Mapping[str, Tensor], given: Collection[
     spec, settings = part.spec, part.spec.required_if
     required = {one.name: one.required for one in spec.inputs} | dict.fromkeys(spec.outputs, True)
     if counts_only:  # groups may count their values by what rows carry
-        of_rows = () if spec.groups is None else [one for one in spec.inputs if one.per == "datum"]
+        counted = spec.groups is not None or spec.per == "group"
+        of_rows = [one for one in spec.inputs if one.per == "datum"] if counted else ()
         required = {one.name: one.required for one in of_rows}
     for name, always in required.items():
         if name in given or not (always or part.settings.get(settings.get(name, ""))):

@@ -16,7 +16,8 @@ from ....datums.inputs import key_kind
 from ....datums.types import Datum, ModelInput, TensorData
 from ...batch.seqs import Seqs
 from ...loss.loss import Loss
-from ...spec.spec import Input
+from ...spec.spec import GROUP_KEY, Input
+from ..by_hand import SeqsByHand
 from ..checks import Check, batches, ordinary
 from ..evaluation import Evaluation, evaluate, same, select, shown
 from ..loss_under_test import LossUnderTest, OutputLists, has_columns, rows
@@ -109,7 +110,8 @@ def many(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> No
         first, own = select(data, outputs, loss.groups(data)[0])
         times = MANY // len(first) + 1
         expected, what = evaluate(loss, first, own).total * times + whole, "with hundreds more before it"
-        other = evaluate(loss, [*first * times, *data], {n: [*own[n] * times, *ts] for n, ts in outputs.items()})
+        more = [_of_another_group(datum, i) for i in range(times) for datum in first]
+        other = evaluate(loss, [*more, *data], {n: [*own[n] * times, *ts] for n, ts in outputs.items()})
     tolerance = max(1e-8, whole.numel() * other.tolerance)
     if not torch.allclose(expected, other.total, rtol=tolerance, atol=tolerance * max(1.0, float(whole.abs().max()))):
         raise LossCheckError(f"the total of this data {what} is {shown(other.total)}, not {shown(expected)}")
@@ -133,35 +135,12 @@ def seqs_by_hand(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputList
     )
 
 
-class SeqsByHand(Seqs):
-    """What `Seqs` says it gives, by the plainest code there is."""
-
-    @classmethod
-    def of(cls, seqs: Seqs) -> SeqsByHand:
-        """The same datums."""
-        return cls(seqs.lengths, weights=seqs._weights)
-
-    def plain_sum(self, values: Tensor) -> Tensor:
-        """[T] to [N]: unweighted sums over each datum's tokens."""
-        numbers = values if values.dtype == torch.float32 else values.double()
-        parts = numbers.split(self.lengths.tolist())
-        return torch.stack([part.sum(0) for part in parts]) if parts and self.count else numbers[:0]
-
-    def sum(self, values: Tensor) -> Tensor:
-        """[T] to [N]: sums over each datum's tokens (weighted in losses per datum, pair or batch)."""
-        if self._weights is None:
-            return self.plain_sum(values)
-        numbers = values if values.dtype == torch.float32 else values.double()
-        weights = self._weights.to(numbers)
-        return self.plain_sum(numbers * weights.reshape(*weights.shape, *[1] * (numbers.ndim - weights.ndim)))
-
-    def mean(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[T] to [N]: means over each datum's tokens, or over those where `mask` is true (0 where there are none)."""
-        numbers = values if values.dtype == torch.float32 else values.double()
-        chosen = torch.ones_like(numbers) if mask is None else mask.to(numbers)
-        total = self.sum(chosen)
-        kept = numbers if mask is None else torch.where(mask.bool(), numbers, 0.0)
-        return self.sum(kept) / torch.where(total == 0, 1.0, total)
+def _of_another_group(datum: Datum, copy: int) -> Datum:
+    """The datum; where it has a `group`, in one that no other copy is in."""
+    if GROUP_KEY not in datum.loss_fn_inputs:
+        return datum
+    moved = datum.loss_fn_inputs[GROUP_KEY].to_numpy() + 1000 * (copy + 1)
+    return Datum(datum.model_input, {**datum.loss_fn_inputs, GROUP_KEY: TensorData(moved)})
 
 
 def _numbers(loss: LossUnderTest) -> list[Input]:

@@ -1,0 +1,1 @@
+"""What the kit's strategies draw."""
