@@ -87,6 +87,31 @@ CASES: list[Parity] = [
         tolerance=1e-6,
         kind={"empty": False, "per_response": True},
     ),
+    case("dppo", "dppo_tv", "the defaults of verl, which truncates r at 3", ratio_cap=3.0),
+    case(
+        "dppo",
+        "dppo_kl",
+        "a smaller bound than verl's 0.2",
+        {"clip_ratio_low": 0.02, "clip_ratio_high": 0.05, "clip_ratio_c": 1.5},
+        divergence="binary_kl",
+        delta_low=0.02,
+        delta_high=0.05,
+        ratio_cap=1.5,
+    ),
+    *(
+        case(
+            "topr",
+            "bypass_mode",
+            "the same bounds for both signs",
+            {"loss_type": "reinforce", "rollout_is": level},
+            level=level,
+            positive_low=0.0,
+            positive_high=2.0,
+            negative_high=2.0,
+            reduction="token-mean",
+        )
+        for level in ("token", "sequence")
+    ),
     case("dro", "dro", "beta has to be set in verl", {"dro_beta": 0.05}, beta=0.05, reduction="token-mean"),
     case(
         "clip_cov",

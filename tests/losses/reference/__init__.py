@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import distillation, embedding, policy, preference, supervised, value
+from . import distillation, embedding, off_policy, policy, preference, supervised, value
 from .rows import Reference, evaluated
 
 FAMILIES = (
     distillation,
     embedding,
+    off_policy,
     policy,
     preference,
     supervised,
