@@ -20,7 +20,7 @@ class LengthMismatchError(LossbookError, ValueError):
 
 
 class AlignmentError(LossbookError, ValueError):
-    """`target_tokens` are not the input tokens shifted by one."""
+    """`target_tokens` are not the input tokens shifted by one, or two tokenizations are of different texts."""
 
 
 class DtypeError(LossbookError, TypeError):

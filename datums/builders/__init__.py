@@ -1,1 +1,1 @@
-"""Builders of datums from tokens, pairs, trajectories and top-K targets. Only builders shift tokens by one."""
+"""Builders of datums from tokens, pairs, trajectories, top-K targets and two tokenizations. Only builders shift tokens by one."""

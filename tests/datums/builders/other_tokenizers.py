@@ -1,0 +1,54 @@
+"""Small tokenizers of several kinds, trained on a few words: byte-level BPE, SentencePiece's kind, and the tiny models' bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from lossbook.trainer.model.tiny import build_tiny_tokenizer
+
+WORDS = ["the cat sat on the hat", "that is what the cats said", "naïve cats and hats", "a cat's hat"]
+
+
+def byte_level() -> Any:
+    """BPE over bytes, as GPT-2's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=letters))
+    return _fast(backend)
+
+
+def sentence_piece() -> Any:
+    """BPE over characters with a mark for spaces, and bytes for what it lacks, as Llama 2's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trained.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=60))
+    model = json.loads(trained.to_str())["model"]
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    merges = [tuple(pair) for pair in model["merges"]]
+    backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    backend.pre_tokenizer = trained.pre_tokenizer
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    return _fast(backend)
+
+
+def _fast(backend: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {
+    "bytes": build_tiny_tokenizer,
+    "byte-level": byte_level,
+    "sentence-piece": sentence_piece,
+}
