@@ -105,7 +105,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     templates = [*(ROOT / "cookbook" / "pages").glob("*.html"), *(ROOT / "cookbook" / "scaffold").glob("*.py.txt")]
     texts = {f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in templates}
-    others = {"lossbook/py.typed", "lossbook/losses/variants/presets.toml"}
+    presets = (ROOT / "losses" / "variants" / "systems").glob("*.toml")
+    others = {"lossbook/py.typed", *(f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in presets)}
     assert names == modules_of_the_tree() | others | texts
 
 

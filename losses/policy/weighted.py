@@ -32,7 +32,7 @@ _LAWS = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
         "Fireworks 1.2.30": "the cookbook's bounds are [0.8, 1.28]",
         "TRL 1.16.0": "no lower bound; epsilon_high is the upper bound itself, 0.2 unless set; token-mean",
         "verl 0.9.1": "bounds [0.8, 1.2], token-mean",
-        "SkyRL 0.3.0": "bounds [0, 5], in its JAX backend [0.8, 1.2]",
+        "SkyRL 0.3.0": "bounds [1, 6] unless set: its 0 and 5 are distances from 1; token-mean",
     },
     laws=_LAWS,
 )
@@ -135,7 +135,7 @@ def dro(
         "verl 0.9.1": "`dppo_tv` and `dppo_kl` always truncate r: ratio_cap is 3 there (`clip_ratio_c`), and both deltas are 0.2",
         "prime-rl 559b447": "adds 0.001 (log r)² over all tokens, and does not cap the log-ratio",
         "SkyRL 0.3.0": "adds up tokens whose advantages were scaled before; delta is 0.05 with the binary KL",
-        "Fireworks 1.2.30": "its formula is not public",
+        "Fireworks 1.2.30": "the cookbook adds up tokens; its deltas are 0.15, with the binary KL 0.05",
     },
     laws={
         **_LAWS,

@@ -1,7 +1,7 @@
 """Presets: another system's loss by that system's name, such as "trl:grpo" or "tinker:ppo".
 
-They are data, in presets.toml: one of our losses, the settings that make it theirs, the release that they were read from, and
-what of theirs it leaves out. Your own settings go on top: `get_loss("trl:grpo", clip_high=1.28)`.
+They are data, a file for each system in systems/: one of our losses, the settings that make it theirs, the release that they
+were read from, and what of theirs it leaves out. Your own settings go on top: `get_loss("trl:grpo", clip_high=1.28)`.
 """
 
 from __future__ import annotations
@@ -41,21 +41,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Preset:
-    """One entry of presets.toml. `print` it, or read the fields.
+    """One entry of a file in systems/. `print` it, or read the fields.
 
-    read_from: the release the numbers are from. note: what of that system's loss it leaves out, or does otherwise.
-    plus: losses that are added. correction: the rollout correction that the system multiplies by where its rollouts come
+    package, version: the release that the numbers are from; a commit, or the month, of what has no releases. read_from: both,
+    and where in it. note: what of that system's loss it leaves out, or does otherwise. plus: losses that are added. correction: the rollout correction that the system multiplies by where its rollouts come
     from an inference engine; `get_loss("trl:grpo+correction")` has it.
     """
 
     name: str
     loss: str
-    read_from: str
+    package: str
+    version: str
     note: str
+    where: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     plus: tuple[Part, ...] = ()
     correction: str = ""
     correction_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def read_from(self) -> str:
+        return f"{self.package} {self.version}{', ' if self.where else ''}{self.where}"
 
     def __repr__(self) -> str:
         return one_line(f"<Preset {self.name}: {self.loss} with {_shown(self.settings)}>")
@@ -120,11 +126,14 @@ def _named(name: str, config: Mapping[str, Any]) -> Loss | Mixture | None:
 
 @functools.cache
 def _presets() -> dict[str, Preset]:
-    tables = tomllib.loads(files(__name__.rpartition(".")[0]).joinpath("presets.toml").read_text(encoding="utf-8"))
     presets: dict[str, Preset] = {}
-    for name, table in tables.items():
-        plus = tuple(Part(**part) for part in table.pop("plus", ()))
-        presets[name] = Preset(name=name, plus=plus, **table)
+    for file in files(__name__.rpartition(".")[0]).joinpath("systems").iterdir():
+        system, _, _ = file.name.rpartition(".toml")
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        release = {key: tables.pop(key) for key in ("package", "version") if key in tables}
+        for name, table in tables.items():
+            plus = tuple(Part(**part) for part in table.pop("plus", ()))
+            presets[f"{system}:{name}"] = Preset(name=f"{system}:{name}", plus=plus, **{**release, **table})
     return presets
 
 

@@ -28,8 +28,12 @@ NUMBERS = [
     ("verl:vanilla", {"clip_low": 0.8, "clip_high": 1.2, "dual_clip": 3.0}, "token-mean"),
     ("verl:geo_mean", {"log_clip_low": 0.2, "log_clip_high": 0.2}, "mean"),
     ("verl:kl_cov", {"share": 0.0002, "kl_coefficient": 0.1}, "token-mean"),
-    ("skyrl:kl_cov", {"share": 0.2, "kl_coefficient": 1.0}, "token-mean"),
-    ("skyrl:cispo", {"clip_low": 0.0, "clip_high": 5.0}, "token-mean"),
+    ("skyrl:kl_cov", {"share": 0.2, "kl_coefficient": 1.0}, "sum"),
+    ("skyrl:cispo", {"clip_low": 1.0, "clip_high": 6.0}, "token-mean"),
+    ("skyrl:ppo_critic", {"clip": 0.2}, "seq-mean-token-mean"),
+    ("verl:gspo", {"clip_low": 0.8, "clip_high": 1.2}, "token-mean"),
+    ("verl:dppo_tv", {"delta_low": 0.2, "delta_high": 0.2, "ratio_cap": 3.0}, "token-mean"),
+    ("fireworks-cookbook:gspo", {"clip_low": 1 - 3e-4, "clip_high": 1 + 4e-4}, "seq-mean-token-mean"),
     ("together:dppo", {"delta_low": 0.15, "delta_high": 0.15}, "token-mean"),
 ]
 
@@ -41,7 +45,9 @@ def test_a_preset_makes_a_loss_of_ours_and_says_where_it_is_from(name: str) -> N
     assert [part.name for _, part in parts] == [preset.loss, *(part.loss for part in preset.plus)]
     assert set(part.name for _, part in parts) <= set(list_losses())
     assert parts[0][1].reduction == preset.settings["reduction"]
-    assert len(preset.read_from) > 5
+    assert preset.package
+    assert preset.version[0].isalnum()
+    assert preset.read_from == f"{preset.package} {preset.version}, {preset.where}"
     assert len(preset.note) > 5
     assert str(preset).startswith(f"{name}: {preset.loss} with ")
     if preset.correction:
@@ -134,16 +140,16 @@ def test_a_function_of_a_module_is_still_found_by_its_path() -> None:
 def test_a_preset_says_what_it_is_made_of() -> None:
     assert str(describe_preset("tinker:ppo")).splitlines()[:2] == [
         "tinker:ppo: ppo with clip_low=0.8, clip_high=1.2, reduction='sum'",
-        "read from: Tinker SDK 0.38.0 and its documentation",
+        "read from: tinker 0.38.0, its types and its documentation",
     ]
     assert str(describe_preset("trl:grpo")).splitlines()[1] == "+correction: sequence_mask with cap=3.0"
     assert str(describe_preset("prime:default")).splitlines()[1] == (
         "plus 0.002 * sampler_kl with estimator='k2', reduction='token-mean'"
     )
-    bare = Preset("own:ppo", "ppo", "release 1", "nothing", correction="token_mask")
+    bare = Preset("own:ppo", "ppo", "own", "1.0", "nothing", correction="token_mask")
     assert str(bare).splitlines() == [
         "own:ppo: ppo with its defaults",
         "+correction: token_mask with its defaults",
-        "read from: release 1",
+        "read from: own 1.0",
         "not the same: nothing",
     ]
