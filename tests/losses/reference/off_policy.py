@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .complex_step import minimum, stop, where
-from .policy import ratio, surrogate
+from .policy import ratio, surrogate, weighted_mean
 from .rows import MAX_LOG_RATIO, Row
 
 Array = np.ndarray
@@ -96,7 +96,32 @@ def fipo(
     return losses
 
 
-REFERENCES: dict[str, Callable[..., Any]] = {"fipo": fipo, "m2po": m2po, "prime_ipo": prime_ipo, "topr": topr}
+def real(rows: Sequence[Row], temperature: float) -> list[Any]:
+    """log(1 + Σ_wrong exp(s/τ)) + log(1 + Σ_right exp(-s/τ)) a group, s the mean of p - q; 0 where one kind is missing."""
+    groups: dict[float, tuple[list[Any], list[Any]]] = {}
+    for row in rows:
+        right, wrong = groups.setdefault(float(row["group"]), ([], []))
+        s = weighted_mean(row, row["logprobs"] - row["sampling_logprobs"]) / temperature
+        (right if weighted_mean(row, row["advantages"]) > 0 else wrong).append(s)
+    return [
+        log1p_sum_exp(wrong) + log1p_sum_exp([-s for s in right]) if right and wrong else 0.0
+        for right, wrong in groups.values()
+    ]
+
+
+def log1p_sum_exp(values: list[Any]) -> Any:
+    """log(1 + Σ exp(x)) without overflow."""
+    highest = max(0.0, *(np.real(x) for x in values))
+    return highest + np.log(np.exp(-highest) + sum(np.exp(x - highest) for x in values))
+
+
+REFERENCES: dict[str, Callable[..., Any]] = {
+    "fipo": fipo,
+    "m2po": m2po,
+    "prime_ipo": prime_ipo,
+    "real": real,
+    "topr": topr,
+}
 #: Settings, beside the defaults, under which each loss is compared.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fipo": [
@@ -119,6 +144,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "m2po": [{"threshold": 0.5}, {"threshold": 0.5, "only_pushed": True}, {"only_pushed": True}],
     "prime_ipo": [{"delta": 0.05, "kl_coefficient": 0.5}],
+    "real": [{"temperature": 0.1}, {"temperature": 4.0}],
     "topr": [
         {"level": "token"},
         {"positive_low": 0.5, "positive_high": 1.5, "negative_low": 0.25, "negative_high": 2.0},
