@@ -13,7 +13,7 @@ from ..datums.errors import LossConfigError, LossContractError, MissingInput
 from ..losses.ids import LossId, MixtureId, PresetId
 from ..losses.loss.loss import Loss, LossLike
 from ..losses.registry import get_loss
-from ..losses.variants.rollout_correction import CORRECTED_ALREADY
+from ..losses.variants.rollout import CORRECTED_ALREADY
 
 #: What `get_loss` takes: an id, a loss with its settings, or a function of one's own.
 AnyLoss = LossId | PresetId | MixtureId | str | LossLike | Callable[..., Any]

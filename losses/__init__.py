@@ -23,9 +23,13 @@ from .trace.trace import TracedLoss
 from .variants.off_policy_mask import off_policy_mask
 from .variants.presets import UNPUBLISHED, Preset, describe_preset, list_presets
 from .variants.rollout_correction import rollout_correction
+from .variants.rollout_rejection import rollout_rejection
+from .variants.suffixes import SUFFIXES
+from .variants.top_entropy import top_entropy
 
 __all__ = [
     "REDUCTIONS",
+    "SUFFIXES",
     "UNPUBLISHED",
     "Axes",
     "Comparison",
@@ -72,9 +76,11 @@ __all__ = [
     "returns",
     "reverse_kl",
     "rollout_correction",
+    "rollout_rejection",
     "safe_ratio",
     "stats",
     "supervised",
+    "top_entropy",
     "trace_report",
     "unregister_loss",
     "value",

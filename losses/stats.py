@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-Kind = Literal["mean", "sum", "min", "max"]
+Kind = Literal["mean", "sum", "min", "max", "effective"]
 
 #: While a loss over [T, K] targets runs: which of these slots hold an active target.
 _active: ContextVar[Tensor | None] = ContextVar("active", default=None)
@@ -36,7 +36,8 @@ def counting(slots: Tensor | None) -> Iterator[None]:
 class Stat:
     """A number that merges with the same number of another part of the data.
 
-    total: 0-d; the sum of the values (`mean`, `sum`) or their extreme (`min`, `max`). count: 0-d, how many values.
+    total: 0-d; the sum of the values (`mean`, `sum`) or their extreme (`min`, `max`); [2], the sum of the values and that of
+    their squares (`effective`). count: 0-d, how many values.
     is_known: shapes alone say how many, so `count` is on the CPU wherever `total` is.
     """
 
@@ -45,11 +46,16 @@ class Stat:
     count: Tensor
     is_known: bool = field(default=False, repr=False, compare=False)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stat):
+            return NotImplemented
+        return self.kind == other.kind and torch.equal(self.total, other.total) and torch.equal(self.count, other.count)
+
     def merge(self, other: Stat) -> Stat:
         """The number over both parts. Raises ValueError when the kinds differ."""
         if self.kind != other.kind:
             raise ValueError(f"cannot merge a {self.kind} with a {other.kind}")
-        combine = {"mean": torch.add, "sum": torch.add, "min": torch.minimum, "max": torch.maximum}[self.kind]
+        combine = {"min": torch.minimum, "max": torch.maximum}.get(self.kind, torch.add)
         return Stat(self.kind, combine(self.total, other.total), self.count + other.count)
 
     def value(self) -> float:
@@ -58,6 +64,9 @@ class Stat:
             return float(self.total)
         if float(self.count) == 0:
             return float("nan")
+        if self.kind == "effective":
+            plain, squared = self.total.tolist()
+            return plain * plain / (float(self.count) * squared) if squared else 0.0
         return float(self.total / self.count) if self.kind == "mean" else float(self.total)
 
 
@@ -80,6 +89,17 @@ def mean(values: Tensor, where: Tensor | None = None) -> Stat:
 def sum(values: Tensor) -> Stat:
     """The sum over all elements; booleans count as 0 and 1."""
     return _added_up("sum", values)
+
+
+def effective(weights: Tensor) -> Stat:
+    """The effective sample size of weights as a share of their number: (Σ w)² / (n Σ w²); 1 where all are equal, 0 where all
+    are 0. Kish 1965, Survey Sampling.
+    """
+    if isinstance(weights, Proxy):
+        return Stat("effective", weights, weights)
+    counted, count, is_known = _counted(weights, 0)
+    counted = counted.to(torch.float64)
+    return Stat("effective", torch.stack([counted.sum(), counted.square().sum()]), count, is_known)
 
 
 def min(values: Tensor) -> Stat:

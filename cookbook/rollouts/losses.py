@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ...datums.errors import LossConfigError, LossContractError, MissingInput, did_you_mean
+from ...datums.errors import LossConfigError, LossContractError, MissingInput
 from ...datums.types import Datum, TensorData
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
-from ...losses.variants.rollout_correction import LEVELS, RULES
+from ...losses.variants.suffixes import ROLLOUT_SUFFIXES, unknown_suffix
 from ..run.configs import mean_over_tokens
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: The inputs that rollouts have for a loss.
 INPUTS = ("target_tokens", "weights", "sampling_logprobs", "advantages", "ref_logprobs", "rollout_logprobs")
-CORRECTIONS = tuple(f"{level}_{rule}{end}" for level in LEVELS for rule in RULES for end in ("", "_normalized"))
 
 
 class PolicySettings(Protocol):
@@ -46,12 +45,9 @@ def policy_loss(config: PolicySettings) -> Loss | Mixture:
     """
     name = config.loss
     if config.rollout_correction is not None:
-        if config.rollout_correction not in CORRECTIONS:
-            hint = did_you_mean(config.rollout_correction, CORRECTIONS)
-            raise LossConfigError(
-                f"no rollout correction is called {config.rollout_correction!r}.{hint} There are, as level_rule: "
-                f"{', '.join(CORRECTIONS[::2])}; each also with _normalized"
-            )
+        for suffix in config.rollout_correction.split("+"):
+            if suffix not in ROLLOUT_SUFFIXES:
+                raise LossConfigError(f"rollout_correction={config.rollout_correction!r}: {unknown_suffix(suffix)}")
         name = f"{name}+{config.rollout_correction}"
     loss = _with_kl(mean_over_tokens(name, config.loss_config), config.kl_coefficient)
     for _, part in loss.parts:

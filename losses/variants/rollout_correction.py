@@ -11,45 +11,46 @@ of c, which has no gradient. Where sampling_logprobs are the engine's own, x is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...datums.errors import LossConfigError, LossContractError
+from ...datums.errors import LossConfigError
 from .. import stats
 from ..batch.seqs import Seqs
 from ..ids import LossId, PresetId
 from ..loss.loss import Loss
-from ..math.ratios import MAX_LOG_RATIO, kl_estimate
-from ..registry import register_resolver
+from ..math.ratios import MAX_LOG_RATIO
 from ..spec.settings import NonNegative, Positive
-from ..spec.spec import Input
 from ..stats import Stat
-from .off_policy_mask import off_policy_mask
+from .rollout import INPUTS, NO_TOKENS, check_counted_once, distance_metrics, log_ratio
 from .wrapper import Weighting, Weights, mean_per_datum, weighed
 
 Level = Literal["token", "sequence", "geometric"]
-Rule = Literal["truncate", "mask", "band", "reject"]
+Rule = Literal["truncate", "clamp", "uncapped", "mask", "band", "reject"]
 LEVELS: tuple[str, ...] = get_args(Level)
 _CAP: dict[str, tuple[Any, float]] = {"cap": (Positive, 2.0)}
 #: The settings of each rule, with their defaults.
 RULES: dict[str, dict[str, tuple[Any, float]]] = {
     "truncate": _CAP,
+    "clamp": {"floor": (NonNegative, 0.5), "cap": (Positive, 5.0)},
+    "uncapped": {},
     "mask": _CAP,
     "band": {"low": (NonNegative, 0.5), "high": (Positive, 5.0)},
     "reject": {"low": (NonNegative, 0.5), "high": (Positive, 2.0)},
 }
 #: The metric's name for the share of weights that a rule changed.
-CHANGED = {"truncate": "correction_truncated", "mask": "correction_masked", "band": "correction_masked"}
-#: Losses whose ratio is against the engine's logprobs already: the same mismatch would count twice.
-CORRECTED_ALREADY = {
-    "vespo": "its own weight is made of the whole ratio to the rollout",
-    "dppo": "its ratio and its mask are against the rollout",
-    "rollout_is": "its ratio and its bounds are against the rollout",
+CHANGED = {
+    "truncate": "correction_truncated",
+    "clamp": "correction_truncated",
+    "mask": "correction_masked",
+    "band": "correction_masked",
+    "reject": "rejected",
 }
+#: Pairs of settings of which the first must not be above the second, and what would follow.
+BOUNDS = (("low", "high", "every weight would be 0"), ("floor", "cap", "every weight would be the cap"))
 
 
 def rollout_correction(
@@ -64,21 +65,30 @@ def rollout_correction(
 
         rollout_correction("ppo", level="sequence", rule="mask", cap=3.0)
         get_loss("ppo+sequence_mask", cap=3.0)
+        get_loss("ppo+token_uncapped+geometric_reject", low=0.999, high=1.002)
 
     level: c of each `token`; of the whole `sequence`, the product of its tokens'; or its `geometric` mean.
-    rule: `truncate` min(c, cap) (TIS); `mask` c, but 0 above `cap` (MIS); `band` c, but 0 outside [low, high] (IcePop is the
-    band of tokens, arXiv:2510.18855); `reject` 1 within [low, high], 0 outside.
+    rule: `truncate` min(c, cap) (TIS); `clamp` c held within [floor, cap]; `uncapped` c; `mask` c, but 0 above `cap` (MIS);
+    `band` c, but 0 outside [low, high] (IcePop is the band of tokens, arXiv:2510.18855); `reject` 1 within [low, high], 0
+    outside.
     normalize: divide by the batch's mean weight; this couples the batch. config: settings of the rule and of the loss.
 
-    The log of c is held within ±20. A value of weight 0 still counts in the denominator, as in TRL; in verl too, but for
-    `reject`, whose values it takes out. The whole value is multiplied, including a KL term inside it. To leave the KL alone,
-    set the loss's own to 0 and add one: `rollout_correction("grpo", kl_coefficient=0.0) + 0.001 * get_loss("reference_kl")`.
-    Caps elsewhere: verl and SkyRL 2, TRL 3 (`sequence_mask` by default), Fireworks 5; what Fireworks calls the sequence level
-    is `geometric`.
+    One weight and any rejections go together, each at its own level: the last example is NeMo-RL's and OpenRLHF's
+    seq-mask-tis, which keeps a response if its geometric mean lies within bounds and weighs its tokens by their own c. Other
+    rejections measure a divergence: see `rollout_rejection`.
 
-    Metrics: `correction_mean`, `correction_min`, `correction_max` of the weights (of responses, unless level is token), the
-    share that the rule changed as `correction_truncated`, `correction_masked` or `rejected`, and `rollout_kl_k1`,
-    `rollout_kl_k3`, nats per token from rollout to trainer: more than 0.01 means that the two compute different policies.
+    The log of c is held within ±20. A value of weight 0 still counts in the denominator, as in TRL; verl takes rejected
+    tokens out of it, and leaves those in that its IcePop gives the weight 0. The whole value is multiplied, including a KL
+    term inside it. To leave the KL alone, set the loss's own to 0 and add one:
+    `rollout_correction("grpo", kl_coefficient=0.0) + 0.001 * get_loss("reference_kl")`.
+    Bounds elsewhere: verl 2; SkyRL 2 for tokens and 5 for sequences; TRL 3 (`sequence_mask` by default); Fireworks 5;
+    OpenRLHF `clamp` within [0.5, 5]. What Fireworks calls the sequence level is `geometric`.
+
+    Metrics: `correction_mean`, `correction_min`, `correction_max` of the weights (of responses, unless level is token);
+    `effective_sample_size`, (Σ w)² / (n Σ w²) of them, the share of the values that as many equal weights would be: below
+    0.5 few values decide; the share that the rule changed as `correction_truncated`, `correction_masked` or `rejected`; and
+    `rollout_kl_k1`, `rollout_kl_k3`, nats per token from rollout to trainer: more than 0.01 means that the two compute
+    different policies.
 
     Raises LossContractError for a loss that must not be corrected, LossConfigError for settings.
     """
@@ -93,70 +103,37 @@ def rollout_correction(
         source=f", level={level!r}, rule={rule!r}{', normalize=True' if normalize else ''}",
         weights=_correction(level, rule, normalize),
         settings=RULES[rule],
-        inputs=(Input("sampling_logprobs", True, "token"), Input("rollout_logprobs", True, "token")),
+        inputs=INPUTS,
         couples="batch" if normalize else "token" if level == "token" else "datum",
-        check=lambda base: _check_counted_once(base, suffix),
+        check=lambda base: check_counted_once(base, "rollout_correction", suffix),
         conflict=_empty_band,
+        needs_tokens=NO_TOKENS if level == "token" else "",
     )
     return weighed(loss, config, correction)
 
 
-@register_resolver
-def _named(name: str, config: Mapping[str, Any]) -> Loss | None:
-    """The loss that an id such as "ppo+token_truncate" names."""
-    inner, plus, suffix = name.rpartition("+")
-    if not plus or suffix == "correction":  # a preset's own correction: see presets.py
-        return None
-    if suffix == "off_policy_mask":
-        return off_policy_mask(inner, **config)
-    level, _, rule = suffix.removesuffix("_normalized").partition("_")
-    if level not in LEVELS or rule not in RULES:
-        known = ", ".join(f"{level}_{rule}" for level in LEVELS for rule in RULES)
-        raise LossConfigError(f"{name}: {suffix!r} is not a correction; they are {known}, off_policy_mask")
-    return rollout_correction(
-        inner, level=cast(Level, level), rule=cast(Rule, rule), normalize=suffix.endswith("_normalized"), **config
-    )
-
-
 def _empty_band(settings: Mapping[str, Any]) -> str:
-    low, high = settings.get("low", 0.0), settings.get("high", math.inf)
-    return "" if low <= high else f"low={low:g} is above high={high:g}, so every weight would be 0"
+    for low, high, then in BOUNDS:
+        if low in settings and high in settings and settings[low] > settings[high]:
+            return f"{low}={settings[low]:g} is above {high}={settings[high]:g}, so {then}"
+    return ""
 
 
 def _correction(level: Level, rule: Rule, normalize: bool) -> Weights:
     def weights(given: Mapping[str, Any], settings: Mapping[str, Any], per: str) -> tuple[Tensor, dict[str, Stat]]:
-        difference = (given["sampling_logprobs"] - given["rollout_logprobs"]).detach()
-        weight, is_changed = _weight(_ratio(difference, level, given.get("seqs")), rule, settings)
-        metrics = {
-            "rollout_kl_k1": stats.mean(-difference),
-            "rollout_kl_k3": stats.mean(kl_estimate(given["rollout_logprobs"], given["sampling_logprobs"], "k3")),
-            CHANGED.get(rule, "rejected"): stats.mean(is_changed),
-        }
+        weight, is_changed = _weight(_ratio(log_ratio(given), level, given.get("seqs")), rule, settings)
+        metrics = distance_metrics(given)
+        if rule in CHANGED:
+            metrics[CHANGED[rule]] = stats.mean(is_changed)
         if rule != "reject":
             metrics |= {f"correction_{one.__name__}": one(weight) for one in (stats.mean, stats.min, stats.max)}
+            metrics["effective_sample_size"] = stats.effective(weight)
         if normalize:
             mean = weight.sum() / max(1, weight.numel())
             weight = weight / torch.where(mean == 0, torch.ones_like(mean), mean)
         return (given["seqs"].broadcast(weight) if per == "token" and level != "token" else weight), metrics
 
     return weights
-
-
-def _check_counted_once(base: Loss, suffix: str) -> None:
-    root, *done = base.name.split("+")
-    reads = not done and "rollout_logprobs" in base.spec.parameters
-    why = CORRECTED_ALREADY.get(root, "it reads rollout_logprobs itself" if reads else "")
-    if why:
-        raise LossContractError(
-            f"rollout_correction: {root} is corrected already, for {why}: the mismatch would count twice. Give it the engine's "
-            "logprobs as sampling_logprobs, and no correction"
-        )
-    weighed = [one for one in done if one != "off_policy_mask" and "_reject" not in one]
-    if weighed and "_reject" not in suffix:
-        raise LossContractError(
-            f"rollout_correction: {base.name} is weighed by {weighed[0]} already: the mismatch would count twice. Only "
-            "`reject` goes with another rule"
-        )
 
 
 def _ratio(difference: Tensor, level: Level, seqs: Seqs | None) -> Tensor:
@@ -169,8 +146,9 @@ def _ratio(difference: Tensor, level: Level, seqs: Seqs | None) -> Tensor:
 
 def _weight(ratio: Tensor, rule: Rule, settings: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """The weight, and where the rule changed it from c (or from 1)."""
-    if rule == "truncate":
-        return ratio.clamp(max=settings["cap"]), ratio > settings["cap"]
+    if rule in ("truncate", "clamp", "uncapped"):
+        weight = ratio.clamp(settings.get("floor"), settings["cap"]) if "cap" in settings else ratio
+        return weight, weight != ratio
     low, high = settings.get("low", 0.0), settings["cap" if rule == "mask" else "high"]
     is_outside = (ratio < low) | (ratio > high)
     kept = torch.ones_like(ratio) if rule == "reject" else ratio

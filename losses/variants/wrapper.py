@@ -28,7 +28,9 @@ class Weighting:
 
     maker: the public function, for messages. suffix: behind the + of the id. source: its arguments, as written in code.
     weights: the computation. settings, inputs: those it adds to the loss's own. couples: what it must see together.
-    check: raises for a loss that it must not weigh. conflict: as in `register_loss`, for its own settings.
+    check: raises for a loss that it must not weigh. conflict: as in `register_loss`, for its own settings. outputs: model
+    outputs that it reads beside the loss's own. needs_tokens: what to do instead where the loss has one value per response;
+    "" where such a loss can be weighed.
     """
 
     maker: str
@@ -40,6 +42,8 @@ class Weighting:
     couples: str
     check: Callable[[Loss], None] = lambda loss: None
     conflict: Conflict = lambda settings: ""
+    outputs: tuple[str, ...] = ()
+    needs_tokens: str = ""
 
 
 def weighed(loss: str | Loss | Callable[..., Any], config: Mapping[str, Any], weighting: Weighting) -> Loss:
@@ -68,7 +72,9 @@ def _grown(base: Loss, weighting: Weighting) -> LossSpec:
     spec = base.spec
     needed = {one.name for one in weighting.inputs if one.required}
     inputs = {one.name: replace(one, required=one.required or one.name in needed) for one in spec.inputs}
-    parameters = (*spec.parameters, *(one.name for one in weighting.inputs if one.name not in inputs))
+    outputs = tuple(dict.fromkeys((*spec.outputs, *weighting.outputs)))
+    added = (*weighting.outputs, *(one.name for one in weighting.inputs))
+    parameters = tuple(dict.fromkeys((*spec.parameters, *added)))
     if weighting.couples != "token" and "seqs" not in parameters:
         parameters = (*parameters, "seqs")
     config = create_model(
@@ -79,6 +85,7 @@ def _grown(base: Loss, weighting: Weighting) -> LossSpec:
         name=f"{spec.name}+{weighting.suffix}",
         function=_weighed_function(spec, parameters, weighting),
         parameters=parameters,
+        outputs=outputs,
         inputs=(*inputs.values(), *(one for one in weighting.inputs if one.name not in inputs)),
         make_config=lambda: cast(type[LossConfig], config),
         couples=coarsest(spec.couples, weighting.couples),
@@ -112,10 +119,9 @@ def _check(base: Loss, weighting: Weighting) -> None:
         raise LossContractError(f"{maker} weighs a policy loss per token or datum over logprobs; {base!r} is none")
     if spec.wants_weights:
         raise LossContractError(f"{maker}: {base.name} weighs its values itself, and they cannot be weighed again")
-    if spec.per == "datum" and weighting.suffix.startswith("token"):
+    if spec.per == "datum" and weighting.needs_tokens:
         raise LossContractError(
-            f"{maker}: {base.name} has one value per response, so a weight per token does not fit: choose the level "
-            "'sequence' or 'geometric'"
+            f"{maker}: {base.name} has one value per response, so a weight per token does not fit: {weighting.needs_tokens}"
         )
     if taken := [key for key in weighting.settings if key in spec.config.model_fields]:
         raise LossContractError(f"{maker}: {base.name} has a setting {taken[0]!r} of its own")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lossbook import Datum, get_loss, stats
 
-KINDS = {"mean": stats.mean, "sum": stats.sum, "min": stats.min, "max": stats.max}
+KINDS = {"mean": stats.mean, "sum": stats.sum, "min": stats.min, "max": stats.max, "effective": stats.effective}
 values = st.lists(st.integers(-1000, 1000).map(float), max_size=6)
 
 
@@ -26,7 +26,7 @@ def test_merged_parts_equal_the_whole_even_where_a_part_is_empty(kind: str, part
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [("mean", 2.0), ("sum", 6.0), ("min", -1.0), ("max", 5.0)],
+    [("mean", 2.0), ("sum", 6.0), ("min", -1.0), ("max", 5.0), ("effective", 36 / (3 * 30))],
 )
 def test_a_stat_of_three_numbers(kind: str, value: float) -> None:
     assert KINDS[kind](torch.tensor([[-1.0, 5.0, 2.0]])).value() == value
@@ -34,7 +34,7 @@ def test_a_stat_of_three_numbers(kind: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [("mean", math.nan), ("sum", 0.0), ("min", math.nan), ("max", math.nan)],
+    [("mean", math.nan), ("sum", 0.0), ("min", math.nan), ("max", math.nan), ("effective", math.nan)],
 )
 def test_a_stat_of_nothing_is_nan_except_the_sum(kind: str, value: float) -> None:
     assert KINDS[kind](torch.zeros(0)).value() == pytest.approx(value, nan_ok=True)
@@ -46,7 +46,9 @@ def test_a_mean_of_unequal_parts_weighs_them_by_their_size() -> None:
     assert merged.value() == 1.5
 
 
-@pytest.mark.parametrize(("kind", "value"), [("mean", 2 / 3), ("sum", 2.0), ("min", 0.0), ("max", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("mean", 2 / 3), ("sum", 2.0), ("min", 0.0), ("max", 1.0), ("effective", 2 / 3)]
+)
 def test_booleans_count_as_zero_and_one(kind: str, value: float) -> None:
     assert KINDS[kind](torch.tensor([True, False, True])).value() == pytest.approx(value)
 
@@ -58,9 +60,32 @@ def test_a_stat_leaves_the_graph_behind(kind: str) -> None:
     assert stat.total.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [
+        pytest.param([2.0, 2.0, 2.0], 1.0, id="equal weights: all count"),
+        pytest.param([1.0, 0.0, 0.0, 0.0], 0.25, id="one of four"),
+        pytest.param([0.0, 0.0], 0.0, id="none"),
+        pytest.param([3.0, 1.0], 16 / 20, id="(3 + 1)² over 2 (9 + 1)"),
+        pytest.param([2.0**14, 1.0], (2.0**14 + 1) ** 2 / (2 * (2.0**28 + 1)), id="squares are added up in float64"),
+    ],
+)
+def test_the_effective_sample_size_is_a_share_of_the_weights(weights: list[float], share: float) -> None:
+    assert stats.effective(torch.tensor(weights)).value() == pytest.approx(share, rel=1e-15)
+
+
 def test_float32_values_are_added_up_in_float64() -> None:
     # In float32 a sum stands still at 2^24.
     assert stats.sum(torch.tensor([2.0**24, 1.0, 1.0, 1.0])).value() == 2**24 + 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stats_are_equal_where_their_numbers_are(kind: str) -> None:
+    of, other = KINDS[kind], "max" if kind == "min" else "min"
+    assert of(torch.tensor([1.0, 2.0])) == of(torch.tensor([1.0, 2.0]))
+    assert of(torch.tensor([1.0, 2.0])) != of(torch.tensor([1.0, 2.0, 2.0]))
+    assert of(torch.tensor([1.0, 2.0])) != KINDS[other](torch.tensor([1.0, 2.0]))
+    assert of(torch.tensor([1.0])) != 1.0
 
 
 def test_different_kinds_do_not_merge() -> None:

@@ -85,8 +85,8 @@ def _as_targets(rows: np.ndarray, datum: Datum) -> np.ndarray:
     return rows[:, : targets.shape[1]] if len(targets.shape) == 2 else rows[:, 0]
 
 
-def stat_of(kind: Kind, value: float, count: float = 1.0) -> Stat:
-    """A number that the trainer reports itself; `value` is a mean's sum over `count`."""
+def stat_of(kind: Kind, value: float | Sequence[float], count: float = 1.0) -> Stat:
+    """A number that the trainer reports itself; `value` is a mean's sum over `count`, or what `Stat.total` holds."""
     return Stat(kind, torch.tensor(value, dtype=torch.float64), torch.tensor(count, dtype=torch.float64))
 
 

@@ -60,11 +60,11 @@ class Metrics(Mapping[str, float]):
         from torch import distributed
 
         names = sorted(self.stats)
-        kinds = {"mean": distributed.ReduceOp.SUM, "sum": distributed.ReduceOp.SUM}
-        kinds |= {"min": distributed.ReduceOp.MIN, "max": distributed.ReduceOp.MAX}
+        add, lowest, highest = distributed.ReduceOp.SUM, distributed.ReduceOp.MIN, distributed.ReduceOp.MAX
+        ways = ((("mean", "sum"), add), (("effective",), add), (("min",), lowest), (("max",), highest))
         merged: dict[str, Stat] = {}
-        for how in (distributed.ReduceOp.SUM, distributed.ReduceOp.MIN, distributed.ReduceOp.MAX):
-            own = [name for name in names if kinds[self.stats[name].kind] == how]
+        for kinds, how in ways:  # totals of one shape together
+            own = [name for name in names if self.stats[name].kind in kinds]
             if own:
                 totals = self._stacked([self.stats[name].total for name in own], device)
                 distributed.all_reduce(totals, how, group=group)

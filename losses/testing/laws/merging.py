@@ -64,8 +64,11 @@ def metrics_law(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists
     """Metrics are detached numbers that merge, and their names depend only on the settings."""
     _, whole = terms(loss.wrapped, data, leaves(outputs, loss.dtype))
     for name, stat in whole.items():
-        if stat.total.ndim or stat.count.ndim or stat.total.requires_grad:
-            raise LossCheckError(f"metric {name!r} must be two detached numbers: use stats.mean, sum, min or max")
+        numbers = (2,) if stat.kind == "effective" else ()
+        if stat.total.shape != numbers or stat.count.ndim or stat.total.requires_grad:
+            raise LossCheckError(
+                f"metric {name!r} must be detached numbers: use stats.mean, sum, min, max or effective"
+            )
         if float(stat.count) > 0 and stat.value() != stat.value():
             raise LossCheckError(f"metric {name!r} is NaN over {float(stat.count):g} values")
     if loss.couples == "batch":

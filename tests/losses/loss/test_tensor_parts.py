@@ -134,7 +134,7 @@ def test_a_denominator_may_be_a_number_a_tensor_or_a_count() -> None:
 
 
 def test_metrics_over_the_ranks_of_a_group_are_their_sum(tmp_path: Any) -> None:
-    loss = get_loss("ppo")
+    loss = get_loss("ppo+token_truncate")
     batch = batch_for(loss)
     tensors = as_tensors(loss, batch.data, batch.outputs, packed=False)
     _, metrics = loss.on_tensors(**tensors.outputs, **tensors.data)

@@ -15,33 +15,7 @@ from lossbook.losses import off_policy_mask, rollout_correction, stats
 from lossbook.losses.batch.seqs import Seqs
 from lossbook.losses.testing import check_loss
 
-#: Low enough that no drift lifts a logprob above 0.
-BASE = -64.0
-TWO, THREE, TEN = math.log(2), math.log(3), math.log(10)
-
-
-def datum(drift: list[float], advantage: float = -1.0, weights: list[float] | None = None, **inputs: Any) -> Datum:
-    """Tokens sampled by the policy itself, `drift` nats likelier under the trainer than in the engine: ppo's loss is 1."""
-    return Datum(
-        list(range(len(drift))),
-        {
-            "target_tokens": list(range(len(drift))),
-            "weights": weights or [1.0] * len(drift),
-            "sampling_logprobs": [BASE] * len(drift),
-            "rollout_logprobs": [BASE - d for d in drift],
-            "advantages": [advantage] * len(drift),
-            **inputs,
-        },
-    )
-
-
-def evaluated(loss: Any, *data: Datum) -> tuple[float, list[list[float]], dict[str, float]]:
-    leaves = [
-        torch.full((len(d.loss_fn_inputs["target_tokens"]),), BASE, dtype=torch.float64, requires_grad=True)
-        for d in data
-    ]
-    value, metrics = loss(list(data), leaves)
-    return float(value.detach()), [g.tolist() for g in torch.autograd.grad(value, leaves)], metrics
+from .rollouts import BASE, TEN, THREE, TWO, datum, evaluated
 
 
 @pytest.mark.parametrize(
@@ -49,6 +23,13 @@ def evaluated(loss: Any, *data: Datum) -> tuple[float, list[list[float]], dict[s
     [
         pytest.param("token_truncate", {}, [0.0, TWO, TEN, -TWO], [1, 2, 2, 0.5], id="TIS: min(c, 2)"),
         pytest.param("token_truncate", {"cap": 5.0}, [TEN, THREE], [5, 3], id="TIS with another cap"),
+        pytest.param("token_clamp", {}, [TEN, -THREE, TWO], [5, 0.5, 2], id="held within [1/2, 5]"),
+        pytest.param("token_clamp", {"floor": 0.0}, [-THREE, TEN], [1 / 3, 5], id="held from above only"),
+        pytest.param("token_clamp", {"floor": 0.9, "cap": 1.1}, [THREE, -THREE], [1.1, 0.9], id="other bounds"),
+        pytest.param("sequence_clamp", {"cap": 8.0}, [TWO, TWO], [4, 4], id="the product within the bounds"),
+        pytest.param("geometric_clamp", {}, [-TEN, -TEN], [0.5, 0.5], id="the geometric mean 1/10, from below"),
+        pytest.param("token_uncapped", {}, [TEN, -TEN], [10, 0.1], id="c itself"),
+        pytest.param("sequence_uncapped", {}, [TEN, TEN], [100, 100], id="the product itself"),
         pytest.param("token_mask", {"cap": 3.0}, [TWO, TEN, -TEN], [2, 0, 0.1], id="MIS: nothing above the cap"),
         pytest.param("token_band", {}, [THREE, TEN, -THREE, 0.0], [3, 0, 0, 1], id="IcePop: nothing outside [1/2, 5]"),
         pytest.param("token_band", {"low": 0.25, "high": 2.5}, [THREE, -THREE], [0, 1 / 3], id="another band"),
@@ -83,6 +64,7 @@ def test_a_loss_is_multiplied_by_a_weight_without_a_gradient(
     ("rule", "settings", "c", "weight"),
     [
         pytest.param("truncate", {"cap": 1.0}, 1.0, 1.0, id="truncate: at the cap it is the cap either way"),
+        pytest.param("clamp", {"floor": 1.0, "cap": 1.0}, 1.0, 1.0, id="clamp: at both bounds it is unchanged"),
         pytest.param("mask", {"cap": 1.0}, 1.0, 1.0, id="mask: at the cap it stays"),
         pytest.param("band", {"low": 1.0, "high": 1.5}, 1.0, 1.0, id="band: at the lower bound it stays"),
         pytest.param("band", {"low": 0.5, "high": 1.0}, 1.0, 1.0, id="band: at the upper bound it stays"),
@@ -92,7 +74,9 @@ def test_a_loss_is_multiplied_by_a_weight_without_a_gradient(
 def test_exactly_at_a_bound_nothing_is_dropped(rule: str, settings: dict, c: float, weight: float) -> None:
     value, _, metrics = evaluated(get_loss(f"ppo+token_{rule}", **settings), datum([math.log(c)]))
     assert value == weight
-    name = {"truncate": "correction_truncated", "reject": "rejected"}.get(rule, "correction_masked")
+    name = {"reject": "rejected", "mask": "correction_masked", "band": "correction_masked"}.get(
+        rule, "correction_truncated"
+    )
     assert metrics[name] == 0
 
 
@@ -101,14 +85,21 @@ def test_the_metrics_tell_how_far_rollout_and_trainer_are_apart() -> None:
     assert metrics["correction_mean"] == pytest.approx((2 + 0.5) / 2, rel=1e-5)
     assert (metrics["correction_min"], metrics["correction_max"]) == pytest.approx((0.5, 2), rel=1e-5)
     assert metrics["correction_truncated"] == 0.5
+    assert metrics["effective_sample_size"] == pytest.approx(2.5**2 / (2 * (4 + 0.25)), rel=1e-5)
     assert metrics["rollout_kl_k1"] == pytest.approx((-THREE + TWO) / 2, rel=1e-5)
     assert metrics["rollout_kl_k3"] == pytest.approx((3 - 1 - THREE + 0.5 - 1 + TWO) / 2, rel=1e-5)
     assert metrics["clip_fraction"] == 0  # ppo's own stay
     _, _, by_response = evaluated(get_loss("ppo+sequence_mask"), datum([THREE, 0.0]), datum([0.0]), datum([0.0]))
     assert by_response["correction_masked"] == pytest.approx(1 / 3, rel=1e-5)
+    assert by_response["effective_sample_size"] == pytest.approx(2**2 / (3 * 2), rel=1e-5)  # weights 0, 1, 1
+    _, _, held = evaluated(get_loss("ppo+token_clamp"), datum([THREE, -THREE, TEN]))
+    assert held["correction_truncated"] == pytest.approx(2 / 3)
+    _, _, whole = evaluated(get_loss("ppo+token_uncapped"), datum([THREE]))
+    assert "correction_truncated" not in whole
+    assert whole["correction_max"] == pytest.approx(3, rel=1e-5)
     _, _, rejected = evaluated(get_loss("ppo+token_reject"), datum([THREE, 0.0]))
     assert rejected["rejected"] == 0.5
-    assert "correction_mean" not in rejected
+    assert {"correction_mean", "effective_sample_size"}.isdisjoint(rejected)
 
 
 def test_a_response_counts_its_own_tokens_whatever_their_weights() -> None:
@@ -214,6 +205,15 @@ def test_corrections_that_do_different_things_go_together() -> None:
     assert {one.name: one.required for one in needed.spec.inputs}["rollout_logprobs"]
 
 
+def test_a_response_is_kept_by_its_geometric_mean_and_its_tokens_keep_their_own_weights() -> None:
+    # OpenRLHF's and NeMo-RL's seq-mask-tis. Geometric means: sqrt(4 / 4) = 1, and sqrt(1.01^2) = 1.01.
+    loss = get_loss("ppo+token_uncapped+geometric_reject", low=0.999, high=1.002)
+    _, gradients, metrics = evaluated(loss, datum([2 * TWO, -2 * TWO]), datum([math.log(1.01)] * 2))
+    assert gradients == [pytest.approx([4, 0.25], rel=1e-4), [0, 0]]
+    assert metrics["rejected"] == 0.5
+    assert metrics["correction_max"] == pytest.approx(4, rel=1e-4)
+
+
 def own(logprobs: Tensor, rollout_logprobs: Tensor) -> Tensor:
     return rollout_logprobs - logprobs
 
@@ -227,11 +227,15 @@ def response(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, se
     ("make", "error", "message"),
     [
         (lambda: rollout_correction("ppo", level="word"), LossConfigError, "levels are token, sequence, geometric"),
-        (lambda: rollout_correction("ppo", rule="clip"), LossConfigError, "rules are truncate, mask, band, reject"),
+        (
+            lambda: rollout_correction("ppo", rule="clip"),
+            LossConfigError,
+            "rules are truncate, clamp, uncapped, mask, band, reject",
+        ),
         (
             lambda: get_loss("ppo+token_clip"),
             LossConfigError,
-            "'token_clip' is not a correction; they are token_truncate",
+            "'token_clip' is not a correction. .* with the levels token, sequence, geometric and the rules truncate, clamp",
         ),
         (lambda: get_loss("ppo+"), LossConfigError, "'' is not a correction"),
         (lambda: get_loss("pro+token_mask"), UnknownLossError, "no loss is registered as 'pro'"),
@@ -243,6 +247,16 @@ def response(logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor, se
         (lambda: get_loss("ppo+token_truncate+sequence_mask"), LossContractError, "has a setting 'cap' of its own"),
         (lambda: get_loss("ppo+token_reject+sequence_band"), LossContractError, "has a setting 'low' of its own"),
         (lambda: get_loss("ppo+token_truncate+token_band"), LossContractError, "weighed by token_truncate already"),
+        (
+            lambda: get_loss("ppo+token_clamp", floor=3.0, cap=2.0),
+            LossConfigError,
+            "floor=3 is above cap=2, so every weight would be the cap",
+        ),
+        (
+            lambda: get_loss("ppo+token_band", low=3.0, high=2.0),
+            LossConfigError,
+            "low=3 is above high=2, so every weight would be 0",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused(make: Any, error: type[Exception], message: str) -> None:
@@ -283,6 +297,7 @@ def test_a_loss_against_the_rollout_is_corrected_already(name: str) -> None:
         ("reinforce+off_policy_mask", {"threshold": 0.5}),
         pytest.param("ppo+token_truncate", {}, marks=pytest.mark.slow),
         pytest.param("grpo+token_mask", {}, marks=pytest.mark.slow),
+        pytest.param("grpo+token_clamp+geometric_reject", {}, marks=pytest.mark.slow),
         pytest.param("gspo_token+sequence_truncate", {}, marks=pytest.mark.slow),
         pytest.param("ppo+sequence_reject", {"reduction": "seq-mean-token-mean"}, marks=pytest.mark.slow),
         pytest.param("ppo+token_mask+off_policy_mask", {"threshold": 0.5}, marks=pytest.mark.slow),

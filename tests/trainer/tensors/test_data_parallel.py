@@ -22,6 +22,7 @@ ROWS = [[[0, 1], [2, 3, 4, 5]], [[6, 7], [8, 9]]]
 LOSSES: dict[str, Any] = {
     "token-mean": lambda: lb.get_loss("ppo", reduction="token-mean"),
     "mean over sequences": lambda: lb.get_loss("gspo"),
+    "corrected": lambda: lb.get_loss("ppo+token_truncate", reduction="token-mean"),
     "mean over pairs": lambda: lb.get_loss("dpo"),
     "mixture": lambda: lb.get_loss("grpo") + 0.1 * lb.get_loss("entropy_bonus", reduction="seq-mean-token-mean"),
 }

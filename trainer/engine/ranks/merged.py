@@ -30,12 +30,12 @@ def merged(ranks: Ranks, own: Collected, *, is_whole: bool) -> Collected:
     return Collected(loss, without, metrics, own.outputs)
 
 
-def packed(metrics: Mapping[str, Stat]) -> dict[str, tuple[Any, float, float]]:
+def packed(metrics: Mapping[str, Stat]) -> dict[str, tuple[Any, Any, float]]:
     """Metrics as plain numbers."""
-    return {name: (stat.kind, float(stat.total), float(stat.count)) for name, stat in metrics.items()}
+    return {name: (stat.kind, stat.total.tolist(), float(stat.count)) for name, stat in metrics.items()}
 
 
-def unpacked(numbers: Mapping[str, tuple[Any, float, float]]) -> dict[str, Stat]:
+def unpacked(numbers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Stat]:
     """Metrics of `packed` numbers."""
     return {name: stat_of(kind, total, count) for name, (kind, total, count) in numbers.items()}
 
