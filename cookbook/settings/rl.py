@@ -47,7 +47,7 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
     passes: int = setting("Rollouts", 1, "passes over a step's rollouts", ge=1, le=MOST)
     kl_coefficient: float | None = setting("Loss", None, "coefficient of the KL to the weights at the start", ge=0)
     rollout_correction: str | None = setting(
-        "Loss", None, "importance weights of trainer over sampler: token_truncate, sequence_mask, ..."
+        "Loss", None, "weights of trainer over sampler, or rejection: token_truncate, reject_mean_k3, ..."
     )
     off_policy_steps: int = setting("Rollouts", 0, "1: sample the next step's rollouts during training", ge=0, le=1)
     samples: int = setting("Rollouts", 4, "rollouts per step that samples.jsonl records", ge=0, le=MOST)

@@ -40,6 +40,8 @@ ROLLOUT_SUFFIXES = tuple(name for name in SUFFIXES if name not in ("off_policy_m
 
 def unknown_suffix(suffix: str) -> str:
     """Why a suffix is no correction, with the likeliest one and how the others are called."""
+    if suffix in SUFFIXES:
+        return f"{suffix!r} is not a correction for the sampler's logprobs: put it behind the loss, as in grpo+{suffix}"
     return (
         f"{suffix!r} is not a correction.{did_you_mean(suffix, SUFFIXES)} They are level_rule, with the levels "
         f"{', '.join(LEVELS)} and the rules {', '.join(RULES)}, each also with _normalized; reject_over_divergence, over "

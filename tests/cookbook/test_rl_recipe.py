@@ -281,9 +281,16 @@ def test_rollouts_sampled_ahead_are_those_of_the_weights_before_the_last_update(
 
 
 def test_a_correction_reads_the_trainers_logprobs_and_the_samplers(make: Any) -> None:
-    config = make(off_policy_steps=1, rollout_correction="token_truncate", loss="dapo", held_out=0)
+    config = make(
+        off_policy_steps=1,
+        rollout_correction="token_truncate+reject_max_k3",
+        loss="dapo",
+        loss_config={"max_k3_high": 10.0},
+        held_out=0,
+    )
     rl.main(config)
     first, second, *_ = numbers(config.out)
+    assert (first["rejected_max_k3"], first["effective_sample_size"]) == (0, pytest.approx(1, abs=1e-5))
     assert abs(first["rollout_kl_k3"]) < 1e-6 < 1e-4 < second["rollout_kl_k3"]
     assert second["rollout_kl_k3"] == pytest.approx(second["mismatch_k3"], rel=1e-3)
     assert second["ratio_max"] == pytest.approx(1, abs=1e-4)  # to the trainer's own, before its update
@@ -329,6 +336,8 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
         ({"loss": "gsop-token"}, UnknownLossError, "Did you mean 'gspo-token'"),
         ({"loss": "dapo", "loss_config": {"clip_hihg": 1.3}}, LossConfigError, "Did you mean 'clip_high'"),
         ({"rollout_correction": "token_truncat"}, LossConfigError, "Did you mean 'token_truncate'"),
+        ({"rollout_correction": "token_truncate+reject_mean_k4"}, LossConfigError, "Did you mean 'reject_mean_k"),
+        ({"rollout_correction": "top_entropy"}, LossConfigError, "put it behind the loss, as in grpo.top_entropy"),
         ({"advantages": "centered"}, ConfigError, "Did you mean 'centred'"),
         ({"loss": "dpo"}, LossContractError, "over pairs"),
         ({"loss": "value_clip"}, MissingInput, "reads .*returns.*, which rollouts do not have"),
