@@ -35,7 +35,7 @@ def list_all_losses(presets: bool = False, json: bool = False) -> None:
     if presets:
         described = [describe_preset(name) for name in list_presets()]
         if json:
-            _print_json([dataclasses.asdict(preset) for preset in described])
+            _print_json([{**dataclasses.asdict(preset), "read_from": preset.read_from} for preset in described])
         else:
             print_presets(described)
         return
