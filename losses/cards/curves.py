@@ -151,12 +151,18 @@ def _label_lines(loss: Loss) -> dict[str, dict[str, Any]]:
     """One line for each sign of the advantage, each value of a flag, or each of two old values."""
     reads = sample_inputs.wanted_inputs(loss)
     if any(one.name == "advantages" for one in reads):
-        return {"A = +1": {"advantages": 1.0}, "A = -1": {"advantages": -1.0}}
+        others = -1.0 if loss.spec.couples == "group" else 1.0  # a group is about datums that differ
+        return {f"A = {sign:+g}": {"advantages": _first(sign, others * sign)} for sign in (1.0, -1.0)}
     if any(one.name == "old_values" for one in reads):
         return {"old value = 0": {"old_values": 0.0}, "old value = 1": {"old_values": 1.0}}
     for name in (one.name for one in reads if one.kind == "flag"):
         return {f"{name} = 1": {name: 1.0}, f"{name} = 0": {name: 0.0}}
     return {"": {}}
+
+
+def _first(value: float, others: float) -> Callable[[int], list[float]]:
+    """The first datum's value, and that of all others."""
+    return lambda count: [value, *[others] * (count - 1)]
 
 
 def _ratio(loss: Loss, points: int, anchor: str) -> _Sweep:
@@ -165,7 +171,8 @@ def _ratio(loss: Loss, points: int, anchor: str) -> _Sweep:
     names = [one.name for one in sample_inputs.wanted_inputs(loss)]
     if lines == {"": {}} and "teacher_logprobs" in names:
         lines = {f"teacher {d:+g} nat": {"teacher_logprobs": base + d} for d in (1.0, -1.0)}
-    fixed = f"one token, of logprob {base:g} under the {anchor}"
+    beside = ", beside a response of the other sign" if loss.spec.couples == "group" else ""
+    fixed = f"one token, of logprob {base:g} under the {anchor}{beside}"
     return _logprob(loss, f"log-ratio to the {anchor} (nats)", evenly(-1.5, 1.45, points), fixed, base, lines)
 
 

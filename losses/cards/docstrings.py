@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..spec.spec import OUTPUT_NAMES
+from ..spec.spec import GROUP_KEY, OUTPUT_NAMES
 
 _NAMES = r"[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*"
 _SHAPE = r"\[[^\]]*\](?:\s+or\s+\[[^\]]*\])*"
@@ -58,7 +58,7 @@ class Docstring:
 def read_docstring(function: Callable[..., Any]) -> Docstring:
     """The parts of a function's docstring, empty without one. A tensor line begins with names of parameters."""
     parameters = inspect.signature(function).parameters
-    known = {*parameters, *OUTPUT_NAMES, "returns"}
+    known = {*parameters, *OUTPUT_NAMES, GROUP_KEY, "returns"}
     written = (inspect.getdoc(function) or "").splitlines()
     lines = [line for whole in written for line in _one_tensor_each(whole, known)]
     formula: list[str] = []

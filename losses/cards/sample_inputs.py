@@ -56,6 +56,8 @@ def usual_value(wanted: Input) -> float | list[float]:
         return [1.0, *[0.0] * (EMBEDDING_WIDTH - 1)]
     if wanted.kind == "logprob":
         return USUAL_LOGPROB
+    if wanted.is_id:
+        return 0
     if wanted.kind == "flag" or wanted.name in ("advantages", "clip_low_threshold", "clip_high_threshold"):
         return 1.0
     return 0.5 if wanted.kind == "prob" else 0.0

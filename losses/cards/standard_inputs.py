@@ -18,5 +18,6 @@ STANDARD_INPUTS = {
     "logsumexp": TensorLine("[T]", "nats", "log Σ_v exp(logit_v): the logarithm of the softmax's denominator"),
     "mean_logprobs": TensorLine("[T]", "nats", "the mean over all V tokens of the vocabulary"),
     "values": TensorLine("[T]", "in units of the reward", "from a scalar head of the model in training"),
+    "group": TensorLine("[N]", "unitless", "an integer: the same for datums that belong together"),
     "old_values": TensorLine("[T]", "in units of the reward", "from the head as it was when the tokens were sampled"),
 }

@@ -31,7 +31,8 @@ def real(
 
     advantages   [T]  unitless, one for the whole response: right where their mean is above 0, wrong elsewhere; only the
                       sign is read
-    returns      [G]  nats, one loss per group of datums with the same `group`; 0 for a group without both kinds
+    group        [N]  unitless, an integer: the same for the responses to one prompt
+    returns      [G]  nats, one loss per group; 0 for a group without both kinds
 
     The gradient with respect to s is at most 1 / temperature, whatever the number of responses: a right response far behind
     counts in full, one far ahead hardly. Means are weighted by the tokens' weights. `right_score` and `wrong_score` are the

@@ -18,6 +18,7 @@ SPECIAL: dict[str, Callable[[int], float]] = {
     "clip_low_threshold": lambda i: 0.75,
     "clip_high_threshold": lambda i: 1.25,
     "document_id": lambda i: i % 3,
+    "group": lambda i: i % 4,
     "label": lambda i: float(i % 4 < 2),
     "is_mismatched": lambda i: float(i % 3 == 2),
 }
