@@ -11,6 +11,10 @@ from ..errors import AlignmentError
 #: Written for a space by tokenizers of SentencePiece's kind, and how these write a byte that is in no piece.
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+#: From a token's name to what it writes; None where it is not spelled in this way.
+Spelling = Callable[[str], bytes | None]
+#: A text whose tokens tell byte-level spelling from SentencePiece's.
+PROBE = "The naïve cat's hat"
 
 
 class Pieces:
@@ -32,7 +36,10 @@ class Pieces:
 
         Raises AlignmentError for a tokenizer whose tokens do not spell its text in any known way.
         """
-        ids = [int(token) for token in tokens]
+        return self._kind([int(token) for token in tokens])[1]
+
+    def _kind(self, ids: list[int]) -> tuple[Spelling, list[bytes]]:
+        """How these tokens are spelled, and what they write."""
         names = self._tokenizer.convert_ids_to_tokens(ids)
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for spelled in (_byte_level, _sentence_piece, _plain):
@@ -41,17 +48,25 @@ class Pieces:
                 continue
             joined = b"".join(pieces).decode("utf-8", errors="replace")
             if joined == text:
-                return pieces
+                return spelled, pieces
             if joined == f" {text}":  # the space before the first word is dropped in decoding
-                return _without_first_space(pieces)
+                return spelled, _without_first_space(pieces)
         raise AlignmentError(
             f"the {len(ids)} tokens of a {type(self._tokenizer).__name__} do not spell the text that it decodes, {text[:40]!r}..., "
             "so they cannot be aligned with another tokenizer's. Known are byte-level tokenizers and SentencePiece's"
         )
 
-    def _spelled(
-        self, ids: Iterable[int], names: Iterable[str | None], spelled: Callable[[str], bytes | None]
-    ) -> list[bytes] | None:
+    def each(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of single tokens that stand in no text, such as all of a vocabulary. Spelled as those of a probe."""
+        spelled = self._kind(self._tokenizer(PROBE, add_special_tokens=False)["input_ids"])[0]
+        names = self._tokenizer.convert_ids_to_tokens(list(ids))
+        pieces = self._spelled(ids, names, spelled)
+        if pieces is None:
+            wrong = next(i for i, name in zip(ids, names, strict=True) if self._spelled([i], [name], spelled) is None)
+            raise AlignmentError(f"token {wrong} of a {type(self._tokenizer).__name__} is not spelled as others are")
+        return pieces
+
+    def _spelled(self, ids: Iterable[int], names: Iterable[str | None], spelled: Spelling) -> list[bytes] | None:
         """The pieces if every token is spelled in this way, else None."""
         pieces: list[bytes] = []
         for i, name in zip(ids, names, strict=True):
