@@ -101,6 +101,7 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
         raise LossContractError(
             f"the loss reads {kind}, and a bare list is taken for {' or '.join(LISTED)}: pass it by name, "
             f'{{"{kind}": [...]}}. A service that returns only logprobs cannot run this loss'
+            + ("; a topk_ loss over a teacher's candidates it can" if kind in VOCABULARY_OUTPUTS else "")
         )
     tensors = [real(tensor, kind, i) for i, tensor in enumerate(value)]
     if kind == "embeddings":

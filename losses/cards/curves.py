@@ -18,6 +18,7 @@ from torch import Tensor
 from ...datums.errors import LossCheckError
 from ...datums.types import Datum
 from ..loss.loss import Loss
+from ..spec.vocabulary import STUDENT
 from . import sample_inputs
 from .docstrings import read_docstring
 from .jumps import Point, differs, with_jumps
@@ -128,6 +129,8 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
         return _cosine(loss, points)
     if spec.candidates is not None:
         return _candidates(loss, points)
+    if spec.reads_vocabulary:
+        return _whole(loss, points)
     if spec.per == "pair":
         return _margin(loss, points, has_reference="ref_logprobs" in reads)
     if "values" in spec.outputs:
@@ -224,6 +227,16 @@ def _candidates(loss: Loss, points: int) -> _Sweep:
 
     first, second = sample_inputs.USUAL_CANDIDATES
     fixed = f"one position with two candidates, of probability {first:g} and {second:g} under the teacher"
+    return _Sweep("student's probability of the first", fixed, evenly(0.02, 0.98, points), outputs, _label_lines(loss))
+
+
+def _whole(loss: Loss, points: int) -> _Sweep:
+    def outputs(x: Tensor, count: int) -> OutputLists:
+        student = torch.stack([x.log(), torch.log1p(-x)]).reshape(1, 2)
+        return {**sample_inputs.outputs(loss, count), STUDENT: [student] * count}
+
+    first, second = sample_inputs.USUAL_CANDIDATES
+    fixed = f"one position, a vocabulary of two tokens, of probability {first:g} and {second:g} under the teacher"
     return _Sweep("student's probability of the first", fixed, evenly(0.02, 0.98, points), outputs, _label_lines(loss))
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...datums.types import Datum, ModelInput
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
+from ..spec.vocabulary import STUDENT as OWN
+from ..spec.vocabulary import VOCABULARY_OUTPUTS
 from . import sample_inputs
 from .sample_inputs import OutputLists
 
@@ -62,6 +64,8 @@ def kind_of(loss: Loss | Mixture) -> str:
     parts = [part for _, part in loss.parts]
     if any(part.spec.candidates is not None for part in parts):
         return "candidate tokens"
+    if any(part.spec.reads_vocabulary for part in parts):
+        return "whole distributions"
     if any("embeddings" in part.outputs for part in parts):
         return "embeddings"
     return "values" if any("values" in part.outputs for part in parts) else "tokens"
@@ -100,6 +104,9 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
 def _output(name: str, kind: str, datum: int, length: int) -> Tensor:
     if name == "embeddings":
         values: Any = EMBEDDINGS[datum]
+    elif name in VOCABULARY_OUTPUTS:
+        pair = torch.tensor((STUDENT if name == OWN else TEACHER), dtype=torch.float64)[torch.arange(length) % 3]
+        return torch.cat([pair, 1 - pair.sum(1, keepdim=True)], 1).log().requires_grad_()
     elif kind == "candidate tokens" and name == "logprobs":
         return torch.tensor(STUDENT, dtype=torch.float64).log().requires_grad_()
     else:

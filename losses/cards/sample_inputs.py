@@ -14,6 +14,7 @@ from ..batch.outputs import Outputs
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
 from ..spec.spec import Input
+from ..spec.vocabulary import STUDENT, VOCABULARY_OUTPUTS
 
 #: The values of quantities that stay fixed. A token of probability 0.22 leaves room on either side.
 USUAL_LOGPROB = -1.5
@@ -99,6 +100,9 @@ def outputs(loss: Loss, count: int) -> OutputLists:
             given[name] = [torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2] for i in range(count)]
         elif name == "logprobs" and loss.spec.candidates:
             given[name] = [torch.full((1, 2), 0.5, dtype=torch.float64, device="cpu").log() for _ in range(count)]
+        elif name in VOCABULARY_OUTPUTS:
+            of_two = (0.5, 0.5) if name == STUDENT else USUAL_CANDIDATES
+            given[name] = [torch.tensor([of_two], dtype=torch.float64, device="cpu").log() for _ in range(count)]
         else:
             given[name] = [torch.tensor([USUAL_OUTPUTS[name]], dtype=torch.float64, device="cpu") for _ in range(count)]
     return given
@@ -128,6 +132,7 @@ def metric_kinds(loss: Loss) -> dict[str, str]:
         return {}
     if loss.spec.couples != "batch":
         shape = {"embeddings": (0, EMBEDDING_WIDTH), "logprobs": (0, 1) if loss.spec.candidates else (0,)}
+        shape |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, 2))
         empty: dict[str, Any] = {name: torch.zeros(shape.get(name, (0,))) for name in loss.outputs}
         try:
             return _kinds(loss, [], Outputs(**empty))

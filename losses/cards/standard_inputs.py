@@ -17,6 +17,8 @@ STANDARD_INPUTS = {
     "entropy": TensorLine("[T]", "nats", "of the policy's distribution over the whole vocabulary"),
     "logsumexp": TensorLine("[T]", "nats", "log Σ_v exp(logit_v): the logarithm of the softmax's denominator"),
     "mean_logprobs": TensorLine("[T]", "nats", "the mean over all V tokens of the vocabulary"),
+    "vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the policy in training"),
+    "teacher_vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the teacher"),
     "values": TensorLine("[T]", "in units of the reward", "from a scalar head of the model in training"),
     "group": TensorLine("[N]", "unitless", "an integer: the same for datums that belong together"),
     "old_values": TensorLine("[T]", "in units of the reward", "from the head as it was when the tokens were sampled"),

@@ -18,6 +18,7 @@ from ..batch.outputs import Outputs
 from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
 from ..spec.spec import Input
+from ..spec.vocabulary import VOCABULARY_OUTPUTS
 from ..stats import Stat
 from .outside import restored
 
@@ -26,6 +27,7 @@ OutputLists = dict[str, list[Tensor]]
 #: Batch sizes tried with a loss that couples the whole batch.
 TRIED_SIZES = range(1, 9)
 EMBEDDING_WIDTH = 3
+VOCABULARY_WIDTH = 4
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ class LossUnderTest:
         data = [datum_of(1, {"target_tokens": targets, "weights": [1.0], **keys}) for _ in range(n)]
         row: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
         row |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
+        row |= {key: [[-0.5, -0.932752]] for key in VOCABULARY_OUTPUTS}  # type: ignore[list-item]
         if self.candidates is not None:
             row["logprobs"] = [[-0.5]]  # type: ignore[list-item]
         outputs = {name: [torch.tensor(row[name]) for _ in range(n)] for name in self.outputs}
@@ -245,6 +248,7 @@ def terms(
     if data:
         return loss.terms(data, outputs)
     shapes: dict[str, tuple[int, ...]] = {"embeddings": (0, EMBEDDING_WIDTH)}
+    shapes |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, VOCABULARY_WIDTH))
     if isinstance(loss, Loss) and loss.spec.candidates is not None:
         shapes["logprobs"] = (0, 1)
     empty: dict[str, Any] = {n: torch.zeros(shapes.get(n, (0,)), dtype=dtype, requires_grad=True) for n in loss.outputs}

@@ -20,8 +20,18 @@ from ...datums.inputs import key_kind
 from ...datums.types import Datum, TensorData
 from ..registry import get_loss
 from ..spec.spec import GROUP_KEY, Input
+from ..spec.vocabulary import VOCABULARY_OUTPUTS
 from .draws.meanings import Meaning, either_sign, flags, ids, log_probabilities, meaning_of, of_one, some_absent
-from .loss_under_test import BATCH_STYLE_KEYS, EMBEDDING_WIDTH, LossUnderTest, OutputLists, datum_of, has_columns, rows
+from .loss_under_test import (
+    BATCH_STYLE_KEYS,
+    EMBEDDING_WIDTH,
+    VOCABULARY_WIDTH,
+    LossUnderTest,
+    OutputLists,
+    datum_of,
+    has_columns,
+    rows,
+)
 
 #: The weights that a byte stands for; examples shrink to the first.
 MASKS = np.array([1, 1, 0, 1, 1, 0, 1, 1], dtype=np.float32)
@@ -218,6 +228,11 @@ def _vectors(drawn: np.ndarray) -> np.ndarray:
     return (moved + [[1 + 1 / 128, i / 512, 0.0] for i in range(len(moved))]).reshape(-1)
 
 
+def _distributions(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
+    drawn = _tensors([(rows(d), VOCABULARY_WIDTH) for d in data], log_probabilities)
+    return drawn.map(lambda tensors: [tensor.log_softmax(-1) for tensor in tensors])
+
+
 _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]] = {
     "logprobs": logprobs,
     "entropy": _entropies,
@@ -225,6 +240,7 @@ _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]
     "mean_logprobs": lambda data: _tensors([(rows(d),) for d in data], lambda drawn: -4 - drawn / 32),
     "values": lambda data: _tensors([(rows(d),) for d in data], either_sign),
     "embeddings": lambda data: _tensors([(EMBEDDING_WIDTH,)] * len(data), _vectors),
+    **dict.fromkeys(VOCABULARY_OUTPUTS, _distributions),
 }
 
 

@@ -101,6 +101,7 @@ def _refuse_untraceable(spec: LossSpec, reduction: str) -> None:
         why = f"it is written as fn(data, logprobs_list), {alone}; pass it to forward_backward_custom as it is"
     elif other := [name for name in spec.outputs if name != "logprobs"]:
         why = f"it reads the model's {' and '.join(other)}, and the service hands out logprobs only"
+        why += "; take a topk_ loss over a teacher's candidates" if spec.reads_vocabulary else ""
     elif spec.per in TOGETHER or spec.couples in TOGETHER:
         what = next(what for level, what in TOGETHER.items() if level in (spec.per, spec.couples))
         why = f"it looks at {what}, {alone}; pass it to forward_backward_custom as it is"

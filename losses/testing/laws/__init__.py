@@ -8,9 +8,9 @@ to the kit: `check_loss(my_function, laws={"on_policy_is_reinforce": {}})`.
 
 from __future__ import annotations
 
-from . import distillation, embedding, policy, preference
+from . import distillation, embedding, policy, preference, whole
 
 #: Every law of a family.
-CHECKS = (*distillation.CHECKS, *embedding.CHECKS, *policy.CHECKS, *preference.CHECKS)
+CHECKS = (*distillation.CHECKS, *embedding.CHECKS, *policy.CHECKS, *preference.CHECKS, *whole.CHECKS)
 
-__all__ = ["CHECKS", "distillation", "embedding", "policy", "preference"]
+__all__ = ["CHECKS", "distillation", "embedding", "policy", "preference", "whole"]

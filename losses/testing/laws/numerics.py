@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ....datums.errors import LossCheckError
 from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
+from ...spec.vocabulary import STUDENT, TEACHER
 from ..checks import Check, active_positions, batches, copied
 from ..evaluation import Evaluation, evaluate, leaves, shown
 from ..loss_under_test import LossUnderTest, OutputLists, terms
@@ -42,6 +43,8 @@ def gradient(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -
     stopped = StoppedValues()
     middle = _value(loss, data, outputs, stopped)
     for name, tensors in outputs.items():
+        if name == TEACHER:  # whose distributions no gradient reaches
+            continue
         for i, tensor in enumerate(tensors):
             for at in range(tensor.numel()):
                 slope = float(whole.gradients[name][i].reshape(-1)[at])
@@ -160,12 +163,15 @@ def with_extreme(
     if loss.is_batch_style:
         references = [key for key in data[i].loss_fn_inputs if key_kind(key) == "logprob"]
     carried = dict(data[i].loss_fn_inputs)
-    grows = grows and any(key in carried for key in references)
+    grows = grows and (TEACHER in filled or any(key in carried for key in references))
     for key in references:
         if key in carried:
             array = carried[key].to_numpy().copy()
             array[t] = np.where(array[t] == -np.inf, -np.inf, _extreme(array[t].shape, size if grows else 0))
             carried[key] = TensorData(array)
+    if STUDENT in filled:
+        own = filled[TEACHER if grows and TEACHER in filled else STUDENT][i]
+        own[t] = torch.from_numpy(_extreme(own[t].shape, size)).log_softmax(-1)
     if "logprobs" in filled:
         own = filled["logprobs"][i]
         own[t] = torch.from_numpy(_extreme(own[t].shape, 0 if grows else size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import distillation, embedding, off_policy, policy, preference, supervised, value
+from . import distillation, embedding, off_policy, policy, preference, supervised, value, whole
 from .rows import Reference, evaluated
 
 FAMILIES = (
@@ -15,6 +15,7 @@ FAMILIES = (
     preference,
     supervised,
     value,
+    whole,
 )
 #: The reference of each loss, by id.
 REFERENCES: dict[str, Reference] = {name: one for family in FAMILIES for name, one in family.REFERENCES.items()}
