@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from ...datums.builders.trajectories import Trajectory, datums_from_trajectories
 from ...datums.errors import EmptyLossError
 from ...datums.types import Datum
 from ...losses import advantages as advantage_functions
+from ...losses.spec.spec import GROUP_KEY
 from ..environments.protocol import Problem
 from ..run.batches import Batches
 from ..settings.choices import Overlong
@@ -174,7 +176,7 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
 
 
 def datums_of(collector: RolloutCollector, groups: Groups, advantages: str, *, allow_biased: bool) -> list[Datum]:
-    """One datum per rollout, with its advantage; with overlong="mask" truncated ones only count in their group's mean.
+    """One datum per rollout, with its advantage and its group; with overlong="mask" truncated ones only count in the mean.
 
     Raises EmptyLossError when no datum is left.
     """
@@ -184,6 +186,7 @@ def datums_of(collector: RolloutCollector, groups: Groups, advantages: str, *, a
     lengths = [rollout.sampled_tokens for rollout in rollouts]
     values = ADVANTAGES[advantages](rewards, ids, lengths).tolist()
     is_masked = collector.config.overlong == "mask"
+    kept = [not (is_masked and rollout.is_truncated) for rollout in rollouts]
     trajectories = [
         Trajectory(
             prompt_tokens=rollout.prompt_tokens,
@@ -193,15 +196,18 @@ def datums_of(collector: RolloutCollector, groups: Groups, advantages: str, *, a
             weights=rollout.weights,
             temperature=collector.runner.temperature,
         )
-        for rollout, advantage in zip(rollouts, values, strict=True)
-        if not (is_masked and rollout.is_truncated)
+        for rollout, advantage in compress(zip(rollouts, values, strict=True), kept)
     ]
     if not trajectories:
         raise EmptyLossError(
             f"all {len(rollouts)} answers were truncated at {collector.runner.max_tokens} tokens, and overlong='mask' trains on "
             "none of them: raise --max-tokens, or choose --overlong keep or soft"
         )
-    return datums_from_trajectories(trajectories, allow_biased=allow_biased)
+    datums = datums_from_trajectories(trajectories, allow_biased=allow_biased)
+    return [
+        Datum(datum.model_input, {**datum.loss_fn_inputs, GROUP_KEY: group})
+        for datum, group in zip(datums, compress(ids, kept), strict=True)
+    ]
 
 
 def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from ...datums.errors import LossConfigError, LossContractError, MissingInput
 from ...datums.types import Datum, TensorData
 from ...losses.loss.loss import Loss, Mixture
 from ...losses.registry import get_loss
+from ...losses.spec.spec import GROUP_KEY
 from ...losses.variants.suffixes import ROLLOUT_SUFFIXES, unknown_suffix
 from ..run.configs import mean_over_tokens
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ...trainer.responses import ForwardBackwardOutput
 
 #: The inputs that rollouts have for a loss.
-INPUTS = ("target_tokens", "weights", "sampling_logprobs", "advantages", "ref_logprobs", "rollout_logprobs")
+INPUTS = ("target_tokens", "weights", "sampling_logprobs", "advantages", "ref_logprobs", "rollout_logprobs", GROUP_KEY)
 
 
 class PolicySettings(Protocol):

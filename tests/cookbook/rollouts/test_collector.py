@@ -66,6 +66,14 @@ def test_the_advantage_stands_on_every_token_of_the_answer_and_the_prompt_has_we
     assert inputs["weights"].data == [1.0, 1.0, 1.0]  # the prompt's one token predicts the first
 
 
+@pytest.mark.parametrize(("overlong", "expected"), [("keep", [0, 0, 1, 1]), ("mask", [0, 1, 1])])
+def test_a_datum_says_which_problem_it_answers(overlong: str, expected: list[int]) -> None:
+    groups = [[rollout(1.0), rollout(0.0, truncated=True)], [rollout(0.0), rollout(0.5)]]
+    datums = datums_of(collector(overlong=overlong), groups, "centred", allow_biased=False)
+    assert [datum.loss_fn_inputs["group"].to_numpy().item() for datum in datums] == expected
+    assert advantages(datums)[0] == 0.5
+
+
 def test_what_an_environment_wrote_between_two_answers_has_weight_0_in_the_datum() -> None:
     turns = Rollout("p", [1], [2, 3, 4, 5], [-0.5, 0.0, 0.0, -0.25], [1.0, 0.0, 0.0, 1.0], 1.0, False, 1, ["x", "y"])
     [datum, _] = datums_of(collector(), [[turns, rollout(0.0)]], "centred", allow_biased=False)
