@@ -15,9 +15,9 @@ from .math.ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
 from .reductions import REDUCTIONS, Count
 from .registry import get_loss, list_losses, plugin_errors, register_loss, trace_report, unregister_loss
 from .spec.axes import Axes
+from .spec.groups import Grouping
 from .spec.inputs import FlagPerDatum, PerDatum, VectorPerDatum
 from .spec.settings import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
-from .spec.spec import Grouping
 from .stats import Stat
 from .trace.trace import TracedLoss
 from .variants.off_policy_mask import off_policy_mask

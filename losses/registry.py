@@ -15,8 +15,9 @@ from .ids import LossId, MixtureId, PresetId
 from .loss.loss import AnyLoss, Loss, Mixture
 from .spec.axes import Axes
 from .spec.functions import as_function, batch_style, check_ids, one_word
+from .spec.groups import Groups, Partners, Units, groups_of
 from .spec.settings import own_names
-from .spec.spec import Conflict, Groups, LossSpec, Partners, Per, Units, groups_of, is_batch_style, make_spec
+from .spec.spec import Conflict, LossSpec, Per, is_batch_style, make_spec
 from .spec.vocabulary import Vocabularies
 from .trace.trace import TracedLoss
 

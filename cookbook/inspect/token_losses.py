@@ -24,6 +24,7 @@ from ...losses.batch.positions import positions_of
 from ...losses.loss.loss import Loss, LossLike
 from ...losses.math.ratios import MAX_LOG_RATIO
 from ...losses.registry import get_loss
+from ...losses.spec.settings import WEIGHTS_KEY
 
 #: Model outputs with one row per position: the output's name, and its column's.
 TOKEN_COLUMNS = {
@@ -57,7 +58,7 @@ class TokenLosses:
               for other outputs;
               loss = the values of a loss per token, before weighting and reduction (of a mixture, the sum over its parts
               per token, each times its factor)
-    losses    by the id of the loss (a mixture has several): a value, and whether it belongs to the "token" (then the
+    losses    by the label of the loss (a mixture has several): a value, and whether it belongs to the "token" (then the
               weighted mean over this datum's tokens), "datum", "pair" or "batch"; before factors and reduction
     embedding_gradient   norm of d loss / d embedding, if the loss reads embeddings
     """
@@ -156,7 +157,7 @@ class _PartValues:
     """The values of one part of a loss, and the datums or tokens they belong to."""
 
     def __init__(self, part: Loss, factor: float, values: Tensor, datums: Sequence[Datum]) -> None:
-        self.name, self.factor = part.name, factor
+        self.name, self.factor, self.weights = part.label, factor, part.weights or WEIGHTS_KEY
         self.per = "batch" if values.ndim == 0 else str(part.spec.per)
         self._values = values.double().numpy()
         if self.per == "batch":
@@ -216,7 +217,8 @@ def _token_losses(
     is_read: np.ndarray,
     parts: Sequence[_PartValues],
 ) -> TokenLosses:
-    columns = {"weight": _weights(datum, positions_of(datum))}
+    keys = [part.weights for part in parts]
+    columns = {"weight": _weights(datum, WEIGHTS_KEY if WEIGHTS_KEY in keys else keys[0])}
     for name, column in TOKEN_COLUMNS.items():
         if name in leaves:
             output, gradient = leaves[name][index].detach(), gradients[name][index]
@@ -229,19 +231,19 @@ def _token_losses(
         columns["ratio"] = np.exp(np.clip(gap, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     if (total := _summed(index, parts)) is not None:
         columns["loss"] = total
-    losses = {part.name: (part.value(index, columns["weight"]), part.per) for part in parts}
+    losses = {part.name: (part.value(index, _weights(datum, part.weights)), part.per) for part in parts}
     embedded = gradients.get("embeddings")
     return TokenLosses(index, columns, losses, None if embedded is None else float(embedded[index].norm()))
 
 
-def _weights(datum: Datum, positions: int) -> np.ndarray:
-    given = datum.loss_fn_inputs.get("weights")
+def _weights(datum: Datum, key: str) -> np.ndarray:
+    given = datum.loss_fn_inputs.get(key)
     if given is not None:
         weights = given.to_numpy().astype(np.float64)
         targets = datum.loss_fn_inputs.get("target_tokens")
         is_flat = targets is not None and weights.size == np.prod(targets.shape) and weights.ndim == 1
         return weights.reshape(targets.shape) if is_flat and targets is not None else weights
-    return np.ones(positions)
+    return np.ones(positions_of(datum))
 
 
 def _candidates_read(is_read: np.ndarray, weight: np.ndarray, logprobs: Tensor) -> np.ndarray:

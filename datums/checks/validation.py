@@ -5,7 +5,7 @@ Builders check the datums they build, the trainer those it is given. Which keys 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,13 @@ from ..types import Datum, ModelInput, TensorData, as_datum, token_array
 from .screening import is_of_candidates, suspects
 
 
-def check_datums(datums: Iterable[Any], *, vocab_size: int | None = None, masked_targets: bool = False) -> list[Datum]:
+def check_datums(
+    datums: Iterable[Any],
+    *,
+    vocab_size: int | None = None,
+    masked_targets: bool = False,
+    weight_keys: Collection[str] = ("weights",),
+) -> list[Datum]:
     """Check all datums as `check_datum` does and return them as lossbook's `Datum`.
 
     datums: lossbook's, another SDK's, or mappings; see `as_datum`. An error names the datum by its index from 0.
@@ -42,7 +48,14 @@ def check_datums(datums: Iterable[Any], *, vocab_size: int | None = None, masked
             raise located(error, _name(index, len(values))) from None
         checked.append(datum)
     for index in suspects(checked, vocab_size):
-        check_datum(checked[index], index, len(values), vocab_size=vocab_size, masked_targets=masked_targets)
+        check_datum(
+            checked[index],
+            index,
+            len(values),
+            vocab_size=vocab_size,
+            masked_targets=masked_targets,
+            weight_keys=weight_keys,
+        )
     return checked
 
 
@@ -54,6 +67,7 @@ def check_datum(
     vocab_size: int | None = None,
     aligned: bool = False,
     masked_targets: bool = False,
+    weight_keys: Collection[str] = ("weights",),
 ) -> None:
     """Raise unless a datum of N tokens is valid for any loss and model.
 
@@ -65,6 +79,7 @@ def check_datum(
     numbers     weights are finite everywhere; other inputs where the weight is not 0, or everywhere without weights.
                 A candidate's log-probability may be -inf: the candidate is absent
     aligned     True adds `check_aligned`
+    weight_keys where the weights are, of several losses that are added up: a target counts where any of them is not 0
 
     Raises LengthMismatchError, DtypeError, TokenRangeError, NonFiniteLossInput, EmptyLossError (no tokens).
     """
@@ -75,9 +90,9 @@ def check_datum(
     _check_range(name, "model_input", tokens, vocab_size, None)
     targets = inputs.get("target_tokens")
     if targets is not None:
-        active = None if masked_targets else _active(inputs)
+        active = None if masked_targets else _counted(inputs, weight_keys)
         _check_range(name, "target_tokens", targets.to_numpy(), vocab_size, active)
-    _check_finite(name, inputs)
+    _check_finite(name, inputs, weight_keys)
     if aligned:
         check_aligned(datum, index, total)
 
@@ -203,9 +218,16 @@ def _size(value: TensorData) -> int:
     return int(np.prod(value.shape, dtype=np.int64))
 
 
-def _active(inputs: Mapping[str, TensorData]) -> np.ndarray | None:
+def _counted(inputs: Mapping[str, TensorData], keys: Collection[str]) -> np.ndarray | None:
+    """As `_active`, true where the weight under any of these keys is not 0; None where one of them is not there."""
+    masks = [_active(inputs, key) for key in keys]
+    present = [mask for mask in masks if mask is not None]
+    return np.any(present, axis=0) if len(present) == len(masks) else None
+
+
+def _active(inputs: Mapping[str, TensorData], key: str = "weights") -> np.ndarray | None:
     """Bool in the shape of the targets (else of the weights), true where the weight is not 0; None without weights."""
-    weights = inputs.get("weights")
+    weights = inputs.get(key)
     if weights is None:
         return None
     active = weights.to_numpy() != 0
@@ -234,7 +256,8 @@ def _check_range(name: str, key: str, ids: np.ndarray, vocab_size: int | None, a
     raise TokenRangeError(f"{name}: {key} holds {value} {location}; token ids must {bounds}{hint}")
 
 
-def _check_finite(name: str, inputs: Mapping[str, TensorData]) -> None:
+def _check_finite(name: str, inputs: Mapping[str, TensorData], weight_keys: Collection[str]) -> None:
+    """Weights are finite, and other inputs where every weight is not 0: a loss checks those that it reads where its own is not."""
     for key, value in inputs.items():
         if value.dtype != "float32":
             continue
@@ -245,8 +268,9 @@ def _check_finite(name: str, inputs: Mapping[str, TensorData]) -> None:
         if not wrong.any():
             continue
         hint = "weights must be finite everywhere"
-        if key != "weights":
-            active = _active(inputs)
+        if key not in weight_keys:
+            masks = [mask for one in weight_keys if (mask := _active(inputs, one)) is not None]
+            active = np.all(masks, axis=0) if masks else None
             wrong = wrong if active is None else wrong & _active_for(active, array.shape)
             hint = (
                 "a weight of 0 would leave the position out"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -23,10 +22,11 @@ from ...datums.errors import (
 )
 from ...datums.inputs import KEY_DTYPES, MAX_LOGPROB
 from ...datums.types import Datum
+from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import Input, LossSpec
 
 #: Keys that every datum may carry, whatever the loss reads.
-COMMON_KEYS = ("target_tokens", "weights")
+COMMON_KEYS = ("target_tokens", WEIGHTS_KEY)
 
 
 #: float32 takes the integer above it for this one.
@@ -42,8 +42,14 @@ def missing_input(datum: Datum, index: int, total: int, spec: LossSpec, wanted: 
     )
 
 
-def missing_weights(datum: Datum, index: int, total: int, spec: LossSpec, reduction: str) -> MissingInput:
-    """The error for absent weights under a reduction that divides by them."""
+def missing_weights(datum: Datum, index: int, total: int, spec: LossSpec, settings: Settings) -> MissingInput:
+    """The error for absent weights under a reduction that divides by them, or under a key that was named for them."""
+    reduction, key = settings.reduction, settings.weights or WEIGHTS_KEY
+    if key != WEIGHTS_KEY:
+        return MissingInput(
+            f"{spec.name} with weights={key!r} reads {key!r}, which datum {index} of {total} does not carry. It carries: "
+            f"{_keys(datum)}.{_hint(key, datum)} A datum that it should not learn from carries zeros"
+        )
     return MissingInput(
         f"{spec.name} with reduction {reduction!r} reads 'weights', which datum {index} of {total} does not carry. "
         f"It carries: {_keys(datum)}.{_hint('weights', datum)} Only under reduction 'sum' do missing weights mean ones; "
@@ -52,7 +58,7 @@ def missing_weights(datum: Datum, index: int, total: int, spec: LossSpec, reduct
 
 
 def check_keys(
-    datums: Sequence[Datum], spec: LossSpec, settings: Mapping[str, Any], *, strict: bool, others: Collection[str] = ()
+    datums: Sequence[Datum], spec: LossSpec, settings: Settings, *, strict: bool, others: Collection[str] = ()
 ) -> None:
     """No key is a misspelt input (or, if strict, unread at all), and no key lacks that a setting needs.
 
@@ -61,10 +67,11 @@ def check_keys(
     first: dict[tuple[str, ...], int] = {}
     for i, datum in enumerate(datums):
         first.setdefault(tuple(datum.loss_fn_inputs), i)
-    known = {*spec.keys, *COMMON_KEYS}
+    common = (*COMMON_KEYS, *([settings.weights] if settings.weights not in (None, WEIGHTS_KEY) else []))
+    known, given = {*spec.keys, *common}, settings.function
     for carried, i in first.items():
         missing = [one.name for one in spec.inputs if not any(key in carried for key in one.keys)]
-        missing += [key for key in COMMON_KEYS if key not in carried]
+        missing += [key for key in common if key not in carried]
         for key in carried:
             if key in known or key in others:
                 continue
@@ -76,25 +83,25 @@ def check_keys(
                     f"It reads: {', '.join(sorted(known))}"
                 )
         for key, setting in spec.required_if.items():
-            if settings.get(setting) and key not in carried:
+            if given.get(setting) and key not in carried:
                 raise MissingInput(
-                    f"{spec.name} with {setting}={settings[setting]} reads {key!r}, which datum {i} of {len(datums)} does "
+                    f"{spec.name} with {setting}={given[setting]} reads {key!r}, which datum {i} of {len(datums)} does "
                     f"not carry. Add it, or set {setting}=0"
                 )
 
 
-def check_weights_shape(array: np.ndarray, shape: tuple[int, ...], datum: int, total: int) -> None:
-    """Weights fill the targets' `shape` [N] or [N, K], flat in row-major order or in that very shape."""
+def check_weights_shape(array: np.ndarray, shape: tuple[int, ...], key: str, datum: int, total: int) -> None:
+    """Weights, under their `key`, fill the targets' `shape` [N] or [N, K], flat in row-major order or in that very shape."""
     expected = int(np.prod(shape))
     if len(shape) == 2 and array.size == shape[0] != expected:
         raise LengthMismatchError(
-            f"datum {datum} of {total}: weights has {array.size} values but target_tokens is {list(shape)}: it needs "
+            f"datum {datum} of {total}: {key} has {array.size} values but target_tokens is {list(shape)}: it needs "
             f"{expected} (N*K) values in row-major order"
         )
-    check_length(array.size, shape, "weights", datum, total)
+    check_length(array.size, shape, key, datum, total)
     if array.ndim > 1 and [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
         raise ShapeError(
-            f"datum {datum} of {total}: weights is {list(array.shape)} but target_tokens is {list(shape)}. Is it "
+            f"datum {datum} of {total}: {key} is {list(array.shape)} but target_tokens is {list(shape)}. Is it "
             "transposed?"
         )
 
@@ -113,8 +120,8 @@ def check_length(given: int, shape: tuple[int, ...], key: str, datum: int, total
     raise LengthMismatchError(message)
 
 
-def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> None:
-    """A datum of a loss over candidates has [N, K] targets, and a number for each of them."""
+def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec, key: str) -> None:
+    """A datum of a loss over candidates has [N, K] targets, and a number for each of them. key: of the weights."""
     targets, marks = (datum.loss_fn_inputs.get(key) for key in ("target_tokens", spec.candidates or ""))
     if targets is None or len(targets.shape) != 2:
         shape = "none" if targets is None else list(targets.shape)
@@ -122,10 +129,10 @@ def check_candidates(datum: Datum, index: int, total: int, spec: LossSpec) -> No
             f"{spec.name} compares K candidate tokens per position, so it reads target_tokens [N, K], but those of datum "
             f"{index} of {total} are {shape}. datum_from_teacher_topk makes them from a teacher's top K"
         )
-    weights = datum.loss_fn_inputs.get("weights")
+    weights = datum.loss_fn_inputs.get(key)
     if weights is not None and np.prod(weights.shape) == np.prod(targets.shape) != targets.shape[0]:
         raise LengthMismatchError(
-            f"datum {index} of {total}: weights is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
+            f"datum {index} of {total}: {key} is {list(weights.shape)}, one for each of {targets.shape[1]} candidates, but "
             f"{spec.name} takes one per position, {targets.shape[0]}: {spec.candidates} says how the candidates compare"
         )
     if marks is not None and list(marks.shape) != list(targets.shape):

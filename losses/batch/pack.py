@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
+from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import Input, LossSpec
 from .checks import (
     are_ids,
@@ -43,14 +44,14 @@ from .positions import (
 )
 
 
-def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object) -> Packed:
+def pack(datums: Sequence[Datum], spec: LossSpec, settings: Settings) -> Packed:
     """Pack what `spec` reads. Raises the errors of missing, misaligned, ill-shaped and non-finite inputs."""
     if not spec.reads_tokens:
-        return _pack_whole_datums(datums, spec, config)
+        return _pack_whole_datums(datums, spec, settings.config)
     shapes = [target_shape(datum) for datum in datums]
     lengths = np.array([shape[0] for shape in shapes], dtype=np.int64)
     check_one_target(shapes, spec)
-    weights, is_even = _weights(datums, spec, reduction, shapes)
+    weights, is_even = _weights(datums, spec, settings, shapes)
     active = active_positions(active_targets(weights, spec))
     tokens = counts_of(active, lengths)
     if spec.per == "pair":
@@ -60,7 +61,7 @@ def pack(datums: Sequence[Datum], spec: LossSpec, reduction: str, config: object
     for wanted in spec.inputs:
         inputs[wanted.name], is_even_too = _input(layout, wanted, np.flatnonzero(tokens))
         is_even = is_even and is_even_too
-    packed = Packed(spec, config, lengths, tokens, torch.from_numpy(active), layout.weights, inputs, is_even)
+    packed = Packed(spec, settings.config, lengths, tokens, torch.from_numpy(active), layout.weights, inputs, is_even)
     if packed.absent is not None:
         check_some_present(packed.absent, spec, active, lengths)
     return laid_out(packed)
@@ -89,30 +90,31 @@ def join(arrays: Sequence[np.ndarray], width: int | None, dtype: np.dtype | type
 
 
 def _weights(
-    datums: Sequence[Datum], spec: LossSpec, reduction: str, shapes: list[tuple[int, ...]]
+    datums: Sequence[Datum], spec: LossSpec, settings: Settings, shapes: list[tuple[int, ...]]
 ) -> tuple[np.ndarray, bool]:
     """[T] or [T, K] float32 of all positions, and whether all targets have as many columns."""
-    total = len(datums)
+    total, key = len(datums), settings.weights or WEIGHTS_KEY
     if spec.candidates:
         for i, datum in enumerate(datums):
-            check_candidates(datum, i, total, spec)
+            check_candidates(datum, i, total, spec, key)
         shapes = [shape[:1] for shape in shapes]
-    given = [datum.loss_fn_inputs.get("weights") for datum in datums]
-    if reduction != "sum" and (lacking := _first_none(given)) is not None:
-        raise missing_weights(datums[lacking], lacking, total, spec, reduction)
+    given = [datum.loss_fn_inputs.get(key) for datum in datums]
+    may_lack = settings.reduction == "sum" and key == WEIGHTS_KEY
+    if not may_lack and (lacking := _first_none(given)) is not None:
+        raise missing_weights(datums[lacking], lacking, total, spec, settings)
     arrays = [
         np.ones(shape, dtype=np.float32) if value is None else value.to_numpy()
         for value, shape in zip(given, shapes, strict=True)
     ]
     if [array.shape for array in arrays] != shapes:
         for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
-            check_weights_shape(array, shape, i, total)
+            check_weights_shape(array, shape, key, i, total)
             arrays[i] = array.reshape(shape)
     columns = {shape[1] if len(shape) == 2 else None for shape in shapes}
     joined = join(arrays, max((k for k in columns if k is not None), default=None), np.float32)
     if not np.isfinite(joined).all():
         for i, array in enumerate(arrays):
-            check_finite(array, "weights", i, total, spec)
+            check_finite(array, key, i, total, spec)
     return joined, len(columns) <= 1
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...datums.errors import WeightsError
 from ..reductions import Count
+from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import GROUP_KEY, LossSpec, Per
 from .groups import DatumGroups
 from .positions import active_targets, has_columns, weighted
@@ -131,7 +132,7 @@ class Packed:
             rows = (self.weights < 0).reshape(len(self.weights), -1).any(1)
             datum = self.active_datums[int(self.seqs.index[rows][0])]
             raise WeightsError(
-                f"{self.spec.name}: datum {datum} has negative weights, which reduction {reduction!r} cannot divide by. "
+                f"{self.spec.name}: datum {datum} has negative {getattr(self.config, 'weights', WEIGHTS_KEY)}, which reduction {reduction!r} cannot divide by. "
                 "Use reduction 'sum', which takes any real weights"
             )
 

@@ -16,6 +16,7 @@ from torch.fx import Proxy
 
 from ...datums.types import Datum
 from .. import stats
+from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import LossSpec
 from ..stats import Stat
 
@@ -48,15 +49,16 @@ def active_positions(targets: Any) -> Any:
     return targets if targets.ndim == 1 else targets.any(1)
 
 
-def active_in(datum: Datum) -> np.ndarray:
-    """[N] bool: which of a datum's positions are active; all without weights."""
-    weights, positions = datum.loss_fn_inputs.get("weights"), positions_of(datum)
-    if weights is None:
-        return np.ones(positions, dtype=bool)
-    array = weights.to_numpy()
-    return active_positions(
-        active_targets(array.reshape(-1) if array.size == positions else array.reshape(positions, -1))
-    )
+def active_in(datum: Datum, keys: Sequence[str] = (WEIGHTS_KEY,)) -> np.ndarray:
+    """[N] bool: at which of a datum's positions the weights under any of these keys are not 0; all where one is not there."""
+    positions, active = positions_of(datum), np.zeros(positions_of(datum), dtype=bool)
+    for key in keys:
+        if (weights := datum.loss_fn_inputs.get(key)) is None:
+            return np.ones(positions, dtype=bool)
+        array = weights.to_numpy()
+        array = array.reshape(-1) if array.size == positions else array.reshape(positions, -1)
+        active |= active_positions(active_targets(array))
+    return active
 
 
 def has_columns(weights: Tensor, spec: LossSpec) -> bool:

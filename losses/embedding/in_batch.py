@@ -12,8 +12,9 @@ from torch.nn.functional import logsigmoid
 from ...datums.errors import ShapeError
 from .. import stats
 from ..registry import register_loss
+from ..spec.groups import Grouping
 from ..spec.settings import Count, Positive
-from ..spec.spec import Grouping, IdPerDatum
+from ..spec.spec import IdPerDatum
 from ..stats import Stat
 from .layout import in_blocks, normalized, on_diagonal, retrieval, same_document
 

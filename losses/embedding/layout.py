@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from ...datums.errors import ShapeError
 from .. import stats
-from ..spec.spec import Grouping, Groups
+from ..spec.groups import Grouping, Groups
 from ..stats import Stat
 
 #: Shorter vectors are divided by this instead of by their length, so a zero vector has cosine 0 with all others.

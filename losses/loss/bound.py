@@ -20,7 +20,7 @@ from ..batch.pack import pack
 from ..batch.packed import Packed, blocks
 from ..batch.positions import positions_of, width_of
 from ..reductions import Count
-from ..spec.settings import Settings
+from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from .evaluate import check_outputs, evaluate, evaluated_total
@@ -32,13 +32,23 @@ class BoundLoss(ABC):
     """What `loss.prepare(data)` gives.
 
     name: the loss's id. outputs: the model outputs that it reads. is_linear: d loss / d logprobs does not depend on logprobs.
+    weight_keys: the keys of its weights: a position counts where any of them is not 0.
     """
 
-    def __init__(self, name: str, datums: Sequence[Datum], outputs: tuple[str, ...], *, is_linear: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        datums: Sequence[Datum],
+        outputs: tuple[str, ...],
+        *,
+        is_linear: bool,
+        weight_keys: tuple[str, ...] = (WEIGHTS_KEY,),
+    ) -> None:
         self.name = name
         self.datums = datums
         self.outputs = outputs
         self.is_linear = is_linear
+        self.weight_keys = weight_keys
 
     @cached_property
     @abstractmethod
@@ -145,7 +155,8 @@ class BoundSingle(BoundLoss):
     def __init__(
         self, spec: LossSpec, settings: Settings, datums: Sequence[Datum], packed: Packed | None = None
     ) -> None:
-        super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear)
+        keys = (settings.weights or WEIGHTS_KEY,)
+        super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear, weight_keys=keys)
         self._spec, self._settings = spec, settings
         self._packed = self._pack(datums) if packed is None else packed
 
@@ -163,14 +174,19 @@ class BoundSingle(BoundLoss):
         """Refuse unknown keys, no datums, no weight, and nothing to divide by."""
         if not self.datums:
             raise EmptyLossError(f"{self.name}: there are no datums")
-        check_keys(self.datums, self._spec, self._settings.function, strict=strict, others=others)
+        check_keys(self.datums, self._spec, self._settings, strict=strict, others=others)
         if not len(self._packed.active_datums):
             raise EmptyLossError(
-                f"{self.name}: every weight of all {len(self.datums)} datums is 0, so there is nothing to train on. "
+                f"{self.name}: every weight{self._under_key} of all {len(self.datums)} datums is 0, so there is nothing to train on. "
                 "Was the response truncated away, or the mask made for another chat template?"
             )
         if self.count.is_zero:
             raise EmptyLossError(f"{self.name}: reduction {self._settings.reduction!r} has nothing to divide by")
+
+    @property
+    def _under_key(self) -> str:
+        key = self._settings.weights
+        return "" if key in (None, WEIGHTS_KEY) else f" under {key!r}"
 
     def terms(self, outputs: Any, order: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Stat]]:
         """The total under the loss's reduction, and its metrics."""
@@ -206,7 +222,7 @@ class BoundSingle(BoundLoss):
         return self._packed.select(order)
 
     def _pack(self, datums: Sequence[Datum]) -> Packed:
-        return pack(datums, self._spec, self._settings.reduction, self._settings.config)
+        return pack(datums, self._spec, self._settings)
 
 
 class BoundBatchStyle(BoundLoss):

@@ -23,17 +23,18 @@ from ..batch.pack import pack
 from ..batch.packed import Packed
 from ..ids import LossId, MixtureId, PresetId
 from ..reductions import Count, coarsest
-from ..spec.settings import resolve_settings
+from ..spec.settings import WEIGHTS_KEY, resolve_settings
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
+from .arithmetic import Arithmetic
 from .bound import BoundBatchStyle, BoundLoss, BoundSingle
-from .mixed import BoundMixture, factor_of
+from .mixed import BoundMixture, BoundPart
 from .shown import loss_html, on_one_line, signature_of, written
 from .tensors.methods import OnTensors
 
 
-class LossLike(OnTensors):
+class LossLike(OnTensors, Arithmetic["Mixture"]):
     """The interface of a loss, for users and for the trainer. `Loss` and `Mixture` implement it.
 
     Call it as `loss(data, logprobs_list) -> (scalar, metrics)`: the reduced loss with its graph, and plain floats. Scale and
@@ -150,38 +151,17 @@ class LossLike(OnTensors):
         """
         if not isinstance(self, Loss):
             raise TraceError(f"{self.name} cannot be traced: trace its parts, and add their losses up")
-        return trace(self.spec, self.settings, self.reduction, optional, ranks)
+        return trace(self.spec, self._resolved, optional, ranks)
 
-    def __rmul__(self, factor: float) -> Mixture:
-        factor = factor_of(factor, self.name)
-        return Mixture([(factor * own, part) for own, part in self.parts])
-
-    __mul__ = __rmul__
-
-    def __truediv__(self, divisor: float) -> Mixture:
-        if not (divisor := factor_of(divisor, self.name)):
-            raise LossContractError(f"{self.name} cannot be divided by 0")
-        return (1 / divisor) * self
-
-    def __add__(self, other: Any) -> Mixture:
-        return Mixture([*self.parts, *other.parts]) if isinstance(other, LossLike) else NotImplemented
-
-    def __radd__(self, other: Any) -> Mixture:
-        # 0 is where the builtin sum() begins
-        return 1.0 * self if isinstance(other, int) and other == 0 else NotImplemented
-
-    def __sub__(self, other: Any) -> Mixture:
-        return self + -1.0 * other if isinstance(other, LossLike) else NotImplemented
-
-    def __neg__(self) -> Mixture:
-        return -1.0 * self
+    def _mixture(self, parts: Sequence[tuple[float, Loss]]) -> Mixture:
+        return Mixture(parts)
 
 
 class Loss(LossLike):
     """A loss function with its resolved settings. Make one with `get_loss(name, **config)`."""
 
     def __init__(self, spec: LossSpec, config: Mapping[str, Any]) -> None:
-        resolved = resolve_settings(spec.config, spec.name, config)
+        resolved = resolve_settings(spec.config, spec.name, config, has_weights=spec.has_weights)
         if spec.conflict is not None and (why := spec.conflict(resolved.function)):
             raise LossConfigError(f"{spec.name}: {why}")
         self.spec = spec
@@ -189,6 +169,7 @@ class Loss(LossLike):
         self.settings = resolved.function
         self.reduction = resolved.reduction
         self.norm_length = resolved.norm_length
+        self.weights = resolved.weights
         self._resolved = resolved
         self.__doc__ = inspect.getdoc(spec.function)  # `help` and notebooks show what this loss computes, not the class
 
@@ -209,6 +190,16 @@ class Loss(LossLike):
         return self.spec.name
 
     @property
+    def label(self) -> str:
+        """Its id, and the key of its weights where that is another than "weights": `cross_entropy[observation_weights]`."""
+        return self.name if self.weights in (None, WEIGHTS_KEY) else f"{self.name}[{self.weights}]"
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The `loss_fn_inputs` keys that it reads, apart from target tokens."""
+        return frozenset(self.spec.keys if self.weights is None else {*self.spec.keys, self.weights})
+
+    @property
     def signature(self) -> inspect.Signature:
         """What its function reads, and its settings with the values that they have here."""
         return signature_of(self.spec.function, self.settings)
@@ -220,7 +211,7 @@ class Loss(LossLike):
 
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed, without the model's outputs."""
-        return pack(as_datums(data), self.spec, self.reduction, self.config)
+        return pack(as_datums(data), self.spec, self._resolved)
 
     def _bound(self, datums: Sequence[Datum]) -> BoundLoss:
         return (BoundBatchStyle if self.spec.is_batch_style else BoundSingle)(self.spec, self._resolved, datums)
@@ -240,19 +231,21 @@ class Loss(LossLike):
     def _own_settings(self) -> dict[str, Any]:
         """The reduction and every setting."""
         length = {} if self.norm_length is None else {"norm_length": self.norm_length}
-        return {"reduction": self.reduction, **self.settings, **length}
+        weights = {} if self.label == self.name else {"weights": self.weights}
+        return {"reduction": self.reduction, **self.settings, **length, **weights}
 
 
 class Mixture(LossLike):
     """`0.9 * get_loss("grpo") + 0.1 * get_loss("cross_entropy")`. Used wherever a `Loss` is.
 
     One forward serves all parts, and each part keeps its own denominator. Metrics of a part are named `part/metric`; `part`
-    itself is that part's own value before its factor.
+    itself is that part's own value before its factor. With `weights="observation_weights"` a part has a mask of its own, and
+    its metrics are named `cross_entropy[observation_weights]/metric`.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Loss]]) -> None:
         self._parts = list(parts)
-        names = [part.name for _, part in self.parts]
+        names = [part.label for _, part in self.parts]
         if len(set(names)) != len(names):
             raise LossContractError(f"a mixture cannot hold one loss twice: {', '.join(names)}")
 
@@ -268,7 +261,7 @@ class Mixture(LossLike):
     @property
     def name(self) -> str:
         """Its parts' ids."""
-        return " + ".join(f"{factor:g} * {part.name}" for factor, part in self.parts)
+        return " + ".join(f"{factor:g} * {part.label}" for factor, part in self.parts)
 
     @property
     def couples(self) -> str:
@@ -276,7 +269,7 @@ class Mixture(LossLike):
         return coarsest(*(part.couples for _, part in self.parts))
 
     def _bound(self, datums: Sequence[Datum]) -> BoundLoss:
-        parts = [(factor, part._bound(datums), part.spec.keys) for factor, part in self.parts]
+        parts = [BoundPart(factor, part._bound(datums), part.label, part.keys) for factor, part in self.parts]
         return BoundMixture(self.name, datums, parts)
 
     def __str__(self) -> str:
@@ -285,7 +278,7 @@ class Mixture(LossLike):
     def __repr__(self) -> str:
         if len(whole := str(self)) <= LINE:
             return whole
-        return one_line(" + ".join(f"{factor:g} * {part.name}(...)" for factor, part in self.parts))
+        return one_line(" + ".join(f"{factor:g} * {part.label}(...)" for factor, part in self.parts))
 
     def _repr_html_(self) -> str:
         return box(repr(self), rows_html(((f"{factor:g} *", str(part)) for factor, part in self.parts)))

@@ -12,8 +12,9 @@ from torch.nn.functional import logsigmoid
 from .. import stats
 from ..batch.seqs import Seqs
 from ..registry import register_loss
+from ..spec.groups import Grouping
 from ..spec.settings import NonNegative, Positive
-from ..spec.spec import FlagPerDatum, Grouping, PerDatum
+from ..spec.spec import FlagPerDatum, PerDatum
 from .common import AXES, Returned
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from ...datums.errors import LossConfigError
+from ...datums.inputs import key_kind
 from ...datums.keywords import meant
 
 
@@ -55,6 +56,18 @@ def _inside(value: float) -> float:
     return value
 
 
+def _weight_key(key: str) -> str:
+    if not key or key == "target_tokens" or key_kind(key) == "logprob":
+        raise ValueError(f"names the key of loss_fn_inputs that holds a weight per target, which {key!r} is not")
+    return key
+
+
+#: The key that a loss takes its weights from, unless its setting `weights` names another.
+WEIGHTS_KEY = "weights"
+WeightsKey = Annotated[str, AfterValidator(_weight_key)]
+#: Settings that every loss has; a loss that reads no positions has no `weights`.
+EVERY_LOSS = ("reduction", "norm_length", "weights")
+
 #: Lowest ratio that still gets a gradient, such as 0.8 (not the distance 0.2).
 LowerBound = Annotated[float, AfterValidator(_lower_bound), Bounds("in [0, 1]")]
 #: Highest ratio that still gets a gradient, such as 1.2 (not the distance 0.2).
@@ -87,17 +100,23 @@ class LossConfig(BaseModel):
 
 
 def config_maker(
-    function: Callable[..., Any], name: str, hints: Mapping[str, Any], reduction: str, reductions: tuple[str, ...]
+    function: Callable[..., Any],
+    name: str,
+    hints: Mapping[str, Any],
+    reduction: str,
+    reductions: tuple[str, ...],
+    *,
+    has_weights: bool = True,
 ) -> Callable[[], type[LossConfig]]:
-    """Makes a pydantic model with a field for each keyword-only parameter of `function`, `reduction` and `norm_length`.
+    """Makes a pydantic model with a field for each keyword-only parameter of `function`, `reduction`, `norm_length` and `weights`.
 
-    Made at the first call, since a model takes a millisecond and most of a hundred losses are never asked for.
+    has_weights: whether lossbook reads weights for it, whose key may then be chosen. Made at the first call, since a model takes a millisecond and most of a hundred losses are never asked for.
     """
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        if parameter.name in ("reduction", "norm_length"):
+        if parameter.name in EVERY_LOSS and (has_weights or parameter.name != "weights"):
             raise LossConfigError(
                 f"{name}: {parameter.name!r} belongs to the registry; a loss returns losses unreduced"
             )
@@ -114,6 +133,8 @@ def config_maker(
     fields["reduction"] = (Literal[reductions], reduction)
     if "seq-mean-token-sum-norm" in reductions:
         fields["norm_length"] = (Optional[Annotated[int, Ge(1)]], Field(default=None))  # noqa: UP045
+    if has_weights:
+        fields["weights"] = (WeightsKey, WEIGHTS_KEY)
     return functools.cache(
         lambda: cast(type[LossConfig], create_model(f"{name}_config", __base__=LossConfig, **fields))
     )
@@ -165,19 +186,26 @@ def resolve_config(model: type[LossConfig], name: str, given: Mapping[str, Any])
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated configuration, and its parts: the function's keyword arguments, and how its values are reduced."""
+    """A validated configuration, and its parts: the function's keyword arguments, and how its values are weighed and reduced.
+
+    weights: the key of the weights; None for a loss whose weights lossbook does not read.
+    """
 
     config: LossConfig
     function: dict[str, Any]
     reduction: str
     norm_length: int | None
+    weights: str | None = WEIGHTS_KEY
 
 
-def resolve_settings(model: type[LossConfig], name: str, given: Mapping[str, Any]) -> Settings:
+def resolve_settings(
+    model: type[LossConfig], name: str, given: Mapping[str, Any], *, has_weights: bool = True
+) -> Settings:
     """Validate a configuration and take it apart. Raises LossConfigError as `resolve_config` does."""
     config = resolve_config(model, name, given)
     function = {key: getattr(config, key) for key in model.model_fields}
-    return Settings(config, function, function.pop("reduction"), function.pop("norm_length", None))
+    weights = function.pop("weights") if has_weights else None
+    return Settings(config, function, function.pop("reduction"), function.pop("norm_length", None), weights)
 
 
 def _explain(error: ValidationError, model: type[LossConfig], name: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
-
 from ...datums.errors import LossContractError
 from ..reductions import COUPLINGS, REDUCTIONS, coarsest
 from .axes import Axes
+from .groups import Grouping as Grouping
+from .groups import Groups
 from .inputs import GROUP_KEY as GROUP_KEY
 from .inputs import INPUT_ALIASES as INPUT_ALIASES
 from .inputs import FlagPerDatum as FlagPerDatum
@@ -37,39 +37,6 @@ HELPER_NAMES = ("seqs", "weights")
 DEFAULT_REDUCTIONS = {"token": "sum", "datum": "mean", "pair": "pair-mean", "group": "group-mean", "batch": "sum"}
 #: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
 BATCH_STYLE_NAMES = ("data", "datums", "batch")
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """How some datums belong together in a loss.
-
-    members: groups of datum indices, such as a query and its document; groups of one size may change places. None: each
-    datum (or pair) by itself. values: how many values the loss returns for these datums; None: as `per` says.
-    """
-
-    members: Sequence[Sequence[int]] | None = None
-    values: int | None = None
-
-
-#: (number of datums, config, packed inputs by name) to how these datums belong together. The inputs are None where only
-#: `members` is asked for, since there is no data then.
-Groups = Callable[[int, Any, Mapping[str, Tensor | None] | None], Grouping]
-#: The older pair of words for the same: (datums, config, packed inputs) to the number of values,
-Units = Callable[[int, Any, Mapping[str, Tensor | None]], int]
-#: and (datums, config) to groups of datums.
-Partners = Callable[[int, Any], list[list[int]]]
-
-
-def groups_of(units: Units | None, partners: Partners | None) -> Groups | None:
-    """`groups` from its two older halves."""
-    if units is None and partners is None:
-        return None
-
-    def groups(datums: int, config: Any, inputs: Mapping[str, Tensor | None] | None) -> Grouping:
-        members = None if partners is None else partners(datums, config)
-        return Grouping(members, None if units is None or inputs is None else units(datums, config, inputs))
-
-    return groups
 
 
 #: (settings) to why they cannot go together, as "temperature=0.9 needs tail='renormalise'"; empty where they can.
@@ -129,7 +96,12 @@ class LossSpec:
     @property
     def reads_tokens(self) -> bool:
         """Whether it reads anything about single positions."""
-        return any(name != "embeddings" for name in self.outputs)
+        return _reads_tokens(self.outputs)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether lossbook reads weights for it; a function of whole datums reads its own."""
+        return self.reads_tokens and not self.is_batch_style
 
     @property
     def family(self) -> str:
@@ -142,6 +114,10 @@ class LossSpec:
     def wants_weights(self) -> bool:
         """Whether it reads `weights`, so that it sees every position and applies the weights itself."""
         return "weights" in self.parameters
+
+
+def _reads_tokens(outputs: Sequence[str]) -> bool:
+    return any(name != "embeddings" for name in outputs)
 
 
 def is_batch_style(function: Callable[..., Any]) -> bool:
@@ -187,7 +163,9 @@ def make_spec(
         parameters=parameters,
         outputs=outputs,
         inputs=() if batch_style else _inputs(function, hints, level),
-        make_config=config_maker(function, name, hints, reduction, REDUCTIONS[per]),
+        make_config=config_maker(
+            function, name, hints, reduction, REDUCTIONS[per], has_weights=_reads_tokens(outputs) and not batch_style
+        ),
         is_batch_style=batch_style,
         **declared,
     )

@@ -58,11 +58,11 @@ def ordinary(loss: LossUnderTest) -> st.SearchStrategy[Mapping[str, Any]]:
     return batches(loss)
 
 
-def active_positions(data: Sequence[Datum]) -> list[tuple[int, int]]:
+def active_positions(loss: LossUnderTest, data: Sequence[Datum]) -> list[tuple[int, int]]:
     """(datum, position) of every position with a non-zero weight."""
     positions: list[tuple[int, int]] = []
     for i, datum in enumerate(data):
-        positions += [(i, int(t)) for t in np.flatnonzero(active_in(datum))]
+        positions += [(i, int(t)) for t in np.flatnonzero(active_in(datum, loss.weight_keys))]
     return positions
 
 

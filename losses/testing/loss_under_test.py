@@ -17,6 +17,7 @@ from ..batch.groups import group_ids, joined
 from ..batch.outputs import Outputs
 from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
+from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import Input
 from ..spec.vocabulary import VOCABULARY_OUTPUTS
 from ..stats import Stat
@@ -64,8 +65,8 @@ class LossUnderTest:
 
     @property
     def name(self) -> str:
-        """Its id."""
-        return self.wrapped.name
+        """Its id; with the key of its weights where it names one."""
+        return self.wrapped.label if isinstance(self.wrapped, Loss) else self.wrapped.name
 
     @property
     def couples(self) -> str:
@@ -114,6 +115,11 @@ class LossUnderTest:
         return not self.wants_weights and all(p.reduction == "sum" and p.spec.per == "token" for p in self.parts)
 
     @cached_property
+    def weight_keys(self) -> tuple[str, ...]:
+        """The keys that its parts take their weights from."""
+        return tuple(dict.fromkeys(p.weights for p in self.parts if p.weights is not None)) or (WEIGHTS_KEY,)
+
+    @cached_property
     def may_lack_weights(self) -> bool:
         """Whether missing weights count as ones."""
         return all(p.reduction == "sum" for p in self.parts) and not self.is_batch_style
@@ -132,7 +138,8 @@ class LossUnderTest:
         inputs = {
             one.name: rows_of_two if one.per == "token" else [0.5] if one.is_vector else 0.5 for one in only.spec.inputs
         }
-        datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], "weights": [[1.0, 0.5], [0.5, 1.0]], **inputs})
+        weights = {self.weight_keys[0]: [[1.0, 0.5], [0.5, 1.0]]}
+        datum = datum_of(2, {"target_tokens": [[0, 1], [1, 0]], **weights, **inputs})
         outputs = {name: [torch.tensor(rows_of_two if name == "logprobs" else [-0.5, -1.5])] for name in only.outputs}
         try:
             with restored():
@@ -227,7 +234,8 @@ class LossUnderTest:
         targets: Any = [0]
         if self.candidates is not None:
             keys, targets = {key: [value] if value == [-0.5] else value for key, value in keys.items()}, [[0]]
-        data = [datum_of(1, {"target_tokens": targets, "weights": [1.0], **keys}) for _ in range(n)]
+        keys = {**{key: [1.0] for key in self.weight_keys}, **keys}
+        data = [datum_of(1, {"target_tokens": targets, **keys}) for _ in range(n)]
         row: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
         row |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
         row |= {key: [[-0.5, -0.932752]] for key in VOCABULARY_OUTPUTS}  # type: ignore[list-item]

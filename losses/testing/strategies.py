@@ -19,6 +19,7 @@ from torch import Tensor
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, TensorData
 from ..registry import get_loss
+from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import GROUP_KEY, Input
 from ..spec.vocabulary import VOCABULARY_OUTPUTS
 from .draws.meanings import Meaning, either_sign, flags, ids, log_probabilities, meaning_of, of_one, some_absent
@@ -124,10 +125,11 @@ def _datums(
     if loss.reads_tokens:
         shapes = [(n, *width) for n, width in zip(lengths, widths, strict=True)]
         weighed = [(n,) for n in lengths] if loss.candidates else shapes
-        for inputs, shape, weights in zip(drawn, shapes, _draw_weights(draw, loss, weighed, masked), strict=True):
+        for inputs, shape in zip(drawn, shapes, strict=True):
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
-            if weights is not None:
-                inputs["weights"] = weights
+        for key in loss.weight_keys:
+            for inputs, weights in zip(drawn, _draw_weights(draw, loss, weighed, masked, key), strict=True):
+                inputs.update({} if weights is None else {key: weights})
     for inputs, group in zip(drawn, members or (), strict=False):
         inputs[GROUP_KEY] = np.array(group)
     for wanted in _wanted(loss):
@@ -180,11 +182,11 @@ def _wanted(loss: LossUnderTest) -> Sequence[Input]:
 
 
 def _draw_weights(
-    draw: Any, loss: LossUnderTest, shapes: Sequence[tuple[int, ...]], masked: bool
+    draw: Any, loss: LossUnderTest, shapes: Sequence[tuple[int, ...]], masked: bool, key: str
 ) -> list[np.ndarray] | list[None]:
-    """Weights in the shapes of the targets; None where they are left out and count as ones."""
+    """Weights in the shapes of the targets; None where they are left out and count as ones, as under their usual key."""
     kinds = [MASKS, REAL_WEIGHTS if loss.takes_real_weights else POSITIVE_WEIGHTS]
-    chosen = draw(st.sampled_from([*kinds, None] if loss.may_lack_weights else kinds))
+    chosen = draw(st.sampled_from([*kinds, None] if loss.may_lack_weights and key == WEIGHTS_KEY else kinds))
     if chosen is None:
         return [None] * len(shapes)
     flat = [chosen[np.frombuffer(draw(_bytes(int(np.prod(shape)))), dtype=np.uint8) % 8] for shape in shapes]

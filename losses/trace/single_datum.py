@@ -11,6 +11,7 @@ from torch import Tensor
 from ...datums.errors import TraceError
 from ..batch.positions import active_positions, active_targets, harmless, standard_metrics, weighted
 from ..batch.seqs import Seqs
+from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import LossSpec
 from ..stats import Stat
 from .recorder import SELECTS, is_selected, shape_of
@@ -19,10 +20,10 @@ from .recorder import SELECTS, is_selected, shape_of
 TOKENS, TARGETS = 5, 3
 
 
-def example_of(name: str, rank: int) -> Tensor:
+def example_of(rank: int, *, is_weight: bool) -> Tensor:
     """Harmless numbers of that rank; only their shapes are read."""
     shape = (TOKENS, TARGETS)[:rank]
-    return torch.ones(shape) if name == "weights" else torch.full(shape, -0.5)
+    return torch.ones(shape) if is_weight else torch.full(shape, -0.5)
 
 
 class SingleDatum:
@@ -32,10 +33,11 @@ class SingleDatum:
     formula sees them, and are left out of every sum afterwards.
     """
 
-    def __init__(self, spec: LossSpec, given: Mapping[str, Any]) -> None:
+    def __init__(self, spec: LossSpec, given: Mapping[str, Any], weights: str = WEIGHTS_KEY) -> None:
+        """given: the tensors by name, the weights under the key `weights`."""
         self.spec = spec
         self.given = given
-        self.weights: Any = given["weights"]
+        self.weights: Any = given[weights]
         self.active: Any = active_targets(self.weights, spec)
         self.rows: Any = active_positions(self.active)
         self.logprobs = self._neutral(given["logprobs"])

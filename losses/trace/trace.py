@@ -21,6 +21,7 @@ import torch.fx
 from torch import Tensor
 
 from ...datums.errors import TraceError, did_you_mean
+from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import Input, LossSpec
 from .recorder import ExampleTracer, check_graph, explained, location
 from .single_datum import SingleDatum, example_of
@@ -61,8 +62,7 @@ class TracedLoss:
 
 def trace(
     spec: LossSpec,
-    settings: Mapping[str, Any],
-    reduction: str,
+    settings: Settings,
     optional: Sequence[str] = (),
     ranks: Mapping[str, int] | None = None,
 ) -> TracedLoss:
@@ -71,14 +71,15 @@ def trace(
     optional: inputs with a default that it should read too. ranks: where a tensor is not [T] (or, with candidates, not
     [T, K]): {"logprobs": 2, "weights": 2} for K targets per position.
     """
-    _refuse_untraceable(spec, reduction)
-    inputs = _inputs_of(spec, settings, optional)
-    shapes = _ranks_of(spec, inputs, ranks or {})
+    _refuse_untraceable(spec, settings)
+    key = settings.weights or WEIGHTS_KEY
+    inputs = _inputs_of(spec, settings.function, optional)
+    shapes = _ranks_of(spec, inputs, ranks or {}, key)
     tracer = ExampleTracer()
-    given = {name: tracer.placeholder(name, example_of(name, rank)) for name, rank in shapes.items()}
-    datum = SingleDatum(spec, given)
+    given = {name: tracer.placeholder(name, example_of(rank, is_weight=name == key)) for name, rank in shapes.items()}
+    datum = SingleDatum(spec, given, key)
     try:
-        returned = spec.function(*datum.arguments(), **settings)
+        returned = spec.function(*datum.arguments(), **settings.function)
         value, metrics, dropped = datum.finished(returned)
         graph = tracer.finished((value, metrics))
     except TraceError as error:
@@ -94,8 +95,8 @@ def trace(
 TOGETHER = {"pair": "pairs of datums", "group": "groups of datums", "batch": "all datums of a batch together"}
 
 
-def _refuse_untraceable(spec: LossSpec, reduction: str) -> None:
-    alone = "and the service calls the function with one datum at a time"
+def _refuse_untraceable(spec: LossSpec, settings: Settings) -> None:
+    reduction, alone = settings.reduction, "and the service calls the function with one datum at a time"
     why = ""
     if spec.is_batch_style:
         why = f"it is written as fn(data, logprobs_list), {alone}; pass it to forward_backward_custom as it is"
@@ -105,6 +106,8 @@ def _refuse_untraceable(spec: LossSpec, reduction: str) -> None:
     elif spec.per in TOGETHER or spec.couples in TOGETHER:
         what = next(what for level, what in TOGETHER.items() if level in (spec.per, spec.couples))
         why = f"it looks at {what}, {alone}; pass it to forward_backward_custom as it is"
+    elif settings.weights is not None and not settings.weights.isidentifier():
+        why = f"its weights are {settings.weights!r}, and each input of the traced function is a parameter of that name"
     elif reduction != "sum":
         why = (
             f"the service adds the losses of datums up, so reduction {reduction!r} would be another loss there. Use "
@@ -125,15 +128,15 @@ def _inputs_of(spec: LossSpec, settings: Mapping[str, Any], optional: Sequence[s
     return [one for one in spec.inputs if one.required or one.name in asked]
 
 
-def _ranks_of(spec: LossSpec, inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int]:
-    """{parameter of the traced function: rank}, logprobs first and weights last."""
+def _ranks_of(spec: LossSpec, inputs: Sequence[Input], given: Mapping[str, int], weights: str) -> dict[str, int]:
+    """{parameter of the traced function: rank}, logprobs first and weights, by their key, last."""
     wide = 2 if spec.candidates else 1
     ranks = {"logprobs": wide}
     for one in inputs:
         ranks[one.name] = 0 if one.per == "datum" else wide if one.kind in ("logprob", "prob") else 1
     if spec.candidates is not None:
         ranks[spec.candidates] = 2
-    ranks["weights"] = 1
+    ranks.setdefault(weights, 1)
     for name, rank in given.items():
         if name not in ranks:
             raise TraceError(f"{spec.name} reads no {name!r}.{did_you_mean(name, ranks)} It reads: {', '.join(ranks)}")

@@ -56,9 +56,11 @@ def as_tensors(loss: Any, data: Sequence[Datum], outputs: Mapping[str, Sequence[
         return wide
 
     given: dict[str, Any] = {}
-    weights = [weights_of(datum, is_per_position=bool(marks - {None})) for datum in data]
-    if reads_tokens:
-        given["mask"] = joined(weights, 0.0)
+    keys = dict.fromkeys(part.weights for _, part in loss.parts if part.weights is not None)
+    own = {key: [weights_of(datum, key, is_per_position=bool(marks - {None})) for datum in data] for key in keys}
+    # what counts for any part is read
+    weights = [torch.stack([row.abs() for row in rows]).sum(0) for rows in zip(*own.values(), strict=True)]
+    given |= {"mask" if key == "weights" else key: joined(rows, 0.0) for key, rows in own.items()}
     if reads_tokens and packed:
         given["cu_seqlens"] = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     for one in {one.name: one for spec in specs for one in spec.inputs}.values():
@@ -80,10 +82,10 @@ def as_tensors(loss: Any, data: Sequence[Datum], outputs: Mapping[str, Sequence[
     return AsTensors(leaves, given, lengths, [target_shape(datum)[1:] for datum in data])
 
 
-def weights_of(datum: Datum, *, is_per_position: bool) -> Tensor:
+def weights_of(datum: Datum, key: str = "weights", *, is_per_position: bool) -> Tensor:
     """A datum's weights in the shape of its targets, or one per position; ones where it has none."""
     shape = target_shape(datum)
-    given = datum.loss_fn_inputs.get("weights")
+    given = datum.loss_fn_inputs.get(key)
     shape = shape[:1] if is_per_position else shape
     return torch.ones(shape) if given is None else given.to_torch().reshape(shape)
 

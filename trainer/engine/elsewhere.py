@@ -1,14 +1,14 @@
 """A loss that is computed where the model is not: on the client's side, from outputs that ranks keep the graphs of.
 
     call = LossElsewhere(datums, loss)
-    parts = each rank's engine.forward_kept(datums, call.names, call.active, pooling)
+    parts = each rank's engine.forward_kept(datums, call.reads, pooling)
     gradients = call.differentiate(parts)           # or, where this raises, each rank's engine.drop_kept()
     each rank's engine.backward_kept(gradients)     # every rank takes its own rows
     output = call.finish()                          # once all ranks have succeeded
 
 So a function that no worker could import runs once, over the whole call, and its own parameters get their gradients here. It
-costs one forward and one backward. Without gradients: `forward_kept(datums, call.names, None, pooling, keep=False)`, then
-`call.valued(parts)`.
+costs one forward and one backward. Without gradients: `forward_kept(datums, call.reads.everywhere(), pooling, keep=False)`,
+then `call.valued(parts)`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,31 @@ from ...datums.errors import LengthMismatchError
 from ...datums.types import Datum
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.loss import LossLike
+from ...losses.spec.settings import WEIGHTS_KEY
 from ..responses import ForwardBackwardOutput
 from .checks import TOKEN_OUTPUTS
 from .gradients import OwnGradients
 from .group_report import Group, differentiated, valued
 from .results import Collected, forward_output, per_datum, trained_output, with_nll
 from .run.rows import OutputRows
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a loss reads of a model, told to ranks that do not know the loss.
+
+    names        the outputs
+    active       [positions of all datums] bool, where outputs per token are computed; None for everywhere
+    weight_keys  the keys of its weights
+    """
+
+    names: Sequence[str]
+    active: np.ndarray | None = None
+    weight_keys: Sequence[str] = (WEIGHTS_KEY,)
+
+    def everywhere(self) -> Reads:
+        """The same at every position."""
+        return replace(self, active=None)
 
 
 @dataclass(frozen=True)
@@ -51,23 +70,20 @@ class KeptOutputs:
 class LossElsewhere:
     """A loss bound to a call's data, without a model.
 
-    names   the model's outputs that it reads
-    active  [positions of all datums] bool, where it reads outputs per token; None for everywhere
-
-    Raises as `loss.prepare` does. The methods raise what `Engine.forward_backward` and `Engine.forward` raise of a loss.
+    reads: what ranks are told of it. Raises as `loss.prepare` does. The methods raise what `Engine.forward_backward` and `Engine.forward` raise of a loss.
     """
 
     def __init__(self, datums: Sequence[Datum], loss: LossLike) -> None:
         self.bound = loss.prepare(datums)
-        self.names = self.bound.outputs
-        reads_all = loss.on_host or not any(name in TOKEN_OUTPUTS for name in self.names)
-        self.active = None if reads_all else self.bound.active.numpy()
+        names = self.bound.outputs
+        reads_all = loss.on_host or not any(name in TOKEN_OUTPUTS for name in names)
+        self.reads = Reads(names, None if reads_all else self.bound.active.numpy(), self.bound.weight_keys)
         self._own = OwnGradients()
         self._output: ForwardBackwardOutput | None = None
 
     def differentiate(self, parts: Sequence[KeptOutputs]) -> dict[str, np.ndarray]:
         """d loss / d outputs by name, rows of all datums in the call's order, from all ranks' outputs. It changes nothing."""
-        group, outputs = self._joined(parts, self.active)
+        group, outputs = self._joined(parts, self.reads.active)
         report, gradients = differentiated(group, outputs, self.bound.count)
         collected, own = Collected(), OwnGradients()
         collected.add(report.read())
@@ -93,7 +109,7 @@ class LossElsewhere:
         if seen.trouble is not None:
             warnings.warn(seen.trouble, RuntimeWarning, stacklevel=2)
         results = per_datum(self.bound.datums, self.bound.lengths, seen.outputs)
-        metrics = with_nll(seen.metrics, self.bound.datums, seen.outputs)
+        metrics = with_nll(seen.metrics, self.bound, seen.outputs)
         collected = Collected(seen.value, 0, metrics, dict(enumerate(results)))
         return forward_output(self.bound, collected, group.order)
 
@@ -101,13 +117,14 @@ class LossElsewhere:
         """All datums as the loss reads them, and their outputs in the call's order. active: where outputs were computed."""
         lengths, order = self.bound.lengths, range(len(self.bound.datums))
         active = np.ones(lengths.sum(), dtype=bool) if active is None else active
-        rows = OutputRows(self.names, np.split(active, np.cumsum(lengths)[:-1]))
+        names = self.reads.names
+        rows = OutputRows(names, np.split(active, np.cumsum(lengths)[:-1]))
         filled = [part for part in parts if len(part.order)]
         cuts = [part.order.tolist() for part in filled]
         if sorted(i for cut in cuts for i in cut) != list(order):
             raise LengthMismatchError(f"{self.bound.name}: the ranks' outputs are not those of {len(order)} datums")
         tensors = [
-            replace(Outputs(), **{name: torch.from_numpy(writable(part.rows[name])) for name in self.names})
+            replace(Outputs(), **{name: torch.from_numpy(writable(part.rows[name])) for name in names})
             for part in filled
         ]
         group = Group(self.bound.part(order), self.bound.part(order), order, on_host=True)

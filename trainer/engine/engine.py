@@ -32,7 +32,7 @@ from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..sharding.gradients import sum_gradients
 from .checks import TOKEN_OUTPUTS, TOP_OUTPUTS, Pooling, check_ranks, check_top_k, checked_tokens
-from .elsewhere import KeptOutputs
+from .elsewhere import KeptOutputs, Reads
 from .gradients import OwnGradients
 from .group_report import GroupReport, Valued, differentiated, valued
 from .micro_batch_run import MicroBatches
@@ -102,7 +102,7 @@ class Engine:
         if self._troubles(seen):  # then there is no metric on any rank
             collected.metrics = {}
         if group is not None and seen is not None:
-            collected.metrics = with_nll(collected.metrics, group.part.datums, seen.outputs)
+            collected.metrics = with_nll(collected.metrics, group.part, seen.outputs)
         collected = merged(self.model.ranks, collected, is_whole=together)
         return forward_output(bound, collected, batches.own)
 
@@ -134,19 +134,17 @@ class Engine:
     def forward_kept(
         self,
         datums: Sequence[Datum],
-        names: Sequence[str],
-        active: np.ndarray | None,
+        reads: Reads,
         pooling: Pooling = "mean",
         *,
         keep: bool = True,
     ) -> KeptOutputs:
-        """The outputs `names` of this rank's datums, their graphs kept for `backward_kept`; see `elsewhere.LossElsewhere`.
+        """What a loss reads of this rank's datums, their graphs kept for `backward_kept`; see `elsewhere.LossElsewhere`.
 
-        active: [positions of all datums] bool, where outputs per token are computed; None for everywhere. Graphs that were
-        kept before are dropped. keep=False: without graphs. On any error gradients and random state are as they were.
+        Graphs that were kept before are dropped. keep=False: without graphs. On any error gradients and random state are as they were.
         """
         self.drop_kept()
-        kept = Kept(self.model, self.settings, datums, names, active, pooling)
+        kept = Kept(self.model, self.settings, datums, reads, pooling)
         with self._naming_rank():
             outputs = kept.forward() if keep else kept.forward_only()
         self._kept = kept if keep else None
@@ -246,7 +244,7 @@ class Engine:
     ) -> tuple[BoundLoss, list[np.ndarray]]:
         """The loss bound to the datums, and their input tokens, both checked before any forward."""
         bound = loss.prepare(datums)
-        check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere)
+        check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere, weight_keys=bound.weight_keys)
         return bound, checked_tokens(self.model, datums, bound.outputs)
 
     def _plan(

@@ -39,7 +39,7 @@ class Collected:
         """Add what a group of datums reported."""
         part, order = arrived.group.part, arrived.group.order
         self.loss += arrived.value
-        self.metrics = stats.merge([self.metrics, with_nll(arrived.metrics, part.datums, arrived.outputs)])
+        self.metrics = stats.merge([self.metrics, with_nll(arrived.metrics, part, arrived.outputs)])
         self.datums_without_grad += arrived.datums_without_gradient()
         self.outputs.update(zip(order, per_datum(part.datums, part.lengths, arrived.outputs), strict=True))
 
@@ -100,10 +100,10 @@ def loss_stat(loss: float, count: Count) -> Stat:
     return stat_of("mean", loss * first, first)
 
 
-def count_metrics(datums: Sequence[Datum], count: Count) -> dict[str, Stat]:
+def count_metrics(bound: BoundLoss) -> dict[str, Stat]:
     """Metrics that depend on data alone: counts of datums, response tokens and response sequences, and the denominator."""
-    tokens, sequences = response_tokens(datums)
-    metrics = {"datums": len(datums), "response_tokens": tokens, "response_sequences": sequences}
+    count, (tokens, sequences) = bound.count, response_tokens(bound)
+    metrics = {"datums": len(bound.datums), "response_tokens": tokens, "response_sequences": sequences}
     names = [f"denominator_{i}" for i in range(len(count.values))] if len(count.values) > 1 else ["denominator"]
     return {
         **{name: stat_of("sum", number) for name, number in metrics.items()},
@@ -136,7 +136,7 @@ def trained_output(
         "forward_passes": stat_of("max", float(forward_passes)),
         "micro_batches": stat_of("sum", micro_batches),
         "datums_without_grad": stat_of("sum", collected.datums_without_grad),
-        **count_metrics(bound.datums, bound.count),
+        **count_metrics(bound),
     }
     results = collected.in_order(len(bound.datums), own)
     return output_of(results, collected.loss, metrics, collected.metrics, bound.name)
@@ -147,7 +147,7 @@ def forward_output(bound: BoundLoss, collected: Collected, own: Iterable[int]) -
     metrics = {
         "loss:sum": loss_stat(collected.loss, bound.count),
         "forward_passes": stat_of("max", 1.0),
-        **count_metrics(bound.datums, bound.count),
+        **count_metrics(bound),
     }
     results = collected.in_order(len(bound.datums), own)
     return output_of(results, collected.loss, metrics, collected.metrics, bound.name)
@@ -158,7 +158,7 @@ def with_loss_metrics(own: Mapping[str, Stat], reported: Mapping[str, Stat], nam
     return {**own, **{f"{name}/{key}" if key in own else key: value for key, value in reported.items()}}
 
 
-def with_nll(metrics: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs) -> dict[str, Stat]:
+def with_nll(metrics: dict[str, Stat], bound: BoundLoss, outputs: Outputs) -> dict[str, Stat]:
     """The metrics with `nll`, the mean -logprob in nats of weighted targets, where a loss over logprobs has none of its own.
 
     Not where K targets share one weight: these are candidates to compare, and no single one is meant to be likely.
@@ -166,18 +166,21 @@ def with_nll(metrics: dict[str, Stat], datums: Sequence[Datum], outputs: Outputs
     if outputs.logprobs is None or any(key.split("/")[-1] == "nll" for key in metrics):
         return metrics
     arrays = []
-    for datum in datums:
-        targets, weights = datum.loss_fn_inputs["target_tokens"], datum.loss_fn_inputs.get("weights")
-        if weights is not None and weights.shape != targets.shape and weights.shape == targets.shape[:1]:
+    for datum in bound.datums:
+        shape = datum.loss_fn_inputs["target_tokens"].shape
+        weights = [datum.loss_fn_inputs.get(key) for key in bound.weight_keys]
+        if any(one is not None and one.shape != shape and one.shape == shape[:1] for one in weights):
             return metrics
-        arrays.append(np.ones(targets.shape) if weights is None else weights.to_numpy().reshape(targets.shape))
-    active = active_targets(join(arrays, width_of(datums), np.float64))
+        counts = [np.ones(shape) if one is None else one.to_numpy().reshape(shape) != 0 for one in weights]
+        arrays.append(np.any(counts, axis=0))
+    active = active_targets(join(arrays, width_of(bound.datums), np.float64))
     if outputs.active is not None:
         active = active[outputs.active.numpy()]
     return {"nll": nll(outputs.logprobs, torch.from_numpy(active)), **metrics}
 
 
-def response_tokens(datums: Sequence[Datum]) -> tuple[int, int]:
+def response_tokens(bound: BoundLoss) -> tuple[int, int]:
     """Positions with a non-zero weight, and datums that have any; without weights every target position counts."""
-    counts = np.array([np.count_nonzero(active_in(datum)) for datum in datums], dtype=np.int64)
+    active = [active_in(datum, bound.weight_keys) for datum in bound.datums]
+    counts = np.array([np.count_nonzero(one) for one in active], dtype=np.int64)
     return int(counts.sum()), int((counts > 0).sum())

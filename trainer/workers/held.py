@@ -78,7 +78,7 @@ class OnWorkers:
         if top_k is not None:
             raise ModelError("top_k goes with a registered loss, which workers know: a function is computed here")
         here = LossElsewhere(datums, loss)
-        return here.valued(self._call("forward_kept", flat, here.names, None, pooling, False))
+        return here.valued(self._call("forward_kept", flat, here.reads.everywhere(), pooling, False))
 
     def _sent(self, loss: LossLike) -> SentLoss | None:
         """A loss that every rank can make by its name; None for one that is computed here, from outputs of all ranks."""

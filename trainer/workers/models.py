@@ -94,7 +94,7 @@ class WorkersTrainer(OnWorkers):
         if sent is not None:
             return merged(self._call("forward_backward", flat, sent, pooling))
         here = LossElsewhere(datums, loss)
-        kept = self._call("forward_kept", flat, here.names, here.active, pooling, True)
+        kept = self._call("forward_kept", flat, here.reads, pooling, True)
         try:
             gradients = here.differentiate(kept)
         except BaseException:

@@ -15,7 +15,7 @@ import torch
 from ...datums.errors import WorkerError
 from ...datums.types import SamplingParams
 from ..engine.checks import Pooling
-from ..engine.elsewhere import KeptOutputs
+from ..engine.elsewhere import KeptOutputs, Reads
 from ..ranks import ALONE, Ranks
 from ..sampling.params import SampledLogprobs, check_params, check_prompt
 from ..sampling.prompt_scores import Asked, check_asked
@@ -117,15 +117,14 @@ class RankService:
         self,
         number: int,
         datums: FlatDatums,
-        names: Sequence[str],
-        active: np.ndarray | None,
+        reads: Reads,
         pooling: Pooling,
         keep: bool,
     ) -> KeptOutputs:
         """This rank's outputs for a loss that the client computes; keep: a trainer keeps their graphs."""
         held = self._held[number]
         with held.snapshot.applied() if isinstance(held, FrozenModel) else nullcontext():
-            return held.engine.forward_kept(datums.datums(), names, active, pooling, keep=keep)
+            return held.engine.forward_kept(datums.datums(), reads, pooling, keep=keep)
 
     def backward_kept(self, number: int, gradients: dict[str, np.ndarray]) -> None:
         """Add the gradient of a trainer's kept outputs."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ....datums.types import Datum, ModelInput
+from ...spec.settings import WEIGHTS_KEY
 from ...stats import Stat
 from ..harmless import harmless_datums
 from ..hosted import call_batch_style
@@ -39,8 +40,8 @@ def datums_of(reader: Reader) -> list[Datum]:
     here = to_host(flat)
     carried: dict[str, list[Any]] = {key: list(values.split(lengths)) for key, values in here.items()}
     carried |= {key: list(values) for key, values in reader.per_row.items()}
-    if reader.weights is not None:
-        carried["weights"] = list(reader.weights.split(lengths))
+    if (weights := reader.weights.get(WEIGHTS_KEY)) is not None:
+        carried[WEIGHTS_KEY] = list(weights.split(lengths))
     if "sampling_logprobs" in carried:
         carried.setdefault("logprobs", carried["sampling_logprobs"])
     tokens = carried.pop(

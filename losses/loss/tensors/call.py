@@ -5,7 +5,7 @@ Nothing here reads a number, so nothing waits for a device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +22,19 @@ from ....datums.errors import (
 )
 from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
+from ...spec.settings import WEIGHTS_KEY
 from ...spec.spec import OUTPUT_NAMES, LossSpec
 from ...spec.vocabulary import VOCABULARY_OUTPUTS
 from .host import Checks, to_device
 from .layout import Layout, Level, as_tensor, layout_of, leveled, vectors
-from .names import Part, Whole, check_names
+from .names import Part, Whole, check_names, mask_keys, mask_name
 
 
 @dataclass
 class Call:
     """One call's tensors: outputs [positions] or [positions, K], embeddings [rows, D], inputs per position or per row.
 
-    mask: [positions] or [positions, K], its own dtype; None for none. width: K of [positions, K] targets; None of [positions].
+    masks: [positions] or [positions, K] by the key of the weights that they are, each in its own dtype. width: K of [positions, K] targets; None of [positions].
     labels: flat, where they were given. checks: what is still to be asked about the numbers. lengths: [rows], once it was read.
     """
 
@@ -41,7 +42,7 @@ class Call:
     layout: Layout
     outputs: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, tuple[Level, Tensor]] = field(default_factory=dict)
-    mask: Tensor | None = None
+    masks: dict[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     width: int | None = None
     checks: Checks = field(default_factory=Checks)
@@ -65,11 +66,15 @@ class Call:
             )
         return flat
 
-    def weights(self, spec: LossSpec, device: torch.device) -> Tensor:
+    def mask(self, part: Part) -> Tensor | None:
+        """The mask that a loss reads: under its key."""
+        return self.masks.get(part.weights or WEIGHTS_KEY)
+
+    def weights(self, part: Part, device: torch.device) -> Tensor:
         """[positions] or [positions, K] float weights on a device; ones without a mask."""
-        if self.mask is None:
-            return torch.ones(self.mask_shape(spec), dtype=torch.float32, device=device)
-        return as_weights(to_device(self.mask, device))
+        if (mask := self.mask(part)) is None:
+            return torch.ones(self.mask_shape(part.spec), dtype=torch.float32, device=device)
+        return as_weights(to_device(mask, device))
 
     def shape(self, flat: Tensor | tuple[int, ...]) -> list[int]:
         """The shape, for messages, of numbers per position as they are given: [B, T] of [positions], [B, T, K] of [positions, K]."""
@@ -105,26 +110,31 @@ def call_of(
     """
     tensors = {key: as_tensor(f"{loss.name}: {key}", value) for key, value in given.items() if value is not None}
     check_names(loss, tensors, computed, counts_only)
-    masks = {"labels": labels, "mask": mask}
+    named = mask_keys(loss)
+    masks = {"labels": labels, "mask": mask, **{key: tensors.get(key) for key in named}}
     masks = {key: as_tensor(f"{loss.name}: {key}", one) for key, one in masks.items() if one is not None}
     reads_tokens = any(part.spec.reads_tokens for _, part in loss.parts)
     if masks and not reads_tokens:
         raise UnknownInput(
             f"{loss.name} reads one vector per row and no positions, so it takes no {' and no '.join(masks)}"
         )
+    if "mask" in masks and named and all(part.weights in named for _, part in loss.parts):
+        raise UnknownInput(f"{loss.name} reads no mask: it takes its weights from {', '.join(map(repr, named))}")
     per_row = {"embeddings": tensors["embeddings"]} if "embeddings" in tensors else tensors
     outputs = {key: _lead(key, one) for key, one in tensors.items() if key in OUTPUT_NAMES}
     leads = {**outputs, **masks} if reads_tokens else {}
-    call = Call(loss, layout_of(loss.name, leads, cu_seqlens, loss.couples, per_row=per_row))
+    call = Call(loss, layout_of(loss.name, leads, cu_seqlens, loss.couples, per_row=per_row, masks=named))
+    inputs = [one for _, part in loss.parts for one in part.spec.inputs]
+    takes_any = any(part.spec.is_batch_style for _, part in loss.parts)
     for key, tensor in tensors.items():
         if key in OUTPUT_NAMES:
             call.outputs[key] = _output(call, key, tensor)
-        elif any(one.name == key and one.is_vector for _, part in loss.parts for one in part.spec.inputs):
+        elif any(one.name == key and one.is_vector for one in inputs):
             call.inputs[key] = "row", vectors(call.layout, loss.name, key, _data(loss.name, key, tensor))
-        else:
+        elif key not in named or takes_any or any(one.name == key for one in inputs):
             call.inputs[key] = leveled(call.layout, loss.name, key, _data(loss.name, key, tensor))
     call.labels = _flat(call, "labels", masks["labels"]) if "labels" in masks else None
-    call.mask = _mask(call, masks.get("mask"))
+    call.masks = _masks(call, masks, named)
     call.width = next((one.shape[1] for one in _wide(call) if one is not None and one.ndim == 2), None)
     for _, part in loss.parts:
         _check_part(call, part)
@@ -143,7 +153,7 @@ def _wide(call: Call) -> Iterator[Tensor | None]:
     if "logprobs" not in call.outputs and call.labels is None:
         names = [part.spec.candidates for _, part in call.loss.parts]
         yield from (call.inputs[name][1] for name in names if name in call.inputs)
-        yield call.mask
+        yield from call.masks.values()
 
 
 def _flat(call: Call, key: str, tensor: Tensor) -> Tensor:
@@ -189,9 +199,18 @@ def _data(name: str, key: str, tensor: Tensor) -> Tensor:
     return tensor.float() if KEY_DTYPES.get(key) == "float32" else tensor.long()
 
 
-def _mask(call: Call, mask: Tensor | None) -> Tensor | None:
+def _masks(call: Call, given: Mapping[str, Tensor], named: Sequence[str]) -> dict[str, Tensor]:
+    """The weights by their keys. named: keys other than the usual one, whose tensor is `mask`."""
+    names = {key: key for key in named}
+    if any(part.weights not in named for _, part in call.loss.parts):
+        names[WEIGHTS_KEY] = "mask"
+    masks = {key: _mask(call, name, given.get(name)) for key, name in names.items()}
+    return {key: mask for key, mask in masks.items() if mask is not None}
+
+
+def _mask(call: Call, name: str, mask: Tensor | None) -> Tensor | None:
     """The weights: the mask's, and 0 where a label is to be ignored."""
-    flat = None if mask is None else _flat(call, "mask", mask.detach())
+    flat = None if mask is None else _flat(call, name, mask.detach())
     if call.labels is None:
         return flat
     if call.labels.is_floating_point() or call.labels.dtype == torch.bool:
@@ -204,7 +223,7 @@ def _mask(call: Call, mask: Tensor | None) -> Tensor | None:
     if flat is None:
         return kept
     if flat.shape != kept.shape:
-        raise ShapeError(f"{call.loss.name}: mask is {call.shape(flat)}, but labels is {call.shape(call.labels)}")
+        raise ShapeError(f"{call.loss.name}: {name} is {call.shape(flat)}, but labels is {call.shape(call.labels)}")
     kept = kept.to(flat.device)
     return flat & kept if flat.dtype == torch.bool else torch.where(kept, flat, torch.zeros_like(flat))
 
@@ -228,11 +247,11 @@ def _check_part(call: Call, part: Part) -> None:
         if not any(one.name == key for one in spec.inputs):
             continue
         _check_input(call, part, key, level, values)
-    if call.mask is None:
+    if (mask := call.mask(part)) is None:
         _check_may_lack_mask(call, part)
-    elif tuple(call.mask.shape) != call.mask_shape(spec):
+    elif tuple(mask.shape) != call.mask_shape(spec):
         wanted = call.shape(call.mask_shape(spec))
-        raise ShapeError(f"{part.name}: mask is {call.shape(call.mask)}, but it must be {wanted}")
+        raise ShapeError(f"{part.name}: {mask_name(part)} is {call.shape(mask)}, but it must be {wanted}")
 
 
 def _check_input(call: Call, part: Part, key: str, level: Level, values: Tensor) -> None:

@@ -158,5 +158,5 @@ def _reduced(loss: Whole, results: list[tuple[Tensor, dict[str, Stat]]], count: 
     totals = [factor * total for (factor, _), (total, _) in zip(loss.parts, results, strict=True)]
     named: dict[str, Any] = {}
     for (_, part), (_, metrics) in zip(loss.parts, results, strict=True):
-        named |= {f"{part.name}/{key}": stat for key, stat in metrics.items()}
+        named |= {f"{part.label}/{key}": stat for key, stat in metrics.items()}
     return (torch.stack(totals) if len(totals) > 1 else totals[0]) / count, Metrics(named)

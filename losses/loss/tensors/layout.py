@@ -6,7 +6,7 @@ A row is what a datum is elsewhere. Positions are counted row after row, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,24 +106,30 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 
 def layout_of(
-    name: str, tensors: Mapping[str, Tensor], cu_seqlens: Any, couples: str, *, per_row: Mapping[str, Tensor]
+    name: str,
+    tensors: Mapping[str, Tensor],
+    cu_seqlens: Any,
+    couples: str,
+    *,
+    per_row: Mapping[str, Tensor],
+    masks: Sequence[str] = (),
 ) -> Layout:
     """The layout that these tensors have.
 
     name, couples: of the loss, for messages. per_row: tensors with one entry per row, such as embeddings [N, D], for losses
-    that read no positions.
+    that read no positions. masks: further names of masks.
 
     Raises ShapeError for shapes that are none of these, LossContractError for packed positions without boundaries that the
     loss needs, MissingInput where no tensor says how many rows there are.
     """
     ends = None if cu_seqlens is None else _boundaries(cu_seqlens)
-    leads = [key for key in LEADS if key in tensors]
+    leads = [key for key in LEADS if key in tensors] + [key for key in tensors if key in masks]
     if ends is not None:  # [1, K] may be one position or K of them; a mask [1] says that it is one
         leads.sort(key=lambda key: tensors[key].ndim > 1)
     lead = leads[0] if leads else None
     if lead is None:
         return _of_rows(name, per_row, ends)
-    given, trailing = tensors[lead], lead in ("logprobs", "labels", "mask")
+    given, trailing = tensors[lead], lead in ("logprobs", "labels", "mask", *masks)
     shape = tuple(given.shape)
     if ends is not None:
         inner = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape

@@ -62,7 +62,8 @@ class OnTensors(ABC):
         denominator   what the whole optimizer step divides by, where this call sees a part of it: the sum of `count_tensors`
                       over micro-batches and ranks. Without it: this call's own
         tensors       what else the loss reads, by name: the model's `entropy`, `values`, ... like logprobs, `embeddings`
-                      [rows, D]; inputs per position, or one per row [B] (or [S]), which holds for all of its positions
+                      [rows, D]; inputs per position, or one per row [B] (or [S]), which holds for all of its positions. A loss
+                      with a weight key of its own reads its mask by that name, and `mask` is the others'
 
         Metrics are floats, read from the device when first asked for; those of micro-batches add up (`Metrics`).
 
@@ -167,7 +168,9 @@ class OnTensors(ABC):
         with torch.no_grad():
             reader = Reader(call)
             count = own_count(self, [None if p.spec.is_batch_style else reader.packed(p) for _, p in self.parts])
-        device = next((one.device for one in (call.mask, call.labels) if one is not None), torch.device("cpu"))
+        device = next(
+            (one.device for one in (*call.masks.values(), call.labels) if one is not None), torch.device("cpu")
+        )
         dtype = torch.float32 if device.type == "mps" else torch.float64  # which has no wider one
         numbers = torch.tensor(shares(count), dtype=dtype, device=device)
         return numbers[0] if self.parts[0][1] is self else numbers

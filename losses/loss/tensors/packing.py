@@ -18,17 +18,18 @@ from ...batch.checks import are_ids, check_pairs, wrong_value
 from ...batch.pack import as_read, counts_of, laid_out
 from ...batch.packed import Packed
 from ...batch.positions import active_positions, active_targets, has_columns
+from ...spec.settings import WEIGHTS_KEY
 from ...spec.spec import Input
 from .call import Call, as_weights
 from .host import to_device, to_host
-from .names import Part
+from .names import Part, mask_name
 from .questions import ask_embeddings, ask_input, ask_labels, ask_output
 
 
 class Reader:
     """The numbers of one call that the host needs, read once, and the packed tensors of each part.
 
-    weights: [positions] or [positions, K] on the CPU; None without a mask. per_row: inputs [rows] by name. others: as given.
+    weights: [positions] or [positions, K] on the CPU, of each mask by its key. per_row: inputs [rows] by name. others: as given.
     """
 
     def __init__(self, call: Call, others: Mapping[str, Tensor] | None = None, vocabulary: int | None = None) -> None:
@@ -55,7 +56,8 @@ class Reader:
         spec, layout = part.spec, self.call.layout
         if not spec.reads_tokens:
             return self._packed_rows(part)
-        weights = self.call.weights(spec, CPU) if self.weights is None else self.weights
+        weights = self.weights.get(part.weights or WEIGHTS_KEY)
+        weights = self.call.weights(part, CPU) if weights is None else weights
         self._check_not_negative(part, weights)
         active = active_positions(active_targets(weights.numpy(), spec))
         tokens = counts_of(active, self.lengths)
@@ -93,15 +95,15 @@ class Reader:
         }
         wanted |= {f"other {key}": value for key, value in others.items()}
         wanted |= {} if layout.cu_seqlens is None else {"cu_seqlens": layout.cu_seqlens}
-        wanted |= {} if call.mask is None else {"mask": call.mask}
+        wanted |= {f"mask {key}": one for key, one in call.masks.items()}
         host = to_host({**wanted, **call.checks.flags})
         ends = host.get("cu_seqlens")
         call.lengths = self.lengths = layout.lengths(None if ends is None else ends.numpy())
-        if call.mask is not None:
-            self._check_mask(host["mask"])
+        for key in call.masks:
+            self._check_mask("mask" if key == WEIGHTS_KEY else key, host[f"mask {key}"])
         call.checks.raise_first(host)
         call.checks.clear()
-        self.weights = None if call.mask is None else as_weights(host["mask"])
+        self.weights = {key: as_weights(host[f"mask {key}"]) for key in call.masks}
         self.per_row = {key.removeprefix("input "): one for key, one in host.items() if key.startswith("input ")}
         self.others = {key.removeprefix("other "): one for key, one in host.items() if key.startswith("other ")}
 
@@ -110,12 +112,12 @@ class Reader:
         specs = [part.spec for _, part in self.call.loss.parts]
         return level == "row" or any(one.name == key and one.per == "datum" for spec in specs for one in spec.inputs)
 
-    def _check_mask(self, mask: Tensor) -> None:
+    def _check_mask(self, name: str, mask: Tensor) -> None:
         """Whole numbers are 0 or 1, as in a mask; floats are weights, and finite."""
         wrong = ~torch.isfinite(mask) if mask.is_floating_point() else (mask != 0) & (mask != 1)
         if not bool(wrong.any()):
             return
-        what = f"{self.call.loss.name}: {self._mask_at(mask, wrong)}"
+        what = f"{self.call.loss.name}: {self._mask_at(name, mask, wrong)}"
         if mask.is_floating_point():
             raise NonFiniteLossInput(what)
         raise WeightsError(
@@ -126,14 +128,14 @@ class Reader:
         """A mean is not divided by negative weights."""
         if part.reduction != "sum" and bool((wrong := weights < 0).any()):
             raise WeightsError(
-                f"{part.name}: {self._mask_at(weights, wrong)}, and reduction {part.reduction!r} cannot divide by negative "
+                f"{part.name}: {self._mask_at(mask_name(part), weights, wrong)}, and reduction {part.reduction!r} cannot divide by negative "
                 "weights. Reduction 'sum' takes any real weights"
             )
 
-    def _mask_at(self, mask: Tensor, wrong: Tensor) -> str:
+    def _mask_at(self, name: str, mask: Tensor, wrong: Tensor) -> str:
         at = wrong.nonzero()[0].tolist()
         row, position = self.call.where(at[0])
-        return f"mask of {self.call.layout.row} {row} is {float(mask[tuple(at)]):g} at position {position}"
+        return f"{name} of {self.call.layout.row} {row} is {float(mask[tuple(at)]):g} at position {position}"
 
     def _check_rows(self, part: Part, active: np.ndarray) -> None:
         """Numbers per row are finite where the row counts, and flags 0 or 1, ids integers, log-probabilities at most 0."""
@@ -154,7 +156,7 @@ class Reader:
         else:
             values = self.call.inputs[wanted.name][1]
             values = values[chosen.on(values.device)]
-        weights = self.call.weights(part.spec, values.device)[chosen.on(values.device)]
+        weights = self.call.weights(part, values.device)[chosen.on(values.device)]
         if has_columns(weights, part.spec) and values.ndim == 1:  # one number for each of K targets
             values = values.unsqueeze(1).expand(weights.shape)
         return as_read(values, weights, wanted.name, part.spec)[0]

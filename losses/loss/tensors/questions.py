@@ -26,7 +26,7 @@ def ask_output(call: Call, part: Part, name: str, values: Tensor | Distributions
     """Whether an output is finite where it counts, and at most 0 where it must be; it is of `rows` of the positions."""
     is_logprob = key_kind(name) == "logprob" and isinstance(values, Tensor)
     values = values.detach() if isinstance(values, Tensor) else values.size()
-    weights = call.weights(part.spec, values.device)
+    weights = call.weights(part, values.device)
     present = _present(call, part, values.device) if name == "logprobs" else None
     if rows is not None:
         weights, present = weights[rows], None if present is None else present[rows]
@@ -52,7 +52,7 @@ def ask_input(call: Call, part: Part, wanted: Input) -> None:
     level, values = call.inputs.get(wanted.name, ("row", None))
     if values is None or level == "row" or wanted.per == "datum":
         return
-    weights = call.weights(part.spec, values.device)
+    weights = call.weights(part, values.device)
     read, checked = as_read(values, weights, wanted.name, part.spec)
     if read.is_floating_point():
         _ask(call, part, wanted.name, read, checked, wanted.kind == "logprob")
@@ -67,7 +67,7 @@ def ask_labels(call: Call, labels: Tensor, vocabulary: int) -> None:
     for _, part in call.loss.parts:
         present = _present(call, part, labels.device)
         outside = outside if present is None else outside & present
-        outside = outside & weighted_positions(call.weights(part.spec, labels.device), labels)
+        outside = outside & weighted_positions(call.weights(part, labels.device), labels)
 
     def error() -> LossbookError:
         at = outside.nonzero()[0].tolist()

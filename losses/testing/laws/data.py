@@ -80,12 +80,10 @@ def one_target(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists,
 
 def repeats(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, twice: Sequence[Sequence[bool]]) -> None:
     """A token of weight 2 means the same token twice, in a loss that sums over a datum's tokens."""
-    binary = [_with(d, "weights", d.loss_fn_inputs["weights"].to_numpy() != 0) for d in data]
+    (key,) = loss.weight_keys
+    binary = [_with(d, key, d.loss_fn_inputs[key].to_numpy() != 0) for d in data]
     marks = [np.array(chosen[: rows(d)]) for d, chosen in zip(data, twice, strict=True)]
-    heavy = [
-        _with(d, "weights", d.loss_fn_inputs["weights"].to_numpy() * (1 + m))
-        for d, m in zip(binary, marks, strict=True)
-    ]
+    heavy = [_with(d, key, d.loss_fn_inputs[key].to_numpy() * (1 + m)) for d, m in zip(binary, marks, strict=True)]
     longer = [_repeated(d, 1 + m) for d, m in zip(binary, marks, strict=True)]
     counts = [torch.from_numpy(1 + m) for m in marks]
     others = {n: [t.repeat_interleave(c, 0) for t, c in zip(ts, counts, strict=True)] for n, ts in outputs.items()}
@@ -179,7 +177,7 @@ def _column(loss: LossUnderTest, datum: Datum, j: int) -> Datum:
 
 def _side_by_side(loss: LossUnderTest, columns: Sequence[Datum]) -> Datum:
     """One datum of [N, K] targets."""
-    tables = {"target_tokens", "weights", *(one.name for one in loss.reads if has_columns(one))}
+    tables = {"target_tokens", *loss.weight_keys, *(one.name for one in loss.reads if has_columns(one))}
     carried = dict(columns[0].loss_fn_inputs)
     for key, value in carried.items():
         if key in tables and value.to_numpy().ndim == 1:

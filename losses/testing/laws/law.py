@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
+from ...registry import get_loss
+from ...spec.settings import WEIGHTS_KEY
 from ..checks import Check, ordinary
 from ..loss_under_test import LossUnderTest
 
@@ -30,4 +33,15 @@ def family_law(run: Callable[..., None], examples: Examples = ordinary) -> Check
         unmet = [f"{key}={value!r}" for key, value in needed.items() if settings.get(key) != value]
         return f"the loss obeys it only with {', '.join(unmet)}" if unmet else ""
 
-    return Check(name, run, examples, skip)
+    def checked(loss: LossUnderTest, **example: Any) -> None:
+        run(_by_usual_key(loss), **example)
+
+    checked.__doc__ = run.__doc__
+    return Check(name, checked, lambda loss: examples(_by_usual_key(loss)), skip)
+
+
+def _by_usual_key(loss: LossUnderTest) -> LossUnderTest:
+    """The loss with its weights under their usual key, as the laws write them: they are about its function."""
+    if loss.only is None or loss.weight_keys == (WEIGHTS_KEY,):
+        return loss
+    return replace(loss, wrapped=get_loss(loss.wrapped, weights=WEIGHTS_KEY))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ POISONS = ((math.nan, "both"), (math.inf, "both"), (-math.inf, "both"), (1e30, "
 #: For losses that read `weights`: NaN and infinity reach them as 0, any other number as it is.
 NAN_POISONS = POISONS[:3]
 FINITE_POISONS = ((-1e4, "inputs"), (-1e4, "outputs"), (-20.0, "both"))
+#: A key that no loss reads.
+OTHER_KEY = "other_weights"
 #: Reductions under which the value stays the same when all weights are multiplied.
 INVARIANT = ("token-mean", "seq-mean-token-mean")
 
@@ -46,7 +48,8 @@ def weight_linearity(loss: LossUnderTest, data: Sequence[Datum], outputs: Output
     only = loss.only
     if only is None:
         raise LossCheckError("weight_linearity is checked on each part of a mixture, not on the mixture")
-    scaled = [_with_weights(d, d.loss_fn_inputs["weights"].to_numpy() * np.float32(factor)) for d in data]
+    (key,) = loss.weight_keys
+    scaled = [_with_weights(d, {key: d.loss_fn_inputs[key].to_numpy() * np.float32(factor)}) for d in data]
     expected = 1.0 if only.reduction in INVARIANT else factor
     whole, other = evaluate(loss, data, outputs), evaluate(loss, scaled, outputs)
     pairs = [("the loss", whole.value, other.value)]
@@ -72,7 +75,9 @@ def appended_zero_weight_datum(
     step = 2 if loss.has_pairs else 1
     copies = range(source * step, (source + 1) * step)
     at = place * step
-    masked = [_with_weights(data[i], np.zeros_like(data[i].loss_fn_inputs["weights"].to_numpy())) for i in copies]
+    weights = [{key: data[i].loss_fn_inputs[key].to_numpy() for key in loss.weight_keys} for i in copies]
+    zeros = [{key: np.zeros_like(array) for key, array in own.items()} for own in weights]
+    masked = [_with_weights(data[i], own) for i, own in zip(copies, zeros, strict=True)]
     longer = [*data[:at], *masked, *data[at:]]
     others = {n: [*tensors[:at], *(tensors[i] for i in copies), *tensors[at:]] for n, tensors in outputs.items()}
     whole, other = evaluate(loss, data, outputs), evaluate(loss, longer, others)
@@ -93,10 +98,10 @@ def _poisoned(
     hidden: list[torch.Tensor] = []
     read = {key: one.per for one in loss.reads for key in one.keys}
     for i, datum in enumerate(data):
-        weights = datum.loss_fn_inputs["weights"].to_numpy()
+        weights = [datum.loss_fn_inputs[key].to_numpy() for key in loss.weight_keys]
         if loss.candidates is None:
-            weights = weights.reshape(datum.loss_fn_inputs["target_tokens"].shape)
-        mask = weights == 0
+            weights = [one.reshape(datum.loss_fn_inputs["target_tokens"].shape) for one in weights]
+        mask = np.all([one == 0 for one in weights], axis=0)
         by_row = mask.reshape(len(mask), -1).all(1)
         carried = dict(datum.loss_fn_inputs)
         for key, value in carried.items():
@@ -112,8 +117,23 @@ def _poisoned(
     return changed, filled, hidden
 
 
-def _with_weights(datum: Datum, weights: np.ndarray) -> Datum:
-    return Datum(datum.model_input, {**datum.loss_fn_inputs, "weights": TensorData(weights.astype(np.float32))})
+def weights_by_another_key(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """Weights under another key mean the same, whatever stands under the usual one."""
+    only = loss.only
+    if only is None:
+        raise LossCheckError("weights_by_another_key is checked on each part of a mixture, not on the mixture")
+    (key,) = loss.weight_keys
+    moved = [
+        _with_weights(d, {OTHER_KEY: (own := d.loss_fn_inputs[key].to_numpy()), key: 1 - (own != 0)}) for d in data
+    ]
+    renamed = type(only)(only.spec, {**only.config.model_dump(exclude_none=True), "weights": OTHER_KEY})
+    other = evaluate(loss.with_wrapped(renamed), moved, outputs)
+    same(evaluate(loss, data, outputs), other, f"when its weights stood under {OTHER_KEY!r}", exactly=True)
+
+
+def _with_weights(datum: Datum, weights: Mapping[str, np.ndarray]) -> Datum:
+    given = {key: TensorData(array.astype(np.float32)) for key, array in weights.items()}
+    return Datum(datum.model_input, {**datum.loss_fn_inputs, **given})
 
 
 @st.composite
@@ -121,9 +141,10 @@ def weighted(draw: Any, loss: LossUnderTest, **options: Any) -> dict[str, Any]:
     """As `batches`, always with weights."""
     data = draw(strategies.datums(loss, **options))
     ones = (lambda d: np.ones(_targets(d)[0])) if loss.candidates else (lambda d: np.ones(_targets(d)))
-    data = [d if "weights" in d.loss_fn_inputs else _with_weights(d, ones(d)) for d in data]
-    if loss.candidates is None:
-        data = [_with_weights(d, d.loss_fn_inputs["weights"].to_numpy().reshape(_targets(d))) for d in data]
+    for key in loss.weight_keys:
+        data = [d if key in d.loss_fn_inputs else _with_weights(d, {key: ones(d)}) for d in data]
+        if loss.candidates is None:
+            data = [_with_weights(d, {key: d.loss_fn_inputs[key].to_numpy().reshape(_targets(d))}) for d in data]
     return {"data": data, "outputs": draw(strategies.outputs(loss, data))}
 
 
@@ -153,6 +174,12 @@ def _skip_without_weights(loss: LossUnderTest) -> str:
     return ""
 
 
+def _skip_key(loss: LossUnderTest) -> str:
+    if loss.only is None:
+        return "checked on each part of a mixture, not on the mixture"
+    return _skip_without_weights(loss)
+
+
 def _skip_nonlinear(loss: LossUnderTest) -> str:
     if loss.only is None:
         return "checked on each part of a mixture, not on the mixture"
@@ -172,5 +199,6 @@ def _skip_visible(loss: LossUnderTest) -> str:
 CHECKS = (
     Check("masked_positions", masked_positions, weighted, _skip_without_weights),
     Check("weight_linearity", weight_linearity, _with_factor, _skip_nonlinear),
+    Check("weights_by_another_key", weights_by_another_key, weighted, _skip_key),
     Check("appended_zero_weight_datum", appended_zero_weight_datum, _with_place, _skip_visible),
 )

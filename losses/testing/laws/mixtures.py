@@ -24,7 +24,7 @@ def sum_of_parts(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputList
         value = value + factor * alone.value
         for name, gradients in alone.gradients.items():
             slopes[name] = [s + factor * g for s, g in zip(slopes[name], gradients, strict=True)]
-        metrics.update({f"{part.name}/{key}": stat for key, stat in alone.metrics.items()})
+        metrics.update({f"{part.label}/{key}": stat for key, stat in alone.metrics.items()})
     apart = type(whole)(whole.total, whole.count, value, slopes, metrics, whole.tolerance)
     same(apart, whole, "when its parts were computed together")
 

@@ -68,7 +68,7 @@ def extreme_logprobs(loss: LossUnderTest, data: Sequence[Datum], outputs: Output
             what = f"{place} is {'+' if grows else '-'}{size:g}"
             _check_finite(extreme, what)
             if loss.couples == "token" and loss.reads_tokens:
-                _same_elsewhere(base.gradients, extreme.gradients, active_positions(data)[at], what)
+                _same_elsewhere(base.gradients, extreme.gradients, active_positions(loss, data)[at], what)
 
 
 def dtype(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
@@ -158,7 +158,7 @@ def with_extreme(
     if not loss.reads_tokens:
         filled["embeddings"][at].fill_(size if grows else -size)
         return list(data), filled, f"embedding {at}"
-    i, t = active_positions(data)[at]
+    i, t = active_positions(loss, data)[at]
     references = [key for one in loss.reads for key in one.keys if one.kind == "logprob"]
     if loss.is_batch_style:
         references = [key for key in data[i].loss_fn_inputs if key_kind(key) == "logprob"]
@@ -211,7 +211,7 @@ def _same_elsewhere(before: OutputLists, after: OutputLists, place: tuple[int, i
 @st.composite
 def _with_position(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     example = draw(batches(loss))
-    count = len(active_positions(example["data"])) if loss.reads_tokens else len(example["data"])
+    count = len(active_positions(loss, example["data"])) if loss.reads_tokens else len(example["data"])
     return {**example, "at": draw(st.integers(0, count - 1))}
 
 

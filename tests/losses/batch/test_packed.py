@@ -16,7 +16,7 @@ from lossbook import Datum, get_loss
 from lossbook.datums.errors import EmptyLossError, LengthMismatchError, WeightsError
 from lossbook.losses import PerDatum, Seqs
 from lossbook.losses.batch.outputs import Outputs
-from lossbook.losses.spec.spec import Grouping
+from lossbook.losses.spec.groups import Grouping
 
 from ..cases import assert_rows_equal, datum, evaluated, loss_of
 from .test_pack import seen_by

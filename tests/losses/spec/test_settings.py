@@ -148,7 +148,7 @@ def test_several_wrong_settings_are_reported_together_with_those_there_are() -> 
     assert str(caught.value) == (
         "ppo: clip_high=0.2: is a bound on the ratio itself, at least 1, not a distance from it: did you mean 1.2? "
         "ppo has no setting 'clip_lo'. Did you mean 'clip_low'? Settings of ppo: clip_low, clip_high, reduction, "
-        "norm_length."
+        "norm_length, weights."
     )
 
 

@@ -137,9 +137,9 @@ def test_a_reproducer_fails_again_when_it_is_run(function: Callable[..., Any], c
 
 
 def test_every_check_names_some_bug_or_guards_what_a_loss_cannot_reach() -> None:
-    # Weights are applied outside the loss: these two can only fail where the reductions do (tested below), and the third
+    # Weights are applied outside the loss: these three can only fail where the reductions do (tested below), and the fourth
     # where Seqs does (test_hidden_bugs.py).
-    out_of_reach = {"weight_linearity", "appended_zero_weight_datum", "seqs_by_hand"}
+    out_of_reach = {"weight_linearity", "appended_zero_weight_datum", "weights_by_another_key", "seqs_by_hand"}
     laws_of_families = {check.name for check in laws.CHECKS}  # tested in test_laws.py
     named = {check for _, check, _ in BUGS} | {check for _, check, _, _ in HIDDEN}
     assert named | out_of_reach == {check.name for check in CHECKS} - laws_of_families
@@ -159,6 +159,12 @@ def test_every_check_names_some_bug_or_guards_what_a_loss_cannot_reach() -> None
             lambda weights, values, datums: (weights * values).sum() * datums,
             "when a datum of weight 0 was put at place",
             id="all datums counted, the masked too",
+        ),
+        pytest.param(
+            "weights_by_another_key",
+            lambda weights, values, datums: (weights * values).sum(),
+            "when its weights stood under 'other_weights'",
+            id="the usual key, whichever is named",
         ),
     ],
 )

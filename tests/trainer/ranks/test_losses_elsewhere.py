@@ -14,7 +14,7 @@ from lossbook import Datum, ModelInput, get_loss
 from lossbook.datums.errors import LossbookError, ModelError, NonFiniteLossError, NonFiniteLossInput
 from lossbook.losses.loss.loss import Loss, LossLike
 from lossbook.losses.registry import spec_of_function
-from lossbook.trainer.engine.elsewhere import KeptOutputs, LossElsewhere
+from lossbook.trainer.engine.elsewhere import KeptOutputs, LossElsewhere, Reads
 from lossbook.trainer.model.model import LoadedModel
 from lossbook.trainer.ranks import ALONE, Ranks
 
@@ -74,8 +74,8 @@ def engine_call(ranks: Ranks, name: str, *args: Any, **options: Any) -> Any:
     return getattr(HELD["engine"], name)(*args, **options)
 
 
-def forward_only(ranks: Ranks, datums: Sequence[Datum], names: Sequence[str], pooling: Any) -> KeptOutputs:
-    return HELD["engine"].forward_kept(datums, names, None, pooling, keep=False)
+def forward_only(ranks: Ranks, datums: Sequence[Datum], reads: Reads, pooling: Any) -> KeptOutputs:
+    return HELD["engine"].forward_kept(datums, reads.everywhere(), pooling, keep=False)
 
 
 def taken(ranks: Ranks) -> tuple[Numbers, int, bytes]:
@@ -86,7 +86,7 @@ def taken(ranks: Ranks) -> tuple[Numbers, int, bytes]:
 def evaluated(ranks: RankProcesses, call: Call, loss: LossLike, size: int) -> tuple[list[Result], int]:
     """A call whose loss is computed here; its results by rank, and the largest number of forwards of a rank."""
     here = LossElsewhere(call.data, loss)
-    parts = ranks.run(engine_call, "forward_kept", call.data, here.names, here.active, call.pooling, size=size)
+    parts = ranks.run(engine_call, "forward_kept", call.data, here.reads, call.pooling, size=size)
     gradients = here.differentiate(parts)
     ranks.run(engine_call, "backward_kept", gradients, size=size)
     output, results = here.finish(), []
@@ -168,7 +168,7 @@ def test_a_function_that_fails_leaves_all_ranks_as_they_were(
     ranks.run(begin, setup)
     before = [state for _, _, state in ranks.run(taken)]
     here = LossElsewhere(call.data, own_loss(function))
-    parts = ranks.run(engine_call, "forward_kept", call.data, here.names, here.active)
+    parts = ranks.run(engine_call, "forward_kept", call.data, here.reads)
     with pytest.raises(error):
         here.differentiate(parts)
     ranks.run(engine_call, "drop_kept")
@@ -184,7 +184,7 @@ def test_graphs_that_were_dropped_cannot_be_gone_back_through(ranks: RankProcess
     with pytest.raises(ModelError, match="needs the graphs of a forward_kept"):
         ranks.run(engine_call, "backward_kept", {})
     call = call_of("cross_entropy")
-    ranks.run(engine_call, "forward_kept", call.data, ("logprobs",), None)
+    ranks.run(engine_call, "forward_kept", call.data, Reads(("logprobs",)))
     with pytest.raises(LossbookError, match=r"the gradient of logprobs has 3 rows, but there are \d+ outputs"):
         ranks.run(engine_call, "backward_kept", {"logprobs": np.zeros(3)})
     assert not any(one.any() for gradients, *_ in ranks.run(taken) for one in gradients.values())
@@ -197,7 +197,7 @@ def test_a_forward_for_a_function_gives_every_position_and_changes_nothing(
     ranks.run(begin, setup)
     before = ranks.run(taken)
     here = LossElsewhere(call.data, own_loss(variance))
-    ours = here.valued(ranks.run(forward_only, call.data, here.names, call.pooling))
+    ours = here.valued(ranks.run(forward_only, call.data, here.reads, call.pooling))
     expected = engine_of(ALONE, setup).forward(call.data, own_loss(variance))
     assert ours.metrics == pytest.approx(expected.metrics, rel=1e-6)
     for own, other in zip(ours.loss_fn_outputs, expected.loss_fn_outputs, strict=True):
@@ -223,7 +223,7 @@ def test_nan_of_the_model_is_named_with_its_datum_by_a_function_elsewhere(ranks:
     data[7] = with_tokens(data[7], [77] * data[7].model_input.length)
     ranks.run(begin, Setup(settings=SMALL | {"batching": "padded"}, change=poison))
     here = LossElsewhere(data, own_loss(variance))
-    parts = ranks.run(engine_call, "forward_kept", data, here.names, here.active)
+    parts = ranks.run(engine_call, "forward_kept", data, here.reads)
     with pytest.raises(NonFiniteLossInput, match="of datum 7 "):
         here.differentiate(parts)
     ranks.run(engine_call, "drop_kept")

@@ -43,6 +43,17 @@ MIXTURES = [
 ]
 
 
+def with_a_key_of_its_own() -> Call:
+    """REINFORCE, and cross-entropy of other positions."""
+    call, rng = call_of("reinforce", cuts=4, reduction="token-mean"), np.random.default_rng(1)
+    parts = [*call.loss, (0.25, "cross_entropy", {"reduction": "token-mean", "weights": "observed"})]
+    lengths = [datum.model_input.length for datum in call.data]
+    own = [{"observed": rng.integers(0, 2, length).astype(np.float32)} for length in lengths]
+    both = [{**datum.loss_fn_inputs, **more} for datum, more in zip(call.data, own, strict=True)]
+    data = [Datum(datum.model_input, inputs) for datum, inputs in zip(call.data, both, strict=True)]
+    return replace(call, loss=parts, data=data)
+
+
 def compared(ranks: RankProcesses, setup: Setup, calls: list[Call], size: int) -> list[Differences]:
     """Each call's differences between `size` ranks and one process."""
     alone = run_calls(ALONE, setup, calls)
@@ -62,7 +73,13 @@ def assert_same(ranks: RankProcesses, setup: Setup, calls: list[Call], size: int
     ids=["all weights, packed", "LoRA, padded"],
 )
 def test_two_ranks_give_the_numbers_of_one_process(ranks: RankProcesses, kind: str, losses: tuple[str, ...]) -> None:
-    assert_same(ranks, SETUPS[kind], [*(call_of(name, cuts=4) for name in losses), MIXTURES[0]], 2, FLOAT32)
+    assert_same(
+        ranks,
+        SETUPS[kind],
+        [*(call_of(name, cuts=4) for name in losses), MIXTURES[0], with_a_key_of_its_own()],
+        2,
+        FLOAT32,
+    )
 
 
 @pytest.mark.slow

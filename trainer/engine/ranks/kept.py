@@ -15,7 +15,7 @@ from ....losses.batch.outputs import Outputs
 from ...model.model import LoadedModel
 from ...sharding.gradients import abandon, sum_gradients
 from ..checks import Pooling, checked_tokens
-from ..elsewhere import KeptOutputs, writable
+from ..elsewhere import KeptOutputs, Reads, writable
 from ..micro_batch_run import MicroBatches
 from ..run.passes import Passes, read_back, recomputes
 from ..run.rows import cat_padded
@@ -27,7 +27,7 @@ from .merged import own_random_numbers
 class Kept:
     """A call's datums, checked; its outputs; and the graphs of its forwards until `backward` or `drop`.
 
-    names, active: as `MicroBatches.plan` takes them. All ranks make one together, and call its methods together.
+    All ranks make one together, and call its methods together.
     """
 
     def __init__(
@@ -35,16 +35,20 @@ class Kept:
         model: LoadedModel,
         settings: EngineSettings,
         datums: Sequence[Datum],
-        names: Sequence[str],
-        active: np.ndarray | None,
+        reads: Reads,
         pooling: Pooling,
     ) -> None:
         self._model, self._settings, self._before = model, settings, random_state(model.device)
         with model.ranks.agree():
-            check_datums(datums, vocab_size=model.vocab_size, masked_targets=active is None)
-            sequences = checked_tokens(model, datums, names)
+            check_datums(
+                datums,
+                vocab_size=model.vocab_size,
+                masked_targets=reads.active is None,
+                weight_keys=reads.weight_keys,
+            )
+            sequences = checked_tokens(model, datums, reads.names)
         self._plan = lambda: MicroBatches.plan(
-            model, datums, sequences, names, active, couples="batch", pooling=pooling, settings=settings
+            model, datums, sequences, reads.names, reads.active, couples="batch", pooling=pooling, settings=settings
         )
 
     def forward(self) -> KeptOutputs:
