@@ -118,8 +118,6 @@ def call_of(
         raise UnknownInput(
             f"{loss.name} reads one vector per row and no positions, so it takes no {' and no '.join(masks)}"
         )
-    if "mask" in masks and named and all(part.weights in named for _, part in loss.parts):
-        raise UnknownInput(f"{loss.name} reads no mask: it takes its weights from {', '.join(map(repr, named))}")
     per_row = {"embeddings": tensors["embeddings"]} if "embeddings" in tensors else tensors
     outputs = {key: _lead(key, one) for key, one in tensors.items() if key in OUTPUT_NAMES}
     leads = {**outputs, **masks} if reads_tokens else {}
@@ -204,6 +202,8 @@ def _masks(call: Call, given: Mapping[str, Tensor], named: Sequence[str]) -> dic
     names = {key: key for key in named}
     if any(part.weights not in named for _, part in call.loss.parts):
         names[WEIGHTS_KEY] = "mask"
+    elif "mask" in given:
+        raise UnknownInput(f"{call.loss.name} reads no mask: it takes its weights from {', '.join(map(repr, named))}")
     masks = {key: _mask(call, name, given.get(name)) for key, name in names.items()}
     return {key: mask for key, mask in masks.items() if mask is not None}
 
