@@ -148,11 +148,14 @@ def run_one(check: Check, loss: LossUnderTest, max_examples: int | None = None) 
     reason = not_checked(check, loss)
     if reason:
         return CheckResult(check.name, "skipped", reason)
+    passed: list[Mapping[str, Any]] = []
     for item in check.items(loss):
         fixed = {"item": item} if item else {}
-        search = search_for_one if check.needs_one else search_for_failure
         with restored():
-            failure = search(check, loss, fixed, max_examples)
+            if check.needs_one:
+                failure = search_for_one(check, loss, fixed, max_examples, passed)
+            else:
+                failure = search_for_failure(check, loss, fixed, max_examples)
         if failure is not None:
             example, error = failure
             message = str(error) if isinstance(error, LossCheckError) else f"{type(error).__name__}: {error}"

@@ -55,9 +55,17 @@ def search_for_failure(
 
 
 def search_for_one(
-    check: Check, loss: LossUnderTest, fixed: Mapping[str, Any], max_examples: int | None
+    check: Check,
+    loss: LossUnderTest,
+    fixed: Mapping[str, Any],
+    max_examples: int | None,
+    passed: list[Mapping[str, Any]],
 ) -> Failure | None:
-    """None if some example passes, else the last failure."""
+    """None if some example passes, else the last failure.
+
+    passed: examples that passed for other items, which are tried first, since most show one item as well as another. An
+    example that is drawn and passes is added.
+    """
     last: list[Failure] = []
 
     def passes(example: Mapping[str, Any]) -> bool:
@@ -68,9 +76,11 @@ def search_for_one(
             return False
         return True
 
+    if any(passes(example) for example in passed):
+        return None
     settings = with_settings(max(max_examples or 0, MIN_TRIES))
     try:
-        hypothesis.find(check.examples(loss), passes, settings=settings)
+        passed.append(hypothesis.find(check.examples(loss), passes, settings=settings))
     except NoSuchExample:
         return last[-1]
     except Exception as error:  # as above

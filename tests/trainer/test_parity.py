@@ -27,7 +27,10 @@ MakeDatums = Callable[..., list[lb.Datum]]
 #: transformers' RMSNorm computes in float32 also in a float64 model, so gradients that are scaled differently on their way
 #: back are rounded differently; gradients that are only cut differently are not.
 SCALED = 1e-6
-DTYPES = [pytest.param(torch.float64, 1e-9, id="float64"), pytest.param(torch.float32, 1e-5, id="float32")]
+DTYPES = [
+    pytest.param(torch.float64, 1e-9, id="float64"),
+    pytest.param(torch.float32, 1e-5, id="float32", marks=pytest.mark.slow),
+]
 
 
 def relative_difference(ours: Gradients, expected: Gradients) -> float:

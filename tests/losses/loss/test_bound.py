@@ -66,7 +66,7 @@ def packed_outputs(prepared: BoundLoss, outputs: Any, order: Sequence[int]) -> O
 
 
 @pytest.mark.parametrize("loss", KINDS.values(), ids=KINDS)
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(draw=st.data())
 def test_what_is_prepared_once_is_what_the_loss_says_of_the_datums(loss: Any, draw: Any) -> None:
     loss_under_test = LossUnderTest(loss)

@@ -96,7 +96,7 @@ def test_sampled_logprobs_are_sometimes_near_the_policys() -> None:
 
     differences: list[float] = []
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def collect(draw: st.DataObject) -> None:
         data: list[Datum] = draw.draw(strategies.datums("ppo"))

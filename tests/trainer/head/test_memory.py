@@ -76,9 +76,9 @@ def per_position(small: int, large: int, rows: int) -> float:
 
 @pytest.mark.parametrize("trains_head", [True, False], ids=["trained head", "frozen head"])
 def test_recompute_holds_a_few_tiles_and_a_few_numbers_per_position(trains_head: bool):
-    small, large = (peak(positions, "recompute", trains_head=trains_head) for positions in (64, 640))
+    small, large = (peak(positions, "recompute", trains_head=trains_head) for positions in (64, 320))
     # the hidden states' gradient and its sum, then outputs, their gradients and marks of which rows have one
-    assert per_position(small, large, 576) < 2 * 4 * WIDTH + 120
+    assert per_position(small, large, 256) < 2 * 4 * WIDTH + 120
     assert small < HEAD_GRADIENT * trains_head + 64 * (2 * 4 * WIDTH + 120) + 8 * TILE
 
 

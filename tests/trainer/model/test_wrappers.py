@@ -97,7 +97,10 @@ def own_logprobs(module: Any, tokens: list[int]) -> torch.Tensor:
     return values.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
 
 
-@pytest.mark.parametrize("build", [gemma3, llava, qwen_vl, mistral3, llama4])
+SLOWER = [pytest.param(build, marks=pytest.mark.slow) for build in (qwen_vl, mistral3, llama4)]
+
+
+@pytest.mark.parametrize("build", [gemma3, llava, *SLOWER])
 def test_the_text_side_of_a_wrapper_is_trained_and_exported_whole(build: Callable[[], Any], tmp_path: Path):
     from transformers import AutoModelForImageTextToText
 

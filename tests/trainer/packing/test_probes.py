@@ -34,7 +34,7 @@ def own_of(model: LoadedModel, datum: lb.Datum) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_each_datum_has_the_numbers_of_its_own_forward(
     models: dict[str, LoadedModel], kind: str, data: st.DataObject

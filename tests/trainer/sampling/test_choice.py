@@ -40,7 +40,7 @@ both = pytest.mark.parametrize("choose", [choose, choose_unread], ids=["a CPU's"
 
 
 @both
-@pytest.mark.parametrize("vocabulary", [3, 256, 257, 5000])
+@pytest.mark.parametrize("vocabulary", [3, 256, 257, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(-1, 1.0), (7, 1.0), (-1, 0.5), (-1, 0.999), (50, 0.9), (10**6, 1.0)])
 def test_tokens_and_logprobs_are_those_of_the_simple_algorithm(

@@ -26,7 +26,7 @@ from lossbook.trainer.sampling.summary import how_it_runs
 
 from ..kinds import GROUPED, KINDS, SIZES, model_of
 from . import recorder
-from .test_plan import LONGROPE, MORE
+from .test_plan import KINDS_BY_COST, LONGROPE, MORE
 
 PROMPTS = [[5, 9, 2, 40, 41, 7, 8, 3], [11, 12, 13], [1, 90, 30, 31, 32, 60, 61, 62]]
 #: Kinds whose keys and values lie in buffers of fixed size.
@@ -61,7 +61,7 @@ def check_equal(ours: list[list[Generated]], theirs: list[list[Generated]], with
         assert mine.logprobs == pytest.approx(other.logprobs, abs=within)
 
 
-@pytest.mark.parametrize("kind", MORE)
+@pytest.mark.parametrize("kind", KINDS_BY_COST)
 @pytest.mark.usefixtures("recording")
 @torch.no_grad()
 def test_samples_of_a_gpus_path_are_those_of_a_cpus(models: dict[str, LoadedModel], kind: str) -> None:

@@ -45,6 +45,9 @@ MORE: dict[str, Any] = {
     ),
     "RWKV": lambda: transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=128),
 }  # fmt: skip
+_SLOW = ("tokens chosen by score", "Qwen3.5", "Mamba-2", "Falcon-H1", "Bamba", "Jamba")
+#: Every kind, the expensive ones among the slow tests.
+KINDS_BY_COST = [pytest.param(kind, marks=pytest.mark.slow if kind in _SLOW else ()) for kind in MORE]
 LONGROPE = "a rotation that switches at 32 tokens"
 PROMPTS = [[5, 9, 2, 40, 41, 7, 8, 3], [11, 12, 13], [1, 90, 30, 31, 32, 60, 61, 62]]
 
@@ -54,9 +57,7 @@ def models() -> dict[str, LoadedModel]:
     return {kind: model_of(config(), seed=1) for kind, config in MORE.items()}
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in ("Mamba-2", "Falcon-H1") else ()) for kind in MORE]
-)
+@pytest.mark.parametrize("kind", KINDS_BY_COST)
 @torch.no_grad()
 def test_samples_of_a_batch_have_the_logprobs_of_a_forward_over_the_tokens_before_them(
     models: dict[str, LoadedModel], kind: str
@@ -90,7 +91,7 @@ def test_these_are_decoded_with_a_cache(models: dict[str, LoadedModel], kind: st
     assert plan_of(models[kind]).cached
 
 
-@pytest.mark.parametrize("kind", MORE)
+@pytest.mark.parametrize("kind", KINDS_BY_COST)
 @settings(max_examples=2)
 @given(data=st.data())
 def test_a_sample_does_not_depend_on_its_batch(models: dict[str, LoadedModel], kind: str, data: st.DataObject) -> None:

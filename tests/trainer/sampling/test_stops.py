@@ -79,7 +79,7 @@ def test_an_answer_ends_with_the_token_that_completes_a_stop_string(tokenizer: A
     """The text of an answer: what it adds to the text of the prompt. Checked where the tokens spell whole characters."""
     ids = st.integers(0, len(tokenizer) - 1)
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(st.lists(ids, min_size=1, max_size=3), st.lists(ids, min_size=1, max_size=30), st.data())
     def check(prompt: list[int], answer: list[int], data: st.DataObject) -> None:
         known, whole = text_of(tokenizer, prompt), text_of(tokenizer, prompt + answer)
