@@ -66,11 +66,12 @@ def _top(logits: Tensor) -> Tensor:
     return logits.topk(K, dim=-1).indices
 
 
-def gkd(beta: float, temperature: float) -> tuple[float, float]:
-    """The GKD trainer's loss over the whole vocabulary."""
+def gkd(beta: float, temperature: float, loss: str = "") -> tuple[float, float]:
+    """The GKD trainer's loss over the whole vocabulary. loss: ours as it is, such as a preset."""
     trainer = _module("trl.experimental.gkd.gkd_trainer").GKDTrainer
     _, teacher = _logits()
-    ours = _ours("gkd", _everything(), teacher, beta=beta, temperature=temperature, tail="renormalise")
+    settings = {} if loss else {"beta": beta, "temperature": temperature, "tail": "renormalise"}
+    ours = _ours(loss or "gkd", _everything(), teacher, **settings)
     options = {"beta": beta, "temperature": temperature, "reduction": "sum"}
     return _compared(ours, lambda x: trainer.generalized_jsd_loss(x[None], teacher[None], **options))
 

@@ -30,7 +30,7 @@ def trainer(name: str, **settings: Any) -> Peer:
     def compute(logprobs: Tensor, sampling: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
         kind = trainer_class(name)
         own = {"loss_type": "dapo", "importance_sampling_level": "token", "beta": 0.0, "delta": None}
-        own |= {"epsilon_low": 0.2, "epsilon_high": 0.2, **settings}
+        own |= {"epsilon_low": 0.2, "epsilon_high": 0.2, "max_completion_length": LONGEST, **settings}
         options = {"use_bias_correction_kl": False, "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
         options |= {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0}
         options |= {"steps_per_generation": 1}
@@ -45,7 +45,6 @@ def trainer(name: str, **settings: Any) -> Peer:
             vllm_importance_sampling_correction=False,
             model=SimpleNamespace(training=True),
             current_gradient_accumulation_steps=1,
-            max_completion_length=LONGEST,
             accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
             get_gamma_weights=getattr(kind, "get_gamma_weights", None),
             _entropy_bonus_enabled=False,

@@ -116,14 +116,15 @@ def trl_dpo(
     rows, references = drawn(lengths_of_pairs(), dtype=dtype)
     model = partial(_constant, fused_outputs(padded(apart(rows))))
     options = {"label_smoothing": 0.0, "ld_alpha": None, "f_divergence_type": "reverse_kl", **(options or {})}
+    options = {"beta": settings.get("beta", 0.1), **options}
+    tau = options.pop("discopop_tau", settings.get("tau", 0.05))
     self = stand_in(
-        beta=settings.get("beta", 0.1),
         loss_types=[kind],
         loss_weights=[1.0],
         use_weighting=False,
         precompute_ref_logps=False,
         ref_model=partial(_constant, fused_outputs(padded(apart(references)))),
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=settings.get("tau", 0.05)),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=tau),
         f_alpha_divergence_coef=settings.get("alpha", 0.5),
         **options,
     )
@@ -137,8 +138,10 @@ def _constant(outputs: Any, **_: Any) -> Any:
     return outputs
 
 
-def trl_kto(loss: str, **settings: Any) -> tuple[float, float]:
-    """Ours and KTOTrainer._compute_loss, one mismatched response for each labelled one."""
+def trl_kto(loss: str, kind: str = "", options: dict[str, Any] | None = None, **settings: Any) -> tuple[float, float]:
+    """Ours and KTOTrainer._compute_loss, one mismatched response for each labelled one. kind: its loss_type."""
+    kind = kind or loss
+    options = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, **settings, **(options or {})}
     rows, references = drawn([3, 5, 1, 2, 4, 6], seed=1)
     others, other_references = drawn([2, 3, 4, 1, 5, 2], seed=2)
     other_references = [reference - 1.0 for reference in other_references]  # so that z0 is above 0
@@ -148,14 +151,7 @@ def trl_kto(loss: str, **settings: Any) -> tuple[float, float]:
     def model(*, input_ids: Tensor, **_: Any) -> SimpleNamespace:
         return fused_outputs(padded(others if bool(input_ids[0, 0]) else rows))
 
-    self = stand_in(
-        beta=settings.get("beta", 0.1),
-        loss_type=loss,
-        desirable_weight=settings.get("desirable_weight", 1.0),
-        undesirable_weight=settings.get("undesirable_weight", 1.0),
-        calculate_KL=loss == "kto",
-        precompute_ref_logps=True,
-    )
+    self = stand_in(loss_type=kind, calculate_KL=kind == "kto", precompute_ref_logps=True, **options)
     self._compute_kl_logps = partial(trainer("KTOTrainer")._compute_kl_logps, self)
     batch = {
         "input_ids": torch.zeros_like(marked),
@@ -169,7 +165,7 @@ def trl_kto(loss: str, **settings: Any) -> tuple[float, float]:
         "ref_KL_logps": padded(other_references).sum(1),
     }
     value = trainer("KTOTrainer")._compute_loss(self, model, batch, False)
-    if loss != "kto":
+    if kind != "kto":
         return compared(ours(loss, settings, rows, references, label=[int(x) for x in labels]), value, rows)
     assert self._metrics["eval"]["kl"][0] > 0
     every = [*rows, *others]
@@ -240,8 +236,8 @@ def trl_tpo(kind: str, **settings: Any) -> tuple[float, float]:
     return compared(ours("tpo", settings, rows), value, rows)
 
 
-def trl_reward(margin: bool, coefficient: float | None) -> tuple[float, float]:
-    """Ours and RewardTrainer.compute_loss."""
+def trl_reward(margin: bool, coefficient: float | None, loss: Any = None) -> tuple[float, float]:
+    """Ours and RewardTrainer.compute_loss. loss: ours, instead of `reward_bt` with that coefficient."""
     rows, _ = drawn([1] * 2 * PAIRS)
     keys = {"margin": [0.25 * i for i in range(2 * PAIRS)]} if margin else {}
     inputs: dict[str, Any] = {"attention_mask": torch.ones(2 * PAIRS, 1)}
@@ -254,7 +250,7 @@ def trl_reward(margin: bool, coefficient: float | None) -> tuple[float, float]:
         Datum(ModelInput.from_ints([0]), {"target_tokens": [0], "weights": [1.0], **{k: v[i] for k, v in keys.items()}})
         for i in range(2 * PAIRS)
     ]
-    mine, _ = get_loss("reward_bt", center_coefficient=coefficient or 0.0)(data, {"values": rows})
+    mine, _ = (loss or get_loss("reward_bt", center_coefficient=coefficient or 0.0))(data, {"values": rows})
     return compared([mine.detach(), torch.cat(torch.autograd.grad(mine, rows))], value, rows)
 
 

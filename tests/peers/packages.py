@@ -34,17 +34,23 @@ def release(package: str) -> str:
     return version(package).partition("+")[0]
 
 
+def installed(package: str) -> Path:
+    """The folder of one of those libraries. A test that needs one that is not installed is skipped."""
+    try:
+        release(package)
+    except PackageNotFoundError:
+        pytest.skip(f"{package} is not installed: make test installs it in {FOLDER}")
+    return FOLDER / package
+
+
 def imported(module: str, absent: Collection[str] = (), bare: Collection[str] = ()) -> Any:
-    """A module of one of those libraries. A test that needs one that is not installed is skipped.
+    """A module of one of those libraries, which a test is skipped without.
 
     absent: packages that the module imports and does not need here; each is an empty stand-in while it is being imported.
     bare: packages of the library whose own `__init__` is not run, since it imports the whole library.
     """
     package = module.partition(".")[0]
-    try:
-        release(package)
-    except PackageNotFoundError:
-        pytest.skip(f"{package} is not installed: make test installs it in {FOLDER}")
+    installed(package)
     finder = _Finder(package, absent, bare)
     with _as_it_was(finder), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,15 @@ from .portability import by_portability
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases()])
+#: Packages that take seconds to import.
+SLOW = {"verl", "skyrl", "openrlhf", "areal"}
+
+
+def parameter(case: Parity) -> Any:
+    return pytest.param(case, id=case.id, marks=[pytest.mark.slow] if case.package in SLOW else [])
+
+
+@pytest.mark.parametrize("case", [parameter(case) for case in cases()])
 def test_a_loss_is_the_peers_own(case: Parity) -> None:
     value, gradient = case.differences()
     assert value <= case.tolerance

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 from importlib.metadata import version
 from typing import Any
 
@@ -11,19 +9,12 @@ import pytest
 
 from lossbook import describe_preset, get_loss, list_presets
 
+from .defaults import of_config
+
 pytest.importorskip("trl")
 
 GRPO, CPO = ("trl", "GRPOConfig"), ("trl.experimental.cpo", "CPOConfig")
 DPO, KTO = ("trl", "DPOConfig"), ("trl", "KTOConfig")
-
-
-def defaults(module: str, name: str) -> dict[str, Any]:
-    """A configuration's defaults, without making one (which looks for devices and hubs)."""
-    fields = dataclasses.fields(getattr(importlib.import_module(module), name))
-    return {
-        field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        for field in fields
-    }
 
 
 def clip(theirs: dict[str, Any]) -> dict[str, float]:
@@ -94,7 +85,7 @@ WITHOUT = {"cispo", "sft", "dft"}
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_trl_preset_has_the_installed_releases_defaults(name: str) -> None:
     (module, config), translate = CASES[name]
-    theirs = translate(defaults(module, config))
+    theirs = translate(of_config(module, config))
     loss = get_loss(f"trl:{name}")
     ours = {"norm_length": loss.norm_length, **loss.settings}
     assert {key: ours[key] for key in theirs} == pytest.approx(theirs)
@@ -102,7 +93,7 @@ def test_a_trl_preset_has_the_installed_releases_defaults(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_correction_of_trl_presets_is_its_default() -> None:
-    theirs = defaults(*GRPO)
+    theirs = of_config(*GRPO)
     corrected = [describe_preset(name) for name in list_presets() if name.startswith("trl:")]
     corrected = [preset for preset in corrected if preset.correction]
     assert corrected
@@ -113,8 +104,8 @@ def test_the_correction_of_trl_presets_is_its_default() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_default_loss_types_are_those_that_the_presets_name() -> None:
-    assert defaults(*GRPO)["loss_type"] == "dapo"
-    assert defaults(*DPO)["loss_type"] == ["sigmoid"]
+    assert of_config(*GRPO)["loss_type"] == "dapo"
+    assert of_config(*DPO)["loss_type"] == ["sigmoid"]
 
 
 def test_every_trl_preset_is_compared_and_names_the_installed_release() -> None:
