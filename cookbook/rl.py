@@ -12,7 +12,7 @@ What to watch. `reward`, the mean over a step's answers, must rise; it is noisy 
 not be 0: a policy that is never rewarded learns nothing, so start from one that sometimes is (`train sft`, then
 --start-from). `zero_advantage_groups` is the share of groups whose answers all have one reward and teach nothing: near 1
 the problems are too hard or too easy. `sampler_entropy`, nats per token, falls slowly; near 0 all answers are alike and
-learning stops. `mismatch_k3` compares sampler and trainer: below 1e-4 on policy in float32 they are the same policy, above
+learning stops: then --entropy-target holds it up, and `entropy_coefficient` says by how much. `mismatch_k3` compares sampler and trainer: below 1e-4 on policy in float32 they are the same policy, above
 0.01 they are not, and --rollout-correction is needed. `clip_fraction` is the share of clipped tokens: 0 with one update per
 step, 0.01 to 0.2 with several. `truncated_fraction` near 1 means that max_tokens is too small. `held_out_score` is the mean
 reward of the greedy answers to problems never trained on.
@@ -32,6 +32,7 @@ from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, load_problems
 from .loop import Loop, begin, finish, introduce
 from .rollouts.collector import ADVANTAGES, RolloutCollector, StepRollouts, datums_of
+from .rollouts.entropy import EntropyBonus
 from .rollouts.episodes import Policy, Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
 from .rollouts.server.settings import policy_of
@@ -48,34 +49,36 @@ SHOWN = ("reward", "response_length", "sampler_entropy", "grad_norm")
 @restarted
 def main(config: RLConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
-    loss = policy_loss(config)  # raises for unknown ids and settings, before anything is loaded
+    bonus = EntropyBonus(config, policy_loss(config))  # raises for unknown ids and settings, before anything is loaded
     check_advantages(config.advantages)
     problems, held_out = load_problems(config, config.seed)
     run, training = begin(config)
     introduce(config, run, training, rows=len(problems), steps=config.steps)
-    reference = training.create_reference_client() if reads(loss, "ref_logprobs") else None
+    reference = training.create_reference_client() if reads(bonus.loss, "ref_logprobs") else None
     runner = RolloutRunner(training.get_tokenizer(), config.max_tokens, config.max_length, config.temperature)
     with (
         policy_of(config, training, run.path) as policy,
         RolloutCollector(config, runner, problems, policy) as collector,
-        Loop(config, run, training, config.steps, keep=collector.keep) as loop,
+        Loop(config, run, training, config.steps, keep=lambda: bonus.kept(collector.keep())) as loop,
     ):
-        collector.restore(loop.kept)
+        collector.restore(bonus.restored(loop.kept))
         if loop.start == 0:
             loop.log_evaluation(0, evaluate(0, runner, held_out, policy, run))
         for step in loop:
             rollouts = collector.get(step, is_last=step == config.steps)
             datums = datums_of(collector, rollouts.groups, config.advantages, allow_biased=config.allow_biased)
-            if reads(loss, "rollout_logprobs"):
+            if reads(bonus.loss, "rollout_logprobs"):
                 datums = with_trainer_logprobs(datums, training)
             if reference is not None:
                 datums = with_reference(datums, reference)
-            batches, outputs, updates = minibatches(datums, config, step), [], []
+            batches, outputs, updates, applied = minibatches(datums, config, step), [], [], {}
             for batch in batches:
+                loss = bonus.loss
                 outputs.append(training.forward_backward(batch, loss).result())
+                applied = bonus.stepped(outputs[-1])
                 updates.append(training.optim_step(adam_params(config, step, config.steps)).result())
             used = [datum for batch in batches for datum in batch]
-            more = rollouts.metrics | mismatch(batches[0], outputs[0])
+            more = rollouts.metrics | mismatch(batches[0], outputs[0]) | applied
             loop.log(step, used, merge_outputs(outputs), mean_update(updates), more, shown=SHOWN)
             loop.record(step, loss, batches[-1], outputs[-1])  # the last minibatch, whose ratios have moved most
             record_rollouts(run, step, "training", rollouts, config.samples)
@@ -86,7 +89,7 @@ def main(config: RLConfig) -> dict[str, float]:
 
 def check(config: RLConfig) -> None:
     """Raise for a loss or advantages that the recipe cannot use. Nothing is loaded."""
-    policy_loss(config)
+    EntropyBonus(config, policy_loss(config))
     check_advantages(config.advantages)
 
 

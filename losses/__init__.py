@@ -20,6 +20,7 @@ from .spec.inputs import FlagPerDatum, PerDatum, VectorPerDatum
 from .spec.settings import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
 from .stats import Stat
 from .trace.trace import TracedLoss
+from .value.adaptive import AdaptiveEntropy
 from .variants.off_policy_mask import off_policy_mask
 from .variants.presets import UNPUBLISHED, Preset, describe_preset, list_presets
 from .variants.rollout_correction import rollout_correction
@@ -31,6 +32,7 @@ __all__ = [
     "REDUCTIONS",
     "SUFFIXES",
     "UNPUBLISHED",
+    "AdaptiveEntropy",
     "Axes",
     "Comparison",
     "Count",

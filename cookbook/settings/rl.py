@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from .base import RecipeConfig
 from .choices import ADVANTAGES, OVER_THE_BATCH, Overlong
-from .groups import MOST, setting
+from .groups import MOST, given, setting
 from .problems import ProblemSettings
 from .sampler import SamplerSettings
 
@@ -46,6 +46,14 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
     )
     passes: int = setting("Rollouts", 1, "passes over a step's rollouts", ge=1, le=MOST)
     kl_coefficient: float | None = setting("Loss", None, "coefficient of the KL to the weights at the start", ge=0)
+    entropy_coefficient: float = setting(
+        "Loss", 0.0, "coefficient of an entropy bonus; the one at the start, with --entropy-target", ge=0
+    )
+    entropy_target: float | None = setting(
+        "Loss", None, "nats per token: a step below raises the bonus's coefficient, one above lowers it", gt=0
+    )
+    entropy_step: float = setting("Loss", 0.005, "by how much --entropy-target changes the coefficient", gt=0)
+    entropy_highest: float = setting("Loss", 1.0, "the most that --entropy-target raises the coefficient to", gt=0)
     rollout_correction: str | None = setting(
         "Loss", None, "weights of trainer over sampler, or rejection: token_truncate, reject_mean_k3, ..."
     )
@@ -69,6 +77,10 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
             raise ValueError("allow_biased is for a --temperature other than 1")
         if self.environment is None and self.max_length is not None:
             raise ValueError("max_length is for an --environment of several turns: --max-tokens limits an answer")
+        if self.entropy_target is None and (idle := given(self, "entropy_step", "entropy_highest")):
+            raise ValueError(f"{idle[0]} is for an --entropy-target only: without one the coefficient is constant")
+        if self.entropy_target is not None and self.entropy_coefficient > self.entropy_highest:
+            raise ValueError(f"entropy_coefficient={self.entropy_coefficient:g} is above entropy_highest")
         if self.group_size == 1 and self.advantages in ADVANTAGES:
             self._check_single_answers()
         return self

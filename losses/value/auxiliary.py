@@ -32,7 +32,7 @@ def entropy_bonus(entropy: Tensor, *, coefficient: Positive = 0.01) -> tuple[Ten
 
     It keeps a policy from converging before it has explored enough. Alone it teaches nothing: its optimum is the uniform
     distribution. Give it the reduction of the loss that it is added to. If `entropy` falls to 0, the coefficient is too
-    small; if it rises to the logarithm of the vocabulary size, it is too large.
+    small; if it rises to the logarithm of the vocabulary size, it is too large. `AdaptiveEntropy` moves it towards a target.
 
     When to use: Added to a policy loss whose entropy falls before enough has been tried.
     """

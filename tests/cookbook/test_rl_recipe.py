@@ -19,6 +19,7 @@ from lossbook.cookbook import rl
 from lossbook.cookbook.cli import main as command_line
 from lossbook.cookbook.rl import RLConfig
 from lossbook.cookbook.rollouts.collector import ADVANTAGES
+from lossbook.cookbook.rollouts.entropy import EntropyBonus
 from lossbook.cookbook.rollouts.losses import policy_loss, reads
 from lossbook.cookbook.run.runs import read_metrics, read_rows
 from lossbook.datums.errors import (
@@ -303,6 +304,8 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
         "save_every": 2,
         "dynamic_sampling": 1,
         "steps": 5,
+        "minibatches": 2,
+        "entropy_target": 6.0,  # above the largest entropy of 260 tokens, so the coefficient rises with each update
     }
     whole, stopped = make("whole", **settings), make("stopped", **settings)
     rl.main(whole)
@@ -325,6 +328,27 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
     rl.main(stopped.model_copy(update={"resume": True}))
     assert numbers(stopped.out) == numbers(whole.out)
     assert read_rows(stopped.out / "samples.jsonl") == read_rows(whole.out / "samples.jsonl")
+    rising = [row["entropy_coefficient"] for row in numbers(whole.out) if "entropy_coefficient" in row]
+    assert rising == pytest.approx([0.005 * (2 * step - 1) for step in range(1, 6)])
+
+
+def test_an_entropy_bonus_is_a_mean_over_tokens_beside_any_loss(make: Any) -> None:
+    config = make(loss="dapo", entropy_coefficient=0.25, entropy_target=0.1, entropy_step=0.1, steps=2, held_out=0)
+    bonus = EntropyBonus(config, policy_loss(config))
+    assert bonus.coefficient == 0  # nothing is measured yet
+    assert [(factor, part.name, part.reduction) for factor, part in bonus.loss.parts] == [
+        (1.0, "dapo", "token-mean"),
+        (0.0, "entropy_bonus", "token-mean"),
+    ]
+    rl.main(config)
+    assert [row["entropy_coefficient"] for row in numbers(config.out)] == [0, 0]  # far above the target
+    fixed = make(entropy_coefficient=0.25, loss_config={"kl_coefficient": 0.0})
+    assert [(f, part.name) for f, part in EntropyBonus(fixed, policy_loss(fixed)).loss.parts][1] == (
+        0.25,
+        "entropy_bonus",
+    )
+    plain = make()
+    assert EntropyBonus(plain, policy_loss(plain)).loss.name == "grpo"
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -356,6 +380,13 @@ def test_a_misspelt_or_unfit_setting_is_refused_before_anything_is_loaded(
     [
         ({"temperature": 0.7}, "a temperature other than 1 biases the logprobs; allow that with --allow-biased"),
         ({"minibatches": 17}, "17 minibatches are more than the rollouts of a step"),
+        ({"entropy_step": 0.1}, "entropy_step is for an --entropy-target only"),
+        ({"entropy_highest": 0.1}, "entropy_highest is for an --entropy-target only"),
+        (
+            {"entropy_target": 1.0, "entropy_coefficient": 0.5, "entropy_highest": 0.1},
+            "entropy_coefficient=0.5 is above entropy_highest",
+        ),
+        ({"entropy_coefficient": -0.1}, "greater than or equal to 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make: Any, changes: dict[str, Any], message: str) -> None:

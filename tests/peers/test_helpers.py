@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import warnings
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lossbook import Datum, get_loss
+from lossbook.losses import AdaptiveEntropy
 from lossbook.losses.advantages.from_rewards import centred
 from lossbook.losses.advantages.from_values import discounted, kl_penalized_advantages
 
@@ -113,3 +115,54 @@ def test_the_off_policy_mask_is_trls(threshold: float) -> None:
         # On policy a token's gradient is -advantage, where it is not dropped.
         expected = -advantages[i] * theirs[i] * MASKS[i]
         torch.testing.assert_close(gradient.float(), expected, rtol=1e-5, atol=1e-5)
+
+
+class OneStep(SimpleNamespace):
+    """A GRPO trainer at an optimizer step over one micro-batch: all that its loss reads, and the state of its entropy's control."""
+
+    def __init__(self, target: float, coefficient: float, delta: float, lowest: float, highest: float) -> None:
+        of_args = {"entropy_target": target, "entropy_coef_delta": delta}
+        of_args |= {"entropy_coef_min": lowest, "entropy_coef_max": highest, "delta": None, "steps_per_generation": 1}
+        alone = SimpleNamespace(
+            num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x, sync_gradients=True, is_main_process=True
+        )
+        super().__init__(
+            args=SimpleNamespace(**of_args),
+            accelerator=alone,
+            model=SimpleNamespace(training=True),
+            loss_type="dapo",
+            importance_sampling_level="token",
+            beta=0.0,
+            epsilon_low=0.2,
+            epsilon_high=0.2,
+            top_entropy_quantile=1.0,
+            off_policy_mask_threshold=None,
+            use_vllm=False,
+            aux_loss_enabled=False,
+            current_gradient_accumulation_steps=1,
+            use_adaptive_entropy=True,
+            entropy_coef=coefficient,
+            _entropy_bonus_enabled=True,
+            _entropy_window_stats=None,
+            _last_world_entropy=float("inf"),
+            _metrics={"train": defaultdict(list)},
+        )
+
+    def stepped(self, entropies: torch.Tensor) -> float:
+        """The loss of a step over tokens of advantage 0 and these entropies: minus the coefficient times their mean."""
+        logprobs = torch.full((1, len(entropies)), -1.0)
+        self._get_per_token_logps_and_entropies = lambda *_, **__: (logprobs, entropies[None], None)
+        tokens = torch.zeros(1, len(entropies), dtype=torch.long)
+        inputs = {"prompt_ids": tokens, "prompt_mask": tokens, "completion_ids": tokens, "completion_mask": tokens + 1}
+        inputs |= {"advantages": torch.zeros(1), "num_items_in_batch": torch.tensor(len(entropies))}
+        return float(imported("trl").GRPOTrainer._compute_loss(self, None, inputs))
+
+
+def test_the_adaptive_entropy_coefficient_is_trls() -> None:
+    numbers = {"target": 1.0, "coefficient": 0.01, "lowest": 0.004, "highest": 0.02}
+    control, theirs = AdaptiveEntropy(step=0.004, **numbers), OneStep(delta=0.004, **numbers)
+    for mean in (0.9, 1.0, 0.2, 0.5, 1.5, 3.0, 2.0, 2.0, 2.0, 2.0, 0.75, 1.25):
+        entropies = torch.tensor([mean - 0.125, mean, mean + 0.125], dtype=torch.float64)
+        assert theirs.stepped(entropies) == pytest.approx(-control.applied * mean, rel=1e-6)
+        control = control.after(mean)
+        assert theirs.entropy_coef == pytest.approx(control.coefficient, rel=1e-12)
