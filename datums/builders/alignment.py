@@ -45,7 +45,7 @@ def align(own: Sequence[bytes], other: Sequence[bytes]) -> Alignment:
     _check_same_text(own, other)
     ends = [np.cumsum([len(piece) for piece in side], dtype=np.int64) for side in (own, other)]
     writes = [np.array([bool(piece) for piece in side], dtype=bool) for side in (own, other)]
-    cuts = np.intersect1d(*(end[does] for end, does in zip(ends, writes, strict=True)))
+    cuts = np.intersect1d(ends[0][writes[0]], ends[1][writes[1]])
     # A span of text sorts by the byte it ends at, a pair of silent tokens behind the text before it.
     keys = {(int(cut), 0): 0 for cut in cuts}
     of_silent = [_numbered_in_place(end[~does]) for end, does in zip(ends, writes, strict=True)]

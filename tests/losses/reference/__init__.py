@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import distillation, embedding, off_policy, policy, preference, supervised, value, whole
+from . import crossed, distillation, embedding, off_policy, policy, preference, supervised, value, whole
 from .rows import Reference, evaluated
 
 FAMILIES = (
+    crossed,
     distillation,
     embedding,
     off_policy,
