@@ -212,7 +212,7 @@ def _per_datum(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, 
 
 
 def _vectors(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, spec: LossSpec) -> Tensor:
-    """[N, D] of one vector per datum; [0, 1] of no datums."""
+    """[N, D] floats of one vector per datum; [0, 1] of no datums."""
     if not arrays:
         return torch.zeros(0, 1, dtype=torch.float32, device="cpu")
     width = arrays[0].size
@@ -220,7 +220,8 @@ def _vectors(arrays: Sequence[np.ndarray], wanted: Input, datums: np.ndarray, sp
     if not is_even or not all(np.isfinite(array).all() for array in arrays):
         for i, array in zip(datums, arrays, strict=True):
             check_vector(array, int(i), width, spec, wanted)
-    return torch.from_numpy(np.stack(arrays))
+    joined = np.stack(arrays)
+    return torch.from_numpy(joined if joined.dtype.kind == "f" else joined.astype(np.float32))
 
 
 def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) -> Packed:

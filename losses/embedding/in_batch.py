@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -89,49 +89,6 @@ def info_nce(
     return torch.cat([to_documents, to_queries]), {
         "query_to_document": stats.mean(to_documents),
         "document_to_query": stats.mean(to_queries),
-        "masked_duplicates": stats.sum(same),
-        **retrieval(cosines, own, ~own & ~same),
-    }
-
-
-def _ranked_blocks(config: Any) -> Sequence[str]:
-    return ("queries", "positives", *(f"negatives {k + 1}" for k in range(config.num_hard_negatives)))
-
-
-@register_loss(
-    "multiple_negatives_ranking",
-    per="datum",
-    couples="batch",
-    reduction="mean",
-    source="Henderson et al. 2017, arXiv:1705.00652",
-    groups=in_blocks("multiple_negatives_ranking", _ranked_blocks),
-    aliases=("mnrl",),
-    differs={"Sentence Transformers 6.2.0": "The same formula and scale; duplicate documents are never masked."},
-    laws=COSINE_LAWS,
-)
-def multiple_negatives_ranking(
-    embeddings: Tensor, document_id: IdPerDatum | None = None, *, scale: Positive = 20.0, num_hard_negatives: Count = 0
-) -> tuple[Tensor, dict[str, Stat]]:
-    """log Σ_j exp(scale cos(query, document_j)) - scale cos(query, its document): InfoNCE from queries to documents only.
-
-    embeddings    [(2 + H) B, D]  unitless  B queries, their B documents, then H blocks of B hard negatives
-    document_id   [(2 + H) B]     unitless  optional integers: the document's id; a query carries that of its document
-    returns       [B]             nats      query i against all (1 + H) B documents
-
-    H is num_hard_negatives; a query's hard negatives are also negatives of all other queries. Scale 20 is temperature
-    0.05. A document that occurs twice in a batch would be a false negative: with `document_id` such candidates are left
-    out, and `masked_duplicates` counts them. For collapsed embeddings the loss is ln(number of candidates).
-
-    When to use: Search: queries and the documents that answer them, with hard negatives if there are any. The usual
-    choice for retrieval.
-    """
-    pairs = len(embeddings) // (2 + num_hard_negatives)
-    queries, documents = normalized(embeddings).tensor_split([pairs])
-    cosines = queries @ documents.T  # [B, (1 + H) B]
-    same = same_document(document_id, pairs, cosines)
-    similarity = (scale * cosines).masked_fill(same, -torch.inf)
-    own = on_diagonal(cosines)
-    return similarity.logsumexp(1) - similarity.diagonal(), {
         "masked_duplicates": stats.sum(same),
         **retrieval(cosines, own, ~own & ~same),
     }

@@ -18,11 +18,18 @@ from ..stats import Stat
 SHORTEST = 1e-12
 
 Distance = Literal["euclidean", "cosine"]
+#: A cosine, or the dot product of the vectors as they are.
+Similarity = Literal["cosine", "dot"]
 
 
 def normalized(embeddings: Tensor) -> Tensor:
     """Vectors [..., D] divided by their lengths."""
     return normalize(embeddings, dim=-1, eps=SHORTEST)
+
+
+def compared_by(similarity: Similarity, embeddings: Tensor) -> Tensor:
+    """Vectors [..., D] whose dot products are the similarities."""
+    return normalized(embeddings) if similarity == "cosine" else embeddings
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -33,6 +40,15 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
 def distance_between(first: Tensor, second: Tensor, distance: Distance) -> Tensor:
     """[P] distances between the rows of two [P, D], euclidean or 1 - cosine. No gradient between equal vectors."""
     return torch.linalg.vector_norm(first - second, dim=-1) if distance == "euclidean" else 1 - cosine(first, second)
+
+
+def all_distances(vectors: Tensor, distance: Distance) -> Tensor:
+    """[N, N] distances between all rows of [N, D], euclidean or 1 - cosine. No gradient between equal vectors."""
+    if distance == "cosine":
+        directions = normalized(vectors)
+        return 1 - directions @ directions.T
+    # products of all pairs at once would lose the digits of small distances
+    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def block_size(name: str, datums: int, blocks: Sequence[str]) -> int:
@@ -60,6 +76,21 @@ def in_blocks(name: str, blocks: Callable[[Any], Sequence[str]], *, per_block: i
     return groups
 
 
+def ranked_blocks(config: Any) -> Sequence[str]:
+    """The blocks of B queries, B positives and `num_hard_negatives` times B negatives."""
+    return ("queries", "positives", *(f"negatives {k + 1}" for k in range(config.num_hard_negatives)))
+
+
+def blocks_in_one(name: str, blocks: Callable[[Any], Sequence[str]]) -> Groups:
+    """`groups` of a loss that returns one value for all blocks of a batch."""
+
+    def groups(datums: int, config: Any, inputs: Any) -> Grouping:
+        size = block_size(name, datums, blocks(config))
+        return Grouping([list(range(i, datums, size)) for i in range(size)])
+
+    return groups
+
+
 def pairs_in_one(name: str) -> Groups:
     """`groups` of a loss that returns one value for all pairs 2i, 2i+1 of a batch."""
 
@@ -78,7 +109,20 @@ def same_document(document_id: Tensor | None, pairs: int, like: Tensor) -> Tenso
     """
     if document_id is None:
         return torch.zeros_like(like, dtype=torch.bool)
-    return (document_id[:pairs, None] == document_id[None, pairs:]) & ~on_diagonal(like)
+    return share_an_id(document_id[:pairs], document_id[pairs:], like) & ~on_diagonal(like)
+
+
+def share_an_id(first: Tensor | None, second: Tensor | None, like: Tensor) -> Tensor:
+    """[R, C] bool, in the shape of `like`: which of two rows of ids [R], [C] are equal; none without ids."""
+    if first is None or second is None:
+        return torch.zeros_like(like, dtype=torch.bool)
+    return first[:, None] == second[None, :]
+
+
+def of_own_row(like: Tensor) -> Tensor:
+    """[B, C] bool, in the shape of `like`: documents of a row's own query, where C is blocks of B documents."""
+    numbers = torch.arange(like.shape[1], device=like.device)
+    return numbers[None, :] % max(len(like), 1) == numbers[: len(like), None]
 
 
 def on_diagonal(like: Tensor) -> Tensor:

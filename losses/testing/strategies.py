@@ -225,9 +225,12 @@ def _entropies(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 
 
 def _vectors(drawn: np.ndarray) -> np.ndarray:
-    """Distinct and never zero, so that no two documents tie and every cosine has a gradient. Offsets lie off the grid."""
+    """Distinct and never zero, so that no two documents tie and every cosine has a gradient. Offsets lie off the grid.
+
+    No vector is as far from two others by its offsets alone: i³ is not midway between two other cubes.
+    """
     moved = either_sign(drawn).reshape(-1, EMBEDDING_WIDTH)
-    return (moved + [[1 + 1 / 128, i / 512, 0.0] for i in range(len(moved))]).reshape(-1)
+    return (moved + [[1 + 1 / 128, i**3 / 512, i**2 / 2048] for i in range(len(moved))]).reshape(-1)
 
 
 def _distributions(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:

@@ -17,6 +17,7 @@ from lossbook.losses.spec.spec import Input
 SPECIAL: dict[str, Callable[[int], float]] = {
     "clip_low_threshold": lambda i: 0.75,
     "clip_high_threshold": lambda i: 1.25,
+    "class_id": lambda i: i % 3,
     "document_id": lambda i: i % 3,
     "group": lambda i: i % 4,
     "label": lambda i: float(i % 4 < 2),
@@ -67,6 +68,8 @@ def _logprobs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _input(one: Input, index: int, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+    if one.is_vector:
+        return torch.randn(8, generator=generator).bfloat16().float()
     if one.per == "datum":
         return SPECIAL.get(one.name, lambda i: 0.25 * (i % 5))(index)
     if one.name in SPECIAL:

@@ -172,10 +172,10 @@ def _boundaries(value: Any) -> Tensor:
 
 
 def vectors(layout: Layout, loss: str, key: str, tensor: Tensor) -> Tensor:
-    """[rows, D] of an input with one vector per row. Raises ShapeError for any other shape."""
+    """[rows, D] floats of an input with one vector per row. Raises ShapeError for any other shape."""
     if tensor.ndim != 2 or len(tensor) != layout.rows:
         raise ShapeError(f"{loss}: {key} is {list(tensor.shape)}: one vector per {layout.row}, [{layout.rows}, D]")
-    return tensor
+    return tensor if tensor.is_floating_point() else tensor.float()
 
 
 Level = Literal["position", "row"]

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import crossed, distillation, embedding, off_policy, policy, preference, supervised, value, whole
+from . import (
+    crossed,
+    distillation,
+    embedding,
+    embedding_batches,
+    embedding_classes,
+    off_policy,
+    policy,
+    preference,
+    supervised,
+    value,
+    whole,
+)
 from .rows import Reference, evaluated
 
 FAMILIES = (
     crossed,
     distillation,
     embedding,
+    embedding_batches,
+    embedding_classes,
     off_policy,
     policy,
     preference,

@@ -53,16 +53,6 @@ def info_nce(rows: Sequence[Row], *, temperature: float, num_extra_negatives: in
     return np.array(losses)
 
 
-def multiple_negatives_ranking(rows: Sequence[Row], *, scale: float, num_hard_negatives: int) -> Array:
-    """Queries among all that is no query."""
-    pairs = len(rows) // (2 + num_hard_negatives)
-    losses = []
-    for i in range(pairs):
-        among = [j for j in range(pairs, len(rows)) if j == pairs + i or not twins(rows, i, j)]
-        losses.append(found_among(rows, i, pairs + i, among, scale))
-    return np.array(losses)
-
-
 def ntxent(rows: Sequence[Row], *, temperature: float) -> Array:
     """A view among all others."""
     count = len(rows)
@@ -154,7 +144,6 @@ REFERENCES = {
     "cosine_similarity": cosine_similarity,
     "info_nce": info_nce,
     "margin_mse": margin_mse,
-    "multiple_negatives_ranking": multiple_negatives_ranking,
     "ntxent": ntxent,
     "siglip": siglip,
     "triplet": triplet,
@@ -166,7 +155,6 @@ VARIANTS: dict[str, list[dict]] = {
     "cosent": [{"scale": 1.0}],
     "info_nce": [{"temperature": 1.0}, {"num_extra_negatives": 1, "temperature": 0.3}],
     "margin_mse": [{"similarity": "cosine"}],
-    "multiple_negatives_ranking": [{"scale": 1.0}, {"num_hard_negatives": 1}, {"num_hard_negatives": 2, "scale": 3.0}],
     "ntxent": [{"temperature": 1.0}],
     "siglip": [{"scale": 1.0, "bias": 0.0}, {"bias": -5.0}],
     "triplet": [{"margin": 0.25}, {"distance": "cosine", "margin": 0.1}, {"margin": 5.0}],
