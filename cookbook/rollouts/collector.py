@@ -31,6 +31,7 @@ ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
     "rloo": lambda rewards, groups, lengths: advantage_functions.rloo(rewards, groups),
     "batch_scaled": lambda rewards, groups, lengths: advantage_functions.batch_scaled(rewards, groups),
     "maxrl": lambda rewards, groups, lengths: advantage_functions.maxrl(rewards, groups),
+    "gpg": lambda rewards, groups, lengths: advantage_functions.gpg(rewards, groups),
     "opo": lambda rewards, groups, lengths: advantage_functions.opo(rewards, lengths, groups),
     "pass_at_k": lambda rewards, groups, lengths: advantage_functions.pass_at_k(rewards, groups),
     "reinforce_plus_plus": lambda rewards, groups, lengths: advantage_functions.reinforce_plus_plus(

@@ -89,6 +89,28 @@ def batch_scaled(
     return group_advantages(rewards, groups, scale="batch", epsilon=epsilon, nonfinite=nonfinite)
 
 
+def gpg(
+    rewards: Rewards,
+    groups: Groups | None = None,
+    *,
+    scale: Literal["none", "group"] = "none",
+    counted: Literal["unequal", "nonzero"] = "unequal",
+    nonfinite: NonFinite = "raise",
+) -> Tensor:
+    """α (r - group mean) / F [n], where α is the number of samples over that of those with a signal. arXiv:2504.02546.
+
+    A batch in which many groups are all right or all wrong so has gradients of the usual size. scale: F is 1, or the group's
+    deviation. counted: a sample has a signal if its group's rewards differ; "nonzero": if its reward is not 0, as verl counts.
+    """
+    one_of("counted", counted, ("unequal", "nonzero"))
+    one_of("scale", scale, ("none", "group"))
+    advantages = group_advantages(rewards, groups, scale=scale, nonfinite=nonfinite)
+    values, members = _grouped(rewards, groups, nonfinite)
+    finite = values[np.isfinite(values)]
+    own = np.count_nonzero(finite) if counted == "nonzero" else sum(map(len, _unequal(values, members, FLOOR)))
+    return advantages * (len(finite) / max(own, 1))
+
+
 def gdpo(
     rewards: Sequence[Rewards] | np.ndarray | Tensor,
     groups: Groups | None = None,

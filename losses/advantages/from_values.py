@@ -47,6 +47,7 @@ def gae(
 
     Schulman et al. 2015, arXiv:1506.02438 eq. 16. `returns` are advantages + values, what a critic is trained on.
     Defaults are TRL's; verl and SkyRL have decay 1. decay 0 is the one-step error, decay 1 the return minus the value.
+    `adaptive_decay` gives one for the length of a response.
     """
     check_share("discount", discount)
     check_share("decay", decay)
@@ -58,6 +59,21 @@ def gae(
     following = np.append(predicted[1:], [last_value] * min(1, len(predicted)))
     advantages = _discounted(steps.gained + discount * following - predicted, discount * decay)
     return steps.at_tokens(advantages), steps.at_tokens(advantages + predicted)
+
+
+def adaptive_decay(length: int, *, alpha: float = 0.05) -> float:
+    """1 - 1 / (alpha length), the decay of GAE for a response of that many tokens; 0 up to 1 / alpha tokens.
+
+        gae(rewards, values, decay=adaptive_decay(len(rewards)))
+
+    With one decay for all, the last reward hardly reaches the beginning of a long response; so a reward is spread over a
+    share of the response that does not depend on its length. VAPO, arXiv:2504.05118, whose critic has decay 1: take its
+    returns from another call of `gae`. Raises LossConfigError unless both are above 0.
+    """
+    check_number("alpha", alpha)
+    if length < 1 or alpha <= 0:
+        raise LossConfigError(f"adaptive_decay: length={length} and alpha={alpha:g} must both be above 0")
+    return max(0.0, 1 - 1 / (alpha * length))
 
 
 def reinforce_plus_plus_tokens(

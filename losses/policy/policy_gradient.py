@@ -41,15 +41,19 @@ def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
     reduction="token-mean",
     source="Chu et al. 2025, arXiv:2504.02546",
     linear=True,
+    differs={
+        "verl 0.9.1": "its advantages have another alpha, of the samples whose reward is not 0, and keep a group of one as it is"
+    },
     laws={**_LAWS, "is_another_loss": {"loss": "reinforce"}},
 )
 def gpg(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-A logprobs with group-relative advantages, averaged over all tokens: no ratio, no clip, no reference.
 
-    advantages   [T]  unitless, reward - group mean
+    advantages   [T]  unitless, alpha (reward - group mean), as `lossbook.losses.advantages.gpg` gives them
     returns      [T]  nats; its value has no meaning, only its gradient
 
-    Valid only for tokens that the policy in training sampled itself.
+    Valid only for tokens that the policy in training sampled itself. The paper's alpha, samples over samples with a signal,
+    makes up for groups of equal rewards; without it the loss is `reinforce`, token-mean.
 
     When to use: Strictly on-policy training with several samples per prompt, when nothing but the plain policy
     gradient is wanted.

@@ -32,13 +32,15 @@ def openrlhf_policy(**settings: Any) -> Peer:
     return compute
 
 
+#: What AReaL imports, and its losses do without.
+AREAL_ABSENT = ("uvloop", "hydra", "omegaconf", "tensordict", "numba", "lark", "torchdata", "aiofiles", "areal.infra")
+AREAL_ABSENT += ("areal.experimental", "areal.utils.constants", "areal.utils.data", "areal.utils.logging")
+AREAL_ABSENT += ("areal.utils.perf_tracer", "areal.utils.seqpack", "areal.utils.stats_tracker")
+
+
 def areal() -> Any:
     """The module areal.utils.functional.functional."""
-    absent = ("uvloop", "hydra", "omegaconf", "tensordict", "numba", "areal.utils.logging", "areal.utils.data")
-    absent += ("areal.utils.seqpack", "areal.infra")
-    return imported(
-        "areal.utils.functional.functional", absent, ("areal", "areal.api", "areal.utils", "areal.utils.functional")
-    )
+    return imported("areal.utils.functional.functional", AREAL_ABSENT, ("areal", "areal.utils"))
 
 
 def areal_policy(**settings: Any) -> Peer:
@@ -47,6 +49,15 @@ def areal_policy(**settings: Any) -> Peer:
         return areal().ppo_actor_loss_fn(logprobs, sampling, sampling, advantages, loss_mask=mask.bool(), **own)[0]
 
     return compute
+
+
+def areal_m2po(logprobs: Tensor, sampling: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+    """AReaL's mask at 0.04 and its loss without a clip, over all tokens instead of those that are left."""
+    losses = areal()
+    actor = imported("areal.trainer.ppo.actor", AREAL_ABSENT, ("areal.trainer", "areal.trainer.ppo"))
+    left = actor._apply_m2po_masking(sampling, logprobs.detach(), mask.bool(), 0.04)
+    loss, _ = losses.ppo_actor_loss_fn(logprobs, sampling, sampling, advantages, eps_clip=1e9, loss_mask=left)
+    return loss * left.sum() / mask.sum()
 
 
 def areal_sapo(logprobs: Tensor, sampling: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
@@ -175,6 +186,14 @@ CASES: list[Parity] = [
         "ppo_actor_loss_fn(eps_clip=0.2,c_clip=3.0)",
         areal_policy(c_clip=3.0),
         UNCAPPED,
+        finite=True,
+    ),
+    case(
+        "m2po",
+        "areal",
+        "_apply_m2po_masking(m2_threshold=0.04)",
+        areal_m2po,
+        f"over all tokens, without AReaL's clip, and of the policy itself; {UNCAPPED}",
         finite=True,
     ),
     case(

@@ -58,13 +58,16 @@ def imported(module: str, absent: Collection[str] = (), bare: Collection[str] = 
 
 
 class _Anything:
-    """What a stand-in has under every name: it is inherited from, called or subscripted when a library is imported."""
+    """What a stand-in has under every name: it is inherited from, called, subscripted or decorates when a library is imported."""
 
     def __init__(self, *args: object, **keywords: object) -> None:
         pass
 
     def __class_getitem__(cls, item: object) -> Any:
         return cls
+
+    def __call__(self, decorated: Any) -> Any:
+        return decorated
 
 
 class _StandIn(ModuleType):

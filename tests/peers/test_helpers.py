@@ -9,13 +9,16 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lossbook import Datum, get_loss
 from lossbook.losses import AdaptiveEntropy
-from lossbook.losses.advantages.from_rewards import centred
+from lossbook.losses.advantages.from_rewards import centred, gpg
 from lossbook.losses.advantages.from_values import discounted, kl_penalized_advantages
+
+from .verl_core import advantage
 
 LENGTHS = (3, 1, 5)
 
@@ -44,6 +47,19 @@ def test_centred_rewards_are_the_tinker_cookbooks_advantages() -> None:
     theirs = torch.cat(processing.compute_advantages(given)).double()
     ids = [i for i, own in enumerate(groups) for _ in own]
     torch.testing.assert_close(centred([reward for own in groups for reward in own], ids), theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_gpg_with_its_count_of_rewards_that_are_not_0_is_verls(scale: float) -> None:
+    groups = [[1.0, 0.0, 0.25], [2.0, 2.0], [0.0, 0.5, 0.0, 3.0]]  # a group of one keeps its reward in verl
+    rewards = [scale * reward for own in groups for reward in own]
+    ids = [i for i, own in enumerate(groups) for _ in own]
+    given = torch.zeros(len(rewards), 3, dtype=torch.float64)
+    given[:, 1] = torch.tensor(rewards, dtype=torch.float64)
+    mask = torch.ones_like(given)
+    theirs, _ = advantage("gpg")(given, mask, np.array(ids))
+    ours = gpg(rewards, ids, counted="nonzero")
+    torch.testing.assert_close(ours[:, None].expand_as(theirs), theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("discount", "masks"), [(0.0, MASKS), (0.9, WHOLE)], ids=["0.0", "0.9"])

@@ -28,6 +28,7 @@ from lossbook.losses.advantages.from_rewards import (
     batch_scaled,
     centred,
     gdpo,
+    gpg,
     group_advantages,
     maxrl,
     opo,
@@ -58,6 +59,26 @@ NAN = float("nan")
         pytest.param(rloo, [3, 1], [2, -2], id="of two: less the other"),
         pytest.param(partial(maxrl, epsilon=0.0), [1, 0, 0, 3], [0, -1, -1, 2], id="over the mean"),
         pytest.param(partial(maxrl, epsilon=1.0), [1, 0, 0, 3], [0, -0.5, -0.5, 1], id="over the mean and epsilon"),
+        # Two of six samples have no signal: alpha is 6/4, and of the six rewards five are not 0.
+        pytest.param(
+            partial(gpg, groups=[0, 0, 1, 1, 2, 2]),
+            [1, 0, 2, 2, 3, 1],
+            [0.75, -0.75, 0, 0, 1.5, -1.5],
+            id="times 6/4, the samples over those whose group differs",
+        ),
+        pytest.param(
+            partial(gpg, groups=[0, 0, 1, 1, 2, 2], counted="nonzero"),
+            [1, 0, 2, 2, 3, 1],
+            [0.6, -0.6, 0, 0, 1.2, -1.2],
+            id="times 6/5, the samples over those whose reward is not 0",
+        ),
+        pytest.param(
+            partial(gpg, groups=[0, 0, 1], scale="group"),
+            [3, 1, 1],
+            [1.5 / (math.sqrt(2) + 1e-6), -1.5 / (math.sqrt(2) + 1e-6), 0],
+            id="times 3/2, over the deviation",
+        ),
+        pytest.param(gpg, [0, 0], [0, 0], id="no signal at all"),
         pytest.param(
             partial(opo, lengths=[1, 1, 2]), [1, 0, 2], [-0.25, -1.25, 0.75], id="less the mean by length: 5/4"
         ),
@@ -203,6 +224,7 @@ def test_scaled_by_the_batch_every_group_has_one_divisor() -> None:
         pytest.param(
             lambda r, g: opo(r, [2.0] * len(r), g), {"scaling": "equivariant"}, id="opo of responses of one length"
         ),
+        pytest.param(gpg, {"scaling": "equivariant", "groups_are_apart": False}, id="gpg"),
         pytest.param(
             lambda r, g: pass_at_k(r, g),
             {"scaling": "equivariant", "expected_failed_checks": {"sum_is_zero": "only the best gets any"}},
@@ -416,6 +438,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rloo": rloo,
     "batch_scaled": batch_scaled,
     "gdpo": lambda rewards, groups, **options: gdpo([[one] for one in rewards], groups, **options),
+    "gpg": gpg,
+    "gpg, as verl counts": partial(gpg, scale="group", counted="nonzero"),
     "maxrl": maxrl,
     "opo": lambda rewards, groups, **options: opo(rewards, [3] * len(rewards), groups, **options),
     "remax": lambda rewards, groups, **options: remax(rewards, [0.0] * len(rewards)),

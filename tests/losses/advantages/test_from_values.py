@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lossbook.datums.errors import DtypeError, LengthMismatchError, LossConfigError, NonFiniteLossInput, ShapeError
 from lossbook.losses.advantages import reinforce_plus_plus
 from lossbook.losses.advantages.from_values import (
+    adaptive_decay,
     discounted,
     gae,
     igpo,
@@ -56,6 +57,37 @@ def test_gae_is_its_formula(options: dict[str, float], advantages: list[float]) 
     computed, returns = gae([0, 1], [2, 3], **options)
     assert computed.tolist() == pytest.approx(advantages)
     assert returns.tolist() == pytest.approx([advantages[0] + 2, advantages[1] + 3])
+
+
+@pytest.mark.parametrize(
+    ("length", "alpha", "expected"),
+    [
+        pytest.param(200, 0.05, 0.9, id="1 - 1/(0.05 * 200)"),
+        pytest.param(2000, 0.05, 0.99, id="ten times as long: a tenth of the distance to 1"),
+        pytest.param(20, 0.05, 0.0, id="1 / alpha tokens: one step"),
+        pytest.param(5, 0.05, 0.0, id="fewer: no less than one step"),
+        pytest.param(4, 1.0, 0.75, id="another alpha"),
+    ],
+)
+def test_a_decay_adapts_to_the_length(length: int, alpha: float, expected: float) -> None:
+    assert adaptive_decay(length, alpha=alpha) == pytest.approx(expected)
+    if alpha == 0.05:
+        assert adaptive_decay(length) == pytest.approx(expected)
+
+
+def test_a_reward_is_spread_over_the_same_share_of_any_length() -> None:
+    # Σ_k decay^k is alpha times the length in the limit, so a long response's reward reaches as far back as a short one's.
+    for length in (100, 400, 1600):
+        computed, _ = gae([0.0] * (length - 1) + [1.0], [0.0] * length, decay=adaptive_decay(length))
+        assert float(computed.sum()) == pytest.approx(0.05 * length, rel=1e-6)
+
+
+def test_an_adaptive_decay_needs_a_length_and_an_alpha_above_0() -> None:
+    for length, alpha in ((0, 0.05), (-1, 0.05), (5, 0.0), (5, -1.0)):
+        with pytest.raises(LossConfigError, match="must both be above 0"):
+            adaptive_decay(length, alpha=alpha)
+    with pytest.raises(LossConfigError, match="alpha=nan must be a finite number"):
+        adaptive_decay(5, alpha=NAN)
 
 
 def test_gae_of_nothing_is_nothing() -> None:
