@@ -55,6 +55,7 @@ def group_advantages(
     center: the baseline is the group's mean, or the mean of the other samples in it. scale: divide by the deviation of the
     group, of the whole batch, or not at all. ddof: 1 divides squares by n - 1, 0 by n. epsilon: added to the deviation.
     Systems differ in epsilon: Fireworks 1e-8, verl and SkyRL 1e-6, TRL 1e-4; Tinker's cookbook and prime-rl do not scale.
+    verl leaves a group of one its reward.
     """
     one_of("center", center, ("mean", "leave-one-out"))
     one_of("scale", scale, ("none", "group", "batch"))

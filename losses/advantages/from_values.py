@@ -46,8 +46,8 @@ def gae(
     last_value        unitless, the prediction after the last step; 0 where the sample has ended
 
     Schulman et al. 2015, arXiv:1506.02438 eq. 16. `returns` are advantages + values, what a critic is trained on.
-    Defaults are TRL's; verl and SkyRL have decay 1. decay 0 is the one-step error, decay 1 the return minus the value.
-    `adaptive_decay` gives one for the length of a response.
+    Defaults are TRL's; verl and SkyRL have decay 1, and whiten the advantages over the batch's tokens afterwards. decay 0 is
+    the one-step error, decay 1 the return minus the value; `adaptive_decay` gives one for the length of a response.
     """
     check_share("discount", discount)
     check_share("decay", decay)

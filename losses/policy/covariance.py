@@ -35,7 +35,7 @@ _MULTIPLIER = 0x45D9F3B
     conflict=lambda settings: empty_band(settings["covariance_low"], settings["covariance_high"]),
     differs={
         "verl 0.9.1": "draws with torch's generator, exactly as many tokens as `share` says, and does not cap the log-ratio",
-        "SkyRL 0.3.0": "draws with torch's generator, exactly as many tokens as `share` says",
+        "SkyRL 0.3.0": "draws with torch's generator; covariances of advantages over the number of tokens, so that the bounds hardly bind",
     },
     laws={
         "is_another_loss": {"own": {"covariance_low": 1e30, "covariance_high": 2e30}, "loss": "ppo"},
@@ -89,8 +89,8 @@ def clip_cov(
     source="Cui et al. 2025, arXiv:2505.22617 section 4.2",
     axes=Axes(ratio="token", kl="to the sampler, |log r|, differentiable, on a few tokens of high covariance"),
     differs={
-        "verl 0.9.1": "takes exactly as many tokens as `share` says; kl_coefficient is 1 where its function is called without",
-        "SkyRL 0.3.0": "share 0.2 and kl_coefficient 1",
+        "verl 0.9.1": "exactly as many tokens as `share` says; does not cap the log-ratio; kl_coefficient is 1 unless its config says 0.1",
+        "SkyRL 0.3.0": "share 0.2; kl_coefficient 1, a sum over tokens beside a mean of r A; does not cap the log-ratio",
     },
     laws={
         "on_policy_is_reinforce": {},

@@ -71,7 +71,7 @@ def sampled_entropy_bonus(logprobs: Tensor, *, coefficient: Positive = 0.01) -> 
     axes=Axes(kl="to the reference, estimated at the sampled tokens (k3), with a gradient"),
     differs={
         "verl 0.9.1": "k3 is also held within ±10; off by default, coefficient 0.001",
-        "SkyRL 0.3.0": "k3 is also held within ±10; on by default, coefficient 0.001",
+        "SkyRL 0.3.0": "k3 is also held within ±10; always a mean over sequences of token means; on by default, coefficient 0.001",
         "TRL 1.16.0": "the log-ratio is not held within ±20; coefficient 0 by default",
         "Fireworks 1.2.30": "the log-ratio is not held within ±20; `reinforce` and `igpo` detach the term, so it has no gradient",
         "Tinker 0.38.0": "the cookbook subtracts k1 from the advantages, centred over the batch, instead of adding a loss",
