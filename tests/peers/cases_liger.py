@@ -170,36 +170,27 @@ def policy(loss: str, **settings: Any) -> Function:
     return ours
 
 
-def jsd_theirs(beta: float) -> Function:
-    made = {"weight_hard_loss": 0.0, "weight_soft_loss": 1.0, "beta": beta}
+def jsd_theirs(**settings: Any) -> Function:
+    """The soft loss alone."""
+    made = {"weight_hard_loss": 0.0, "weight_soft_loss": 1.0, **settings}
 
     def theirs(drawn: Model, hidden: Tensor, head: Tensor) -> Tensor:
-        flat = (one.reshape(-1, HIDDEN) for one in (hidden, drawn.reference))
-        student, teacher = flat
+        student, teacher = (one.reshape(-1, HIDDEN) for one in (hidden, drawn.reference))
         return first(liger("JSD", **made)(student, head, teacher, drawn.reference_head, drawn.labels.reshape(-1)))
 
     return theirs
 
 
-def jsd_ours(beta: float) -> Function:
-    """Every token of the vocabulary is a candidate."""
+def whole(loss: str, **settings: Any) -> Function:
+    """Ours over a teacher's whole distribution."""
 
     def ours(drawn: Model, hidden: Tensor, head: Tensor) -> Tensor:
         teacher = (drawn.reference @ drawn.reference_head.T).log_softmax(-1)
-        every = torch.arange(VOCABULARY).expand(WIDTH, -1)
-        data = [
-            Datum(
-                ModelInput.from_ints([0] * WIDTH),
-                {
-                    "target_tokens": every,
-                    "teacher_logprobs": teacher[row],
-                    "weights": drawn.mask[row].float(),
-                },
-            )
-            for row in range(ROWS)
-        ]
-        loss = get_loss("gkd", beta=beta, tail="renormalise", reduction="token-mean")
-        return loss(data, list((hidden @ head.T).log_softmax(-1)))[0]
+        outputs = {
+            "vocab_logprobs": list((hidden @ head.T).log_softmax(-1)),
+            "teacher_vocab_logprobs": list(teacher),
+        }
+        return get_loss(loss, **settings)(drawn.datums(list(range(ROWS))), outputs)[0]
 
     return ours
 
@@ -274,15 +265,14 @@ CASES: list[Parity] = [
     of_policy("luspo", {"loss_type": "luspo", "importance_sampling_level": "sequence"}, clip_low=0.8, clip_high=1.2),
     *(
         case(
-            "gkd",
-            f"LigerFusedLinearJSDLoss(beta={beta:g}, the soft loss alone)",
-            jsd_ours(beta),
-            jsd_theirs(beta),
-            "the whole vocabulary as candidates",
+            "full_gkd",
+            f"LigerFusedLinearJSDLoss(beta={beta:g}, weight_hard_loss=0)",
+            whole("full_gkd", beta=beta, temperature=temperature),
+            jsd_theirs(beta=beta, temperature=temperature),
+            "the soft loss alone",
             beta=beta,
-            tail="renormalise",
-            **TOKENS,
+            temperature=temperature,
         )
-        for beta in (0.0, 0.5, 1.0)
+        for beta, temperature in ((0.0, 1.0), (0.3, 2.0), (0.5, 1.0), (1.0, 1.0))
     ),
 ]

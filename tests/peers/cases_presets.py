@@ -6,10 +6,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from lossbook import get_loss
 
 from . import skyrl_core, verl_core
-from .cases_distillation import gkd
+from .cases_embedding import BINARY, GRADED, between, theirs
+from .cases_liger import (
+    Function,
+    Model,
+    compared,
+    dpo,
+    grpo,
+    jsd_theirs,
+    kto_ours,
+    kto_theirs,
+    pairs,
+    policy,
+    preference,
+    whole,
+)
 from .cases_policy import differences as trl_differences
 from .cases_policy import trainer
 from .cases_preference import trl_cpo, trl_dpo, trl_kto, trl_reward, trl_whole
@@ -27,7 +43,8 @@ EXPERIMENTAL = "trl.experimental"
 def preset(name: str, peer: str, run: Differences, note: str = "", tolerance: float = 1e-9) -> Parity:
     """One preset against its peer with that peer's defaults."""
     system = name.partition(":")[0]
-    return Parity(name, f"{peer}, its defaults", system, run, tolerance=tolerance, note=note)
+    package = {"liger": "liger-kernel"}.get(system, system)
+    return Parity(name, f"{peer}, its defaults", package, run, tolerance=tolerance, note=note)
 
 
 def verl(
@@ -131,7 +148,42 @@ def trl_sft() -> tuple[float, float]:
 
 def trl_gkd() -> tuple[float, float]:
     own = of_config(f"{EXPERIMENTAL}.gkd", "GKDConfig")
-    return gkd(own["beta"], own["temperature"], "trl:gkd")
+
+    def peer(drawn: Model, hidden: Tensor, head: Tensor) -> Tensor:
+        from trl.experimental.gkd import GKDTrainer
+
+        options = {key: own[key] for key in ("beta", "temperature")}
+        logits = (hidden @ head.T, drawn.reference @ drawn.reference_head.T)
+        return GKDTrainer.generalized_jsd_loss(*logits, labels=drawn.labels, **options)
+
+    return compared(whole("trl:gkd"), peer)
+
+
+def trl_distillation() -> tuple[float, float]:
+    own = of_config("trl", "DistillationConfig")
+
+    def peer(drawn: Model, hidden: Tensor, head: Tensor) -> Tensor:
+        from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+        heads = (head, drawn.reference_head)
+        options = {"temperature": own["temperature"], "beta": own["beta"]}
+        return _chunked_divergence_loss(hidden, drawn.reference, *heads, drawn.mask, **options)[0]
+
+    return compared(whole("trl:distillation"), peer)
+
+
+def ligers(name: str, ours: Function, theirs: Function, note: str = "", *, same: bool = False) -> Parity:
+    """A preset of Liger's, whose loss is made with its defaults."""
+    peer = f"LigerFusedLinear{name}Loss"
+    return preset(f"liger:{name.lower()}", peer, lambda: compared(ours, theirs, same), note, 1e-5)
+
+
+def sentences(name: str, blocks: int, labels: Any = None, tolerance: float = 1e-12, **more: Any) -> Parity:
+    """A preset of Sentence Transformers, whose loss is made with its defaults."""
+    loss = f"sentence-transformers:{name}"
+    return preset(
+        loss, name, between(get_loss(loss), theirs(name), blocks=blocks, labels=labels, **more), tolerance=tolerance
+    )
 
 
 POOLED = "chosen responses of one length, for theirs pools their tokens in the likelihood term"
@@ -233,7 +285,21 @@ CASES: list[Parity] = [
         "SFTTrainer.compute_loss with loss_type=dft",
         lambda: logits_differences("trl:dft", {}, trls_sft("dft")),
     ),
-    preset(
-        "trl:gkd", "GKDTrainer.generalized_jsd_loss", trl_gkd, "the whole vocabulary as candidates; a sum on both sides"
-    ),
+    preset("trl:gkd", "GKDTrainer.generalized_jsd_loss", trl_gkd, tolerance=1e-5),
+    preset("trl:distillation", "distillation_trainer._chunked_divergence_loss", trl_distillation, tolerance=1e-5),
+    ligers("DPO", pairs("liger:dpo"), dpo()),
+    ligers("CPO", pairs("liger:cpo"), preference("CPO"), POOLED, same=True),
+    ligers("ORPO", pairs("liger:orpo"), preference("ORPO"), POOLED, same=True),
+    ligers("SimPO", pairs("liger:simpo"), preference("SimPO", alpha=0.0), "alpha 0 is given to theirs"),
+    ligers("KTO", kto_ours("liger:kto"), kto_theirs, "a baseline of 0 is given to theirs, and use_ref_model"),
+    ligers("GRPO", policy("liger:grpo"), grpo()),
+    ligers("JSD", whole("liger:jsd"), jsd_theirs(), "the soft loss alone"),
+    sentences("MultipleNegativesRankingLoss", 2),
+    sentences("MultipleNegativesSymmetricRankingLoss", 2),
+    sentences("TripletLoss", 3),
+    sentences("MarginMSELoss", 3, GRADED, key="teacher_score"),
+    sentences("ContrastiveLoss", 2, BINARY, interleaved=True),
+    sentences("CosineSimilarityLoss", 2, GRADED, interleaved=True),
+    sentences("CoSENTLoss", 2, GRADED, interleaved=True),
+    sentences("AnglELoss", 2, GRADED, interleaved=True),
 ]

@@ -22,7 +22,8 @@ def of_config(module: str, name: str) -> dict[str, Any]:
 
 def of_function(function: Any) -> dict[str, Any]:
     """The arguments of a function or constructor that have a default."""
-    parameters = inspect.signature(function).parameters.values()
+    made = function.__init__ if inspect.isclass(function) else function
+    parameters = inspect.signature(made).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
 

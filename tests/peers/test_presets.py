@@ -13,11 +13,18 @@ from lossbook import describe_preset, get_loss, list_presets
 from lossbook.losses.cards.examples import example_batch, kind_of
 
 from . import skyrl_core
+from .defaults import of_function
 from .packages import installed, release
 from .parity import cases
 
 #: Systems whose package is installed, and runs here.
-RUN = {"trl": "trl", "verl": "verl", "skyrl": "skyrl"}
+RUN = {
+    "trl": "trl",
+    "verl": "verl",
+    "skyrl": "skyrl",
+    "liger": "liger-kernel",
+    "sentence-transformers": "sentence-transformers",
+}
 ALL = list_presets()
 CORRECTED = [f"{name}+correction" for name in ALL if describe_preset(name).correction]
 
@@ -25,9 +32,10 @@ CORRECTED = [f"{name}+correction" for name in ALL if describe_preset(name).corre
 @pytest.mark.parametrize("name", [*ALL, *CORRECTED])
 def test_a_preset_gives_a_value_and_a_gradient(name: str) -> None:
     loss = get_loss(name)
-    data, outputs = example_batch(loss, kind_of(loss), 4)
+    data, outputs = example_batch(loss, kind_of(loss), 6)  # three pairs of embeddings, or two triplets
     value, _ = loss(data, outputs)
-    gradients = torch.autograd.grad(value, [tensor for rows in outputs.values() for tensor in rows])
+    leaves = [tensor for rows in outputs.values() for tensor in rows]
+    gradients = [one for one in torch.autograd.grad(value, leaves, allow_unused=True) if one is not None]
     assert torch.isfinite(value)
     assert all(torch.isfinite(one).all() for one in gradients)
     assert any(one.any() for one in gradients)
@@ -41,7 +49,7 @@ def test_every_preset_of_a_package_that_runs_here_is_compared_with_it() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_preset_names_the_installed_release(name: str) -> None:
     preset = describe_preset(name)
-    packages = {**RUN, "tinker": "tinker", "liger": "liger-kernel", "sentence-transformers": "sentence-transformers"}
+    packages = {**RUN, "tinker": "tinker"}
     if preset.package in packages.values():
         now = release(preset.package)
         assert preset.version == now, f"{name} is of {preset.package} {preset.version}: read {now}, then change it"
@@ -169,3 +177,55 @@ def test_the_correction_of_verl_presets_has_its_cap() -> None:
     corrected = [describe_preset(name) for name in ALL if name.startswith("verl:") and describe_preset(name).correction]
     assert corrected
     assert {preset.correction_settings["cap"] for preset in corrected} == {cap}
+
+
+#: Liger's losses by preset, and what their arguments are in our words.
+OF_LIGER: dict[str, tuple[str, Translate]] = {
+    "dpo": ("DPO", lambda t: {"beta": t["beta"]}),
+    "cpo": (
+        "CPO",
+        lambda t: {"beta": t["beta"], "nll_coefficient": t["alpha"], "label_smoothing": t["label_smoothing"]},
+    ),
+    "orpo": ("ORPO", lambda t: {"odds_coefficient": t["beta"]}),
+    "simpo": ("SimPO", lambda t: {"beta": t["beta"], "gamma": t["gamma"]}),
+    "kto": ("KTO", lambda t: {"beta": t["beta"]}),
+    "jsd": ("JSD", lambda t: {"beta": t["beta"], "temperature": t["temperature"]}),
+    "grpo": (
+        "GRPO",
+        lambda t: {
+            "clip_low": 1 - t["epsilon_low"],
+            "clip_high": 1 + t["epsilon_high"],
+            "kl_coefficient": t["beta"],
+            "reduction": {"dapo": "token-mean"}[t["loss_type"]],
+        },
+    ),
+}
+#: The same of Sentence Transformers' constructors.
+OF_SENTENCES: dict[str, Translate] = {
+    "MultipleNegativesRankingLoss": lambda t: {"scale": t["scale"]},
+    "MultipleNegativesSymmetricRankingLoss": lambda t: {"temperature": 1 / t["scale"]},
+    "CoSENTLoss": lambda t: {"scale": t["scale"]},
+    "AnglELoss": lambda t: {"scale": t["scale"]},
+    "ContrastiveLoss": lambda t: {"margin": t["margin"]},
+    "TripletLoss": lambda t: {"margin": t["triplet_margin"]},
+    "CosineSimilarityLoss": lambda t: {},
+    "MarginMSELoss": lambda t: {"similarity": {"pairwise_dot_score": "dot"}[t["similarity_fct"].__name__]},
+}
+
+
+@pytest.mark.parametrize("name", sorted(OF_LIGER))
+def test_a_liger_preset_has_the_installed_releases_defaults(name: str) -> None:
+    losses = pytest.importorskip("liger_kernel.chunked_loss")
+    of, translate = OF_LIGER[name]
+    check(f"liger:{name}", translate(of_function(getattr(losses, f"LigerFusedLinear{of}Loss"))))
+
+
+@pytest.mark.parametrize("name", sorted(OF_SENTENCES))
+def test_a_sentence_transformers_preset_has_the_installed_releases_defaults(name: str) -> None:
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    check(f"sentence-transformers:{name}", OF_SENTENCES[name](of_function(getattr(losses, name))))
+
+
+def test_every_preset_of_liger_and_sentence_transformers_is_looked_at() -> None:
+    known = {f"liger:{name}" for name in OF_LIGER} | {f"sentence-transformers:{name}" for name in OF_SENTENCES}
+    assert {name for name in ALL if name.startswith(("liger:", "sentence-transformers:"))} == known

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[tuple[str, str], Any]] = {
     ),
     "simpo": (CPO, lambda t: {"beta": t["beta"], "gamma": t["simpo_gamma"]}),
     "gkd": (("trl.experimental.gkd", "GKDConfig"), lambda t: {"beta": t["beta"], "temperature": t["temperature"]}),
+    "distillation": (("trl", "DistillationConfig"), lambda t: {"beta": t["beta"], "temperature": t["temperature"]}),
     "orpo": (("trl.experimental.orpo", "ORPOConfig"), lambda t: {"odds_coefficient": t["beta"]}),
     "reward": (("trl", "RewardConfig"), lambda t: {"center_coefficient": t["center_rewards_coefficient"] or 0.0}),
 }

@@ -206,7 +206,7 @@ def test_a_configuration_cannot_be_changed_behind_the_losss_back() -> None:
     ("name", "settings", "why"),
     [
         ("gkd", {"temperature": 0.9}, "gkd: temperature=0.9 needs tail='renormalise', not 'bin': the probability of"),
-        ("trl:gkd", {"tail": "drop"}, "gkd: temperature=0.9 needs tail='renormalise', not 'drop'"),
+        ("gkd", {"temperature": 0.9, "tail": "drop"}, "gkd: temperature=0.9 needs tail='renormalise', not 'drop'"),
         (
             "clip_cov",
             {"covariance_low": 5.0, "covariance_high": 1.0},
