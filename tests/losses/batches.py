@@ -12,6 +12,7 @@ from torch import Tensor
 from lossbook import Datum
 from lossbook.losses.loss.loss import Loss
 from lossbook.losses.spec.spec import Input
+from lossbook.losses.spec.vocabulary import VOCABULARY_OUTPUTS
 
 #: Inputs whose numbers have another meaning than their kind says.
 SPECIAL: dict[str, Callable[[int], float]] = {
@@ -57,6 +58,9 @@ def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | No
         for name, rows in outputs.items():
             if name == "embeddings":  # of directions that no two share: equal angles would have a kink between them
                 rows.append(torch.randn(8, generator=generator).bfloat16().double())
+                continue
+            if name in VOCABULARY_OUTPUTS:
+                rows.append(_logprobs((positions, CANDIDATES), generator))
                 continue
             values = _logprobs(shape if name == "logprobs" else (positions,), generator)
             rows.append(values + 4 if name in ("entropy", "values") else values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...datums.errors import LossConfigError
+from ...datums.errors import LossConfigError, ModelError
 from ...losses.ids import LossId, MixtureId, PresetId
 from ...losses.loss.loss import LossLike
 from ...losses.registry import get_loss
@@ -95,3 +95,9 @@ def at_place(path: str | Path, call: Callable[[Path], None]) -> Callable[[], Sav
         return SaveStateResponse(str(place))
 
     return run
+
+
+def check_checkpoint_type(kind: str | None) -> None:
+    """Raise ModelError for a kind of checkpoint that Fireworks knows and lossbook does not write."""
+    if kind not in (None, "base"):
+        raise ModelError(f"checkpoint_type={kind!r}: weights are saved whole ('base'); export_model writes merged ones")

@@ -110,3 +110,12 @@ def _of_similarities(function: Function) -> Function:
 def projections_only(data: Any, projections: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
     """A loss of 0, for a forward of which nothing but the projections is wanted."""
     return torch.zeros((), dtype=torch.float32, device="cpu"), {}
+
+
+def check_contrastive(datums: int, queries: int, extra: int) -> None:
+    """Raise LossContractError unless there are as many datums as queries, their documents and extra negatives."""
+    if datums != 2 * queries + extra:
+        raise LossContractError(
+            f"{queries} queries, as many documents and {extra} extra negatives make {2 * queries + extra} datums, but there are "
+            f"{datums}"
+        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ...datums.display import one_line
+from ...datums.errors import ModelError
 from ...datums.keywords import explained_class
 from ...datums.types import own_datums
 from ..engine.checks import Pooling, check_pooling
@@ -14,6 +15,8 @@ from ..training.protocol import Frozen
 from .awaitable import AwaitableClient, queued
 from .context import LossFunction, loss_and_top_k
 from .futures import Calls, Future, Worker
+
+T = TypeVar("T")
 
 
 @explained_class
@@ -49,6 +52,16 @@ class ReferenceClient(AwaitableClient):
         datums = own_datums(data)
         return self._calls.submit("top_logprobs", lambda: self._frozen.top_logprobs(datums, k))
 
+    def lent(self, worker: Worker, call: Callable[[Frozen], T]) -> Callable[[], T]:
+        """A call that reads these weights, as a teacher's, to run on another client's `worker`.
+
+        Where they have a worker of their own, the whole call runs there while that one waits, so that no other call of either
+        runs meanwhile.
+        """
+        if self._calls.worker is worker:
+            return lambda: call(self._frozen)
+        return lambda: self._calls.submit("teach", lambda: call(self._frozen)).result()
+
     @property
     def vocab_size(self) -> int:
         """Rows of the output head, which may be more than the tokenizer has tokens."""
@@ -65,3 +78,14 @@ class ReferenceClient(AwaitableClient):
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
         return self._frozen.tokenizer
+
+
+def beside(teacher: Any, worker: Worker, call: Callable[[Frozen | None], T]) -> Callable[[], T]:
+    """`call` with the teacher's weights, to run on `worker`. Raises ModelError for what is no `ReferenceClient`."""
+    if teacher is None:
+        return lambda: call(None)
+    if not isinstance(teacher, ReferenceClient):
+        raise ModelError(
+            f"teacher is a {type(teacher).__name__}: give what create_reference_client returns, frozen weights in this process"
+        )
+    return teacher.lent(worker, call)

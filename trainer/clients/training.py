@@ -19,12 +19,12 @@ from ..checkpoint.places import SAMPLER_WEIGHTS, not_for_samplers
 from ..engine.checks import Pooling, check_pooling
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse, SaveStateResponse
 from ..training.model_trainer import ModelTrainer
-from ..training.protocol import Normalization, Trainer
+from ..training.protocol import Frozen, Normalization, Trainer
 from .awaitable import AwaitableClient, in_thread, queued
-from .context import ClientContext, LossFunction, at_place, loss_and_top_k, saved, settings_of
-from .custom import Output, custom_loss, projections_only
+from .context import ClientContext, LossFunction, at_place, check_checkpoint_type, loss_and_top_k, saved, settings_of
+from .custom import Output, check_contrastive, custom_loss, projections_only
 from .futures import Calls, Future
-from .reference import ReferenceClient
+from .reference import ReferenceClient, beside
 from .sampling import SamplingClient
 
 T = TypeVar("T")
@@ -32,9 +32,7 @@ T = TypeVar("T")
 
 @explained_class
 class TrainingClient(AwaitableClient):
-    """Trains one model. Every call returns a `Future` at once; calls run in the order they were made.
-
-    A call reads its arguments before it returns: what is changed afterwards changes nothing. A failed call changes nothing
+    """Trains one model. Every call returns a `Future` at once; calls run in the order they were made. A call reads its arguments before it returns: what is changed afterwards changes nothing. A failed call changes nothing
     either: gradients, weights, optimizer and random state are as before. A failure that nobody looked at is raised by the
     next call.
     """
@@ -57,19 +55,21 @@ class TrainingClient(AwaitableClient):
         *,
         pooling: Pooling = "mean",
         top_k: int | None = None,
+        teacher: ReferenceClient | None = None,
     ) -> Future[ForwardBackwardOutput]:
         """Outputs at every position and the loss, without gradients: reference logprobs, evaluation.
 
         `result().loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens. top_k, which may stand
         in loss_fn_config: also `"top_k_indices"` [N, k], the likeliest next tokens at each position, and `"top_k_logprobs"` [N, k].
+        teacher: as in `forward_backward`.
         """
         check_pooling(pooling)
         datums, (loss, k) = own_datums(data), loss_and_top_k(loss_fn, loss_fn_config, top_k)
 
-        def run() -> ForwardBackwardOutput:
-            return replace(self._trainer.forward(datums, loss, pooling, k), weights=self._weights)
+        def run(frozen: Frozen | None) -> ForwardBackwardOutput:
+            return replace(self._trainer.forward(datums, loss, pooling, k, frozen), weights=self._weights)
 
-        return self._calls.submit("forward", run)
+        return self._calls.submit("forward", beside(teacher, self._calls.worker, run))
 
     def forward_projection(self, data: Sequence[Any]) -> Future[ForwardBackwardOutput]:
         """The projection head's numbers at every position, without gradients, such as a critic's values.
@@ -86,15 +86,21 @@ class TrainingClient(AwaitableClient):
         loss_fn_config: Mapping[str, Any] | None = None,
         *,
         pooling: Pooling = "mean",
+        teacher: ReferenceClient | None = None,
     ) -> Future[ForwardBackwardOutput]:
         """Add the gradient of a registered loss, a `Loss`, a mixture or a function to the accumulated one.
 
         loss_fn: an id, "module:function", or the loss itself; loss_fn_config overrides its settings. pooling is for losses
-        over embeddings. Raises at once for an unknown id or setting; through the future for unusable data.
+        over embeddings. teacher: frozen weights in this process whose whole distribution the loss reads at each position, after
+        the same tokens. A datum with `teacher_tokens` has the teacher read these instead; `teacher_positions` [N] says which of
+        them belongs to each of its positions (-1: none). Raises at once for an unknown id or setting; through the future for unusable data.
         """
         check_pooling(pooling)
         datums, loss = own_datums(data), get_loss(loss_fn, **settings_of(loss_fn_config)).copied()
-        return self._calls.submit("forward_backward", lambda: self._trainer.forward_backward(datums, loss, pooling))
+        call = beside(
+            teacher, self._calls.worker, lambda one: self._trainer.forward_backward(datums, loss, pooling, one)
+        )
+        return self._calls.submit("forward_backward", call)
 
     def forward_backward_custom(
         self,
@@ -138,11 +144,7 @@ class TrainingClient(AwaitableClient):
         pooling: Pooling = "last",
     ) -> Future[ForwardBackwardOutput]:
         """Bidirectional InfoNCE over [queries, their documents, extra negatives]; the loss `info_nce`."""
-        if len(data) != 2 * num_queries + num_extra_negatives:
-            raise LossContractError(
-                f"{num_queries} queries, as many documents and {num_extra_negatives} extra negatives make "
-                f"{2 * num_queries + num_extra_negatives} datums, but there are {len(data)}"
-            )
+        check_contrastive(len(data), num_queries, num_extra_negatives)
         config = {"temperature": float(temperature), "num_extra_negatives": num_extra_negatives}
         return self.forward_backward(data, "info_nce", config, pooling=pooling)
 
@@ -196,10 +198,7 @@ class TrainingClient(AwaitableClient):
         checkpoint_type: as Fireworks has it; "base", which saves them whole, is the only one.
         Into `checkpoint_dir/sampler_weights`, so that a state saved by `save_state` may have the same name.
         """
-        if checkpoint_type not in (None, "base"):
-            raise ModelError(
-                f"checkpoint_type={checkpoint_type!r}: weights are saved whole ('base'); export_model writes merged ones"
-            )
+        check_checkpoint_type(checkpoint_type)
         root = self._context.checkpoint_dir.absolute() / SAMPLER_WEIGHTS
         save = self._trainer.save_weights
         return self._calls.submit("save_weights_for_sampler", lambda: saved(save(root, name, overwrite=overwrite)))

@@ -16,10 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...datums.checks.validation import check_datums
-from ...datums.errors import LossContractError, ModelError
+from ...datums.errors import ModelError
 from ...datums.types import Datum
 from ...losses.batch.groups import units_of
 from ...losses.loss.bound import BoundLoss
@@ -33,7 +32,7 @@ from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..sharding.gradients import sum_gradients
 from .checks import TOKEN_OUTPUTS, TOP_OUTPUTS, Pooling, check_ranks, check_top_k, checked_tokens
 from .elsewhere import KeptOutputs, Reads
-from .gradients import OwnGradients
+from .gradients import OwnGradients, check_own
 from .group_report import GroupReport, Valued, differentiated, valued
 from .micro_batch_run import MicroBatches
 from .ranks.held import HeldBack, out_of_memory_named
@@ -41,6 +40,7 @@ from .ranks.kept import Kept
 from .ranks.merged import as_first, merged, own_random_numbers
 from .results import Collected, forward_output, per_datum, trained_output, with_nll
 from .run.passes import Passes, read_back, recomputes
+from .run.teacher import Lesson, Teacher, lesson_of
 from .run.undo import all_or_nothing, mode, restoring_random_state
 from .settings import EngineSettings
 from .top_logprobs import top_logprobs
@@ -68,7 +68,12 @@ class Engine:
         )
 
     def forward(
-        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean", top_k: int | None = None
+        self,
+        datums: Sequence[Datum],
+        loss: LossLike,
+        pooling: Pooling = "mean",
+        top_k: int | None = None,
+        teacher: Teacher | None = None,
     ) -> ForwardBackwardOutput:
         """The loss and the model's outputs at every position, without gradients; changes no gradient and no random state.
 
@@ -77,9 +82,10 @@ class Engine:
         self.drop_kept()
         with self.model.ranks.agree():
             bound, sequences = self._check(datums, loss, everywhere=True)
+            lesson = lesson_of(self.model, teacher, loss, bound)
             if top_k is not None:
                 check_top_k(self.model, top_k, bound.outputs)
-        batches = self._plan(loss, bound, sequences, pooling, everywhere=True, top_k=top_k or 0)
+        batches = self._plan(loss, bound, sequences, pooling, everywhere=True, top_k=top_k or 0, lesson=lesson)
         together = loss.couples == "batch"
         held, seen, collected = HeldBack(self.model.ranks), None, Collected()
         with (
@@ -107,12 +113,13 @@ class Engine:
         return forward_output(bound, collected, batches.own)
 
     def forward_backward(
-        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean"
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling = "mean", teacher: Teacher | None = None
     ) -> ForwardBackwardOutput:
         """Add the loss's gradient to the parameters'. On any error gradients and random state are as they were."""
         self.drop_kept()
         with self.model.ranks.agree():
             bound, sequences = self._check(datums, loss, everywhere=loss.on_host)
+            lesson = lesson_of(self.model, teacher, loss, bound)
         while True:
             try:
                 with (
@@ -120,7 +127,7 @@ class Engine:
                     all_or_nothing(self.model),
                     mode(self.model, training=self.settings.dropout, adapters=True),
                 ):
-                    return self._forward_backward(loss, bound, sequences, pooling)
+                    return self._forward_backward(loss, bound, sequences, pooling, lesson)
             except torch.OutOfMemoryError:
                 tokens, longest = self.settings.tokens_per_micro_batch or 0, max(len(tokens) for tokens in sequences)
                 if self.model.ranks.size > 1 or loss.couples == "batch" or tokens <= longest:
@@ -177,9 +184,15 @@ class Engine:
         return out_of_memory_named(self.model.ranks, self.settings.tokens_per_micro_batch)
 
     def _forward_backward(
-        self, loss: LossLike, bound: BoundLoss, sequences: Sequence[np.ndarray], pooling: Pooling
+        self,
+        loss: LossLike,
+        bound: BoundLoss,
+        sequences: Sequence[np.ndarray],
+        pooling: Pooling,
+        lesson: Lesson | None,
     ) -> ForwardBackwardOutput:
-        batches, together = self._plan(loss, bound, sequences, pooling, everywhere=False), loss.couples == "batch"
+        batches = self._plan(loss, bound, sequences, pooling, everywhere=False, lesson=lesson)
+        together = loss.couples == "batch"
         held, collected, own = HeldBack(self.model.ranks), Collected(), OwnGradients()
         recompute = recomputes(batches) if together else False
         behind: list[GroupReport] = []
@@ -233,7 +246,7 @@ class Engine:
                 outputs = batches.rows.join(read_back(parts) if loss.on_host else parts, order, places)
                 report, gradients = differentiated(group, outputs, bound.count, known)
                 own.add(gradients.parameters, gradients.of_parameters)
-                self._check_own(bound, gradients.parameters)
+                check_own(bound, gradients.parameters, self.model.ranks.size)
                 split = batches.rows.split_gradients(gradients.outputs, cuts, places)
                 reports.append(report)
         passes.backward(batches.this_ranks(split) if together else split, on_host=loss.on_host)
@@ -256,6 +269,7 @@ class Engine:
         *,
         everywhere: bool,
         top_k: int = 0,
+        lesson: Lesson | None = None,
     ) -> MicroBatches:
         names = (*bound.outputs, *(TOP_OUTPUTS if top_k else ()))
         reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in names)
@@ -270,16 +284,8 @@ class Engine:
             pooling=pooling,
             settings=self.settings,
             top_k=top_k,
+            lesson=lesson,
         )
-
-    def _check_own(self, bound: BoundLoss, parameters: Sequence[Tensor]) -> None:
-        """Refuse a loss with parameters of its own on several ranks: nothing keeps these alike."""
-        if parameters and self.model.ranks.size > 1:
-            raise LossContractError(
-                f"{bound.name} holds a parameter of shape {list(parameters[0].shape)}, of which each of "
-                f"{self.model.ranks.size} ranks would train one of its own. Hand its function to forward_backward_custom, which "
-                "calls it in one place"
-            )
 
     def _troubles(self, seen: Valued | None) -> bool:
         """Whether the model's outputs were not finite on any rank, of which every rank warns."""

@@ -14,7 +14,9 @@ from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
 from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
-from ..head.logprobs import HeadOutputs, in_autocast_precision, linear_logprobs
+from ...losses.spec.vocabulary import STUDENT
+from ..head.logprobs import Head, HeadOutputs, in_autocast_precision, linear_logprobs
+from ..head.whole import HeadDistributions
 from ..model.model import LoadedModel
 from ..model.value_head import projection_of, values_of
 from ..packing.hidden import hidden_states
@@ -59,8 +61,11 @@ def model_outputs(
         outputs.values = values_of(model, hidden)
     if "projection" in names:
         outputs.projection = projection_of(model, hidden)
-    if wants_head:
-        of_head = _head_outputs(model, hidden, beside["targets"], names, settings, known_gradient, top_k)
+    head = model.head() if wants_head or STUDENT in names else None
+    if head is not None and STUDENT in names:
+        outputs.vocab_logprobs = HeadDistributions(*in_autocast_precision(hidden, head))
+    if head is not None and wants_head:
+        of_head = _head_outputs(model, head, hidden, beside["targets"], names, settings, known_gradient, top_k)
         for name in (*HEAD_OUTPUTS, *TOP_OUTPUTS):
             setattr(outputs, name, getattr(of_head, name))
     return outputs
@@ -68,6 +73,7 @@ def model_outputs(
 
 def _head_outputs(
     model: LoadedModel,
+    head: Head,
     hidden: Tensor,
     targets: Tensor,
     names: Sequence[str],
@@ -77,7 +83,7 @@ def _head_outputs(
 ) -> HeadOutputs:
     """What the head makes of hidden states, as `linear_logprobs` gives it."""
     outputs = linear_logprobs(
-        *in_autocast_precision(hidden, model.head()),
+        *in_autocast_precision(hidden, head),
         targets,
         entropy="entropy" in names,
         mean_logprobs="mean_logprobs" in names,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,11 @@ from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.leaves import other_leaves
+from ...losses.spec.vocabulary import STUDENT, TEACHER
+from ..head.whole import HeadDistributions
+
+#: Of whole distributions: the ends of the names of the head's weight and bias.
+OF_HEAD = ("weight", "bias")
 
 
 @dataclass
@@ -53,8 +58,10 @@ class LossGradients:
 
     def to_check(self) -> dict[str, Tensor]:
         """What `check` looks at: each row's largest entry, by magnitude, and a 0 for a finite gradient of a parameter."""
-        rows = {name: one if one.ndim == 1 else one.abs().amax(1) for name, one in self.outputs.items()}
+        named = {name: one for name, one in self.outputs.items() if not name.endswith(OF_HEAD)}
+        rows = {name: one if one.ndim == 1 else one.abs().amax(1) for name, one in named.items()}
         own = {f"own {i}": (one * 0).sum() for i, one in enumerate(self.of_parameters)}
+        own |= {f"gradient {name}": one.sum()[None] for name, one in self.outputs.items() if name not in named}
         other = {} if self.is_other is None else {"is other": self.is_other}
         return {**{f"gradient {name}": one for name, one in rows.items()}, **own, **other}
 
@@ -86,7 +93,7 @@ def loss_gradients(value: Tensor, leaves: Outputs, bound: BoundLoss, known: Tens
     known: the gradient of the logprobs, where it was computed before the forward: it is taken, so that the head sees that it
     has used it already. Raises NonDifferentiableLossError when the loss does not depend on the outputs.
     """
-    tensors = {name: getattr(leaves, name) for name in bound.outputs}
+    tensors = outputs_with_gradients(leaves, bound.outputs)
     if not value.requires_grad:
         raise NonDifferentiableLossError(
             f"{bound.name}: the loss does not depend on its {' or '.join(tensors)}, so nothing would be learned. Was it "
@@ -111,10 +118,37 @@ def loss_gradients(value: Tensor, leaves: Outputs, bound: BoundLoss, known: Tens
     return LossGradients(bound, gradients, parameters, list(of_parameters), is_other)
 
 
+def check_own(bound: BoundLoss, parameters: Sequence[Tensor], ranks: int) -> None:
+    """Refuse a loss with parameters of its own on several ranks: nothing keeps these alike."""
+    if parameters and ranks > 1:
+        raise LossContractError(
+            f"{bound.name} holds a parameter of shape {list(parameters[0].shape)}, of which each of {ranks} ranks would train one "
+            "of its own. Hand its function to forward_backward_custom, which calls it in one place"
+        )
+
+
+def outputs_with_gradients(outputs: Outputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors that a gradient goes to, by name; of whole distributions the hidden states, weight and bias that have one."""
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        values = getattr(outputs, name)
+        if isinstance(values, HeadDistributions):
+            parts = zip((name, *(f"{name} {part}" for part in OF_HEAD)), values.tensors, strict=False)
+            tensors |= {part: tensor for part, tensor in parts if tensor.requires_grad}
+        elif name != TEACHER:
+            tensors[name] = values
+    return tensors
+
+
 def _not_finite(bound: BoundLoss, name: str, row: int, leaves: Outputs) -> str:
     """The message for a gradient that is not finite at one row of output `name`."""
     if name == "embeddings" or leaves.active is None:
         return f"{bound.name}: the gradient of the loss is not finite at the {name} of datum {leaves.number(row)}"
+    if name.startswith(STUDENT):
+        return (
+            f"{bound.name}: the gradient of the loss is not finite at the student's distributions. Nothing was changed. Are all "
+            "weights of student and teacher finite, or does one rule out tokens that the other does not?"
+        )
     value = getattr(leaves, name)[row].tolist()
     datum, position = locate(row, leaves.active.numpy(), bound.lengths)
     return (

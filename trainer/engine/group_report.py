@@ -18,7 +18,9 @@ from ...datums.errors import NonFiniteLossInput
 from ...losses.batch.outputs import ALL_OUTPUTS, Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
+from ...losses.spec.vocabulary import VOCABULARY_OUTPUTS
 from ...losses.stats import Stat
+from ..head.whole import HeadDistributions
 from ..transfer import Report, to_host
 from .gradients import LossGradients, loss_gradients
 
@@ -41,6 +43,8 @@ class Group:
     def leaves(self, outputs: Outputs) -> Outputs:
         """Copies of the outputs, as leaves of a new graph where gradients are on. Their numbers are checked in the report."""
         copies = Outputs(active=outputs.active, numbers=self.order, is_unchecked=True)
+        for name, whole in wholes_of(outputs).items():
+            setattr(copies, name, whole.leaf())
         for name, values in tensors_of(outputs).items():
             copy = values.clone()  # a loss must not change the outputs that the user gets
             setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))
@@ -76,6 +80,7 @@ class GroupReport:
         counts = {f"count {name}": stat.count for name, stat in metrics.items() if not stat.is_known}
         totals = {f"total {name}": stat.total for name, stat in metrics.items()}
         tensors = {f"output {name}": values for name, values in tensors_of(outputs).items()}
+        tensors |= {f"output {name}": whole.size() for name, whole in wholes_of(outputs).items()}
         looked_at = {} if gradients is None else gradients.to_check()
         tensors |= {**totals, **counts, **looked_at, "value": value}
         self._report = Report(tensors, is_here=group.on_host)
@@ -155,5 +160,11 @@ class Arrived:
 
 
 def tensors_of(outputs: Outputs) -> dict[str, Tensor]:
-    """The outputs that there are, by name."""
-    return {name: values for name in ALL_OUTPUTS if (values := getattr(outputs, name)) is not None}
+    """The outputs that there are as tensors, by name."""
+    return {name: values for name in ALL_OUTPUTS if isinstance(values := getattr(outputs, name), Tensor)}
+
+
+def wholes_of(outputs: Outputs) -> dict[str, HeadDistributions]:
+    """The whole distributions that there are, by name."""
+    named = {name: getattr(outputs, name) for name in VOCABULARY_OUTPUTS}
+    return {name: whole for name, whole in named.items() if isinstance(whole, HeadDistributions)}

@@ -18,6 +18,7 @@ from ...losses.loss.bound import BoundLoss
 from ..head.autograd import expect_rows
 from ..head.backward import KnownRows
 from ..head.logprobs import default_head_memory
+from ..head.whole import HeadDistributions
 from ..model.model import LoadedModel
 from ..packing.hidden import forwards_of, lengths_computed, shares_prefixes
 from ..packing.micro_batches import lengths_read, prefix_groups_of
@@ -26,8 +27,10 @@ from ..transfer import to_device
 from .activation_memory import layers_as_set
 from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, checked_routes
 from .forward import model_outputs
+from .gradients import outputs_with_gradients
 from .group_report import Group
 from .run.rows import OutputRows, Places, cat_padded, padded_to, unpad
+from .run.teacher import Lesson
 from .settings import EngineSettings
 
 T = TypeVar("T")
@@ -59,6 +62,7 @@ class MicroBatches:
     forwards: int = 1
     routes: Sequence[np.ndarray] | None = None
     top_k: int = 0
+    lesson: Lesson | None = None
 
     @classmethod
     def plan(
@@ -74,6 +78,7 @@ class MicroBatches:
         settings: EngineSettings,
         top_k: int = 0,
         units: Sequence[Sequence[int]] | None = None,
+        lesson: Lesson | None = None,
     ) -> MicroBatches:
         """Cut a call's datums, alike on every rank. sequences: all tokens of each. names: the outputs to compute.
 
@@ -104,9 +109,8 @@ class MicroBatches:
         masks = np.split(computed, np.cumsum(lengths)[:-1])
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
-        return cls(
-            model, datums, pooling, settings, sequences, OutputRows(names, masks), shares, forwards, routes, top_k
-        )
+        rows = OutputRows(names, masks)
+        return cls(model, datums, pooling, settings, sequences, rows, shares, forwards, routes, top_k, lesson)
 
     @cached_property
     def cuts(self) -> Cuts:
@@ -145,6 +149,7 @@ class MicroBatches:
         sequences = [self.sequences[i] for i in cut] or [np.zeros(1, dtype=np.int64)]
         masks = [self.rows.active[i][: len(self.sequences[i])] for i in cut] or [np.zeros(1, dtype=bool)]
         active = np.concatenate(masks)
+        taught = None if self.lesson is None else self.lesson.at(cut, masks)  # before there is a graph of the student
 
         def forward() -> Outputs:
             outputs = model_outputs(
@@ -166,7 +171,11 @@ class MicroBatches:
 
         # autocast keeps the weights that it casts, so its context may span one forward only
         with layers_as_set(self.model, self.settings), self.model.precision():
-            return self.model.inside(forward)
+            outputs = self.model.inside(forward)
+        if self.lesson is not None and isinstance(outputs.vocab_logprobs, HeadDistributions):
+            outputs.vocab_logprobs = self.lesson.cut(outputs.vocab_logprobs)
+        outputs.teacher_vocab_logprobs = taught
+        return outputs
 
     def group(
         self, bound: BoundLoss, cuts: Sequence[Sequence[int]], order: Sequence[int], *, on_host: bool
@@ -208,9 +217,11 @@ class MicroBatches:
         Without any gradient it is a backward from zeros, in which a sharded model takes part beside others'.
         """
         if not gradients:
-            gradients, on_host = {name: torch.zeros_like(getattr(outputs, name)) for name in self.rows.names}, False
+            own = outputs_with_gradients(outputs, self.rows.names)
+            gradients, on_host = {name: torch.zeros_like(one) for name, one in own.items()}, False
         gradients = self._sent(gradients, outputs) if on_host else gradients
-        tensors = [getattr(outputs, name) for name in gradients]
+        own = outputs_with_gradients(outputs, self.rows.names)
+        tensors = [own[name] for name in gradients]
         torch.autograd.backward(
             tensors, [unpad(gradients[name], x) for name, x in zip(gradients, tensors, strict=True)]
         )

@@ -17,6 +17,7 @@ from ...losses.batch.pack import join
 from ...losses.batch.positions import active_in, active_targets, nll, width_of
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
+from ...losses.spec.vocabulary import VOCABULARY_OUTPUTS
 from ...losses.stats import Kind, Stat
 from ..responses import ForwardBackwardOutput
 from .checks import TOKEN_OUTPUTS
@@ -58,7 +59,7 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
     ends = np.cumsum(lengths).tolist()
     for name in TOKEN_OUTPUTS:
         values: Tensor | None = getattr(outputs, name)
-        if values is None:
+        if values is None or name in VOCABULARY_OUTPUTS:
             continue
         array, start = (values if name == "topk_tokens" else values.float()).numpy(), 0
         if outputs.active is not None:

@@ -7,7 +7,7 @@ does not grow with positions or vocabulary. Of what a backward needs nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,10 +82,22 @@ class HeadDistributions:
     def __getitem__(self, rows: Tensor) -> HeadDistributions:
         return replace(self, hidden=self.hidden[rows])
 
-    def of(self, tensors: tuple[Tensor, ...]) -> HeadDistributions:
-        """The same of other hidden states, weight and bias."""
-        hidden, weight, *bias = tensors
+    def leaf(self) -> HeadDistributions:
+        """The same without its graph; what had one gets a gradient, where gradients are on."""
+        wants = torch.is_grad_enabled()
+        hidden, weight, *bias = (one.detach().requires_grad_(wants and one.requires_grad) for one in self.tensors)
         return HeadDistributions(hidden, replace(self.head, weight=weight, bias=bias[0] if bias else None))
+
+    def first(self, tokens: int) -> HeadDistributions:
+        """Over the first tokens of the vocabulary alone."""
+        head = self.head
+        cut = replace(head, weight=head.weight[:tokens], bias=None if head.bias is None else head.bias[:tokens])
+        return HeadDistributions(self.hidden, cut)
+
+    @staticmethod
+    def joined(parts: Sequence[HeadDistributions]) -> HeadDistributions:
+        """Those of several micro-batches, one after the other; they have one head."""
+        return replace(parts[0], hidden=torch.cat([part.hidden for part in parts]))
 
     def tile(self, part: slice) -> WholeTile:
         """log softmax at a few positions."""

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...datums.errors import ModelError
 from ...datums.types import Datum, SamplingParams
 from ...losses.loss.loss import LossLike
 from ..checkpoint.state import save_weights
 from ..engine.checks import Pooling
 from ..engine.engine import Engine
+from ..engine.run.teacher import Teacher
 from ..engine.settings import EngineSettings
 from ..model.fingerprint import weights_fingerprint
 from ..model.snapshot import Snapshot
@@ -21,7 +23,7 @@ from ..sampling.generate import MAX_ROWS, Generated, generate_batch
 from ..sampling.params import OWN, Sampled, SampledLogprobs
 from ..sampling.prompt_scores import Asked, PromptScores, check_asked, score_prompt
 from ..sharding.weights import gathered
-from .protocol import OnProgress
+from .protocol import Frozen, OnProgress
 
 
 class FrozenModel:
@@ -130,6 +132,18 @@ class FrozenModel:
         """Inside, the model has this moment's weights, all of them whole on every rank."""
         with self.snapshot.applied(), gathered(self.model):
             yield
+
+
+def as_teacher(frozen: Frozen | None) -> Teacher | None:
+    """A model as an engine's teacher. Raises ModelError for one that is not in this process."""
+    if frozen is None:
+        return None
+    if not isinstance(frozen, FrozenModel):
+        raise ModelError(
+            "the teacher's model lives on workers, and a whole distribution is read in one process: make it with a service "
+            "without workers, or take a topk_ loss"
+        )
+    return Teacher(frozen.model, frozen.engine.settings.batching, frozen.snapshot.applied)
 
 
 def _sequences(samples: Sequence[Generated]) -> list[SampledSequence]:

@@ -24,9 +24,9 @@ from ..optim.adamw import AdamW
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse
 from ..sampling.summary import how_it_runs
 from ..sharding.weights import gathered
-from .frozen_model import FrozenModel
+from .frozen_model import FrozenModel, as_teacher
 from .info import model_info
-from .protocol import Normalization
+from .protocol import Frozen, Normalization
 
 
 @dataclass
@@ -65,14 +65,21 @@ class ModelTrainer:
         return self.model.tokenizer
 
     def forward(
-        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+        self,
+        datums: Sequence[Datum],
+        loss: LossLike,
+        pooling: Pooling,
+        top_k: int | None = None,
+        teacher: Frozen | None = None,
     ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
-        return self.engine.forward(datums, loss, pooling, top_k)
+        return self.engine.forward(datums, loss, pooling, top_k, as_teacher(teacher))
 
-    def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward_backward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, teacher: Frozen | None = None
+    ) -> ForwardBackwardOutput:
         """Add a loss's gradient to the accumulated one."""
-        output = self.engine.forward_backward(datums, loss, pooling)
+        output = self.engine.forward_backward(datums, loss, pooling, as_teacher(teacher))
         self.count(output.metrics, loss.name if loss.is_mean else None)
         return output
 

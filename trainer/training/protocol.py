@@ -88,12 +88,19 @@ class Trainer(Protocol):
     """One model in training. Methods do what those of `TrainingClient` say, at once; a failed one changes nothing."""
 
     def forward(
-        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+        self,
+        datums: Sequence[Datum],
+        loss: LossLike,
+        pooling: Pooling,
+        top_k: int | None = None,
+        teacher: Frozen | None = None,
     ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
         ...
 
-    def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward_backward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, teacher: Frozen | None = None
+    ) -> ForwardBackwardOutput:
         """Add a loss's gradient to the accumulated one."""
         ...
 

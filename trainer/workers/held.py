@@ -17,7 +17,7 @@ from ..sampling.generate import MAX_ROWS
 from ..sampling.params import OWN, Sampled, SampledLogprobs
 from ..sampling.prompt_scores import Asked
 from ..training.local_models import LocalModels
-from ..training.protocol import OnProgress
+from ..training.protocol import Frozen, OnProgress
 from .flat import FlatDatums, FlatLists, top_of
 from .groups import Group
 from .sent import SentLoss, merged, own_copy, sent_loss
@@ -69,9 +69,15 @@ class OnWorkers:
         return self._facts.vocab_size
 
     def forward(
-        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, top_k: int | None = None
+        self,
+        datums: Sequence[Datum],
+        loss: LossLike,
+        pooling: Pooling,
+        top_k: int | None = None,
+        teacher: Frozen | None = None,
     ) -> ForwardBackwardOutput:
         """Outputs at every position and the loss, without gradients."""
+        refuse_whole(loss, teacher)
         sent, flat = self._sent(loss), FlatDatums.of(datums)
         if sent is not None:
             return merged(self._call("forward", flat, sent, pooling, top_k))
@@ -164,3 +170,12 @@ class WorkersFrozen(OnWorkers):
         if self._group.ended and self._recipe is not None:
             self._take(*self._made(self._recipe))
         return super()._call(name, *arguments)
+
+
+def refuse_whole(loss: LossLike, teacher: Frozen | None) -> None:
+    """Raise ModelError for a loss over whole distributions, and for a teacher."""
+    if teacher is not None or any(part.spec.reads_vocabulary for _, part in loss.parts):
+        raise ModelError(
+            f"{loss.name} reads whole distributions of a student and a teacher in one process, and these models live on workers: "
+            "train without workers, or take a topk_ loss"
+        )

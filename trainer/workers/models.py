@@ -15,10 +15,10 @@ from ..engine.checks import Pooling
 from ..engine.elsewhere import LossElsewhere
 from ..responses import ForwardBackwardOutput, ModelInfo, OptimStepResponse
 from ..training.local_models import LocalModels
-from ..training.protocol import Normalization
+from ..training.protocol import Frozen, Normalization
 from .flat import FlatDatums
 from .groups import Group
-from .held import OnWorkers, Recipe, WorkersFrozen
+from .held import OnWorkers, Recipe, WorkersFrozen, refuse_whole
 from .sent import merged
 from .workers import Workers
 
@@ -85,11 +85,14 @@ class WorkersTrainer(OnWorkers):
         """The name that the model was loaded by."""
         return self._facts.name
 
-    def forward_backward(self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling) -> ForwardBackwardOutput:
+    def forward_backward(
+        self, datums: Sequence[Datum], loss: LossLike, pooling: Pooling, teacher: Frozen | None = None
+    ) -> ForwardBackwardOutput:
         """Add a loss's gradient to the accumulated one.
 
         A loss that is computed here runs once, on the outputs of all ranks, which keep their graphs for its gradient.
         """
+        refuse_whole(loss, teacher)
         sent, flat = self._sent(loss), FlatDatums.of(datums)
         if sent is not None:
             return merged(self._call("forward_backward", flat, sent, pooling))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....losses.batch.outputs import Outputs
 from ....losses.batch.packed import blocks
+from ...head.whole import HeadDistributions
 from ..checks import TOKEN_OUTPUTS
 
 #: Indices of rows by what they are rows of: "tokens" or "datums".
@@ -44,7 +45,11 @@ class OutputRows:
         """The outputs of several micro-batches as one, detached, datums in `order`."""
         joined = Outputs(active=self.active_in(order))
         for name in self.names:
-            together = cat_padded([getattr(part, name).detach() for part in outputs])
+            parts = [getattr(part, name) for part in outputs]
+            if isinstance(parts[0], HeadDistributions):
+                together = parts[0] if len(parts) == 1 else HeadDistributions.joined(parts)
+            else:
+                together = cat_padded([part.detach() for part in parts])
             setattr(joined, name, together[places[_rows_of(name)]] if places else together)
         return joined
 
