@@ -116,16 +116,16 @@ def fipo(
     weight_high: UpperBound = 1.2,
     safe_ratio: UpperBound | None = 4.0,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-f min(r A, clip(r) A), where f = exp(Σ_{k ≥ t} 2^(-(k - t) / half_life) log r_k) within [weight_low, weight_high], without gradient.
+    """-f min(r A, clip(r) A), where f = exp(sum over this and later tokens of 2^(-distance / half_life) log r), without gradient.
 
     advantages   [T]  unitless, usually (reward - group mean) / group deviation
     returns      [T]  unitless
 
-    r = exp(logprobs - sampling_logprobs) of each token; the sum is over the token and the later ones of its response that
-    have a weight. half_life is in tokens. A token whose future the update makes more likely counts more. dual_clip: as in
-    dapo, and a token with r beyond it is left out of the sums. safe_ratio: a punished token with r beyond it has f within
-    [0.8, 1] instead; None switches that off. Log-ratios and sums are capped at ±20. `future_kl` is the mean of the sums,
-    nats; `future_weight` the mean of f.
+    r = exp(logprobs - sampling_logprobs) of each token; the sum is over the tokens of its response that have a weight, at
+    distance 0, 1, 2, ..., and half_life is in tokens. f is held within [weight_low, weight_high]. So a token counts more if
+    the policy has made its future more likely. dual_clip: as in dapo, and a token with r beyond it is left out of the sums.
+    safe_ratio: a punished token with r beyond it has f within [0.8, 1] instead; None switches that off. Log-ratios and sums
+    are capped at ±20. `future_kl` is the mean of the sums, nats; `future_weight` the mean of f.
 
     When to use: Long reasoning with one reward per response, several steps on the same samples: it tells the tokens of a
     response apart. In the first step on fresh samples f is 1 everywhere, so this is ppo.
