@@ -1,5 +1,7 @@
-"""`lossbook.losses.returns`: advantages and returns from values, and from a teacher. They live in `advantages/`."""
+"""`lossbook.losses.returns`: advantages from values, steps, roles and a teacher. They live in `advantages/`."""
 
+from .advantages.from_roles import role_advantages
+from .advantages.from_steps import gigpo, optimal_token_baseline
 from .advantages.from_teachers import teacher_advantages
 from .advantages.from_values import (
     adaptive_decay,
@@ -14,8 +16,11 @@ __all__ = [
     "adaptive_decay",
     "discounted",
     "gae",
+    "gigpo",
     "igpo",
     "kl_penalized_advantages",
+    "optimal_token_baseline",
     "reinforce_plus_plus_tokens",
+    "role_advantages",
     "teacher_advantages",
 ]

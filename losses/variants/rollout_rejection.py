@@ -103,7 +103,7 @@ def _empty(name: str, settings: Mapping[str, Any]) -> str:
 
 def _gate(divergence: Divergence, over: Over, name: str) -> Weights:
     def weights(given: Mapping[str, Any], settings: Mapping[str, Any], per: str) -> tuple[Tensor, dict[str, Stat]]:
-        seqs = given.get("seqs")
+        seqs: Any = given.get("seqs")
         value = _divergence(divergence, given)
         if over in ("sum", "mean"):
             value = seqs.plain_sum(value) if over == "sum" else mean_per_datum(value, seqs)

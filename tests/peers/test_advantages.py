@@ -145,3 +145,21 @@ def test_a_group_of_one_keeps_its_reward_in_verl_and_has_no_advantage_here() -> 
     theirs = per_row(of_verl("grpo", index=groups, norm_adv_by_std_in_grpo=False), MASK)
     torch.testing.assert_close(theirs, REWARDS)
     assert not advantages.centred(REWARDS, groups).any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "mask"), [("optimal_token_baseline", MASK), ("tir_optimal_token_baseline", HOLES)], ids=["plain", "tir"]
+)
+def test_the_optimal_token_baseline_is_verls(name: str, mask: Tensor, weighted: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(*mask.shape, 11, generator=draw, dtype=torch.float64)
+    of_all = logits.log_softmax(-1)
+    logprobs, squares = of_all[..., 3], (2 * of_all).logsumexp(-1).exp()
+    weights = (2 * torch.rand(mask.shape, generator=draw)).double() if weighted else None
+    groups = np.where(np.arange(len(mask)) == 7, 9, GROUPS)  # and a group of one
+    theirs = of_verl(
+        name, mask, index=groups, old_log_probs=logprobs, sum_pi_squared=squares, rollout_is_weights=weights
+    )
+    ours = returns.optimal_token_baseline(at_the_end(mask), logprobs, squares, groups, masks=mask, weights=weights)
+    torch.testing.assert_close(torch.stack(ours), theirs, rtol=1e-6, atol=1e-6)
