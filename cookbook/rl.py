@@ -31,7 +31,7 @@ from ..datums.types import Datum
 from ..trainer.responses import OptimStepResponse, merge_outputs
 from .environments import Problem, load_problems
 from .loop import Loop, begin, finish, introduce
-from .rollouts.collector import ADVANTAGES, RolloutCollector, StepRollouts, datums_of
+from .rollouts.collector import ADVANTAGES, TURN_ADVANTAGES, RolloutCollector, StepRollouts, datums_of
 from .rollouts.entropy import EntropyBonus
 from .rollouts.episodes import Policy, Rollout, RolloutRunner
 from .rollouts.losses import mismatch, policy_loss, reads, with_reference, with_trainer_logprobs
@@ -95,9 +95,8 @@ def check(config: RLConfig) -> None:
 
 def check_advantages(name: str) -> None:
     """Raise ConfigError for an unknown name of advantages."""
-    if name not in ADVANTAGES:
-        hint = did_you_mean(name, ADVANTAGES)
-        raise ConfigError(f"no advantages are called {name!r}.{hint} There are {', '.join(ADVANTAGES)}")
+    if name not in (known := (*ADVANTAGES, *TURN_ADVANTAGES)):
+        raise ConfigError(f"no advantages are called {name!r}.{did_you_mean(name, known)} There are {', '.join(known)}")
 
 
 def minibatches(datums: Sequence[Datum], config: RLConfig, step: int) -> list[list[Datum]]:

@@ -23,6 +23,7 @@ class GuessNumber:
         self.low, self.high, self.turns = low, high, turns
         self.hidden = random.Random(seed).randint(low, high)
         self.guesses = 0
+        self.known = (low, high)
 
     def reset(self) -> Sequence[Message]:
         """The rules."""
@@ -41,7 +42,14 @@ class GuessNumber:
         if self.guesses == self.turns:
             return Step(reward=0.0 if guess is None else 0.5 * (1 - abs(guess - self.hidden) / (self.high - self.low)))
         said = f"A number from {self.low} to {self.high}, please." if guess is None else self._hint(guess)
-        return Step(done=False, messages=[{"role": "user", "content": said}])
+        left = self.turns - self.guesses
+        state = f"from {self.known[0]} to {self.known[1]}, {left} left"
+        return Step(done=False, messages=[{"role": "user", "content": said}], state=state)
 
     def _hint(self, guess: int) -> str:
-        return "Higher." if self.hidden > guess else "Lower."
+        lowest, highest = self.known
+        if self.hidden > guess:
+            self.known = (max(lowest, guess + 1), highest)
+            return "Higher."
+        self.known = (lowest, min(highest, guess - 1))
+        return "Lower."

@@ -28,11 +28,14 @@ class Step:
     reward    of this answer, unitless; an episode's reward is the sum over its answers
     done      whether the episode ends here
     messages  the environment's reply, if the episode goes on; its tokens are never learned
+    state     what identifies where the episode is now, for advantages that compare turns of different episodes (gigpo);
+              None: the text of `messages`
     """
 
     reward: float = 0.0
     done: bool = True
     messages: Sequence[Message] = ()
+    state: str | None = None
 
 
 class Environment(Protocol):

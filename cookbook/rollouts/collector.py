@@ -16,6 +16,7 @@ from ...datums.builders.trajectories import Trajectory, datums_from_trajectories
 from ...datums.errors import EmptyLossError
 from ...datums.types import Datum
 from ...losses import advantages as advantage_functions
+from ...losses import returns as advantages_of_steps
 from ...losses.spec.spec import GROUP_KEY
 from ..environments.protocol import Problem
 from ..run.batches import Batches
@@ -37,6 +38,10 @@ ADVANTAGES: dict[str, Callable[[list[float], list[int], list[int]], Tensor]] = {
     "reinforce_plus_plus": lambda rewards, groups, lengths: advantage_functions.reinforce_plus_plus(
         rewards, None if len(set(groups)) == len(groups) else groups, lengths=lengths
     ),
+}
+#: Those of single turns, from their rewards, group ids and states.
+TURN_ADVANTAGES: dict[str, Callable[[list[list[float]], list[int], list[list[str]]], list[Tensor]]] = {
+    "gigpo": lambda rewards, groups, states: advantages_of_steps.gigpo(rewards, states, groups)
 }
 
 
@@ -184,8 +189,7 @@ def datums_of(collector: RolloutCollector, groups: Groups, advantages: str, *, a
     rewards = [reward for group in groups for reward in collector.shaped_rewards(group)]
     ids = [at for at, group in enumerate(groups) for _ in group]
     rollouts = [rollout for group in groups for rollout in group]
-    lengths = [rollout.sampled_tokens for rollout in rollouts]
-    values = ADVANTAGES[advantages](rewards, ids, lengths).tolist()
+    values = _advantages(advantages, rollouts, rewards, ids)
     is_masked = collector.config.overlong == "mask"
     kept = [not (is_masked and rollout.is_truncated) for rollout in rollouts]
     trajectories = [
@@ -208,6 +212,21 @@ def datums_of(collector: RolloutCollector, groups: Groups, advantages: str, *, a
     return [
         Datum(datum.model_input, {**datum.loss_fn_inputs, GROUP_KEY: group})
         for datum, group in zip(datums, compress(ids, kept), strict=True)
+    ]
+
+
+def _advantages(name: str, rollouts: Sequence[Rollout], rewards: list[float], ids: list[int]) -> list[Any]:
+    """Of each rollout, or of each of its tokens. rewards: what each gets, which is its turns' but for a penalty at the end."""
+    if name not in TURN_ADVANTAGES:
+        return ADVANTAGES[name](rewards, ids, [rollout.sampled_tokens for rollout in rollouts]).tolist()
+    of_turns = [
+        [*one.turn_rewards[:-1], one.turn_rewards[-1] + reward - one.reward]
+        for one, reward in zip(rollouts, rewards, strict=True)
+    ]
+    rows = TURN_ADVANTAGES[name](of_turns, ids, [one.states for one in rollouts])
+    return [
+        np.repeat(row.numpy(), np.diff([*one.turn_starts, len(one.weights)]))
+        for one, row in zip(rollouts, rows, strict=True)
     ]
 
 

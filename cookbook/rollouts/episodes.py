@@ -72,6 +72,9 @@ class Rollout:
     is_truncated       whether the last answer reached max_tokens, or the episode max_length
     longest_answer     in tokens
     answers            the answers' texts
+    turn_starts        where in the response each answer begins, in tokens
+    turn_rewards       of each answer, unitless
+    states             what identifies where the episode was before each answer
     """
 
     problem: str
@@ -83,6 +86,9 @@ class Rollout:
     is_truncated: bool
     longest_answer: int
     answers: list[str]
+    turn_starts: list[int] = field(default_factory=list)
+    turn_rewards: list[float] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
 
     @property
     def sampled_tokens(self) -> int:
@@ -142,7 +148,9 @@ class _Episode:
     logprobs: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    reward: float = 0.0
+    turn_starts: list[int] = field(default_factory=list)
+    turn_rewards: list[float] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
     is_over: bool = False
     is_truncated: bool = False
     longest_answer: int = 0
@@ -157,6 +165,7 @@ class _Episode:
         except Exception as error:
             place = f"an episode of {shortened(self.problem.text)} cannot begin"
             raise RewardError(f"{place}: {type(error).__name__}: {error}") from error
+        self.states.append(_text(messages))
         template, messages = self.template.guarded(messages)
         self.tokens = template.tokens(messages, add_generation_prompt=True)
 
@@ -165,14 +174,17 @@ class _Episode:
         has_stopped = sequence.stop_reason == "stop"
         text_tokens = sequence.tokens[:-1] if has_stopped else sequence.tokens
         answer = decoded(text_tokens, self.template.tokenizer, skip_special_tokens=True)
+        self.turn_starts.append(len(self.weights))
         self._extend(sequence.tokens, sequence.logprobs, 1.0)
         self.answers.append(answer)
         self.longest_answer = max(self.longest_answer, len(sequence.tokens))
         step = self._step(answer)
-        self.reward += checked_number(step.reward, f"environment of {shortened(self.problem.text)}", "as a reward")
+        who = f"environment of {shortened(self.problem.text)}"
+        self.turn_rewards.append(checked_number(step.reward, who, "as a reward"))
         if not step.done and has_stopped:
             written = self._written(step.messages, sequence.tokens[-1])
             self._extend(written, [0.0] * len(written), 0.0)
+            self.states.append(_text(step.messages) if step.state is None else str(step.state))
         self.is_truncated = not has_stopped or (not step.done and len(self.tokens) >= (max_length or np.inf))
         self.is_over = step.done or self.is_truncated
 
@@ -188,10 +200,13 @@ class _Episode:
             response_tokens=self.tokens[start : start + length],
             sampling_logprobs=self.logprobs[:length],
             weights=self.weights[:length],
-            reward=self.reward,
+            reward=sum(self.turn_rewards, 0.0),
             is_truncated=self.is_truncated,
             longest_answer=self.longest_answer,
             answers=self.answers,
+            turn_starts=self.turn_starts,
+            turn_rewards=self.turn_rewards,
+            states=self.states[: len(self.answers)],
         )
 
     def _step(self, answer: str) -> Any:
@@ -230,6 +245,11 @@ class _Episode:
             )
         tokens = template.encode(rest)
         return tokens[1:] if tokens[:1] == [last_token] else tokens
+
+
+def _text(messages: Sequence[Message]) -> str:
+    """What messages say, as the name of a state."""
+    return "\n".join(f"{one['role']}: {one.get('content')}" for one in messages)
 
 
 def _common_prompt(group: Sequence[_Episode]) -> list[int]:

@@ -22,7 +22,20 @@ WrongAnswer = Literal["scrambled", "another"]
 #: Truncated answers: kept, without a gradient, or with DAPO's penalty.
 Overlong = Literal["keep", "mask", "soft"]
 #: Advantages by name; `rollouts/collector.py` computes them.
-ADVANTAGES = ("group", "centred", "rloo", "batch_scaled", "maxrl", "gpg", "opo", "pass_at_k", "reinforce_plus_plus")
+ADVANTAGES = (
+    "group",
+    "centred",
+    "rloo",
+    "batch_scaled",
+    "maxrl",
+    "gpg",
+    "opo",
+    "pass_at_k",
+    "reinforce_plus_plus",
+    "gigpo",
+)
+#: Those of single turns.
+OF_TURNS = ("gigpo",)
 #: Those that compare answers to different problems, so that one answer per problem teaches something too.
 OVER_THE_BATCH = ("reinforce_plus_plus",)
 #: The teacher that is the student before the first step.

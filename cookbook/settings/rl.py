@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from .base import RecipeConfig
-from .choices import ADVANTAGES, OVER_THE_BATCH, Overlong
+from .choices import ADVANTAGES, OF_TURNS, OVER_THE_BATCH, Overlong
 from .groups import MOST, given, setting
 from .problems import ProblemSettings
 from .sampler import SamplerSettings
@@ -77,6 +77,8 @@ class RLConfig(ProblemSettings, SamplerSettings, RecipeConfig):
             raise ValueError("allow_biased is for a --temperature other than 1")
         if self.environment is None and self.max_length is not None:
             raise ValueError("max_length is for an --environment of several turns: --max-tokens limits an answer")
+        if self.advantages in OF_TURNS and self.environment is None:
+            raise ValueError(f"advantages {self.advantages!r} compare turns, so they need an --environment of several")
         if self.entropy_target is None and (idle := given(self, "entropy_step", "entropy_highest")):
             raise ValueError(f"{idle[0]} is for an --entropy-target only: without one the coefficient is constant")
         if self.entropy_target is not None and self.entropy_coefficient > self.entropy_highest:

@@ -332,6 +332,13 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does_bit_for_bit(make: 
     assert rising == pytest.approx([0.005 * (2 * step - 1) for step in range(1, 6)])
 
 
+def test_advantages_of_turns_train_on_episodes_of_several(make: Any) -> None:
+    config = make(
+        task=None, reward=None, environment="guess_number", advantages="gigpo", steps=1, max_tokens=4, held_out=0
+    )
+    assert rl.main(config)["grad_norm"] >= 0
+
+
 def test_an_entropy_bonus_is_a_mean_over_tokens_beside_any_loss(make: Any) -> None:
     config = make(loss="dapo", entropy_coefficient=0.25, entropy_target=0.1, entropy_step=0.1, steps=2, held_out=0)
     bonus = EntropyBonus(config, policy_loss(config))
@@ -380,6 +387,7 @@ def test_a_misspelt_or_unfit_setting_is_refused_before_anything_is_loaded(
     [
         ({"temperature": 0.7}, "a temperature other than 1 biases the logprobs; allow that with --allow-biased"),
         ({"minibatches": 17}, "17 minibatches are more than the rollouts of a step"),
+        ({"advantages": "gigpo"}, "advantages 'gigpo' compare turns, so they need an --environment of several"),
         ({"entropy_step": 0.1}, "entropy_step is for an --entropy-target only"),
         ({"entropy_highest": 0.1}, "entropy_highest is for an --entropy-target only"),
         (

@@ -228,6 +228,15 @@ def test_guess_number_says_higher_or_lower_and_rewards_the_number() -> None:
     low, high, hit = play(GuessNumber(seed=3), "1", "I think it is 9.", str(hidden))
     assert [step.messages[0]["content"] for step in (low, high)] == ["Higher.", "Lower."]
     assert [(step.reward, step.done) for step in (low, high, hit)] == [(0, False), (0, False), (1, True)]
+    assert [step.state for step in (low, high)] == ["from 2 to 9, 2 left", "from 2 to 8, 1 left"]
+    unclear, wide = play(GuessNumber(seed=3), "no", "9")
+    assert [step.state for step in (unclear, wide)] == ["from 1 to 9, 2 left", "from 1 to 8, 1 left"]
+    again = play(GuessNumber(seed=3, turns=4), str(hidden - 1), "1", str(hidden + 1))
+    assert [step.state for step in again] == [
+        f"from {hidden} to 9, 3 left",
+        f"from {hidden} to 9, 2 left",  # a guess that says nothing new
+        f"from {hidden} to {hidden}, 1 left",
+    ]
 
 
 def test_a_last_guess_is_worth_more_the_nearer_it_is_but_never_as_much_as_the_number() -> None:

@@ -83,6 +83,35 @@ def test_what_an_environment_wrote_between_two_answers_has_weight_0_in_the_datum
     assert inputs["sampling_logprobs"].data == [-0.5, 0.0, 0.0, -0.25]
 
 
+def played(rewards: list[float], states: list[str], *, truncated: bool = False) -> Rollout:
+    """An episode of turns of one token each, with one of the environment's before each but the first."""
+    tokens = 2 * len(rewards) - 1
+    own = [float(i % 2 == 0) for i in range(tokens)]
+    starts = list(range(0, tokens, 2))
+    answers = ["x"] * len(rewards)
+    total = sum(rewards)
+    longest = 8 if truncated else 1
+    return Rollout("p", [1], [2] * tokens, own, own, total, truncated, longest, answers, starts, rewards, states)
+
+
+def test_gigpo_gives_each_turns_tokens_its_own_advantage() -> None:
+    # Sums 1 and 0: ±.5. From "start": returns .95 and 0, so ±.475; from "open" nobody else.
+    group = [played([0.0, 1.0], ["start", "open"]), played([0.0], ["start"])]
+    first, second = datums_of(collector(), [group], "gigpo", allow_biased=False)
+    assert first.loss_fn_inputs["advantages"].data == pytest.approx([0.975, 0.975, 0.5])
+    assert first.loss_fn_inputs["weights"].data == [1.0, 0.0, 1.0]
+    assert second.loss_fn_inputs["advantages"].data == pytest.approx([-0.975])
+
+
+def test_the_penalty_of_an_overlong_episode_is_its_last_turns() -> None:
+    group = [played([0.0, 1.0], ["start", "open"], truncated=True), played([0.5], ["start"])]
+    soft = collector(overlong="soft", overlong_buffer=4, max_tokens=8)  # 8 tokens of 8: all of the penalty, -1
+    assert soft.shaped_rewards(group) == [0.0, 0.5]
+    first, _ = datums_of(soft, [group], "gigpo", allow_biased=False)
+    # Sums 0 and .5, less their mean: -.25; returns from "start" 0 and .5: -.25
+    assert first.loss_fn_inputs["advantages"].data == pytest.approx([-0.5, -0.5, -0.25])
+
+
 def test_groups_of_equal_rewards_are_replaced_by_other_problems_up_to_the_limit() -> None:
     dealt = collector([1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], dynamic_sampling=2)
     rollouts = dealt.collect(NO_SAMPLER, step=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_a_conversation_of_two_turns_is_the_templates_own_with_weight_0_where_th
         0.0
     ] * (len(rollout.weights) - len(learned))
     assert (rollout.reward, rollout.is_truncated, rollout.answers) == (1.25, False, ["again", "done"])
+    assert rollout.turn_rewards == [0.25, 1.0]
+    assert rollout.states == ["system: rules\nuser: first", "user: go <|im_end|> on"]
+    first, second = rollout.turn_starts
+    assert (first, rollout.response_tokens[second:]) == (0, [*TOKENIZER.encode("done"), END])
+
+
+def test_an_environment_may_name_the_state_and_a_cut_episode_has_as_many_as_answers() -> None:
+    class Named(Talks):
+        def step(self, answer: str) -> Step:
+            return replace(super().step(answer), state=f"after {answer}")
+
+    assert run(Scripted(["again"], ["done"]), Named)[0].states == ["system: rules\nuser: first", "after again"]
+    [cut] = run(Scripted(["again"]), Named, max_length=5)
+    assert (len(cut.states), cut.turn_rewards, cut.is_truncated) == (1, [0.25], True)
 
 
 def test_control_tokens_that_an_environment_says_are_text() -> None:
