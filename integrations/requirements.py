@@ -97,6 +97,7 @@ def check_reads(
         own: LossLike = part
         missing = [name for name in own.outputs if name not in outputs]
         missing += [name for name in wanted(own) if name not in inputs]
+        missing += [] if part.label == part.name or part.weights in inputs else [part.weights]
         if missing:
             given = ", ".join([*outputs, *inputs])
             raise MissingInput(

@@ -10,11 +10,12 @@ values, i a datum, t a token:
 | `seq-mean-token-mean`     | Σ_i (Σ_t w l / Σ_t w)                | datums with a non-zero weight  |
 | `seq-mean-token-sum`      | Σ w l                                | datums with a non-zero weight  |
 | `seq-mean-token-sum-norm` | Σ w l                                | those datums x `norm_length`   |
+| `prompt-mean`             | Σ_g (Σ_{t in g} w l / Σ_{t in g} w)  | groups g with a non-zero weight |
 | `pair-mean`               | Σ over pairs                         | pairs                          |
 | `group-mean`              | Σ over groups                        | groups                         |
 | `mean`                    | Σ over datums (or pairs)             | datums (or pairs)              |
 
-Denominators come from data alone and are counted over the whole call before the first forward.
+A group g is the datums with the same integer `group`, such as the answers to one prompt. Denominators come from data alone and are counted over the whole call before the first forward.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from typing import Any
 import torch
 
 REDUCTIONS: dict[str, tuple[str, ...]] = {
-    "token": ("sum", "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
+    "token": (
+        "sum",
+        "token-mean",
+        "seq-mean-token-mean",
+        "seq-mean-token-sum",
+        "seq-mean-token-sum-norm",
+        "prompt-mean",
+    ),
     "datum": ("sum", "mean"),
     "pair": ("sum", "pair-mean", "mean"),
     "group": ("sum", "group-mean"),
@@ -73,6 +81,11 @@ class Count:
     def is_zero(self) -> bool:
         """Whether some mean has nothing to divide by."""
         return any(value == 0 for value in self.values)
+
+
+def coupled_by(reduction: str) -> str:
+    """What must be seen together to divide as a reduction says."""
+    return {"prompt-mean": "group"}.get(reduction, "datum" if reduction.startswith("seq-") else "token")
 
 
 def coarsest(*couplings: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ..spec.settings import WEIGHTS_KEY, Settings
-from ..spec.spec import Input, LossSpec
+from ..spec.spec import GROUP_KEY, Input, LossSpec
 from .checks import (
     are_ids,
     check_candidates,
@@ -42,6 +42,7 @@ from .positions import (
     target_shape,
     weighted_positions,
 )
+from .prompts import Prompts
 
 
 def pack(datums: Sequence[Datum], spec: LossSpec, settings: Settings) -> Packed:
@@ -237,7 +238,11 @@ def _pack_whole_datums(datums: Sequence[Datum], spec: LossSpec, config: object) 
 
 
 def laid_out(packed: Packed) -> Packed:
-    """The same; raises where the datums are not laid out as the loss needs them."""
+    """The same, with the weights of its prompts; raises where the datums are not laid out as the loss needs them."""
+    if getattr(packed.config, "reduction", None) == "prompt-mean":
+        ids = packed.inputs[GROUP_KEY]
+        assert ids is not None, "a loss with this reduction reads the key"
+        packed.prompts = Prompts.of(ids, packed.weight_per_datum)
     if packed.spec.groups is not None:
         _ = packed.value_count
     return packed

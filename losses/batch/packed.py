@@ -16,6 +16,7 @@ from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import GROUP_KEY, LossSpec, Per
 from .groups import DatumGroups
 from .positions import active_targets, has_columns, weighted
+from .prompts import Prompts, joined_mean
 from .seqs import Seqs
 
 
@@ -29,6 +30,7 @@ class Packed:
     [T, K] logprobs, except in a loss that wants weights. `PerDatum` inputs are over the active datums.
     is_even: every tensor with columns has the same number of them in all datums.
     rows: once `placed`, where the active positions, and the active datums, lie among those that the outputs hold.
+    prompts: under reduction "prompt-mean", the weights of the active datums' groups in the whole call.
     """
 
     spec: LossSpec
@@ -40,6 +42,7 @@ class Packed:
     inputs: dict[str, Tensor | None]
     is_even: bool = True
     rows: Mapping[str, Tensor | None] | None = None
+    prompts: Prompts | None = None
 
     @property
     def per(self) -> Per:
@@ -106,11 +109,10 @@ class Packed:
         if not self.spec.wants_weights:  # such a loss has its weights in its values already
             weights = self.weights.to(values)
             values = weighted(values, weights, active_targets(weights, self.spec))
-        if reduction != "seq-mean-token-mean":
+        if reduction not in ("seq-mean-token-mean", "prompt-mean"):
             return values.sum()
-        weight = self.weight_per_datum.to(values)
         sums = self.seqs.plain_sum(row_sums(values))  # unweighted: the weights are in `values` by now
-        return (sums / torch.where(weight == 0, torch.ones_like(weight), weight)).sum()
+        return joined_mean(sums, self.weight_per_datum if self.prompts is None else self.prompts.weights)
 
     def count(self, reduction: str, norm_length: int | None) -> Count:
         """The denominator that belongs to `total`, from data alone.
@@ -122,6 +124,8 @@ class Packed:
         self._check_not_negative(reduction)
         if reduction == "token-mean":
             return Count((float(self.weight_per_datum.sum()),))
+        if self.prompts is not None:
+            return Count((float(self.prompts.count),))
         if reduction in ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
             datums = float((self.weight_per_datum != 0).sum())
             return Count((datums * (norm_length or 1),))
@@ -153,13 +157,15 @@ class Packed:
         given |= {f"places of {of}": value for of, value in self.places(computed).items()}
         own = {"weights": self.weights, "lengths": self.seqs.lengths, "index": self.seqs.index}
         own |= {} if self.groups is None else {"cells of groups": self.groups.cells}
+        own |= {} if self.prompts is None else {"weights of prompts": self.prompts.weights}
         return own | {name: value for name, value in given.items() if value is not None}
 
     def placed(self, tensors: Mapping[str, Tensor]) -> Packed:
         """The same, with its `tensors` on another device."""
         inputs = {name: tensors.get(f"input {name}") for name in self.inputs}
         rows = {of: tensors.get(f"places of {of}") for of in ("positions", "datums")}
-        other = replace(self, weights=tensors["weights"], inputs=inputs, rows=rows)
+        prompts = None if self.prompts is None else self.prompts.placed(tensors["weights of prompts"])
+        other = replace(self, weights=tensors["weights"], inputs=inputs, rows=rows, prompts=prompts)
         cells = tensors.get("cells of groups")
         other.seqs = self.seqs.placed(tensors["lengths"], tensors["index"], other.weights, cells)
         other.groups = None if self.groups is None or cells is None else self.groups.placed(cells)
@@ -174,11 +180,11 @@ class Packed:
         positions = torch.from_numpy(blocks(first, lengths))
         rows = torch.from_numpy(blocks(first_row, tokens))
         datums = torch.from_numpy(place[tokens > 0])
+        prompts = None if self.prompts is None else self.prompts.select(datums)
         per = {wanted.name: datums if wanted.per == "datum" else rows for wanted in self.spec.inputs}
         inputs = {name: None if value is None else value[per[name]] for name, value in self.inputs.items()}
-        return Packed(
-            self.spec, self.config, lengths, tokens, self.active[positions], self.weights[rows], inputs, self.is_even
-        )
+        active, weights = self.active[positions], self.weights[rows]
+        return Packed(self.spec, self.config, lengths, tokens, active, weights, inputs, self.is_even, prompts=prompts)
 
 
 def blocks(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -218,7 +218,7 @@ class BoundSingle(BoundLoss):
         if order is None or np.array_equal(order, np.arange(len(self.datums))):
             return self._packed
         if not self._packed.is_even:  # these datums alone may have fewer columns than all together
-            return self._pack(self.chosen(order))
+            return replace(self._pack(self.chosen(order)), prompts=self._packed.select(order).prompts)
         return self._packed.select(order)
 
     def _pack(self, datums: Sequence[Datum]) -> Packed:

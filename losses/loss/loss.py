@@ -22,9 +22,9 @@ from .. import stats
 from ..batch.pack import pack
 from ..batch.packed import Packed
 from ..ids import LossId, MixtureId, PresetId
-from ..reductions import Count, coarsest
+from ..reductions import Count, coarsest, coupled_by
 from ..spec.settings import WEIGHTS_KEY, resolve_settings
-from ..spec.spec import LossSpec
+from ..spec.spec import LossSpec, reduced_by
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
 from .arithmetic import Arithmetic
@@ -66,6 +66,13 @@ class LossLike(OnTensors, Arithmetic["Mixture"]):
     @abstractmethod
     def couples(self) -> str:
         """What must be seen together: "token", "datum", "pair", "group" or "batch"."""
+
+    @property
+    def cut_by(self) -> str:
+        """What a call that was bound as a whole must still see together: all that it couples but by its reduction, whose
+        denominators the bound loss knows.
+        """
+        return coarsest(*(part.spec.couples for _, part in self.parts))
 
     @abstractmethod
     def copied(self) -> LossLike:
@@ -164,7 +171,7 @@ class Loss(LossLike):
         resolved = resolve_settings(spec.config, spec.name, config, has_weights=spec.has_weights)
         if spec.conflict is not None and (why := spec.conflict(resolved.function)):
             raise LossConfigError(f"{spec.name}: {why}")
-        self.spec = spec
+        self.spec = reduced_by(spec, resolved.reduction)
         self.config = resolved.config
         self.settings = resolved.function
         self.reduction = resolved.reduction
@@ -206,8 +213,8 @@ class Loss(LossLike):
 
     @property
     def couples(self) -> str:
-        """What must be seen together; a reduction over sequences keeps datums whole."""
-        return coarsest(self.spec.couples, "datum" if self.reduction.startswith("seq-") else "token")
+        """What must be seen together; a reduction over sequences keeps datums whole, one over prompts their groups."""
+        return coarsest(self.spec.couples, coupled_by(self.reduction))
 
     def pack(self, data: Sequence[Datum]) -> Packed:
         """What the loss reads of `data`, packed, without the model's outputs."""

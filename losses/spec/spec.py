@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ...datums.errors import LossContractError
@@ -114,6 +114,16 @@ class LossSpec:
     def wants_weights(self) -> bool:
         """Whether it reads `weights`, so that it sees every position and applies the weights itself."""
         return "weights" in self.parameters
+
+
+def reduced_by(spec: LossSpec, reduction: str) -> LossSpec:
+    """The spec under a reduction: "prompt-mean" reads the key `group`, which any other reads only if the function does."""
+    own = [
+        one for one in spec.inputs if one.name != GROUP_KEY or GROUP_KEY in spec.parameters or spec.couples == "group"
+    ]
+    if reduction == "prompt-mean" and not any(one.name == GROUP_KEY for one in own):
+        own.append(Input(GROUP_KEY, True, "datum", is_id=True))
+    return spec if tuple(own) == spec.inputs else replace(spec, inputs=tuple(own))
 
 
 def _reads_tokens(outputs: Sequence[str]) -> bool:

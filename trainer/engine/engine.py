@@ -279,7 +279,7 @@ class Engine:
             sequences,
             names,
             None if reads_all else bound.active.numpy(),
-            couples=loss.couples,
+            couples=loss.cut_by,
             units=None if loss.couples == "batch" else units_of(bound.datums, [part.spec for _, part in loss.parts]),
             pooling=pooling,
             settings=self.settings,

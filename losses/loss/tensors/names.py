@@ -91,7 +91,7 @@ def _check_present(part: Part, tensors: Mapping[str, Tensor], given: Collection[
     spec, settings = part.spec, part.spec.required_if
     required = {one.name: one.required for one in spec.inputs} | dict.fromkeys(spec.outputs, True)
     if counts_only:  # groups may count their values by what rows carry
-        counted = spec.groups is not None or spec.per == "group"
+        counted = spec.groups is not None or spec.per == "group" or part.reduction == "prompt-mean"
         of_rows = [one for one in spec.inputs if one.per == "datum"] if counted else ()
         required = {one.name: one.required for one in of_rows}
     if part.weights not in (None, WEIGHTS_KEY):

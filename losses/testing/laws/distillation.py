@@ -15,6 +15,7 @@ from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
 from ...math import divergences
 from ...registry import get_loss
+from ...spec.spec import GROUP_KEY
 from .. import strategies
 from ..evaluation import evaluate, same, shown
 from ..loss_under_test import LossUnderTest, OutputLists, datum_of
@@ -82,7 +83,7 @@ def one_candidate_is_cross_entropy(loss: LossUnderTest, data: Sequence[Datum], o
     first = [t[:, :1] for t in outputs["logprobs"]]
     certain, single = [], []
     for datum in data:
-        weights = {k: v for k, v in _inputs(datum) if k == "weights"}
+        weights = {k: v for k, v in _inputs(datum) if k in ("weights", GROUP_KEY)}
         targets = datum.loss_fn_inputs["target_tokens"].to_numpy()[:, 0]
         single.append(Datum(datum.model_input, {**weights, "target_tokens": TensorData(targets)}))
         columns = {

@@ -25,7 +25,7 @@ FINITE_POISONS = ((-1e4, "inputs"), (-1e4, "outputs"), (-20.0, "both"))
 #: A key that no loss reads.
 OTHER_KEY = "other_weights"
 #: Reductions under which the value stays the same when all weights are multiplied.
-INVARIANT = ("token-mean", "seq-mean-token-mean")
+INVARIANT = ("token-mean", "seq-mean-token-mean", "prompt-mean")
 
 
 def masked_positions(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 
 from ....datums.errors import LossCheckError
 from ....datums.types import Datum
 from ... import stats
+from ...batch.groups import units_of
+from ...batch.outputs import as_outputs
 from ..checks import Check, batches, ordinary
-from ..evaluation import TOLERANCES, boundaries, cut_up, evaluate, evaluate_parts, leaves, same, same_metrics, select
+from ..evaluation import (
+    TOLERANCES,
+    Evaluation,
+    boundaries,
+    cut_up,
+    evaluate,
+    evaluate_parts,
+    gradients,
+    leaves,
+    same,
+    same_metrics,
+    select,
+)
 from ..loss_under_test import LossUnderTest, OutputLists, terms
 
 
@@ -45,6 +60,35 @@ def law_ranks(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, 
         )
     whole = evaluate(loss, data, outputs)
     same(whole, evaluate_parts(loss, parts, whole_outputs), f"when the data was dealt out to {last + 1} ranks")
+
+
+def law_bound_parts(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, ranks: Sequence[int]) -> None:
+    """A call that was bound as a whole merges from parts that separate only what the loss's function does not couple.
+
+    So the trainer cuts it: denominators, also those of a group of answers, are known before the first part.
+    """
+    own = leaves(outputs, loss.dtype)
+    bound, parts = loss.wrapped.prepare(data), []
+    for rank in sorted(set(ranks)):
+        chosen = [i for unit, owner in zip(_units(loss, data), ranks, strict=True) if owner == rank for i in unit]
+        given = {name: [tensors[i] for i in chosen] for name, tensors in own.items()}
+        parts.append((bound.part(chosen), as_outputs(given, [data[i] for i in chosen], loss.outputs[0])))
+    terms_of_parts = [part.terms(given) for part, given in parts]
+    value = torch.stack([(total / bound.count).double() for total, _ in terms_of_parts]).sum()
+    total = torch.stack([total.double() for total, _ in terms_of_parts]).sum(0)
+    metrics = stats.merge(metrics for _, metrics in terms_of_parts)
+    count: Any = sum((part.count for part, _ in parts[1:]), parts[0][0].count)
+    whole = evaluate(loss, data, outputs)
+    merged = Evaluation(total.detach(), count, value.detach(), gradients(value, own), metrics, whole.tolerance)
+    same(whole, merged, f"when the bound call was cut into {len(parts)} parts")
+
+
+def _units(loss: LossUnderTest, data: Sequence[Datum]) -> list[list[int]]:
+    """Indices of the datums that the trainer keeps together."""
+    if loss.wrapped.cut_by == "group" and (units := units_of(data, [part.spec for part in loss.parts])) is not None:
+        return units
+    step = 2 if loss.has_pairs else 1
+    return [list(range(i, i + step)) for i in range(0, len(data), step)]
 
 
 def order(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, places: Sequence[int]) -> None:
@@ -112,6 +156,13 @@ def _with_ranks(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
 
 
 @st.composite
+def _with_shares(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
+    example = draw(batches(loss, min_groups=2))
+    count = len(_units(loss, example["data"]))
+    return {**example, "ranks": draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))}
+
+
+@st.composite
 def _with_places(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     example = draw(batches(loss, min_groups=2))
     count = len(_movable(loss, len(example["data"])))
@@ -122,6 +173,10 @@ def _skip_coupled(loss: LossUnderTest) -> str:
     return "it couples the whole batch, so there is no place to cut" if loss.couples == "batch" else ""
 
 
+def _skip_uncut(loss: LossUnderTest) -> str:
+    return "its function couples the whole batch, so there is no place to cut" if loss.wrapped.cut_by == "batch" else ""
+
+
 def _skip_batch_style(loss: LossUnderTest) -> str:
     return "fn(data, logprobs_list) may depend on the order of datums" if loss.is_batch_style else ""
 
@@ -129,6 +184,7 @@ def _skip_batch_style(loss: LossUnderTest) -> str:
 CHECKS = (
     Check("law_micro_batches", law_micro_batches, _with_cuts, _skip_coupled),
     Check("law_ranks", law_ranks, _with_ranks, _skip_coupled),
+    Check("law_bound_parts", law_bound_parts, _with_shares, _skip_uncut),
     Check("order", order, _with_places, _skip_batch_style),
 )
 METRICS_LAW = Check("metrics_law", metrics_law, ordinary)

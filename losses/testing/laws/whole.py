@@ -14,6 +14,7 @@ from ....datums.errors import LossCheckError
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
 from ...registry import get_loss
+from ...spec.spec import GROUP_KEY
 from ...spec.vocabulary import STUDENT, TEACHER
 from .. import strategies
 from ..evaluation import evaluate, same, shown
@@ -94,7 +95,7 @@ def _rows(outputs: OutputLists) -> list[tuple[Tensor, Tensor]]:
 def _with_candidates(datum: Datum, teacher: Tensor) -> Datum:
     tokens = np.tile(np.arange(teacher.shape[1]), (len(teacher), 1))
     carried = {"target_tokens": TensorData(tokens), "teacher_logprobs": TensorData(teacher.numpy().astype(np.float32))}
-    weights = {key: one for key, one in datum.loss_fn_inputs.items() if key == "weights"}
+    weights = {key: one for key, one in datum.loss_fn_inputs.items() if key in ("weights", GROUP_KEY)}
     return Datum(datum.model_input, {**weights, **carried})
 
 

@@ -40,6 +40,7 @@ DECLARED: dict[str, dict[str, Any]] = {
 BUGS: list[tuple[Callable[..., Any], str, str]] = [
     (broken.local_baseline, "law_micro_batches", "when the data was cut into"),
     (broken.local_baseline, "law_ranks", "when the data was dealt out to"),
+    (broken.local_baseline, "law_bound_parts", "when the bound call was cut into"),
     (broken.local_whitening, "law_micro_batches", "when the data was cut into"),
     (broken.share_of_advantage, "law_micro_batches", "to nan when the data was cut into"),
     (broken.refuses_nothing, "law_ranks", "RuntimeError: max()"),
