@@ -12,11 +12,14 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lossbook import describe_loss, describe_preset, list_losses, list_presets
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parity.md"
@@ -24,15 +27,63 @@ HEAD = """<!-- Made by docs/make_parity_page.py (`make docs`) from tests/peers: 
 
 # Parity with other libraries
 
-Each row runs a loss and the function that another library's package ships for it on the same random data, and compares the
-values and their gradients with respect to the model's outputs. The figures are the largest absolute differences, rounded up to a
-power of ten with a digit to spare, so that they are the same on other machines. `tested to` is the limit in `pytest tests/peers`.
-If the peer's defaults give another loss, `settings` and `note` say which settings make both equal. If a peer works in float32, so
-do the figures.
+What is said here of other libraries was either run or read, and this page says which.
 
-| loss | settings | peer | package | version | value | gradient | tested to | note |
+## Run
+
+Tests run these packages' own code beside ours, on the same random data with masks that have holes, rows that are masked whole,
+advantages of 0 and ratios beyond every bound, and compare values and gradients. `make test` installs them; those in `.venv/peers` come
+without what they require, and what their losses import and do not need has an empty stand-in there (tests/peers/packages.py).
+
+| package | version | comparisons | installed | also run |
+|---|---|---|---|---|
+"""
+READ = """
+## Read
+
+Of these no code is run here: their presets and the remarks on cards are from their source or documentation at that version.
+
+| system | version | presets | cards |
+|---|---|---|---|
+"""
+FIGURES = """
+## Losses
+
+The figures are the largest differences, in proportion to the size of what is compared where that is above 1 (absolute for TRL, Sentence
+Transformers and the cookbook), rounded up to a power of ten with a digit to spare, so that they are the same on other machines.
+`tested to` is the limit in `pytest tests/peers`. If the peer's defaults give another loss, `settings` and `note` say which settings make
+both equal. If a peer works in float32, so do the figures.
+
+"""
+PRESETS = """
+## Presets
+
+Each with its peer's defaults, as installed. Presets of systems that are read only are called by the tests, and compared with nothing.
+
+"""
+TABLE = """| loss | settings | peer | package | version | value | gradient | tested to | note |
 |---|---|---|---|---|---|---|---|---|
 """
+#: Where a package lies, and what of it is run beside losses.
+ALSO = {
+    "trl": "the off-policy mask, entropy masks; defaults of its configurations",
+    "verl": "advantages, weights and rejections of rollouts; defaults of its configurations",
+    "skyrl": "advantages, masks and weights of rollouts; defaults of its configurations",
+    "openrlhf": "rejections of rollouts",
+    "areal": "rejections of rollouts",
+    "tinker-cookbook": "advantages, KL penalties, discounted sums",
+    "liger-kernel": "defaults of its constructors",
+    "sentence-transformers": "defaults of its constructors",
+}
+#: What cards and presets call by another name than the package that is run, or than one another.
+NAMES = {
+    "liger": "liger-kernel",
+    "sentence transformers": "sentence-transformers",
+    "fireworks": "Fireworks",
+    "fireworks-ai": "Fireworks",
+    "fw-ai/cookbook": "Fireworks cookbook",
+    "tinker": "Tinker's service",
+}
 TINKER = """
 ## The tinker service
 
@@ -50,9 +101,39 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    rows = [row_of(case) for case in sorted(peers("parity").cases(), key=lambda case: (case.loss, case.row))]
-    PAGE.write_text(HEAD + "".join(rows) + TINKER + "".join(tinker_lines()), encoding="utf-8")
-    print(f"{len(rows)} comparisons in {PAGE}")
+    cases = sorted(peers("parity").cases(), key=lambda case: (case.loss, case.row))
+    losses, presets = ([case for case in cases if (":" in case.loss) is wanted] for wanted in (False, True))
+    parts = [HEAD, *run_lines(cases), READ, *read_lines(cases), FIGURES, TABLE, *map(row_of, losses)]
+    parts += [PRESETS, TABLE, *map(row_of, presets), TINKER, *tinker_lines()]
+    PAGE.write_text("".join(parts), encoding="utf-8")
+    print(f"{len(cases)} comparisons in {PAGE}")
+
+
+def run_lines(cases: Sequence[Any]) -> Iterator[str]:
+    """A row for each package whose code is run."""
+    counts = Counter((case.package, case.version) for case in cases)
+    for (package, version), count in sorted(counts.items()):
+        where = "`.venv/peers`" if (peers("packages").FOLDER / package).is_dir() else "with its requirements"
+        where = "without its requirements" if package == "tinker-cookbook" else where
+        yield f"| {package} | {version} | {count} | {where} | {ALSO.get(package, '')} |\n"
+
+
+def read_lines(cases: Sequence[Any]) -> Iterator[str]:
+    """A row for each system and version that presets and cards are from, and of which no code is run."""
+    presets, cards = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for preset in map(describe_preset, list_presets()):
+        presets[named(preset.package), preset.version] += 1
+    for system, _, version in (key.rpartition(" ") for name in list_losses() for key in describe_loss(name).differs):
+        cards[named(system), version] += 1
+    run = {(case.package, case.version) for case in cases}
+    for one in sorted({*presets, *cards}, key=lambda one: (one[0].lower(), one[1])):
+        if (one[0].lower(), one[1]) not in run:
+            yield f"| {' | '.join(one)} | {presets[one] or ''} | {cards[one] or ''} |\n"
+
+
+def named(system: str) -> str:
+    """A system under the one name that this page has for it."""
+    return NAMES.get(system.lower(), system)
 
 
 def peers(module: str) -> Any:

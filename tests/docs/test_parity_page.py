@@ -43,3 +43,13 @@ def test_a_row_holds_both_figures_and_keeps_its_columns(script: ModuleType) -> N
         row=("`mine`", "", "`Theirs`", "peer", "1.2"), differences=lambda: (0.0, 5e-8), tolerance=2e-6, note="|x| < 1"
     )
     assert script.row_of(case) == ("| `mine` |  | `Theirs` | peer | 1.2 | < 1e-12 | < 1e-06 | 2e-06 | \\|x\\| < 1 |\n")
+
+
+def test_what_is_not_run_is_named_as_read_with_its_versions(script: ModuleType) -> None:
+    run = [SimpleNamespace(package="trl", version="1.16.0"), SimpleNamespace(package="verl", version="0.9.1")]
+    rows = [line.strip("| \n").split(" | ") for line in script.read_lines(run)]
+    systems = {row[0] for row in rows}
+    assert {"Tinker's service", "Fireworks", "Fireworks cookbook", "prime-rl", "Together fine-tuning API"} <= systems
+    assert "verl" not in systems
+    assert [row[1] for row in rows if row[0] == "TRL"] == ["0.29.0"]  # an older release than the one that is run
+    assert [row for row in rows if row[0].lower() == "fireworks-ai"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,26 @@ BARE = (
     "skyrl.backends.skyrl_train.utils",
     "skyrl.train",
 )
+#: SkyRL's functions by the names that it registers them under. Its registries would start an actor where ray runs.
+POLICIES = {
+    "regular": "ppo_policy_loss",
+    "dual_clip": "ppo_policy_loss",
+    "gspo": "gspo_policy_loss",
+    "sapo": "sapo_policy_loss",
+    "cispo": "compute_policy_loss_cispo",
+    "rollout_is": "rollout_is_policy_loss",
+    "dppo": "dppo_policy_loss",
+    "clip_cov": "compute_policy_loss_clip_cov",
+    "kl_cov": "compute_policy_loss_kl_cov",
+    "cross_entropy": "cross_entropy_loss",
+    "importance_sampling": "importance_sampling_loss",
+}
+ADVANTAGES = {
+    "grpo": "compute_grpo_outcome_advantage",
+    "rloo": "compute_rloo_outcome_advantage",
+    "gae": "compute_gae_advantage_return",
+    "maxrl": "compute_maxrl_advantage",
+}
 
 
 def core() -> Any:
@@ -41,7 +62,7 @@ def policy(mode: str, **settings: Any) -> Peer:
 
     def compute(logprobs: Tensor, sampling: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
         own = config(policy_loss_type=mode, **settings)
-        loss, _ = core().PolicyLossRegistry.get(mode)(
+        loss, _ = getattr(core(), POLICIES[mode])(
             logprobs,
             sampling,
             divided(advantages, mask, own),
@@ -52,6 +73,11 @@ def policy(mode: str, **settings: Any) -> Peer:
         return loss
 
     return compute
+
+
+def advantage(name: str) -> Callable[..., Any]:
+    """One of SkyRL's advantage estimators by its registered name."""
+    return getattr(core(), ADVANTAGES[name])
 
 
 def divided(advantages: Tensor, mask: Tensor, own: Any) -> Tensor:

@@ -48,8 +48,7 @@ def of_verl(name: str, mask: Tensor = MASK, **more: Any) -> Tensor:
 
 
 def of_skyrl(name: str, mask: Tensor = MASK, **more: Any) -> Any:
-    function = skyrl_core.core().AdvantageEstimatorRegistry.get(name)
-    return function(token_level_rewards=at_the_end(mask), response_mask=mask, **more)
+    return skyrl_core.advantage(name)(token_level_rewards=at_the_end(mask), response_mask=mask, **more)
 
 
 BY_GROUP = [
@@ -135,8 +134,7 @@ def test_advantages_of_groups_are_skyrls(
         sys.modules, "loguru", SimpleNamespace(logger=logging.getLogger())
     )  # imported when it is called
     rewards = at_the_end(MASK).abs() if name == "maxrl" else at_the_end(MASK)
-    function = skyrl_core.core().AdvantageEstimatorRegistry.get(name)
-    theirs, _ = function(token_level_rewards=rewards, response_mask=MASK, index=GROUPS, **options)
+    theirs, _ = skyrl_core.advantage(name)(token_level_rewards=rewards, response_mask=MASK, index=GROUPS, **options)
     torch.testing.assert_close(ours(), per_row(theirs, MASK), rtol=1e-5, atol=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 Wanted numbers are of datums, under the reduction that the framework asks for. The formulas of the frameworks' own PPO are
 written again here, in NumPy, from their sources: verl 0.9.1 trainer/ppo/core_algos.py, SkyRL 0.4.0 utils/ppo_utils.py, prime-rl
-trainer/rl/loss.py of 2026. verl's own function and its registry are asked too.
+trainer/rl/loss.py of 2026. verl's own function and registry, and SkyRL 0.3.0's function, are asked too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lossbook import Datum, ModelInput, get_loss
 from lossbook.datums.errors import LossbookError
 from lossbook.integrations import prime_rl, skyrl, verl
 
-from ...peers import verl_core
+from ...peers import skyrl_core, verl_core
 
 ROWS, WIDTH = 8, 7
 LENGTHS = [3, 7, 1, 5, 2, 6, 4, 7]
@@ -184,6 +184,7 @@ def registry() -> Iterator[Any]:
     core.POLICY_LOSS_REGISTRY.update(before)
 
 
+@pytest.mark.slow
 def test_the_installed_verl_takes_it_and_its_own_ppo_agrees(registry: Any) -> None:
     registry.register_policy_loss("lossbook_ppo")(verl.policy_loss("ppo"))
     arguments = (OLD, NEW, ADVANTAGES, MASK, "token-mean")
@@ -224,6 +225,17 @@ def through_skyrl(loss: Any, reduction: str, parts: int, **others: Any) -> tuple
         assert all(isinstance(number, float) for number in metrics.values())
     assert own.grad is not None
     return total, own.grad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["regular", "dual_clip"])
+def test_the_installed_skyrl_calls_it_as_its_own_ppo_which_agrees(mode: str) -> None:
+    core, own = skyrl_core.core(), skyrl_core.config(policy_loss_type=mode)
+    asked = (NEW, OLD, ADVANTAGES / MASK.sum(), own)
+    theirs, _ = getattr(core, skyrl_core.POLICIES[mode])(*asked, loss_mask=MASK.double(), rollout_logprobs=ROLLOUT)
+    ours = skyrl.policy_loss({"regular": "ppo"}.get(mode, mode))
+    mine, _ = ours(*asked, loss_mask=MASK.double(), rollout_logprobs=ROLLOUT)
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
