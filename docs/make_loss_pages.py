@@ -44,6 +44,7 @@ FAMILIES = {
     "preference": "Which of two responses is better, or whether a single response is good.",
     "distillation": "Make a student's distribution that of a teacher.",
     "embedding": "One pooled vector per datum.",
+    "ranking": "One score per datum: a query with one of its candidates, which are a group.",
     "value": "Value functions, entropy, and other terms that are added to a policy's loss.",
 }
 IDS_HEAD = '''"""Ids of lossbook's own losses and presets, for editors to complete.

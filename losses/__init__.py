@@ -3,7 +3,7 @@
 if "." not in __name__:
     raise ImportError("losses/ is a part of the lossbook package: write `import lossbook.losses`")
 
-from . import advantages, distillation, embedding, policy, preference, returns, stats, supervised, value
+from . import advantages, distillation, embedding, policy, preference, ranking, returns, stats, supervised, value
 from .batch.outputs import Outputs
 from .batch.seqs import Seqs
 from .cards.card import LossCard, describe_loss
@@ -73,6 +73,7 @@ __all__ = [
     "plugin_errors",
     "policy",
     "preference",
+    "ranking",
     "ratio_stats",
     "register_loss",
     "returns",

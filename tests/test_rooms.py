@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loss",),
         ("registry",),
         ("family",),
-        ("supervised", "policy", "preference", "distillation", "embedding", "value", "variants"),
+        ("supervised", "policy", "preference", "distillation", "embedding", "ranking", "value", "variants"),
         ("cards",),
         ("testing",),
     ),

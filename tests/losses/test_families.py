@@ -38,7 +38,9 @@ def test_a_loss_can_be_imported_from_the_folder_of_its_family(name: str) -> None
     assert function.__name__ in dir(family)
 
 
-@pytest.mark.parametrize("name", ["supervised", "policy", "preference", "distillation", "embedding", "value"])
+@pytest.mark.parametrize(
+    "name", ["supervised", "policy", "preference", "distillation", "embedding", "ranking", "value"]
+)
 def test_what_a_family_lists_can_be_imported_from_it(name: str) -> None:
     family = importlib.import_module(f"lossbook.losses.{name}")
     assert all(callable(getattr(family, public)) for public in family.__all__)

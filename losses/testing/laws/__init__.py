@@ -8,9 +8,16 @@ to the kit: `check_loss(my_function, laws={"on_policy_is_reinforce": {}})`.
 
 from __future__ import annotations
 
-from . import distillation, embedding, policy, preference, whole
+from . import distillation, embedding, policy, preference, ranking, whole
 
 #: Every law of a family.
-CHECKS = (*distillation.CHECKS, *embedding.CHECKS, *policy.CHECKS, *preference.CHECKS, *whole.CHECKS)
+CHECKS = (
+    *distillation.CHECKS,
+    *embedding.CHECKS,
+    *policy.CHECKS,
+    *preference.CHECKS,
+    *ranking.CHECKS,
+    *whole.CHECKS,
+)
 
-__all__ = ["CHECKS", "distillation", "embedding", "policy", "preference", "whole"]
+__all__ = ["CHECKS", "distillation", "embedding", "policy", "preference", "ranking", "whole"]

@@ -13,9 +13,9 @@ from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
 from ...registry import get_loss
+from ..checks import family_law
 from ..evaluation import evaluate, same, shown, sliced
 from ..loss_under_test import LossUnderTest, OutputLists, rows
-from .law import family_law
 
 
 def on_policy_is_reinforce(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from ....datums.errors import LossCheckError
 from ....datums.types import Datum, TensorData
-from ..checks import batches
+from ..checks import batches, family_law
 from ..evaluation import Evaluation, evaluate, same, shown
 from ..loss_under_test import LossUnderTest, OutputLists, datum_of, rows
-from .law import family_law
 
 #: Inputs with one number per position.
 PER_POSITION = ("target_tokens", "weights", "ref_logprobs")

@@ -17,9 +17,9 @@ from ...registry import get_loss
 from ...spec.spec import GROUP_KEY
 from ...spec.vocabulary import STUDENT, TEACHER
 from .. import strategies
+from ..checks import family_law
 from ..evaluation import evaluate, same, shown
 from ..loss_under_test import LossUnderTest, OutputLists, datum_of
-from .law import family_law
 
 #: Total variation distance above which the divergence must be above 0.
 DISTANCE = 1 / 64

@@ -92,7 +92,7 @@ def rows_of(data: Sequence[Datum], outputs: dict[str, list[Array]], candidates: 
 
 
 #: Inputs of one number a datum, which on a datum of one token look like one number a position.
-ONE_A_DATUM = {"label", "margin", "is_mismatched", "shift", "group"}
+ONE_A_DATUM = {"label", "margin", "is_mismatched", "shift", "group", "is_positive"}
 
 
 def reduced(values: Any, rows: Sequence[Row], per: str, reduction: str, norm_length: int | None) -> complex:
