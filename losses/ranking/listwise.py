@@ -191,7 +191,7 @@ def _surprise(scores: Tensor, label: Tensor, seqs: Seqs) -> Tensor:
     groups = seqs.groups
     s, y, mask = groups.lists(scores, 0), groups.lists(label.to(scores), 0), groups.mask
     rest = (y[:, None, :] <= y[:, :, None]) & mask[:, None, :]
-    rest |= torch.eye(groups.width, dtype=torch.bool, device=rest.device)  # padding is drawn from itself
+    rest |= ~mask[:, :, None]  # padding is drawn from something, so that its log is finite
     return groups.flat(s[:, None, :].masked_fill(~rest, NOTHING).logsumexp(2)) - scores
 
 

@@ -26,22 +26,17 @@ def stub(scores: Tensor, outputs: int = 1) -> Any:
     """A CrossEncoder whose score of the documents "0", "1", ... are those given, [documents], or [queries, documents]."""
     from sentence_transformers import CrossEncoder
 
-    class Stub(CrossEncoder):  # some of the losses ask for this type
-        def __init__(self) -> None:
-            torch.nn.Module.__init__(self)
+    def preprocess(self: Any, pairs: Any, **_: Any) -> dict[str, Tensor]:
+        return {"pairs": torch.tensor([[int(query), int(document)] for query, document in pairs])}
 
-        num_labels = property(lambda self: outputs)
-        device = property(lambda self: torch.device("cpu"))
+    def forward(self: Any, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        queries, documents = features["pairs"].unbind(1)
+        given = scores[documents] if scores.ndim == 1 or outputs > 1 else scores[queries, documents]
+        return {"scores": given if outputs > 1 else given.unsqueeze(1)}
 
-        def preprocess(self, pairs: Any, **_: Any) -> dict[str, Tensor]:
-            return {"pairs": torch.tensor([[int(query), int(document)] for query, document in pairs])}
-
-        def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
-            queries, documents = features["pairs"].unbind(1)
-            given = scores[documents] if scores.ndim == 1 or outputs > 1 else scores[queries, documents]
-            return {"scores": given if outputs > 1 else given.unsqueeze(1)}
-
-    return Stub()
+    members = {"__init__": torch.nn.Module.__init__, "preprocess": preprocess, "forward": forward}
+    members |= {"num_labels": outputs, "device": torch.device("cpu")}
+    return type("Stub", (CrossEncoder,), members)()  # some of the losses ask for the type
 
 
 #: (scores, labels) to their loss; scores in the order of our datums.

@@ -12,9 +12,11 @@ from .complex_step import log_sigmoid, logsumexp, sigmoid
 from .rows import Reference, Row
 
 Array = np.ndarray
+#: A complex number, or an array of one.
+Number = Any
 
 
-def score(row: Row) -> complex:
+def score(row: Row) -> Number:
     """The value at the last token that counts."""
     return row["values"][-1]
 
@@ -26,7 +28,7 @@ def lists(rows: Sequence[Row]) -> list[list[int]]:
     ]
 
 
-def each(of_list: Callable[..., complex]) -> Reference:
+def each(of_list: Callable[..., Number]) -> Reference:
     """A loss of a whole list, from one of its scores and labels."""
 
     def values(rows: Sequence[Row], **settings: Any) -> Array:
@@ -50,32 +52,32 @@ def rank_mse(rows: Sequence[Row], *, activation: str) -> Array:
     return np.array([(answer - r["label"]) ** 2 for answer, r in zip(answers, rows, strict=True)])
 
 
-def log_shares(scores: Sequence[complex]) -> list[complex]:
+def log_shares(scores: Sequence[Number]) -> list[Number]:
     """log softmax."""
     whole = logsumexp(np.array(scores))
     return [s - whole for s in scores]
 
 
-def rank_softmax(scores: Sequence[complex], labels: Sequence[float], *, scale: float) -> complex:
+def rank_softmax(scores: Sequence[Number], labels: Sequence[float], *, scale: float) -> Number:
     if not any(labels):
         return 0
     logs = log_shares([scale * s for s in scores])
     return -sum(y * log for y, log in zip(labels, logs, strict=True)) / sum(labels)
 
 
-def rank_mnrl(scores: Sequence[complex], labels: Sequence[float], *, scale: float, activation: str) -> complex:
+def rank_mnrl(scores: Sequence[Number], labels: Sequence[float], *, scale: float, activation: str) -> Number:
     z = [scale * (sigmoid(s) if activation == "sigmoid" else s) for s in scores]
     negatives = [one for one, y in zip(z, labels, strict=True) if not y]
     costs = [-log_shares([one, *negatives])[0] for one, y in zip(z, labels, strict=True) if y]
     return sum(costs) / len(costs) if costs else 0
 
 
-def listnet(scores: Sequence[complex], labels: Sequence[float]) -> complex:
+def listnet(scores: Sequence[Number], labels: Sequence[float]) -> Number:
     wanted = np.exp(np.array(log_shares(labels)))
     return -sum(p * log for p, log in zip(wanted, log_shares(scores), strict=True))
 
 
-def drawn(scores: Sequence[complex], labels: Sequence[float]) -> list[complex]:
+def drawn(scores: Sequence[Number], labels: Sequence[float]) -> list[Number]:
     """-log of each candidate's chance among those that are no better."""
     return [
         logsumexp(np.array([t for t, other in zip(scores, labels, strict=True) if other <= y])) - s
@@ -83,16 +85,16 @@ def drawn(scores: Sequence[complex], labels: Sequence[float]) -> list[complex]:
     ]
 
 
-def list_mle(scores: Sequence[complex], labels: Sequence[float]) -> complex:
+def list_mle(scores: Sequence[Number], labels: Sequence[float]) -> Number:
     return sum(drawn(scores, labels))
 
 
-def plist_mle(scores: Sequence[complex], labels: Sequence[float]) -> complex:
+def plist_mle(scores: Sequence[Number], labels: Sequence[float]) -> Number:
     n = len(scores)
     places = [2 ** (n - i) - 1 for i in range(1, n + 1)]
     if not sum(places):
         return 0
-    total: complex = 0
+    total: Number = 0
     for cost, y in zip(drawn(scores, labels), labels, strict=True):
         first, same = sum(other > y for other in labels), sum(other == y for other in labels)
         total += np.mean(places[first : first + same]) / sum(places) * cost
@@ -133,7 +135,7 @@ def best_gain(labels: Sequence[float], k: int | None) -> float:
 
 
 def lambda_loss(
-    scores: Sequence[complex],
+    scores: Sequence[Number],
     labels: Sequence[float],
     *,
     weighting: str = "none",
@@ -141,12 +143,12 @@ def lambda_loss(
     mu: float = 0.0,
     k: int | None,
     log_base: str,
-) -> complex:
+) -> Number:
     now = [float(np.real(s)) for s in scores]
     ranks = [mean_rank(now, i) for i in range(len(now))]
     best = best_gain(labels, k)
     gain = [(2 ** max(y, 0) - 1) / best if best else 0.0 for y in labels]
-    total: complex = 0
+    total: Number = 0
     for i in range(len(scores)):
         for j in range(len(scores)):
             if (weighting != "ndcg1" and labels[i] <= labels[j]) or (k is not None and min(ranks[i], ranks[j]) > k):
