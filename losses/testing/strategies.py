@@ -162,7 +162,7 @@ def _draw_groups(draw: Any, loss: LossUnderTest, min_groups: int, max_groups: in
     """The group of each datum; both datums of a pair are in one."""
     count = draw(st.integers(min_groups, max_groups))
     sizes = [GROUP_SIZES[byte % len(GROUP_SIZES)] for byte in draw(_bytes(count))]
-    members = [7 * group - 3 for group, size in enumerate(sizes) for _ in range(size)]
+    members = [group - 3 for group, size in enumerate(sizes) for _ in range(size)]
     return np.repeat(draw(st.permutations(members)), 2 if loss.has_pairs else 1).tolist()
 
 
