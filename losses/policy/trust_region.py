@@ -17,19 +17,20 @@ from ..stats import Stat
     "prime_ipo",
     per="token",
     reduction="token-mean",
-    source="INTELLECT Policy Optimization, Prime Intellect 2026: prime-rl's `ipo` (docs.primeintellect.ai/prime-rl/ipo)",
+    source="INTELLECT Policy Optimization, prime-rl's `ipo`; the mask: arXiv:2602.04879, here either way; the square: arXiv:2602.02276",
     axes=Axes(
         ratio="token",
         clip="no gradient of A where the probability has moved further than delta, either way",
-        kl="to the sampler, the squared log-ratio, differentiable, dropped tokens too",
+        kl="to the sampler, the squared log-ratio, differentiable, dropped tokens too; off by default",
     ),
     differs={
-        "prime-rl 2026-08": "`ipo` does not cap the log-ratio; kl_coefficient is its kl_tau, adv_tau scales its advantages",
-        "prime-rl 2026-10": "`ipo` has no squared term any more (kl_coefficient 0), and r is at most 10,000, with its gradient",
+        "prime-rl 2026-08": "delta is 0.1 (`eps`), kl_coefficient 0.001 (`kl_tau`); does not cap the log-ratio",
+        "prime-rl 2026-10": "has no squared term any more; r is at most 10,000, with its gradient; adv_tau scales its advantages",
     },
     laws={
         "on_policy_is_reinforce": {},
-        "is_another_loss": {"own": {"delta": 1.0, "kl_coefficient": 0.0}, "loss": "importance_sampling"},
+        "is_another_loss": {"own": {"delta": 1.0}, "loss": "importance_sampling"},
+        "zero_advantage_is_silent": {},
     },
 )
 def prime_ipo(
@@ -38,20 +39,20 @@ def prime_ipo(
     advantages: Tensor,
     *,
     delta: Positive = 0.3,
-    kl_coefficient: NonNegative = 0.001,
+    kl_coefficient: NonNegative = 0.0,
 ) -> tuple[Tensor, dict[str, Stat]]:
     """-r A where |exp(logprobs) - exp(sampling_logprobs)| ≤ delta, else 0, plus kl_coefficient (log r)²; r = exp(logprobs - sampling_logprobs).
 
     sampling_logprobs   [T]  nats, as reported by the engine that sampled the token
-    advantages          [T]  unitless; a token of advantage 0 is still held near its sampler
+    advantages          [T]  unitless; a token of advantage 0 still counts in the denominator
     returns             [T]  unitless
 
-    Unlike dppo, it drops a token that has moved too far also where A would pull it back. The square covers dropped tokens
-    too, so that they come back. The log-ratio is capped at ±20 in r, not in the square. `mask_fraction` is the share of
-    dropped tokens, `squared_log_ratio` the mean of (log r)².
+    Unlike dppo, it drops a token that has moved too far also where A would pull it back. The square holds every token near
+    its sampler, dropped ones and those of advantage 0 too. The log-ratio is capped at ±20 in r, not in the square.
+    `mask_fraction` is the share of dropped tokens, `squared_log_ratio` the mean of (log r)².
 
-    When to use: Asynchronous training on samples of an engine with other numerics. The name has nothing to do with `ipo`,
-    the preference loss. `mask_fraction` is usually below 0.001: when it grows, the samples are too old.
+    When to use: Asynchronous training on samples of an engine with other numerics or older weights. When `mask_fraction`
+    grows, the samples are too old. The name has nothing to do with `ipo`, the preference loss.
     """
     moved = (logprobs.detach().exp() - sampling_logprobs.exp()).abs()
     is_masked = moved > delta

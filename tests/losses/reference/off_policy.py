@@ -143,7 +143,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "m2po": [{"threshold": 0.5}, {"threshold": 0.5, "only_pushed": True}, {"only_pushed": True}],
-    "prime_ipo": [{"delta": 0.05, "kl_coefficient": 0.5}],
+    "prime_ipo": [{"delta": 0.05}, {"delta": 0.1, "kl_coefficient": 0.5}],
     "real": [{"temperature": 0.1}, {"temperature": 4.0}],
     "topr": [
         {"level": "token"},
