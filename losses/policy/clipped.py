@@ -108,7 +108,7 @@ def ppo(
     differs={
         "verl 0.9.1": "it is part of `vanilla` and cannot be turned off there",
         "TRL 1.16.0": "its `delta` caps r before the minimum is taken, which is the same, and is off by default",
-        "Fireworks 1.2.30": "an option of its cookbook's `dapo`, off by default",
+        "Fireworks cookbook 5922b31": "an option of `dapo`, off by default",
     },
     laws={
         "on_policy_is_reinforce": {},

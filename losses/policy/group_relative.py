@@ -37,7 +37,8 @@ def estimator_unread(kl_coefficient: float, kl_estimator: KLEstimator) -> str:
     conflict=lambda settings: estimator_unread(settings["kl_coefficient"], settings["kl_estimator"]),
     axes=Axes(ratio="token", clip=PESSIMISTIC, kl="to the reference, k3 by default, differentiable"),
     differs={
-        "Fireworks 1.2.30": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",
+        "Fireworks 1.2.30": "the managed service's loss is this one",
+        "Fireworks cookbook 5922b31": "adds up tokens",
         "TRL 1.16.0": "no KL unless beta is set, mean over sequences of token means, no cap on log-ratios; 'dapo' is its default",
         "verl 0.9.1": "no KL unless it is turned on (k3, clamped at ±20 and ±10), and a dual clip at 3 always",
         "SkyRL 0.3.0": "clamps k3 at ±20 and ±10",
@@ -84,7 +85,8 @@ def grpo(
     source="Yu et al. 2025, arXiv:2503.14476 eq. 8; dual_clip: Ye et al. 2019, arXiv:1912.09729",
     axes=Axes(ratio="token", clip=PESSIMISTIC),
     differs={
-        "Fireworks 1.2.30": "the managed service's loss is this one; the cookbook's adds up tokens and corrects for the sampler",
+        "Fireworks 1.2.30": "the managed service's loss is this one",
+        "Fireworks cookbook 5922b31": "adds up tokens",
         "TRL 1.16.0": "loss_type 'dapo' is the token-mean alone: epsilon_high stays at 0.2 unless set to 0.28",
         "verl 0.9.1": "`vanilla` with clip_ratio_high=0.28, and a dual clip at 3 always",
     },

@@ -22,10 +22,10 @@ from .sequence import SEQUENCE_CLIP, clipped_sequences, sequence_metrics, sequen
     axes=Axes(ratio="sequence", clip=SEQUENCE_CLIP),
     differs={
         "Tinker 0.38.0": "the bounds have to be given, tokens are added up, and the mean is over `sequence_ratio_mask`: `gspo_token`",
-        "Fireworks 1.2.30": "the cookbook's bounds are [0.8, 1.2], its mean is over all response positions, masked ones included",
+        "Fireworks cookbook 5922b31": "the mean log-ratio is capped at 10",
         "TRL 1.16.0": "importance_sampling_level 'sequence': bounds from epsilon, 0.2 unless set to 3e-4 and 4e-4",
-        "verl 0.9.1": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
-        "SkyRL 0.3.0": "bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "verl 0.9.1": "bounds [0.8, 1.2] and a token-mean unless set; the mean log-ratio is capped at 10",
+        "SkyRL 0.3.0": "bounds [0.8, 1.2] and a token-mean, with a warning, unless set; the mean log-ratio is capped at 10",
     },
     laws={
         "on_policy_is_reinforce": {"reduction": "seq-mean-token-mean"},
@@ -71,10 +71,11 @@ def gspo(
     aliases=("gspo-token",),
     axes=Axes(ratio="sequence", clip="s within [clip_low, clip_high] where that is the smaller: no gradient beyond"),
     differs={
-        "Fireworks 1.2.30": "the managed service's loss is this one; the cookbook's `gspo` has bounds [0.8, 1.2] and adds up tokens",
+        "Fireworks 1.2.30": "the managed service's loss is this one",
+        "Fireworks cookbook 5922b31": "`gspo`: the mean log-ratio is capped at 10",
         "Tinker 0.38.0": "`gspo`: the bounds have to be given, and tokens are added up",
-        "verl 0.9.1": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
-        "SkyRL 0.3.0": "`gspo`: bounds [0.8, 1.2] unless set; the mean log-ratio is capped at 10",
+        "verl 0.9.1": "`gspo`: bounds [0.8, 1.2] and a token-mean unless set; the mean log-ratio is capped at 10",
+        "SkyRL 0.3.0": "`gspo`: bounds [0.8, 1.2] and a token-mean, with a warning, unless set; the mean log-ratio is capped at 10",
     },
     laws={
         "on_policy_is_reinforce": {},

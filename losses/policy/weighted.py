@@ -29,7 +29,7 @@ _LAWS = {"on_policy_is_reinforce": {}, "zero_advantage_is_silent": {}}
     source="MiniMax 2025, arXiv:2506.13585 section 3.1",
     axes=Axes(ratio="token", clip="r within [clip_low, clip_high] as a constant weight: every token keeps a gradient"),
     differs={
-        "Fireworks 1.2.30": "the cookbook's bounds are [0.8, 1.28]",
+        "Fireworks cookbook 5922b31": "the bounds are [0.8, 1.28], and tokens are added up",
         "TRL 1.16.0": "no lower bound; epsilon_high is the upper bound itself, 0.2 unless set; token-mean",
         "verl 0.9.1": "bounds [0.8, 1.2], token-mean",
         "SkyRL 0.3.0": "bounds [1, 6] unless set: its 0 and 5 are distances from 1; token-mean",
@@ -102,7 +102,7 @@ def rollout_is(
     source="Richemond et al. 2024, arXiv:2405.19107, a response at a time; a square per token: Kimi K2.5, arXiv:2602.02276",
     axes=Axes(kl="to the sampler, half the squared log-ratio, differentiable"),
     differs={
-        "Fireworks 1.2.30": "the cookbook leaves the penalty out where the advantage is 0",
+        "Fireworks cookbook 5922b31": "leaves the penalty out where the advantage is 0",
         "prime-rl 559b447": "adds the squared log-ratio, without the half, to a masked importance-sampling loss instead",
     },
     laws={"on_policy_is_reinforce": {}, "is_another_loss": {"own": {"beta": 0.0}, "loss": "reinforce"}},
@@ -135,7 +135,7 @@ def dro(
         "verl 0.9.1": "`dppo_tv` and `dppo_kl` always truncate r: ratio_cap is 3 there (`clip_ratio_c`), and both deltas are 0.2",
         "prime-rl 559b447": "adds 0.001 (log r)² over all tokens, and does not cap the log-ratio",
         "SkyRL 0.3.0": "adds up tokens whose advantages were scaled before; delta is 0.05 with the binary KL",
-        "Fireworks 1.2.30": "the cookbook adds up tokens; its deltas are 0.15, with the binary KL 0.05",
+        "Fireworks cookbook 5922b31": "adds up tokens; the deltas are 0.15, with the binary KL 0.05",
     },
     laws={
         **_LAWS,

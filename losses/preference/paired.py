@@ -44,7 +44,7 @@ def alpha_unread(divergence: Divergence, alpha: float) -> str:
     differs={
         "TRL 1.16.0": "its sigmoid loss has no label smoothing, and its forward-KL score is not capped",
         "Tinker 0.38.0": "its metric margin is scaled by beta",
-        "Fireworks 1.2.30": "sums the response without its tokens' weights",
+        "Fireworks cookbook 0a09c10": "sums the response without its tokens' weights",
     },
     laws={
         "value_at_reference": {"value": math.log(2)},

@@ -208,7 +208,7 @@ def chosen_nll(logprobs: Tensor, seqs: Seqs) -> Returned:
     differs={
         "TRL 1.16.0": "the coefficient is called beta and is 0.1; the likelihood term covers the prompt too, over all tokens of the "
         "micro-batch; a mean logprob of 0 is not held off its pole",
-        "Fireworks 1.2.30": "sums over pairs; mean logprobs are held within [-50, -1e-6] nats",
+        "Fireworks cookbook 0a09c10": "sums over pairs, without their tokens' weights; mean logprobs are held within [-50, -1e-6] nats",
     },
     laws={"swap_symmetry": {}, "repetition_changes_nothing": {}},
 )

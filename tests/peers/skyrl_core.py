@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 
@@ -43,8 +44,9 @@ ADVANTAGES = {
 
 
 def core() -> Any:
-    """The module with policy losses, advantages, KL estimators and the critic's loss."""
-    return imported("skyrl.backends.skyrl_train.utils.ppo_utils", ABSENT, BARE)
+    """The module with policy losses, advantages, KL estimators and the critic's loss. It starts no actors when it is imported."""
+    with patch("ray.is_initialized", return_value=False):
+        return imported("skyrl.backends.skyrl_train.utils.ppo_utils", ABSENT, BARE)
 
 
 def config(**settings: Any) -> Any:

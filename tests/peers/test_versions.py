@@ -10,7 +10,7 @@ import pytest
 from lossbook import list_losses
 from lossbook.losses.registry import spec_of
 
-from .packages import release
+from . import packages
 
 #: The package of each system that is installed here.
 INSTALLED = {
@@ -39,6 +39,6 @@ def test_what_a_card_says_of_another_system_names_the_installed_release(loss: st
     name, _, version = system.rpartition(" ")
     assert re.fullmatch(r"[\d.]+|[0-9a-f]{7}|20\d\d-\d\d", version), f"{loss}: differs[{system!r}] names no release"
     if name in INSTALLED and (loss, system) not in OLDER:
-        assert version == release(INSTALLED[name]), (
-            f"{loss}: read {name} {release(INSTALLED[name])}, then change {system!r}"
-        )
+        packages.installed(INSTALLED[name])
+        now = packages.release(INSTALLED[name])
+        assert version == now, f"{loss}: read {name} {now}, then change {system!r}"
