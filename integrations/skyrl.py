@@ -53,7 +53,7 @@ def policy_loss(loss: AnyLoss, **settings: Any) -> Callable[..., tuple[Tensor, d
     a sum over tokens is returned, and a loss must be proportional to its advantages, token by token: any positive factor of
     them comes out of it. This is tried when it is made. SkyRL adds its own KL and entropy terms. Corrections for rollouts are
     ours, of SkyRL's rollout_logprobs: policy_loss("ppo+token_truncate"). Losses whose ratio is to the rollout itself ("dppo",
-    "rollout_is", "vespo") take these as their sampling_logprobs.
+    "prime_ipo", "rollout_is", "vespo") take these as their sampling_logprobs.
 
     Raises MissingInput for losses that read more than SkyRL gives, LossContractError for those that see more than a response
     or are not proportional to advantages, LossConfigError for a reduction, and for settings of SkyRL's that would do nothing.

@@ -20,6 +20,7 @@ INPUTS = (Input("sampling_logprobs", True, "token"), Input("rollout_logprobs", T
 CORRECTED_ALREADY = {
     "vespo": "its own weight is made of the whole ratio to the rollout",
     "dppo": "its ratio and its mask are against the rollout",
+    "prime_ipo": "its ratio and its mask are against the rollout",
     "rollout_is": "its ratio and its bounds are against the rollout",
 }
 #: The one value of a loss per datum has no tokens.

@@ -245,7 +245,7 @@ def test_skyrl_divides_advantages_and_gets_the_mean_of_the_mini_batch(loss: str,
     assert_equal(got, wanted(loss, reduction="token-mean"))
 
 
-@pytest.mark.parametrize("loss", ["dppo", "rollout_is", "vespo"])
+@pytest.mark.parametrize("loss", ["dppo", "prime_ipo", "rollout_is", "vespo"])
 def test_a_ratio_to_the_rollout_is_of_skyrl_s_rollout_logprobs(loss: str) -> None:
     own = NEW.clone().requires_grad_()
     function = skyrl.policy_loss(loss)

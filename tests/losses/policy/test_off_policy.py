@@ -51,6 +51,12 @@ def test_topr_may_take_each_token_by_its_own_ratio() -> None:
     assert (metrics["positive_weight"], metrics["negative_weight"]) == pytest.approx((1.0, 0.75))
 
 
+def test_a_token_of_no_advantage_is_in_neither_mean_of_the_weights() -> None:
+    log_ratios, advantages = [LN2, -LN2, -2 * LN2, -3 * LN2], [0.25, 0.0, -0.25, -2.0]
+    _, metrics = slopes("topr", log_ratios, advantages, level="token", positive_low=0.0, positive_high=4.0)
+    assert (metrics["positive_weight"], metrics["negative_weight"]) == pytest.approx((2.0, (1 / 4 + 1 / 8) / 2))
+
+
 @pytest.mark.parametrize(
     ("log_ratio", "advantage", "weight"),
     [
@@ -163,6 +169,22 @@ def test_a_token_beyond_the_dual_clip_is_no_part_of_anothers_future() -> None:
     assert metrics["future_kl"] == pytest.approx(math.log(0.9), rel=1e-6)
     gradient, _ = slopes("fipo", log_ratios, [1.0, 1.0, 1.0], **options)
     assert gradient == pytest.approx([-1.2, 0.0, -0.9 * 0.9], rel=1e-6)
+
+
+def test_exactly_at_its_bounds_fipo_treats_a_token_as_inside() -> None:
+    # 0.25 nats is exact, so r is exactly the bound that is taken from it.
+    bound = float(torch.tensor(0.25, dtype=torch.float64).exp())
+    _, metrics = slopes("fipo", [0.25], [1.0], dual_clip=bound)
+    assert metrics["future_kl"] == 0.25
+    _, metrics = slopes("fipo", [0.25], [-1.0], safe_ratio=bound)
+    assert metrics["future_weight"] == pytest.approx(1.2)
+    _, metrics = slopes("fipo", [0.25], [-1.0], safe_ratio=bound * (1 - 1e-12))
+    assert metrics["future_weight"] == 1.0
+
+
+def test_the_guard_of_fipo_is_about_punished_tokens_only() -> None:
+    _, metrics = slopes("fipo", [1.5], [0.0])
+    assert metrics["future_weight"] == pytest.approx(1.2)
 
 
 def test_a_future_ends_with_its_response() -> None:
