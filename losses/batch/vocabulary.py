@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -59,8 +59,8 @@ class Distributions(Protocol):
         """log softmax at a few positions."""
         ...
 
-    def sums(self) -> Sums:
-        """Sums of no tile yet."""
+    def sums(self) -> Any:
+        """`Sums` of no tile yet."""
         ...
 
     def size(self) -> Tensor:

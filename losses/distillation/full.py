@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import stats
@@ -173,7 +174,7 @@ def whole_stats(student: Tensor, teacher: Tensor, probabilities: Tensor) -> dict
 
     `teacher_entropy`: nats per token. `agreement`: the share of positions where both find the same token likeliest.
     """
-    entropy = -expected(probabilities, teacher, teacher.new_zeros(()))
+    entropy = -torch.linalg.vecdot(probabilities, teacher.clamp(min=torch.finfo(teacher.dtype).min))
     likeliest = [one.detach().argmax(-1) if one.shape[-1] else one[:, :0] for one in (student, teacher)]
     return {"teacher_entropy": stats.mean(entropy), "agreement": stats.mean(likeliest[0] == likeliest[1])}
 

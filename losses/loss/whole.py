@@ -62,7 +62,8 @@ class InTiles:
         """[T], what the function returns, without a graph; fills `metrics`. gradients: adds those of the total up."""
         values: list[Tensor] = []
         parts: list[dict[str, Stat]] = []
-        rows = min(one.tile_rows for name in (STUDENT, TEACHER) if is_whole(one := self.arguments.get(name)))
+        wholes = [one for name in (STUDENT, TEACHER) if is_whole(one := self.arguments.get(name))]
+        rows = min(one.tile_rows for one in wholes)  # type: ignore[union-attr]
         for part in tiles(len(self.student), rows):
             tile = self.student.tile(part)
             given = {name: _at(one, part) for name, one in self.arguments.items() if name != STUDENT}
