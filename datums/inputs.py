@@ -28,6 +28,8 @@ KEY_DTYPES: dict[str, TensorDtype] = {
 
 #: Keys of another length than the datum's: a teacher may read other tokens, such as a longer prompt.
 OF_ANOTHER_LENGTH = ("teacher_tokens",)
+#: How the keys of inputs end that hold a vector of the whole datum.
+VECTOR_ENDING = "_embedding"
 
 #: The label by which other libraries mark positions to ignore. In lossbook a weight of 0 does so.
 IGNORE_LABEL = -100
@@ -43,3 +45,8 @@ def key_kind(name: str) -> KeyKind:
         return "prob"
     is_flag = name.startswith("label") or name.endswith(("mask", "label", "labels"))
     return "flag" if is_flag else "number"
+
+
+def is_of_another_length(key: str) -> bool:
+    """Whether an input may have another number of entries than the datum has positions: what a teacher reads, and vectors."""
+    return key in OF_ANOTHER_LENGTH or key.endswith(VECTOR_ENDING)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..inputs import OF_ANOTHER_LENGTH, key_kind
+from ..inputs import is_of_another_length, key_kind
 from ..types import Datum, TensorData
 
 
@@ -44,7 +44,7 @@ def _fits(inputs: Mapping[str, TensorData], tokens: int) -> bool:
     """Whether every input has one row per token or is one number, and the weights fit the targets."""
     targets, weights = inputs.get("target_tokens"), inputs.get("weights")
     for key, value in inputs.items():
-        if value.shape and value.shape[0] != tokens and key not in OF_ANOTHER_LENGTH:
+        if value.shape and value.shape[0] != tokens and not is_of_another_length(key):
             return False
     if targets is not None and (len(targets.shape) not in (1, 2) or 0 in targets.shape):
         return False

@@ -20,7 +20,7 @@ from ..errors import (
     TokenRangeError,
     located,
 )
-from ..inputs import IGNORE_LABEL, OF_ANOTHER_LENGTH
+from ..inputs import IGNORE_LABEL, is_of_another_length
 from ..types import Datum, ModelInput, TensorData, as_datum, token_array
 from .screening import is_of_candidates, suspects
 
@@ -164,7 +164,8 @@ def _check_lengths(name: str, tokens: int, inputs: Mapping[str, TensorData]) -> 
             if not (value.shape == targets.shape[:1] and any(is_of_candidates(key, inputs) for key in inputs)):
                 _check_weights_shape(name, value, targets)
         elif (
-            key in ("target_tokens", *OF_ANOTHER_LENGTH)
+            key == "target_tokens"
+            or is_of_another_length(key)
             or (shape and shape[0] == tokens)
             or (not shape and key != "weights")
         ):
@@ -269,14 +270,13 @@ def _check_finite(name: str, inputs: Mapping[str, TensorData], weight_keys: Coll
             continue
         hint = "weights must be finite everywhere"
         if key not in weight_keys:
-            masks = [mask for one in weight_keys if (mask := _active(inputs, one)) is not None]
+            keys = () if is_of_another_length(key) else weight_keys
+            masks = [mask for one in keys if (mask := _active(inputs, one)) is not None]
             active = np.all(masks, axis=0) if masks else None
             wrong = wrong if active is None else wrong & _active_for(active, array.shape)
-            hint = (
-                "a weight of 0 would leave the position out"
-                if active is not None
-                else "there are no weights to mask it"
-            )
+            hint = "there are no weights to mask it"
+            if active is not None:
+                hint = "a weight of 0 would leave the position out"
         if wrong.any():
             location, number = _first(wrong, array)
             raise NonFiniteLossInput(f"{name}: {key} is {number} {location}; {hint}")

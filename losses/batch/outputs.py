@@ -20,7 +20,7 @@ from ...datums.errors import (
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
 from ..spec.spec import OUTPUT_NAMES
-from ..spec.vocabulary import VOCABULARY_OUTPUTS
+from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS
 from .checks import locate
 from .packed import Packed
 from .positions import positions_of, weighted_positions, width_of
@@ -34,7 +34,7 @@ class Outputs:
     logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S] of
     the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head; projection: [S, P], from a
     head of P numbers. topk_tokens [S, k] ids and topk_logprobs [S, k] nats: the likeliest tokens, which no loss reads.
-    embeddings: [N, D], one row per datum. vocab_logprobs [S, V] nats, and a teacher's teacher_vocab_logprobs: as tensors, or as
+    embeddings: [N, D], one row per datum; token_embeddings: [S, D], hidden states. vocab_logprobs [S, V] nats, and a teacher's teacher_vocab_logprobs: as tensors, or as
     `Distributions`, which are never [S, V] in memory.
     active: [positions of all datums] bool, which of them the S rows are; None for all.
     numbers: each datum's index in the caller's batch, for error messages; None where it is its index here.
@@ -51,6 +51,7 @@ class Outputs:
     topk_tokens: Tensor | None = None
     topk_logprobs: Tensor | None = None
     embeddings: Tensor | None = None
+    token_embeddings: Tensor | None = None
     vocab_logprobs: Tensor | Distributions | None = None
     teacher_vocab_logprobs: Tensor | Distributions | None = None
     active: Tensor | None = None
@@ -110,8 +111,8 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
         return Outputs(
             embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
         )
-    if kind in VOCABULARY_OUTPUTS:
-        return replace(Outputs(), **{kind: _joined_distributions(tensors, data, kind)})
+    if kind in WIDE_OUTPUTS:
+        return replace(Outputs(), **{kind: _joined_rows(tensors, data, kind)})
     width = width_of(data) if kind == "logprobs" else None
     if width is not None or [tensor.shape for tensor in tensors] != [(positions_of(datum),) for datum in data]:
         for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
@@ -125,14 +126,15 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
     return joined_outputs
 
 
-def _joined_distributions(tensors: Sequence[Tensor], data: Sequence[Datum], kind: str) -> Tensor:
-    """[S, V] of one [N, V] per datum. Raises LengthMismatchError, ShapeError."""
+def _joined_rows(tensors: Sequence[Tensor], data: Sequence[Datum], kind: str) -> Tensor:
+    """[S, V] of one [N, V] per datum, V the size of the vocabulary or of vectors. Raises LengthMismatchError, ShapeError."""
     for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
         _check_length(tensor, datum, kind, i, len(data))
         if tensor.ndim != 2 or tensor.shape[1] != tensors[0].shape[-1]:
             raise ShapeError(
-                f"datum {i} of {len(data)}: {kind} is {list(tensor.shape)}: one number for each token of the vocabulary at each "
-                f"position, as many for all datums"
+                f"datum {i} of {len(data)}: {kind} is {list(tensor.shape)}: "
+                f"{'one vector' if kind == TOKEN_EMBEDDINGS else 'one number for each token of the vocabulary'} at each position, "
+                "as many numbers for all datums"
             )
     return torch.cat(list(tensors)) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
 

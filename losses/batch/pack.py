@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...datums.errors import ShapeError
+from ...datums.errors import AlignmentError, ShapeError
 from ...datums.types import Datum
 from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import GROUP_KEY, Input, LossSpec
@@ -243,6 +243,13 @@ def laid_out(packed: Packed) -> Packed:
         ids = packed.inputs[GROUP_KEY]
         assert ids is not None, "a loss with this reduction reads the key"
         packed.prompts = Prompts.of(ids, packed.weight_per_datum)
-    if packed.spec.groups is not None:
+    spec, datums = packed.spec, len(packed.tokens)
+    is_partial = spec.reads_tokens and spec.couples == "batch" and 0 < len(packed.active_datums) < datums
+    if is_partial and spec.members(datums, packed.config) is not None:
+        raise AlignmentError(
+            f"{spec.name} knows datums by their places, and datum {int(np.flatnonzero(packed.tokens == 0)[0])} of {datums} has no "
+            "position of non-zero weight. Was it truncated away? Leave out its row"
+        )
+    if spec.groups is not None:
         _ = packed.value_count
     return packed

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...datums.errors import LossCheckError
 from ...datums.types import Datum
 from ..loss.loss import Loss
-from ..spec.vocabulary import STUDENT
+from ..spec.vocabulary import STUDENT, TOKEN_EMBEDDINGS
 from . import sample_inputs
 from .docstrings import read_docstring
 from .jumps import Point, differs, with_jumps
@@ -125,7 +125,7 @@ def _unit(loss: Loss) -> str:
 def _sweep(loss: Loss, points: int) -> _Sweep:
     spec = loss.spec
     reads = {one.name for one in sample_inputs.wanted_inputs(loss)}
-    if "embeddings" in spec.outputs:
+    if "embeddings" in spec.outputs or TOKEN_EMBEDDINGS in spec.outputs:
         return _cosine(loss, points)
     if spec.candidates is not None:
         return _candidates(loss, points)
@@ -267,6 +267,8 @@ def _cosine(loss: Loss, points: int) -> _Sweep:
         vectors = [third] * count
         vectors[partner(count)] = first
         vectors[0] = torch.stack([x, (1 - x * x).sqrt(), torch.zeros_like(x)])
+        if TOKEN_EMBEDDINGS in loss.outputs:  # of one token each
+            return {TOKEN_EMBEDDINGS: [vector.unsqueeze(0) for vector in vectors]}
         return {**sample_inputs.outputs(loss, count), "embeddings": vectors}
 
     lines = {label: {key: flags(value) for key, value in own.items()} for label, own in _label_lines(loss).items()}

@@ -13,7 +13,7 @@ from ...datums.types import Datum, ModelInput
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
 from ..spec.vocabulary import STUDENT as OWN
-from ..spec.vocabulary import VOCABULARY_OUTPUTS
+from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from . import sample_inputs
 from .sample_inputs import OutputLists
 
@@ -68,6 +68,8 @@ def kind_of(loss: Loss | Mixture) -> str:
         return "whole distributions"
     if any("embeddings" in part.outputs for part in parts):
         return "embeddings"
+    if any(TOKEN_EMBEDDINGS in part.outputs for part in parts):
+        return "vectors of tokens"
     return "values" if any("values" in part.outputs for part in parts) else "tokens"
 
 
@@ -81,14 +83,14 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
     )
     data: list[Datum] = []
     given: OutputLists = {name: [] for name in loss.outputs}
-    for i in range({"embeddings": count, "candidate tokens": 1}.get(kind, 2)):
-        length = {"embeddings": 1, "candidate tokens": 3}.get(kind) or len(TOKENS["weights"][i])
+    for i in range({"embeddings": count, "vectors of tokens": count, "candidate tokens": 1}.get(kind, 2)):
+        length = {"embeddings": 1, "candidate tokens": 3}.get(kind) or len(TOKENS["weights"][i % 2])
         carried: dict[str, Any] = {}
         if kind != "embeddings":
             carried["target_tokens"] = [[0, 1]] * 3 if kind == "candidate tokens" else list(range(length))
-            carried["weights"] = [1.0] * 3 if kind == "candidate tokens" else TOKENS["weights"][i]
+            carried["weights"] = [1.0] * 3 if kind == "candidate tokens" else TOKENS["weights"][i % 2]
         for name, one in wanted.items():
-            value = float(i in flagged) if one.kind == "flag" else sample_inputs.usual_value(one)
+            value = float(i in flagged) if one.kind == "flag" else sample_inputs.usual_value(one, i)
             if any(name == part.spec.candidates for part in parts):
                 carried[name] = torch.tensor(TEACHER, dtype=torch.float32, device="cpu").log()
             elif one.per == "datum":
@@ -104,6 +106,8 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
 def _output(name: str, kind: str, datum: int, length: int) -> Tensor:
     if name == "embeddings":
         values: Any = EMBEDDINGS[datum]
+    elif name == TOKEN_EMBEDDINGS:
+        values = [EMBEDDINGS[(datum + t) % len(EMBEDDINGS)] for t in range(length)]
     elif name in VOCABULARY_OUTPUTS:
         pair = torch.tensor((STUDENT if name == OWN else TEACHER), dtype=torch.float64)[torch.arange(length) % 3]
         return torch.cat([pair, 1 - pair.sum(1, keepdim=True)], 1).log().requires_grad_()

@@ -13,8 +13,8 @@ from ...datums.types import Datum, ModelInput
 from ..batch.outputs import Outputs
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
-from ..spec.spec import Input
-from ..spec.vocabulary import STUDENT, VOCABULARY_OUTPUTS
+from ..spec.spec import GROUP_KEY, Input
+from ..spec.vocabulary import STUDENT, TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 
 #: The values of quantities that stay fixed. A token of probability 0.22 leaves room on either side.
 USUAL_LOGPROB = -1.5
@@ -51,8 +51,13 @@ def groups(loss: Loss, count: int) -> list[list[int]]:
     return [[i, i + count // 2] for i in range(count // 2)]
 
 
-def usual_value(wanted: Input) -> float | list[float]:
-    """A value that an input may hold: policies agree, values are 0, advantages, flags and thresholds 1, vectors alike."""
+def usual_value(wanted: Input, index: int) -> float | list[float]:
+    """A value that an input may hold: policies agree, values are 0, advantages, flags and thresholds 1, vectors alike.
+
+    index: of the datum. Neighbours are of two classes, and of one group.
+    """
+    if wanted.is_id and wanted.name != GROUP_KEY:
+        return float(index % 2)
     if wanted.is_vector:
         return [1.0, *[0.0] * (EMBEDDING_WIDTH - 1)]
     if wanted.kind == "logprob":
@@ -79,7 +84,7 @@ def datums(loss: Loss, count: int, inputs: Mapping[str, Any] | None = None) -> l
             carried = {"target_tokens": [[0, 1]] if loss.spec.candidates else [0], "weights": [1.0]}
         for one in wanted_inputs(loss):
             given = (inputs or {}).get(one.name)
-            value = usual_value(one) if given is None else given[i] if isinstance(given, list) else given
+            value = usual_value(one, i) if given is None else given[i] if isinstance(given, list) else given
             wide = one.name == loss.spec.candidates
             carried[one.name] = (
                 torch.tensor([USUAL_CANDIDATES], dtype=torch.float32, device="cpu").log()
@@ -100,6 +105,10 @@ def outputs(loss: Loss, count: int) -> OutputLists:
             given[name] = [torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2] for i in range(count)]
         elif name == "logprobs" and loss.spec.candidates:
             given[name] = [torch.full((1, 2), 0.5, dtype=torch.float64, device="cpu").log() for _ in range(count)]
+        elif name == TOKEN_EMBEDDINGS:
+            given[name] = [
+                torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2, None] for i in range(count)
+            ]
         elif name in VOCABULARY_OUTPUTS:
             of_two = (0.5, 0.5) if name == STUDENT else USUAL_CANDIDATES
             given[name] = [torch.tensor([of_two], dtype=torch.float64, device="cpu").log() for _ in range(count)]
@@ -132,7 +141,7 @@ def metric_kinds(loss: Loss) -> dict[str, str]:
         return {}
     if loss.spec.couples != "batch":
         shape = {"embeddings": (0, EMBEDDING_WIDTH), "logprobs": (0, 1) if loss.spec.candidates else (0,)}
-        shape |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, 2))
+        shape |= {TOKEN_EMBEDDINGS: (0, EMBEDDING_WIDTH), **dict.fromkeys(VOCABULARY_OUTPUTS, (0, 2))}
         empty: dict[str, Any] = {name: torch.zeros(shape.get(name, (0,))) for name in loss.outputs}
         try:
             return _kinds(loss, [], Outputs(**empty))

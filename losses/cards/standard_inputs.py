@@ -18,6 +18,7 @@ STANDARD_INPUTS = {
     "logsumexp": TensorLine("[T]", "nats", "log Σ_v exp(logit_v): the logarithm of the softmax's denominator"),
     "mean_logprobs": TensorLine("[T]", "nats", "the mean over all V tokens of the vocabulary"),
     "vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the policy in training"),
+    "token_embeddings": TensorLine("[T, D]", "unitless", "the model's last hidden states"),
     "teacher_vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the teacher"),
     "values": TensorLine("[T]", "in units of the reward", "from a scalar head of the model in training"),
     "group": TensorLine("[N]", "unitless", "an integer: the same for datums that belong together"),

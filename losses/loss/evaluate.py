@@ -15,7 +15,7 @@ from ..batch.packed import Packed
 from ..batch.positions import active_targets, harmless, has_columns, standard_metrics
 from ..batch.vocabulary import is_whole
 from ..spec.spec import LossSpec
-from ..spec.vocabulary import STUDENT, TEACHER
+from ..spec.vocabulary import STUDENT, TEACHER, WIDE_OUTPUTS
 from ..stats import Stat
 from .whole import InTiles
 
@@ -134,7 +134,7 @@ def _shape(spec: LossSpec, arguments: Mapping[str, Any], packed: Packed) -> tupl
         return ()
     if spec.per != "token":
         return (packed.value_count,)
-    given = [arguments[name] for name in spec.outputs if name != "embeddings"]
+    given = [arguments[name] for name in spec.outputs if name not in ("embeddings", *WIDE_OUTPUTS)]
     is_like = given and not spec.candidates and not spec.reads_vocabulary
     return tuple(given[0].shape) if is_like else (len(packed.weights),)
 

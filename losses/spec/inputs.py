@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from ...datums.inputs import KeyKind, key_kind
+from ...datums.errors import LossContractError
+from ...datums.inputs import VECTOR_ENDING, KeyKind, key_kind
 
 #: Other keys that answer to an input's name.
 INPUT_ALIASES = {"sampling_logprobs": ("logprobs",)}
@@ -24,7 +25,7 @@ _ID = "an integer"
 #: The same for an id, which is compared and must be an integer: float32 takes 16,777,217 for 16,777,216.
 IdPerDatum = Annotated[Tensor, _PER_DATUM, _ID]
 _VECTOR = "a vector"
-#: The same for a vector [D], such as another model's embedding of the datum: packed, [N, D].
+#: The same for a vector [D], such as another model's embedding of the datum: packed, [N, D]. Its name ends in "_embedding".
 VectorPerDatum = Annotated[Tensor, _PER_DATUM, _VECTOR]
 
 
@@ -55,8 +56,13 @@ class Input:
 
 
 def input_of(name: str, hint: Any, *, required: bool) -> Input:
-    """The input that a parameter with this resolved annotation (None without one) reads."""
+    """The input that a parameter with this resolved annotation (None without one) reads. Raises LossContractError."""
     annotations = (hint, *typing.get_args(hint))  # also inside `PerDatum | None`
     words = {word for a in annotations for word in getattr(a, "__metadata__", ())}
     per = "datum" if _PER_DATUM in words else "token"
+    if _VECTOR in words and not name.endswith(VECTOR_ENDING):
+        raise LossContractError(
+            f"the input {name!r} is a vector per datum, and only keys that end in {VECTOR_ENDING!r} may have another length than "
+            f"their datum: call it {name.removesuffix(VECTOR_ENDING.strip('_')).rstrip('_')}{VECTOR_ENDING}"
+        )
     return Input(name, required, per, is_flag=_FLAG in words, is_id=_ID in words, is_vector=_VECTOR in words)

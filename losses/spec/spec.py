@@ -23,12 +23,12 @@ from .inputs import Input, input_of
 from .inputs import PerDatum as PerDatum
 from .inputs import VectorPerDatum as VectorPerDatum
 from .settings import LossConfig, config_maker
-from .vocabulary import STUDENT, TEACHER, TEACHER_KEYS, VOCABULARY_OUTPUTS, Vocabularies
+from .vocabulary import STUDENT, TEACHER, TEACHER_KEYS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS, Vocabularies
 
 Per = Literal["token", "datum", "pair", "group", "batch"]
 
 #: Positional parameters that the model fills.
-OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values", *VOCABULARY_OUTPUTS)
+OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values", *WIDE_OUTPUTS)
 #: What a function fn(data, outputs_list) may be handed.
 HANDED_NAMES = (*OUTPUT_NAMES, "projection")
 #: Positional parameters that lossbook fills.

@@ -19,7 +19,7 @@ from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
 from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import Input
-from ..spec.vocabulary import VOCABULARY_OUTPUTS
+from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from ..stats import Stat
 from .outside import restored
 
@@ -130,7 +130,9 @@ class LossUnderTest:
         only = self.only
         if self.candidates is not None:
             return True
-        if only is None or only.spec.per != "token" or "embeddings" in only.outputs or only.spec.wants_weights:
+        if only is None or only.spec.per != "token" or only.spec.wants_weights:
+            return False
+        if {"embeddings", TOKEN_EMBEDDINGS} & set(only.outputs):
             return False
         if not all(has_columns(one) or one.per == "datum" for one in only.spec.inputs):
             return False
@@ -172,6 +174,12 @@ class LossUnderTest:
                 f"{self.name} accepts no batch of {sizes[0]} to {sizes[-1]} datums; the last error: {why}"
             )
         return tuple(taken)
+
+    @cached_property
+    def is_laid_out(self) -> bool:
+        """Whether it reads tokens of datums that it knows by their places in the batch, so that none may be masked whole."""
+        parts = [part for part in self.parts if part.spec.reads_tokens and part.spec.couples == "batch"]
+        return any(part.spec.members(self.sizes[-1], part.config) is not None for part in parts)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -239,6 +247,7 @@ class LossUnderTest:
         row: dict[str, list[float]] = {name: [0.5] for name in self.outputs}
         row |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
         row |= {key: [[-0.5, -0.932752]] for key in VOCABULARY_OUTPUTS}  # type: ignore[list-item]
+        row |= {TOKEN_EMBEDDINGS: [[1.0] * EMBEDDING_WIDTH]}  # type: ignore[list-item]
         if self.candidates is not None:
             row["logprobs"] = [[-0.5]]  # type: ignore[list-item]
         outputs = {name: [torch.tensor(row[name]) for _ in range(n)] for name in self.outputs}
@@ -255,7 +264,7 @@ def terms(
     """`loss.terms`. For no datums, as on a rank without data, the outputs are empty tensors of `dtype` with gradients."""
     if data:
         return loss.terms(data, outputs)
-    shapes: dict[str, tuple[int, ...]] = {"embeddings": (0, EMBEDDING_WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("embeddings", TOKEN_EMBEDDINGS), (0, EMBEDDING_WIDTH))
     shapes |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, VOCABULARY_WIDTH))
     if isinstance(loss, Loss) and loss.spec.candidates is not None:
         shapes["logprobs"] = (0, 1)

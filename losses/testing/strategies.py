@@ -21,7 +21,7 @@ from ...datums.types import Datum, TensorData
 from ..registry import get_loss
 from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import GROUP_KEY, Input
-from ..spec.vocabulary import VOCABULARY_OUTPUTS
+from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from .draws.meanings import Meaning, either_sign, flags, ids, log_probabilities, meaning_of, of_one, some_absent
 from .loss_under_test import (
     BATCH_STYLE_KEYS,
@@ -191,7 +191,7 @@ def _draw_weights(
         return [None] * len(shapes)
     flat = [chosen[np.frombuffer(draw(_bytes(int(np.prod(shape)))), dtype=np.uint8) % 8] for shape in shapes]
     together = 2 if loss.has_pairs else 1
-    active = [byte % 4 != 3 or not masked for byte in draw(_bytes(len(shapes) // together))]
+    active = [byte % 4 != 3 or not masked or loss.is_laid_out for byte in draw(_bytes(len(shapes) // together))]
     active = active if any(active) else [True, *active[1:]]
     for i, weights in enumerate(flat):
         if not masked:
@@ -227,10 +227,11 @@ def _entropies(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
 def _vectors(drawn: np.ndarray) -> np.ndarray:
     """Distinct and never zero, so that no two documents tie and every cosine has a gradient. Offsets lie off the grid.
 
-    No vector is as far from two others by its offsets alone: i³ is not midway between two other cubes.
+    No vector is as far from two others by its offsets alone: i³ is not midway between two other cubes, nor are these, which
+    stay small.
     """
     moved = either_sign(drawn).reshape(-1, EMBEDDING_WIDTH)
-    return (moved + [[1 + 1 / 128, i**3 / 512, i**2 / 2048] for i in range(len(moved))]).reshape(-1)
+    return (moved + [[1 + 1 / 128, i**3 % 257 / 512, i**2 % 67 / 2048] for i in range(len(moved))]).reshape(-1)
 
 
 def _distributions(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
@@ -245,6 +246,7 @@ _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]
     "mean_logprobs": lambda data: _tensors([(rows(d),) for d in data], lambda drawn: -4 - drawn / 32),
     "values": lambda data: _tensors([(rows(d),) for d in data], either_sign),
     "embeddings": lambda data: _tensors([(EMBEDDING_WIDTH,)] * len(data), _vectors),
+    TOKEN_EMBEDDINGS: lambda data: _tensors([(rows(d), EMBEDDING_WIDTH) for d in data], _vectors),
     **dict.fromkeys(VOCABULARY_OUTPUTS, _distributions),
 }
 

@@ -32,7 +32,7 @@ class AsTensors:
             rows = list(values.split(self.lengths))
         else:
             rows = [row[:length] for row, length in zip(values, self.lengths, strict=True)]
-        if values.ndim == (2 if "cu_seqlens" in self.data else 3):
+        if name == "logprobs" and values.ndim == (2 if "cu_seqlens" in self.data else 3):
             rows = [row[:, : width[0]] for row, width in zip(rows, self.columns, strict=True)]
         return rows
 

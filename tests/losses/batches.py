@@ -56,6 +56,9 @@ def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | No
             given[one.name] = _input(one, i, shape, generator)
         data.append(Datum(list(range(positions)), given))
         for name, rows in outputs.items():
+            if name == "token_embeddings":
+                rows.append(torch.randn(positions, 8, generator=generator).bfloat16().double())
+                continue
             if name == "embeddings":  # of directions that no two share: equal angles would have a kink between them
                 rows.append(torch.randn(8, generator=generator).bfloat16().double())
                 continue

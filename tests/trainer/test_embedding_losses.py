@@ -17,17 +17,32 @@ GradientsOf = Callable[[TrainingClient], dict[str, Tensor]]
 
 LOSSES: dict[str, Any] = {
     "angle": lb.get_loss("angle"),
+    "batch_all_triplet": lb.get_loss("batch_all_triplet"),
+    "batch_hard_soft_margin_triplet": lb.get_loss("batch_hard_soft_margin_triplet"),
+    "batch_hard_triplet": lb.get_loss("batch_hard_triplet", distance="cosine", margin=0.5),
+    "batch_semi_hard_triplet": lb.get_loss("batch_semi_hard_triplet"),
     "contrastive_pairs": lb.get_loss("contrastive_pairs", margin=1.5),
     "cosent": lb.get_loss("cosent"),
     "cosine_similarity": lb.get_loss("cosine_similarity"),
+    "embedding_distill": lb.get_loss("embedding_distill"),
+    "flops": lb.get_loss("flops"),
+    "gist": lb.get_loss("gist", num_hard_negatives=1, temperature=0.1),
+    "gor": lb.get_loss("gor", second_moment_weight=2.0),
+    "in_batch_kl": lb.get_loss("in_batch_kl"),
     "info_nce without duplicates": lb.get_loss("info_nce", num_extra_negatives=2),
     "margin_mse": lb.get_loss("margin_mse"),
+    "maxsim": lb.get_loss("maxsim", num_hard_negatives=1),
     "multiple_negatives_ranking": lb.get_loss("multiple_negatives_ranking", num_hard_negatives=1),
+    "multiple_negatives_ranking of all directions": lb.get_loss(
+        "multiple_negatives_ranking", query_to_query=True, document_to_document=True, hardness_strength=5.0
+    ),
+    "score_kl": lb.get_loss("score_kl"),
     "ntxent": lb.get_loss("ntxent"),
     "siglip": lb.get_loss("siglip"),
     "triplet": lb.get_loss("triplet"),
     "matryoshka": lb.matryoshka("info_nce", dims=(16, 4)),
     "matryoshka over pairs": lb.matryoshka("cosine_similarity", dims=(8, 16)),
+    "maxsim beside vectors of texts": lb.get_loss("maxsim") + lb.get_loss("info_nce") + 0.1 * lb.get_loss("gor"),
     "a mixture": lb.get_loss("cosent") + 0.5 * lb.get_loss("angle"),
 }
 
@@ -37,7 +52,15 @@ def test_an_encoders_gradient_does_not_depend_on_how_the_batch_is_cut(
     loss: Any, make_datums: MakeDatums, gradients_of: GradientsOf
 ) -> None:
     datums = [
-        lb.Datum(d.model_input, {"label": float(i // 2 % 3 == 0), "teacher_score": i / 8, "document_id": i % 5})
+        lb.Datum(
+            d.model_input,
+            {
+                **{"label": float(i // 2 % 3 == 0), "teacher_score": i / 8, "document_id": i % 5, "class_id": i % 4},
+                "guide_embedding": [1.0, i / 8, (i % 3) - 1.0],
+                "teacher_embedding": [(i * j % 7) - 3.0 for j in range(1, 65)],
+                "weights": [float(t % 3 != i % 3) for t in range(d.model_input.length)],
+            },
+        )
         for i, d in enumerate(make_datums(12))
     ]
     whole, outputs = [], []

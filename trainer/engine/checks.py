@@ -10,7 +10,7 @@ import numpy as np
 from ...datums.errors import MissingInput, ModelError, ShapeError, TokenRangeError, did_you_mean
 from ...datums.types import Datum
 from ...losses.batch.checks import locate
-from ...losses.spec.vocabulary import VOCABULARY_OUTPUTS
+from ...losses.spec.vocabulary import WIDE_OUTPUTS
 from ..model.model import LoadedModel
 from ..model.value_head import check_value_head
 from ..routing.routers import check_routing, decoded_routes
@@ -23,7 +23,7 @@ HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
 #: The likeliest tokens at each position, which come from there too.
 TOP_OUTPUTS = ("topk_tokens", "topk_logprobs")
 #: Outputs with one row per active position; embeddings have one per datum.
-TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values", "projection", *TOP_OUTPUTS, *VOCABULARY_OUTPUTS)
+TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values", "projection", *TOP_OUTPUTS, *WIDE_OUTPUTS)
 
 
 def check_pooling(pooling: str) -> None:

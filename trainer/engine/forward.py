@@ -59,6 +59,8 @@ def model_outputs(
     hidden, outputs.embeddings = _hidden_and_pooled(model, sequences, settings, rows, beside, pooled, forwards, routes)
     if "values" in names:
         outputs.values = values_of(model, hidden)
+    if "token_embeddings" in names:
+        outputs.token_embeddings = hidden if hidden.dtype == torch.float64 else hidden.float()
     if "projection" in names:
         outputs.projection = projection_of(model, hidden)
     head = model.head() if wants_head or STUDENT in names else None

@@ -24,7 +24,7 @@ from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
 from ...spec.settings import WEIGHTS_KEY
 from ...spec.spec import OUTPUT_NAMES, LossSpec
-from ...spec.vocabulary import VOCABULARY_OUTPUTS
+from ...spec.vocabulary import VOCABULARY_OUTPUTS, WIDE_OUTPUTS
 from .host import Checks, to_device
 from .layout import Layout, Level, as_tensor, layout_of, leveled, vectors
 from .names import Part, Whole, check_names, mask_keys, mask_name
@@ -141,7 +141,7 @@ def call_of(
 
 def _lead(key: str, tensor: Tensor) -> Tensor:
     """An output as far as it says which positions there are."""
-    return tensor[..., 0] if key in VOCABULARY_OUTPUTS and tensor.ndim and tensor.shape[-1] else tensor
+    return tensor[..., 0] if key in WIDE_OUTPUTS and tensor.ndim and tensor.shape[-1] else tensor
 
 
 def _wide(call: Call) -> Iterator[Tensor | None]:
@@ -173,12 +173,12 @@ def _output(call: Call, key: str, tensor: Tensor) -> Tensor:
             raise ShapeError(f"{name}: embeddings is {list(tensor.shape)}: one vector per row, [{call.layout.rows}, D]")
         return tensor
     flat = _flat(call, key, tensor)
-    if key in VOCABULARY_OUTPUTS:
+    if key in WIDE_OUTPUTS:
         if flat.ndim != 2:
-            shown = ", ".join([*map(str, call.layout.shape), "V"])
-            raise ShapeError(
-                f"{name}: {key} is {list(tensor.shape)}: one number per token of the vocabulary, [{shown}]"
-            )
+            is_vocabulary = key in VOCABULARY_OUTPUTS
+            shown = ", ".join([*map(str, call.layout.shape), "V" if is_vocabulary else "D"])
+            what = "number per token of the vocabulary" if is_vocabulary else "vector per position"
+            raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: one {what}, [{shown}]")
         return flat
     if flat.ndim == 2 and key != "logprobs":
         raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: one number per position, {list(call.layout.shape)}")

@@ -193,6 +193,8 @@ def _skip_nonlinear(loss: LossUnderTest) -> str:
 def _skip_visible(loss: LossUnderTest) -> str:
     if loss.wants_weights:
         return "it reads `weights`, so it sees such a datum"
+    if loss.is_laid_out:
+        return "it knows datums by their places in the batch"
     return _skip_without_weights(loss)
 
 

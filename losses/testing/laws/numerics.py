@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ....datums.errors import LossCheckError
 from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
-from ...spec.vocabulary import STUDENT, TEACHER
+from ...spec.vocabulary import STUDENT, TEACHER, TOKEN_EMBEDDINGS
 from ..checks import Check, active_positions, batches, copied
 from ..evaluation import Evaluation, evaluate, leaves, shown
 from ..loss_under_test import LossUnderTest, OutputLists, terms
@@ -172,6 +172,8 @@ def with_extreme(
     if STUDENT in filled:
         own = filled[TEACHER if grows and TEACHER in filled else STUDENT][i]
         own[t] = torch.from_numpy(_extreme(own[t].shape, size)).log_softmax(-1)
+    if TOKEN_EMBEDDINGS in filled:
+        filled[TOKEN_EMBEDDINGS][i][t].fill_(size if grows else -size)
     if "logprobs" in filled:
         own = filled["logprobs"][i]
         own[t] = torch.from_numpy(_extreme(own[t].shape, 0 if grows else size))

@@ -17,6 +17,7 @@ from lossbook.datums.errors import (
     LabelError,
     LengthMismatchError,
     LossbookError,
+    LossContractError,
     NonFiniteLossInput,
     ShapeError,
 )
@@ -176,38 +177,50 @@ def test_one_number_per_datum_is_named_where_it_is_wrong(
     loss.check([datum(1, **{key: number}) for number in (0, [1], 1.0, 0.0)])
 
 
-def guided(embeddings: Tensor, guide: VectorPerDatum) -> Tensor:
-    return embeddings.sum(1) * guide.sum(1)
+def guided(embeddings: Tensor, guide_embedding: VectorPerDatum) -> Tensor:
+    return embeddings.sum(1) * guide_embedding.sum(1)
 
 
 @pytest.mark.parametrize(
     ("vectors", "error", "message"),
     [
-        ([[1.0, 2.0], [1.0]], ShapeError, "guided: guide of datum 1 has 1 numbers, but that of the first datum has 2"),
-        ([[1.0], [[2.0]]], ShapeError, "guided: guide of datum 1 is [1, 1]: give one vector, [D]"),
-        ([2.0, 2.0], ShapeError, "guided: guide of datum 0 is []: give one vector, [D]"),
-        ([[], []], ShapeError, "guided: guide of datum 0 is [0]: give one vector, [D]"),
-        ([[1.0, 2.0], [1.0, NAN]], NonFiniteLossInput, "guided: guide of datum 1 is nan at index 1"),
-        ([[math.inf, 2.0], [1.0, 0.0]], NonFiniteLossInput, "guided: guide of datum 0 is inf at index 0"),
+        (
+            [[1.0, 2.0], [1.0]],
+            ShapeError,
+            "guided: guide_embedding of datum 1 has 1 numbers, but that of the first datum has 2",
+        ),
+        ([[1.0], [[2.0]]], ShapeError, "guided: guide_embedding of datum 1 is [1, 1]: give one vector, [D]"),
+        ([2.0, 2.0], ShapeError, "guided: guide_embedding of datum 0 is []: give one vector, [D]"),
+        ([[], []], ShapeError, "guided: guide_embedding of datum 0 is [0]: give one vector, [D]"),
+        ([[1.0, 2.0], [1.0, NAN]], NonFiniteLossInput, "guided: guide_embedding of datum 1 is nan at index 1"),
+        ([[math.inf, 2.0], [1.0, 0.0]], NonFiniteLossInput, "guided: guide_embedding of datum 0 is inf at index 0"),
     ],
 )
 def test_a_vector_per_datum_is_named_where_it_is_wrong(vectors: list, error: type[LossbookError], message: str) -> None:
     loss = loss_of(guided, per="datum")
     with pytest.raises(error) as caught:
-        loss.check([datum(1, guide=vector) for vector in vectors])
+        loss.check([datum(1, guide_embedding=vector) for vector in vectors])
     assert str(caught.value) == message
+
+
+def test_a_vectors_key_says_that_it_is_one() -> None:
+    def seen(embeddings: Tensor, view: VectorPerDatum) -> Tensor:
+        return embeddings.sum(1) * view.sum(1)
+
+    with pytest.raises(LossContractError, match=r"'view' is a vector per datum, .*: call it view_embedding"):
+        loss_of(seen, per="datum")
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0]])
 def test_vectors_are_packed_one_a_row_and_chosen_with_their_datums(order: list[int]) -> None:
     loss = loss_of(guided, per="datum")
-    data = [datum(1, guide=vector) for vector in ([1, 2], [0.5, 1.0], [4.0, 5.0])]
+    data = [datum(1, guide_embedding=vector) for vector in ([1, 2], [0.5, 1.0], [4.0, 5.0])]
     part = loss.pack(data).select(order)
-    assert part.inputs["guide"].tolist() == [[[1, 2], [0.5, 1], [4, 5]][i] for i in order]
+    assert part.inputs["guide_embedding"].tolist() == [[[1, 2], [0.5, 1], [4, 5]][i] for i in order]
     value, gradients, _ = evaluated(loss, data, [[1.0], [2.0], [3.0]])
     assert value == (1 * 3 + 2 * 1.5 + 3 * 9) / 3
     assert_rows_equal(gradients, [[1.0], [0.5], [3.0]], 1e-12)
-    assert loss.pack([]).inputs["guide"].shape == (0, 1)
+    assert loss.pack([]).inputs["guide_embedding"].shape == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -158,5 +158,6 @@ def test_every_shipped_loss_can_be_compared_with_itself(name: str) -> None:
     assert comparison.reduced
     assert all(row["loss A"] == row["loss B"] and row["gradient A"] == row["gradient B"] for row in comparison.rows)
     assert any(str(row["gradient A"]).strip("-0. ") for row in comparison.rows)
-    assert kind_of(usable(name)) in ("tokens", "values", "embeddings", "candidate tokens", "whole distributions")
+    kinds = ("tokens", "values", "embeddings", "candidate tokens", "whole distributions", "vectors of tokens")
+    assert kind_of(usable(name)) in kinds
     assert torch.isfinite(torch.tensor([value for _, *both in comparison.reduced for value in both])).all()

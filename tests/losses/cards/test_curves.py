@@ -21,7 +21,7 @@ from lossbook.losses.cards.sample_inputs import usable
 from ..cases import loss_of
 
 #: Losses that no single quantity describes, and why.
-WITHOUT: dict[str, str] = {}
+WITHOUT: dict[str, str] = {"gor": "it compares texts of one block, and not those that belong together"}
 ALL = [name for name in list_losses() if describe_loss(name).defined_in.startswith("lossbook.")]
 
 

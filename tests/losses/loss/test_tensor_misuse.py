@@ -42,8 +42,8 @@ def other(name: str, *outputs: Any, **given: Any) -> Any:
     return get_loss(name).on_tensors(*outputs, **given)
 
 
-def guided(embeddings: Tensor, guide: VectorPerDatum) -> Tensor:
-    return embeddings.sum(1) * guide.sum(1)
+def guided(embeddings: Tensor, guide_embedding: VectorPerDatum) -> Tensor:
+    return embeddings.sum(1) * guide_embedding.sum(1)
 
 
 GUIDED = loss_of(guided, per="datum")
@@ -243,19 +243,19 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         "kto reads one 'label' per row, [2], not one per position",
     ),
     "one number where a vector per row is read": (
-        lambda: GUIDED.on_tensors(embeddings=torch.ones(4, 2), guide=torch.ones(4)),
+        lambda: GUIDED.on_tensors(embeddings=torch.ones(4, 2), guide_embedding=torch.ones(4)),
         errors.ShapeError,
-        "guided: guide is [4]: one vector per row, [4, D]",
+        "guided: guide_embedding is [4]: one vector per row, [4, D]",
     ),
     "vectors of other rows": (
-        lambda: GUIDED.on_tensors(embeddings=torch.ones(4, 2), guide=torch.ones(3, 2)),
+        lambda: GUIDED.on_tensors(embeddings=torch.ones(4, 2), guide_embedding=torch.ones(3, 2)),
         errors.ShapeError,
-        "guided: guide is [3, 2]: one vector per row, [4, D]",
+        "guided: guide_embedding is [3, 2]: one vector per row, [4, D]",
     ),
     "a vector with a hole": (
-        lambda: GUIDED.on_tensors(embeddings=torch.ones(2, 2), guide=[[1.0, 2.0], [1.0, float("inf")]]),
+        lambda: GUIDED.on_tensors(embeddings=torch.ones(2, 2), guide_embedding=[[1.0, 2.0], [1.0, float("inf")]]),
         errors.NonFiniteLossInput,
-        "guided: guide of row 1 is inf",
+        "guided: guide_embedding of row 1 is inf",
     ),
     "an id that is no integer": (
         lambda: other("info_nce", embeddings=torch.ones(4, 2), document_id=[0, 1.5, 0, 1]),

@@ -174,10 +174,30 @@ def in_batch_kl(
     return np.array(losses)
 
 
+def maxsim(rows: Sequence[Row], *, scale: float, num_hard_negatives: int, mean_over_query: bool) -> Array:
+    """Each token of a query with the nearest token of a document."""
+    size, documents = in_rows(rows, num_hard_negatives)
+    losses = []
+
+    def score(query: Row, document: Row) -> complex:
+        total = 0j
+        for token, weight in zip(query["token_embeddings"], query.weights, strict=True):
+            total += weight * max((cos(token, other) for other in document["token_embeddings"]), key=np.real)
+        return total / np.sum(query.weights) if mean_over_query else total
+
+    for i in range(size):
+        own, query = size + i, rows[i].get("document_id")
+        kept = [p for p, _ in documents if p == own or query is None or rows[p]["document_id"] != query]
+        scores = {place: scale * score(rows[i], rows[place]) for place in kept}
+        losses.append(logsumexp(np.array(list(scores.values()))) - scores[own])
+    return np.array(losses)
+
+
 REFERENCES = {
     "embedding_distill": embedding_distill,
     "gist": gist,
     "in_batch_kl": in_batch_kl,
+    "maxsim": maxsim,
     "multiple_negatives_ranking": multiple_negatives_ranking,
     "score_kl": score_kl,
 }
@@ -190,6 +210,7 @@ VARIANTS: dict[str, list[dict]] = {
         {"temperature": 0.3, "num_hard_negatives": 1, "contrast_positives": False},
     ],
     "in_batch_kl": [{"temperature": 1.0, "teacher_temperature": 0.5}, {"num_hard_negatives": 1}],
+    "maxsim": [{"scale": 3.0, "num_hard_negatives": 1}, {"mean_over_query": True, "scale": 5.0}],
     "multiple_negatives_ranking": [
         {"scale": 1.0},
         {"num_hard_negatives": 1},
