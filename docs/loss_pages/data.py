@@ -88,6 +88,13 @@ KINDS = (
         "lossbook train rl --data prompts.jsonl --loss {loss}",
     ),
     DataKind(
+        "A teacher beside the student",
+        "Texts, given or sampled by the student. The teacher is a second model, whose whole distribution at each position is read.",
+        '{"prompt": "2 + 2 = ", "completion": "4"}',
+        lambda card: spec_of(card.name).reads_vocabulary,
+        "lossbook train distill --data train.jsonl --teacher runs/teacher --loss {loss}",
+    ),
+    DataKind(
         "A teacher's most likely tokens",
         "Texts, given or sampled by the student, and for each position the teacher's logprobs of K candidates.",
         '{"prompt": "2 + 2 = ", "completion": "4"}',

@@ -12,6 +12,8 @@ from lossbook.datums.errors import ShapeError
 from lossbook.losses import Loss, LossCard
 from lossbook.losses.cards.examples import STUDENT, TEACHER, example_batch, kind_of
 from lossbook.losses.cards.sample_inputs import usable
+from lossbook.losses.spec.vocabulary import STUDENT as OWN
+from lossbook.losses.spec.vocabulary import VOCABULARY_OUTPUTS
 
 #: What a required constant length is in the example.
 NORM_LENGTH = 4
@@ -72,7 +74,10 @@ def _arguments(loss: Loss, kind: str, count: int) -> tuple[dict[str, str], dict[
     shown: dict[str, str] = {}
     for name, values in outputs.items():
         numbers = STUDENT if kind == "candidate tokens" and name == "logprobs" else [v.tolist() for v in values]
-        shown[name], tensors[name] = _as_tensor(numbers, name, kind, grad=True)
+        whole = name in VOCABULARY_OUTPUTS
+        shown[name], tensors[name] = (
+            _distributions(values, name) if whole else _as_tensor(numbers, name, kind, grad=True)
+        )
     if kind != "embeddings":
         weights = [datum.loss_fn_inputs["weights"].to_torch().tolist() for datum in data]
         shown["mask"], tensors["mask"] = _as_tensor([[int(w) for w in row] for row in weights], "mask", kind)
@@ -82,6 +87,14 @@ def _arguments(loss: Loss, kind: str, count: int) -> tuple[dict[str, str], dict[
             numbers = TEACHER if name == loss.spec.candidates else numbers
             shown[name], tensors[name] = _as_tensor(numbers, name, kind)
     return shown, tensors
+
+
+def _distributions(values: list[Tensor], name: str) -> tuple[str, Tensor]:
+    """[B, T, V] probabilities as code and as their logarithms; rows are padded with any distribution."""
+    length = max(map(len, values))
+    rows = [[*_short(one.detach().exp().tolist()), *[[0.4, 0.3, 0.3]] * (length - len(one))] for one in values]
+    code, tensor = f"torch.tensor({rows}).log()", torch.tensor(rows).log()
+    return (f"{code}.requires_grad_()", tensor.requires_grad_()) if name == OWN else (code, tensor)
 
 
 def _as_tensor(numbers: Any, name: str, kind: str, *, grad: bool = False) -> tuple[str, Tensor]:

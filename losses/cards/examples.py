@@ -33,6 +33,8 @@ TOKENS: dict[str, list[list[float]]] = {
 #: Probabilities of two candidates at three positions, under the student and under the teacher.
 STUDENT = [[0.5, 0.3], [0.2, 0.2], [0.6, 0.1]]
 TEACHER = [[0.7, 0.2], [0.1, 0.6], [0.5, 0.3]]
+#: The kind of data of losses over whole distributions.
+WHOLE = "whole distributions"
 #: Enough vectors for three pairs or two triplets.
 EMBEDDINGS = [[1, 0.2, 0], [0.7, 0.6, 0.2], [0.8, 0.5, 0.1], [0.8, 0.4, 0.2], [0.3, 0.1, 1], [0.6, 0.5, 0.6]]
 
@@ -65,7 +67,7 @@ def kind_of(loss: Loss | Mixture) -> str:
     if any(part.spec.candidates is not None for part in parts):
         return "candidate tokens"
     if any(part.spec.reads_vocabulary for part in parts):
-        return "whole distributions"
+        return WHOLE
     if any("embeddings" in part.outputs for part in parts):
         return "embeddings"
     if any(TOKEN_EMBEDDINGS in part.outputs for part in parts):
@@ -83,12 +85,13 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
     )
     data: list[Datum] = []
     given: OutputLists = {name: [] for name in loss.outputs}
-    for i in range({"embeddings": count, "vectors of tokens": count, "candidate tokens": 1}.get(kind, 2)):
-        length = {"embeddings": 1, "candidate tokens": 3}.get(kind) or len(TOKENS["weights"][i % 2])
+    for i in range({"embeddings": count, "vectors of tokens": count, "candidate tokens": 1, WHOLE: 1}.get(kind, 2)):
+        length = {"embeddings": 1, "candidate tokens": 3, WHOLE: 2}.get(kind) or len(TOKENS["weights"][i % 2])
         carried: dict[str, Any] = {}
         if kind != "embeddings":
             carried["target_tokens"] = [[0, 1]] * 3 if kind == "candidate tokens" else list(range(length))
-            carried["weights"] = [1.0] * 3 if kind == "candidate tokens" else TOKENS["weights"][i % 2]
+            ones = kind in ("candidate tokens", WHOLE)
+            carried["weights"] = [1.0] * length if ones else TOKENS["weights"][i % 2]
         for name, one in wanted.items():
             value = float(i in flagged) if one.kind == "flag" else sample_inputs.usual_value(one, i)
             if any(name == part.spec.candidates for part in parts):

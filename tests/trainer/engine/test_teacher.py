@@ -137,6 +137,7 @@ def test_a_student_taught_by_its_own_past_keeps_its_weights_and_moves_back(rank:
     before = {name: p.detach().clone() for name, p in student.local.model.trainable().items()}
     first = student.forward_backward(datums(), loss, teacher=past).result().metrics["loss:sum"]
     assert all(torch.equal(p, before[name]) for name, p in student.local.model.trainable().items())
+    last = first
     for _ in range(8):
         student.optim_step(AdamParams(learning_rate=3e-3))
         last = student.forward_backward(datums(), loss, teacher=past).result().metrics["loss:sum"]
@@ -199,7 +200,7 @@ def test_what_cannot_be_taught_is_refused_in_one_line() -> None:
         student.forward_backward(datums(), "cross_entropy", teacher=teacher).result()
     with pytest.raises(ModelError, match="teacher is a str: give what create_reference_client returns"):
         student.forward_backward(datums(), "full_gkd", teacher="tiny")  # type: ignore[arg-type]
-    head = student.local.model.module.lm_head
+    head: Any = student.local.model.module.lm_head
     head.weight = torch.nn.Parameter(head.weight[:200].detach().clone())
     with pytest.raises(
         ModelError, match=r"the student's head has 200 tokens and the teacher's 260: choose a teacher of"
