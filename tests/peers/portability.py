@@ -7,7 +7,7 @@ from lossbook.losses import Loss
 from ..losses.cases import shipped, with_needed
 
 #: Losses of one datum's logprobs that have no graph all the same, and a word of the reason.
-NOT_TRACEABLE: dict[str, str] = {}
+NOT_TRACEABLE: dict[str, str] = {"fipo": "seqs.index has no form for one datum"}
 
 
 def losses(**config: str) -> list[Loss]:
