@@ -23,27 +23,17 @@ teacher likes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..datums.errors import ConfigError, LossContractError
+from ..datums.errors import ConfigError
 from ..datums.files.report import DataReport
 from ..datums.files.sources import read_rows
-from ..datums.types import Datum
-from ..losses.loss.loss import Loss
-from ..trainer import ReferenceClient, TrainingClient
-from .distillation.divergence import HeldOutDivergence
-from .distillation.examples import DistillationExample, build_examples, question_row, sample_answers
-from .distillation.teachers import (
-    open_teacher,
-    shared_vocabulary,
-    with_candidates,
-    with_teacher_advantages,
-    with_teacher_logprobs,
-)
+from .distillation.examples import DistillationExample, build_examples, question_row
+from .distillation.teaching import Teaching, candidates_wanted
 from .loop import Loop, begin, finish, introduce
-from .run.batches import Batches, seed_of
-from .run.configs import adam_params, configured_loss, torch_dtype
+from .run.batches import Batches
+from .run.configs import adam_params, configured_loss
 from .run.interrupts import restarted
 from .run.names import REPORT
 from .settings.choices import SELF
@@ -52,42 +42,32 @@ from .tasks.held_out import HeldOut, warn_of_repeated_rows
 from .tasks.reasoning_gym_tasks import Task
 from .terminal import show
 
-#: Candidates per position where a loss compares candidates and --top-k is not set.
-DEFAULT_TOP_K = 20
-
 
 @restarted
 def main(config: DistillConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
     loss = configured_loss(config)  # raises for an unknown id or setting, before anything is loaded
-    top_k, is_policy = candidates_wanted(config, loss), learns_by_advantages(loss)
+    candidates_wanted(config, loss)
     run, training = begin(config)
-    teacher = open_teacher(
-        config.teacher,
-        training,
-        device=config.device,
-        dtype=torch_dtype(config.dtype),
-        tokens_per_micro_batch=config.tokens_per_micro_batch,
+    teaching = Teaching.of(config, loss, training)
+    examples, report, held_out_examples, held_out = load_examples(
+        config, training.get_tokenizer(), teaching.teacher_tokenizer
     )
-    vocabulary = shared_vocabulary(training, teacher, samples=config.mode == "on_policy")
-    examples, report, held_out_examples, held_out = load_examples(config, training.get_tokenizer())
     batches = Batches(len(examples), config.batch_size, config.seed)
     total = config.steps or config.epochs * batches.per_epoch
     introduce(config, run, training, rows=len(examples), steps=total)
     show(report.render())
     run.write(REPORT, report.to_json())
-    divergence = HeldOutDivergence.of(teacher, held_out_examples, min(config.eval_top_k, vocabulary), vocabulary)
+    divergence = teaching.held_out(held_out_examples)
     with Loop(config, run, training, total) as loop:
         if loop.start == 0:
             loop.log_evaluation(0, {**divergence.measure(training), **held_out.measure(training)})
         for step in loop:
-            chosen = [examples[i] for i in batches.at(step)]
-            batch = make_batch(config, chosen, training, teacher, top_k, vocabulary, step)
-            batch, policy = with_teacher_advantages(batch, config.advantage_cap) if is_policy else (batch, {})
-            output = training.forward_backward(batch, loss).result()
+            batch, more = teaching.batch([examples[i] for i in batches.at(step)], step)
+            output = teaching.forward_backward(batch).result()
             update = training.optim_step(adam_params(config, step, total)).result()
             length = output.metrics["response_tokens"] / len(batch)
-            loop.log(step, batch, output, update, {"answer_length": length, **policy}, loss=loss)
+            loop.log(step, batch, output, update, {"answer_length": length, **more}, loss=teaching.loss)
             if loop.is_evaluated(step):
                 loop.log_evaluation(step, {**divergence.measure(training), **held_out.measure(training)})
     return finish(run, training)
@@ -98,74 +78,8 @@ def check(config: DistillConfig) -> None:
     candidates_wanted(config, configured_loss(config))
 
 
-def make_batch(
-    config: DistillConfig,
-    examples: Sequence[DistillationExample],
-    training: TrainingClient,
-    teacher: ReferenceClient,
-    top_k: int,
-    vocabulary: int,
-    step: int,
-) -> list[Datum]:
-    """What a step trains on: given or sampled answers, with what the teacher says of their tokens."""
-    students, teachers = [one.student for one in examples], [one.teacher for one in examples]
-    if config.mode == "on_policy":
-        sampler, seed = training.save_weights_and_get_sampling_client(), seed_of(config.seed, step)
-        students, teachers = sample_answers(
-            sampler, examples, samples=config.samples, max_tokens=config.max_tokens, seed=seed
-        )
-    if top_k:
-        return with_candidates(teacher, students, teachers, min(top_k, vocabulary), vocabulary)
-    return with_teacher_logprobs(teacher, students, teachers)
-
-
-def candidates_wanted(config: DistillConfig, loss: Loss) -> int:
-    """How many of the teacher's candidates the loss compares; 0: it reads the teacher's logprob of each target token.
-
-    Raises LossContractError for a loss that reads no teacher, one that needs sampled answers off policy, one over
-    single tokens when --top-k is set, and --advantage-cap beside a loss without advantages.
-    """
-    if loss.spec.is_batch_style:
-        return config.top_k or 0  # its parameters do not say what it reads
-    inputs = {wanted.name: wanted for wanted in loss.spec.inputs}
-    is_policy = learns_by_advantages(loss)
-    if config.advantage_cap is not None and not is_policy:
-        raise LossContractError(
-            f"advantage_cap is for losses that read advantages, which the teacher then gives; {loss.name} does not"
-        )
-    if is_policy and config.mode == "off_policy":
-        raise LossContractError(
-            f"{loss.name} reads advantages, which the teacher gives to answers that the student sampled: choose --mode "
-            "on_policy, or a loss over the teacher's candidates, such as topk_forward_kl"
-        )
-    if "teacher_logprobs" not in inputs and not is_policy:
-        raise LossContractError(
-            f"{loss.name} reads neither teacher_logprobs nor advantages, so it would learn nothing from the teacher. Choose a distillation "
-            "loss (see `lossbook losses list`); for losses without a teacher use `lossbook train sft`"
-        )
-    if config.mode == "off_policy" and "sampling_logprobs" in inputs and inputs["sampling_logprobs"].required:
-        raise LossContractError(
-            f"{loss.name} reads sampling_logprobs, which only sampled answers have: choose --mode on_policy, or a loss over "
-            "the teacher's candidates, such as topk_forward_kl"
-        )
-    if loss.spec.candidates:
-        return config.top_k or DEFAULT_TOP_K
-    if config.top_k:
-        raise LossContractError(
-            f"{loss.name} reads the teacher's logprob of each target token, not of candidates: leave --top-k out, or choose "
-            "a loss over candidates, such as topk_forward_kl"
-        )
-    return 0
-
-
-def learns_by_advantages(loss: Loss) -> bool:
-    """Whether it is a policy loss, which distils where its advantages are the teacher's logprobs less the student's."""
-    names = {wanted.name for wanted in loss.spec.inputs}
-    return "advantages" in names and "teacher_logprobs" not in names
-
-
 def load_examples(
-    config: DistillConfig, tokenizer: Any
+    config: DistillConfig, tokenizer: Any, teacher_tokenizer: Any = None
 ) -> tuple[list[DistillationExample], DataReport, list[DistillationExample], HeldOut]:
     """Examples to train on, the report about their rows, held-out examples, and questions whose answers are scored."""
     task, questions = None, []
@@ -186,6 +100,7 @@ def load_examples(
         "teacher_system": config.teacher_system,
         "max_length": config.max_length,
         "truncation": config.truncation,
+        "teacher_tokenizer": teacher_tokenizer,
     }
     examples, report = build_examples(rows, tokenizer, answers_needed=config.mode == "off_policy", **options)
     held_out, held_out_report = build_examples(eval_rows, tokenizer, **options) if eval_rows else ([], DataReport())

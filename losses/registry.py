@@ -76,8 +76,9 @@ def register_loss(
     linear: the loss is linear in logprobs, the only model output that it reads. The trainer can then compute their gradient
         before the forward. The conformance kit holds the loss to it.
     conflict: (settings) -> why they exclude each other or can do nothing together, or "". Asked whenever the loss is made.
-    vocabularies: of a loss that reads `teacher_vocab_logprobs`: whether the teacher must have the student's tokens ("same"), or
-        may have others ("any").
+    vocabularies: of a loss that reads `teacher_vocab_logprobs`: whether the teacher must have the student's tokens ("same"),
+        may have others ("any"), or is given in the student's numbers: column v is the student's token v, -inf where the
+        teacher has none such, and its other tokens follow ("renumbered").
     output: for fn(data, logprobs_list) only: "logprobs" or "embeddings", which outputs the second argument lists.
     aliases: other ids for the same loss.
     axes: ratio level, clip and KL, for its card. differs: {system: how that system's loss of this name differs}.

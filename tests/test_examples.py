@@ -54,6 +54,13 @@ def test_a_string_loss_learns_its_answer() -> None:
     assert nats_per_token[-1] < 0.6 * nats_per_token[0]
 
 
+def test_a_model_with_another_tokenizer_can_be_loaded_by_its_folder() -> None:
+    ran = run("other_tokenizer")
+    assert ran["tokens"]["byte pairs"] < ran["tokens"]["bytes"]
+    loaded = lb.ServiceClient().create_training_client(str(ran["folder"]))
+    assert loaded.get_tokenizer().get_vocab() == ran["tokenizer"].get_vocab()
+
+
 def test_reference_logprobs_stay_while_the_model_moves() -> None:
     ran = run("reference_logprobs")
     assert [len(logprobs) for logprobs in ran["ref_logprobs"]] == [d.model_input.length for d in ran["datums"]]

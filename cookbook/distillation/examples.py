@@ -51,6 +51,7 @@ def build_examples(
     max_length: int | None = None,
     truncation: str = "error",
     answers_needed: bool = True,
+    teacher_tokenizer: Any = None,
 ) -> tuple[list[DistillationExample], DataReport]:
     """One example per row, and a report about the rows.
 
@@ -59,6 +60,7 @@ def build_examples(
     teacher_system   a system turn for the teacher only; "{answer}" in it is replaced by the row's answer
     max_length       most tokens in a prompt with its answer, the teacher's too; truncation: "error" or "drop"
     answers_needed   False: a prompt may have no completion, to be answered by the student
+    teacher_tokenizer   what the teacher reads with, its own chat template included; None: the same
 
     Raises DataFileError naming the row, and the errors of `build_datums`.
     """
@@ -67,7 +69,7 @@ def build_examples(
 
     def make(row: Mapping[str, Any]) -> Datum:
         student_row, teacher_row = rows_of_both(row, teacher_system, answers_needed=answers_needed)
-        teacher = datum_from_row(teacher_row, tokenizer, **options)
+        teacher = datum_from_row(teacher_row, teacher_tokenizer or tokenizer, **options)
         student = datum_from_row(student_row, tokenizer, **options)
         teachers.append(teacher)  # only now: a row that either cannot read is dropped for both
         return student

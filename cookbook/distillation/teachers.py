@@ -36,10 +36,12 @@ def open_teacher(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     tokens_per_micro_batch: int | None = None,
+    any_tokenizer: bool = False,
 ) -> ReferenceClient:
     """A client of the teacher, whose weights do not change; the keywords are those of `ServiceClient`.
 
-    name: "self", a run's folder, a checkpoint, or a model as `load_model` takes it. Raises ModelError when it cannot be
+    name: "self", a run's folder, a checkpoint, or a model as `load_model` takes it. any_tokenizer: the loss takes a teacher
+    with another tokenizer. Raises ModelError when it cannot be
     loaded or has another tokenizer, RunError for a run without a checkpoint, and CheckpointError.
     """
     from ...trainer import ServiceClient
@@ -52,7 +54,8 @@ def open_teacher(
         teacher = service.create_reference_client(model_path=str(find_checkpoint(path)))
     else:
         teacher = service.create_reference_client(base_model=name)
-    check_same_tokenizer(training.get_tokenizer(), teacher.get_tokenizer(), name)
+    if not any_tokenizer:
+        check_same_tokenizer(training.get_tokenizer(), teacher.get_tokenizer(), name)
     return teacher
 
 

@@ -35,6 +35,9 @@ class DistillConfig(DataConfig):
         ge=1,
         le=MOST,
     )
+    cross_entropy: float = setting(
+        "Loss", 0.0, "with a loss over whole distributions: how much cross-entropy of the answers is added", ge=0
+    )
     advantage_cap: float | None = setting(
         "Loss",
         None,

@@ -74,7 +74,7 @@ def uld(
     "gold",
     per="token",
     reduction="token-mean",
-    vocabularies="any",
+    vocabularies="renumbered",
     source="Patiño et al. 2025, Unlocking On-Policy Distillation for Any Model Family (Hugging Face), the hybrid loss",
     axes=Axes(kl="generalised Jensen-Shannon over shared tokens; forward at beta 0, reverse at beta 1"),
     differs={

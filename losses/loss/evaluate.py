@@ -148,7 +148,7 @@ def _check_shape(spec: LossSpec, values: Tensor, expected: tuple[int, ...]) -> N
 
 
 def _check_vocabularies(spec: LossSpec, arguments: Mapping[str, Any]) -> None:
-    if TEACHER not in arguments or spec.vocabularies == "any":
+    if TEACHER not in arguments or spec.vocabularies != "same":
         return
     own, other = arguments[STUDENT].shape[-1], arguments[TEACHER].shape[-1]
     if own != other:

@@ -14,5 +14,5 @@ TOKEN_EMBEDDINGS = "token_embeddings"
 WIDE_OUTPUTS = (*VOCABULARY_OUTPUTS, TOKEN_EMBEDDINGS)
 #: What a datum may hold about what a teacher reads.
 TEACHER_KEYS = ("teacher_tokens", "teacher_positions")
-#: Whether student and teacher must have the same tokens.
-Vocabularies = Literal["same", "any"]
+#: Whether student and teacher must have the same tokens, and whether a teacher's others are given in the student's numbers.
+Vocabularies = Literal["same", "any", "renumbered"]

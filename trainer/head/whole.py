@@ -86,7 +86,7 @@ class HeadDistributions:
         """The same without its graph; what had one gets a gradient, where gradients are on."""
         wants = torch.is_grad_enabled()
         hidden, weight, *bias = (one.detach().requires_grad_(wants and one.requires_grad) for one in self.tensors)
-        return HeadDistributions(hidden, replace(self.head, weight=weight, bias=bias[0] if bias else None))
+        return replace(self, hidden=hidden, head=replace(self.head, weight=weight, bias=bias[0] if bias else None))
 
     def first(self, tokens: int) -> HeadDistributions:
         """Over the first tokens of the vocabulary alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
@@ -39,6 +40,29 @@ def sentence_piece() -> Any:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)
     return _fast(backend)
+
+
+def save_model(folder: Path, *, seed: int = 0) -> Any:
+    """Save a tiny Llama whose tokenizer has byte pairs of `WORDS` beside the tiny models' bytes, to be loaded by its folder.
+
+    Returns the tokenizer, which has the tiny models' chat template and special tokens.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    characters = build_tiny_tokenizer()
+    tokenizer = characters.train_new_from_iterator(WORDS, vocab_size=300)
+    tokenizer.chat_template = characters.chat_template
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1, tie_word_embeddings=False,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def _fast(backend: Any) -> Any:

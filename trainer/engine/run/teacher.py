@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 
+from ....datums.builders.vocabularies import renumbering
 from ....datums.errors import LengthMismatchError, LossContractError, MissingInput, ModelError, TokenRangeError
 from ....datums.types import Datum
 from ....losses.batch.positions import positions_of
@@ -16,6 +18,7 @@ from ....losses.loss.bound import BoundLoss
 from ....losses.loss.loss import LossLike
 from ....losses.spec.vocabulary import TEACHER, VOCABULARY_OUTPUTS
 from ...head.logprobs import in_autocast_precision
+from ...head.renumbered import RenumberedDistributions
 from ...head.whole import HeadDistributions
 from ...model.linear import set_adapter_dropout
 from ...model.model import LoadedModel
@@ -50,13 +53,15 @@ class Lesson:
     """What a teacher reads beside the datums of one call.
 
     sequences: [M] tokens of each datum. places: [N] of each, which of them belongs to each position of the student; -1: none.
-    vocabulary: how many tokens are compared, where the heads are padded to different sizes; None: all.
+    vocabulary: how many tokens are compared, where the heads are padded to different sizes; None: all. order: the teacher's
+    tokens in the student's numbers, as `renumbering` gives them; None: in its own.
     """
 
     teacher: Teacher
     sequences: Sequence[np.ndarray]
     places: Sequence[np.ndarray]
     vocabulary: int | None = None
+    order: np.ndarray | None = None
 
     def at(self, cut: Sequence[int], masks: Sequence[np.ndarray]) -> HeadDistributions:
         """The teacher's distributions where the masks, of each datum's positions, are true; any where it has none."""
@@ -67,6 +72,10 @@ class Lesson:
         for own, place in zip(read, places, strict=True):
             own[np.maximum(place, 0)] = True
         whole = self.cut(self.teacher.distributions(sequences, read))
+        if self.order is not None:
+            whole = RenumberedDistributions(
+                whole.hidden, whole.head, torch.from_numpy(self.order).to(whole.hidden.device)
+            )
         joined = np.concatenate([np.maximum(place, 0) + start for place, start in zip(places, starts, strict=False)])
         order = np.searchsorted(np.flatnonzero(np.concatenate(read)), joined)
         return (
@@ -106,12 +115,14 @@ def lesson_of(model: LoadedModel, teacher: Teacher | None, loss: LossLike, bound
             "take a topk_ loss over a teacher's candidates"
         )
     teacher.model.head()
-    is_same = any(spec.vocabularies == "same" for spec in specs if TEACHER in spec.outputs)
-    vocabulary = shared_vocabulary(bound.name, model, teacher.model) if is_same else None
+    wanted = {spec.vocabularies for spec in specs if TEACHER in spec.outputs}
+    vocabulary = shared_vocabulary(bound.name, model, teacher.model) if "same" in wanted else None
+    order = _order_of(bound.name, model, teacher.model) if "renumbered" in wanted else None
     total = len(bound.datums)
     read = [_read_of(datum, f"datum {i} of {total}", teacher.model) for i, datum in enumerate(bound.datums)]
-    lesson = Lesson(teacher, [tokens for tokens, _ in read], [places for _, places in read], vocabulary)
-    _check_places(lesson, bound)
+    lesson = Lesson(teacher, [tokens for tokens, _ in read], [places for _, places in read], vocabulary, order)
+    readers = [part.active(bound.datums) for _, part in loss.parts if TEACHER in part.spec.outputs]
+    _check_places(lesson, bound, torch.stack(readers).any(0))
     return lesson
 
 
@@ -135,6 +146,18 @@ def shared_vocabulary(name: str, student: LoadedModel, teacher: LoadedModel) -> 
         f"{name} compares token by token, but the student's head has {own} tokens and the teacher's {other}: choose a teacher of "
         "the student's family, or a loss across tokenizers"
     )
+
+
+def _order_of(name: str, student: LoadedModel, teacher: LoadedModel) -> np.ndarray:
+    """The teacher's tokens in the student's numbers. Raises ModelError for a model without a tokenizer."""
+    for whose, one in (("student", student), ("teacher", teacher)):
+        if one.tokenizer is None:
+            raise ModelError(f"{name} compares tokens by their text, but the {whose} {one.name} has no tokenizer")
+    return _renumbered(student.tokenizer, teacher.tokenizer, len(student.head().weight), len(teacher.head().weight))
+
+
+#: It takes a second for 100,000 tokens, and is the same at every step.
+_renumbered = lru_cache(maxsize=4)(renumbering)
 
 
 def _read_of(datum: Datum, which: str, model: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
@@ -171,9 +194,9 @@ def _read_of(datum: Datum, which: str, model: LoadedModel) -> tuple[np.ndarray, 
     return tokens, places
 
 
-def _check_places(lesson: Lesson, bound: BoundLoss) -> None:
-    """The teacher has a distribution wherever the loss reads one."""
-    active = np.split(bound.active.numpy(), np.cumsum(bound.lengths)[:-1])
+def _check_places(lesson: Lesson, bound: BoundLoss, reads: torch.Tensor) -> None:
+    """The teacher has a distribution wherever the loss reads one. reads: [positions of all datums] bool."""
+    active = np.split(reads.numpy(), np.cumsum(bound.lengths)[:-1])
     for i, (places, mask) in enumerate(zip(lesson.places, active, strict=True)):
         if (lacking := np.flatnonzero(mask & (places < 0))).size:
             raise MissingInput(
