@@ -1,4 +1,4 @@
-"""Late interaction against Sentence Transformers' multi-vector losses."""
+"""Late interaction, and vectors over the vocabulary, against Sentence Transformers' multi-vector and sparse encoders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, get_loss
+from lossbook.trainer.head.logprobs import Head
+from lossbook.trainer.head.sparse import splade_vectors
 
 from .cases_embedding import PAIRS, WIDTH
 from .cases_embedding_batches import PACKAGE
@@ -47,11 +49,35 @@ def late(*, settings: dict[str, Any], **theirs: Any) -> Callable[[], tuple[float
     return differences
 
 
+def pooled_by_splade() -> tuple[float, float]:
+    """Differences of our vectors over the vocabulary, and of the gradient of hidden states through flops, from theirs."""
+    from sentence_transformers.sparse_encoder import losses
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    random = torch.Generator().manual_seed(3)
+    lengths = [1 + i % 4 for i in range(2 * PAIRS)]
+    hidden = torch.randn(2 * PAIRS, 4, WIDTH, dtype=torch.float64, generator=random)
+    weight = torch.randn(30, WIDTH, dtype=torch.float64, generator=random)
+    mask = torch.tensor([[t < length for t in range(4)] for length in lengths])
+    ours, own = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    vectors = splade_vectors(ours[mask], Head(weight), lengths)
+    data = [Datum(ModelInput.from_ints([1]))] * (2 * PAIRS)
+    value, _ = get_loss("flops", query_weight=2.0, document_weight=0.5)(data, list(vectors))
+    (gradient,) = torch.autograd.grad(value, ours)
+    pooled = SpladePooling()({"token_embeddings": own @ weight.T, "attention_mask": mask.long()})["sentence_embedding"]
+    flops = losses.FlopsLoss(Tokens()).compute_loss_from_embeddings  # type: ignore[arg-type]
+    answer = 2.0 * flops(pooled[:PAIRS]) + 0.5 * flops(pooled[PAIRS:])
+    (expected,) = torch.autograd.grad(answer, own)
+    return float((value - answer).detach().abs()), float((gradient - expected).abs().max())
+
+
+WEIGHTS = {"query_weight": 2.0, "document_weight": 0.5}
 MULTI = "MultiVectorMultipleNegativesRankingLoss"
 SINGLE = "its scores are of float32"
 MEAN = {"mean_over_query": True, "scale": 8.0}
 
 CASES: list[Parity] = [
+    Parity("flops", "FlopsLoss", PACKAGE, pooled_by_splade, WEIGHTS, 1e-12, 'pooling "splade" beside SpladePooling'),
     Parity("maxsim", MULTI, PACKAGE, late(settings={}), {"num_hard_negatives": 1}, 1e-6, SINGLE),
     Parity(
         "maxsim",

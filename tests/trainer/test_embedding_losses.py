@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lossbook as lb
 from lossbook.trainer.clients.training import TrainingClient
+from lossbook.trainer.model.load import load_model
 
 MakeDatums = Callable[..., list[lb.Datum]]
 GradientsOf = Callable[[TrainingClient], dict[str, Tensor]]
@@ -63,11 +64,50 @@ def test_an_encoders_gradient_does_not_depend_on_how_the_batch_is_cut(
         )
         for i, d in enumerate(make_datums(12))
     ]
+    assert_same_however_cut("tiny-encoder", datums, loss, "mean", gradients_of)
+
+
+SPARSE = lb.get_loss("multiple_negatives_ranking", similarity="dot", scale=1.0) + 0.03 * lb.get_loss("flops")
+
+
+def test_vectors_over_the_vocabulary_train_a_decoder_beside_its_logprobs(
+    make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    datums = make_datums(8)
+    assert_same_however_cut("tiny", datums, SPARSE, "splade", gradients_of)
+    assert_same_however_cut("tiny", datums, SPARSE + 0.1 * lb.get_loss("cross_entropy"), "splade", gradients_of)
+
+
+def test_a_vector_over_the_vocabulary_is_the_largest_of_its_tokens(make_datums: MakeDatums) -> None:
+    service = lb.ServiceClient(device="cpu", dtype=torch.float64)
+    client = service.create_training_client("tiny")
+    datums = make_datums(4)
+    vectors = [
+        one["embedding"].to_torch() for one in client.forward(datums, SPARSE, pooling="splade").result().loss_fn_outputs
+    ]
+    module = load_model("tiny", device="cpu", dtype=torch.float64).module
+    for datum, vector in zip(datums, vectors, strict=True):
+        logits = module(torch.tensor([datum.model_input.to_ints()])).logits[0]
+        torch.testing.assert_close(vector.double(), logits.relu().log1p().amax(0).detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_encoder_has_no_logits_to_pool(make_datums: MakeDatums) -> None:
+    client = lb.ServiceClient(device="cpu").create_training_client("tiny-encoder")
+    with pytest.raises(
+        lb.errors.ModelError, match="reads the logits of a language model, and tiny-encoder is an encoder"
+    ):
+        client.forward_backward(make_datums(4), SPARSE, pooling="splade").result()
+
+
+def assert_same_however_cut(
+    base_model: str, datums: list[lb.Datum], loss: Any, pooling: Any, gradients_of: GradientsOf
+) -> None:
+    """The gradient in one micro-batch, in several, and computed twice."""
     whole, outputs = [], []
     for settings in ({}, {"tokens_per_micro_batch": 24}, {"tokens_per_micro_batch": 24, "kept_graph_tokens": 1}):
         service = lb.ServiceClient(device="cpu", dtype=torch.float64, **settings)
-        client = service.create_training_client("tiny-encoder")
-        outputs.append(client.forward_backward(datums, loss).result().metrics)
+        client = service.create_training_client(base_model)
+        outputs.append(client.forward_backward(datums, loss, pooling=pooling).result().metrics)
         whole.append(gradients_of(client))
     assert outputs[0]["micro_batches"] == 1 < outputs[1]["micro_batches"]
     assert outputs[2]["forward_passes"] == (2 if loss.couples == "batch" else 1)

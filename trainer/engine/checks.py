@@ -16,7 +16,8 @@ from ..model.value_head import check_value_head
 from ..routing.routers import check_routing, decoded_routes
 from .settings import EngineSettings
 
-Pooling = Literal["mean", "last", "cls"]
+#: How tokens become one vector: "splade" is over the vocabulary, from a decoder's logits.
+Pooling = Literal["mean", "last", "cls", "splade"]
 
 #: Outputs that come from the head's logits.
 HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
@@ -31,6 +32,15 @@ def check_pooling(pooling: str) -> None:
     if pooling not in get_args(Pooling):
         known = ", ".join(map(repr, get_args(Pooling)))
         raise ModelError(f"pooling is one of {known}, not {pooling!r}.{did_you_mean(str(pooling), get_args(Pooling))}")
+
+
+def check_sparse(model: LoadedModel, pooling: str, names: Sequence[str]) -> None:
+    """Raise ModelError where vectors over the vocabulary are asked of an encoder, which is loaded without its head."""
+    if pooling == "splade" and "embeddings" in names and model.kind == "encoder":
+        raise ModelError(
+            f"pooling 'splade' reads the logits of a language model, and {model.name} is an encoder, loaded without its masked-LM "
+            "head: take a decoder, or pooling mean, last or cls"
+        )
 
 
 def check_top_k(model: LoadedModel, top_k: int, names: Sequence[str]) -> None:

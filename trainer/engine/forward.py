@@ -16,6 +16,7 @@ from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
 from ...losses.spec.vocabulary import STUDENT
 from ..head.logprobs import Head, HeadOutputs, in_autocast_precision, linear_logprobs
+from ..head.sparse import splade_vectors
 from ..head.whole import HeadDistributions
 from ..model.model import LoadedModel
 from ..model.value_head import projection_of, values_of
@@ -56,14 +57,17 @@ def model_outputs(
         # Other ids outside the vocabulary were refused before; targets of weight 0 may be -100, for instance.
         beside["targets"] = (targets if rows is None else targets[rows]).clamp(0, model.vocab_size - 1)
     pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if "embeddings" in names else None
-    hidden, outputs.embeddings = _hidden_and_pooled(model, sequences, settings, rows, beside, pooled, forwards, routes)
+    is_sparse = pooled is not None and pooling == "splade"
+    head = model.head() if wants_head or is_sparse or STUDENT in names else None
+    hidden, outputs.embeddings = _hidden_and_pooled(
+        model, sequences, settings, rows, beside, pooled, head if is_sparse else None, forwards, routes
+    )
     if "values" in names:
         outputs.values = values_of(model, hidden)
     if "token_embeddings" in names:
         outputs.token_embeddings = hidden if hidden.dtype == torch.float64 else hidden.float()
     if "projection" in names:
         outputs.projection = projection_of(model, hidden)
-    head = model.head() if wants_head or STUDENT in names else None
     if head is not None and STUDENT in names:
         outputs.vocab_logprobs = HeadDistributions(*in_autocast_precision(hidden, head))
     if head is not None and wants_head:
@@ -106,15 +110,23 @@ def _hidden_and_pooled(
     rows: Tensor | None,
     beside: dict[str, Tensor],
     pooled: dict[str, Tensor] | None,
+    sparse: Head | None,
     forwards: int,
     routes: Sequence[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Hidden states at `rows`, and one vector per sequence where `pooled` says of which tokens. beside: see `hidden_states`."""
+    """Hidden states at `rows`, and one vector per sequence where `pooled` says of which tokens. beside: see `hidden_states`.
+
+    sparse: the head of vectors over the vocabulary; None for those of hidden states.
+    """
     if pooled is None:
         return hidden_states(model, sequences, settings.batching, rows, beside, forwards, routes), None
     beside |= pooled | ({} if rows is None else {"rows": rows})
     hidden = hidden_states(model, sequences, settings.batching, beside=beside, forwards=forwards, routes=routes)
-    vectors = pool(hidden, {name: beside[name] for name in pooled})
+    if sparse is None:
+        vectors = pool(hidden, {name: beside[name] for name in pooled})
+    else:
+        chosen = hidden[beside["chosen"]] if "chosen" in pooled else hidden
+        vectors = splade_vectors(*in_autocast_precision(chosen, sparse), pooled["counts"].tolist())
     return hidden if rows is None else hidden[beside["rows"]], vectors
 
 
@@ -123,13 +135,13 @@ def pooled_tokens(lengths: Sequence[int], pooling: Pooling, starts: Sequence[int
 
     starts: the first token of each sequence that counts; None: 0. It must lie within the sequence.
 
-    Returns `chosen`, indices among the tokens of all sequences, absent for all of them; and for means `owner`, the sequence of
-    each chosen token, and `counts` [N].
+    Returns `chosen`, indices among the tokens of all sequences, absent for all of them; and for means and "splade"
+    `owner`, the sequence of each chosen token, and `counts` [N].
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     begins = np.cumsum(sizes) - sizes
     skipped = np.zeros_like(sizes) if starts is None else np.asarray(starts, dtype=np.int64)
-    if pooling != "mean":
+    if pooling in ("last", "cls"):
         return {"chosen": torch.from_numpy(begins + sizes - 1 if pooling == "last" else begins + skipped)}
     counts = sizes - skipped
     arrays = {"owner": np.repeat(np.arange(len(sizes)), counts), "counts": counts}

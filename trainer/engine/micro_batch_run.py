@@ -25,7 +25,7 @@ from ..packing.micro_batches import lengths_read, prefix_groups_of
 from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
 from .activation_memory import layers_as_set
-from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, checked_routes
+from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, check_sparse, checked_routes
 from .forward import model_outputs
 from .gradients import outputs_with_gradients
 from .group_report import Group
@@ -86,6 +86,7 @@ class MicroBatches:
         must see together; units: the datums of each of its groups, where it couples these. Raises ModelError, ShapeError and
         DtypeError for routing matrices that the model cannot follow.
         """
+        check_sparse(model, pooling, names)
         routes = checked_routes(model, datums, settings)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         reads_tokens = any(name in TOKEN_OUTPUTS for name in names)
@@ -106,10 +107,9 @@ class MicroBatches:
         )
         if couples == "batch" and len(shares[0]) > 1:  # the graphs of all micro-batches are held together
             settings = with_less_head_memory(model, settings, len(shares[0]))
-        masks = np.split(computed, np.cumsum(lengths)[:-1])
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
-        rows = OutputRows(names, masks)
+        rows = OutputRows(names, np.split(computed, np.cumsum(lengths)[:-1]))
         return cls(model, datums, pooling, settings, sequences, rows, shares, forwards, routes, top_k, lesson)
 
     @cached_property

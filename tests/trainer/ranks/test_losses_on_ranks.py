@@ -34,13 +34,16 @@ SETUPS = {
 #: One of each kind that the engine treats differently: linear, ratios, pairs, datums, batches, of each output; and losses made
 #: of losses, with each kind of metric.
 KINDS = ("cross_entropy", "grpo", "dpo", "gspo", "kto", "info_nce", "triplet", "value_mse", "entropy_bonus")
-KINDS += ("ppo+sequence_clamp", "grpo+top_entropy")
+KINDS += ("ppo+sequence_clamp", "grpo+top_entropy", "maxsim")
 MIXTURES = [
     call_of("grpo", "entropy_bonus", "value_mse", cuts=4),
     call_of("dpo", "cross_entropy", cuts=4),
     call_of("kto", "z_loss", cuts=4),
     call_of("info_nce", "cross_entropy", cuts=4),
 ]
+
+
+OVER_THE_VOCABULARY = replace(call_of("flops", cuts=4), pooling="splade")
 
 
 def with_a_key_of_its_own() -> Call:
@@ -76,7 +79,7 @@ def test_two_ranks_give_the_numbers_of_one_process(ranks: RankProcesses, kind: s
     assert_same(
         ranks,
         SETUPS[kind],
-        [*(call_of(name, cuts=4) for name in losses), MIXTURES[0], with_a_key_of_its_own()],
+        [*(call_of(name, cuts=4) for name in losses), MIXTURES[0], with_a_key_of_its_own(), OVER_THE_VOCABULARY],
         2,
         FLOAT32,
     )
