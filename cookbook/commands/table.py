@@ -102,6 +102,16 @@ COMMANDS: dict[tuple[str, ...], Command] = {
             "lossbook train embed --data scored.jsonl --loss cosent --no-all-weights --rank 8",
         ),
     ),
+    ("train", "rerank"): Command(
+        "a reranker of a query's candidates with any ranking loss",
+        "rerank",
+        config="rerank.RerankConfig",
+        section="Train",
+        examples=(
+            "lossbook train rerank --data triplets.jsonl --held-out 200 --random-negatives 4",
+            "lossbook train rerank --data graded.jsonl --loss lambda_loss --loss-config weighting ndcg2",
+        ),
+    ),
     ("runs", "list"): Command(
         "list the runs in a folder: state, steps, last numbers, loss, model, date",
         "commands.compare",

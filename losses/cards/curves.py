@@ -18,6 +18,7 @@ from torch import Tensor
 from ...datums.errors import LossCheckError
 from ...datums.types import Datum
 from ..loss.loss import Loss
+from ..spec.inputs import GROUP_KEY
 from ..spec.vocabulary import STUDENT, TOKEN_EMBEDDINGS
 from . import sample_inputs
 from .docstrings import read_docstring
@@ -133,6 +134,8 @@ def _sweep(loss: Loss, points: int) -> _Sweep:
         return _whole(loss, points)
     if spec.per == "pair":
         return _margin(loss, points, has_reference="ref_logprobs" in reads)
+    if spec.couples == "group" and spec.outputs == ("values",):
+        return _lead(loss, points)
     if "values" in spec.outputs:
         fixed = "one position of return 0"
         return _output(loss, "values", "value - return", evenly(-2, 2, points), fixed)
@@ -218,6 +221,21 @@ def _margin(loss: Loss, points: int, *, has_reference: bool) -> _Sweep:
     # Just inside the ends, because log(1 - p) is infinite at logprob 0.
     margins = evenly(-reach * 0.99, reach * 0.99, points)
     return _Sweep(f"{quantity} (nats)" if not reads_values else quantity, fixed, margins, outputs, {"": others})
+
+
+def _lead(loss: Loss, points: int) -> _Sweep:
+    """The scores of a relevant candidate and another of its group move apart from 0."""
+
+    def outputs(x: Tensor, count: int) -> OutputLists:
+        rest = [torch.zeros(1, dtype=torch.float64, device="cpu")] * (count - 2)
+        return {"values": [(0.5 * x).reshape(1), (-0.5 * x).reshape(1), *rest]}
+
+    def first(count: int) -> list[float]:
+        return [1.0, *[0.0] * (count - 1)]
+
+    inputs = {one.name: first for one in sample_inputs.wanted_inputs(loss) if one.name != GROUP_KEY}
+    fixed = "one group of two candidates, around score 0"
+    return _Sweep("score: relevant - other", fixed, evenly(-4, 4, points), outputs, {"": inputs})
 
 
 def _candidates(loss: Loss, points: int) -> _Sweep:

@@ -24,7 +24,7 @@ from .common import Activation, Returned, activated, labels_between
     },
 )
 def rank_bce(values: Tensor, label: PerDatum, seqs: Seqs, *, positive_weight: Positive = 1.0) -> Returned:
-    """-(w y log σ(s) + (1 - y) log σ(-s)): is this candidate relevant?
+    """-(w y log σ(s) + (1 - y) log σ(-s)): the log loss of a candidate's relevance.
 
     values    [T]  nats, of the scalar head; a candidate's score s is the value at its last token of non-zero weight
     label     [N]  unitless, from 0 to 1: the probability that the candidate is relevant

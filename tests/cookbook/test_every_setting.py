@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from lossbook.cookbook import distill, dpo, embed, reward, rl, sft
+from lossbook.cookbook import distill, dpo, embed, rerank, reward, rl, sft
 from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.cookbook.settings.distill import DistillConfig
 from lossbook.cookbook.settings.embed import EmbedConfig
 from lossbook.cookbook.settings.preferences import DPOConfig, RewardConfig
+from lossbook.cookbook.settings.rerank import RerankConfig
 from lossbook.cookbook.settings.rl import RLConfig
 from lossbook.cookbook.settings.sft import SFTConfig
 
@@ -71,6 +72,11 @@ RECIPES: dict[str, tuple[Callable[[Any], Any], type[RecipeConfig], list[dict[str
         embed.main, EmbedConfig,
         [{"data": "texts.jsonl", "model": "tiny-encoder", "held_out": 2, "steps": 1, "batch_size": 2, **TRACKED},
          {"data": "texts.jsonl", "eval_data": "texts.jsonl", "model": "tiny-encoder", "all_weights": False, "batch_size": 2}],
+    ),
+    "rerank": (
+        rerank.main, RerankConfig,
+        [{"data": "texts.jsonl", "model": "tiny-encoder", "held_out": 2, "steps": 1, "batch_size": 2, "random_negatives": 1, **TRACKED},
+         {"data": "texts.jsonl", "eval_data": "texts.jsonl", "model": "tiny", "all_weights": False, "batch_size": 2}],
     ),
 }  # fmt: skip
 

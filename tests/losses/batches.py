@@ -23,6 +23,7 @@ SPECIAL: dict[str, Callable[[int], float]] = {
     "group": lambda i: i % 4,
     "label": lambda i: float(i % 4 < 2),
     "is_mismatched": lambda i: float(i % 3 == 2),
+    "is_positive": lambda i: float(i % 8 < 4),
 }
 #: How many candidates a loss over candidates compares.
 CANDIDATES = 3

@@ -15,7 +15,7 @@ from torch import Tensor
 from lossbook import Datum, describe_preset, get_loss, list_presets
 from lossbook.datums.errors import EmptyLossError, ShapeError
 from lossbook.datums.types import KEY_DTYPES
-from lossbook.losses import matryoshka
+from lossbook.losses import Loss, matryoshka
 
 from .batches import Batch, batch_for
 from .cases import shipped, with_needed
@@ -162,11 +162,20 @@ def test_no_datums_and_no_weight_are_refused(name: str) -> None:
         loss(without, batch.outputs)
 
 
+def needs_several(part: Loss) -> bool:
+    """Whether the loss says that one datum is no whole group."""
+    try:
+        part.spec.members(1, part.config)
+    except ShapeError:
+        return True
+    return False
+
+
 @every_loss
 def test_one_datum_is_its_own_loss_or_refused(name: str) -> None:
     loss, batch = LOSSES[name], batch_for(LOSSES[name], 1)
-    if any(part.spec.per == "pair" or (part.spec.groups and name != "kto") for _, part in loss.parts):
-        lacks_classes = any(one.name == "class_id" for _, part in loss.parts for one in part.spec.inputs)
+    lacks_classes = any(one.name == "class_id" for _, part in loss.parts for one in part.spec.inputs)
+    if lacks_classes or any(part.spec.per == "pair" or needs_several(part) for _, part in loss.parts):
         with pytest.raises(EmptyLossError if lacks_classes else ShapeError, match=r"1 datum|nothing to divide by"):
             loss(batch.data, batch.outputs)
         return
