@@ -1,7 +1,7 @@
 """The recipe rerank beside Sentence Transformers' own trainer of cross-encoders: same loss, lists, batch size, steps, learning rate.
 
     python examples/docstring_pairs.py && python examples/docstring_candidates.py
-    python benchmarks/reranker.py [--steps 48] [--out runs/reranker]
+    python benchmarks/reranker.py [--steps 32] [--out runs/reranker]
 
 Both start from all-MiniLM-L6-v2 with a new head, read the rows of candidates_train.jsonl and rank those of candidates_held_out.jsonl.
 LambdaLoss with its default weights on both sides, no clipping of gradients, linear warm-up and decay, AdamW without weight
@@ -25,11 +25,11 @@ from lossbook.cookbook.embeddings.sentence_encoder import find_minilm
 from lossbook.cookbook.rerankers.data import Candidates, read_candidates
 from lossbook.cookbook.rerankers.ranking import ranked
 from lossbook.cookbook.run.runs import read_metrics
-from lossbook.cookbook.settings.rerank import RerankConfig
+from lossbook.cookbook.settings.embed import RerankConfig
 from lossbook.datums import disk
 from lossbook.datums.files.sources import read_rows
 
-MAX_LENGTH, BATCH, RATE, WARMUP = 96, 8, 1e-4, 4
+MAX_LENGTH, BATCH, RATE, WARMUP = 64, 8, 1e-4, 4
 TRAIN, HELD_OUT = "candidates_train.jsonl", "candidates_held_out.jsonl"
 
 
@@ -37,7 +37,7 @@ def ours(out: Path, steps: int, seed: int) -> dict[str, Any]:
     """The recipe's figures at each evaluation, and the seconds that it took, evaluations included."""
     config = RerankConfig(
         data=TRAIN, eval_data=HELD_OUT, out=out, loss="lambda_loss", max_length=MAX_LENGTH, batch_size=BATCH, steps=steps,
-        learning_rate=RATE, schedule="linear", warmup_steps=WARMUP, grad_clip_norm=0.0, eval_every=steps // 4, seed=seed,
+        learning_rate=RATE, schedule="linear", warmup_steps=WARMUP, grad_clip_norm=0.0, eval_every=steps // 2, seed=seed,
         overwrite=True, device="cpu",
     )  # fmt: skip
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def theirs(out: Path, steps: int, seed: int) -> dict[str, Any]:
 
     class Measures(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % (steps // 4) == 0:
+            if state.global_step % (steps // 2) == 0:
                 measure(state.global_step)
 
     settings = CrossEncoderTrainingArguments(
@@ -101,7 +101,7 @@ def _figures(row: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/reranker"))
     parser.add_argument("--mine", action="store_true")

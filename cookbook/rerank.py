@@ -30,7 +30,7 @@ from .run.batches import Batches
 from .run.configs import adam_params, configured_loss
 from .run.interrupts import restarted
 from .run.names import REPORT
-from .settings.rerank import RerankConfig
+from .settings.embed import RerankConfig
 
 #: The metrics in the progress display.
 SHOWN = ("loss", "ndcg", "top_1", "grad_norm")

@@ -105,7 +105,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "rerank"): Command(
         "a reranker of a query's candidates with any ranking loss",
         "rerank",
-        config="rerank.RerankConfig",
+        config="embed.RerankConfig",
         section="Train",
         examples=(
             "lossbook train rerank --data triplets.jsonl --held-out 200 --random-negatives 4",

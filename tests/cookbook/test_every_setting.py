@@ -12,9 +12,8 @@ import pytest
 from lossbook.cookbook import distill, dpo, embed, rerank, reward, rl, sft
 from lossbook.cookbook.settings.base import RecipeConfig
 from lossbook.cookbook.settings.distill import DistillConfig
-from lossbook.cookbook.settings.embed import EmbedConfig
+from lossbook.cookbook.settings.embed import EmbedConfig, RerankConfig
 from lossbook.cookbook.settings.preferences import DPOConfig, RewardConfig
-from lossbook.cookbook.settings.rerank import RerankConfig
 from lossbook.cookbook.settings.rl import RLConfig
 from lossbook.cookbook.settings.sft import SFTConfig
 

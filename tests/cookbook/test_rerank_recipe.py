@@ -18,7 +18,7 @@ from lossbook.cookbook.rerankers.data import Candidates, candidates_from_row, he
 from lossbook.cookbook.rerankers.lists import TEMPLATE, ListLayout, PairEncoder, check_loss
 from lossbook.cookbook.rerankers.ranking import HeldOutLists, Reranker, ranked
 from lossbook.cookbook.run.runs import read_metrics
-from lossbook.cookbook.settings.rerank import RerankConfig
+from lossbook.cookbook.settings.embed import RerankConfig
 from lossbook.cookbook.settings.written.files import read_config
 from lossbook.datums.errors import ConfigError, DataFileError, EmptyLossError, LossContractError, ModelError
 from lossbook.trainer.model.tiny import build_tiny_model, build_tiny_tokenizer
@@ -288,5 +288,5 @@ def test_a_run_without_a_head_is_no_reranker(make: Any, tmp_path: Path) -> None:
 
 def test_the_example_is_a_configuration_of_the_recipe() -> None:
     config = RerankConfig(**read_config(EXAMPLE, RerankConfig))
-    assert (config.loss, config.batch_size, config.steps) == ("rank_softmax", 8, 48)
+    assert (config.loss, config.batch_size, config.steps) == ("rank_softmax", 8, 32)
     rerank.check(config)
