@@ -58,6 +58,7 @@ BENCHMARKS = (
         quick=False,
     ),
     Benchmark("b", "head.py", arguments("--vocabularies 151936 --positions 512 --rounds 3")),
+    Benchmark("b", "full_vocabulary.py"),
     Benchmark("b", "loss_cost.py", takes_device=False),
     Benchmark("c", "steps_sft.py", arguments(f"{LLAMA} --label-fractions 1 --rounds 1")),
     Benchmark(

@@ -105,6 +105,7 @@ SECTIONS = (
         ),
     ),
     Section("head", "Logprobs of given tokens and their backward"),
+    Section("full_vocabulary", "Distillation over the whole vocabulary"),
     Section("loss_cost", "What the losses themselves cost"),
     Section(
         "steps_sft",
