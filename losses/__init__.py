@@ -23,6 +23,7 @@ from .trace.trace import TracedLoss
 from .value.adaptive import AdaptiveEntropy
 from .variants.off_policy_mask import off_policy_mask
 from .variants.presets import UNPUBLISHED, Preset, describe_preset, list_presets
+from .variants.rejected_data import without_rejected
 from .variants.rollout_correction import rollout_correction
 from .variants.rollout_rejection import rollout_rejection
 from .variants.suffixes import SUFFIXES
@@ -88,4 +89,5 @@ __all__ = [
     "unregister_loss",
     "value",
     "with_tail",
+    "without_rejected",
 ]

@@ -52,7 +52,7 @@ def rollout_rejection(
     low, high: what is kept; exactly at a bound, too. Only k1 has a lower one. None has a default.
 
     Several rejections go together, and with one weight of `rollout_correction`. What is rejected still counts in the
-    denominator; verl takes it out. verl's `rollout_rs` has token_*, seq_sum_*, seq_mean_* and seq_max_* of k1 to k3, and
+    denominator, as in AReaL; verl takes it out, and so does `without_rejected`. verl's `rollout_rs` has token_*, seq_sum_*, seq_mean_* and seq_max_* of k1 to k3, and
     gives the bounds of k1 as ratios exp(k1); SkyRL's outlier mask is the `max` of k1; binary_kl and tv are OpenRLHF's
     `is_correction_gating`, which holds probabilities within [1e-6, 1 - 1e-6].
 

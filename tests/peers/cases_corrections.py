@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lossbook import get_loss
+from lossbook.losses import without_rejected
 
 from . import skyrl_core, verl_core
 from .cases_policy import trainer_class
@@ -66,6 +67,29 @@ def of_verl(suffix: str, note: str = "", *, rs: str = "", bound: Any = None, **m
 def ratios(name: str, low: float, high: float) -> dict[str, float]:
     """Our bounds of k1, of verl's, which are ratios."""
     return {f"{name}_low": math.log(low), f"{name}_high": math.log(high)}
+
+
+def out_of_the_denominator(option: str, bound: float, **ours: Any) -> Parity:
+    """Data without what is rejected, under verl's mask and its token-mean."""
+
+    def compute(logprobs: Tensor, sampling: Tensor, rollout: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+        kept, _ = verl_core.correction().compute_rollout_rejection_mask(sampling - rollout, mask, option, bound)
+        return verl_core.core().agg_loss(-advantages * logprobs, kept, "token-mean")
+
+    shown = ", ".join(f"{key}={value!r}" for key, value in ours.items())
+    return Parity(
+        loss="reinforce",
+        peer=f"compute_rollout_rejection_mask({option},{bound})",
+        package="verl",
+        differences=lambda: differences(
+            get_loss("reinforce", reduction="token-mean"),
+            compute,
+            spreads=FINITE,
+            data=lambda rows: without_rejected(rollouts(rows), **ours),
+        ),
+        settings={"reduction": "token-mean"},
+        note=f"data of without_rejected({shown}): verl takes them out of the denominator",
+    )
 
 
 def openrlhf_corrected(**settings: Any) -> Peer:
@@ -194,6 +218,8 @@ CASES: list[Parity] = [
         mean_k3_high=0.12,
         **ratios("token_k1", 0.5, 2.0),
     ),
+    out_of_the_denominator("seq_mean_k3", 0.1, divergence="k3", over="mean", high=0.1),
+    out_of_the_denominator("token_k2", 0.05, divergence="k2", high=0.05),
     of_openrlhf("ppo+token_clamp", "TIS", theirs={"level": "token", "mode": "clip", "threshold": [0.5, 1.5]}, cap=1.5),
     of_openrlhf("ppo+token_band", "IcePop, the defaults of both", theirs={"level": "token"}),
     of_openrlhf(
