@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import get_loss
+from lossbook.losses.policy import m2po
 
 from ..cases import assert_rows_equal, datum, evaluated
 
@@ -123,6 +124,17 @@ def test_m2po_may_count_only_tokens_that_have_moved_the_way_they_are_pushed() ->
     _, metrics = kept(log_ratios, advantages, **pushed)
     assert metrics["mask_fraction"] == 0.2
     assert metrics["second_moment"] == (4 + 1 + 0.25 + 0.0625 + 2.25) / 5
+
+
+def test_a_token_on_policy_is_not_among_the_pushed_ones() -> None:
+    # Squares 1 and 0.25 of the two that have moved; with the first one's 0 the mean without the largest would be 0.125.
+    pushed = {"threshold": 0.2, "only_pushed": True}
+    assert kept([0.0, 1.0, 0.5], [1.0, 1.0, 1.0], **pushed)[0] == [True, False, False]
+
+
+def test_m2po_of_no_token_is_no_loss() -> None:
+    losses, _ = m2po(*[torch.zeros(0, dtype=torch.float64)] * 3)
+    assert losses.shape == (0,)
 
 
 @given(squares=st.lists(st.integers(0, 32), min_size=1, max_size=12), threshold=st.integers(1, 50), order=st.randoms())
