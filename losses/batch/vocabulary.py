@@ -75,5 +75,5 @@ def is_whole(values: Tensor | Distributions | None) -> bool:
 
 def tiles(positions: int, rows: int) -> Iterator[slice]:
     """Slices of at most `rows` positions; one of none where there are none, so that metrics have their names."""
-    for start in range(0, max(positions, 1), max(rows, 1)):
+    for start in range(0, max(positions, 1), rows):
         yield slice(start, min(start + rows, positions))

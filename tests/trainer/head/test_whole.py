@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import lossbook
 from lossbook.datums.errors import LossContractError, ShapeError
 from lossbook.losses import stats
+from lossbook.losses.batch.vocabulary import tiles
 from lossbook.trainer.head import whole
 from lossbook.trainer.head.logprobs import Head
 
@@ -141,6 +142,26 @@ def test_no_tensor_is_larger_than_a_tile_whatever_positions_and_vocabulary(
         value.backward()
     assert positions * vocabulary * 4 >= 2 * limit
     assert largest.bytes <= max(limit, head.untyped_storage().nbytes())
+
+
+def test_a_call_without_positions_has_metrics_and_no_gradient() -> None:
+    hidden, weight = normal(3, 2).requires_grad_(), normal(5, 2, seed=1).requires_grad_()
+    value, metrics = lossbook.get_loss("full_gkd").on_hidden(
+        hidden, weight, torch.zeros(3, dtype=torch.int64), mask=torch.zeros(3), denominator=2.0,
+        teacher_hidden=hidden.detach(), teacher_head=weight.detach(),
+    )  # fmt: skip
+    value.backward()
+    assert value == 0
+    assert {"agreement", "teacher_entropy"} <= set(metrics)
+    assert bool((hidden.grad == 0).all())
+    assert bool((weight.grad == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("positions", "rows", "parts"), [(0, 3, [(0, 0)]), (1, 1, [(0, 1)]), (5, 2, [(0, 2), (2, 4), (4, 5)]), (4, 2, [(0, 2), (2, 4)])]
+)  # fmt: skip
+def test_tiles_hold_each_position_once(positions: int, rows: int, parts: list[tuple[int, int]]) -> None:
+    assert [(part.start, part.stop) for part in tiles(positions, rows)] == parts
 
 
 def test_a_teacher_may_have_another_vocabulary_where_the_loss_says_so() -> None:
