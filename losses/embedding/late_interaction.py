@@ -26,7 +26,7 @@ from .layout import in_blocks, normalized, on_diagonal, ranked_blocks, retrieval
     differs={
         "Sentence Transformers 6.2.0": "MultiVectorMultipleNegativesRankingLoss: the same formula on vectors that its model has projected "
         "and normalized; mean_over_query is its mean_colbert_scores. Duplicate documents are never masked.",
-        "PyLate": "Contrastive: the same formula, with a temperature of 1.",
+        "PyLate 1.6.0": "Contrastive: the same formula, with a temperature of 1.",
     },
 )
 def maxsim(

@@ -295,7 +295,6 @@ CASES: list[Parity] = [
     ligers("GRPO", policy("liger:grpo"), grpo()),
     ligers("JSD", whole("liger:jsd"), jsd_theirs(), "the soft loss alone"),
     sentences("MultipleNegativesRankingLoss", 2),
-    sentences("MultipleNegativesSymmetricRankingLoss", 2),
     sentences("TripletLoss", 3),
     sentences("MarginMSELoss", 3, GRADED, key="teacher_score"),
     sentences("ContrastiveLoss", 2, BINARY, interleaved=True),

@@ -203,7 +203,6 @@ OF_LIGER: dict[str, tuple[str, Translate]] = {
 #: The same of Sentence Transformers' constructors.
 OF_SENTENCES: dict[str, Translate] = {
     "MultipleNegativesRankingLoss": lambda t: {"scale": t["scale"]},
-    "MultipleNegativesSymmetricRankingLoss": lambda t: {"temperature": 1 / t["scale"]},
     "CoSENTLoss": lambda t: {"scale": t["scale"]},
     "AnglELoss": lambda t: {"scale": t["scale"]},
     "ContrastiveLoss": lambda t: {"margin": t["margin"]},
