@@ -1,9 +1,10 @@
 """The recipe rerank beside Sentence Transformers' own trainer of cross-encoders: same loss, lists, batch size, steps, learning rate.
 
     python examples/docstring_pairs.py && python examples/docstring_candidates.py
-    python benchmarks/reranker.py [--steps 32] [--out runs/reranker]
+    python benchmarks/reranker.py [--candidates nearest] [--steps 32] [--out runs/reranker]
 
 Both start from all-MiniLM-L6-v2 with a new head, read the rows of candidates_train.jsonl and rank those of candidates_held_out.jsonl.
+With `--candidates random` a query's wrong codes are drawn from all codes in place of the nearest, 3 for training and 9 held out.
 LambdaLoss with its default weights on both sides, no clipping of gradients, linear warm-up and decay, AdamW without weight
 decay. Ours adds pairs up and averages lists, theirs averages pairs; every list has as many pairs, so the two differ by a factor,
 which AdamW does not see. Their head reads a pooler of its own and starts at random, ours the first token and starts at zero; their
@@ -29,15 +30,33 @@ from lossbook.cookbook.settings.embed import RerankConfig
 from lossbook.datums import disk
 from lossbook.datums.files.sources import read_rows
 
-MAX_LENGTH, BATCH, RATE, WARMUP = 64, 8, 1e-4, 4
+MAX_LENGTH, BATCH, WARMUP, PARTS = 64, 8, 4, 2
 TRAIN, HELD_OUT = "candidates_train.jsonl", "candidates_held_out.jsonl"
+RANDOM = {"train": (TRAIN, 3, 1000), "held_out": (HELD_OUT, 9, 60)}
 
 
-def ours(out: Path, steps: int, seed: int) -> dict[str, Any]:
+def draw_lists(folder: Path) -> None:
+    """Rows with random wrong codes, under the names of the others, in a folder that is then the working directory."""
+    import os
+
+    rng = np.random.default_rng(0)
+    for side, (name, wrong, count) in RANDOM.items():
+        rows = list(read_rows(f"docstrings_{side}.jsonl"))
+        chosen, lines = rng.permutation(len(rows))[:count], []
+        for row in (rows[i] for i in chosen):
+            drawn = [rows[i]["positive"] for i in rng.permutation(len(rows))[: 4 * wrong]]
+            others = list(dict.fromkeys(code for code in drawn if code != row["positive"]))[:wrong]
+            lines.append(json.dumps({"query": row["query"], "positive": row["positive"], "negatives": others}))
+        disk.make_folder(folder)
+        disk.write_file(folder / name, "\n".join(lines) + "\n")
+    os.chdir(folder)
+
+
+def ours(out: Path, steps: int, seed: int, rate: float) -> dict[str, Any]:
     """The recipe's figures at each evaluation, and the seconds that it took, evaluations included."""
     config = RerankConfig(
         data=TRAIN, eval_data=HELD_OUT, out=out, loss="lambda_loss", max_length=MAX_LENGTH, batch_size=BATCH, steps=steps,
-        learning_rate=RATE, schedule="linear", warmup_steps=WARMUP, grad_clip_norm=0.0, eval_every=steps // 2, seed=seed,
+        learning_rate=rate, schedule="linear", warmup_steps=WARMUP, grad_clip_norm=0.0, eval_every=steps // PARTS, seed=seed,
         overwrite=True, device="cpu",
     )  # fmt: skip
     start = time.perf_counter()
@@ -46,7 +65,7 @@ def ours(out: Path, steps: int, seed: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "curve": [_figures(row) for row in rows]}
 
 
-def theirs(out: Path, steps: int, seed: int) -> dict[str, Any]:
+def theirs(out: Path, steps: int, seed: int, rate: float) -> dict[str, Any]:
     """The same with CrossEncoderTrainer."""
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
@@ -67,11 +86,11 @@ def theirs(out: Path, steps: int, seed: int) -> dict[str, Any]:
 
     class Measures(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % (steps // 2) == 0:
+            if state.global_step % (steps // PARTS) == 0:
                 measure(state.global_step)
 
     settings = CrossEncoderTrainingArguments(
-        output_dir=str(out), per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=RATE, warmup_steps=WARMUP,
+        output_dir=str(out), per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=rate, warmup_steps=WARMUP,
         lr_scheduler_type="linear", weight_decay=0.0, max_grad_norm=0.0, save_strategy="no", logging_strategy="no",
         report_to=[], use_cpu=True, seed=seed, disable_tqdm=True,
     )  # fmt: skip
@@ -102,16 +121,23 @@ def _figures(row: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--candidates", choices=("nearest", "random"), default="nearest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/reranker"))
     parser.add_argument("--mine", action="store_true")
     parser.add_argument("--theirs", action="store_true")
     given = parser.parse_args()
-    results: dict[str, Any] = {"retriever": retriever()}
+    given.out = given.out.absolute()
+    if given.candidates == "random":
+        draw_lists(given.out / "data")
+    results: dict[str, Any] = {"retriever": retriever()} if given.candidates == "nearest" else {}
     if not given.theirs:
-        results["lossbook"] = ours(given.out / "lossbook", given.steps, given.seed)
+        results["lossbook"] = ours(given.out / "lossbook", given.steps, given.seed, given.rate)
     if not given.mine:
-        results["sentence-transformers"] = theirs(given.out / "sentence_transformers", given.steps, given.seed)
+        results["sentence-transformers"] = theirs(
+            given.out / "sentence_transformers", given.steps, given.seed, given.rate
+        )
     disk.make_folder(given.out)
     disk.write_file(given.out / "results.json", json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))

@@ -20,7 +20,7 @@ SPECIAL: dict[str, Callable[[int], float]] = {
     "clip_high_threshold": lambda i: 1.25,
     "class_id": lambda i: i % 3,
     "document_id": lambda i: i % 3,
-    "group": lambda i: i % 4,
+    "group": lambda i: i % 3,
     "label": lambda i: float(i % 4 < 2),
     "is_mismatched": lambda i: float(i % 3 == 2),
     "is_positive": lambda i: float(i % 8 < 4),

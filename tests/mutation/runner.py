@@ -46,7 +46,7 @@ TESTS = ("tests/losses", "tests/peers/test_tinker_trace.py", "--ignore=tests/los
 #: Laws run for every loss, and call the whole core: a change of the core meets these losses, one of a loss its own.
 CONFORMANCE = "test_conformance"
 REPRESENTATIVES = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
-FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "value", "variants")
+FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "ranking", "value", "variants")
 #: Modules whose functions run while lossbook is imported.
 IMPORT_TIME = {"spec.py", "settings.py", "registry.py", "family.py", "presets.py"}
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lossbook import Datum, ModelInput
+from lossbook.losses.batch.groups import units_of
 from lossbook.losses.loss.loss import LossLike, Mixture
 from lossbook.trainer.engine.checks import Pooling
 from lossbook.trainer.engine.engine import Engine
@@ -123,9 +124,11 @@ def run_calls(ranks: Ranks, setup: Setup, calls: Sequence[Call]) -> list[Result]
 
 def budget_of(call: Call, cuts: int, *, padded: bool) -> int:
     """The smallest budget of tokens with which a call is cut into at most so many micro-batches."""
-    lengths, pairs = [datum.model_input.length for datum in call.data], loss_of(call.loss).couples == "pair"
+    lengths, loss = [datum.model_input.length for datum in call.data], loss_of(call.loss)
+    kept: Any = {"pairs": loss.couples == "pair", "padded": padded}
+    kept["units"] = units_of(call.data, [part.spec for _, part in loss.parts])
     budgets = range(1, len(lengths) * max(lengths) + 1)
-    return next(b for b in budgets if len(plan_micro_batches(lengths, tokens=b, pairs=pairs, padded=padded)) <= cuts)
+    return next(b for b in budgets if len(plan_micro_batches(lengths, tokens=b, **kept)) <= cuts)
 
 
 def outputs_by_index(outputs: Sequence[Mapping[str, Any]]) -> dict[int, Numbers]:

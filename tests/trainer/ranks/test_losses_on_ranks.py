@@ -34,7 +34,7 @@ SETUPS = {
 #: One of each kind that the engine treats differently: linear, ratios, pairs, datums, batches, of each output; and losses made
 #: of losses, with each kind of metric.
 KINDS = ("cross_entropy", "grpo", "dpo", "gspo", "kto", "info_nce", "triplet", "value_mse", "entropy_bonus")
-KINDS += ("ppo+sequence_clamp", "grpo+top_entropy", "maxsim")
+KINDS += ("ppo+sequence_clamp", "grpo+top_entropy", "maxsim", "lambda_loss", "adr_mse")
 MIXTURES = [
     call_of("grpo", "entropy_bonus", "value_mse", cuts=4),
     call_of("dpo", "cross_entropy", cuts=4),
