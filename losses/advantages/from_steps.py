@@ -160,7 +160,7 @@ class _Response:
                 f"probability, {chosen[at] ** 2:g}: it is the sum of all squared probabilities there"
             )
         norm = np.maximum(1 - 2 * chosen + own["sum_squares"], 0.0)
-        return cls(is_own, returns[is_own], np.cumsum(norm * own.get("weights", 1.0) ** 2))
+        return cls(is_own, returns[is_own], np.cumsum(norm * own["weights"] ** 2 if weights is not None else norm))
 
     def at_tokens(self) -> Tensor:
         """[T], 0 at tokens that are no steps."""
@@ -176,7 +176,8 @@ def _at(rows: Sequence[Rewards] | None, i: int) -> Rewards | None:
 def _take_baseline(there: Sequence[_Response], step: int, alone: str) -> None:
     """Subtract the baseline from the returns of the responses that reach a step."""
     if len(there) == 1:
-        there[0].values[step] *= alone == "return"
+        (only,) = there
+        only.values[step] *= alone == "return"
         return
     returns, energy = (np.array([getattr(one, name)[step] for one in there]) for name in ("values", "energy"))
     if np.ptp(returns) <= FLOOR * np.abs(returns).max():

@@ -215,7 +215,7 @@ def test_a_token_baseline_keeps_the_laws_where_all_energies_are_equal() -> None:
         (lambda: otb([[1.0]], [[(NAN, 0.5)]]), NonFiniteLossInput, "response 0: logprobs of step 0 of 1 is nan"),
         (lambda: otb([[1.0]], [[HALF]], [1, 2]), LengthMismatchError, "1 rewards but 2 group ids"),
         (
-            lambda: otb([[0.0, 1.0]], [[HALF, (LOG[0.5], 0.2)]]),
+            lambda: otb([[0.0, 1.0, 2.0]], [[HALF, (LOG[0.5], 0.2), (LOG[0.5], 0.1)]]),
             LossConfigError,
             "sum_squares is 0.2 at step 1, less than the square of the token's own probability, 0.25",
         ),
