@@ -13,12 +13,13 @@ from ..datums.errors import LossConfigError, LossContractError, MissingInput
 from ..losses.ids import LossId, MixtureId, PresetId
 from ..losses.loss.loss import Loss, LossLike
 from ..losses.registry import get_loss
+from ..losses.spec.top import TOP_OUTPUTS
 from ..losses.variants.rollout import CORRECTED_ALREADY
 
 #: What `get_loss` takes: an id, a loss with its settings, or a function of one's own.
 AnyLoss = LossId | PresetId | MixtureId | str | LossLike | Callable[..., Any]
 #: Model outputs that logits give.
-OF_LOGITS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
+OF_LOGITS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", *TOP_OUTPUTS)
 
 
 def adapted(loss: AnyLoss, settings: Mapping[str, Any], where: str) -> LossLike:

@@ -17,7 +17,7 @@ from .registry import get_loss, list_losses, plugin_errors, register_loss, trace
 from .spec.axes import Axes
 from .spec.groups import Grouping
 from .spec.inputs import FlagPerDatum, PerDatum, VectorPerDatum
-from .spec.settings import LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
+from .spec.settings import AtLeastOne, LossConfig, LowerBound, NonNegative, Positive, RatioBound, UpperBound
 from .stats import Stat
 from .trace.trace import TracedLoss
 from .value.adaptive import AdaptiveEntropy
@@ -34,6 +34,7 @@ __all__ = [
     "SUFFIXES",
     "UNPUBLISHED",
     "AdaptiveEntropy",
+    "AtLeastOne",
     "Axes",
     "Comparison",
     "Count",

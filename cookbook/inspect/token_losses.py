@@ -25,6 +25,7 @@ from ...losses.loss.loss import Loss, LossLike
 from ...losses.math.ratios import MAX_LOG_RATIO
 from ...losses.registry import get_loss
 from ...losses.spec.settings import WEIGHTS_KEY
+from ...losses.spec.top import TOP_OUTPUTS, TOP_TOKENS
 
 #: Model outputs with one row per position: the output's name, and its column's.
 TOKEN_COLUMNS = {
@@ -34,6 +35,8 @@ TOKEN_COLUMNS = {
     "mean_logprobs": "mean_logprob",
     "values": "value",
 }
+#: Outputs that a call returns under another name.
+SHOWN_AS = {"embeddings": "embedding", "topk_tokens": "top_k_indices", "topk_logprobs": "top_k_logprobs"}
 #: Inputs of the datum that are shown: the column, and the keys that may hold it.
 INPUT_COLUMNS = {
     "sampling_logprob": ("sampling_logprobs", "logprobs"),
@@ -101,7 +104,7 @@ def _leaves(loss: LossLike, datums: Sequence[Datum], outputs: Sequence[Mapping[s
         )
     leaves: OutputLists = {}
     for name in loss.outputs:
-        key = "embedding" if name == "embeddings" else name
+        key = SHOWN_AS.get(name, name)
         without = next((i for i, output in enumerate(outputs) if key not in output), None)
         if without is not None:
             raise LossContractError(
@@ -109,7 +112,8 @@ def _leaves(loss: LossLike, datums: Sequence[Datum], outputs: Sequence[Mapping[s
                 f"{', '.join(outputs[without]) or 'nothing'}), so its gradient cannot be computed. Are they outputs of "
                 "another loss?"
             )
-        leaves[name] = [_tensor(output[key]).detach().clone().requires_grad_() for output in outputs]
+        copies = [_tensor(output[key]).detach().clone() for output in outputs]
+        leaves[name] = [copy.requires_grad_(copy.is_floating_point()) for copy in copies]
     return leaves
 
 
@@ -136,6 +140,7 @@ def _part_values(loss: LossLike, datums: Sequence[Datum], leaves: OutputLists, m
 
 def _gradients(loss: LossLike, value: Tensor, leaves: OutputLists) -> OutputLists:
     """d value / d outputs, one tensor per datum."""
+    leaves = {name: tensors for name, tensors in leaves.items() if name != TOP_TOKENS}
     flat = [leaf for tensors in leaves.values() for leaf in tensors]
     if not value.requires_grad:
         raise NonDifferentiableLossError(f"{loss.name} does not depend on {' or '.join(leaves)}: it has no gradient")
@@ -148,7 +153,7 @@ def _gradients(loss: LossLike, value: Tensor, leaves: OutputLists) -> OutputList
 
 def _positions_read(loss: LossLike, active: Tensor, lengths: np.ndarray) -> list[np.ndarray]:
     """For each datum [N] bool: the positions whose model outputs the loss reads."""
-    if not any(name in TOKEN_COLUMNS for name in loss.outputs):
+    if not any(name in (*TOKEN_COLUMNS, *TOP_OUTPUTS) for name in loss.outputs):
         return [np.zeros(length, dtype=bool) for length in lengths]
     return np.split(active.numpy(), np.cumsum(lengths)[:-1])
 

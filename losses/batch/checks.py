@@ -157,7 +157,8 @@ def reads_one_target(spec: LossSpec) -> bool:
     """Whether one token per position is meant: in losses with one value per datum, pair or batch, and in losses of advantages
     that couple tokens, and in losses over whole distributions."""
     is_coupled = spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs)
-    return is_coupled or spec.per != "token" or spec.reads_vocabulary
+    is_top = spec.reads_top and spec.candidates is None
+    return is_coupled or spec.per != "token" or spec.reads_vocabulary or is_top
 
 
 def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:

@@ -20,6 +20,7 @@ from ...datums.errors import (
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
 from ..spec.spec import OUTPUT_NAMES
+from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS
 from .checks import locate
 from .packed import Packed
@@ -33,7 +34,7 @@ class Outputs:
 
     logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S] of
     the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head; projection: [S, P], from a
-    head of P numbers. topk_tokens [S, k] ids and topk_logprobs [S, k] nats: the likeliest tokens, which no loss reads.
+    head of P numbers. topk_tokens [S, k] ids and topk_logprobs [S, k] nats: the likeliest tokens, likeliest first.
     embeddings: [N, D], one row per datum; token_embeddings: [S, D], hidden states. vocab_logprobs [S, V] nats, and a teacher's teacher_vocab_logprobs: as tensors, or as
     `Distributions`, which are never [S, V] in memory.
     active: [positions of all datums] bool, which of them the S rows are; None for all.
@@ -77,7 +78,7 @@ class Outputs:
 
 
 #: Every output of a model: those that a loss may name, one that functions over whole datums read, and those that are only returned.
-ALL_OUTPUTS = (*OUTPUT_NAMES, "projection", "topk_tokens", "topk_logprobs")
+ALL_OUTPUTS = (*OUTPUT_NAMES, "projection")
 #: Outputs that the hosted APIs pass to a custom loss: a bare list of tensors is one of these.
 LISTED = ("logprobs", "embeddings")
 
@@ -113,6 +114,8 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
         )
     if kind in WIDE_OUTPUTS:
         return replace(Outputs(), **{kind: _joined_rows(tensors, data, kind)})
+    if kind in TOP_OUTPUTS:
+        return replace(Outputs(), **{kind: _joined_top(tensors, data, kind)})
     width = width_of(data) if kind == "logprobs" else None
     if width is not None or [tensor.shape for tensor in tensors] != [(positions_of(datum),) for datum in data]:
         for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
@@ -139,11 +142,28 @@ def _joined_rows(tensors: Sequence[Tensor], data: Sequence[Datum], kind: str) ->
     return torch.cat(list(tensors)) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
 
 
+def _joined_top(tensors: Sequence[Tensor], data: Sequence[Datum], kind: str) -> Tensor:
+    """[S, k] of one [N, k] per datum. Raises LengthMismatchError, ShapeError, DtypeError."""
+    for i, (tensor, datum) in enumerate(zip(tensors, data, strict=True)):
+        _check_length(tensor, datum, kind, i, len(data))
+        if tensor.ndim != 2 or tensor.shape[1] != tensors[0].shape[-1]:
+            raise ShapeError(
+                f"datum {i} of {len(data)}: {kind} is {list(tensor.shape)}: one number for each of the k likeliest tokens at each "
+                "position, as many for all datums"
+            )
+        if tensor.is_floating_point() != (kind == TOP_LOGPROBS):
+            raise DtypeError(f"datum {i} of {len(data)}: {kind} is {tensor.dtype}")
+    dtype = torch.float32 if kind == TOP_LOGPROBS else torch.int64
+    return torch.cat(list(tensors)) if tensors else torch.zeros(0, 1, dtype=dtype, device="cpu")
+
+
 def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Outputs, name: str) -> None:
     """Raise naming datum and position where an output of the model is NaN or infinite, or a log-probability above 0.
 
     output: which one it is. All embeddings count: they have no positions.
     """
+    if not values.is_floating_point():  # ids
+        return
     values = values.detach()
     limits = torch.finfo(values.dtype)
     is_logprob = key_kind(output) == "logprob" and not (

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...datums.types import Datum, ModelInput
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
+from ..spec.top import TOP_OUTPUTS
 from ..spec.vocabulary import STUDENT as OWN
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from . import sample_inputs
@@ -102,8 +103,16 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
                 carried[name] = TOKENS[name][i][:length] if name in TOKENS else [value] * length
         data.append(Datum(ModelInput.from_ints(range(length)), carried))
         for name in loss.outputs:
-            given[name].append(_output(name, kind, i, length))
+            given[name].append(_top(name, parts, length) if name in TOP_OUTPUTS else _output(name, kind, i, length))
     return data, given
+
+
+def _top(name: str, parts: Sequence[Loss], length: int) -> Tensor:
+    """As of an undecided model, at each position, as many as the largest part reads."""
+    most = max((part for part in parts if part.spec.reads_top), key=lambda part: part.top_k)
+    single = sample_inputs.outputs(most, 1)
+    row = single[name][0] if name in single else torch.arange(most.top_k).reshape(1, -1)
+    return row.repeat(length, 1).requires_grad_(row.is_floating_point())
 
 
 def _output(name: str, kind: str, datum: int, length: int) -> Tensor:

@@ -14,6 +14,7 @@ from ..batch.outputs import Outputs
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
 from ..spec.spec import GROUP_KEY, Input
+from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import STUDENT, TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 
 #: The values of quantities that stay fixed. A token of probability 0.22 leaves room on either side.
@@ -109,6 +110,11 @@ def outputs(loss: Loss, count: int) -> OutputLists:
             given[name] = [
                 torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2, None] for i in range(count)
             ]
+        elif name == TOP_TOKENS:
+            given[name] = [torch.arange(loss.top_k, device="cpu").reshape(1, -1) for _ in range(count)]
+        elif name == TOP_LOGPROBS:  # half of all, in equal parts
+            row = torch.full((1, loss.top_k), 0.5 / loss.top_k, dtype=torch.float64, device="cpu").log()
+            given[name] = [row.clone() for _ in range(count)]
         elif name in VOCABULARY_OUTPUTS:
             of_two = (0.5, 0.5) if name == STUDENT else USUAL_CANDIDATES
             given[name] = [torch.tensor([of_two], dtype=torch.float64, device="cpu").log() for _ in range(count)]
@@ -142,7 +148,9 @@ def metric_kinds(loss: Loss) -> dict[str, str]:
     if loss.spec.couples != "batch":
         shape = {"embeddings": (0, EMBEDDING_WIDTH), "logprobs": (0, 1) if loss.spec.candidates else (0,)}
         shape |= {TOKEN_EMBEDDINGS: (0, EMBEDDING_WIDTH), **dict.fromkeys(VOCABULARY_OUTPUTS, (0, 2))}
+        shape |= dict.fromkeys(TOP_OUTPUTS, (0, loss.top_k))
         empty: dict[str, Any] = {name: torch.zeros(shape.get(name, (0,))) for name in loss.outputs}
+        empty |= {TOP_TOKENS: empty[TOP_TOKENS].long()} if TOP_TOKENS in empty else {}
         try:
             return _kinds(loss, [], Outputs(**empty))
         except Exception:  # a user's loss may need at least one datum

@@ -17,6 +17,8 @@ STANDARD_INPUTS = {
     "entropy": TensorLine("[T]", "nats", "of the policy's distribution over the whole vocabulary"),
     "logsumexp": TensorLine("[T]", "nats", "log Σ_v exp(logit_v): the logarithm of the softmax's denominator"),
     "mean_logprobs": TensorLine("[T]", "nats", "the mean over all V tokens of the vocabulary"),
+    "topk_logprobs": TensorLine("[T, k]", "nats", "of the policy's k likeliest tokens, likeliest first"),
+    "topk_tokens": TensorLine("[T, k]", "ids", "the policy's k likeliest tokens, likeliest first"),
     "vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the policy in training"),
     "token_embeddings": TensorLine("[T, D]", "unitless", "the model's last hidden states"),
     "teacher_vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the teacher"),

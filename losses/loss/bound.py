@@ -22,6 +22,7 @@ from ..batch.positions import positions_of, width_of
 from ..reductions import Count
 from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import LossSpec
+from ..spec.under_settings import top_k_of
 from ..stats import Stat
 from .evaluate import check_outputs, evaluate, evaluated_total
 from .harmless import harmless_datums
@@ -32,7 +33,8 @@ class BoundLoss(ABC):
     """What `loss.prepare(data)` gives.
 
     name: the loss's id. outputs: the model outputs that it reads. is_linear: d loss / d logprobs does not depend on logprobs.
-    weight_keys: the keys of its weights: a position counts where any of them is not 0.
+    weight_keys: the keys of its weights: a position counts where any of them is not 0. top_k: how many of the likeliest tokens
+    it reads; 0 for none.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class BoundLoss(ABC):
         *,
         is_linear: bool,
         weight_keys: tuple[str, ...] = (WEIGHTS_KEY,),
+        top_k: int = 0,
     ) -> None:
         self.name = name
         self.datums = datums
         self.outputs = outputs
         self.is_linear = is_linear
         self.weight_keys = weight_keys
+        self.top_k = top_k
 
     @cached_property
     @abstractmethod
@@ -156,7 +160,8 @@ class BoundSingle(BoundLoss):
         self, spec: LossSpec, settings: Settings, datums: Sequence[Datum], packed: Packed | None = None
     ) -> None:
         keys = (settings.weights or WEIGHTS_KEY,)
-        super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear, weight_keys=keys)
+        top_k = top_k_of(spec, settings)
+        super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear, weight_keys=keys, top_k=top_k)
         self._spec, self._settings = spec, settings
         self._packed = self._pack(datums) if packed is None else packed
 

@@ -15,6 +15,7 @@ from ..batch.packed import Packed
 from ..batch.positions import active_targets, harmless, has_columns, standard_metrics
 from ..batch.vocabulary import is_whole
 from ..spec.spec import LossSpec
+from ..spec.top import TOP_K, TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import STUDENT, TEACHER, WIDE_OUTPUTS
 from ..stats import Stat
 from .whole import InTiles
@@ -69,7 +70,7 @@ def _called(
         )
     _check_shape(spec, values, (rows,) if rows is not None else _shape(spec, arguments, packed))
     # Weights in the type of integers would be cut to integers; half precision is the loss's own choice.
-    return values if values.is_floating_point() else values.to(arguments[spec.outputs[0]].dtype), metrics
+    return values if values.is_floating_point() else values.to(arguments[_first(spec)].dtype), metrics
 
 
 def check_outputs(spec: LossSpec, packed: Packed, outputs: Outputs) -> None:
@@ -85,7 +86,7 @@ def _arguments(spec: LossSpec, packed: Packed, outputs: Outputs) -> dict[str, An
         for name, value in own.items():
             if isinstance(value, Tensor):
                 check_finite_output(name, value, packed, outputs, spec.name)
-    like = _like(own[spec.outputs[0]])
+    like = _like(own[_first(spec)])
     arguments: dict[str, Any] = {}
     for name in spec.parameters:
         if name in own:
@@ -106,9 +107,21 @@ def _output(spec: LossSpec, packed: Packed, outputs: Outputs, name: str) -> Any:
     value = outputs.rows(name, packed)
     if not isinstance(value, Tensor):
         return value
-    value = _full_precision(value.detach() if name == TEACHER else value)
+    if name in TOP_OUTPUTS:
+        value = _own_top(spec, value, packed, name)
+    value = _full_precision(value.detach() if name == TEACHER else value) if name != TOP_TOKENS else value
     value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
     return harmless(value, packed.weights) if spec.wants_weights and name != "embeddings" else value
+
+
+def _own_top(spec: LossSpec, value: Tensor, packed: Packed, name: str) -> Tensor:
+    """The first of the likeliest tokens, as many as the loss reads: another part of a mixture may read more."""
+    count = getattr(packed.config, TOP_K)
+    if value.shape[1] < count and len(value):
+        raise ShapeError(
+            f"{spec.name} with {TOP_K}={count} reads as many {name} per position, but there are {value.shape[1]}"
+        )
+    return value[:, :count] if len(value) else value.new_zeros(0, count) + value.sum()
 
 
 def _neutralised(spec: LossSpec, logprobs: Tensor, packed: Packed) -> Tensor:
@@ -134,7 +147,7 @@ def _shape(spec: LossSpec, arguments: Mapping[str, Any], packed: Packed) -> tupl
         return ()
     if spec.per != "token":
         return (packed.value_count,)
-    given = [arguments[name] for name in spec.outputs if name not in ("embeddings", *WIDE_OUTPUTS)]
+    given = [arguments[name] for name in spec.outputs if name not in ("embeddings", *TOP_OUTPUTS, *WIDE_OUTPUTS)]
     is_like = given and not spec.candidates and not spec.reads_vocabulary
     return tuple(given[0].shape) if is_like else (len(packed.weights),)
 
@@ -177,6 +190,11 @@ def _values_and_stats(returned: Any, name: str) -> tuple[Tensor, dict[str, Stat]
 def _version(value: Any) -> int:
     """How often a tensor was changed in place; tensors made in inference mode do not count."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _first(spec: LossSpec) -> str:
+    """The first output that is no ids."""
+    return next(name for name in spec.outputs if name != TOP_TOKENS)
 
 
 def _like(output: Any) -> Tensor:

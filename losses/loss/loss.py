@@ -24,7 +24,8 @@ from ..batch.packed import Packed
 from ..ids import LossId, MixtureId, PresetId
 from ..reductions import Count, coarsest, coupled_by
 from ..spec.settings import WEIGHTS_KEY, resolve_settings
-from ..spec.spec import LossSpec, reduced_by
+from ..spec.spec import LossSpec
+from ..spec.under_settings import reduced_by, top_k_of
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
 from .arithmetic import Arithmetic
@@ -177,6 +178,7 @@ class Loss(LossLike):
         self.reduction = resolved.reduction
         self.norm_length = resolved.norm_length
         self.weights = resolved.weights
+        self.top_k = top_k_of(self.spec, resolved)
         self._resolved = resolved
         self.__doc__ = inspect.getdoc(spec.function)  # `help` and notebooks show what this loss computes, not the class
 

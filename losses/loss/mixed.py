@@ -42,6 +42,7 @@ class BoundMixture(BoundLoss):
             outputs,
             is_linear=all(loss.is_linear for loss in losses),
             weight_keys=keys or losses[0].weight_keys,
+            top_k=max(loss.top_k for loss in losses),
         )
         self._parts = parts
 

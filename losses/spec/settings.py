@@ -85,6 +85,8 @@ Share = Annotated[float, Ge(0), Le(1)]
 #: The weight of one of two distributions that are mixed.
 BetweenZeroAndOne = Annotated[float, AfterValidator(_inside), Bounds("in (0, 1)")]
 Count = Annotated[int, Ge(0)]
+#: How many there are of something that there must be some of.
+AtLeastOne = Annotated[int, Ge(1)]
 
 #: Other systems' spellings of the same setting.
 CONFIG_ALIASES = {"clip_low_threshold": "clip_low", "clip_high_threshold": "clip_high"}

@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...datums.errors import LossContractError
@@ -23,14 +23,19 @@ from .inputs import Input, input_of
 from .inputs import PerDatum as PerDatum
 from .inputs import VectorPerDatum as VectorPerDatum
 from .settings import LossConfig, config_maker
+from .top import TOP_OUTPUTS, check_top
 from .vocabulary import STUDENT, TEACHER, TEACHER_KEYS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS, Vocabularies
 
 Per = Literal["token", "datum", "pair", "group", "batch"]
 
 #: Positional parameters that the model fills.
-OUTPUT_NAMES = ("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values", *WIDE_OUTPUTS)
+OUTPUT_NAMES = (
+    *("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values"),
+    *TOP_OUTPUTS,
+    *WIDE_OUTPUTS,
+)
 #: What a function fn(data, outputs_list) may be handed.
-HANDED_NAMES = (*OUTPUT_NAMES, "projection")
+HANDED_NAMES = (*(name for name in OUTPUT_NAMES if name not in TOP_OUTPUTS), "projection")
 #: Positional parameters that lossbook fills.
 HELPER_NAMES = ("seqs", "weights")
 #: How a loss is reduced unless it says otherwise.
@@ -99,6 +104,11 @@ class LossSpec:
         return _reads_tokens(self.outputs)
 
     @property
+    def reads_top(self) -> bool:
+        """Whether it reads the model's own likeliest tokens, as many as its setting `top_k` says."""
+        return any(name in TOP_OUTPUTS for name in self.outputs)
+
+    @property
     def has_weights(self) -> bool:
         """Whether lossbook reads weights for it; a function of whole datums reads its own."""
         return self.reads_tokens and not self.is_batch_style
@@ -114,16 +124,6 @@ class LossSpec:
     def wants_weights(self) -> bool:
         """Whether it reads `weights`, so that it sees every position and applies the weights itself."""
         return "weights" in self.parameters
-
-
-def reduced_by(spec: LossSpec, reduction: str) -> LossSpec:
-    """The spec under a reduction: "prompt-mean" reads the key `group`, which any other reads only if the function does."""
-    own = [
-        one for one in spec.inputs if one.name != GROUP_KEY or GROUP_KEY in spec.parameters or spec.couples == "group"
-    ]
-    if reduction == "prompt-mean" and not any(one.name == GROUP_KEY for one in own):
-        own.append(Input(GROUP_KEY, True, "datum", is_id=True))
-    return spec if tuple(own) == spec.inputs else replace(spec, inputs=tuple(own))
 
 
 def _reads_tokens(outputs: Sequence[str]) -> bool:
@@ -183,7 +183,9 @@ def make_spec(
 
 
 def _checked_vocabulary(spec: LossSpec) -> LossSpec:
-    """The spec. Raises LossContractError for a loss over whole distributions that could not be called on some positions alone."""
+    """The spec. Raises LossContractError for a loss over whole distributions that could not be called on some positions alone, or
+    over likeliest tokens without saying how many."""
+    check_top(spec.name, spec.function, spec.outputs)
     if not spec.reads_vocabulary:
         return spec
     why = ""

@@ -14,9 +14,13 @@ from torch import Tensor
 from ...datums.errors import LossCheckError
 from ...datums.types import Datum
 from .. import stats
+from ..batch.outputs import Outputs
+from ..loss.loss import Loss
 from ..reductions import Count
+from ..spec.top import TOP_OUTPUTS, TOP_TOKENS
+from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from ..stats import Stat
-from .loss_under_test import LossUnderTest, OutputLists, datum_of, rows, terms
+from .loss_under_test import EMBEDDING_WIDTH, VOCABULARY_WIDTH, LossUnderTest, OutputLists, datum_of, rows
 
 #: Relative difference that rounding may cause.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -40,11 +44,30 @@ class Evaluation:
     tolerance: float = TOLERANCES[torch.float64]
 
 
+def terms(
+    loss: Any, data: Sequence[Datum], outputs: OutputLists, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, dict[str, Stat]]:
+    """`loss.terms`. For no datums, as on a rank without data, the outputs are empty tensors of `dtype` with gradients."""
+    if data:
+        return loss.terms(data, outputs)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("embeddings", TOKEN_EMBEDDINGS), (0, EMBEDDING_WIDTH))
+    shapes |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, VOCABULARY_WIDTH))
+    if isinstance(loss, Loss) and loss.spec.candidates is not None:
+        shapes["logprobs"] = (0, 1)
+    shapes |= dict.fromkeys(TOP_OUTPUTS, (0, max(part.top_k for _, part in loss.parts)))
+    empty: dict[str, Any] = {n: torch.zeros(shapes.get(n, (0,)), dtype=dtype, requires_grad=True) for n in loss.outputs}
+    empty |= {TOP_TOKENS: torch.zeros(shapes[TOP_TOKENS], dtype=torch.int64)} if TOP_TOKENS in empty else {}
+    return loss.terms([], Outputs(**empty))
+
+
 def leaves(outputs: Mapping[str, Sequence[Any]], dtype: torch.dtype = torch.float64) -> OutputLists:
-    """Detached copies that require gradients."""
-    return {
-        n: [torch.as_tensor(t).detach().to(dtype).clone().requires_grad_() for t in ts] for n, ts in outputs.items()
-    }
+    """Detached copies that require gradients; ids as they are."""
+    return {name: [_leaf(torch.as_tensor(one), dtype) for one in tensors] for name, tensors in outputs.items()}
+
+
+def _leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    copy = tensor.detach().clone()
+    return copy.to(dtype).requires_grad_() if copy.is_floating_point() else copy
 
 
 def evaluate(
@@ -83,13 +106,16 @@ def evaluate_parts(loss_under_test: LossUnderTest, parts: Sequence[Part], whole:
 
 def gradients(value: Tensor, outputs: OutputLists) -> OutputLists:
     """d value / d outputs; zeros where value does not depend on them."""
-    flat = [tensor for tensors in outputs.values() for tensor in tensors]
-    slopes = (
-        torch.autograd.grad(value, flat, allow_unused=True) if value.requires_grad and flat else (None,) * len(flat)
-    )
-    pending = iter(zip(slopes, flat, strict=True))
+    flat = [tensor for tensors in outputs.values() for tensor in tensors if tensor.requires_grad]
+    computed = torch.autograd.grad(value, flat, allow_unused=True) if value.requires_grad and flat else ()
+    slopes = {id(leaf): slope for leaf, slope in zip(flat, computed, strict=False) if slope is not None}
     return {
-        name: [torch.zeros_like(leaf) if g is None else g for g, leaf in (next(pending) for _ in tensors)]
+        name: [
+            slopes[id(leaf)]
+            if id(leaf) in slopes
+            else torch.zeros(leaf.shape, dtype=leaf.dtype if leaf.is_floating_point() else torch.float64)
+            for leaf in tensors
+        ]
         for name, tensors in outputs.items()
     }
 

@@ -14,13 +14,12 @@ from ...datums.errors import LossbookError, LossCheckError
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, ModelInput, TensorData
 from ..batch.groups import group_ids, joined
-from ..batch.outputs import Outputs
 from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
 from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import Input
+from ..spec.top import TOP_LOGPROBS, TOP_TOKENS
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
-from ..stats import Stat
 from .outside import restored
 
 #: Model outputs of a batch: by name, one tensor per datum.
@@ -120,6 +119,11 @@ class LossUnderTest:
         return tuple(dict.fromkeys(p.weights for p in self.parts if p.weights is not None)) or (WEIGHTS_KEY,)
 
     @cached_property
+    def top_k(self) -> int:
+        """How many of the likeliest tokens its parts read at most; 0 for none."""
+        return max(part.top_k for part in self.parts)
+
+    @cached_property
     def may_lack_weights(self) -> bool:
         """Whether missing weights count as ones."""
         return all(p.reduction == "sum" for p in self.parts) and not self.is_batch_style
@@ -217,7 +221,10 @@ class LossUnderTest:
         """The total of simple data of off-grid outputs of `dtype`, rounded to `via`; None where the loss raises."""
         try:
             data, outputs = self._simplest(self.sizes[-1] if self.couples == "batch" else 2)
-            own = {n: [(t.double() * 0.997).to(via).to(dtype) for t in tensors] for n, tensors in outputs.items()}
+            own = {
+                name: tensors if name == TOP_TOKENS else [(t.double() * 0.997).to(via).to(dtype) for t in tensors]
+                for name, tensors in outputs.items()
+            }
             with restored():
                 return float(self.wrapped.terms(data, own)[0].sum().detach())
         except Exception:  # whatever is wrong, a check will report it
@@ -250,26 +257,16 @@ class LossUnderTest:
         row |= {TOKEN_EMBEDDINGS: [[1.0] * EMBEDDING_WIDTH]}  # type: ignore[list-item]
         if self.candidates is not None:
             row["logprobs"] = [[-0.5]]  # type: ignore[list-item]
-        outputs = {name: [torch.tensor(row[name]) for _ in range(n)] for name in self.outputs}
+        top = torch.arange(self.top_k).reshape(1, -1)
+        given = {TOP_TOKENS: top, TOP_LOGPROBS: -1.0 - top / 4}
+        outputs = {
+            name: [given[name] if name in given else torch.tensor(row[name]) for _ in range(n)] for name in self.outputs
+        }
         return data, outputs
 
 
 #: What datums carry for a fn(data, logprobs_list), whose signature names no inputs.
 BATCH_STYLE_KEYS = ("advantages", "logprobs", "sampling_logprobs", "ref_logprobs")
-
-
-def terms(
-    loss: Any, data: Sequence[Datum], outputs: OutputLists, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, dict[str, Stat]]:
-    """`loss.terms`. For no datums, as on a rank without data, the outputs are empty tensors of `dtype` with gradients."""
-    if data:
-        return loss.terms(data, outputs)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("embeddings", TOKEN_EMBEDDINGS), (0, EMBEDDING_WIDTH))
-    shapes |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, VOCABULARY_WIDTH))
-    if isinstance(loss, Loss) and loss.spec.candidates is not None:
-        shapes["logprobs"] = (0, 1)
-    empty: dict[str, Any] = {n: torch.zeros(shapes.get(n, (0,)), dtype=dtype, requires_grad=True) for n in loss.outputs}
-    return loss.terms([], Outputs(**empty))
 
 
 def datum_of(length: int, inputs: Mapping[str, Any]) -> Datum:

@@ -11,6 +11,7 @@ import torch
 from ...datums.errors import LossCheckError, LossContractError, did_you_mean
 from ..loss.loss import Loss
 from ..registry import get_loss
+from ..spec.top import TOP_TOKENS
 from . import laws as family_laws
 from .checks import Check
 from .laws import contract, data, masking, merging, mixtures, numerics, state
@@ -86,8 +87,8 @@ def run_check(check: str, loss: Any, **example: Any) -> None:
     laws = {check: example.pop("law")} if "law" in example else {}
     for key in ("outputs", "others"):
         if key in example:
-            given = example[key].items()
-            example[key] = {n: [torch.as_tensor(t, dtype=torch.float64) for t in ts] for n, ts in given}
+            dtypes = {name: torch.int64 if name == TOP_TOKENS else torch.float64 for name in example[key]}
+            example[key] = {n: [torch.as_tensor(t, dtype=dtypes[n]) for t in ts] for n, ts in example[key].items()}
     _check_named(check).run(LossUnderTest(get_loss(loss), {}, laws), **example)
 
 

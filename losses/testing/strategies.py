@@ -8,6 +8,7 @@ drawn per value, which draws and shrinks fast. Extreme values are never drawn he
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ...datums.types import Datum, TensorData
 from ..registry import get_loss
 from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import GROUP_KEY, Input
+from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from .draws.meanings import Meaning, either_sign, flags, ids, log_probabilities, meaning_of, of_one, some_absent
 from .loss_under_test import (
@@ -70,7 +72,8 @@ def datums(
 def outputs(loss: Any, data: Sequence[Datum]) -> st.SearchStrategy[OutputLists]:
     """Model outputs for `data`: every output that `loss` reads, float64, one tensor per datum."""
     loss_under_test = as_loss_under_test(loss)
-    drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if loss_under_test.candidates else _OUTPUTS
+    drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if loss_under_test.candidates else dict(_OUTPUTS)
+    drawers |= {name: partial(_top, loss_under_test.top_k, name) for name in TOP_OUTPUTS}
     return st.fixed_dictionaries({name: drawers[name](data) for name in loss_under_test.outputs})
 
 
@@ -237,6 +240,14 @@ def _vectors(drawn: np.ndarray) -> np.ndarray:
 def _distributions(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     drawn = _tensors([(rows(d), VOCABULARY_WIDTH) for d in data], log_probabilities)
     return drawn.map(lambda tensors: [tensor.log_softmax(-1) for tensor in tensors])
+
+
+def _top(count: int, name: str, data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
+    """[N, k] float64 log-probabilities of the k likeliest tokens, falling, or their ids, which differ within a row."""
+    drawn = _tensors([(rows(d), count) for d in data], log_probabilities)
+    if name == TOP_LOGPROBS:
+        return drawn.map(lambda tensors: [torch.from_numpy(-np.sort(-of_one(one.numpy()), axis=1)) for one in tensors])
+    return drawn.map(lambda tensors: [one.argsort(1) + torch.arange(len(one))[:, None] for one in tensors])
 
 
 _OUTPUTS: dict[str, Callable[[Sequence[Datum]], st.SearchStrategy[list[Tensor]]]] = {

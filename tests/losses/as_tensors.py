@@ -78,7 +78,9 @@ def as_tensors(loss: Any, data: Sequence[Datum], outputs: Mapping[str, Sequence[
         else joined([hidden(row, weight) for row, weight in zip(rows, weights, strict=True)], NAN)
         for name, rows in outputs.items()
     }
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    if "topk_tokens" in leaves:
+        leaves["topk_tokens"] = leaves["topk_tokens"].nan_to_num(-7).long()  # ids are integers
+    leaves = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in leaves.items()}
     return AsTensors(leaves, given, lengths, [target_shape(datum)[1:] for datum in data])
 
 

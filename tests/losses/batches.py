@@ -12,6 +12,7 @@ from torch import Tensor
 from lossbook import Datum
 from lossbook.losses.loss.loss import Loss
 from lossbook.losses.spec.spec import Input
+from lossbook.losses.spec.top import TOP_OUTPUTS
 from lossbook.losses.spec.vocabulary import VOCABULARY_OUTPUTS
 
 #: Inputs whose numbers have another meaning than their kind says.
@@ -62,6 +63,11 @@ def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | No
                 continue
             if name == "embeddings":  # of directions that no two share: equal angles would have a kink between them
                 rows.append(torch.randn(8, generator=generator).bfloat16().double())
+                continue
+            if name in TOP_OUTPUTS:
+                count = max(part.top_k for _, part in loss.parts)
+                falling = _logprobs((positions, count), generator).cumsum(1)
+                rows.append(falling if name == "topk_logprobs" else torch.arange(count).repeat(positions, 1))
                 continue
             if name in VOCABULARY_OUTPUTS:
                 rows.append(_logprobs((positions, CANDIDATES), generator))

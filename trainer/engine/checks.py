@@ -10,6 +10,8 @@ import numpy as np
 from ...datums.errors import MissingInput, ModelError, ShapeError, TokenRangeError, did_you_mean
 from ...datums.types import Datum
 from ...losses.batch.checks import locate
+from ...losses.loss.bound import BoundLoss
+from ...losses.spec.top import TOP_OUTPUTS
 from ...losses.spec.vocabulary import WIDE_OUTPUTS
 from ..model.model import LoadedModel
 from ..model.value_head import check_value_head
@@ -20,11 +22,9 @@ from .settings import EngineSettings
 Pooling = Literal["mean", "last", "cls", "splade"]
 
 #: Outputs that come from the head's logits.
-HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs")
-#: The likeliest tokens at each position, which come from there too.
-TOP_OUTPUTS = ("topk_tokens", "topk_logprobs")
+HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", *TOP_OUTPUTS)
 #: Outputs with one row per active position; embeddings have one per datum.
-TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values", "projection", *TOP_OUTPUTS, *WIDE_OUTPUTS)
+TOKEN_OUTPUTS = (*HEAD_OUTPUTS, "values", "projection", *WIDE_OUTPUTS)
 
 
 def check_pooling(pooling: str) -> None:
@@ -49,6 +49,14 @@ def check_top_k(model: LoadedModel, top_k: int, names: Sequence[str]) -> None:
         raise ShapeError(f"top_k must be 1 to {model.vocab_size}, the size of {model.name}'s vocabulary, not {top_k!r}")
     if "logprobs" not in names:
         raise ModelError(f"top_k goes with a loss over logprobs, and this one reads {', '.join(names)}")
+
+
+def check_own_top_k(model: LoadedModel, bound: BoundLoss) -> None:
+    """Raise ShapeError where a loss reads more of the likeliest tokens than there are."""
+    if bound.top_k > model.vocab_size:
+        raise ShapeError(
+            f"{bound.name} reads the {bound.top_k} likeliest tokens, but {model.name} has {model.vocab_size}: make top_k smaller"
+        )
 
 
 def check_ranks(model: LoadedModel, settings: EngineSettings) -> None:

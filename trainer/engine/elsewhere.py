@@ -40,11 +40,13 @@ class Reads:
     names        the outputs
     active       [positions of all datums] bool, where outputs per token are computed; None for everywhere
     weight_keys  the keys of its weights
+    top_k        how many of the likeliest tokens
     """
 
     names: Sequence[str]
     active: np.ndarray | None = None
     weight_keys: Sequence[str] = (WEIGHTS_KEY,)
+    top_k: int = 0
 
     def everywhere(self) -> Reads:
         """The same at every position."""
@@ -77,7 +79,9 @@ class LossElsewhere:
         self.bound = loss.prepare(datums)
         names = self.bound.outputs
         reads_all = loss.on_host or not any(name in TOKEN_OUTPUTS for name in names)
-        self.reads = Reads(names, None if reads_all else self.bound.active.numpy(), self.bound.weight_keys)
+        self.reads = Reads(
+            names, None if reads_all else self.bound.active.numpy(), self.bound.weight_keys, self.bound.top_k
+        )
         self._own = OwnGradients()
         self._output: ForwardBackwardOutput | None = None
 

@@ -30,7 +30,7 @@ from ..model.weights.narrow import casts_once
 from ..packing.hidden import choose_batching
 from ..responses import ForwardBackwardOutput, TopLogprobs
 from ..sharding.gradients import sum_gradients
-from .checks import TOKEN_OUTPUTS, TOP_OUTPUTS, Pooling, check_ranks, check_top_k, checked_tokens
+from .checks import TOKEN_OUTPUTS, TOP_OUTPUTS, Pooling, check_own_top_k, check_ranks, check_top_k, checked_tokens
 from .elsewhere import KeptOutputs, Reads
 from .gradients import OwnGradients, check_own
 from .group_report import GroupReport, Valued, differentiated, valued
@@ -102,7 +102,7 @@ class Engine:
                 if group is not None:
                     outputs = batches.rows.join(read_back(parts) if loss.on_host else parts, order, places)
                     seen = valued(group, outputs, bound.count)
-                    results = per_datum(group.part.datums, group.part.lengths, seen.outputs)
+                    results = per_datum(group.part.datums, group.part.lengths, seen.outputs, top_k)
                     collected = Collected(seen.value, 0, seen.metrics, dict(zip(order, results, strict=True)))
         held.release()
         if self._troubles(seen):  # then there is no metric on any rank
@@ -258,6 +258,7 @@ class Engine:
         """The loss bound to the datums, and their input tokens, both checked before any forward."""
         bound = loss.prepare(datums)
         check_datums(datums, vocab_size=self.model.vocab_size, masked_targets=everywhere, weight_keys=bound.weight_keys)
+        check_own_top_k(self.model, bound)
         return bound, checked_tokens(self.model, datums, bound.outputs)
 
     def _plan(
@@ -271,7 +272,8 @@ class Engine:
         top_k: int = 0,
         lesson: Lesson | None = None,
     ) -> MicroBatches:
-        names = (*bound.outputs, *(TOP_OUTPUTS if top_k else ()))
+        top_k = max(top_k, bound.top_k)
+        names = tuple(dict.fromkeys((*bound.outputs, *(TOP_OUTPUTS if top_k else ()))))
         reads_all = everywhere or not any(name in TOKEN_OUTPUTS for name in names)
         return MicroBatches.plan(
             self.model,

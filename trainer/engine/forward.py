@@ -21,7 +21,7 @@ from ..head.whole import HeadDistributions
 from ..model.model import LoadedModel
 from ..model.value_head import projection_of, values_of
 from ..packing.hidden import hidden_states
-from .checks import HEAD_OUTPUTS, TOP_OUTPUTS, Pooling
+from .checks import HEAD_OUTPUTS, Pooling
 from .settings import EngineSettings
 
 
@@ -72,7 +72,7 @@ def model_outputs(
         outputs.vocab_logprobs = HeadDistributions(*in_autocast_precision(hidden, head))
     if head is not None and wants_head:
         of_head = _head_outputs(model, head, hidden, beside["targets"], names, settings, known_gradient, top_k)
-        for name in (*HEAD_OUTPUTS, *TOP_OUTPUTS):
+        for name in HEAD_OUTPUTS:
             setattr(outputs, name, getattr(of_head, name))
     return outputs
 

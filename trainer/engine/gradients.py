@@ -14,6 +14,7 @@ from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.leaves import other_leaves
+from ...losses.spec.top import TOP_TOKENS
 from ...losses.spec.vocabulary import STUDENT, TEACHER
 from ..head.whole import HeadDistributions
 
@@ -135,7 +136,7 @@ def outputs_with_gradients(outputs: Outputs, names: Sequence[str]) -> dict[str, 
         if isinstance(values, HeadDistributions):
             parts = zip((name, *(f"{name} {part}" for part in OF_HEAD)), values.tensors, strict=False)
             tensors |= {part: tensor for part, tensor in parts if tensor.requires_grad}
-        elif name != TEACHER:
+        elif name not in (TEACHER, TOP_TOKENS):
             tensors[name] = values
     return tensors
 

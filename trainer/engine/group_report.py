@@ -47,7 +47,7 @@ class Group:
             setattr(copies, name, whole.leaf())
         for name, values in tensors_of(outputs).items():
             copy = values.clone()  # a loss must not change the outputs that the user gets
-            setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled()))
+            setattr(copies, name, copy.requires_grad_(torch.is_grad_enabled() and copy.is_floating_point()))
         return copies
 
     def terms(self, leaves: Outputs, outputs: Outputs) -> tuple[Tensor, dict[str, Stat]]:

@@ -17,6 +17,7 @@ from ...losses.batch.pack import join
 from ...losses.batch.positions import active_in, active_targets, nll, width_of
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
+from ...losses.spec.top import TOP_OUTPUTS
 from ...losses.spec.vocabulary import VOCABULARY_OUTPUTS
 from ...losses.stats import Kind, Stat
 from ..responses import ForwardBackwardOutput
@@ -50,10 +51,13 @@ class Collected:
         return [self.outputs[i] if i in chosen else {} for i in range(datums)]
 
 
-def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) -> list[dict[str, TensorData]]:
+def per_datum(
+    datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs, top_k: int | None = None
+) -> list[dict[str, TensorData]]:
     """Each datum's outputs in its own shape; 0.0 where a position was not computed. Views of one array per output.
 
-    lengths: [N] positions of each datum. outputs: on the host, without a graph.
+    lengths: [N] positions of each datum. outputs: on the host, without a graph. top_k: how many of the likeliest tokens, where
+    the loss reads more.
     """
     results: list[dict[str, TensorData]] = [{} for _ in datums]
     ends = np.cumsum(lengths).tolist()
@@ -61,7 +65,8 @@ def per_datum(datums: Sequence[Datum], lengths: np.ndarray, outputs: Outputs) ->
         values: Tensor | None = getattr(outputs, name)
         if values is None or name in VOCABULARY_OUTPUTS:
             continue
-        array, start = (values if name == "topk_tokens" else values.float()).numpy(), 0
+        values = values[:, :top_k] if name in TOP_OUTPUTS else values
+        array, start = (values.float() if values.is_floating_point() else values).numpy(), 0
         if outputs.active is not None:
             full = np.zeros((len(outputs.active), *array.shape[1:]), dtype=array.dtype)
             full[outputs.active.numpy()] = array

@@ -99,15 +99,19 @@ class LinearLogprobs(torch.autograd.Function):
         if saved.known is not None and logprobs is not None and is_only and _are_same(logprobs, saved.known):
             return saved.hidden_gradient, saved.weight_gradient, saved.bias_gradient, None, None, None
         targets = saved.targets
-        if best is not None:  # the likeliest tokens are further targets
-            targets = torch.cat([targets, saved.topk_tokens], dim=1)
-            logprobs = torch.zeros_like(saved.targets, dtype=best.dtype) if logprobs is None else logprobs
-            logprobs = torch.cat([logprobs, best], dim=1)
+        if best is not None:
+            targets, logprobs = with_best(targets, logprobs, saved.topk_tokens, best)
         softmax = Softmax(saved.logsumexp, saved.entropy, targets)
         with torch.autocast(saved.hidden.device.type, enabled=False):
             upstream = Upstream(logprobs, *others)
             computed = _backward(saved, kept, softmax, upstream, plan, ctx.needs_input_grad[:3], ctx.known_rows)
         return *computed, None, None, None
+
+
+def with_best(targets: Tensor, logprobs: Tensor | None, tokens: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets [M, K] and the gradient of their logprobs, with the likeliest tokens [M, k] and theirs as further targets."""
+    own = torch.zeros_like(targets, dtype=best.dtype) if logprobs is None else logprobs
+    return torch.cat([targets, tokens], dim=1), torch.cat([own, best], dim=1)
 
 
 def expect_rows(output: Tensor, rows: KnownRows) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...datums.errors import ModelError
-from .autograd import Plan, empty_outputs, write
+from .autograd import Plan, empty_outputs, with_best, write
 from .logprobs import TILE_BYTES, HeadOutputs, named, size_of
 from .tiles import RunningSoftmax, Softmax, Transform, Upstream, logits_of, slices, tile_gradient
 
@@ -25,9 +25,10 @@ def logprobs_of_logits(
     *,
     entropy: bool = False,
     mean_logprobs: bool = False,
+    topk: int = 0,
     temperature: float = 1.0,
 ) -> HeadOutputs:
-    """log softmax(logits / temperature)[target] at some positions; on request the softmax's entropy and mean.
+    """log softmax(logits / temperature)[target] at some positions; on request the softmax's entropy, mean and top k.
 
     logits    [P, V]  any floating dtype; statistics are float32 (float64 of float64)
     rows      [M] int64, which positions; None for all
@@ -39,7 +40,7 @@ def logprobs_of_logits(
         raise ModelError(f"a temperature must be positive, not {temperature}")
     tile_rows = max(1, TILE_BYTES[size_of(logits.device)] // (4 * max(1, logits.shape[1])))
     transform = Transform(None, 1.0 / temperature)
-    plan = Plan("recompute", transform, tile_rows, logits.shape[1], entropy, mean_logprobs, 0, None)
+    plan = Plan("recompute", transform, tile_rows, logits.shape[1], entropy, mean_logprobs, topk, None)
     table = targets if targets.ndim == 2 else targets[:, None]
     with torch.autocast(logits.device.type, enabled=False):
         return named(GivenLogits.apply(logits, rows, table, plan), targets, plan)
@@ -54,23 +55,25 @@ class GivenLogits(torch.autograd.Function):
         outputs = empty_outputs(logits.dtype, targets, plan)
         for part in slices(len(targets), plan.tile_rows):
             running = RunningSoftmax(
-                targets[part], outputs.logprobs.dtype, entropy=plan.entropy, mean=plan.mean, topk=0
+                targets[part], outputs.logprobs.dtype, entropy=plan.entropy, mean=plan.mean, topk=plan.topk
             )
             values = _values(logits, rows, part, plan.transform)
             running.add(values, slice(0, logits.shape[1]), values)
             write(outputs, part, running, plan, logits.shape[1])
         ctx.plan = plan
-        ctx.save_for_backward(logits, rows, targets, outputs.logsumexp, outputs.entropy)
-        unasked = [outputs.topk_logprobs, *([] if plan.entropy else [outputs.entropy])]
-        ctx.mark_non_differentiable(outputs.topk_tokens, *unasked, *([] if plan.mean else [outputs.mean]))
+        ctx.save_for_backward(logits, rows, targets, outputs.logsumexp, outputs.entropy, outputs.topk_tokens)
+        optional = ((outputs.entropy, plan.entropy), (outputs.mean, plan.mean), (outputs.topk_logprobs, plan.topk))
+        ctx.mark_non_differentiable(outputs.topk_tokens, *(output for output, is_asked in optional if not is_asked))
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None):  # type: ignore[override]
-        logits, rows, targets, logsumexp, entropy = ctx.saved_tensors
+        logits, rows, targets, logsumexp, entropy, topk_tokens = ctx.saved_tensors
         plan: Plan = ctx.plan
         own, others = gradients[0], gradients[1:4]
+        if plan.topk and gradients[4] is not None:
+            targets, own = with_best(targets, own, topk_tokens, gradients[4])
         upstream = Upstream(own, others[0], others[1] if plan.entropy else None, others[2] if plan.mean else None)
         if all(one is None for one in upstream):
             return None, None, None, None

@@ -39,8 +39,8 @@ class Logits:
         """The distributions over the whole vocabulary at `rows`."""
         return LogitDistributions(self.logits, rows, self.temperature)
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Any]:
-        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str], top_k: int = 0) -> dict[str, Any]:
+        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows. top_k: of the likeliest tokens."""
         whole, names = _apart(self, rows, names)
         if not names:
             return whole
@@ -50,6 +50,7 @@ class Logits:
             targets,
             entropy="entropy" in names,
             mean_logprobs="mean_logprobs" in names,
+            topk=top_k,
             temperature=self.temperature,
         )
         return {name: getattr(outputs, name) for name in names} | whole
@@ -77,8 +78,8 @@ class Hidden:
         hidden = self.hidden if rows is None else self.hidden[rows]
         return HeadDistributions(*in_autocast_precision(hidden, self.head))
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Any]:
-        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str], top_k: int = 0) -> dict[str, Any]:
+        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows. top_k: of the likeliest tokens."""
         whole, names = _apart(self, rows, names)
         if not names:
             return whole
@@ -88,6 +89,7 @@ class Hidden:
             targets,
             entropy="entropy" in names,
             mean_logprobs="mean_logprobs" in names,
+            topk=top_k,
         )
         return {name: getattr(outputs, name) for name in names} | whole
 

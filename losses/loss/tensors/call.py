@@ -24,6 +24,7 @@ from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
 from ...spec.settings import WEIGHTS_KEY
 from ...spec.spec import OUTPUT_NAMES, LossSpec
+from ...spec.top import TOP_OUTPUTS, TOP_TOKENS
 from ...spec.vocabulary import VOCABULARY_OUTPUTS, WIDE_OUTPUTS
 from .host import Checks, to_device
 from .layout import Layout, Level, as_tensor, layout_of, leveled, vectors
@@ -141,7 +142,7 @@ def call_of(
 
 def _lead(key: str, tensor: Tensor) -> Tensor:
     """An output as far as it says which positions there are."""
-    return tensor[..., 0] if key in WIDE_OUTPUTS and tensor.ndim and tensor.shape[-1] else tensor
+    return tensor[..., 0] if key in (*TOP_OUTPUTS, *WIDE_OUTPUTS) and tensor.ndim and tensor.shape[-1] else tensor
 
 
 def _wide(call: Call) -> Iterator[Tensor | None]:
@@ -166,18 +167,20 @@ def _flat(call: Call, key: str, tensor: Tensor) -> Tensor:
 
 def _output(call: Call, key: str, tensor: Tensor) -> Tensor:
     name = call.loss.name
-    if not tensor.is_floating_point():
-        raise DtypeError(f"{name}: {key} is {tensor.dtype}: a model's outputs are floats")
+    if tensor.is_floating_point() == (key == TOP_TOKENS):
+        kind = "token ids are integers" if key == TOP_TOKENS else "a model's outputs are floats"
+        raise DtypeError(f"{name}: {key} is {tensor.dtype}: {kind}")
     if key == "embeddings":
         if tensor.ndim != 2 or len(tensor) != call.layout.rows:
             raise ShapeError(f"{name}: embeddings is {list(tensor.shape)}: one vector per row, [{call.layout.rows}, D]")
         return tensor
     flat = _flat(call, key, tensor)
-    if key in WIDE_OUTPUTS:
+    if key in (*TOP_OUTPUTS, *WIDE_OUTPUTS):
         if flat.ndim != 2:
-            is_vocabulary = key in VOCABULARY_OUTPUTS
-            shown = ", ".join([*map(str, call.layout.shape), "V" if is_vocabulary else "D"])
-            what = "number per token of the vocabulary" if is_vocabulary else "vector per position"
+            kinds = dict.fromkeys(VOCABULARY_OUTPUTS, ("V", "number per token of the vocabulary"))
+            kinds |= dict.fromkeys(TOP_OUTPUTS, ("k", "number per likeliest token"))
+            last, what = kinds.get(key, ("D", "vector per position"))
+            shown = ", ".join([*map(str, call.layout.shape), last])
             raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: one {what}, [{shown}]")
         return flat
     if flat.ndim == 2 and key != "logprobs":

@@ -127,7 +127,10 @@ def _computed(
     rows = None if bool(active.all()) else to_device(active.nonzero().squeeze(1), device)
     labels = to_device(call.labels, device).clamp(0, source.vocabulary - 1).long()
     names = {name for _, part in call.loss.parts for name in part.spec.outputs if name in HEAD_OUTPUTS}
-    made = source.outputs(rows, labels if rows is None else labels[rows], sorted(names))
+    top_k = max(part.top_k for _, part in call.loss.parts)
+    if top_k > source.vocabulary:
+        raise ShapeError(f"{call.loss.name} with top_k={top_k} reads more tokens than there are: {source.vocabulary}")
+    made = source.outputs(rows, labels if rows is None else labels[rows], sorted(names), top_k)
     with torch.no_grad():
         made |= {} if teacher is None else {TEACHER: teacher.whole(rows)}
         reader.check_computed(made, rows)

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from ....datums.errors import DtypeError, LossContractError, MissingInput, ShapeError
+from ...spec.top import TOP_OUTPUTS
 from ...spec.vocabulary import STUDENT, TOKEN_EMBEDDINGS
 
 #: Tensors with one number (or K, or D) per position that may say what the shape of all is.
-LEADS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", "values", "labels", "mask", STUDENT, TOKEN_EMBEDDINGS)
+LEADS = (
+    *("logprobs", "entropy", "logsumexp", "mean_logprobs", "values", "labels", "mask"),
+    *(*TOP_OUTPUTS, STUDENT, TOKEN_EMBEDDINGS),
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Part(Protocol):
     reduction: str
     norm_length: int | None
     weights: str | None
+    top_k: int
 
     @property
     def label(self) -> str:

@@ -17,6 +17,7 @@ from ...batch.pack import as_read
 from ...batch.positions import active_targets, weighted_positions
 from ...batch.vocabulary import Distributions
 from ...spec.spec import Input
+from ...spec.top import TOP_TOKENS
 from ...spec.vocabulary import VOCABULARY_OUTPUTS
 from .call import Call
 from .names import Part
@@ -24,6 +25,8 @@ from .names import Part
 
 def ask_output(call: Call, part: Part, name: str, values: Tensor | Distributions, rows: Tensor | None = None) -> None:
     """Whether an output is finite where it counts, and at most 0 where it must be; it is of `rows` of the positions."""
+    if name == TOP_TOKENS:
+        return
     is_logprob = key_kind(name) == "logprob" and isinstance(values, Tensor)
     values = values.detach() if isinstance(values, Tensor) else values.size()
     weights = call.weights(part, values.device)

@@ -14,12 +14,13 @@ from torch import Tensor
 from ....datums.errors import LossContractError
 from ....datums.lazy import handed
 from ...batch.vocabulary import Distributions
+from ...spec.top import TOP_OUTPUTS
 from ...spec.vocabulary import STUDENT
 
 #: Under which name lossbook hands it over.
 SOURCES = "sources"
 #: Outputs that are made of logits.
-HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", STUDENT)
+HEAD_OUTPUTS = ("logprobs", "entropy", "logsumexp", "mean_logprobs", *TOP_OUTPUTS, STUDENT)
 
 
 class Source(Protocol):
@@ -35,8 +36,8 @@ class Source(Protocol):
         """How many tokens there are."""
         ...
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str]) -> dict[str, Any]:
-        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows."""
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str], top_k: int = 0) -> dict[str, Any]:
+        """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows. top_k: of the likeliest tokens."""
         ...
 
     def whole(self, rows: Tensor | None) -> Distributions:

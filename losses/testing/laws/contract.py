@@ -15,10 +15,11 @@ from ....datums.errors import LossbookError, LossCheckError
 from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
+from ...spec.top import TOP_TOKENS
 from .. import strategies
 from ..checks import Check, batches, ordinary
-from ..evaluation import Evaluation, evaluate, leaves, same, select, shown
-from ..loss_under_test import LossUnderTest, OutputLists, terms
+from ..evaluation import Evaluation, evaluate, leaves, same, select, shown, terms
+from ..loss_under_test import LossUnderTest, OutputLists
 from . import numerics
 
 #: Changes of a number, tried in turn until the loss accepts one and something changes. The last is for shares, which are
@@ -105,6 +106,8 @@ def _items(loss: LossUnderTest) -> list[str]:
 
 def _lower(name: str, output: Tensor) -> Tensor:
     """Another output in the same range, with other differences between its numbers."""
+    if name == TOP_TOKENS:
+        return output + 1
     return output * 1.5 - 0.25 if key_kind(name) == "logprob" else output * 1.5 + 0.25
 
 

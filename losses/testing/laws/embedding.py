@@ -14,8 +14,8 @@ from ....datums.errors import LossCheckError
 from ....datums.types import Datum
 from ...registry import get_loss
 from ..checks import batches, family_law
-from ..evaluation import TOLERANCES, evaluate, shown
-from ..loss_under_test import EMBEDDING_WIDTH, LossUnderTest, OutputLists, terms
+from ..evaluation import TOLERANCES, evaluate, shown, terms
+from ..loss_under_test import EMBEDDING_WIDTH, LossUnderTest, OutputLists
 
 #: Powers of two: multiplying by them is exact.
 FACTORS = (1.0, 0.25, 2.0, 8.0, 0.5)

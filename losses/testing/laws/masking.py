@@ -19,6 +19,8 @@ from ..loss_under_test import LossUnderTest, OutputLists
 
 #: Values that masked positions are filled with, and where: in inputs, outputs or both.
 POISONS = ((math.nan, "both"), (math.inf, "both"), (-math.inf, "both"), (1e30, "both"))
+#: The same for ids of tokens.
+POISON_ID = 2**40
 #: For losses that read `weights`: NaN and infinity reach them as 0, any other number as it is.
 NAN_POISONS = POISONS[:3]
 FINITE_POISONS = ((-1e4, "inputs"), (-1e4, "outputs"), (-20.0, "both"))
@@ -113,7 +115,8 @@ def _poisoned(
         changed.append(Datum(datum.model_input, carried))
         hidden.append(torch.from_numpy(mask))
         for tensors in filled.values() if where != "inputs" else ():
-            tensors[i][torch.from_numpy(mask if tensors[i].ndim == mask.ndim else by_row)] = poison
+            at = torch.from_numpy(mask if tensors[i].ndim == mask.ndim else by_row)
+            tensors[i][at] = poison if tensors[i].is_floating_point() else POISON_ID
     return changed, filled, hidden
 
 

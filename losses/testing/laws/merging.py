@@ -26,8 +26,9 @@ from ..evaluation import (
     same,
     same_metrics,
     select,
+    terms,
 )
-from ..loss_under_test import LossUnderTest, OutputLists, terms
+from ..loss_under_test import LossUnderTest, OutputLists
 
 
 def law_micro_batches(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists, cuts: Sequence[int]) -> None:

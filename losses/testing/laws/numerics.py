@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from ....datums.errors import LossCheckError
 from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
+from ...spec.top import TOP_LOGPROBS, TOP_TOKENS
 from ...spec.vocabulary import STUDENT, TEACHER, TOKEN_EMBEDDINGS
 from ..checks import Check, active_positions, batches, copied
-from ..evaluation import Evaluation, evaluate, leaves, shown
-from ..loss_under_test import LossUnderTest, OutputLists, terms
+from ..evaluation import Evaluation, evaluate, leaves, shown, terms
+from ..loss_under_test import LossUnderTest, OutputLists
 from ..outside import own_parameters
 from ..stopped import StoppedValues
 
@@ -43,13 +45,13 @@ def gradient(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -
     stopped = StoppedValues()
     middle = _value(loss, data, outputs, stopped)
     for name, tensors in outputs.items():
-        if name == TEACHER:  # whose distributions no gradient reaches
+        if name in (TEACHER, TOP_TOKENS):  # which no gradient reaches
             continue
         for i, tensor in enumerate(tensors):
             for at in range(tensor.numel()):
                 slope = float(whole.gradients[name][i].reshape(-1)[at])
                 up, down = (_moved(loss, data, outputs, name, i, at, side, stopped) for side in (step, -step))
-                if name == "logprobs" and float(tensor.reshape(-1)[at]) > -step and not math.isfinite(up):
+                if key_kind(name) == "logprob" and float(tensor.reshape(-1)[at]) > -step and not math.isfinite(up):
                     continue  # a log-probability is at most 0, so the loss need not be defined above
                 _compare_slopes(loss, slope, (down, middle, up), f"datum {i}'s {name} at {at}")
     _parameter_gradients(loss, data, outputs, stopped, middle)
@@ -84,7 +86,7 @@ def dtype(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> N
     for low in (torch.bfloat16, torch.float16):
         halves = leaves(outputs, low)
         total, _ = terms(loss.wrapped, data, halves)
-        raised, _ = terms(loss.wrapped, data, {n: [t.float() for t in tensors] for n, tensors in halves.items()})
+        raised, _ = terms(loss.wrapped, data, {n: _raised(tensors) for n, tensors in halves.items()})
         if total.dtype in (torch.bfloat16, torch.float16) or not torch.equal(total, raised):
             raise LossCheckError(
                 f"from {low} outputs the total is {shown(total)} in {total.dtype}; computed in float32 it is {shown(raised)}"
@@ -169,6 +171,9 @@ def with_extreme(
             array = carried[key].to_numpy().copy()
             array[t] = np.where(array[t] == -np.inf, -np.inf, _extreme(array[t].shape, size if grows else 0))
             carried[key] = TensorData(array)
+    if TOP_LOGPROBS in filled:
+        row = filled[TOP_LOGPROBS][i][t]
+        row.copy_(torch.from_numpy(_extreme(row.shape, size)).flip(0))
     if STUDENT in filled:
         own = filled[TEACHER if grows and TEACHER in filled else STUDENT][i]
         own[t] = torch.from_numpy(_extreme(own[t].shape, size)).log_softmax(-1)
@@ -228,7 +233,15 @@ def with_size(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
 def _off_the_grid(draw: Any, loss: LossUnderTest) -> dict[str, Any]:
     """Outputs with more digits than bfloat16 holds."""
     example = draw(batches(loss))
-    return {**example, "outputs": {n: [t * 0.997 for t in tensors] for n, tensors in example["outputs"].items()}}
+    return {**example, "outputs": {n: _scaled(tensors) for n, tensors in example["outputs"].items()}}
+
+
+def _raised(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [one.float() if one.is_floating_point() else one for one in tensors]
+
+
+def _scaled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [one * 0.997 if one.is_floating_point() else one for one in tensors]
 
 
 def _skip_batch_style(loss: LossUnderTest) -> str:

@@ -18,8 +18,8 @@ from ....datums.types import Datum
 from ...batch.seqs import Seqs
 from ...loss.loss import Loss, Mixture
 from ..checks import Check, ordinary
-from ..evaluation import evaluate, leaves, same
-from ..loss_under_test import LossUnderTest, OutputLists, terms
+from ..evaluation import evaluate, leaves, same, terms
+from ..loss_under_test import LossUnderTest, OutputLists
 from ..outside import own_parameters, own_state, restored, shared_state
 
 #: A state that no loss leaves behind: were it the one before, a loss that seeds a generator would change nothing.

@@ -29,12 +29,16 @@ MIXTURES = [
 
 def assert_same(loss: Any, data: list[Datum], rows: dict[str, list[Tensor]], *, packed: bool) -> None:
     """Value, gradient, metrics and denominator are those of the datums."""
-    own = {name: [row.detach().clone().requires_grad_() for row in one] for name, one in rows.items()}
+    own = {
+        name: [row.detach().clone().requires_grad_(row.is_floating_point()) for row in one]
+        for name, one in rows.items()
+    }
     value, metrics = loss(data, own)
     tensors = as_tensors(loss, data, rows, packed=packed)
     same, its_metrics = loss.on_tensors(**tensors.outputs, **tensors.data)
     torch.testing.assert_close(same, value, rtol=0, atol=1e-9)
     slopes = gradient(same, tensors)
+    own = {name: one for name, one in own.items() if name in slopes}
     flat = [leaf for one in own.values() for leaf in one]
     expected = iter(torch.autograd.grad(value, flat, allow_unused=True))
     for name, one in own.items():
@@ -50,10 +54,11 @@ def assert_same(loss: Any, data: list[Datum], rows: dict[str, list[Tensor]], *, 
 
 def gradient(value: Tensor, tensors: AsTensors) -> dict[str, list[Tensor]]:
     """By output, one tensor per datum."""
-    slopes = torch.autograd.grad(value, list(tensors.outputs.values()), allow_unused=True)
+    leaves = {name: leaf for name, leaf in tensors.outputs.items() if leaf.is_floating_point()}
+    slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {
         name: tensors.rows(name, torch.zeros_like(leaf) if slope is None else slope)
-        for slope, (name, leaf) in zip(slopes, tensors.outputs.items(), strict=True)
+        for slope, (name, leaf) in zip(slopes, leaves.items(), strict=True)
     }
 
 

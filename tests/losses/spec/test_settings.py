@@ -112,7 +112,7 @@ def card_of(function: Callable[..., Any]) -> LossCard:
             "cross_entropy",
             {"reduction": "mean"},
             "cross_entropy: reduction='mean': input should be 'sum', 'token-mean', 'seq-mean-token-mean', "
-            "'seq-mean-token-sum' or 'seq-mean-token-sum-norm'.",
+            "'seq-mean-token-sum', 'seq-mean-token-sum-norm' or 'prompt-mean'.",
             id="a reduction of other losses",
         ),
         pytest.param(

@@ -103,21 +103,21 @@ def reduces_itself(logprobs: Tensor, *, reduction: str = "sum") -> Tensor:
             {},
             LossContractError,
             "own reads no model output, so nothing could be learned. Its positional parameters are (advantages, ratio); "
-            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, vocab_logprobs, teacher_vocab_logprobs, or write it as fn(data, logprobs_list)",
+            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, topk_tokens, topk_logprobs, vocab_logprobs, teacher_vocab_logprobs, token_embeddings, or write it as fn(data, logprobs_list)",
             id="nothing of the model is read",
         ),
         pytest.param(
             scaled,
             {"per": "sequence"},
             LossContractError,
-            "own: per='sequence' is none of token, datum, pair, batch",
+            "own: per='sequence' is none of token, datum, pair, group, batch",
             id="an unknown level",
         ),
         pytest.param(
             scaled,
-            {"couples": "group"},
+            {"couples": "sequence"},
             LossContractError,
-            "own: couples='group' is none of token, datum, pair, batch",
+            "own: couples='sequence' is none of token, datum, pair, group, batch",
             id="an unknown coupling",
         ),
         pytest.param(
@@ -125,7 +125,7 @@ def reduces_itself(logprobs: Tensor, *, reduction: str = "sum") -> Tensor:
             {"reduction": "pair-mean"},
             LossContractError,
             "own: a loss per token reduces by sum, token-mean, seq-mean-token-mean, seq-mean-token-sum, "
-            "seq-mean-token-sum-norm, not 'pair-mean'",
+            "seq-mean-token-sum-norm, prompt-mean, not 'pair-mean'",
             id="a reduction of another level",
         ),
         pytest.param(

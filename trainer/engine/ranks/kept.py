@@ -48,7 +48,15 @@ class Kept:
             )
             sequences = checked_tokens(model, datums, reads.names)
         self._plan = lambda: MicroBatches.plan(
-            model, datums, sequences, reads.names, reads.active, couples="batch", pooling=pooling, settings=settings
+            model,
+            datums,
+            sequences,
+            reads.names,
+            reads.active,
+            couples="batch",
+            pooling=pooling,
+            settings=settings,
+            top_k=reads.top_k,
         )
 
     def forward(self) -> KeptOutputs:
