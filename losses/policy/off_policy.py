@@ -68,7 +68,8 @@ def topr(
     `positive_weight` and `negative_weight` are the means of w where A > 0 and where A < 0.
 
     When to use: Offline or old samples with right and wrong responses, without a KL term. Watch `negative_weight`: near 0
-    the wrong responses teach nothing more. The paper's baseline, the share of wrong responses, matters as much as the loss.
+    the wrong responses teach nothing more. The baseline that is subtracted from rewards decides how much wrong responses
+    weigh beside right ones.
     """
     difference = (logprobs - sampling_logprobs).detach()
     if level == "sequence":
