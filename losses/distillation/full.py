@@ -175,8 +175,8 @@ def whole_stats(student: Tensor, teacher: Tensor, probabilities: Tensor) -> dict
     `teacher_entropy`: nats per token. `agreement`: the share of positions where both find the same token likeliest.
     """
     entropy = -torch.linalg.vecdot(probabilities, teacher.clamp(min=torch.finfo(teacher.dtype).min))
-    likeliest = [one.detach().argmax(-1) if one.shape[-1] else one[:, :0] for one in (student, teacher)]
-    return {"teacher_entropy": stats.mean(entropy), "agreement": stats.mean(likeliest[0] == likeliest[1])}
+    agrees = student.argmax(-1) == teacher.argmax(-1)
+    return {"teacher_entropy": stats.mean(entropy), "agreement": stats.mean(agrees)}
 
 
 def _compared(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
