@@ -4,6 +4,7 @@
     lossbook train embed --model BAAI/bge-small-en-v1.5 --data pairs.jsonl --held-out 200 --loss info_nce
     lossbook train embed --data triplets.jsonl --loss multiple_negatives_ranking --matryoshka-dimensions 64 128 384
     lossbook train embed --data scored.jsonl --loss cosent --no-all-weights --rank 8
+    lossbook train embed --data pairs.jsonl --loss gist --guide BAAI/bge-base-en-v1.5 --also gor 0.1
 
 Data: JSON Lines of {"query", "positive"} and optionally "negative" or "negatives", "label", "scores". Rows that share a query
 or a positive are never each other's negatives. All weights are trained; --no-all-weights for LoRA. `model/` in the run's folder
@@ -25,12 +26,14 @@ from typing import Any
 
 from ..datums.errors import ConfigError
 from ..datums.files.sources import read_rows
+from ..losses.loss.loss import LossLike
 from .embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
 from .embeddings.data import Encoded, Side, Texts, encode, grouped, held_apart, negatives_used, read_texts
+from .embeddings.guide import Vectors, check_guide, vectors_of
 from .embeddings.retrieval import Retrieval, embeddings
 from .embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from .loop import Loop, begin, finish, introduce
-from .run.configs import adam_params
+from .run.configs import adam_params, torch_dtype
 from .run.interrupts import restarted
 from .run.names import MODEL, REPORT
 from .settings.embed import EmbedConfig
@@ -44,7 +47,7 @@ SHOWN = ("loss", "in_batch_recall_at_1", "grad_norm")
 @restarted
 def main(config: EmbedConfig) -> dict[str, float]:
     """Train and return the last value of every metric. After Ctrl-C, save and raise SystemExit(130)."""
-    loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
+    loss = loss_of(config)
     if config.model == "minilm":
         config = config.model_copy(update={"model": find_minilm()})
     encoder = encoder_of(config)
@@ -60,7 +63,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
     report = describe(texts, held_out, encoded)
     print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
     run.write(REPORT, json.dumps(report, indent=2))
-    layout = PairLayout(loss, texts, negatives_used(texts, config.hard_negatives), encoded)
+    layout = PairLayout(loss, texts, negatives_used(texts, config.hard_negatives), encoded, guided(config, texts))
     retrieval = Retrieval.of(held_out, encoded, pooling, config.matryoshka_dimensions)
     width = embeddings(training, [encoded.datum("query", texts[0].query)], pooling).shape[1]
     check_dimensions(config.matryoshka_dimensions, width)
@@ -77,13 +80,29 @@ def main(config: EmbedConfig) -> dict[str, float]:
     last = finish(run, training)
     if not config.all_weights:
         training.export_model(run.path / MODEL).result()  # the adapter is written too, but an encoder is used whole
-    print(f"encoder {write_settings(run.path / MODEL, encoder, width=width)}")
+    if pooling != "splade":  # Sentence Transformers' sparse encoders are masked language models
+        print(f"encoder {write_settings(run.path / MODEL, encoder, width=width)}")
     return last
 
 
 def check(config: EmbedConfig) -> None:
     """Raise for a loss that the recipe cannot use. Nothing is loaded."""
-    embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions)
+    loss_of(config)
+
+
+def loss_of(config: EmbedConfig) -> LossLike:
+    """The configured loss. Raises ConfigError for one without its guide, or a guide without its loss."""
+    loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions, config.also)
+    check_guide(loss, config.guide)
+    return loss
+
+
+def guided(config: EmbedConfig, texts: Sequence[Texts]) -> Vectors | None:
+    """All texts' vectors under the guide; None without one."""
+    if config.guide is None:
+        return None
+    dtype = torch_dtype(config.dtype)
+    return vectors_of(config.guide, texts, DEFAULT_MAX_LENGTH, device=config.device, dtype=dtype)
 
 
 def encode_for(encoder: EncoderSettings, texts: Sequence[Texts], tokenizer: Any) -> Encoded:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..datums.errors import LossContractError, MissingInput, ShapeError, UnknownInput
+from ..datums.inputs import VECTOR_ENDING
 from ..losses.loss.loss import Loss
 from .requirements import AnyLoss, adapted, check_reads, wanted
 
@@ -23,7 +24,8 @@ class EmbeddingLoss(Module):
 
     The columns of a row are what the loss takes together: a query and its document, then hard negatives; or an anchor, a
     positive and a negative; or two texts of a pair. `labels` [B] is the number that a pair has. Losses that read a number for each
-    text, such as "margin_mse", take labels [B, columns - 1]: those of all texts after the first.
+    text, such as "margin_mse", take labels [B, columns - 1]: those of all texts after the first. Losses over classes take one column
+    and its labels [B]; losses that read a vector of each text, such as "gist", labels [B, columns, D], or [B, D] for all columns.
 
     Each micro-batch is a batch by itself, with its own negatives, as for every loss of sentence-transformers; the Trainer
     averages them under gradient accumulation.
@@ -75,7 +77,15 @@ class EmbeddingLoss(Module):
             raise MissingInput(
                 f"{self.lossbook_loss.name} reads {self.reads!r}, the data set's label column, and there is none"
             )
-        if self.reads == "label":
+        if self.reads.endswith(VECTOR_ENDING):
+            by_column = labels.unsqueeze(1).expand(-1, columns, -1) if labels.ndim == 2 else labels
+            if by_column.ndim != 3 or by_column.shape[1] != columns:
+                raise ShapeError(
+                    f"{self.lossbook_loss.name} reads {self.reads!r}, a vector of each text: labels are [B, {columns}, D] or [B, D], "
+                    f"not {list(labels.shape)}"
+                )
+            return by_column.transpose(0, 1).flatten(0, 1)
+        if self.reads in ("label", "class_id"):
             if labels.ndim != 1:
                 raise ShapeError(f"{self.lossbook_loss.name} reads one label per row, not {list(labels.shape)}")
             return labels.repeat(columns)
@@ -92,6 +102,8 @@ def _positions(loss: Loss, columns: int, rows: int) -> list[int]:
         groups = loss.spec.members(columns * rows, loss.config)
     except ShapeError as error:
         raise ShapeError(f"{columns} columns of {rows} texts: {error}") from None
+    if groups is None and loss.spec.couples == "datum":
+        return list(range(columns * rows))
     if groups is None:
         size = 2 if loss.spec.per == "pair" else 1
         groups = [list(range(i, i + size)) for i in range(0, columns * rows, size)]

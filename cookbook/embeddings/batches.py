@@ -14,21 +14,36 @@ import torch
 from ...datums.errors import ConfigError, DataFileError, EmptyLossError, LossContractError, ShapeError
 from ...datums.types import Datum
 from ...losses.embedding.matryoshka import matryoshka
-from ...losses.loss.loss import Loss
+from ...losses.loss.loss import Loss, LossLike, Mixture
 from ...losses.registry import get_loss
 from ..run.batches import seed_of
 from .data import Encoded, Side, Texts
+from .guide import VECTORS, Vectors
 
 #: Settings for the number of negatives in a batch, which the recipe sets from (rows, negatives per row).
 COUNTED = {"num_extra_negatives": lambda rows, each: rows * each, "num_hard_negatives": lambda rows, each: each}
-#: Losses that read blocks but compare within each row only, so that no other row is its negative.
-ROW_BY_ROW = ("triplet", "margin_mse")
-#: Inputs that rows can provide.
-GIVEN = ("document_id", "label", "teacher_score")
+#: Losses that read blocks and take no other row as a negative: they compare within rows, or a teacher says what is like what.
+WITHOUT_NEGATIVES = ("triplet", "margin_mse", "score_kl", "in_batch_kl", "embedding_distill", "flops")
+#: Inputs that rows can provide, or a guide.
+GIVEN = ("document_id", "class_id", "label", "teacher_score", *VECTORS)
 
 
-def embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence[int] = ()) -> Loss:
-    """The configured loss; with `dimensions`, over several lengths of the embeddings.
+def embedding_loss(
+    name: str, settings: Mapping[str, Any], dimensions: Sequence[int] = (), also: Mapping[str, float] | None = None
+) -> LossLike:
+    """The configured loss; with `dimensions`, over several lengths of the embeddings. also: losses to add, by id and weight."""
+    loss: LossLike = _embedding_loss(name, settings, dimensions)
+    for other, weight in (also or {}).items():
+        loss = loss + weight * _embedding_loss(other, {}, ())
+    if (also or {}) and len({reads_labels(part) for _, part in loss.parts}) > 1:
+        raise ConfigError(
+            f"the parts of {loss.name} lay their texts out differently: labelled pairs do not go with blocks"
+        )
+    return loss
+
+
+def _embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence[int]) -> Loss:
+    """One loss.
 
     An unregistered function fn(data, embeddings) is a loss over embeddings. Raises UnknownLossError, LossConfigError,
     ConfigError for a setting that the recipe sets itself, LossContractError for a loss that does not read embeddings.
@@ -55,15 +70,24 @@ def embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence[
     return matryoshka(loss, dims=tuple(dimensions)) if dimensions else loss
 
 
-def reads_labels(loss: Loss) -> bool:
+def inputs_of(loss: LossLike) -> set[str]:
+    """The inputs that any part reads."""
+    return {one.name for _, part in loss.parts for one in part.spec.inputs}
+
+
+def reads_labels(loss: LossLike) -> bool:
     """Whether the loss reads labelled pairs; otherwise it reads blocks."""
-    return any(one.name == "label" for one in loss.spec.inputs)
+    return "label" in inputs_of(loss)
 
 
-def takes_duplicates_for_negatives(loss: Loss) -> bool:
-    """Whether the loss takes all other rows of a batch as negatives, because it does not read document_id."""
-    is_in_batch = loss.spec.couples == "batch" and not reads_labels(loss) and loss.name not in ROW_BY_ROW
-    return is_in_batch and not any(one.name == "document_id" for one in loss.spec.inputs)
+def takes_duplicates_for_negatives(loss: LossLike) -> bool:
+    """Whether any part takes all other rows of a batch as negatives, because it does not read document_id (or class_id)."""
+    return any(
+        part.spec.couples == "batch"
+        and part.name not in WITHOUT_NEGATIVES
+        and not {"label", "document_id", "class_id"} & inputs_of(part)
+        for _, part in loss.parts
+    )
 
 
 class PairBatches:
@@ -124,18 +148,20 @@ class PairLayout:
     texts       the rows, `grouped`
     negatives   how many of each row's negatives are used
     encoded     the tokens of all texts
+    vectors     of all texts under a guide, where the loss reads them
     """
 
-    loss: Loss
+    loss: LossLike
     texts: Sequence[Texts]
     negatives: int
     encoded: Encoded
+    vectors: Vectors | None = None
     _ids: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if reads_labels(self.loss):
             self._check_numbers("label", [one.label is not None for one in self.texts])
-        if any(one.name == "teacher_score" for one in self.loss.spec.inputs):
+        if "teacher_score" in inputs_of(self.loss):
             self._check_numbers("scores", [len(one.scores) > self.negatives for one in self.texts])
         for one in self.texts:
             self._ids[one.positive] = one.group
@@ -143,18 +169,25 @@ class PairLayout:
             self._ids.setdefault(text, len(self.texts) + len(self._ids))
         self.sized(2 + self.negatives)
 
-    def batch(self, rows: Sequence[int]) -> tuple[list[Datum], Loss]:
+    def batch(self, rows: Sequence[int]) -> tuple[list[Datum], LossLike]:
         """The datums of some rows, and the loss configured for their number of negatives."""
         return self._pairs(rows) if reads_labels(self.loss) else self._blocks(rows), self.sized(len(rows))
 
-    def sized(self, rows: int) -> Loss:
+    def sized(self, rows: int) -> LossLike:
         """The loss configured for a batch of `rows` rows. Raises ConfigError when it cannot read such a layout."""
-        counts = {key: count(rows, self.negatives) for key, count in COUNTED.items() if key in self.loss.settings}
-        loss = get_loss(self.loss, **counts)
+        if isinstance(self.loss, Loss):
+            return self._sized(self.loss, rows)
+        return Mixture([(factor, self._sized(part, rows)) for factor, part in self.loss.parts])
+
+    def _sized(self, part: Loss, rows: int) -> Loss:
+        counts = {key: count(rows, self.negatives) for key, count in COUNTED.items() if key in part.settings}
+        loss = get_loss(part, **counts)
         if loss.spec.groups is None or reads_labels(loss):
             return loss
         try:
-            together = loss.spec.members((2 + self.negatives) * rows, loss.config) or []
+            together = loss.spec.members((2 + self.negatives) * rows, loss.config)
+            if together is None:  # it asks for no places, as losses over classes
+                return loss
             fits = len(together) == rows and list(together[0][:2]) == [0, rows]
         except ShapeError:
             fits = False
@@ -167,12 +200,17 @@ class PairLayout:
 
     def _blocks(self, rows: Sequence[int]) -> list[Datum]:
         chosen = [self.texts[i] for i in rows]
-        datums = [self._datum("query", one.query, document_id=one.group, teacher_score=0.0) for one in chosen]
+        datums = [
+            self._datum("query", one.query, document_id=one.group, class_id=one.group, teacher_score=0.0)
+            for one in chosen
+        ]
         for place in range(1 + self.negatives):
             column = [(one.positive, *one.negatives)[place] for one in chosen]
             scores = [one.scores[place] if one.scores else 0.0 for one in chosen]
             datums += [
-                self._datum("document", text, document_id=self._ids[text], teacher_score=score)
+                self._datum(
+                    "document", text, document_id=self._ids[text], class_id=self._ids[text], teacher_score=score
+                )
                 for text, score in zip(column, scores, strict=True)
             ]
         return datums
@@ -186,8 +224,10 @@ class PairLayout:
         ]
 
     def _datum(self, side: Side, text: str, **numbers: Any) -> Datum:
-        names = {one.name for one in self.loss.spec.inputs}
-        kept = {key: value for key, value in numbers.items() if key in names or self.loss.spec.is_batch_style}
+        names, takes_any = inputs_of(self.loss), any(part.spec.is_batch_style for _, part in self.loss.parts)
+        kept = {key: value for key, value in numbers.items() if key in names or takes_any}
+        if self.vectors is not None:
+            kept |= {key: self.vectors[side][text] for key in VECTORS if key in names}
         return self.encoded.datum(side, text, kept)
 
     def _check_numbers(self, key: str, given: Sequence[bool]) -> None:

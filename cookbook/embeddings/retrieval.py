@@ -17,7 +17,7 @@ from ...losses.registry import spec_of_function
 from .data import Encoded, Texts
 
 if TYPE_CHECKING:
-    from ...trainer import TrainingClient
+    from ...trainer import ReferenceClient, TrainingClient
     from ...trainer.engine.forward import Pooling
 
 #: Queries compared with all documents at a time.
@@ -64,31 +64,33 @@ class Retrieval:
             return {}
         vectors = embeddings(training, [*self.queries, *self.documents], self.pooling)
         queries, documents = vectors.tensor_split([len(self.queries)])
-        metrics = _scores(ranks(queries, documents, self.right))
+        by_cosine = self.pooling != "splade"  # whose vectors are searched by dot products
+        metrics = _scores(ranks(queries, documents, self.right, by_cosine=by_cosine))
         for width in self.dimensions:
             if width > vectors.shape[1]:
                 raise ShapeError(
                     f"matryoshka_dimensions has {width}, but the embeddings have {vectors.shape[1]} coordinates"
                 )
-            short = _scores(ranks(queries[:, :width], documents[:, :width], self.right))
+            short = _scores(ranks(queries[:, :width], documents[:, :width], self.right, by_cosine=by_cosine))
             metrics |= {f"dim_{width}/{name}": value for name, value in short.items()}
         return metrics
 
 
-def embeddings(training: TrainingClient, datums: Sequence[Datum], pooling: Pooling) -> Tensor:
+def embeddings(training: TrainingClient | ReferenceClient, datums: Sequence[Datum], pooling: Pooling) -> Tensor:
     """[N, D] float32: each datum's pooled vector under the current weights."""
     reads = Loss(spec_of_function(_nothing, output="embeddings"), {})
     outputs = training.forward(datums, reads, pooling=pooling).result().loss_fn_outputs
     return torch.stack([output["embedding"].to_torch() for output in outputs])
 
 
-def ranks(queries: Tensor, documents: Tensor, right: Sequence[Sequence[int]]) -> Tensor:
-    """[Q] int64: the rank, from 1, of each query's best right document among the wrong ones, by cosine.
+def ranks(queries: Tensor, documents: Tensor, right: Sequence[Sequence[int]], *, by_cosine: bool = True) -> Tensor:
+    """[Q] int64: the rank, from 1, of each query's best right document among the wrong ones, by cosine or by dot product.
 
     queries [Q, D], documents [C, D]; right[i]: the rows of documents that belong to query i. A wrong document ranks first
     in a tie, and when its cosine is NaN.
     """
-    queries, documents = normalize(queries, dim=1), normalize(documents, dim=1)
+    if by_cosine:
+        queries, documents = normalize(queries, dim=1), normalize(documents, dim=1)
     blocks = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         cosines = queries[start : start + QUERIES_AT_ONCE] @ documents.T

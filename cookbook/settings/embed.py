@@ -20,8 +20,14 @@ class EmbedConfig(RecipeConfig):
     matryoshka_dimensions: tuple[int, ...] = setting(
         "Loss", (), "prefix lengths of the embeddings to train as well: --matryoshka-dimensions 64 128 384"
     )
-    pooling: Literal["mean", "last", "cls"] | None = setting(
-        "Model", None, "how tokens become one vector; None: the model's own way, or mean"
+    also: dict[str, float] = setting(
+        "Loss", {}, "losses over embeddings to add, with their weights: --also gor 0.1 flops 3e-5"
+    )
+    guide: str | None = setting(
+        "Model", None, "an encoder whose vectors gist, embedding_distill and in_batch_kl read; run once over the data"
+    )
+    pooling: Literal["mean", "last", "cls", "splade"] | None = setting(
+        "Model", None, "how tokens become one vector, splade for a decoder's; None: the model's own way, or mean"
     )
     data: str = setting("Data", ..., "training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT")
     eval_data: str | None = setting("Data", None, "held-out data in the same forms, instead of held_out")

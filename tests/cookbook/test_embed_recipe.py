@@ -627,7 +627,7 @@ def test_a_loss_that_cannot_be_used_ends_the_run_before_anything_is_made(
     ("settings", "message"),
     [
         pytest.param({}, "data", id="nothing to train on"),
-        pytest.param({"data": "a", "pooling": "maen"}, "'mean', 'last' or 'cls'", id="a misspelt pooling"),
+        pytest.param({"data": "a", "pooling": "maen"}, "'mean', 'last', 'cls' or 'splade'", id="a misspelt pooling"),
         pytest.param({"data": "a", "eval_data": "b", "held_out": 3}, "choose one of eval_data", id="two evaluations"),
         pytest.param({"data": "a", "sample_prompts": ("Hi",)}, "an encoder does not", id="questions to an encoder"),
         pytest.param({"data": "a", "batch_size": 1}, "batch_size", id="no negatives"),
@@ -640,3 +640,82 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 def test_the_example_is_a_configuration() -> None:
     assert EmbedConfig(**read_config(EXAMPLE, EmbedConfig)).model == "minilm"
+
+
+# --- guides, classes, regularizers, vectors over the vocabulary -------------------------------------------------------------
+
+KINDS: list[dict[str, Any]] = [
+    {"loss": "gist", "loss_config": {"temperature": 0.1}, "guide": "tiny-encoder"},
+    {"loss": "embedding_distill", "guide": "tiny-encoder"},
+    {"loss": "in_batch_kl", "guide": "tiny-encoder", "also": {"multiple_negatives_ranking": 0.5}},
+    {"loss": "batch_hard_triplet", "loss_config": {"margin": 1.0}},
+    {"loss": "multiple_negatives_ranking", "loss_config": {"document_to_document": True}, "also": {"gor": 0.1}},
+    {
+        "model": "tiny",
+        "loss": "multiple_negatives_ranking",
+        "loss_config": {"similarity": "dot", "scale": 1.0},
+        "also": {"flops": 1e-3},
+        "pooling": "splade",
+        "matryoshka_dimensions": (),
+    },
+]
+
+
+def name_of(changes: dict[str, Any]) -> str:
+    return " ".join([changes["loss"], *changes.get("also", ()), changes.get("pooling", "")]).strip()
+
+
+#: Run by the fast tests; the others take the same way.
+FAST = ("gist", "multiple_negatives_ranking flops splade")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(one, id=name_of(one), marks=[] if name_of(one) in FAST else [pytest.mark.slow]) for one in KINDS],
+)
+def test_each_kind_of_loss_trains_on_rows_of_texts(make: Any, changes: dict[str, Any]) -> None:
+    last = embed.main(make(steps=2, held_out=6, **changes))
+    assert last["grad_norm"] > 0
+    assert 0 <= last["held_out_recall_at_1"] <= 1
+    if "guide" in changes and changes["loss"] == "embedding_distill":
+        rows = numbers(make(**changes))
+        assert rows[1]["teacher_similarity"] == pytest.approx(1, abs=1e-5), (
+            "the tiny encoder is its own teacher at first"
+        )
+
+
+def test_rows_of_a_group_are_of_one_class_and_have_the_guides_vectors() -> None:
+    rows = [{"query": "a", "positive": "b", "negative": "c"}, {"query": "d", "positive": "b", "negative": "e"}]
+    vectors = {
+        "query": {text: torch.full((2,), ord(text)).float().numpy() for text in "ad"},
+        "document": {text: torch.full((2,), ord(text)).float().numpy() for text in "bce"},
+    }
+    of_classes, _ = layout(rows, "batch_all_triplet").batch([0, 1])
+    classes = [int(datum.loss_fn_inputs["class_id"].to_numpy()) for datum in of_classes]
+    assert classes[0] == classes[1] == classes[2] == classes[3]
+    assert len({classes[0], classes[4], classes[5]}) == 3
+    data, sized = replace(layout(rows, "gist"), vectors=vectors).batch([0, 1])
+    assert [said(d) for d in data] == [chr(int(d.loss_fn_inputs["guide_embedding"].to_numpy()[0])) for d in data]
+    assert sized.settings["num_hard_negatives"] == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "gist"}, "gist reads 'guide_embedding': name the encoder that gives these vectors with --guide"),
+        ({"guide": "tiny-encoder"}, "--guide tiny-encoder would do nothing: info_nce reads none of guide_embedding"),
+        ({"also": {"cosent": 1.0}}, "labelled pairs do not go with blocks"),
+        ({"loss": "maxsim"}, "maxsim reads token_embeddings, but this recipe trains embeddings"),
+    ],
+)
+def test_what_a_loss_and_its_guide_cannot_do_is_said_before_anything_is_made(
+    make: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, LossContractError), match=message):
+        embed.check(make(**settings))
+
+
+def test_duplicates_are_kept_apart_unless_a_loss_knows_them() -> None:
+    knowing = ("gist", "batch_hard_triplet", "score_kl", "in_batch_kl", "embedding_distill", "flops")
+    assert not any(takes_duplicates_for_negatives(lb.get_loss(name)) for name in knowing)
+    assert takes_duplicates_for_negatives(lb.get_loss("gist") + lb.get_loss("gor"))

@@ -60,12 +60,22 @@ def embedded(model: Any, ids: list[int]) -> Tensor:
 
 GRADE = [0.1, 0.9, 0.3, 1.0, 0.0, 0.6, 0.2, 0.8]
 SCORES = [[grade, 1.0 - grade] for grade in GRADE]
+VECTORS = [[1.0, grade, -grade] for grade in GRADE]
+WIDE = [[grade - (i % 3) for i in range(64)] for grade in GRADE]
 LAYOUTS = [
     pytest.param(get_loss("multiple_negatives_ranking"), 2, None, "blocks", id="queries, then documents"),
     pytest.param(get_loss("multiple_negatives_ranking", num_hard_negatives=1), 3, None, "blocks", id="hard negatives"),
     pytest.param(get_loss("info_nce"), 2, None, "blocks", id="both directions"),
     pytest.param(get_loss("triplet"), 3, None, "blocks", id="triplets"),
     pytest.param(get_loss("margin_mse"), 3, SCORES, "blocks", id="a teacher's scores"),
+    pytest.param(
+        get_loss("gist", temperature=0.1),
+        2,
+        [[v, w] for v, w in zip(VECTORS, VECTORS[::-1], strict=True)],
+        "blocks",
+        id="a guide",
+    ),
+    pytest.param(get_loss("embedding_distill", distance="l2"), 2, WIDE, "blocks", id="a teacher's vectors"),
     pytest.param(get_loss("cosine_similarity"), 2, GRADE, "pairs", id="pairs"),
     pytest.param(get_loss("cosent") + 0.5 * get_loss("angle"), 2, GRADE, "pairs", id="a mixture over pairs"),
     pytest.param(matryoshka("multiple_negatives_ranking", dims=[32, 64]), 2, None, "blocks", id="matryoshka"),
@@ -81,7 +91,9 @@ def as_datums(texts: list[list[list[int]]], labels: Any, layout: str, key: str |
     data = []
     for c, i in places:
         inputs: dict[str, Any] = {}
-        if key == "label":
+        if key is not None and key.endswith("_embedding"):
+            inputs = {key: labels[i] if labels[i].ndim == 1 else labels[i][c]}
+        elif key == "label":
             inputs = {key: float(labels[i])}
         elif key is not None:
             inputs = {key: 0.0 if c == 0 else float(labels[i][c - 1])}
@@ -125,6 +137,8 @@ def test_a_step_is_the_mean_of_its_micro_batches(
         pytest.param("cosine_similarity", "CosineSimilarityLoss", 2, GRADE, id="cosine"),
         pytest.param("cosent", "CoSENTLoss", 2, GRADE, id="cosent"),
         pytest.param("margin_mse", "MarginMSELoss", 3, SCORES, id="margins"),
+        pytest.param("embedding_distill", "EmbedDistillLoss", 2, WIDE, id="one teacher for both columns"),
+        pytest.param("batch_hard_soft_margin_triplet", "BatchHardSoftMarginTripletLoss", 1, [0, 1] * 4, id="classes"),
     ],
 )
 def test_it_is_the_number_of_the_loss_of_that_name_in_sentence_transformers(
@@ -135,7 +149,8 @@ def test_it_is_the_number_of_the_loss_of_that_name_in_sentence_transformers(
     model = encoder(folder).eval()
     data = rows(columns, None)
     features = [model.preprocess(data[f"text{c}"][:]) for c in range(columns)]
-    given = None if labels is None else torch.tensor(labels, dtype=torch.float64)
+    given = None if labels is None else torch.tensor(labels)
+    given = given.double() if given is not None and given.is_floating_point() else given
     copies = [[dict(one) for one in features] for _ in range(2)]
     wanted = getattr(losses, their)(model)(copies[0], given)
     wanted = sum(wanted.values()) if isinstance(wanted, dict) else wanted
