@@ -144,6 +144,35 @@ def test_no_tensor_is_larger_than_a_tile_whatever_positions_and_vocabulary(
     assert largest.bytes <= max(limit, head.untyped_storage().nbytes())
 
 
+def test_a_loss_may_read_the_students_distribution_alone_and_makes_no_gradient_under_no_grad() -> None:
+    seen: list[bool] = []
+
+    def negative_entropy(vocab_logprobs: Tensor) -> Tensor:
+        seen.append(vocab_logprobs.requires_grad)
+        return (vocab_logprobs.exp() * vocab_logprobs).sum(-1)
+
+    hidden, weight = normal(3, 2).requires_grad_(), normal(5, 2, seed=1).requires_grad_()
+    labels, loss = torch.zeros(3, dtype=torch.int64), lossbook.get_loss(negative_entropy)
+    value, _ = loss.on_hidden(hidden, weight, labels)
+    logprobs = torch.log_softmax(hidden @ weight.t(), -1)
+    expected = (logprobs.exp() * logprobs).sum()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, hidden), torch.autograd.grad(expected, hidden))
+    with torch.no_grad():
+        assert loss.on_hidden(hidden, weight, labels)[0] == value.detach()
+    assert seen == [True, False]
+
+
+def test_a_teacher_of_another_precision_is_read_in_the_students() -> None:
+    hidden, weight, labels = normal(3, 2).requires_grad_(), normal(5, 2, seed=1), torch.zeros(3, dtype=torch.int64)
+    states, head = normal(3, 4, seed=2).float(), normal(5, 4, seed=3).float()
+    loss = lossbook.get_loss("full_forward_kl", reduction="sum")
+    narrow, _ = loss.on_hidden(hidden, weight, labels, teacher_hidden=states, teacher_head=head)
+    wide, _ = loss.on_hidden(hidden, weight, labels, teacher_hidden=states.double(), teacher_head=head.double())
+    assert narrow.dtype == torch.float64
+    torch.testing.assert_close(narrow, wide, rtol=1e-5, atol=1e-6)
+
+
 def test_a_call_without_positions_has_metrics_and_no_gradient() -> None:
     hidden, weight = normal(3, 2).requires_grad_(), normal(5, 2, seed=1).requires_grad_()
     value, metrics = lossbook.get_loss("full_gkd").on_hidden(
