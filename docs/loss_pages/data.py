@@ -109,6 +109,13 @@ KINDS = (
         "lossbook train distill --data prompts.jsonl --teacher runs/teacher --mode on_policy --loss {loss}",
     ),
     DataKind(
+        "A query and its candidates",
+        "A query with documents of which it is known which are relevant, or how much; what is trained is a score.",
+        '{"query": "a text", "positive": "a text that answers it", "negatives": ["a text that does not"]}',
+        lambda card: card.family == "ranking",
+        "lossbook train rerank --data candidates.jsonl --loss {loss}",
+    ),
+    DataKind(
         "Values and returns",
         "Samples with the return from each token on, for a value function.",
         "",

@@ -18,7 +18,7 @@ from ..spec.spec import GROUP_KEY, LossSpec
 
 
 class DatumGroups:
-    """G groups of N datums. Values are [N], one per datum, or [G], one per group, or lists [G, M], M the largest group's size.
+    """G groups of N datums. Values are [N], one per datum, or [G], one per group, or lists [G, M], M the largest group's size, 1 at least.
 
     index [N]  each datum's group. sizes: datums of each group. A list holds a group's datums in their order in the call.
 
@@ -34,7 +34,7 @@ class DatumGroups:
         place = np.argsort(by_appearance)[inverse]
         sizes = sizes[by_appearance]
         self.sizes: list[int] = sizes.tolist()
-        self.width: int = max(self.sizes, default=0)
+        self.width: int = max(self.sizes, default=1)
         in_order = np.argsort(place, kind="stable")
         column = np.empty(len(numbers), dtype=np.int64)
         column[in_order] = np.arange(len(numbers)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -49,7 +49,7 @@ class DatumGroups:
     @property
     def index(self) -> Tensor:
         """[N]: each datum's group, in order of first appearance."""
-        return self.cells // max(self.width, 1)
+        return self.cells // self.width
 
     @property
     def mask(self) -> Tensor:
@@ -78,13 +78,11 @@ class DatumGroups:
 
     def max(self, values: Tensor) -> Tensor:
         """[N] to [G]: the largest value of each group."""
-        values = self._raised(values)
-        return self.lists(values, -torch.inf).amax(1) if self.count else values.new_zeros(0) + values.sum()
+        return self.lists(self._raised(values), -torch.inf).amax(1)
 
     def logsumexp(self, values: Tensor) -> Tensor:
         """[N] to [G]: log Σ exp over each group."""
-        values = self._raised(values)
-        return self.lists(values, -torch.inf).logsumexp(1) if self.count else values.new_zeros(0) + values.sum()
+        return self.lists(self._raised(values), -torch.inf).logsumexp(1)
 
     def log_softmax(self, values: Tensor) -> Tensor:
         """[N] to [N]: the log of each datum's share, exp(value) / Σ over its group."""

@@ -90,6 +90,19 @@ WATCHED: Mapping[str, str] = {
     # of values
     "squared_error": "mean squared error of the values; should fall below the variance of the returns",
     "linear_fraction": "share of errors beyond delta; above a half, delta is too small for these returns",
+    # of rankings
+    "ndcg": "how good the order of a list is, 1 for the best; of equal scores the worse candidate counts first",
+    "top_1": "share of lists whose first candidate is as relevant as any; at 1, take harder negatives",
+    "score_deviation": "how far the scores of a list lie apart; near 0 for long, nothing is learned",
+    "without_positive": "lists without a relevant candidate, which teach nothing; should be 0",
+    "without_pairs": "lists without a positive or without a negative, which teach nothing; should be 0",
+    "pairs": "mean number of compared pairs of a list; 0 means that labels do not differ",
+    "rank_error": "mean distance of a smooth rank from the right one; falls towards 0",
+    "right_side": "share of candidates on the right side of score 0; 1 within a few steps means that the negatives are too easy",
+    "positive_score": "mean score of relevant candidates; rises away from `negative_score`",
+    "negative_score": "mean score of irrelevant candidates; falls away from `positive_score`",
+    "error": "mean of score less wanted score; away from 0, all scores are too high or too low",
+    "absolute_error": "mean distance of the scores from the wanted ones; falls",
 }
 
 

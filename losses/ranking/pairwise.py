@@ -45,9 +45,9 @@ def rank_margin_mse(values: Tensor, label: PerDatum, is_positive: FlagPerDatum, 
     returns       [G]  unitless, one loss per group; 0 for a group without a positive or without a negative
 
     Only differences of scores matter, so the student's range is free. Datums of one query carry the same integer `group`.
-    `margin` is the mean of s_p - s_n, `wanted_margin` the teacher's; `without_pairs` counts groups without a pair.
+    `margin` is the mean of s_p - s_n, `teacher_margin` the teacher's; `without_pairs` counts groups without a pair.
 
-    When to use: To copy a larger reranker. Watch margin approach wanted_margin.
+    When to use: To copy a larger reranker. Watch margin approach teacher_margin.
     """
     groups, scores = seqs.groups, seqs.last(values)
     error = scores - label
@@ -67,7 +67,7 @@ def rank_margin_mse(values: Tensor, label: PerDatum, is_positive: FlagPerDatum, 
     ]
     return losses, {
         "margin": stats.mean(margins[0], has_pairs),
-        "wanted_margin": stats.mean(margins[1], has_pairs),
+        "teacher_margin": stats.mean(margins[1], has_pairs),
         "without_pairs": stats.sum(~has_pairs),
     }
 

@@ -31,7 +31,7 @@ def rank_bce(values: Tensor, label: PerDatum, seqs: Seqs, *, positive_weight: Po
     returns   [N]  nats, one loss per candidate; ln 2 at score 0 and w = 1
 
     w is positive_weight: the number of irrelevant candidates per relevant one balances the two. σ(s) is a calibrated
-    probability where w = 1. Datums need no `group`. `accuracy` is the share of candidates on the right side of score 0.
+    probability where w = 1. Datums need no `group`. `right_side` is the share of candidates on the right side of score 0.
     Raises LabelError for labels outside [0, 1].
 
     When to use: Pairs of query and document marked relevant or not, when a threshold on the score is wanted. Watch
@@ -43,7 +43,7 @@ def rank_bce(values: Tensor, label: PerDatum, seqs: Seqs, *, positive_weight: Po
     losses = binary_cross_entropy_with_logits(scores, wanted, pos_weight=weight, reduction="none")
     is_positive = wanted > 0.5
     return losses, {
-        "accuracy": stats.mean((scores > 0) == is_positive),
+        "right_side": stats.mean((scores > 0) == is_positive),
         "positive_score": stats.mean(scores, is_positive),
         "negative_score": stats.mean(scores, ~is_positive),
     }

@@ -58,7 +58,7 @@ class GroupsByHand(DatumGroups):
     def lists(self, values: Tensor, fill: float) -> Tensor:
         """[N] to [G, M]: each group's values in one row, and `fill` behind them."""
         if not self.count:
-            return values.reshape(0, 0)
+            return values.reshape(0, 1)
         return self._each(values, lambda own: torch.cat([own, own.new_full((self.width - len(own),), fill)]))
 
     def sum(self, values: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def test_a_margin_is_the_teachers_of_every_pair() -> None:
     values, slopes, metrics = scored(get_loss("rank_margin_mse"), data, [3.0, 1.0, -1.0])
     assert values == pytest.approx([3.625])
     assert slopes == pytest.approx([3.5, -1.0, -2.5])
-    assert (metrics["margin"], metrics["wanted_margin"]) == pytest.approx((3.0, 1.25))
+    assert (metrics["margin"], metrics["teacher_margin"]) == pytest.approx((3.0, 1.25))
     assert metrics["without_pairs"] == 0
     lone, none, counted = scored(get_loss("rank_margin_mse"), candidates([1.0, 2.0], is_positive=[1, 1]), [3.0, 1.0])
     assert (lone, none, counted["without_pairs"]) == ([0.0], [0.0, 0.0], 1)
