@@ -96,6 +96,20 @@ def test_gold_has_a_temperature_for_both() -> None:
     assert called(gold, logs(0.25, 0.75), logs(0.5, 0.5), temperature=0.5)[0] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("loss", [gold, uld], ids=["gold", "uld"])
+def test_a_position_may_stand_alone(loss: Any) -> None:
+    table: list[Tensor] = []
+    metrics, of_one = {}, {}
+    for student, teacher in ((logs(*STUDENT), logs(*TEACHER)), (logs(*STUDENT)[0], logs(*TEACHER)[0])):
+        values, metrics = loss(student, teacher)
+        table.append(values.reshape(()))
+        of_one = of_one or stats.values(metrics)
+    assert float(table[0]) == float(table[1])
+    assert stats.values(metrics) == of_one
+    with pytest.raises(ShapeError, match="of at least 3 tokens, but it has 2"):
+        gold(logs(*STUDENT)[0], logs(0.5, 0.5)[0])
+
+
 def test_gold_refuses_a_teacher_that_is_not_in_the_students_numbers() -> None:
     with pytest.raises(ShapeError, match="of at least 3 tokens, but it has 2: see"):
         gold(logs(*STUDENT), logs(0.5, 0.5))
