@@ -11,12 +11,12 @@ import pytest
 
 import lossbook as lb
 from lossbook.cookbook import distill, sft
-from lossbook.cookbook.distill import DistillConfig
 from lossbook.cookbook.distillation.crossed import Tokenizers
 from lossbook.cookbook.distillation.examples import build_examples, prompt_of
 from lossbook.cookbook.distillation.teachers import all_tokens, answer_positions
 from lossbook.cookbook.run.runs import read_metrics
-from lossbook.cookbook.sft import SFTConfig
+from lossbook.cookbook.settings.distill import DistillConfig
+from lossbook.cookbook.settings.sft import SFTConfig
 from lossbook.datums.builders.alignment import Crossed
 from lossbook.datums.errors import AlignmentError, LossContractError, ModelError
 from lossbook.trainer.model.tiny import build_tiny_tokenizer
@@ -44,9 +44,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_model(folder / "model")
     settings = {"steps": 14, "batch_size": 6, "learning_rate": 5e-3, "all_weights": True}
-    data = folder / "train.jsonl"
+    data = str(folder / "train.jsonl")
     sft.main(SFTConfig(data=data, model=str(folder / "model"), out=folder / "teacher", **settings))
-    return {"data": data, "model": folder / "model", "teacher": folder / "teacher", "student": folder / "student"}
+    return {"data": folder / "train.jsonl", "model": folder / "model", "teacher": folder / "teacher", "student": folder / "student"}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
 ) -> None:
     if "mode" in changes:  # who answers by bytes at random writes no text
         settings = {"steps": 12, "batch_size": 6, "learning_rate": 3e-3, "all_weights": True}
-        sft.main(SFTConfig(data=places["data"], out=places["student"], **settings))
+        sft.main(SFTConfig(data=str(places["data"]), out=places["student"], **settings))
         changes = {**changes, "start_from": places["student"]}
     config = make(**changes)
     last = distill.main(config)
