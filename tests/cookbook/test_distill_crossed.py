@@ -46,7 +46,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     settings = {"steps": 14, "batch_size": 6, "learning_rate": 5e-3, "all_weights": True}
     data = str(folder / "train.jsonl")
     sft.main(SFTConfig(data=data, model=str(folder / "model"), out=folder / "teacher", **settings))
-    return {"data": folder / "train.jsonl", "model": folder / "model", "teacher": folder / "teacher", "student": folder / "student"}
+    return {
+        "data": folder / "train.jsonl",
+        "model": folder / "model",
+        "teacher": folder / "teacher",
+        "student": folder / "student",
+    }
 
 
 @pytest.fixture

@@ -217,6 +217,40 @@ def trl_cpo(loss: str, kind: str, settings: dict[str, Any], **options: Any) -> t
     return trl_whole(loss, "CPOTrainer", settings, loss_type=kind, **attributes)
 
 
+def trl_wpo(**settings: Any) -> tuple[float, float]:
+    """Ours and DPOTrainer._compute_loss with use_weighting, over a vocabulary of two tokens."""
+    rows, references = drawn(lengths_of_pairs())
+    both = [torch.stack([row, torch.log(-torch.expm1(row))], -1).detach() for row in rows]
+    outputs = fused_outputs(padded(apart(rows)))
+    outputs.log_sum_sq_probs = padded(apart([torch.logsumexp(2 * one, -1) for one in both]))
+    self = stand_in(
+        beta=settings.get("beta", 0.1),
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        use_weighting=True,
+        precompute_ref_logps=False,
+        ref_model=partial(_constant, fused_outputs(padded(apart(references)))),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        label_smoothing=0.0,
+        ld_alpha=None,
+        f_divergence_type="reverse_kl",
+        f_alpha_divergence_coef=0.5,
+    )
+    mask = mask_of(apart(rows))
+    inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    value = trainer("DPOTrainer")._compute_loss(self, partial(_constant, outputs), inputs, False)
+    data = [
+        Datum(
+            ModelInput.from_ints([0] * len(r)),
+            {"target_tokens": [0] * len(r), "weights": [1.0] * len(r), "ref_logprobs": f.tolist()},
+        )
+        for r, f in zip(rows, references, strict=True)
+    ]
+    tops = [one.sort(-1, descending=True).values for one in both]
+    mine, _ = get_loss("wpo", top_k=2, **settings)(data, {"logprobs": rows, "topk_logprobs": tops})
+    return compared([mine.detach(), torch.cat(torch.autograd.grad(mine, rows))], value, rows)
+
+
 def trl_tpo(kind: str, **settings: Any) -> tuple[float, float]:
     """Ours and TPOTrainer._compute_loss without its gold responses, which are a second part of ours."""
     rows, _ = drawn(lengths_of_pairs())
@@ -363,6 +397,14 @@ CASES: list[Parity] = [
         {"odds_coefficient": 0.1},
         tolerance=1e-6,
         note="theirs takes the odds in float32; chosen responses of one length, for it pools their tokens",
+    ),
+    Parity(
+        "wpo",
+        "DPOTrainer._compute_loss with use_weighting",
+        "trl",
+        partial(trl_wpo, beta=0.5),
+        {"beta": 0.5},
+        note="a vocabulary of two tokens, whose both are the top_k; theirs has no gradient through the weight either",
     ),
     *(
         Parity(

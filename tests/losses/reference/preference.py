@@ -186,6 +186,18 @@ def tpo(chosen: Row, rejected: Row, *, beta: float, contrast: str, gamma: float,
     return (1 - label_smoothing) * softplus(-x) + label_smoothing * softplus(x)
 
 
+def wpo(chosen: Row, rejected: Row, *, beta: float, label_smoothing: float, alignment: str, top_k: int) -> Any:
+    weight: Any = 1
+    for row in (chosen, rejected):
+        aligned = []
+        for logprob, top in zip(row["logprobs"], row["topk_logprobs"], strict=True):
+            base = {"sampled": np.log(np.sum(np.exp(top[:top_k]) ** 2)), "greedy": top[0], "none": 0}[alignment]
+            aligned.append(logprob - base)
+        weight = weight * np.exp(np.dot(row.weights, aligned) / row.weights.sum())
+    margin = beta * (log_ratio(chosen) - log_ratio(rejected))
+    return stop(weight) * ((1 - label_smoothing) * softplus(-margin) + label_smoothing * softplus(margin))
+
+
 def chosen_nll(chosen: Row, rejected: Row) -> Any:
     return -mean_logprob(chosen)
 
@@ -252,6 +264,7 @@ REFERENCES = {
     "alphapo": pairwise(alphapo),
     "cpo": pairwise(cpo),
     "tpo": pairwise(tpo),
+    "wpo": pairwise(wpo),
     "chosen_nll": pairwise(chosen_nll),
     "orpo": pairwise(orpo),
     "kto": kto,
@@ -293,6 +306,7 @@ VARIANTS: dict[str, list[dict]] = {
         {"beta": 0.5, "contrast": "ipo"},
         {"beta": 2.0, "contrast": "tpo_l", "gamma": 1.0, "label_smoothing": 0.1},
     ],
+    "wpo": [{"beta": 0.5, "label_smoothing": 0.25, "top_k": 3}, {"alignment": "greedy"}, {"alignment": "none"}],
     "orpo": [{"odds_coefficient": 0.1}],
     "kto": [{"beta": 1.0, "desirable_weight": 2.0, "undesirable_weight": 0.5}],
     "apo_zero_unpaired": [{"beta": 1.0, "desirable_weight": 2.0, "undesirable_weight": 0.5}],
