@@ -115,6 +115,10 @@ def reduced(values: Any, rows: Sequence[Row], per: str, reduction: str, norm_len
         return sum(s / w for s, w in zip(sums, own, strict=True)) / len(rows)
     if reduction == "seq-mean-token-sum":
         return sum(sums) / len(rows)
+    if reduction == "prompt-mean":
+        members = {row["group"]: [i for i, one in enumerate(rows) if one["group"] == row["group"]] for row in rows}
+        means = [sum(sums[i] for i in own_rows) / sum(own[i] for i in own_rows) for own_rows in members.values()]
+        return sum(means) / len(means)
     assert reduction == "seq-mean-token-sum-norm"
     assert norm_length
     return sum(sums) / (len(rows) * norm_length)

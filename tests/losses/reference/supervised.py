@@ -58,9 +58,21 @@ def z_loss(rows: Sequence[Row], *, coefficient: float) -> list[Array]:
     return [coefficient * row["logsumexp"] ** 2 for row in rows]
 
 
+def eaft(rows: Sequence[Row], *, alpha: float, top_k: int) -> list[Array]:
+    """-sg(H / ln K)^alpha log p, where H is the entropy of the K likeliest tokens, renormalised."""
+    values = []
+    for row in rows:
+        masses = np.exp(stop(row["topk_logprobs"][:, :top_k]))
+        shares = masses / masses.sum(1, keepdims=True)
+        entropy = -(shares * np.log(shares)).sum(1)
+        values.append(-((entropy / np.log(top_k)) ** alpha) * row["logprobs"])
+    return values
+
+
 REFERENCES = {
     "cross_entropy": cross_entropy,
     "dft": dft,
+    "eaft": eaft,
     "focal": focal,
     "label_smoothing": label_smoothing,
     "poly1": poly1,
@@ -69,6 +81,7 @@ REFERENCES = {
 }
 #: Settings, beside the defaults, under which each loss is compared.
 VARIANTS: dict[str, list[dict]] = {
+    "eaft": [{"alpha": 0.0}, {"alpha": 0.5, "top_k": 3}, {"alpha": 2.0, "top_k": 2}],
     "focal": [{"gamma": 0.0}, {"gamma": 0.5}, {"gamma": 1.0}, {"gamma": 3.5}],
     "label_smoothing": [{"epsilon": 0.0}, {"epsilon": 0.3}, {"epsilon": 1.0}],
     "poly1": [{"epsilon": 0.0}, {"epsilon": 0.5}],

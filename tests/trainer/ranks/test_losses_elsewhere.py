@@ -111,6 +111,7 @@ CASES: dict[str, tuple[Setup, Call, LossLike]] = {
         call_of("dpo"),
         get_loss("dpo"),
     ),
+    "a loss over the likeliest tokens": (Setup(settings=SMALL), call_of("eaft"), get_loss("eaft")),
     "a mixture with a function": (
         Setup(settings=SMALL),
         call_of("cross_entropy"),
