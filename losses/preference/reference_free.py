@@ -159,7 +159,7 @@ def tpo(
     -log σ(beta Δ - gamma). With label_smoothing ε the two logistic forms are -(1 - ε) log σ(x) - ε log σ(-x). A triple's
     gold response is learned by cross-entropy, under a weight key of its own:
     get_loss("tpo") + get_loss("cross_entropy", weights="gold_weights"). Gold datums have weights 0, all others
-    gold_weights 0. `margin` is Δ.
+    gold_weights 0. An even number of gold datums keeps chosen and rejected in pairs. `margin` is Δ.
 
     When to use: Triples of a best, a good and a bad answer: the policy imitates the best and learns the order of the other
     two, in one run and without a reference model. If the best is the chosen one, take cpo. Watch that the gold answers'

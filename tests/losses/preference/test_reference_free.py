@@ -125,6 +125,23 @@ def test_tpo_contrasts_chosen_and_rejected(settings: dict, value: float, slopes:
     assert metrics["chosen_reward"] == (-0.75 if is_mean else -1.5)
 
 
+def test_gold_responses_are_learned_beside_the_pairs() -> None:
+    """As TRL's TPO: the contrast of chosen and rejected, and the mean over all gold tokens."""
+    masks = {
+        "chosen": ([1.0], [0.0]),
+        "rejected": ([1.0], [0.0]),
+        "gold": ([0.0, 0.0], [1.0, 1.0]),
+        "last": ([0.0], [1.0]),
+    }
+    data = [datum(len(own), weights=own, gold_weights=gold) for own, gold in masks.values()]
+    rows = [[-3.0], [-1.0], [-0.5, -1.5], [-4.0]]
+    loss = get_loss("tpo", beta=0.5) + get_loss("cross_entropy", weights="gold_weights", reduction="token-mean")
+    value, gradients, _ = evaluated(loss, data, rows)
+    assert value == pytest.approx(softplus(1) + 2.0, **EXACT)  # beta Δ = -1; the gold tokens' mean is 6 / 3
+    push = -0.5 * sigmoid(1)
+    assert_rows_equal(gradients, [[push], [-push], [-1 / 3, -1 / 3], [-1 / 3]], 1e-12)
+
+
 def test_a_pair_that_tpo_hinge_has_told_apart_has_no_gradient() -> None:
     value, gradients, _ = of_logprobs("tpo", -1.0, -4.0, beta=0.5, contrast="hinge")
     assert (value, gradients) == (0.0, [0.0, 0.0])
