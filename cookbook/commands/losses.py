@@ -17,7 +17,7 @@ from ..settings.choices import Setting
 from ..terminal import Column, console, table
 
 if TYPE_CHECKING:
-    from ...losses import LossCard
+    from ...losses import LossCard, Preset
     from ...losses.cards.curves import Curve
     from ...losses.loss.loss import LossLike
 
@@ -35,7 +35,7 @@ def list_all_losses(presets: bool = False, json: bool = False) -> None:
     if presets:
         described = [describe_preset(name) for name in list_presets()]
         if json:
-            _print_json([{**dataclasses.asdict(preset), "read_from": preset.read_from} for preset in described])
+            _print_json([_preset_as_dict(preset) for preset in described])
         else:
             print_presets(described)
         return
@@ -66,7 +66,7 @@ def show_loss(name: tyro.conf.Positional[str], json: bool = False) -> None:
     if json:
         parts = [{**card.as_dict(), "curve": curve and dataclasses.asdict(curve)} for card, curve in described]
         whole = parts[0] if len(parts) == 1 else {"name": name, "parts": parts}
-        _print_json(whole if preset is None else {**whole, "preset": dataclasses.asdict(preset)})
+        _print_json(whole if preset is None else {**whole, "preset": _preset_as_dict(preset)})
         return
     print_cards(described, preset)
 
@@ -154,3 +154,8 @@ def _parsed_law(given: str) -> tuple[str, dict[str, Any]]:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _preset_as_dict(preset: Preset) -> dict[str, Any]:
+    """A preset's fields, and where it was read."""
+    return {**dataclasses.asdict(preset), "read_from": preset.read_from}

@@ -248,7 +248,7 @@ def test_losses_are_listed_by_family_with_what_they_read(
 
 
 def test_presets_are_listed_by_system(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    wide(monkeypatch, 250)
+    wide(monkeypatch, 450)
     assert main(["losses", "list", "--presets"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith(f"{len(list_presets())} presets; ")
@@ -285,10 +285,12 @@ def test_what_is_printed_of_losses_fits_the_terminal_and_breaks_no_word(
 def test_a_preset_is_shown_with_its_own_settings_and_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "show", "tinker:cispo"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("tinker:cispo: cispo with clip_low=0.0, clip_high=4.0, reduction='sum'\nread from: Tinker")
+    assert shown.startswith("tinker:cispo: cispo with clip_low=0.0, clip_high=4.0, reduction='sum'\nread from: tinker")
     assert "  clip_high    4.0" in shown
     assert main(["losses", "show", "tinker:cispo", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["preset"]["loss"] == "cispo"
+    preset = json.loads(capsys.readouterr().out)["preset"]
+    assert (preset["loss"], preset["package"]) == ("cispo", "tinker")
+    assert preset["read_from"].startswith(f"tinker {preset['version']}, ")
 
 
 def test_a_preset_of_several_losses_is_shown_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
