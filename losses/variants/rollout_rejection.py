@@ -132,5 +132,5 @@ def _divergence(divergence: Divergence, given: Mapping[str, Any]) -> Tensor:
     difference = -log_ratio(given).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if divergence == "binary_kl":
         others = -torch.expm1(rollout) * (log1mexp(rollout) - log1mexp(trainer))
-        return (rollout.exp() * difference + others).clamp(min=0)
+        return rollout.exp() * difference + others
     return kl_estimate(difference, torch.zeros_like(difference), divergence)

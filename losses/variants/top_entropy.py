@@ -59,7 +59,7 @@ def _quantile(values: Tensor, share: float) -> Tensor:
     if not values.numel():
         return values
     place = share * (values.numel() - 1)
-    below = min(int(place), values.numel() - 1)
+    below = int(place)
     ordered = values.sort().values
     low, high = ordered[below : below + 1], ordered[min(below + 1, values.numel() - 1)]
     return low + (place - below) * (high - low)

@@ -93,6 +93,8 @@ def test_the_quantile_is_torchs(entropy: list[float], share: float) -> None:
 def test_it_is_a_setting_of_the_loss_and_couples_the_batch() -> None:
     loss = top_entropy("grpo", entropy_share=0.4, clip_high=1.28, kl_coefficient=0.0)
     assert loss.couples == "batch"
+    assert get_loss("reinforce").spec.linear  # type: ignore[union-attr]
+    assert not top_entropy("reinforce").spec.linear  # which tokens count depends on the model
     assert loss.outputs == ("logprobs", "entropy")
     assert get_loss("grpo+top_entropy").settings["entropy_share"] == 0.2
     assert get_loss(loss, entropy_share=0.1).settings["entropy_share"] == 0.1
