@@ -71,7 +71,8 @@ def main(config: RLConfig) -> dict[str, float]:
                 datums = with_trainer_logprobs(datums, training)
             if reference is not None:
                 datums = with_reference(datums, reference)
-            batches, outputs, updates, applied = minibatches(datums, config, step), [], [], {}
+            batches, outputs, updates = minibatches(datums, config, step), [], []
+            loss, applied = bonus.loss, {}
             for batch in batches:
                 loss = bonus.loss
                 outputs.append(training.forward_backward(batch, loss).result())
