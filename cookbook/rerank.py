@@ -1,6 +1,6 @@
 """A reranker: a model that reads a query with a document and gives the pair a score, trained on lists of candidates.
 
-    python examples/docstring_candidates.py && lossbook train rerank --config examples/rerank.toml
+    python examples/docstring_pairs.py && lossbook train rerank --config examples/rerank.toml
     lossbook train rerank --data triplets.jsonl --held-out 200 --loss rank_softmax --random-negatives 4
     lossbook train rerank --data graded.jsonl --loss lambda_loss --loss-config weighting ndcg2
     lossbook train rerank --data scored.jsonl --loss rank_margin_mse --model HuggingFaceTB/SmolLM2-135M --no-all-weights

@@ -288,5 +288,5 @@ def test_a_run_without_a_head_is_no_reranker(make: Any, tmp_path: Path) -> None:
 
 def test_the_example_is_a_configuration_of_the_recipe() -> None:
     config = RerankConfig(**read_config(EXAMPLE, RerankConfig))
-    assert (config.loss, config.batch_size, config.steps) == ("rank_softmax", 8, 32)
+    assert (config.loss, config.batch_size, config.steps) == ("lambda_loss", 8, 24)
     rerank.check(config)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lossbook import Datum, ModelInput, get_loss, register_loss
 from lossbook.datums.errors import LabelError, LossContractError, ShapeError, TraceError
 from lossbook.losses import Seqs, unregister_loss
-from lossbook.losses.batch.groups import DatumGroups, joined
+from lossbook.losses.batch.groups import DatumGroups, joined, units_of
 from lossbook.losses.reductions import coarsest
 
 
@@ -63,6 +63,17 @@ def test_a_pair_joins_the_groups_of_its_datums() -> None:
     assert joined(6, [0, 1, 2, 0, 3, 3], pairs=False) == [[0, 3], [1], [2], [4, 5]]
     assert joined(6, [0, 1, 2, 0, 3, 3], pairs=True) == [[0, 1, 2, 3], [4, 5]]
     assert joined(0, [], pairs=True) == []
+
+
+def test_only_losses_over_groups_have_units_and_pairs_of_a_mixture_join_them() -> None:
+    listnet, pairs = get_loss("listnet").spec, get_loss("reward_bt").spec
+    data = [datum(7), datum(-1), datum(7), datum(2)]
+    assert units_of(data, [listnet]) == [[0, 2], [1], [3]]
+    assert units_of(data, [listnet, pairs]) == [[0, 1, 2, 3]]
+    assert units_of([*data, datum(5)], [pairs, listnet]) == [[0, 1, 2, 3], [4]], "a last datum without a partner"
+    assert units_of(data, [pairs, get_loss("rank_bce").spec]) is None
+    assert joined(2, [0, 1], pairs=True) == [[0, 1]]
+    assert joined(3, [0, 1, 2], pairs=True) == [[0, 1], [2]]
 
 
 def test_a_group_lies_between_a_pair_and_the_batch() -> None:

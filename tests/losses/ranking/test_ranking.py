@@ -160,6 +160,23 @@ def test_metrics_take_the_worse_of_two_equal_candidates_first() -> None:
     assert metrics["score_deviation"] == pytest.approx(2 / 5)
 
 
+def test_shorter_lists_beside_longer_ones_are_ranked_by_their_own_scores() -> None:
+    # all scores below 0, where what fills up a list would lie
+    data = candidates([1, 0, 2, 1, 0], [0, 0, 1, 1, 1])
+    for scores in ([-1.0, -2.0, -1.0, -2.0, -3.0], [3.0, 2.0, 3.0, 2.0, 1.0]):
+        metrics = scored(get_loss("lambda_loss"), data, scores)[2]
+        assert (metrics["ndcg"], metrics["top_1"]) == (1, 1)
+
+
+def test_a_negative_label_has_no_gain_but_an_order() -> None:
+    data = candidates([-1, -3])
+    assert scored(get_loss("ranknet"), data, [0.0, 0.0])[0] == [1]
+    assert scored(get_loss("lambda_loss", weighting="lambda_rank"), data, [0.0, LN3])[0] == [0]
+    mixed = candidates([1, -1])
+    assert scored(get_loss("lambda_loss", weighting="lambda_rank"), mixed, [0.0, LN3])[0] == pytest.approx([2 * STEP])
+    assert scored(get_loss("ranknet"), mixed, [1.0, 0.0])[2]["ndcg"] == 1
+
+
 def test_lists_may_lie_apart_and_be_of_any_length() -> None:
     together = scored(get_loss("listnet"), candidates([1, 0, 2, 0, 1], [0, 0, 1, 1, 1]), [0.5, 0.25, 1.0, 0.0, -1.0])
     apart = scored(get_loss("listnet"), candidates([2, 1, 0, 0, 1], [7, -3, 7, -3, 7]), [1.0, 0.5, 0.0, 0.25, -1.0])
