@@ -163,6 +163,16 @@ def test_a_loss_may_read_the_students_distribution_alone_and_makes_no_gradient_u
     assert seen == [True, False]
 
 
+def test_an_output_that_a_loss_does_not_use_gets_no_gradient() -> None:
+    def of_logprobs(vocab_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+        return -logprobs
+
+    hidden, weight, labels = normal(3, 2).requires_grad_(), normal(5, 2, seed=1), torch.tensor([1, 0, 4])
+    value, _ = lossbook.get_loss(of_logprobs).on_hidden(hidden, weight, labels)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    torch.testing.assert_close(torch.autograd.grad(value, hidden), torch.autograd.grad(expected, hidden))
+
+
 def test_a_teacher_of_another_precision_is_read_in_the_students() -> None:
     hidden, weight, labels = normal(3, 2).requires_grad_(), normal(5, 2, seed=1), torch.zeros(3, dtype=torch.int64)
     states, head = normal(3, 4, seed=2).float(), normal(5, 4, seed=3).float()
