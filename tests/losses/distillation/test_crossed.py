@@ -39,6 +39,13 @@ def test_uld_compares_sorted_probabilities_whatever_their_tokens() -> None:
     assert metrics == pytest.approx({"student_top": 0.5, "teacher_top": 0.625})
 
 
+def test_equal_probabilities_share_their_gradient() -> None:
+    # Sorted (0.4, 0.3, 0.3) against (0.4, 0.35, 0.25): one 0.3 is below its partner and one above, so neither moves.
+    value, slopes, _ = called(uld, logs(0.3, 0.4, 0.3), logs(0.4, 0.35, 0.25))
+    assert value == pytest.approx(0.1)
+    assert slopes == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+
+
 def test_uld_has_a_temperature_for_both() -> None:
     # At temperature 1/2 probabilities are squared: (1, 9) / 10 and (1, 1) / 2.
     assert called(uld, logs(0.25, 0.75), logs(0.5, 0.5), temperature=0.5)[0] == pytest.approx(0.8)
