@@ -77,7 +77,7 @@ class EmbeddingLoss(Module):
             raise MissingInput(
                 f"{self.lossbook_loss.name} reads {self.reads!r}, the data set's label column, and there is none"
             )
-        if self.reads.endswith(VECTOR_ENDING):
+        if self.reads is not None and self.reads.endswith(VECTOR_ENDING):
             by_column = labels.unsqueeze(1).expand(-1, columns, -1) if labels.ndim == 2 else labels
             if by_column.ndim != 3 or by_column.shape[1] != columns:
                 raise ShapeError(
