@@ -58,8 +58,8 @@ RECIPES: dict[str, tuple[Callable[[Any], Any], type[RecipeConfig], list[dict[str
     ),
     "rl": (
         rl.main, RLConfig,
-        [{**TASK, **SHORT, "problems_per_step": 2, "group_size": 2, "max_tokens": 2, "overlong": "soft"},
-         {"environment": "guess_number", "task_size": 4, "held_out": 0, "steps": 1, "problems_per_step": 2, "max_tokens": 2},
+        [{**TASK, **SHORT, "problems_per_step": 2, "group_size": 2, "max_tokens": 2, "overlong": "soft", "entropy_target": 9},
+         {"environment": "guess_number", "task_size": 4, "held_out": 0, "steps": 1, "problems_per_step": 2, "max_tokens": 2, "advantages": "gigpo"},
          {"data": "problems.jsonl", "held_out": 1, "steps": 2, "problems_per_step": 2, "max_tokens": 2}],
     ),
     "distill": (
