@@ -177,6 +177,25 @@ def test_a_negative_label_has_no_gain_but_an_order() -> None:
     assert scored(get_loss("ranknet"), mixed, [1.0, 0.0])[2]["ndcg"] == 1
 
 
+@pytest.mark.parametrize("name", ["rank_softmax", "rank_mnrl"])
+def test_lists_without_a_positive_are_counted(name: str) -> None:
+    data = candidates([1, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 2, 2, 3])
+    assert scored(get_loss(name), data, [0.0] * 7)[2]["without_positive"] == 2
+
+
+def test_shares_below_one_are_shares_of_their_sum() -> None:
+    whole, parts = (scored(get_loss("rank_softmax"), candidates(labels), [LN2, 0.0]) for labels in ([1, 0], [0.25, 0]))
+    assert parts[:2] == whole[:2]
+    assert parts[2]["ndcg"] == whole[2]["ndcg"] == 1
+
+
+def test_equals_in_score_and_label_take_places_of_their_own() -> None:
+    # the irrelevant one of three equal scores first, then the two relevant ones in places 2 and 3
+    metrics = scored(get_loss("ranknet"), candidates([1, 0, 1]), [0.0] * 3)[2]
+    assert metrics["ndcg"] == pytest.approx((1 - STEP + 0.5) / (2 - STEP))
+    assert metrics["top_1"] == 0
+
+
 def test_lists_may_lie_apart_and_be_of_any_length() -> None:
     together = scored(get_loss("listnet"), candidates([1, 0, 2, 0, 1], [0, 0, 1, 1, 1]), [0.5, 0.25, 1.0, 0.0, -1.0])
     apart = scored(get_loss("listnet"), candidates([2, 1, 0, 0, 1], [7, -3, 7, -3, 7]), [1.0, 0.5, 0.0, 0.25, -1.0])
