@@ -167,3 +167,12 @@ def test_bco_without_a_shift_of_pairs_is_half_of_bco_pair() -> None:
     pair_value, pair_gradients, _ = of_ratios("bco_pair", *ratios, beta=0.5)
     assert value == pytest.approx(pair_value / 2, **EXACT)
     assert gradients == pytest.approx([g / 2 for g in pair_gradients], **EXACT)
+
+
+def test_a_single_response_is_its_own_shift_and_counts_as_undesirable() -> None:
+    value, gradients, metrics = of_ratios("bco", 3.0, beta=1.0, inputs={"label": (1,)})
+    assert value == pytest.approx(math.log(2), **EXACT)
+    assert gradients == pytest.approx([-0.5], **EXACT)
+    assert (metrics["mean_reward"], metrics["accuracy"]) == (3.0, 0.0)
+    _, _, below = of_ratios("bco", 0.5, beta=1.0, inputs={"label": (0,), "shift": (1.0,)})
+    assert below["accuracy"] == 1.0
