@@ -9,6 +9,8 @@ from lossbook.losses import Loss, LossCard
 from lossbook.losses.cards.sample_inputs import groups, usable
 from lossbook.losses.registry import spec_of
 
+from .aims import AIMS
+
 
 @dataclass(frozen=True)
 class DataKind:
@@ -34,6 +36,14 @@ ALSO = {
     "teacher_score": "a teacher's scores",
     "is_mismatched": "answers of other rows (optional)",
     "document_id": "ids of documents (optional)",
+    "group": "",
+    "class_id": "",
+    "teacher_embedding": "",
+    "guide_embedding": "vectors of a guide, an encoder that is good already",
+    "shift": "the mean reward so far (optional)",
+    "is_positive": "which candidates are relevant",
+    "span_logprobs": "",
+    "teacher_span_logprobs": "",
 }
 
 
@@ -129,6 +139,18 @@ KINDS = (
         "lossbook train embed --data triplets.jsonl --loss {loss}",
     ),
     DataKind(
+        "Texts with classes",
+        "Each text has the id of its class; a batch holds several texts of each of some classes.",
+        "",
+        lambda card: _reads(card, "embeddings", "class_id"),
+    ),
+    DataKind(
+        "Texts, and a teacher's vectors",
+        "Each text with the vector that a larger encoder gives it.",
+        "",
+        lambda card: _reads(card, "embeddings", "teacher_embedding"),
+    ),
+    DataKind(
         "Two texts with a label or a score",
         "Each pair has a number: 1 for the same and 0 for different, or a similarity. Datums 2i and 2i + 1 are a pair.",
         '{"query": "a text", "positive": "another text", "label": 0.8}',
@@ -181,7 +203,8 @@ def needs_data_like(card: LossCard) -> Iterator[str]:
 
 
 def which_loss(cards: Sequence[LossCard]) -> Iterator[str]:
-    """The page "Which loss for my data"."""
+    """The page "Which loss for my data": a table from data to losses, one from data and aim, and a section for each form."""
+    families = {card.name: card.family for card in cards}
     by_kind = {kind.title: [card for card in cards if kind_of_data(card) is kind] for kind in KINDS}
     yield "Find the form of your data, then read when each loss is used. Where you are not sure, take the first of a table: it is "
     yield "the usual one. Every loss has a section of its own with formula, settings, curve and code: [all losses](README.md)."
@@ -190,6 +213,11 @@ def which_loss(cards: Sequence[LossCard]) -> Iterator[str]:
     for title, members in by_kind.items():
         if members:
             yield f"| [{title}](#{anchor(title)}) | {', '.join(f'`{card.name}`' for card in members)} |"
+    yield from ("", "## By what you want", "", "| you have | you want | losses |", "|---|---|---|")
+    for title, aims in AIMS.items():
+        for i, (aim, names) in enumerate(aims):
+            linked = ", ".join(f"[`{name}`]({families[name]}.md#{anchor(name)})" for name in names)
+            yield f"| {f'[{title}](#{anchor(title)})' if i == 0 else ''} | {aim} | {linked} |"
     yield ""
     for kind in KINDS:
         if members := by_kind[kind.title]:
