@@ -173,6 +173,22 @@ def _exported(spec: ModuleSpec, kind: str) -> set[str]:
     return set(re.findall(r'"(\w+Loss)"', path.read_text(encoding="utf-8")))
 
 
+def test_readme_and_comparison_count_as_the_table_does(script: ModuleType) -> None:
+    heads, *rows = script.counted(
+        {family: sum(card.family == family for card in script.cards()) for family in script.FAMILIES}
+    )
+    totals = dict(zip(heads, rows[-1], strict=True))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    comparison = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert f"[{totals['lossbook']} of them]" in readme
+    named = ("lossbook", "TRL", "verl", "Tinker SDK")
+    assert " | ".join(totals[name] for name in named) in readme
+    tinker = f"{totals['Tinker SDK']}, and {totals['tinker-cookbook']} in the cookbook"
+    named = ("Fireworks", "verl", "SkyRL", "prime-rl")
+    row = [totals["lossbook"], totals["TRL"], tinker, *(totals[name] for name in named)]
+    assert " | ".join(row) in comparison
+
+
 def test_tinkers_own_ids_are_counted() -> None:
     types = pytest.importorskip("tinker.types")
     counted = _elsewhere()["Tinker SDK"]
