@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 AIMS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
     "Answers to imitate": [
         ("to imitate them", ["cross_entropy"]),
-        ("to keep what the model knows", ["dft", "eaft", "asft"]),
+        ("to keep what the model knows", ["dft", "eaft"]),
         ("to learn from the few hard tokens", ["focal", "poly1"]),
         ("probabilities that can be trusted", ["label_smoothing"]),
         ("to avoid them", ["unlikelihood"]),

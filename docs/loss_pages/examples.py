@@ -107,7 +107,9 @@ def _as_tensor(numbers: Any, name: str, kind: str, *, grad: bool = False) -> tup
         padded: Any = [row[0] for row in rows]
     else:
         length = max(map(len, rows))
-        padded = [[*row, *([0] if name == "mask" else [0.0]) * (length - len(row))] for row in rows]
+        wide = rows[0][0]
+        filler: Any = [0.0] * len(wide) if isinstance(wide, list) else 0 if name == "mask" else 0.0
+        padded = [[*row, *[filler] * (length - len(row))] for row in rows]
     padded = _short(padded)
     tensor = torch.tensor(padded)
     return (

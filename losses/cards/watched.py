@@ -106,18 +106,7 @@ WATCHED: Mapping[str, str] = {
     "masked_by_guide": "share of negatives that the guide leaves out; near 0 it changes nothing, near 1 few negatives are left",
     "mean_similarity": "mean cosine of unrelated texts; falls to 0",
     # of rerankers
-    "ndcg": "mean of lists with a label above 0; rises to 1",
-    "top_1": "share of lists whose first candidate has the highest label; rises to 1",
-    "score_deviation": "root mean square of scores about their list's mean; 0 means that all candidates score alike",
-    "rank_error": "mean distance of ranks from the wanted ones; falls",
-    "pairs": "mean number of pairs per list that the loss compares; 0 means that no two labels differ",
-    "positive_score": "mean score of relevant candidates; rises",
-    "negative_score": "mean score of the others; falls",
     "wanted_margin": "the teacher's mean margin, that `margin` should reach",
-    "without_pairs": "groups without a pair; many mean that labels or groups are wrong",
-    "without_positive": "groups without a relevant candidate, which teach nothing",
-    "error": "mean of score less label; near 0 where scores are right on average",
-    "absolute_error": "mean distance of score and label; falls",
     # of values
     "squared_error": "mean squared error of the values; should fall below the variance of the returns",
     "linear_fraction": "share of errors beyond delta; above a half, delta is too small for these returns",
