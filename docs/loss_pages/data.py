@@ -161,7 +161,7 @@ KINDS = (
         "Two texts that belong together",
         "Questions and answers, queries and documents, two views of a text; the rest of the batch are the negatives.",
         '{"query": "a text", "positive": "a text that belongs to it"}',
-        lambda card: _reads(card, "embeddings"),
+        lambda card: _reads(card, "embeddings") or _reads(card, "token_embeddings"),
         "lossbook train embed --data texts.jsonl --loss {loss}",
     ),
     DataKind(
