@@ -122,6 +122,7 @@ LossId = Literal[
     "sigmoid_norm",
     "simpo",
     "sppo_hard",
+    "student_topk_gkd",
     "topk_forward_kl",
     "topk_jsd",
     "topk_reverse_kl",
@@ -162,6 +163,8 @@ PresetId = Literal[
     "liger:kto",
     "liger:orpo",
     "liger:simpo",
+    "llamafactory:dft",
+    "llamafactory:eaft",
     "prime:ipo",
     "prime:ref_kl",
     "sentence-transformers:AnglELoss",
@@ -240,4 +243,7 @@ PresetId = Literal[
     "verl:value",
     "verl:vanilla",
 ]
-MixtureId = Literal["prime:default"]
+MixtureId = Literal[
+    "llamafactory:asft",
+    "prime:default",
+]

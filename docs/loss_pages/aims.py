@@ -47,6 +47,7 @@ AIMS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
         ("the teacher's variety", ["full_forward_kl", "full_skewed_forward_kl"]),
         ("the teacher's best modes", ["full_reverse_kl", "full_skewed_reverse_kl"]),
         ("something between", ["full_gkd", "full_jsd", "full_adaptive_kl"]),
+        ("the student's own samples, judged with a hint", ["student_topk_gkd"]),
         ("a draft model for speculative decoding", ["full_total_variation"]),
         ("a teacher with another tokenizer", ["gold", "uld"]),
     ],

@@ -84,7 +84,8 @@ def test_every_link_within_the_pages_leads_somewhere(script: ModuleType) -> None
 
 
 def test_the_pages_are_small(script: ModuleType) -> None:
-    assert sum(path.stat().st_size for path in script.PAGES.rglob("*.*")) < 3e6
+    size = sum(path.stat().st_size for path in script.PAGES.rglob("*.*"))
+    assert size < 30e3 * len(script.cards()), "bytes per loss, of text and plot"
 
 
 def test_no_plot_has_an_axis_with_two_equal_tick_labels_or_a_card_of_its_own(script: ModuleType) -> None:

@@ -126,3 +126,35 @@ CASES: list[Parity] = [
         ("full_gkd", 0.5, 0.9, {"beta": 0.5, "temperature": 0.9}),
     )
 ]
+
+
+def trl_student_topk(settings: dict[str, Any], alpha: float, add_tail: bool) -> tuple[float, float]:
+    """The self-distillation trainer's divergence over the student's top K, meant over the tokens of the mask."""
+    function = _module("trl.experimental.sdpo.loss_utils").compute_topk_self_distillation_loss
+    options = {
+        "distillation_topk": settings["likeliest"],
+        "distillation_alpha": alpha,
+        "distillation_add_tail": add_tail,
+    }
+
+    def theirs(hidden: Tensor, head: Tensor, other: Tensor, other_head: Tensor) -> Tensor:
+        return function(hidden @ head.T, other @ other_head.T, **options)[MASK].mean()
+
+    return compared("student_topk_gkd", settings, theirs, torch.float64)
+
+
+CASES += [
+    Parity(
+        "student_topk_gkd",
+        "trl.experimental.sdpo.loss_utils.compute_topk_self_distillation_loss",
+        "trl",
+        lambda settings=settings, alpha=alpha, add_tail=add_tail: trl_student_topk(settings, alpha, add_tail),
+        settings,
+        note=f"alpha {alpha:g}, add_tail {add_tail}",
+    )
+    for settings, alpha, add_tail in (
+        ({"likeliest": 5, "beta": 1.0}, 1.0, True),
+        ({"likeliest": 5, "beta": 0.0, "tail": "renormalise"}, 0.0, False),
+        ({"likeliest": 4, "beta": 0.3}, 0.3, True),
+    )
+]

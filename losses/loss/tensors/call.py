@@ -177,9 +177,11 @@ def _output(call: Call, key: str, tensor: Tensor) -> Tensor:
     flat = _flat(call, key, tensor)
     if key in (*TOP_OUTPUTS, *WIDE_OUTPUTS):
         if flat.ndim != 2:
-            kinds = dict.fromkeys(VOCABULARY_OUTPUTS, ("V", "number per token of the vocabulary"))
-            kinds |= dict.fromkeys(TOP_OUTPUTS, ("k", "number per likeliest token"))
-            last, what = kinds.get(key, ("D", "vector per position"))
+            last, what = "D", "vector per position"
+            if key in VOCABULARY_OUTPUTS:
+                last, what = "V", "number per token of the vocabulary"
+            elif key in TOP_OUTPUTS:
+                last, what = "k", "number per likeliest token"
             shown = ", ".join([*map(str, call.layout.shape), last])
             raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: one {what}, [{shown}]")
         return flat

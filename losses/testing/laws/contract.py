@@ -157,6 +157,7 @@ def _alternatives(loss: Loss, name: str, beside: Mapping[str, Any] = types.Mappi
         candidates = [not default]
     elif isinstance(default, int | float):
         candidates = [type(default)(move(default)) for move in MOVES]
+        candidates += [1, 2] if isinstance(default, int) else []  # data that is drawn has a few of anything
     elif not candidates:
         candidates = [0.5, 1.0, 2.0, 1, 2, True, False]
     accepted: list[Any] = []

@@ -57,6 +57,23 @@ def _variation(s: Array, t: Array) -> complex:
     return sum(absolute(s - t)) / 2
 
 
+def _rest(p: Array) -> complex:
+    """1 - Σ p, held at 1e-7 or more, where it has no gradient."""
+    rest = 1 - p.sum()
+    return rest if np.real(rest) > 1e-7 else -np.expm1(-1e-7)
+
+
+def _student_top(s: Array, t: Array, beta: float, tail: str, likeliest: int) -> complex:
+    """Over the student's likeliest tokens; the others are one more token, are left out, or both sides are divided by their sums."""
+    order = sorted(range(len(s)), key=lambda v: -np.real(s[v]))[:likeliest]
+    p, q = s[order], t[order]
+    if tail == "bin":
+        p, q = (np.append(one, _rest(one)) for one in (p, q))
+    elif tail == "renormalise":
+        p, q = p / p.sum(), q / q.sum()
+    return _gkd(p, q, beta)
+
+
 def _at(logprobs: Array, temperature: float) -> Array:
     if temperature == 1:
         return np.exp(logprobs)
@@ -88,6 +105,7 @@ REFERENCES = {
     "full_skewed_forward_kl": _over(_skewed_forward),
     "full_skewed_reverse_kl": _over(_skewed_reverse),
     "full_total_variation": _over(_variation),
+    "student_topk_gkd": _over(_student_top),
 }
 #: Settings, beside the defaults, under which each loss is compared.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -99,4 +117,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "full_skewed_forward_kl": [{"alpha": 0.0}, {"alpha": 0.6, "temperature": 2.0}],
     "full_skewed_reverse_kl": [{"alpha": 0.0}, {"alpha": 0.6, "temperature": 2.0}],
     "full_total_variation": [{"temperature": 2.0}],
+    "student_topk_gkd": [
+        {"likeliest": 2, "tail": "renormalise", "temperature": 2.0},
+        {"likeliest": 1, "beta": 0.0},
+        {"likeliest": 2, "beta": 0.3},
+        {"likeliest": 2, "beta": 0.5, "tail": "drop"},
+    ],
 }
