@@ -107,6 +107,11 @@ class Seqs:
             )
         return values[0::2], values[1::2]
 
+    def chosen(self, mask: Tensor) -> Tensor:
+        """[V] places in a flat mask that are true, in order, one for each value; nothing is read where the host has counted `values`."""
+        count = self.values if self.values is not None else int(mask.sum())
+        return (~mask).byte().argsort(stable=True)[:count]
+
     def to(self, like: Tensor) -> Seqs:
         """The same on another tensor's device, computing in its dtype at least."""
         if like.device == self.lengths.device and like.dtype == self.dtype:

@@ -67,7 +67,7 @@ def gist(
     near = seen.diagonal()[:, None]
     limit = near - (margin if margin_strategy == "absolute" else margin * near.abs())
     masked = (seen > limit) & ~own
-    logits, left_out, tried = [cosines], [masked | same], [masked[~own]]
+    logits, left_out, masks, tried = [cosines], [masked | same], [masked], [~own]
     for is_contrasted, rows, of_guide in (
         (contrast_queries, queries, guides),
         (contrast_positives, candidates[:pairs], guided[:pairs]),
@@ -76,10 +76,11 @@ def gist(
             itself, masked_here = on_diagonal(rows @ rows.T), of_guide @ of_guide.T > limit
             logits.append(rows @ rows.T)
             left_out.append(itself | masked_here)
-            tried.append(masked_here[~itself])
+            masks.append(masked_here)
+            tried.append(~itself)
     scores = torch.cat(logits, 1).masked_fill(torch.cat(left_out, 1), -torch.inf) / temperature
     return scores.logsumexp(1) - cosines.diagonal() / temperature, {
-        "masked_by_guide": stats.mean(torch.cat(tried)),
+        "masked_by_guide": stats.mean(torch.cat(masks, 1), torch.cat(tried, 1)),
         "masked_duplicates": stats.sum(same),
         **retrieval(cosines, own, ~own & ~masked & ~same),
     }

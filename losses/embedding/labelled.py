@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad, relu, softplus
 
 from .. import stats
+from ..batch.seqs import Seqs
 from ..registry import register_loss
 from ..spec.inputs import IdPerDatum
 from ..spec.settings import NonNegative
@@ -52,11 +53,14 @@ def _one_per_pair(datums: int, config: Any, inputs: Mapping[str, Tensor | None] 
     return Grouping(values=int((positive & negative.any(1, keepdim=True)).sum()))
 
 
-def _hardest(embeddings: Tensor, class_id: Tensor, distance: Distance) -> tuple[Tensor, Tensor, dict[str, Stat]]:
+def _hardest(
+    embeddings: Tensor, class_id: Tensor, seqs: Seqs, distance: Distance
+) -> tuple[Tensor, Tensor, dict[str, Stat]]:
     """[A] distances of each anchor to the farthest text of its class and to the nearest of another, and metrics."""
     anchors = _anchors(class_id)
-    positive, negative = (relation[anchors] for relation in _relations(class_id))
-    apart = all_distances(embeddings, distance)[anchors]
+    rows = seqs.chosen(anchors)
+    positive, negative = (relation[rows] for relation in _relations(class_id))
+    apart = all_distances(embeddings, distance)[rows]
     if not len(apart):
         far = near = apart.sum(1)
     else:
@@ -84,7 +88,7 @@ def _hardest(embeddings: Tensor, class_id: Tensor, distance: Distance) -> tuple[
     laws=LAWS,
 )
 def batch_hard_triplet(
-    embeddings: Tensor, class_id: IdPerDatum, *, margin: NonNegative = 5.0, distance: Distance = "euclidean"
+    embeddings: Tensor, class_id: IdPerDatum, seqs: Seqs, *, margin: NonNegative = 5.0, distance: Distance = "euclidean"
 ) -> tuple[Tensor, dict[str, Stat]]:
     """max(0, margin + max_p d(anchor, p) - min_n d(anchor, n)) over texts p of the anchor's class and n of others.
 
@@ -99,7 +103,7 @@ def batch_hard_triplet(
     When to use: Texts with classes, a few of each in every batch. The hardest triplet of each text teaches most, and
     wrongly labelled texts with it: where labels are noisy take batch_all_triplet or batch_semi_hard_triplet.
     """
-    far, near, metrics = _hardest(embeddings, class_id, distance)
+    far, near, metrics = _hardest(embeddings, class_id, seqs, distance)
     losses = relu(far - near + margin)
     return losses, {"active": stats.mean(losses > 0), **metrics}
 
@@ -115,7 +119,7 @@ def batch_hard_triplet(
     laws=LAWS,
 )
 def batch_hard_soft_margin_triplet(
-    embeddings: Tensor, class_id: IdPerDatum, *, distance: Distance = "euclidean"
+    embeddings: Tensor, class_id: IdPerDatum, seqs: Seqs, *, distance: Distance = "euclidean"
 ) -> tuple[Tensor, dict[str, Stat]]:
     """log(1 + exp(max_p d(anchor, p) - min_n d(anchor, n))): batch_hard_triplet without a margin to choose.
 
@@ -128,7 +132,7 @@ def batch_hard_soft_margin_triplet(
     When to use: As batch_hard_triplet, when no margin is known: texts are pulled and pushed on without end, which wants a
     low learning rate.
     """
-    far, near, metrics = _hardest(embeddings, class_id, distance)
+    far, near, metrics = _hardest(embeddings, class_id, seqs, distance)
     return softplus(far - near), metrics
 
 
@@ -187,7 +191,7 @@ def _nearest_first(apart: Tensor, negative: Tensor) -> Tensor:
     laws=LAWS,
 )
 def batch_semi_hard_triplet(
-    embeddings: Tensor, class_id: IdPerDatum, *, margin: NonNegative = 5.0, distance: Distance = "euclidean"
+    embeddings: Tensor, class_id: IdPerDatum, seqs: Seqs, *, margin: NonNegative = 5.0, distance: Distance = "euclidean"
 ) -> tuple[Tensor, dict[str, Stat]]:
     """max(0, margin + d(a, p) - d(a, n)), n the nearest text of another class that is farther than p; else the farthest one.
 
@@ -205,9 +209,10 @@ def batch_semi_hard_triplet(
     pairs = positive & negative.any(1, keepdim=True)
     nearest = pad(_nearest_first(apart, negative), (0, 1), value=torch.inf)
     farther = nearest.gather(1, torch.searchsorted(nearest.detach(), apart.detach(), right=True).clamp(max=len(apart)))
-    near, farther = apart[pairs], farther[pairs]  # [P]
-    has_farther = farther.isfinite()
     farthest = apart.masked_fill(~negative, -torch.inf).amax(1) if len(apart) else apart.sum(1)
-    others = torch.where(has_farther, farther, farthest.repeat_interleave(pairs.sum(1)))
+    places = seqs.chosen(pairs.flatten())
+    near, farther = apart.flatten()[places], farther.flatten()[places]  # [P]
+    has_farther = farther.isfinite()
+    others = torch.where(has_farther, farther, farthest[places // max(1, len(apart))])
     losses = relu(near - others + margin)
     return losses, {"active": stats.mean(losses > 0), "semi_hard": stats.mean(has_farther)}

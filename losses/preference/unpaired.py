@@ -71,7 +71,7 @@ def kto(
     aside = torch.zeros_like(ratios, dtype=torch.bool) if is_mismatched is None else is_mismatched.bool()
     kl = (torch.where(aside, ratios.detach(), 0).sum() / aside.sum().clamp(min=1)).clamp(min=0)
     if is_mismatched is not None:
-        labelled = _labelled_places(aside, seqs)
+        labelled = seqs.chosen(~aside)
         ratios, label = ratios[labelled], label[labelled]
     losses, metrics = _labelled_losses(ratios, label, beta, desirable_weight, undesirable_weight, kl)
     return losses, {**metrics, "kl": stats.mean(kl)}
@@ -163,12 +163,6 @@ def bco(
         "undesirable_reward": stats.mean(rewards, ~is_desirable),
         "desirable": stats.mean(is_desirable),
     }
-
-
-def _labelled_places(aside: Tensor, seqs: Seqs) -> Tensor:
-    """[L] indices of the datums that are not aside, in order; nothing is read where the host has counted them."""
-    count = seqs.values if seqs.values is not None else int((~aside).sum())
-    return aside.byte().argsort(stable=True)[:count]
 
 
 def _labelled_losses(

@@ -183,7 +183,8 @@ class LossUnderTest:
     def is_laid_out(self) -> bool:
         """Whether it reads tokens of datums that it knows by their places in the batch, so that none may be masked whole."""
         parts = [part for part in self.parts if part.spec.reads_tokens and part.spec.couples == "batch"]
-        return any(part.spec.members(self.sizes[-1], part.config) is not None for part in parts)
+        declared = [part for part in parts if part.spec.groups is not None]  # `sizes` tries a loss, which may fail
+        return any(part.spec.members(self.sizes[-1], part.config) is not None for part in declared)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -113,6 +113,6 @@ def test_cls_pooling_takes_the_first_token_and_a_misspelt_pooling_is_refused_at_
     wrong: Any = "maen"
     for call in (training.forward, training.forward_backward, training.create_reference_client().forward):
         with pytest.raises(
-            ModelError, match=r"pooling is one of 'mean', 'last', 'cls', not 'maen'. Did you mean 'mean'"
+            ModelError, match=r"pooling is one of 'mean', 'last', 'cls', 'splade', not 'maen'. Did you mean 'mean'"
         ):
             call(datums, "info_nce", pooling=wrong)

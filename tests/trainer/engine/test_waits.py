@@ -18,10 +18,14 @@ from torch import Tensor
 import lossbook as lb
 from lossbook.datums.errors import LossContractError, NonFiniteLossError, NonFiniteLossInput, ShapeError
 from lossbook.losses.cards.examples import example_batch, kind_of
+from lossbook.losses.spec.vocabulary import TEACHER
+from lossbook.trainer.clients.reference import ReferenceClient
 from lossbook.trainer.clients.training import TrainingClient
 from lossbook.trainer.head.backward import Gradients
+from lossbook.trainer.model.tiny import HIDDEN
 from lossbook.trainer.transfer import counting_transfers
 
+WIDE = {"teacher_embedding"}
 NEEDED = {"dr_grpo": {"norm_length": 7}}
 
 
@@ -54,13 +58,31 @@ def counted(counting: ModuleType, client: TrainingClient, call: Callable[[], Any
     return counts
 
 
+@pytest.fixture(scope="module")
+def teacher(on_gpu_path: TrainingClient) -> ReferenceClient:
+    """A frozen copy of the client, in the same thread, where its operations are counted too."""
+    return on_gpu_path.create_reference_client()
+
+
+def with_vectors_as_wide_as_the_model(datums: list[lb.Datum]) -> list[lb.Datum]:
+    """The datums with the vectors that a teacher gave as wide as the tiny decoder's."""
+    wide = np.linspace(-1, 1, HIDDEN)
+    return [
+        lb.Datum(d.model_input, {**d.loss_fn_inputs, **dict.fromkeys(WIDE & set(d.loss_fn_inputs), wide)})
+        for d in datums
+    ]
+
+
 @pytest.mark.parametrize("name", shipped())
-def test_a_micro_batch_is_read_once_and_takes_two_uploads(name: str, on_gpu_path: TrainingClient, counting: ModuleType):
+def test_a_micro_batch_is_read_once_and_takes_two_uploads(
+    name: str, on_gpu_path: TrainingClient, teacher: ReferenceClient, counting: ModuleType
+):
     loss = lb.get_loss(name, **NEEDED.get(name, {}))
+    beside = {"teacher": teacher} if TEACHER in loss.outputs else {}
     for count in (4, 6, 2, 3):
         try:
-            datums, _ = example_batch(loss, kind_of(loss), count)
-            counts = counted(counting, on_gpu_path, partial(on_gpu_path.forward_backward, datums, loss))
+            datums = with_vectors_as_wide_as_the_model(example_batch(loss, kind_of(loss), count)[0])
+            counts = counted(counting, on_gpu_path, partial(on_gpu_path.forward_backward, datums, loss, **beside))
             break
         except ShapeError:  # losses over blocks of embeddings want a multiple of two or three
             continue
