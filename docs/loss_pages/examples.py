@@ -18,6 +18,8 @@ from lossbook.losses.spec.vocabulary import VOCABULARY_OUTPUTS
 #: What a required constant length is in the example.
 NORM_LENGTH = 4
 WIDTH = 100
+#: The most characters of numbers in one line of their own.
+WIDEST = 110
 
 
 def example_block(card: LossCard) -> Iterator[str]:
@@ -32,17 +34,26 @@ def example_block(card: LossCard) -> Iterator[str]:
     for name, shown in given.items():
         yield from (f"    {remark}" for remark in _remark(name, card))
         line = f"    {name}={shown},"
-        yield (
-            line
-            if len(line) <= WIDTH
-            else line.replace("torch.tensor(", "torch.tensor(\n        ")
-            .replace(", requires_grad", ",\n        requires_grad")
-            .removesuffix("),")
-            + ",\n    ),"
-        )
+        yield line if len(line) <= WIDTH else _wrapped(line)
     yield ")"
     yield "value.backward()"
     yield f"assert abs(value.item() - {_rounded(value)}) < 1e-3"
+
+
+def _wrapped(line: str) -> str:
+    """An argument that is too long for one line as the formatter lays it out."""
+    before, _, rest = line.removesuffix("),").partition("torch.tensor(")
+    numbers, comma, option = rest.partition(", requires_grad")
+    if len(numbers) > WIDEST:  # a line for each datum
+        rows = numbers[1:-1].replace("]], [[", "]],\n            [[")
+        numbers = f"[\n            {rows},\n        ]"
+    lines = [
+        f"{before}torch.tensor(",
+        f"        {numbers},",
+        *([f"        requires_grad{option},"] if comma else []),
+        "    ),",
+    ]
+    return "\n".join(lines)
 
 
 def _rounded(value: float) -> str:
@@ -108,6 +119,8 @@ def _as_tensor(numbers: Any, name: str, kind: str, *, grad: bool = False) -> tup
     else:
         length = max(map(len, rows))
         wide = rows[0][0]
+        if grad and isinstance(wide, list) and all(column == wide[:1] * len(wide) for row in rows for column in row):
+            return _alike((len(rows), length, len(wide)), _short(wide[0]))
         filler: Any = [0.0] * len(wide) if isinstance(wide, list) else 0 if name == "mask" else 0.0
         padded = [[*row, *[filler] * (length - len(row))] for row in rows]
     padded = _short(padded)
@@ -116,6 +129,11 @@ def _as_tensor(numbers: Any, name: str, kind: str, *, grad: bool = False) -> tup
         f"torch.tensor({padded}{', requires_grad=True' if grad else ''})",
         tensor.requires_grad_() if grad else tensor,
     )
+
+
+def _alike(shape: tuple[int, ...], number: float) -> tuple[str, Tensor]:
+    """One number everywhere, as the model's own undecided tokens have it."""
+    return f"torch.full({shape}, {number}, requires_grad=True)", torch.full(shape, number, requires_grad=True)
 
 
 def _short(numbers: Any) -> Any:

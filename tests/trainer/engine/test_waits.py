@@ -90,7 +90,7 @@ def test_a_micro_batch_is_read_once_and_takes_two_uploads(
         raise AssertionError(f"no example serves {name}")
     assert counts.launches.total() > 100  # the call was seen
     assert len(counts.reads) <= 1, counts.reads
-    assert len(counts.uploads) <= 2, counts.uploads
+    assert len(counts.uploads) <= 2 + len(beside), counts.uploads  # a teacher's rows are its own
     assert not counts.refused
 
 

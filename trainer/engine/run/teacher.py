@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,14 +55,14 @@ class Lesson:
 
     sequences: [M] tokens of each datum. places: [N] of each, which of them belongs to each position of the student; -1: none.
     vocabulary: how many tokens are compared, where the heads are padded to different sizes; None: all. order: the teacher's
-    tokens in the student's numbers, as `renumbering` gives them; None: in its own.
+    tokens in the student's numbers, as `renumbering` gives them, on the teacher's device; None: in its own.
     """
 
     teacher: Teacher
     sequences: Sequence[np.ndarray]
     places: Sequence[np.ndarray]
     vocabulary: int | None = None
-    order: np.ndarray | None = None
+    order: torch.Tensor | None = None
 
     def at(self, cut: Sequence[int], masks: Sequence[np.ndarray]) -> HeadDistributions:
         """The teacher's distributions where the masks, of each datum's positions, are true; any where it has none."""
@@ -73,9 +74,7 @@ class Lesson:
             own[np.maximum(place, 0)] = True
         whole = self.cut(self.teacher.distributions(sequences, read))
         if self.order is not None:
-            whole = RenumberedDistributions(
-                whole.hidden, whole.head, torch.from_numpy(self.order).to(whole.hidden.device)
-            )
+            whole = RenumberedDistributions(whole.hidden, whole.head, self.order)
         joined = np.concatenate([np.maximum(place, 0) + start for place, start in zip(places, starts, strict=False)])
         order = np.searchsorted(np.flatnonzero(np.concatenate(read)), joined)
         return (
@@ -148,16 +147,19 @@ def shared_vocabulary(name: str, student: LoadedModel, teacher: LoadedModel) -> 
     )
 
 
-def _order_of(name: str, student: LoadedModel, teacher: LoadedModel) -> np.ndarray:
+def _order_of(name: str, student: LoadedModel, teacher: LoadedModel) -> torch.Tensor:
     """The teacher's tokens in the student's numbers. Raises ModelError for a model without a tokenizer."""
     for whose, one in (("student", student), ("teacher", teacher)):
         if one.tokenizer is None:
             raise ModelError(f"{name} compares tokens by their text, but the {whose} {one.name} has no tokenizer")
-    return _renumbered(student.tokenizer, teacher.tokenizer, len(student.head().weight), len(teacher.head().weight))
+    sizes = len(student.head().weight), len(teacher.head().weight)
+    return _renumbered(student.tokenizer, teacher.tokenizer, *sizes, teacher.device)
 
 
-#: It takes a second for 100,000 tokens, and is the same at every step.
-_renumbered = lru_cache(maxsize=4)(renumbering)
+@lru_cache(maxsize=4)
+def _renumbered(student: Any, teacher: Any, own: int, other: int, device: torch.device) -> torch.Tensor:
+    """`renumbering` on a device: it takes a second for 100,000 tokens, and is the same at every step."""
+    return torch.from_numpy(renumbering(student, teacher, own, other)).to(device)
 
 
 def _read_of(datum: Datum, which: str, model: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
