@@ -27,8 +27,6 @@ from ..spec.spec import Input, LossSpec
 
 #: Keys that every datum may carry, whatever the loss reads.
 COMMON_KEYS = ("target_tokens", WEIGHTS_KEY)
-
-
 #: float32 takes the integer above it for this one.
 LARGEST_FLOAT_ID = 1 << 24
 
@@ -155,7 +153,7 @@ def check_some_present(absent: Tensor, spec: LossSpec, active: np.ndarray, lengt
 
 def reads_one_target(spec: LossSpec) -> bool:
     """Whether one token per position is meant: in losses with one value per datum, pair or batch, and in losses of advantages
-    that couple tokens, and in losses over whole distributions."""
+    that couple tokens, and in losses over whole distributions or the model's own likeliest tokens."""
     is_coupled = spec.couples != "token" and any(one.name == "advantages" for one in spec.inputs)
     is_top = spec.reads_top and spec.candidates is None
     return is_coupled or spec.per != "token" or spec.reads_vocabulary or is_top
@@ -167,7 +165,8 @@ def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
         return
     if (datum := next((i for i, shape in enumerate(shapes) if len(shape) == 2), None)) is not None:
         why = f"couples the tokens of a {spec.couples}" if spec.per == "token" else f"has one value per {spec.per}"
-        why = "compares whole distributions" if spec.reads_vocabulary else why
+        if spec.per == spec.couples == "token":
+            why = f"reads {'whole distributions' if spec.reads_vocabulary else 'the likeliest tokens'}"
         raise ShapeError(
             f"{spec.name} {why}, so it reads one token per position, but target_tokens of datum {datum} of {len(shapes)} is "
             f"[N, K] with K = {shapes[datum][1]}. Give target_tokens, and what goes with them, one number per position"
@@ -175,9 +174,10 @@ def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
 
 
 def has_one_column(key: str, spec: LossSpec) -> bool:
-    """Whether an input is one number per position where a position has one target, as all standard inputs are."""
-    own = spec.family == "own" and key == "teacher_logprobs"  # such a loss may compare candidates without declaring so
-    return key in KEY_DTYPES and key != spec.candidates and not own
+    """Whether an input is one number per position where a position has one target, as all inputs of lossbook's losses are."""
+    if spec.family != "own":
+        return key != spec.candidates and any(one.name == key and one.per == "token" for one in spec.inputs)
+    return key in KEY_DTYPES and key not in (spec.candidates, "teacher_logprobs")  # which it may compare undeclared
 
 
 def check_one_column(

@@ -20,7 +20,7 @@ from ...datums.errors import (
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
 from ..spec.spec import OUTPUT_NAMES
-from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS
+from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS
 from .checks import locate
 from .packed import Packed
@@ -151,8 +151,8 @@ def _joined_top(tensors: Sequence[Tensor], data: Sequence[Datum], kind: str) -> 
                 f"datum {i} of {len(data)}: {kind} is {list(tensor.shape)}: one number for each of the k likeliest tokens at each "
                 "position, as many for all datums"
             )
-        if tensor.is_floating_point() != (kind == TOP_LOGPROBS):
-            raise DtypeError(f"datum {i} of {len(data)}: {kind} is {tensor.dtype}")
+        if kind == TOP_TOKENS and tensor.is_floating_point():
+            raise DtypeError(f"datum {i} of {len(data)}: {kind} is {tensor.dtype}: token ids are integers")
     dtype = torch.float32 if kind == TOP_LOGPROBS else torch.int64
     return torch.cat(list(tensors)) if tensors else torch.zeros(0, 1, dtype=dtype, device="cpu")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from lossbook.losses import safe_ratio, stats
+from lossbook.losses import PerDatum, safe_ratio, stats
 from lossbook.losses.math.divergences import forward_kl, jsd, with_tail
 from lossbook.losses.testing import check_loss
 from lossbook.losses.testing.laws import CHECKS
@@ -119,6 +119,38 @@ def with_a_weak_end(logprobs, teacher_logprobs, *, beta: float = 0.5):
     return forward_kl(student, teacher) if beta == 0 else jsd(student, teacher, min(beta, 0.999))
 
 
+def cross_entropy_of_all(vocab_logprobs, teacher_vocab_logprobs):
+    """Lacks the teacher's entropy, so it is not 0 where both agree."""
+    is_possible = teacher_vocab_logprobs > -math.inf
+    return -torch.where(is_possible, teacher_vocab_logprobs.exp() * vocab_logprobs, 0.0).sum(-1)
+
+
+def blind_to_the_teacher(vocab_logprobs, teacher_vocab_logprobs):
+    """0 however far apart the two are."""
+    return 0 * vocab_logprobs.exp().sum(-1)
+
+
+def ranked_tokens(vocab_logprobs, teacher_vocab_logprobs):
+    """The first token of the vocabulary counts for more."""
+    ranks = torch.arange(1, 1 + vocab_logprobs.shape[-1]).to(vocab_logprobs)
+    return ((vocab_logprobs.exp() - teacher_vocab_logprobs.exp()).square() / ranks).sum(-1)
+
+
+def half_of_all(vocab_logprobs, teacher_vocab_logprobs):
+    """A forgotten factor."""
+    return 0.5 * forward_kl(vocab_logprobs, teacher_vocab_logprobs)
+
+
+def regression_of_scores(values, label: PerDatum, seqs):
+    """Looks at each score by itself."""
+    return seqs.groups.sum((seqs.last(values) - label).square())
+
+
+def best_last(values, label: PerDatum, seqs):
+    """A forgotten sign: the higher the label, the lower the score should be."""
+    return seqs.groups.sum(seqs.last(values) * (label - seqs.groups.broadcast(seqs.groups.mean(label.to(values)))))
+
+
 #: Loss, how it is registered, the law that it is registered with and breaks, what the message must say.
 BROKEN: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (half_a_gradient, {"per": "token"}, {"on_policy_is_reinforce": {}}, "that of REINFORCE is"),
@@ -178,6 +210,23 @@ BROKEN += [
         (half_of_it, "all_candidates_is_dense", {"divergence": "forward_kl", "under": [{}]}, "the dense divergence is"),
         (with_a_weak_end, "ends_are_kl", {"betas": (0.0, 1.0), "scaled": False}, "at beta 1 it is"),
     )
+]
+
+
+BROKEN += [
+    (function, {"per": "token", "reduction": "token-mean"}, {law: law_settings}, message)
+    for function, law, law_settings, message in (
+        (cross_entropy_of_all, "whole_divergence_is_zero_only_when_equal", {}, "student and teacher agree, but"),
+        (blind_to_the_teacher, "whole_divergence_is_zero_only_when_equal", {}, "and student and teacher differ by"),
+        (ranked_tokens, "order_of_tokens_changes_nothing", {}, "of the vocabulary were put in another order"),
+        (half_of_all, "is_topk_with_all_candidates", {"loss": "topk_forward_kl"}, "over all tokens gives"),
+    )
+]
+
+BROKEN += [
+    (regression_of_scores, {"per": "group"}, {"shift_invariance": {}}, "was added to the scores of groups"),
+    (best_last, {"per": "group"}, {"right_order_is_cheapest": {}}, "scores in the order of the labels cost"),
+    (best_last, {"per": "group"}, {"right_order_is_cheapest": {"than": "reversed"}}, "order of the labels cost"),
 ]
 
 
