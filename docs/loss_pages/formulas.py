@@ -24,16 +24,27 @@ _GREEK = {
 }
 _FUNCTIONS = {name: f"\\{name}" for name in ("log", "exp", "min", "max", "cos")}
 _FUNCTIONS |= {name: rf"\mathrm{{{name}}}" for name in ("clip", "clamp", "sg", "KL", "lo", "mean", "conj", "Re", "Im")}
-_APPLIED = {"clip", "clamp", "sg", "KL", "lo", "conj"}
+_FUNCTIONS |= {"log2": r"\log_2", "softmax": r"\mathrm{softmax}"}
+_APPLIED = {"clip", "clamp", "sg", "KL", "lo", "conj", "softmax"}
 _SIGNS = {
-    **{"||": r"\,\|\,", ">=": r"\ge", "<=": r"\le", "≤": r"\le", "±": r"\pm", "²": "^2", "½": r"\tfrac{1}{2}"},
+    **{
+        "||": r"\,\|\,",
+        ">=": r"\ge",
+        "<=": r"\le",
+        "≤": r"\le",
+        "≠": r"\ne",
+        "±": r"\pm",
+        "·": r"\cdot",
+        "²": "^2",
+        "½": r"\tfrac{1}{2}",
+    },
     **{sign: sign for sign in ("=", "+", "-", "<", ">", "/", ",", "^", "*")},
 }
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<quoted>`[^`]*`)|(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)"
     r"|(?P<sign>[²½])|(?P<word>[^\W\d²½]+(?:-[^\W\d²½]+)+|[^\W²½]+'s?|[^\W²½]+)|(?P<other>\|\||>=|<=|.)"
 )
-_CLOSING = {"(": ")", "[": "]", "|": "|"}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 #: Where a formula goes on in words.
 _CLAUSE = re.compile(r", (?=[a-z]{3,} )|\.? (?:where|with|times|per|over|for) |[:;] |\. (?=[A-Z])")
 #: Words after which a lone letter is a symbol, not an article.
@@ -53,7 +64,7 @@ class Formula:
 
 @dataclass
 class _Part:
-    """A piece of a formula: a symbol, a word, a sign, or what stands in brackets."""
+    """A piece of a formula: a symbol, a word, a sign, what stands in brackets, or in braces: an index or exponent."""
 
     kind: str
     tex: str
@@ -78,7 +89,7 @@ def formula_in_math(formula: str, names: Collection[str] = ()) -> Formula:
 
 
 def _is_balanced(text: str) -> bool:
-    return all(text.count(left) == text.count(right) for left, right in ("()", "[]")) and text.count("|") % 2 == 0
+    return all(text.count(left) == text.count(right) for left, right in ("()", "[]", "{}")) and text.count("|") % 2 == 0
 
 
 def _parts(text: str, names: Collection[str]) -> list[_Part]:
@@ -98,7 +109,9 @@ def _group(tokens: list[re.Match[str]], at: int, end: str, names: Collection[str
             continue
         if token[0] in _CLOSING:
             inside, at = _group(tokens, at, _CLOSING[token[0]], names)
-            parts.append(_Part("group", token[0], spaced, _with_fractions(inside)))
+            below = bool(parts) and not spaced and parts[-1].tex.endswith("_")
+            kind = "script" if below or token[0] == "{" else "group"
+            parts.append(_Part(kind, token[0], spaced, _with_fractions(inside)))
             at += 1
         else:
             after = next((one[0] for one in tokens[at:] if not one["space"]), "")
@@ -115,6 +128,8 @@ def _symbol(token: re.Match[str], after: str, spaced: bool, names: Collection[st
         return _Part("sign", _SIGNS.get(text, text), spaced) if text in _SIGNS else _Part("word", text, spaced)
     base, _, index = text.partition("_")
     below = f"_{{{index}}}" if len(index) == 1 else rf"_{{\text{{{index}}}}}" if index else ""
+    if after in ("{", "(") and text.endswith("_"):  # what stands in brackets is below it
+        below = "_"
     if text in LOGPROBS or base in LOGPROBS:
         return _Part("math", LOGPROBS.get(text) or LOGPROBS[base] + below, spaced)
     if base in _GREEK or base == "Σ":
@@ -129,7 +144,7 @@ def _symbol(token: re.Match[str], after: str, spaced: bool, names: Collection[st
     if letter and not (text == "a" and _follows_an_article(after)):
         return _Part("math", letter[1] + (f"_{{{letter[2]}}}" if letter[2] else below), spaced)
     if len(index) == 1:
-        return _Part("math", rf"\text{{{base}}}{below}", spaced)
+        return _Part("math", rf"\text{{{base}}}{below}", spaced) if base else _Part("sign", below, spaced)
     return _Part("word", text, spaced)
 
 
@@ -181,7 +196,7 @@ def _tex(parts: list[_Part]) -> str:
             power = "^{"
             continue
         pieces.append(piece)
-    joined = re.sub(r" (?=[\^,]|$)", "", " ".join(pieces))
+    joined = re.sub(r" (?=[\^_,]|$)|(?<=_) ", "", " ".join(pieces))
     return re.sub(r"\\text\{[^{}]*\}(?: \\text\{\s[^{}]*\})+", _one_text, joined)
 
 
@@ -190,6 +205,8 @@ def _one_text(words: re.Match[str]) -> str:
 
 
 def _piece(part: _Part, before: _Part | None, after: _Part | None) -> str:
+    if part.kind == "script":
+        return f"{{{_tex(part.inside)}}}" if part.tex == "{" else f"{{({_tex(part.inside)})}}"
     if part.kind == "group":
         left, right, inside = part.tex, _CLOSING[part.tex], _tex(part.inside)
         high = r"\frac" in inside or r"\sum" in inside

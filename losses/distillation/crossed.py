@@ -93,7 +93,7 @@ def gold(
     matched_weight: Share | None = None,
     temperature: Positive = 1.0,
 ) -> Returned:
-    """w D(s, t) over the tokens that both have + (1 - w) Σ_k |s_(k) - t_(k)| over the sorted probabilities of all others.
+    """w D(s, t) + (1 - w) Σ_k |s_(k) - t_(k)|: D over tokens that both have, the sum over all others, sorted by probability.
 
     vocab_logprobs           [T, V]      nats, under the policy in training
     teacher_vocab_logprobs   [T, V + U]  nats, under the teacher, in the student's numbers: column v is the student's token

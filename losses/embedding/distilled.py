@@ -32,7 +32,7 @@ from .layout import Similarity, compared_by, cosine, in_blocks, ranked_blocks
 def embedding_distill(
     embeddings: Tensor, teacher_embedding: VectorPerDatum, *, distance: Literal["cosine", "l2", "mse"] = "cosine"
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """Distance of each embedding from the teacher's: 1 - cosine, the length of the difference, or its mean square.
+    """1 - cos(x, t), |x - t| or mean (x - t)², by distance, where x is an embedding and t the teacher's of the same text.
 
     embeddings          [N, D]  unitless  any texts, in any order
     teacher_embedding   [N, D]  unitless  the teacher's embedding of the same text, or of its translation

@@ -42,7 +42,7 @@ def gist(
     contrast_queries: bool = True,
     contrast_positives: bool = True,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """-log softmax(cos(query, its document) / temperature) among the candidates that the guide finds less near than that document.
+    """-log softmax(cos(query, its document) / temperature) over the candidates that the guide finds less near than that document.
 
     embeddings        [(2 + H) B, D]  unitless  B queries, their B documents, then H blocks of B hard negatives
     guide_embedding   [(2 + H) B, G]  unitless  the guide's embedding of the same text; G need not be D

@@ -149,7 +149,7 @@ def batch_hard_soft_margin_triplet(
 def batch_all_triplet(
     embeddings: Tensor, class_id: IdPerDatum, *, margin: NonNegative = 5.0, distance: Distance = "euclidean"
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """Mean of max(0, margin + d(a, p) - d(a, n)) over all triplets of the batch in which it is above 0.
+    """max(0, margin + d(a, p) - d(a, n)), averaged over all triplets of the batch in which it is above 0.
 
     embeddings   [N, D]  unitless  texts in any order
     class_id     [N]     unitless  integers: the class of each text
@@ -193,7 +193,7 @@ def _nearest_first(apart: Tensor, negative: Tensor) -> Tensor:
 def batch_semi_hard_triplet(
     embeddings: Tensor, class_id: IdPerDatum, seqs: Seqs, *, margin: NonNegative = 5.0, distance: Distance = "euclidean"
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """max(0, margin + d(a, p) - d(a, n)), n the nearest text of another class that is farther than p; else the farthest one.
+    """max(0, margin + d(a, p) - d(a, n)), where n is the nearest text of another class beyond p; else the farthest one.
 
     embeddings   [N, D]  unitless  texts in any order
     class_id     [N]     unitless  integers: the class of each text

@@ -90,12 +90,12 @@ def flops(
     document_weight: NonNegative = 1.0,
     least_active: Count = 0,
 ) -> tuple[Tensor, dict[str, Stat]]:
-    """query_weight Σ_j a_j² of the queries + document_weight Σ_j a_j² of all documents, where a_j = mean_i |x_ij|.
+    """query_weight Σ_j a_j² + document_weight Σ_j b_j², where a_j and b_j are mean_i |x_ij| of queries and of all documents.
 
     embeddings   [(2 + H) B, V]  unitless  B queries, their B documents, then H blocks of B hard negatives
     returns      []              unitless  one loss per batch
 
-    Σ_j a_j² estimates how many products a search by an inverted index takes for a query and a document, since coordinate
+    Each sum estimates how many products a search by an inverted index takes for a query and a document, since coordinate
     j costs one where both are not 0. Vectors with at most least_active coordinates other than 0 count as 0: they are sparse
     enough. `query_active` and `document_active` are the mean numbers of such coordinates.
 

@@ -137,7 +137,7 @@ def list_mle(values: Tensor, label: PerDatum, seqs: Seqs) -> Returned:
     laws=LAWS,
 )
 def plist_mle(values: Tensor, label: PerDatum, seqs: Seqs) -> Returned:
-    """Σ_i w_i (log Σ_{j: y_j <= y_i} exp(s_j) - s_i), w_i = (2^{n-i} - 1) / Σ_k (2^{n-k} - 1) for place i of n in the labels' order.
+    """Σ_i w_i (log Σ_{j: y_j <= y_i} exp(s_j) - s_i), w_i = (2^{n - i} - 1) / Σ_k (2^{n - k} - 1) for place i of n in the labels' order.
 
     values    [T]  nats, of the scalar head; a candidate's score s is the value at its last token of non-zero weight
     label     [N]  unitless: only its order matters
@@ -162,14 +162,14 @@ def plist_mle(values: Tensor, label: PerDatum, seqs: Seqs) -> Returned:
     laws={"shift_invariance": {}, "right_order_is_cheapest": {"than": "reversed"}},
 )
 def adr_mse(values: Tensor, label: PerDatum, seqs: Seqs, *, alpha: Positive = 1.0) -> Returned:
-    """(r_i - r̂_i)² / log2(1 + r_i), where r is a candidate's rank by label and r̂_i = 1 + Σ_{j≠i} σ(alpha (s_j - s_i)).
+    """(r_i - q_i)² / log2(1 + r_i), where r is a candidate's rank by label and q_i = 1 + Σ_{j≠i} σ(alpha (s_j - s_i)).
 
     values    [T]  nats, of the scalar head; a candidate's score s is the value at its last token of non-zero weight
     label     [N]  unitless: only its order matters; equal labels share the mean of their ranks
     returns   [N]  squared ranks, one loss per candidate
 
-    r̂ is a smooth rank: a larger alpha brings it nearer to the rank itself, and its gradient nearer to 0. Datums of one query
-    carry the same integer `group`. `rank_error` is the mean of |r - r̂|.
+    q is a smooth rank: a larger alpha brings it nearer to the rank itself, and its gradient nearer to 0. Datums of one query
+    carry the same integer `group`. `rank_error` is the mean of |r - q|.
 
     When to use: To copy the ranking of a listwise reranker, such as a large language model. Watch rank_error and ndcg.
     """

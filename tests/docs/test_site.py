@@ -111,6 +111,8 @@ def test_every_formula_can_be_set(extension: Any, monkeypatch: pytest.MonkeyPatc
         ("½ (v - v_old)²: half a square.", r"\tfrac{1}{2} (v - v_{\text{old}})^2", "half a square"),
         ("-a_b KL(x || y) without a KL.", r"- a_{b} \mathrm{KL} (x \,\|\, y)\text{ without a KL}", ""),
         ("max_drop r.", r"\mathtt{max\_drop}\, r", ""),
+        ("Σ_{j≠i} softmax(s)_i / e^{z_j}.", r"\sum_{j \ne i} \mathrm{softmax} (s)_{i} / e^{{z_{j}}}", ""),
+        ("|s_(k) - 2^{n - k}|: sorted.", r"|s_{(k)} - 2^{{n - k}}|", "sorted"),
     ],
 )
 def test_a_plain_formula_becomes_math_up_to_its_words(

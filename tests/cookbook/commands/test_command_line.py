@@ -229,7 +229,7 @@ def wide(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
 def test_losses_are_listed_by_family_with_what_they_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wide(monkeypatch, 250)
+    wide(monkeypatch, 300)
     assert main(["losses", "list"]) == 0
     shown, _, not_offered = capsys.readouterr().out.partition("\nnot offered (")
     assert "stable_reinforce" in not_offered
@@ -432,7 +432,7 @@ def test_a_loss_in_a_file_beside_the_user_is_checked_and_compared(
     name = "bare_loss_beside_the_user:plain"
     assert main(["losses", "check", name, "--examples", "2", "--law", "on_policy_is_reinforce"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("plain: 19 passed, 6 skipped\n")
+    assert shown.startswith("plain: 21 passed, 6 skipped\n")
     assert re.search(r"passed +order +The order of datums", shown)
     assert main(["losses", "diff", name, "reinforce"]) == 0
     assert "sum  A 0.85  B 0.85" in capsys.readouterr().out

@@ -99,6 +99,7 @@ def test_a_tracker_gets_what_metrics_jsonl_gets_and_the_settings_with_the_resolv
         "gamma": 2.0,
         "reduction": "token-mean",
         "norm_length": None,
+        "weights": "weights",
     }
 
 

@@ -83,7 +83,7 @@ def scored(
             "plist_mle", {}, [1, 0, 0], [0.0] * 3, [0.75 * LN3 + 0.25 * LN2], [-0.5, 0.25, 0.25], id="places are shared"
         ),
         pytest.param("plist_mle", {}, [1], [2.0], [0.0], [0], id="a list of one has one order"),
-        # ranks 1 and 2, smooth ranks 1.5; σ' = 1/4, so d r̂ / ds = ∓1/4: 2 (1/2) / log2(1 + r) each
+        # ranks 1 and 2, smooth ranks 1.5; σ' = 1/4, so d q / ds = ∓1/4: 2 (1/2) / log2(1 + r) each
         pytest.param(
             "adr_mse", {}, [1, 0], [0.0, 0.0], [0.25, 0.25 * (1 - STEP)],
             [-0.25 * (2 - STEP), 0.25 * (2 - STEP)], id="adr_mse",
