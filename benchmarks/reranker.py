@@ -1,10 +1,9 @@
 """The recipe rerank beside Sentence Transformers' own trainer of cross-encoders: same loss, lists, batch size, steps, learning rate.
 
-    python examples/docstring_pairs.py && python examples/docstring_candidates.py
-    python benchmarks/reranker.py [--candidates random] [--steps 24] [--rate 3e-4] [--out runs/reranker]
+    python benchmarks/reranker.py [--candidates random] [--steps 24] [--rate 3e-4] [--runs runs/reranker]
 
-Both start from all-MiniLM-L6-v2 with a new head. A query's wrong codes are drawn from all codes, 3 for training and 9 held out; with
-`--candidates nearest` the rows are those of candidates_train.jsonl and candidates_held_out.jsonl.
+The data are those of examples/docstring_pairs.py, which is run unless its files are here. Both start from all-MiniLM-L6-v2 with a new head. A query's wrong codes are drawn from all codes, 3 for training and 9 held out; with
+`--candidates nearest` the rows are those of examples/docstring_candidates.py.
 LambdaLoss with its default weights on both sides, no clipping of gradients, linear warm-up and decay, AdamW without weight
 decay. Ours adds pairs up and averages lists, theirs averages pairs; every list has as many pairs, so the two differ by a factor,
 which AdamW does not see. Their head reads a pooler of its own and starts at random, ours the first token and starts at zero; their
@@ -15,11 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import runpy
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import folder_for, markdown, write
 
 from lossbook.cookbook import rerank
 from lossbook.cookbook.embeddings.sentence_encoder import find_minilm
@@ -33,12 +36,23 @@ from lossbook.datums.files.sources import read_rows
 MAX_LENGTH, BATCH, WARMUP, PARTS = 48, 8, 4, 1
 TRAIN, HELD_OUT = "candidates_train.jsonl", "candidates_held_out.jsonl"
 RANDOM = {"train": (TRAIN, 3, 1000), "held_out": (HELD_OUT, 9, 60)}
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def prepare(folder: Path, candidates: str) -> None:
+    """Make the rows, unless those of the examples are here; the working directory is then where they are."""
+    wanted = "docstrings_train.jsonl" if candidates == "random" else TRAIN
+    if not Path(wanted).exists():
+        disk.make_folder(folder)
+        os.chdir(folder)
+        for example in ("docstring_pairs", *(["docstring_candidates"] if candidates == "nearest" else [])):
+            runpy.run_path(str(EXAMPLES / f"{example}.py"))
+    if candidates == "random":
+        draw_lists(folder)
 
 
 def draw_lists(folder: Path) -> None:
     """Rows with random wrong codes, under the names of the others, in a folder that is then the working directory."""
-    import os
-
     rng = np.random.default_rng(0)
     for side, (name, wrong, count) in RANDOM.items():
         rows = list(read_rows(f"docstrings_{side}.jsonl"))
@@ -118,29 +132,48 @@ def _figures(row: dict[str, Any]) -> dict[str, float]:
     return {key: row[key] for key in row if key == "step" or key.startswith("held_out_")}
 
 
+def _rows(results: dict[str, Any], candidates: str) -> list[dict[str, Any]]:
+    """A row per way and evaluation."""
+    return [
+        {"way": way, "candidates": candidates, "seconds": one.get("seconds"), **figures}
+        for way, one in results.items()
+        for figures in one["curve"]
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description="A reranker's training, beside Sentence Transformers.")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--candidates", choices=("nearest", "random"), default="random")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/reranker"))
     parser.add_argument("--mine", action="store_true")
     parser.add_argument("--theirs", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="six steps on few lists")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reranker"), help="folder for data and runs")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     given = parser.parse_args()
-    given.out = given.out.absolute()
-    if given.candidates == "random":
-        draw_lists(given.out / "data")
-    results: dict[str, Any] = {"retriever": retriever()} if given.candidates == "nearest" else {}
-    if not given.theirs:
-        results["lossbook"] = ours(given.out / "lossbook", given.steps, given.seed, given.rate)
-    if not given.mine:
-        results["sentence-transformers"] = theirs(
-            given.out / "sentence_transformers", given.steps, given.seed, given.rate
-        )
-    disk.make_folder(given.out)
-    disk.write_file(given.out / "results.json", json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    out = folder_for(given.out, quick=given.quick).absolute()
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = Path(temporary) if given.quick else given.runs.absolute()
+        if given.quick:
+            given.steps = 6
+            RANDOM.update(train=(TRAIN, 3, 16), held_out=(HELD_OUT, 9, 4))
+        before = Path.cwd()
+        prepare(runs / "data", given.candidates)
+        results: dict[str, Any] = {}
+        if not given.theirs:
+            results["lossbook"] = ours(runs / "lossbook", given.steps, given.seed, given.rate)
+        if not given.mine:
+            results["sentence-transformers"] = theirs(
+                runs / "sentence_transformers", given.steps, given.seed, given.rate
+            )
+        if given.candidates == "nearest":
+            results["retriever"] = {"curve": [retriever()]}
+        os.chdir(before)
+    rows = _rows(results, given.candidates)
+    print(f"\n{markdown(rows)}")
+    write("reranker", rows, out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 
 a custom losses, b the head and the losses' own cost, c whole steps beside TRL, d prompt-heavy data, e growth, f sampling,
 g GEMM peak or MFU, h what a step asks a GPU for, i the time of `import lossbook`, j all figures of a GPU, k steps on N
-ranks, m what each of several ranks holds. A benchmark that fails is reported at the end; the others still run.
+ranks, m what each of several ranks holds, n a reranker beside Sentence Transformers. A benchmark that fails is reported at
+the end; the others still run.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ BENCHMARKS = (
     Benchmark("k", "scaling.py", takes_device=False),
     Benchmark("i", "import_time.py", takes_device=False),
     Benchmark("m", "rank_memory.py", takes_device=False),
+    Benchmark("n", "reranker.py", takes_device=False),
 )
 
 

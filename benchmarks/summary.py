@@ -160,6 +160,7 @@ SECTIONS = (
     Section("scaling", "Steps on N ranks with N times the data"),
     Section("calls_of_scaling", "What a call on workers costs, beside a step"),
     Section("memory_of_scaling", "Memory of a GPU, beside what is planned"),
+    Section("reranker", "A reranker after a short training"),
     Section(
         "launches",
         "What a step asks a GPU for",

