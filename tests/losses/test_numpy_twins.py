@@ -40,7 +40,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "config"), cases())
 @given(data=st.data())
-@settings(max_examples=7)
+@settings(max_examples=3)
 def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data: st.DataObject) -> None:
     compare(name, config, data)
 

@@ -107,7 +107,7 @@ def step(ranks: Ranks, kind: str, checkpoint: bool, tokens: int) -> Measured:
         pytest.param(4, False, 4, id="4 ranks, more weights than activations", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("kind", ["untied", "lora"])
+@pytest.mark.parametrize("kind", ["untied", pytest.param("lora", marks=pytest.mark.slow)])
 def test_ranks_hold_and_send_what_the_plan_says(
     ranks: RankProcesses, kind: str, size: int, checkpoint: bool, tokens: int
 ) -> None:
