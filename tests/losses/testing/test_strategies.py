@@ -21,7 +21,7 @@ few = settings(max_examples=15, deadline=None, suppress_health_check=list(Health
 
 @pytest.mark.parametrize("name", list_losses())
 @given(data=st.data())
-@few
+@settings(few, max_examples=6)
 def test_drawn_data_is_data_that_the_loss_takes(name: str, data: st.DataObject) -> None:
     loss = with_needed(name)
     drawn = data.draw(strategies.datums(loss))
