@@ -106,8 +106,8 @@ def batch_style(data: Sequence[Datum], logprobs_list: list[Tensor]) -> Any:
     ],
 )
 def test_a_bug_is_named_by_its_check(function: Callable[..., Any], check: str, words: str) -> None:
-    # Twice the usual examples: hypothesis also draws constants of the modules that happen to be imported.
-    result = check_loss(loss_of(function), checks=[check], on_fail="report", max_examples=30)[check]
+    # More examples than usual: hypothesis also draws constants of the modules that happen to be imported.
+    result = check_loss(loss_of(function), checks=[check], on_fail="report", max_examples=60)[check]
     assert result.status == "failed"
     assert words in result.message
 
