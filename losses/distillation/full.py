@@ -175,7 +175,8 @@ def whole_stats(student: Tensor, teacher: Tensor, probabilities: Tensor) -> dict
     `teacher_entropy`: nats per token. `agreement`: the share of positions where both find the same token likeliest.
     """
     entropy = -torch.linalg.vecdot(probabilities, teacher.clamp(min=torch.finfo(teacher.dtype).min))
-    agrees = student.argmax(-1) == teacher.argmax(-1)
+    likeliest, wanted = (one == one.amax(-1, keepdim=True) for one in (student.detach(), teacher))  # of equals any
+    agrees = (likeliest & wanted).any(-1)
     return {"teacher_entropy": stats.mean(entropy), "agreement": stats.mean(agrees)}
 
 

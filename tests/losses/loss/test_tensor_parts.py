@@ -22,10 +22,16 @@ from ..cases import shipped, with_needed
 Rows = list[int]
 
 
-def cuts(loss: Any, count: int, drawn: Any) -> list[Rows]:
+def cuts(loss: Any, data: list[Any], drawn: Any) -> list[Rows]:
     """Rows in parts that separate nothing the loss couples; some may be empty."""
+    count = len(data)
     if loss.couples == "batch":
         return [list(range(count))]
+    if loss.couples == "group":
+        ids = [int(datum.loss_fn_inputs["group"].to_numpy()) for datum in data]
+        between = [at for at in range(count + 1) if not {*ids[:at]} & {*ids[at:]}]
+        edges = sorted(drawn(st.lists(st.sampled_from(between), max_size=3)))
+        return [list(range(a, b)) for a, b in zip([0, *edges], [*edges, count], strict=True)]
     step = 2 if loss.couples == "pair" or any(part.spec.per == "pair" for _, part in loss.parts) else 1
     edges = sorted(drawn(st.lists(st.integers(0, count // step), max_size=3)))
     spans = zip([0, *edges], [*edges, count // step], strict=True)
@@ -95,7 +101,7 @@ def test_any_micro_batches_add_up_to_the_whole(loss: Any) -> None:
         # packed [1, K] is K positions in one row, also in a part
         packed = packed and width_of(data) is None
         tensors = as_tensors(loss, data, drawn.draw(outputs(under_test, data)), packed=packed)
-        assert_parts_add_up(loss, tensors, cuts(loss, len(data), drawn.draw))
+        assert_parts_add_up(loss, tensors, cuts(loss, data, drawn.draw))
 
     holds()
 
