@@ -94,7 +94,7 @@ def test_micro_batches_add_up_to_the_whole(loss: Any, packed: bool) -> None:
 def test_any_micro_batches_add_up_to_the_whole(loss: Any) -> None:
     under_test = as_loss_under_test(loss)
 
-    @settings(max_examples=10)
+    @settings(max_examples=6)
     @given(st.data(), st.booleans())
     def holds(drawn: Any, packed: bool) -> None:
         data = drawn.draw(datums(under_test))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from .complex_step import absolute, stop
 from .rows import Array, Row
@@ -65,7 +66,7 @@ def _rest(p: Array) -> complex:
 
 def _student_top(s: Array, t: Array, beta: float, tail: str, likeliest: int) -> complex:
     """Over the student's likeliest tokens; the others are one more token, are left out, or both sides are divided by their sums."""
-    order = sorted(range(len(s)), key=lambda v: -np.real(s[v]))[:likeliest]
+    order = torch.tensor(np.real(s)).topk(min(likeliest, len(s))).indices.tolist()  # of equals those that torch takes
     p, q = s[order], t[order]
     if tail == "bin":
         p, q = (np.append(one, _rest(one)) for one in (p, q))
