@@ -43,7 +43,9 @@ def scales(values: np.ndarray) -> list[Scale]:
     )  # 0 is probably a fraction: up to 1
     if low <= 0 or high < OFFERED_FROM * low:
         return [linear]
-    factor = (high / low) ** 0.04
+    factor = math.exp(0.04 * (math.log(high) - math.log(low)))
+    if not 1e-300 < low / factor < high * factor < 1e300:  # near the ends of what a float holds
+        return [linear]
     logarithmic = Scale(low / factor, high * factor, is_logarithmic=True)
     is_chosen = LOGARITHMIC_FROM * low <= high <= LOGARITHMIC_TO * low
     return [logarithmic, linear] if is_chosen else [linear, logarithmic]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
@@ -300,6 +300,8 @@ BLANKS = ("title", "body", "data", "digest", "css", "script")
 
 
 @settings(max_examples=60, deadline=None)
+@example([{"loss": 4.0}, {"loss": 2.2250738585072014e-308}])
+@example([{"loss": 5e-324}, {"loss": 1.7e308}])
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(NAMES), st.one_of(st.floats(), st.integers(), st.text(max_size=3), st.none())),
