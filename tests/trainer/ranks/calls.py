@@ -18,6 +18,7 @@ from lossbook.trainer.engine.settings import EngineSettings
 from lossbook.trainer.model.load import load_model
 from lossbook.trainer.model.lora.lora import add_lora
 from lossbook.trainer.model.model import LoadedModel
+from lossbook.trainer.model.tiny import HIDDEN
 from lossbook.trainer.model.value_head import add_value_head
 from lossbook.trainer.packing.micro_batches import plan_micro_batches
 from lossbook.trainer.ranks import Ranks
@@ -86,6 +87,8 @@ def call_of(
         inputs["target_tokens"] = rng.integers(0, VOCABULARY, inputs["target_tokens"].shape)
         weights = rng.uniform(0.25, 2.0, inputs["weights"].shape).astype(np.float32)
         weights[: len(weights) // 3] = 0
+        if "teacher_embedding" in inputs:  # as wide as the model's own
+            inputs["teacher_embedding"] = rng.normal(size=HIDDEN).astype(np.float32)
         data.append(Datum(ModelInput.from_ints(tokens), {**inputs, "weights": weights}))
     return Call(parts, data, cuts=cuts)
 

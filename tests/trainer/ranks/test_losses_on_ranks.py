@@ -15,7 +15,7 @@ import torch
 
 from lossbook import Datum, ModelInput, list_losses
 from lossbook.trainer.ranks import ALONE
-from tests.losses.cases import shipped
+from tests.losses.cases import shipped, with_needed
 
 from .calls import Call, Differences, Setup, call_of, differences, run_calls
 from .processes import RankProcesses
@@ -94,7 +94,8 @@ def test_two_ranks_give_the_numbers_of_one_process(ranks: RankProcesses, kind: s
 def test_every_loss_and_mixture_has_one_process_numbers_on_two_and_four_ranks(
     ranks: RankProcesses, kind: str, size: int
 ) -> None:
-    names = [name for name in list_losses() if name in shipped()]
+    # whole distributions of a teacher are refused on ranks
+    names = [name for name in list_losses() if name in shipped() and not with_needed(name).spec.reads_vocabulary]
     assert_same(ranks, SETUPS[kind], [*(call_of(name, cuts=4) for name in names), *MIXTURES], size, FLOAT32)
 
 
@@ -125,7 +126,8 @@ def test_a_rank_without_a_datum_takes_part(ranks: RankProcesses) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SETUPS)
 def test_three_of_four_ranks_may_have_no_datum(ranks: RankProcesses, kind: str) -> None:
-    calls = [few(name, 2) for name in KINDS if name not in ("info_nce", "triplet")]
+    several = ("info_nce", "triplet", "maxsim", "lambda_loss", "adr_mse")  # these need more datums than two
+    calls = [few(name, 2) for name in KINDS if name not in several]
     calls += [few("siglip", 2), few("margin_mse", 6), few("cross_entropy", 5)]
     assert_same(ranks, replace(SETUPS[kind], dtype=torch.float64), calls, 4, FLOAT64)
 
