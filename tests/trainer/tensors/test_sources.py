@@ -18,7 +18,7 @@ from tests.losses.as_tensors import as_tensors
 from tests.losses.batches import batch_for
 from tests.losses.cases import shipped, with_needed
 
-HEAD_OUTPUTS = {"logprobs", "entropy", "logsumexp", "mean_logprobs"}
+HEAD_OUTPUTS = {"logprobs", "entropy", "logsumexp", "mean_logprobs", "topk_logprobs"}
 VOCABULARY, WIDTH = 11, 4
 KINDS = ["cross_entropy", "entropy_bonus", "z_loss", "label_smoothing", "ppo", "gspo", "dpo", "kto", "topk_forward_kl"]
 MIXTURE = 0.9 * lb.get_loss("grpo") + 0.1 * lb.get_loss("entropy_bonus")
@@ -26,7 +26,9 @@ MIXTURE = 0.9 * lb.get_loss("grpo") + 0.1 * lb.get_loss("entropy_bonus")
 
 def head_losses() -> list[Any]:
     """Every shipped loss that reads something made of logits, and a mixture."""
-    return [*(one for one in map(with_needed, shipped()) if HEAD_OUTPUTS & set(one.outputs)), MIXTURE]
+    losses = [one for one in map(with_needed, shipped()) if HEAD_OUTPUTS & set(one.outputs)]
+    fewer = [one if one.top_k <= VOCABULARY else with_needed(one.name, top_k=VOCABULARY - 1) for one in losses]
+    return [*fewer, MIXTURE]
 
 
 class Batch:
@@ -54,11 +56,14 @@ class Batch:
         """The loss on what torch makes of the logits."""
         logits = (self.head(self.hidden.nan_to_num()) / temperature).log_softmax(-1)
         labels = self.labels.clamp(min=0)
+        top = logits.topk(max(part.top_k for _, part in loss.parts), -1)
         made = {
             "logprobs": logits.gather(-1, labels.reshape(*logits.shape[:-1], -1)).reshape(labels.shape),
             "entropy": -(logits.exp() * logits).sum(-1),
             "logsumexp": (self.head(self.hidden.nan_to_num()) / temperature).logsumexp(-1),
             "mean_logprobs": logits.mean(-1),
+            "topk_logprobs": top.values,
+            "topk_tokens": top.indices,
         }
         return loss.on_tensors(**{name: made[name] for name in loss.outputs}, **self.data)
 
