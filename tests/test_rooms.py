@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "integrations": (
         ("tinker", "requirements"),
-        ("accumulated",),
+        ("accumulated", "serve", "conform"),
         ("transformers", "trl", "verl", "skyrl", "prime_rl", "sentence_transformers"),
     ),
     "cookbook": (

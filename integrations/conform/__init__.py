@@ -1,0 +1,1 @@
+"""Promises of a server of Tinker's protocol, checked through its SDK."""

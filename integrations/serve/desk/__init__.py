@@ -1,0 +1,1 @@
+"""Sessions, models and samplers, and the turns in which they run."""

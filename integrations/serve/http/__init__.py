@@ -1,0 +1,1 @@
+"""The server: routes, keys, limits, logs and metrics."""

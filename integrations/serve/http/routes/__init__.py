@@ -1,0 +1,1 @@
+"""Which path of the protocol does what."""
