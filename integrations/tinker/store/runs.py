@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from ....datums.errors import CheckpointError, CheckpointNotFoundError
+from ....datums.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from . import names, places, records
 from .records import RunRecord
 from .sessions import Sessions
@@ -51,14 +51,16 @@ class Runs:
         train_unembed: bool | None = None,
         user_metadata: Mapping[str, str] | None = None,
         copy_of: str | None = None,
+        number: int | None = None,
     ) -> str:
         """Begin a training run; returns its id, SESSION:train:NUMBER, which is the training client's model id too.
 
         copy_of: the checkpoint that the run only holds a copy of.
+        number: 0 to 999999999; by default the one after the session's highest. Raises CheckpointExistsError where a run of
+        the session has it, and CheckpointError where it cannot be a number.
         """
         with places.alone(self.sessions.folder(session_id)):
-            taken = [names.number_of(run_id) for run_id in self._run_ids() if names.session_of(run_id) == session_id]
-            run_id, now = names.run_id_of(session_id, max(taken, default=-1) + 1), self._now()
+            run_id, now = self._new_id(session_id, number), self._now()
             record = RunRecord.of(
                 run_id=run_id,
                 session_id=session_id,
@@ -114,6 +116,18 @@ class Runs:
             with places.alone(folder):
                 record = records.read(folder / _RUN, RunRecord)
                 records.write(folder / _RUN, record.changed(last_request=max(record.last_request, self._now())))
+
+    def _new_id(self, session_id: str, number: int | None) -> str:
+        """The id of a run that is about to begin. The caller is alone in the session's folder."""
+        taken = {names.number_of(run_id) for run_id in self._run_ids() if names.session_of(run_id) == session_id}
+        if number is None:
+            number = max(taken, default=-1) + 1
+        run_id = names.run_id_of(session_id, number)
+        if type(number) is not int or names.run_id_in(run_id) is None:
+            raise CheckpointError(f"a training run's number is a whole number from 0 to 999999999, not {number!r}")
+        if number in taken:
+            raise CheckpointExistsError(f"there is a training run {run_id} already: choose another number, or none")
+        return run_id
 
     def _folder(self, run_id: str) -> Path:
         folder = self._runs / names.run_folder(run_id)

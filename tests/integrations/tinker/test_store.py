@@ -117,6 +117,21 @@ def test_runs_of_a_session_are_numbered_and_say_what_they_train(store: Store) ->
     assert len(store.runs(project_id="p")) == 3
 
 
+def test_a_run_takes_the_number_that_it_is_given_unless_another_has_it(store: Store) -> None:
+    session, another = store.new_session(), store.new_session()
+    assert store.new_run(session, base_model="tiny", number=3) == f"{session}:train:3"
+    assert store.new_run(session, base_model="tiny", number=0) == f"{session}:train:0"
+    assert store.new_run(another, base_model="tiny", number=3) == f"{another}:train:3"
+    assert store.new_run(session, base_model="tiny") == f"{session}:train:4"
+    with pytest.raises(CheckpointExistsError, match=f"{session}:train:3"):
+        store.new_run(session, base_model="large", number=3)
+    assert store.run(f"{session}:train:3").base_model == "tiny"
+    for number in (-1, 10**9, 1.5, True, "1"):
+        with pytest.raises(CheckpointError, match="0 to 999999999"):
+            store.new_run(session, base_model="tiny", number=number)  # type: ignore[arg-type]
+    assert len(store.runs(session_id=session)) == 3
+
+
 def test_a_plain_folder_stands_for_the_checkpoint_in_it(store: Store, run: str, clock: Clock, tmp_path: Path) -> None:
     path = save(store, run, "weights", "final", 5, ttl_seconds=HOUR)
     folder = store.locate(path).folder
@@ -500,6 +515,14 @@ def test_runs_that_begin_at_once_in_one_session_have_ids_of_their_own(store: Sto
     session = store.new_session()
     runs = at_once(*[lambda: Store(store.root).new_run(session, base_model="tiny") for _ in range(6)])
     assert sorted(runs) == [f"{session}:train:{number}" for number in range(6)]
+
+
+def test_of_runs_that_ask_for_one_number_at_once_one_has_it(store: Store) -> None:
+    session = store.new_session()
+    ask = [lambda: Store(store.root).new_run(session, base_model="tiny", number=7) for _ in range(5)]
+    results = at_once(*ask)
+    assert [one for one in results if isinstance(one, str)] == [f"{session}:train:7"]
+    assert sum(isinstance(one, CheckpointExistsError) for one in results) == 4
 
 
 def test_changes_of_one_record_at_once_are_all_kept(store: Store, run: str) -> None:
