@@ -1,1 +1,5 @@
-"""Sessions, models and samplers, and the turns in which they run."""
+"""What runs: sessions, models and samplers, the queue of requests, and their answers."""
+
+from .desk import Desk, sequence_ids
+
+__all__ = ["Desk", "sequence_ids"]
