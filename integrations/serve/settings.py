@@ -15,25 +15,27 @@ class Limits(BaseModel):
     """The most of everything that a client can ask for; more is refused with the limit's name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    body_bytes: Count = Field(64 * 2**20, description="bytes of a request, also after decompression")
-    json_depth: Count = Field(64, description="levels of nesting in a JSON body")
-    json_values: Count = Field(1_000_000, description="values in a JSON body")
-    datums: Count = Field(8192, description="datums of a request")
-    tokens: Count = Field(4_000_000, description="tokens of a request, all datums together")
-    chunks: Count = Field(4096, description="chunks of a model input")
-    columns: Count = Field(1024, description="target tokens per position")
-    samples: Count = Field(1024, description="num_samples of a request")
-    sampled_tokens: Count = Field(1_000_000, description="num_samples times max_tokens of a request")
-    stop_strings: Count = Field(64, description="entries of `stop`")
-    top_k: Count = Field(1024, description="likeliest tokens per position of a sample or prompt")
-    lora_rank: Count = Field(512, description="rank of an adapter")
-    graph_nodes: Count = Field(512, description="nodes of a custom loss")
-    graph_elements: Count = Field(50_000_000, description="numbers that a custom loss makes for one datum")
-    losses_per_session: Count = Field(64, description="custom losses of a session")
-    sessions_per_key: Count = Field(1000, description="open sessions of a key")
-    models_per_key: Count = Field(100, description="models of a key's open sessions")
-    requests_per_key: Count = Field(10_000, description="requests of a key that wait or run")
-    header_seconds: Seconds = Field(30, description="seconds that a request's headers and body may take to arrive")
+    body_bytes: Count = Field(default=64 * 2**20, description="bytes of a request, also after decompression")
+    json_depth: Count = Field(default=64, description="levels of nesting in a JSON body")
+    json_values: Count = Field(default=1_000_000, description="values in a JSON body")
+    datums: Count = Field(default=8192, description="datums of a request")
+    tokens: Count = Field(default=4_000_000, description="tokens of a request, all datums together")
+    chunks: Count = Field(default=4096, description="chunks of a model input")
+    columns: Count = Field(default=1024, description="target tokens per position")
+    samples: Count = Field(default=1024, description="num_samples of a request")
+    sampled_tokens: Count = Field(default=1_000_000, description="num_samples times max_tokens of a request")
+    stop_strings: Count = Field(default=64, description="entries of `stop`")
+    top_k: Count = Field(default=1024, description="likeliest tokens per position of a sample or prompt")
+    lora_rank: Count = Field(default=512, description="rank of an adapter")
+    graph_nodes: Count = Field(default=512, description="nodes of a custom loss")
+    graph_elements: Count = Field(default=50_000_000, description="numbers that a custom loss makes for one datum")
+    losses_per_session: Count = Field(default=64, description="custom losses of a session")
+    sessions_per_key: Count = Field(default=1000, description="open sessions of a key")
+    models_per_key: Count = Field(default=100, description="models of a key's open sessions")
+    requests_per_key: Count = Field(default=10_000, description="requests of a key that wait or run")
+    header_seconds: Seconds = Field(
+        default=30, description="seconds that a request's headers and body may take to arrive"
+    )
 
 
 class ServeSettings(BaseModel):
@@ -68,7 +70,7 @@ class ServeSettings(BaseModel):
     gap_seconds: Seconds = Field(60, description="seconds to wait for a request that others of its model come after")
     hold_seconds: Seconds = Field(30, description="seconds that a poll is held; the SDK gives up at 45")
     grace_seconds: Seconds = Field(30, description="seconds that running work has to end when the server is stopped")
-    limits: Limits = Field(Limits(), description="what a request may ask for")
+    limits: Limits = Field(default=Limits(), description="what a request may ask for")
 
     @property
     def url(self) -> str:
