@@ -31,16 +31,20 @@ _maker = concurrent.futures.ThreadPoolExecutor(1, "lossbook-tinker")
 
 @dataclass(frozen=True)
 class Session:
-    """What a service client's clients have in common: an id, where their runs lie, and the settings of when it began."""
+    """What a service client's clients have in common: an id, where their runs lie, and the settings of when it began.
+
+    own: lossbook's service where it is not that of the process
+    """
 
     id: str
     store: Store
     settings: Settings
+    own: ServiceClient | None = None
 
     @property
     def service(self) -> ServiceClient:
         """Lossbook's service."""
-        return service(self.settings)
+        return service(self.settings) if self.own is None else self.own
 
 
 def service(settings: Settings) -> ServiceClient:

@@ -106,11 +106,11 @@ class SamplingClient:
 
     def __init__(self, session: Session, weights: Weights, sampler_id: str | None = None) -> None:
         self._session = session
-        self._weights = weights
-        self._sampler_id = sampler_id or session.store.sessions.new_sampler(
+        self.weights = weights
+        self.sampler_id = sampler_id or session.store.sessions.new_sampler(
             session.id, base_model=weights.base_model, model_path=weights.model_path
         )
-        _live[self._sampler_id] = weights
+        _live[self.sampler_id] = weights
 
     def sample(
         self,
@@ -137,7 +137,7 @@ class SamplingClient:
             raise ModelError(
                 "prompt_alt_tokens_k: no tokens are drawn at prompt positions here; topk_prompt_logprobs=k gives the k likeliest"
             )
-        call = self._weights.client.sample(
+        call = self.weights.client.sample(
             as_text(prompt, "the prompt"),
             num_samples,
             sampling_params,
@@ -158,16 +158,16 @@ class SamplingClient:
         prompt_logprobs_last_n: of the last n tokens only, from 1 to one less than the prompt has.
         """
         _check_last_n(prompt_logprobs_last_n, True)
-        call = self._weights.client.compute_logprobs(as_text(prompt, "the prompt"), prompt_logprobs_last_n)
+        call = self.weights.client.compute_logprobs(as_text(prompt, "the prompt"), prompt_logprobs_last_n)
         return CallFuture(call, lambda logprobs: logprobs)
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
-        return self._weights.client.get_tokenizer()
+        return self.weights.client.get_tokenizer()
 
     def get_base_model(self) -> str:
         """The name of the model that was trained, or that is sampled from as it is."""
-        return self._weights.base_model
+        return self.weights.base_model
 
     def get_telemetry(self) -> None:
         """None: nothing is reported to anybody."""
@@ -180,9 +180,9 @@ class SamplingClient:
         handle = Handle(
             root=str(self._session.store.root),
             session_id=self._session.id,
-            sampler_id=self._sampler_id,
-            base_model=self._weights.base_model,
-            model_path=self._weights.path(self._session.store),
+            sampler_id=self.sampler_id,
+            base_model=self.weights.base_model,
+            model_path=self.weights.path(self._session.store),
         )
         return base64.urlsafe_b64encode(handle.model_dump_json().encode()).decode()
 

@@ -10,18 +10,17 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ...datums.errors import ModelError, OptimizerError
-from ...trainer.clients import training as lossbook
 from ...trainer.clients.awaitable import queued
 from .custom_loss import LossHandle, PerDatumLossFn, Rank, traced_loss
 from .futures import APIFuture, AwaitableConcurrentFuture, DoneFuture
+from .models import begin_run, fresh_model, model_from_state
 from .process import Session, answered, making
 from .rest import RestClient
-from .sampling import BackcompatSamplingClientFuture, base_model_of, sampler_of
+from .sampling import BackcompatSamplingClientFuture, sampler_of
 from .settings import current
-from .store.records import Stored
 from .store.store import Store
 from .training import BackcompatTrainingClientFuture, TrainingClient
-from .types import GetInfoResponse, GetServerCapabilitiesResponse, ModelData, OptimizerConfig
+from .types import GetServerCapabilitiesResponse, OptimizerConfig
 
 Finish = Literal["success", "errored", "interrupted"]
 
@@ -97,11 +96,8 @@ class ServiceClient:
         parts: dict[str, Any] = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
 
         def made() -> TrainingClient:
-            name = session.settings.model(base_model)
-            head = session.settings.value_head
-            client = session.service.create_lora_training_client(name, rank, seed, **parts, value_head=head)
-            facts = {"base_model": base_model, "lora_rank": rank, **parts, "user_metadata": user_metadata}
-            return _training_client(session, client, facts)
+            client = fresh_model(session, base_model, {"rank": rank, "seed": seed, **parts})
+            return begin_run(session, client, {"base_model": base_model, **parts, "user_metadata": user_metadata})
 
         return BackcompatTrainingClientFuture(making("create_lora_training_client", made))
 
@@ -226,38 +222,10 @@ class ServiceClient:
         session = self._begun()
 
         def made() -> TrainingClient:
-            stored = session.store.locate(path, kind="weights")
-            given = None if base_model is None else session.settings.model(base_model)
-            client = session.service.create_training_client_from_state(
-                str(stored.folder), optimizer=optimizer, base_model=given
-            )
-            return _training_client(session, client, {**_facts(stored), "user_metadata": user_metadata})
+            client, facts = model_from_state(session, path, base_model, optimizer=optimizer)
+            return begin_run(session, client, {**facts, "user_metadata": user_metadata})
 
         return BackcompatTrainingClientFuture(making(label, made))
-
-
-def _facts(stored: Stored) -> dict[str, Any]:
-    """What the run of a checkpoint trains, as far as it is known."""
-    parts = ("train_mlp", "train_attn", "train_unembed")
-    return {"base_model": base_model_of(stored), **{name: getattr(stored.run, name, None) for name in parts}}
-
-
-def _training_client(session: Session, client: lossbook.TrainingClient, facts: Mapping[str, Any]) -> TrainingClient:
-    """A run of a model in training, and the client of it."""
-    made = client.get_info()
-    name = str(facts["base_model"])
-    run_id = session.store.new_run(session.id, **{**facts, "is_lora": made.is_lora, "lora_rank": made.lora_rank})
-    loaded = session.settings.model(name)
-    data = ModelData(arch=made.model_data.arch, model_name=name, tokenizer_id=None if loaded == name else loaded)
-    info = GetInfoResponse(
-        type="get_info",
-        model_data=data,
-        model_id=run_id,
-        is_lora=made.is_lora,
-        lora_rank=made.lora_rank,
-        model_name=name,
-    )
-    return TrainingClient(session, client, info)
 
 
 def _check_optimizer(optimizer: OptimizerConfig | None) -> None:

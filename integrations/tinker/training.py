@@ -52,7 +52,7 @@ class TrainingClient:
     def __init__(self, session: Session, client: lossbook.TrainingClient, info: GetInfoResponse) -> None:
         self.model_id = info.model_id
         self._session = session
-        self._client = client
+        self.client = client
         self._info = info
         self._base_model = str(info.model_data.model_name)
         self._inflight: Weights | None = None
@@ -63,7 +63,7 @@ class TrainingClient:
     ) -> APIFuture[ForwardBackwardOutput]:
         """Logprobs and the loss, without gradients; arguments as `forward_backward` has them."""
         loss, datums = self._loss(loss_fn, loss_fn_config, data), self._texts(data)
-        return CallFuture(self._client.forward(datums, loss), _output)
+        return CallFuture(self.client.forward(datums, loss), _output)
 
     def forward_backward(
         self, data: list[Datum], loss_fn: LossFnType | str, loss_fn_config: Config | None = None
@@ -76,7 +76,7 @@ class TrainingClient:
         `loss_fn_outputs[i]["logprobs"]` is in nats and has the shape of datum i's target_tokens.
         """
         loss, datums = self._loss(loss_fn, loss_fn_config, data), self._texts(data)
-        return CallFuture(self._client.forward_backward(datums, loss), _output)
+        return CallFuture(self.client.forward_backward(datums, loss), _output)
 
     def forward_backward_custom(
         self,
@@ -100,7 +100,7 @@ class TrainingClient:
             return loss_fn(given, logprobs_list)
 
         loss.__name__ = getattr(loss_fn, "__name__", "") or getattr(loss_fn, "name", "custom")
-        return CallFuture(self._client.forward_backward_custom(datums, loss), _output)
+        return CallFuture(self.client.forward_backward_custom(datums, loss), _output)
 
     def optim_step(
         self, optim_params: OptimParams | None = None, *, adam_params: AdamParams | None = None
@@ -113,7 +113,7 @@ class TrainingClient:
             raise LossContractError("optim_step needs AdamParams(learning_rate=...)")
         if (kind := getattr(params, "type", "adamw")) != "adamw":
             raise OptimizerError(f"the optimizer {kind!r} is not here: give AdamParams, which is AdamW")
-        return CallFuture(self._client.optim_step(params), _stepped)
+        return CallFuture(self.client.optim_step(params), _stepped)
 
     def save_state(
         self,
@@ -132,7 +132,7 @@ class TrainingClient:
 
         options: dict[str, Any] = {"ttl_seconds": ttl_seconds, "overwrite": overwrite, "user_metadata": user_metadata}
         path, save = self._saving("weights", name, write, options)
-        return CallFuture(self._client.in_turn("save_state", save), lambda _: SaveWeightsResponse(path=path))
+        return CallFuture(self.client.in_turn("save_state", save), lambda _: SaveWeightsResponse(path=path))
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
@@ -152,7 +152,7 @@ class TrainingClient:
             self._latest = kept_weights(Weights(self._base_model, client, path))
             return SaveWeightsForSamplerResponse(path=path)
 
-        return CallFuture(self._client.snapshot(save), saved)
+        return CallFuture(self.client.snapshot(save), saved)
 
     def save_weights_external(
         self, name: str, ttl_seconds: int | None = None, age_encryption_recipients: list[str] | None = None
@@ -165,7 +165,7 @@ class TrainingClient:
         options = {"ttl_seconds": ttl_seconds}
         path, save = self._saving("external_weights", name, lambda trainer, to: trainer.export_adapter(to), options)
         return CallFuture(
-            self._client.in_turn("save_weights_external", save), lambda _: SaveWeightsExternalResponse(path=path)
+            self.client.in_turn("save_weights_external", save), lambda _: SaveWeightsExternalResponse(path=path)
         )
 
     def load_state(self, path: str, weights_access_token: str | None = None) -> APIFuture[LoadWeightsResponse]:
@@ -211,7 +211,7 @@ class TrainingClient:
             weights = Weights(self._base_model, client, run_id=self.model_id)
             return SamplingClient(self._session, self._published(weights) if kind == "inflight" else weights)
 
-        return BackcompatSamplingClientFuture(CallFuture(self._client.snapshot(), made))
+        return BackcompatSamplingClientFuture(CallFuture(self.client.snapshot(), made))
 
     def get_info(self) -> GetInfoResponse:
         """The model, by the name that was asked for, and how it is trained."""
@@ -219,7 +219,7 @@ class TrainingClient:
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
-        return self._client.get_tokenizer()
+        return self.client.get_tokenizer()
 
     def get_console_url(self) -> str:
         """The address of the folder in which the run's checkpoints lie: there is no console."""
@@ -274,7 +274,7 @@ class TrainingClient:
             trainer.load_state(store.locate(path, kind="weights").folder, optimizer=optimizer)
 
         answer = LoadWeightsResponse(path=path, model_id=self.model_id)
-        return CallFuture(self._client.in_turn(label, load), lambda _: answer)
+        return CallFuture(self.client.in_turn(label, load), lambda _: answer)
 
     def _published(self, weights: Weights) -> Weights:
         """The weights that all inflight samplers share, these now."""
