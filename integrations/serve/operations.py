@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .refusals import Counter
+
 OperationKind = Literal[
     "create_model",
     "get_info",
@@ -38,7 +40,7 @@ class Operation:
     kind: OperationKind
     scope: str
     number: int
-    counter: Literal["seq", "model", "loss", "sample"]
+    counter: Counter
     body_hash: str
     payload: Any = field(repr=False)
     request_id: str = ""

@@ -6,6 +6,8 @@ from typing import Literal
 
 #: Whose mistake it was, in the words of Tinker's protocol.
 Category = Literal["user", "server"]
+#: Which of a client's counters a number is of: of a model's requests, a session's models or losses, a sampler's samples.
+Counter = Literal["seq", "model", "loss", "sample"]
 
 
 class Refused(Exception):
@@ -13,12 +15,20 @@ class Refused(Exception):
 
     The SDK retries 408, 409, 429 and 5xx for minutes, so those are for what may pass: 429 and 503, with `retry_after` seconds.
     What stays wrong is 400, 401, 404, 413, 415 or 422. `message` is one line for whoever wrote the client, without paths, keys
-    and tracebacks.
+    and tracebacks. `used` is the (scope, counter, number) of a refused operation, where it was read: the client's next request
+    has the number after it.
     """
 
-    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        used: tuple[str, Counter, int] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.retry_after = status, message, retry_after
+        self.status, self.message, self.retry_after, self.used = status, message, retry_after, used
 
 
 class Failed(Exception):

@@ -17,11 +17,15 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     body_bytes: Count = Field(default=64 * 2**20, description="bytes of a request, also after decompression")
     json_depth: Count = Field(default=64, description="levels of nesting in a JSON body")
-    json_values: Count = Field(default=1_000_000, description="values in a JSON body")
+    json_values: Count = Field(default=1_000_000, description="values in a JSON body, or fields of a protobuf one")
     datums: Count = Field(default=8192, description="datums of a request")
     tokens: Count = Field(default=4_000_000, description="tokens of a request, all datums together")
     chunks: Count = Field(default=4096, description="chunks of a model input")
     columns: Count = Field(default=1024, description="target tokens per position")
+    inputs: Count = Field(default=64, description="loss inputs of a datum, or settings of a loss")
+    numbers: Count = Field(
+        default=50_000_000, description="numbers of a request's loss inputs, sparse ones written out"
+    )
     samples: Count = Field(default=1024, description="num_samples of a request")
     sampled_tokens: Count = Field(default=1_000_000, description="num_samples times max_tokens of a request")
     stop_strings: Count = Field(default=64, description="entries of `stop`")

@@ -36,6 +36,7 @@ from .types import (
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
 )
+from .types.training import Metrics
 
 #: fn(data, logprobs_list) -> (scalar tensor, {"name": float}).
 CustomLoss = Callable[[list[Datum], list[Tensor]], tuple[Tensor, dict[str, float]]]
@@ -289,7 +290,8 @@ class BackcompatTrainingClientFuture(ClientFuture[TrainingClient], TrainingClien
 
 
 def _output(output: responses.ForwardBackwardOutput) -> ForwardBackwardOutput:
-    return ForwardBackwardOutput(output.loss_fn_output_type, output.loss_fn_outputs, output.metrics)
+    metrics = Metrics(output.metrics, {name: stat.kind for name, stat in output.stats.items()})
+    return ForwardBackwardOutput(output.loss_fn_output_type, output.loss_fn_outputs, metrics)
 
 
 def _stepped(response: responses.OptimStepResponse) -> OptimStepResponse:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ....datums.tensors import TensorData
+from ....losses.stats import Kind
 from .base import BaseModel, StrictBase
 from .datum import Datum
 
@@ -42,6 +43,14 @@ class ForwardBackwardInput:
     data: list[Datum]
     loss_fn: LossFnType
     loss_fn_config: Mapping[str, float | str] | None = None
+
+
+class Metrics(dict[str, float]):
+    """Metrics of a call. kinds: how those of lossbook merge with the same of another call."""
+
+    def __init__(self, values: Mapping[str, float], kinds: Mapping[str, Kind]) -> None:
+        super().__init__(values)
+        self.kinds = dict(kinds)
 
 
 @dataclass(frozen=True)
