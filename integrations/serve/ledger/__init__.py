@@ -1,5 +1,6 @@
 """What was asked and what was answered, in a database, so that every request runs once."""
 
+from .futures import Futures as Futures
 from .ledger import Ledger as Ledger
 from .records import LossRecord as LossRecord
 from .records import ModelRecord as ModelRecord

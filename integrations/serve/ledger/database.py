@@ -10,20 +10,26 @@ takes all earlier ones with it. PostgreSQL syncs every commit (synchronous_commi
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from ....datums.disk import make_folder
+from ....datums.disk import make_folder, writing
 from ....datums.errors import RunError
 from ..refusals import Refused
 from .tables import VERSION, about, tables
+
+try:
+    import fcntl
+except ImportError:  # Windows: two servers on one database are told apart by `about` alone
+    fcntl = None
 
 _LOG = logging.getLogger(__name__)
 #: Seconds after which a client may try again when the database does not answer.
@@ -34,26 +40,35 @@ _MENDS = "start the server with another --database, or move this one away"
 class Database:
     """Connections to one database, of which this process is the only writer.
 
-    patience: seconds to wait for a lock that another program holds, or for a server to answer.
+    patience  seconds to wait for a lock that another program holds, or for a server to answer
+    alone     refuse a database that another server has open; otherwise that one can write to it no more
 
     Raises RunError, in one line, when it cannot be opened or has another version's tables.
     """
 
-    def __init__(self, url: str, *, patience: float = 2.0) -> None:
+    def __init__(self, url: str, *, patience: float = 2.0, alone: bool = True) -> None:
         self._file: Path | None = None
+        self._held = ExitStack()
         self._writing = threading.RLock()
         self._server = secrets.token_urlsafe(16)
         try:
             parsed = sa.make_url(url)
             self._engine = self._connected(parsed, patience)
+            self._held.callback(self._engine.dispose)  # after the lock: leaving the stack goes backwards
             self.name = parsed.render_as_string(hide_password=True)
+            if alone:
+                self._hold()
             self._set_up()
+        except RunError:
+            self.close()
+            raise
         except (SQLAlchemyError, OSError) as error:
+            self.close()
             raise RunError(f"the server's database cannot be opened: {reason(error)}. Is its URL right?") from error
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._held.close()
 
     @contextmanager
     def writing(self, *, synced: bool = False) -> Iterator[sa.Connection]:
@@ -122,6 +137,24 @@ class Database:
                     f"the server's database is SQLite or PostgreSQL, not {other}: sqlite:///..., postgresql://..."
                 )
 
+    def _hold(self) -> None:
+        """Keep the database from other servers until this process ends, however it does."""
+        if self._file is not None:
+            # Not the database's own file: closing any descriptor of it would end the locks that SQLite has on it.
+            with writing(lock := self._file.with_name(f"{self._file.name}.lock")):
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+            self._held.callback(os.close, descriptor)
+            is_free = _locked(descriptor)
+        else:
+            connection = self._held.enter_context(
+                self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            )
+            is_free = connection.scalar(sa.text("SELECT pg_try_advisory_lock(hashtext('lossbook serve'))"))
+        if not is_free:
+            raise RunError(
+                f"{self.name} is in use by another server: stop it, or start this one with another --database"
+            )
+
     def _set_up(self) -> None:
         """Make the tables where there are none, and become the one server that writes."""
         with self._engine.connect().execution_options(writes=True, synced=True) as connection, connection.begin():
@@ -148,6 +181,16 @@ def reason(error: BaseException) -> str:
     """An error's first line, of the driver's own error where SQLAlchemy wrapped one."""
     error = getattr(error, "orig", None) or error
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _locked(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _prepare_sqlite(connection: object, _record: object) -> None:

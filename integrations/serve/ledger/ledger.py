@@ -22,6 +22,8 @@ class Ledger(Requests, Holdings):
     fetched_seconds    how long a fetched result is kept
     result_seconds     how long a result is kept that nobody fetches
     session_seconds    how long a session stays open without a heartbeat
+    patience           how long to wait for a lock that another program holds
+    alone              refuse a database that another server has open
 
     Methods block, and may be called by any thread, one at a time at best. Trouble with the database (locked, full, gone)
     raises Refused(503) with `retry_after`; a later call works when the trouble is over. The constructor raises RunError.
@@ -40,8 +42,9 @@ class Ledger(Requests, Holdings):
         result_seconds: float = 3600,
         session_seconds: float = 1800,
         patience: float = 2.0,
+        alone: bool = True,
     ) -> None:
-        database = Database(url, patience=patience)
+        database = Database(url, patience=patience, alone=alone)
         Requests.__init__(
             self,
             database,
