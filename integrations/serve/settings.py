@@ -73,6 +73,9 @@ class ServeSettings(BaseModel):
     )
     gap_seconds: Seconds = Field(60, description="seconds to wait for a request that others of its model come after")
     hold_seconds: Seconds = Field(30, description="seconds that a poll is held; the SDK gives up at 45")
+    engine_seconds: Seconds = Field(
+        3600, description="seconds that one turn of the engine may take before it counts as hanging"
+    )
     grace_seconds: Seconds = Field(30, description="seconds that running work has to end when the server is stopped")
     limits: Limits = Field(default=Limits(), description="what a request may ask for")
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any
 
-from ...tinker.futures import APIFuture
-from ...tinker.rest import RestClient
+from ..ledger import Futures, Ledger
 from ..operations import Answer, Operation
+from ..refusals import Failed, Refused
 from ..settings import ServeSettings
+from ..status import Status
+from .access import Access
+from .books import Books, Outbox
+from .models import Models
+from .overview import Overview
+from .owners import Owners
+from .queue import Queue
+from .runner import Runner
+from .samplers import Samplers
+from .scheduler import Scheduler
 
-T = TypeVar("T")
+#: Seconds between two looks at sessions without a heartbeat and at old results.
+SWEEP_SECONDS = 30.0
+_STOPPED = "the server was stopped before this ran: send it again when it runs again, under the next number"
 
 
-def sequence_ids(request_id: str, count: int) -> list[str]:
-    """The ids of the sequences of a `sample` request, which its submission is answered with."""
-    return [f"{request_id}-{i}" for i in range(count)]
-
-
-class Desk:
+class Desk(Access):
     """One per server process, on one event loop. All methods but `__init__` belong to the loop's thread.
 
     Methods raise Refused for what is answered by a status: 404 for ids that are not there or are another owner's, 429 over a
@@ -26,51 +37,60 @@ class Desk:
     future: `retrieve` gives an Answer with `error`.
     """
 
-    def __init__(self, settings: ServeSettings, ledger: Any) -> None:
-        self.settings = settings
+    def __init__(self, settings: ServeSettings, ledger: Ledger) -> None:
+        books, owners = Books(), Owners(settings)
+        samplers = Samplers(settings, owners, ledger, books)
+        models = Models(settings, owners, samplers, ledger, books)
+        self._runner = Runner(settings, owners, models, samplers, ledger, books)
+        self._futures = Futures(lambda owner, request_id: books.ask(ledger.answer, owner, request_id))
         #: Called with each request that has ended, its answer, and the seconds that it ran.
         self.observers: list[Callable[[Operation, Answer, float], None]] = []
+        self._outbox = Outbox(books)
+        self._is_closing = False
+        self._sweeps: asyncio.Task[None] | None = None
+        self._pending: set[asyncio.Task[Any]] = set()
+        scheduler = Scheduler(
+            Queue(settings.gap_seconds), self._runner.run, self, upkeep=self._upkeep, seconds=settings.engine_seconds
+        )
+        self._overview = Overview(settings, models, samplers, scheduler)
+        super().__init__(settings, ledger, books, owners, models, samplers, scheduler)
 
     async def start(self) -> None:
         """Settle what a process that died left behind, and begin to run requests."""
-        raise NotImplementedError
+        recovered = await self.books.ask(self.ledger.recover)
+        for record in (*recovered.lost, *recovered.parked):
+            self.models.remember(record)
+            highest = await self.books.ask(self.ledger.highest, record.owner, record.model_id, "seq")
+            self.scheduler.queue.open(record.owner, record.model_id, first=(highest or 0) + 1)
+        self._outbox.start()
+        self.scheduler.start()
+        self._sweeps = asyncio.create_task(self._sweep())
 
     async def close(self, grace: float | None = None) -> None:
         """Take nothing more, end what runs within `grace` seconds, fail what waits, and save all models to the disk."""
-        raise NotImplementedError
+        if self._is_closing:
+            return
+        self._is_closing = True
+        if self._sweeps is not None:
+            self._sweeps.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeps
+        if self._pending:
+            await asyncio.wait(self._pending)
+        await self.scheduler.stop(self.settings.grace_seconds if grace is None else grace, Failed(_STOPPED, "server"))
+        if self.scheduler.trouble is None:
+            await self.scheduler.in_engine(self._park_all)
+        await self._outbox.close()
+        await self.books.ask(self.ledger.close)
+        self.scheduler.close()
+        self.books.close()
 
     @property
     def trouble(self) -> str | None:
         """Why no requests run (the engine is dead or hangs, the server stops), in one line; None while all is well."""
-        raise NotImplementedError
-
-    # --- sessions -----------------------------------------------------------------------------------------------------
-
-    async def create_session(
-        self,
-        owner: str,
-        *,
-        user_metadata: dict[str, str] | None = None,
-        project_id: str | None = None,
-        display_name: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> str:
-        """Begin a session; returns its id. The same key gives the same session."""
-        raise NotImplementedError
-
-    async def heartbeat(self, owner: str, session_id: str) -> None:
-        """Keep a session open. Raises Refused(410) for one that has ended, 404 where there is none."""
-        raise NotImplementedError
-
-    async def finish(
-        self,
-        owner: str,
-        session_id: str,
-        reason: Literal["success", "errored", "interrupted"] = "success",
-        detail: str | None = None,
-    ) -> None:
-        """End a session, with its models and samplers; what is saved stays. The first word counts."""
-        raise NotImplementedError
+        if self._is_closing:
+            return "the server is being stopped"
+        return self.scheduler.trouble or self._runner.engine_error
 
     # --- requests that get a promise ----------------------------------------------------------------------------------
 
@@ -80,51 +100,107 @@ class Desk:
         operation.payload: what `wire` read; of forward_backward and forward a ForwardBackward, of the others the request's model.
         Raises Refused(400) for the number of another request, Refused(404) for a model, session or sampler that is not there.
         """
-        raise NotImplementedError
+        if (trouble := self.trouble) is not None:
+            raise Refused(503, trouble, retry_after=5)
+        task = asyncio.create_task(self._submitted(operation))  # it ends, also where its client has gone
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+        return await asyncio.shield(task)
 
     async def used_up(self, owner: str, scope: str, counter: str, number: int) -> None:
         """Note that a request of this number was refused, so that those after it do not wait for it."""
-        raise NotImplementedError
+        if counter != "seq" or self.models.known(owner, scope) is None:
+            return
+        await self.books.ask(self.ledger.used_up, owner, scope, counter, number)
+        self.scheduler.used_up(owner, scope, number)
 
     async def retrieve(self, owner: str, request_id: str, hold: float) -> Answer | None:
         """The answer, waiting `hold` seconds for it at most; None where it is not there yet. Raises Refused(404)."""
-        raise NotImplementedError
+        answer = await self._futures.wait(owner, request_id, hold)
+        if answer is not None:
+            self.ledger.fetched(request_id)
+            if answer.error is not None:
+                self.scheduler.looked(request_id)
+        return answer
 
     def queue_state(self, request_id: str) -> str:
         """What to say of a request that has no answer yet: "active", or "paused_capacity" where nothing runs."""
-        raise NotImplementedError
+        return "active" if self.trouble is None else "paused_capacity"
 
-    # --- what is answered at once -------------------------------------------------------------------------------------
+    def status(self, owner: str | None = None) -> Status:
+        """What the status page shows an owner; of all owners where none is given."""
+        state = "draining" if self._is_closing else "running" if self.trouble is None else "failed"
+        sessions = {one.record.session_id for one in self.models.all.values() if owner in (None, one.record.owner)}
+        return self._overview.status(owner, state, sessions=len(sessions), unfetched=self._futures.held)
 
-    async def get_info(self, owner: str, model_id: str) -> dict[str, Any]:
-        """A model's `get_info` answer."""
-        raise NotImplementedError
+    # --- what the scheduler reports -----------------------------------------------------------------------------------
 
-    async def create_sampling_session(
-        self, owner: str, *, session_id: str, number: int, base_model: str | None = None, model_path: str | None = None
-    ) -> str:
-        """A sampler of saved weights (`model_path`, which wins), or of a base model; returns its id. Idempotent by number."""
-        raise NotImplementedError
+    def begun(self, batch: Any) -> None:
+        """Requests are about to run."""
+        self.books.do(_quietly, self.ledger.begin, [operation.request_id for operation in batch])
 
-    async def join_sampling_session(self, owner: str, sampler_id: str) -> int:
-        """A number for one more client of a sampler: 1, 2, ..."""
-        raise NotImplementedError
+    def ended(self, done: Any, seconds: float) -> None:
+        """A request has run."""
+        self._overview.ended(done)
+        model_id = done.operation.scope if done.changes else None
+        self._answer(done.operation, done.answer, seconds, model_id, done.changes)
 
-    async def sampler(self, owner: str, sampler_id: str) -> dict[str, Any]:
-        """`sampler_id`, `base_model` and `model_path` of a sampler."""
-        raise NotImplementedError
+    def lost(self, operation: Operation, failed: Failed) -> None:
+        """A request will not run."""
+        self._overview.failed(operation, failed)
+        self._answer(operation, Answer(error=failed.message, category=failed.category), 0.0, None, {})
 
-    async def rest(self, owner: str, call: Callable[[RestClient], APIFuture[T]]) -> T:
-        """What an owner's `RestClient` answers: `await desk.rest(owner, lambda client: client.list_user_checkpoints(100, 0))`.
+    # --- within -------------------------------------------------------------------------------------------------------
 
-        Raises Refused where the client refuses; what stands in the way is 400, since clients retry 409.
-        """
-        raise NotImplementedError
+    async def _submitted(self, operation: Operation) -> str:
+        known = await self.is_there(operation)
+        submission = await self.books.ask(self.ledger.submit, operation, model_known=known)
+        if submission.is_new:
+            self._futures.expect(operation.owner, submission.request_id)
+            self.scheduler.add(replace(operation, request_id=submission.request_id))
+        return submission.request_id
 
-    def capabilities(self) -> dict[str, Any]:
-        """The `get_server_capabilities` answer: the models that the settings name."""
-        raise NotImplementedError
+    def _answer(
+        self, operation: Operation, answer: Answer, seconds: float, model_id: str | None, changes: dict[str, Any]
+    ) -> None:
+        def write() -> object:
+            return self.ledger.finish(operation.request_id, answer, model_id=model_id, **changes)
 
-    def status(self) -> dict[str, Any]:
-        """What the status page shows."""
-        raise NotImplementedError
+        def written() -> None:
+            self._futures.resolve(operation.owner, operation.request_id, answer)
+            for observer in self.observers:
+                observer(operation, answer, seconds)
+
+        self._outbox.put(write, written)
+
+    def _upkeep(self) -> Callable[[], None] | None:
+        """Parks models that nobody asks for."""
+        idle = [
+            one for one in self.models.idle(time.time()) if self.scheduler.queue.state(one.record.model_id) == "idle"
+        ]
+        if not idle:
+            return None
+        return lambda: [self.models.park_if_possible(model) for model in idle] and None
+
+    def _freed(self, session_id: str, scopes: list[str]) -> None:
+        self._overview.forget(scopes)
+        self._runner.end(session_id)
+        self.models.ended.discard(session_id)
+
+    def _park_all(self) -> None:
+        for model in list(self.models.all.values()):
+            self.models.park_if_possible(model)
+
+    async def _sweep(self) -> None:
+        """End sessions whose clients are gone, and drop old results."""
+        while True:
+            await asyncio.sleep(min(SWEEP_SECONDS, self.settings.session_seconds / 4))
+            with contextlib.suppress(Refused):
+                await self.books.ask(self.ledger.prune)
+                for session in await self.books.ask(self.ledger.expired_sessions):
+                    await self.end_session(session.owner, session.session_id, "interrupted", "its client was gone")
+
+
+def _quietly(call: Callable[..., object], *args: Any) -> None:
+    with contextlib.suppress(Refused):
+        call(*args)

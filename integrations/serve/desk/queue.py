@@ -135,6 +135,10 @@ class Queue:
         """Forget everything."""
         return self.close({scope for scope, _ in self._lanes}, why)
 
+    def is_ready(self) -> bool:
+        """Whether something could run now."""
+        return len(self._owners) > 0
+
     def state(self, scope: str) -> Literal["waiting", "running", "idle"]:
         """What a model is doing."""
         lane = self._lanes.get((scope, "seq"))

@@ -36,9 +36,10 @@ class Sessions:
         user_metadata: Mapping[str, str] | None = None,
         project_id: str | None = None,
         display_name: str | None = None,
+        session_id: str | None = None,
     ) -> str:
-        """Begin a session; returns its id, which nobody can guess."""
-        session_id = names.new_session_id()
+        """Begin a session; returns its id, which nobody can guess. session_id: one that `names.new_session_id` gave before."""
+        session_id = names.new_session_id() if session_id is None else names.session_folder(session_id)
         record = SessionRecord.of(
             session_id=session_id,
             created=self._now(),
