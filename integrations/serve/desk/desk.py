@@ -19,8 +19,9 @@ from .books import Books, Outbox
 from .models import Models
 from .overview import Overview
 from .owners import Owners
-from .queue import Queue
+from .order import Queue
 from .runner import Runner
+from .runner import sequence_ids as sequence_ids
 from .samplers import Samplers
 from .scheduler import Scheduler
 

@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....datums.errors import ModelError
 from ...tinker.futures import APIFuture
 from ...tinker.losses import check_stand_in
 from ...tinker.types import SampleResponse
-from ..graphs import GraphLoss, dry_run, read_graph
 from ..ledger import Ledger
 from ..ledger.records import ModelChanges
 from ..operations import PROTOBUF, Answer, Operation
@@ -21,6 +19,7 @@ from ..refusals import Failed
 from ..settings import ServeSettings
 from ..wire.results import forward_backward_bytes, json_bytes, sample_bytes
 from .books import Books
+from .custom import CustomLosses
 from .failures import failed_answer, failure_of, is_of_the_engine
 from .losses import check_loss_id, settings_of
 from .models import Models
@@ -56,8 +55,7 @@ class Runner:
         self, settings: ServeSettings, owners: Owners, models: Models, samplers: Samplers, ledger: Ledger, books: Books
     ) -> None:
         self._settings, self._owners, self._models, self._samplers = settings, owners, models, samplers
-        self._ledger, self._books = ledger, books
-        self._losses: dict[str, GraphLoss] = {}
+        self._losses = CustomLosses(settings.limits, ledger, books)
         self.engine_error: str | None = None
         self._calls: Mapping[str, Callable[[Operation], Done]] = {
             "create_model": self._create_model,
@@ -81,8 +79,7 @@ class Runner:
         """Let go of what lives in a session."""
         self._models.end(session_id)
         self._samplers.end(session_id)
-        for loss_id in [one for one in self._losses if one.partition(":")[0] == session_id]:
-            del self._losses[loss_id]
+        self._losses.end(session_id)
 
     def _ended(self, operation: Operation, call: Callable[[], Done]) -> Done:
         try:
@@ -140,7 +137,7 @@ class Runner:
                 raise Failed(
                     "loss_fn 'custom' needs loss_fn_config={'loss_id': ...}, as create_custom_loss gave it", "user"
                 )
-            loss = self._loss(operation.owner, asked.loss_id, operation.scope.partition(":")[0])
+            loss = self._losses.get(operation.owner, asked.loss_id, operation.scope.partition(":")[0])
             output = client.forward_backward_custom(asked.data, loss).result()
         else:
             check_loss_id(asked.loss_fn, self._settings.stable_reinforce)
@@ -209,25 +206,7 @@ class Runner:
     # --- custom losses ------------------------------------------------------------------------------------------------
 
     def _create_custom_loss(self, operation: Operation) -> Done:
-        asked, loss_id = operation.payload, f"{operation.scope}:loss:{operation.number}"
-        facts = {"name": asked.name, "inputs": [one.model_dump() for one in asked.inputs], "graph": asked.graph}
-        loss = self._read_loss(facts, operation.scope)
-        dry_run(loss.graph)  # so that its maker hears of what cannot run now, and not in training
-        self._books.do(self._ledger.add_loss, operation.owner, loss_id, operation.scope, facts).result()
-        self._losses[loss_id] = loss
-        return _json(operation, {"loss_id": loss_id})
-
-    def _loss(self, owner: str, loss_id: str, session_id: str) -> GraphLoss:
-        if loss_id.partition(":")[0] != session_id:
-            raise ModelError(f"there is no custom loss {loss_id!r} in this session: make it with create_custom_loss")
-        if loss_id not in self._losses:
-            record = self._books.do(self._ledger.loss, owner, loss_id).result()
-            self._losses[loss_id] = self._read_loss(record.facts, record.session_id)
-        return self._losses[loss_id]
-
-    def _read_loss(self, facts: Mapping[str, Any], session_id: str) -> GraphLoss:
-        graph = read_graph(facts["graph"], facts["inputs"], self._settings.limits)
-        return GraphLoss(facts["name"], graph.inputs, session_id, graph, self._settings.limits)
+        return _json(operation, {"loss_id": self._losses.make(operation)})
 
 
 def texts(metadata: Mapping[str, Any] | None) -> dict[str, str] | None:

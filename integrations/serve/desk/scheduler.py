@@ -13,8 +13,7 @@ from typing import Protocol, TypeVar
 
 from ..operations import Operation
 from ..refusals import Failed
-from .lane import Lost
-from .queue import Queue
+from .order import Lost, Queue
 from .runner import Done
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from ..operations import Operation
-from ..refusals import Failed
+from ...operations import Operation
+from ...refusals import Failed
 
 #: A request that will not run, and why.
 Lost = tuple[Operation, Failed]

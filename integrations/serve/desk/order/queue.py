@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from ..operations import Operation
-from ..refusals import Failed
+from ...operations import Operation
+from ...refusals import Failed
 from .lane import Lane, Lost, ModelLane, SampleLane
 from .turns import Turns
 
