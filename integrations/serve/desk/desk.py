@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,10 @@ from ..settings import ServeSettings
 from ..status import Status
 from .access import Access
 from .books import Books, Outbox
-from .models import Models
+from .models import Model, Models
+from .order import Queue
 from .overview import Overview
 from .owners import Owners
-from .order import Queue
 from .runner import Runner
 from .runner import sequence_ids as sequence_ids
 from .samplers import Samplers
@@ -80,7 +80,7 @@ class Desk(Access):
             await asyncio.wait(self._pending)
         await self.scheduler.stop(self.settings.grace_seconds if grace is None else grace, Failed(_STOPPED, "server"))
         if self.scheduler.trouble is None:
-            await self.scheduler.in_engine(self._park_all)
+            await self.scheduler.in_engine(lambda: self._park(list(self.models.all.values())))
         await self._outbox.close()
         await self.books.ask(self.ledger.close)
         self.scheduler.close()
@@ -143,13 +143,12 @@ class Desk(Access):
     def ended(self, done: Any, seconds: float) -> None:
         """A request has run."""
         self._overview.ended(done)
-        model_id = done.operation.scope if done.changes else None
-        self._answer(done.operation, done.answer, seconds, model_id, done.changes)
+        self._answer(done.operation, done.answer, seconds, done.changes)
 
     def lost(self, operation: Operation, failed: Failed) -> None:
         """A request will not run."""
         self._overview.failed(operation, failed)
-        self._answer(operation, Answer(error=failed.message, category=failed.category), 0.0, None, {})
+        self._answer(operation, Answer(error=failed.message, category=failed.category), 0.0, {})
 
     # --- within -------------------------------------------------------------------------------------------------------
 
@@ -161,11 +160,12 @@ class Desk(Access):
             self.scheduler.add(replace(operation, request_id=submission.request_id))
         return submission.request_id
 
-    def _answer(
-        self, operation: Operation, answer: Answer, seconds: float, model_id: str | None, changes: dict[str, Any]
-    ) -> None:
+    def _answer(self, operation: Operation, answer: Answer, seconds: float, changes: Mapping[str, Any]) -> None:
         def write() -> object:
-            return self.ledger.finish(operation.request_id, answer, model_id=model_id, **changes)
+            if not changes:
+                return self.ledger.finish(operation.request_id, answer)
+            now: Any = self.models.still(operation, changes)
+            return self.ledger.finish(operation.request_id, answer, model_id=operation.scope, **now)
 
         def written() -> None:
             self._futures.resolve(operation.owner, operation.request_id, answer)
@@ -181,15 +181,15 @@ class Desk(Access):
         ]
         if not idle:
             return None
-        return lambda: [self.models.park_if_possible(model) for model in idle] and None
+        return lambda: self._park(idle)
 
     def _freed(self, session_id: str, scopes: list[str]) -> None:
         self._overview.forget(scopes)
         self._runner.end(session_id)
         self.models.ended.discard(session_id)
 
-    def _park_all(self) -> None:
-        for model in list(self.models.all.values()):
+    def _park(self, models: list[Model]) -> None:
+        for model in models:
             self.models.park_if_possible(model)
 
     async def _sweep(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,11 +109,18 @@ class Models:
         """Note what changed of a model; it is written with the answer of the request that changed it."""
         model.record = replace(model.record, **changes)
 
+    def still(self, operation: Operation, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """What is still so of a request's changes: gradients that were saved meanwhile are not in memory alone any more."""
+        model, still = self.all.get(operation.scope), dict(changes)
+        if model is not None and "durable_seq" not in still and model.record.durable_seq >= operation.number:
+            still.pop("dirty", None)
+        return still
+
     def park(self, model: Model) -> None:
         """Save a model, unless it is saved as it is, and take it out of memory, with the samplers that share its weights."""
         if model.client is None:
             return
-        record, changes = model.record, ModelChanges(state="parked")
+        record, changes = model.record, ModelChanges(state="parked", executed_seq=model.record.executed_seq)
         self._samplers.to_disk(record.model_id)
         if not model.is_saved:
             folder = self._owners.parked(record.owner, record.model_id)
@@ -122,12 +130,13 @@ class Models:
                 trainer.save_state(folder, name, overwrite=True)
 
             model.client.client.in_turn("park", save).result()
-            changes = ModelChanges(
-                state="parked", durable_seq=record.executed_seq, durable_path=str(folder / name), dirty=False
-            )
-        written = ModelChanges(**changes, executed_seq=record.executed_seq)
-        self._books.do(self._ledger.set_model, record.model_id, **written).result()
-        self.change(model, **changes)
+            changes |= ModelChanges(durable_seq=record.executed_seq, durable_path=str(folder / name), dirty=False)
+        self.change(model, **changes)  # before it is written: an answer that is written later must not undo it
+        try:
+            self._books.do(self._ledger.set_model, record.model_id, **changes).result()
+        except Refused:
+            model.record = record
+            raise
         model.client = None
         if "durable_path" in changes:
             self._tidy(record.owner, record.model_id, keep=changes["durable_path"])
