@@ -1,0 +1,151 @@
+"""`serve`: a server process, from its first line to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from ....datums.errors import ConfigError
+from ..settings import ServeSettings
+from . import logs
+from .app import create_app
+from .connection import MAX_HEADER_BYTES, Connection
+from .guard import is_loopback
+
+#: Seconds that a connection may be idle; less than the SDK's pool keeps one would break requests now and then.
+KEEP_ALIVE = 75
+#: Connections and requests at one time; more are answered with 503.
+MAX_CONNECTIONS = 20_000
+#: Seconds for polls to fetch what was finished while the server was stopping.
+FAREWELL = 2.0
+_log = structlog.stdlib.get_logger("lossbook.serve")
+
+
+def serve(settings: ServeSettings, *, announce: Callable[[str], None] = print) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns 0 after a stop in which running work could end.
+
+    A first signal stops new work with 503 and gives running work `grace_seconds`; then models go to the disk. A second
+    one ends the process at once. `announce` gets the lines for whoever started the server. Raises ConfigError for an address
+    that needs keys, or that is taken.
+    """
+    check_address(settings)
+    logs.configure(settings.keys)
+    listener = _bound(settings)
+    try:
+        app = create_app(settings)
+        server = _Server(_config(app, settings), app, settings)
+        host, port = listener.getsockname()[:2]
+        server.on_start = lambda: [announce(line) for line in greeting(settings, host, port)]
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    return 0
+
+
+def check_address(settings: ServeSettings) -> None:
+    """Raise ConfigError for an address that others reach while nobody needs a key."""
+    if not settings.keys and not settings.insecure and not is_loopback(settings.host):
+        raise ConfigError(
+            f"host={settings.host!r} can be reached from other machines, and no keys are set: give --keys, "
+            "listen at 127.0.0.1, or say --insecure"
+        )
+
+
+def greeting(settings: ServeSettings, host: str, port: int) -> list[str]:
+    """The first lines: where the server is, what it trains, and what a client's shell needs."""
+    shown = f"[{host}]" if ":" in host else host
+    own = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else shown
+    key = "one of the server's keys" if settings.keys else "tml-local"
+    return [
+        f"lossbook serves Tinker's protocol at http://{shown}:{port}",
+        f"models: {', '.join(settings.models)}",
+        f"export TINKER_BASE_URL=http://{own}:{port}",
+        f"export TINKER_API_KEY={key}" if not settings.keys else f"export TINKER_API_KEY=...  # {key}",
+    ]
+
+
+def _config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    protocol = type("Connection", (Connection,), {"header_seconds": settings.limits.header_seconds})
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(FAREWELL) + 1,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+
+
+def _bound(settings: ServeSettings) -> socket.socket:
+    """A listening socket, bound before any model is loaded. Raises ConfigError where that fails."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen at {settings.host}, port {settings.port}: {error.strerror or error}. Another server may be "
+            "there; --port 0 takes a free port"
+        ) from None
+    listener.set_inheritable(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which on the first signal lets the desk end its work before it closes connections."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServeSettings) -> None:
+        super().__init__(config)
+        self._context = app.state.context
+        self._grace = settings.grace_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Task[None] | None = None
+        self.on_start: Callable[[], object] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            self.on_start()
+            sys.stdout.flush()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the stop; the second ends the process."""
+        if self._context.is_stopping or self._loop is None or not self.started:
+            sys.stderr.flush()
+            os._exit(128 + sig)
+        self._context.is_stopping = True
+        self._loop.call_soon_threadsafe(self._begin_stop, sig)
+
+    def _begin_stop(self, sig: int) -> None:
+        self._stop = asyncio.get_running_loop().create_task(self._stopped(signal.Signals(sig).name))
+
+    async def _stopped(self, name: str) -> None:
+        _log.info("stopping", signal=name, grace_seconds=self._grace)
+        try:
+            await self._context.desk.close(self._grace)
+        except Exception as error:
+            _log.error("the desk did not close well", exc_info=error)
+        until = asyncio.get_running_loop().time() + FAREWELL
+        while self.server_state.tasks and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
+        _log.info("stopped")
+        self.should_exit = True
