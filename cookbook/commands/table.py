@@ -222,6 +222,17 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "program",
         words=True,
     ),
+    ("serve",): Command(
+        "serve Tinker's protocol over HTTP on the models of this machine",
+        "commands.serve",
+        "serve",
+        config="serve.ServeConfig",
+        examples=(
+            "lossbook serve",
+            "lossbook serve --models Qwen/Qwen3-8B /models/qwen3-8b --root runs/serve",
+            "lossbook serve --host 0.0.0.0 --keys-file keys.txt",
+        ),
+    ),
     ("doctor", "model"): Command(
         "check a model against its own logits, and say how it is run",
         "doctor.model",

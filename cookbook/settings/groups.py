@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 #: The groups of flags, in the order of the help.
 Group = Literal[
+    "Server",
     "Model",
     "Data",
     "Loss",

@@ -10,10 +10,12 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..desk.desk import Desk
+from ..ledger import Ledger
 from ..refusals import Failed, Refused
 from ..settings import ServeSettings
 from .answers import failed, refusal
-from .context import Context, DeskLike
+from .context import Context
 from .guard import Guard
 from .routes import ROUTERS
 from .watch import POLL, Watch
@@ -23,7 +25,7 @@ _DESCRIPTION = """Tinker's protocol, as its SDK speaks it, on the models of this
 Training requests are protobuf, all others JSON. What takes time is answered by a promise, whose result `retrieve_future` gives."""
 
 
-def create_app(settings: ServeSettings, desk: DeskLike | None = None) -> FastAPI:
+def create_app(settings: ServeSettings, desk: Desk | None = None) -> FastAPI:
     """The ASGI application. Without a desk it makes its own when it starts, and closes it when it ends."""
     context = Context(settings, desk)
 
@@ -31,9 +33,9 @@ def create_app(settings: ServeSettings, desk: DeskLike | None = None) -> FastAPI
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         made = None
         if desk is None:
-            from ..desk import open_desk
-
-            made = await open_desk(settings)
+            settings.root.expanduser().mkdir(parents=True, exist_ok=True)
+            made = Desk(settings, Ledger(settings.url))
+            await made.start()
             context.open(made)
         yield
         if made is not None and not context.is_stopping:  # else `serve` has closed it, and waited for what ran

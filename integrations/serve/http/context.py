@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from ...tinker.store.store import Store
-from ..operations import Answer, Operation
+from ..desk.desk import Desk
+from ..operations import JSON, Operation
 from ..refusals import Refused
 from ..settings import ServeSettings
 from .metrics import Metrics
@@ -21,45 +20,28 @@ LARGE = 64 * 1024
 _STOPPING = "the server is being stopped and takes no new work"
 
 
-class DeskLike(Protocol):
-    """What the routes need of the desk; see `desk.Desk`."""
-
-    async def create_session(self, owner: str, request: Any) -> str: ...
-    async def heartbeat(self, owner: str, session_id: str) -> None: ...
-    async def finish(self, owner: str, session_id: str, reason: str, detail: str | None) -> None: ...
-    async def submit(self, operation: Operation) -> str: ...
-    async def retrieve(self, owner: str, request_id: str, hold: float) -> Answer | None: ...
-    def queue_state(self, request_id: str) -> str: ...
-    async def info(self, owner: str, model_id: str) -> Mapping[str, Any]: ...
-    async def create_sampling_session(self, owner: str, request: Any) -> str: ...
-    async def join_sampling_session(self, owner: str, sampling_session_id: str) -> int: ...
-    async def sampler(self, owner: str, sampler_id: str) -> Mapping[str, Any]: ...
-    async def cancel(self, owner: str, request_id: str) -> None: ...
-    async def used_up(self, scope: str, counter: str, number: int) -> None: ...
-    def problem(self) -> str | None: ...
-    def status(self) -> Mapping[str, Any]: ...
-    async def close(self, grace: float) -> None: ...
-
-
 class Context:
     """The desk and the settings of an application. `app.state.context`."""
 
-    def __init__(self, settings: ServeSettings, desk: DeskLike | None) -> None:
+    def __init__(self, settings: ServeSettings, desk: Desk | None) -> None:
         self.settings = settings
-        self._desk = desk
+        self._desk: Desk | None = None
         self.metrics = Metrics(lambda: {} if self._desk is None else self._desk.status())
         self.is_stopping = False
+        if desk is not None:
+            self.open(desk)
 
     @property
-    def desk(self) -> DeskLike:
+    def desk(self) -> Desk:
         """The desk. Raises Refused(503) before it is there."""
         if self._desk is None:
             raise Refused(503, "the server is starting", retry_after=1)
         return self._desk
 
-    def open(self, desk: DeskLike | None) -> None:
-        """Set the desk."""
+    def open(self, desk: Desk) -> None:
+        """Set the desk, and count what it runs."""
         self._desk = desk
+        desk.observers.append(self.metrics.ran)
 
     @property
     def is_open(self) -> bool:
@@ -76,15 +58,6 @@ class Context:
         self.check_open()
         return await self.desk.submit(operation)
 
-    def store(self, owner: str) -> Store:
-        """The runs and checkpoints of an owner, and nobody else's."""
-        return Store(owner_root(self.settings, owner))
-
-
-def owner_root(settings: ServeSettings, owner: str) -> Path:
-    """The folder of an owner's runs and checkpoints."""
-    return settings.root.expanduser().absolute() / "owners" / owner
-
 
 def context_of(request: Request) -> Context:
     """The context of the application that a request came to."""
@@ -96,7 +69,7 @@ def owner_of(request: Request) -> str:
     return request.scope["state"]["owner"]
 
 
-async def body_of(request: Request, content_type: str = "application/json") -> bytes:
+async def body_of(request: Request, content_type: str = JSON) -> bytes:
     """The request's body, which has to be of a content type. Raises Refused(415) for another.
 
     A web page can send a form to any address, but not JSON without being asked first: that is why the type is checked.

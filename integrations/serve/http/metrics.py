@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ..operations import Answer, Operation
+
 #: Seconds: most answers are there at once, polls are held for up to half a minute.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -26,11 +28,16 @@ class Metrics:
         self._seconds = Histogram(
             "lossbook_request_seconds", "seconds until the answer", ("route",), registry=self.registry, buckets=_BUCKETS
         )
-        self._bytes = Counter(
-            "lossbook_request_bytes", "bytes of requests' bodies", ("route",), registry=self.registry
+        self._bytes = Counter("lossbook_request_bytes", "bytes of requests' bodies", ("route",), registry=self.registry)
+        self._operations = Counter(
+            "lossbook_operations", "operations that ended", ("kind", "outcome"), registry=self.registry
         )
-        self._failures = Counter(
-            "lossbook_failed_futures", "failed results fetched, by whose mistake it was", ("category",), registry=self.registry
+        self._operation_seconds = Histogram(
+            "lossbook_operation_seconds",
+            "seconds that an operation ran",
+            ("kind",),
+            registry=self.registry,
+            buckets=_BUCKETS,
         )
         self._running = Gauge("lossbook_requests_running", "HTTP requests in work", registry=self.registry)
         self.registry.register(_Desk(status))
@@ -47,9 +54,10 @@ class Metrics:
         if size:
             self._bytes.labels(route).inc(size)
 
-    def failed(self, category: str) -> None:
-        """A future's failure was fetched."""
-        self._failures.labels(category).inc()
+    def ran(self, operation: Operation, answer: Answer, seconds: float) -> None:
+        """An operation has ended; an observer of the desk."""
+        self._operations.labels(operation.kind, "done" if answer.error is None else answer.category or "server").inc()
+        self._operation_seconds.labels(operation.kind).observe(seconds)
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""

@@ -65,7 +65,7 @@ class Watch:
     def _note(self, scope: Scope, status: int, seconds: float, size: int) -> None:
         route = getattr(scope.get("route"), "path", None) or "unknown"
         self._metrics.answered(route, scope["method"], status, seconds, size)
-        level = "debug" if route in QUIET and status < 400 or status == 408 else "info" if status < 500 else "error"
+        level = "debug" if (route in QUIET and status < 400) or status == 408 else "info" if status < 500 else "error"
         owner = scope.get("state", {}).get("owner")
         method = scope["method"]
         getattr(_log, level)(

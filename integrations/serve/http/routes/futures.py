@@ -31,17 +31,13 @@ async def retrieve_future(request: Request) -> Response:
     answer = await _while_connected(request, context.desk.retrieve(owner, request_id, hold))
     if answer is None:
         return json_response({"queue_state": context.desk.queue_state(request_id)}, 408)
-    if answer.error is not None:
-        context.metrics.failed(answer.category or "server")
     return outcome(answer)
 
 
 @router.post("/cancel_future", openapi_extra=json_body(CancelFuture))
 async def cancel_future(request: Request) -> Response:
-    """Forget a sample that has not begun."""
-    asked = await given(request, CancelFuture)
-    await context_of(request).desk.cancel(owner_of(request), asked.request.request_id)
-    return Response(status_code=204)
+    """Refused: `client/config` says that samples cannot be cancelled here."""
+    raise Refused(400, "cancel_future is not offered here: let the result be")
 
 
 @router.post("/retrieve_futures", openapi_extra=json_body(RetrieveFutures))

@@ -19,7 +19,7 @@ router = APIRouter(tags=["health"])
 async def healthz(request: Request) -> Response:
     """`{"status": "ok"}`, or 503 where the engine that runs the models has died or hangs."""
     try:
-        problem = context_of(request).desk.problem()
+        problem = context_of(request).desk.trouble
     except Refused as refused:
         problem = refused.message
     return json_response({"status": "ok"} if problem is None else {"status": problem}, 200 if problem is None else 503)

@@ -26,7 +26,7 @@ async def create_model(request: Request) -> Response:
 async def get_info(request: Request) -> Response:
     """What a model in training is."""
     asked = await given(request, GetInfo)
-    return json_response(await context_of(request).desk.info(owner_of(request), asked.request.model_id))
+    return json_response(await context_of(request).desk.get_info(owner_of(request), asked.request.model_id))
 
 
 @router.post("/create_custom_loss", openapi_extra=json_body(CreateCustomLoss))

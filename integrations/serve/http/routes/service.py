@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ....tinker.rest.described import capabilities
-from ....tinker.settings import Settings
 from ...settings import ServeSettings
 from ...wire.requests import ClientConfig
 from ..answers import json_response
-from ..context import context_of, owner_root
+from ..context import context_of
 from ..documented import REFUSALS, json_body
-from ..guard import LOCAL, is_loopback
+from ..guard import is_loopback
 from ..submitted import given
 
 router = APIRouter(prefix="/api/v1", tags=["service"], responses=REFUSALS)
@@ -42,11 +38,7 @@ async def dynamic_config(request: Request) -> Response:
 @router.get("/get_server_capabilities")
 async def server_capabilities(request: Request) -> Response:
     """The base models that clients may ask for."""
-    settings = context_of(request).settings
-    door = Settings(**settings.tinker(owner_root(settings, LOCAL)))
-    described = await asyncio.to_thread(capabilities, door)
-    models = [one for one in described.model_dump(mode="json")["supported_models"] if one["model_name"] in settings.models]
-    return json_response({"supported_models": models})
+    return json_response(context_of(request).desk.capabilities())
 
 
 @router.post("/telemetry")
