@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -27,7 +27,7 @@ KEEP_ALIVE = 75
 MAX_CONNECTIONS = 20_000
 #: Seconds for polls to fetch what was finished while the server was stopping.
 FAREWELL = 2.0
-_log = structlog.stdlib.get_logger("lossbook.serve")
+_log = logging.getLogger("lossbook.serve")
 
 
 def serve(settings: ServeSettings, *, announce: Callable[[str], None] = print) -> int:
@@ -117,7 +117,7 @@ class _Server(uvicorn.Server):
         self._stop = asyncio.get_running_loop().create_task(self._stopped(signal.Signals(sig).name))
 
     async def _stopped(self, name: str) -> None:
-        _log.info("stopping", signal=name, grace_seconds=self._grace)
+        _log.info("stopping", extra={"signal": name, "grace_seconds": self._grace})
         try:
             await self._context.desk.close(self._grace)
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 
@@ -18,7 +19,7 @@ GONE = 499
 #: What clients ask all the time; logged only when it goes wrong.
 QUIET = ("/api/v1/retrieve_future", "/api/v1/session_heartbeat", "/healthz", "/readyz", "/api/v1/healthz", "/metrics")
 POLL = "/api/v1/retrieve_future"
-_log = structlog.stdlib.get_logger("lossbook.serve")
+_log = logging.getLogger("lossbook.serve")
 
 
 class Watch:
@@ -58,19 +59,19 @@ class Watch:
 
     def _after(self, error: Exception, path: str) -> Response:
         incident = new_incident()
-        _log.error("request failed", incident=incident, path=path, exc_info=error)
+        _log.error("request failed", extra={"incident": incident, "path": path}, exc_info=error)
         message = f"{type(error).__name__}, incident {incident}: the server's log says more"
         return failed(message, "server") if path == POLL else json_response({"detail": message}, 500)
 
     def _note(self, scope: Scope, status: int, seconds: float, size: int) -> None:
         route = getattr(scope.get("route"), "path", None) or "unknown"
         self._metrics.answered(route, scope["method"], status, seconds, size)
-        level = "debug" if (route in QUIET and status < 400) or status == 408 else "info" if status < 500 else "error"
-        owner = scope.get("state", {}).get("owner")
-        method = scope["method"]
-        getattr(_log, level)(
-            "answered", method=method, route=route, status=status, seconds=round(seconds, 4), bytes=size, owner=owner
-        )
+        quiet = (route in QUIET and status < 400) or status == 408
+        level = logging.DEBUG if quiet else logging.INFO if status < 500 else logging.ERROR
+        if _log.isEnabledFor(level):
+            facts = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+            owner = scope.get("state", {}).get("owner")
+            _log.log(level, "answered", extra={**facts, "bytes": size, "owner": owner})
 
 
 class _Sent:
