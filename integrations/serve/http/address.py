@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....datums.errors import ConfigError
 from ..settings import ServeSettings
-from .guard import is_loopback
+from .entrance.guard import is_loopback
 
 
 def check_address(settings: ServeSettings) -> None:

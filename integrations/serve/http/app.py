@@ -16,9 +16,9 @@ from ..refusals import Failed, Refused
 from ..settings import ServeSettings
 from .answers import failed, refusal
 from .context import Context
-from .guard import Guard
+from .entrance.guard import Guard
+from .entrance.watch import POLL, Watch
 from .routes import ROUTERS
-from .watch import POLL, Watch
 
 _DESCRIPTION = """Tinker's protocol, as its SDK speaks it, on the models of this machine.
 

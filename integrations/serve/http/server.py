@@ -19,7 +19,7 @@ from ..settings import ServeSettings
 from . import logs
 from .address import check_address, greeting
 from .app import create_app
-from .connection import MAX_HEADER_BYTES, Connection
+from .entrance.connection import MAX_HEADER_BYTES, Connection
 
 #: Seconds that a connection may be idle; less than the SDK's pool keeps one would break requests now and then.
 KEEP_ALIVE = 75

@@ -18,7 +18,7 @@ from ...refusals import Refused
 from ..answers import json_response
 from ..context import context_of, owner_of
 from ..documented import REFUSALS
-from ..guard import DOWNLOADS
+from ..entrance.guard import DOWNLOADS
 from ..stored import Id
 
 router = APIRouter(tags=["downloads"], responses=REFUSALS)

@@ -11,7 +11,7 @@ from ...wire.requests import ClientConfig
 from ..answers import json_response
 from ..context import context_of
 from ..documented import REFUSALS, json_body
-from ..guard import is_loopback
+from ..entrance.guard import is_loopback
 from ..submitted import given
 
 router = APIRouter(prefix="/api/v1", tags=["service"], responses=REFUSALS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lossbook.datums.errors import ConfigError
 from lossbook.integrations.serve.http.address import check_address, greeting
-from lossbook.integrations.serve.http.guard import Guard, Keys, host_name, is_loopback, owner_of
+from lossbook.integrations.serve.http.entrance.guard import Guard, Keys, host_name, is_loopback, owner_of
 from lossbook.integrations.serve.refusals import Refused
 from lossbook.integrations.serve.settings import Limits, ServeSettings
 

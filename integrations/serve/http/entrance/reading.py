@@ -7,8 +7,8 @@ import time
 
 from starlette.types import Message, Receive
 
-from ..refusals import Refused
-from ..settings import Limits
+from ...refusals import Refused
+from ...settings import Limits
 
 #: Bytes per second below which a client is taken for one that only holds the connection.
 SLOWEST = 64 * 1024

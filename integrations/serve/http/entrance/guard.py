@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..refusals import Refused
-from ..settings import ServeSettings
-from .answers import refusal
+from ...refusals import Refused
+from ...settings import ServeSettings
+from ..answers import refusal
 from .reading import Bodies, Gone, replayed
 
 #: Paths that need no key: they tell nothing but that the server lives.

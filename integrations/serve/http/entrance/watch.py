@@ -11,8 +11,8 @@ import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .answers import failed, json_response, new_incident
-from .metrics import Metrics
+from ..answers import failed, json_response, new_incident
+from ..metrics import Metrics
 
 #: The status that is logged when the client was gone before an answer: nothing is sent then.
 GONE = 499
