@@ -8,7 +8,7 @@ from .batch.outputs import Outputs
 from .batch.seqs import Seqs
 from .cards.card import LossCard, describe_loss
 from .cards.compare import Comparison, compare_losses
-from .embedding import matryoshka
+from .embedding import adaptive_layer, matryoshka, matryoshka_2d, sampled_layers
 from .loss.loss import Loss, LossLike, Mixture
 from .math.divergences import forward_kl, jsd, reverse_kl, with_tail
 from .math.ratios import capped_log_ratio, kl_estimate, ratio_stats, safe_ratio
@@ -57,6 +57,7 @@ __all__ = [
     "TracedLoss",
     "UpperBound",
     "VectorPerDatum",
+    "adaptive_layer",
     "advantages",
     "capped_log_ratio",
     "compare_losses",
@@ -71,6 +72,7 @@ __all__ = [
     "list_losses",
     "list_presets",
     "matryoshka",
+    "matryoshka_2d",
     "off_policy_mask",
     "plugin_errors",
     "policy",
@@ -83,6 +85,7 @@ __all__ = [
     "rollout_correction",
     "rollout_rejection",
     "safe_ratio",
+    "sampled_layers",
     "stats",
     "supervised",
     "top_entropy",

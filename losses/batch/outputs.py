@@ -19,6 +19,7 @@ from ...datums.errors import (
 )
 from ...datums.inputs import MAX_LOGPROB, key_kind
 from ...datums.types import Datum
+from ..spec.layers import DATUM_OUTPUTS
 from ..spec.spec import OUTPUT_NAMES
 from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS
@@ -35,7 +36,7 @@ class Outputs:
     logprobs: [S] or [S, K] nats. Of the whole vocabulary's distribution at a position: entropy [S] nats, logsumexp [S] of
     the logits, mean_logprobs [S] nats, unweighted over all tokens. values: [S], from a scalar head; projection: [S, P], from a
     head of P numbers. topk_tokens [S, k] ids and topk_logprobs [S, k] nats: the likeliest tokens, likeliest first.
-    embeddings: [N, D], one row per datum; token_embeddings: [S, D], hidden states. vocab_logprobs [S, V] nats, and a teacher's teacher_vocab_logprobs: as tensors, or as
+    embeddings: [N, D], one row per datum; layer_embeddings: [N, L, D], of L layers, in the order in which the loss names them; token_embeddings: [S, D], hidden states. vocab_logprobs [S, V] nats, and a teacher's teacher_vocab_logprobs: as tensors, or as
     `Distributions`, which are never [S, V] in memory.
     active: [positions of all datums] bool, which of them the S rows are; None for all.
     numbers: each datum's index in the caller's batch, for error messages; None where it is its index here.
@@ -52,6 +53,7 @@ class Outputs:
     topk_tokens: Tensor | None = None
     topk_logprobs: Tensor | None = None
     embeddings: Tensor | None = None
+    layer_embeddings: Tensor | None = None
     token_embeddings: Tensor | None = None
     vocab_logprobs: Tensor | Distributions | None = None
     teacher_vocab_logprobs: Tensor | Distributions | None = None
@@ -71,7 +73,7 @@ class Outputs:
         places = (
             packed.places(None if self.active is None else self.active.cpu()) if packed.rows is None else packed.rows
         )
-        rows = places["datums" if name == "embeddings" else "positions"]
+        rows = places["datums" if name in DATUM_OUTPUTS else "positions"]
         if rows is None:
             return values
         return values[rows.to(values.device if isinstance(values, Tensor) else values.tensors[0].device)]
@@ -106,12 +108,11 @@ def as_outputs(value: Any, data: Sequence[Datum], kind: str, *, is_named: bool =
             + ("; a topk_ loss over a teacher's candidates it can" if kind in VOCABULARY_OUTPUTS else "")
         )
     tensors = [real(tensor, kind, i) for i, tensor in enumerate(value)]
-    if kind == "embeddings":
+    if kind in DATUM_OUTPUTS:
         if len({tuple(tensor.shape) for tensor in tensors}) > 1:
-            raise ShapeError(f"embeddings differ in shape: {[list(tensor.shape) for tensor in tensors]}")
-        return Outputs(
-            embeddings=torch.stack(tensors) if tensors else torch.zeros(0, 1, dtype=torch.float32, device="cpu")
-        )
+            raise ShapeError(f"{kind} differ in shape: {[list(tensor.shape) for tensor in tensors]}")
+        empty = torch.zeros(0, 1, dtype=torch.float32, device="cpu")
+        return replace(Outputs(), **{kind: torch.stack(tensors) if tensors else empty})
     if kind in WIDE_OUTPUTS:
         return replace(Outputs(), **{kind: _joined_rows(tensors, data, kind)})
     if kind in TOP_OUTPUTS:
@@ -173,9 +174,9 @@ def check_finite_output(output: str, values: Tensor, packed: Packed, outputs: Ou
     wrong = values.clamp(limits.min, min(highest, limits.max)) != values  # NaN is not itself either
     if output in VOCABULARY_OUTPUTS:  # a token may be ruled out
         wrong &= values != -torch.inf
-    if output == "embeddings":
+    if output in DATUM_OUTPUTS:
         if bool(wrong.any()):
-            row = int(wrong.any(1).nonzero()[0])
+            row = int(wrong.flatten(1).any(1).nonzero()[0])
             raise not_finite(
                 name, output, outputs.number(int(packed.active_datums[row])), None, float(values[row].sum())
             )

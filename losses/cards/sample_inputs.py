@@ -13,6 +13,7 @@ from ...datums.types import Datum, ModelInput
 from ..batch.outputs import Outputs
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
+from ..spec.layers import LAYER_EMBEDDINGS
 from ..spec.spec import GROUP_KEY, Input
 from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import STUDENT, TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
@@ -106,6 +107,9 @@ def outputs(loss: Loss, count: int) -> OutputLists:
             given[name] = [torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2] for i in range(count)]
         elif name == "logprobs" and loss.spec.candidates:
             given[name] = [torch.full((1, 2), 0.5, dtype=torch.float64, device="cpu").log() for _ in range(count)]
+        elif name == LAYER_EMBEDDINGS:
+            eye = torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")
+            given[name] = [eye[i % 2].repeat(len(loss.layers), 1) for i in range(count)]
         elif name == TOKEN_EMBEDDINGS:
             given[name] = [
                 torch.eye(EMBEDDING_WIDTH, dtype=torch.float64, device="cpu")[i % 2, None] for i in range(count)
@@ -149,6 +153,7 @@ def metric_kinds(loss: Loss) -> dict[str, str]:
         shape = {"embeddings": (0, EMBEDDING_WIDTH), "logprobs": (0, 1) if loss.spec.candidates else (0,)}
         shape |= {TOKEN_EMBEDDINGS: (0, EMBEDDING_WIDTH), **dict.fromkeys(VOCABULARY_OUTPUTS, (0, 2))}
         shape |= dict.fromkeys(TOP_OUTPUTS, (0, loss.top_k))
+        shape[LAYER_EMBEDDINGS] = (0, len(loss.layers), EMBEDDING_WIDTH)
         empty: dict[str, Any] = {name: torch.zeros(shape.get(name, (0,))) for name in loss.outputs}
         empty |= {TOP_TOKENS: empty[TOP_TOKENS].long()} if TOP_TOKENS in empty else {}
         try:

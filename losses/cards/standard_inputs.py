@@ -20,6 +20,7 @@ STANDARD_INPUTS = {
     "topk_logprobs": TensorLine("[T, k]", "nats", "of the policy's k likeliest tokens, likeliest first"),
     "topk_tokens": TensorLine("[T, k]", "ids", "the policy's k likeliest tokens, likeliest first"),
     "vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the policy in training"),
+    "layer_embeddings": TensorLine("[N, L, D]", "unitless", "of L layers of the model, pooled as embeddings are"),
     "token_embeddings": TensorLine("[T, D]", "unitless", "the model's last hidden states"),
     "teacher_vocab_logprobs": TensorLine("[T, V]", "nats", "of all V tokens of the vocabulary under the teacher"),
     "values": TensorLine("[T]", "in units of the reward", "from a scalar head of the model in training"),

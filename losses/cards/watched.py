@@ -110,6 +110,7 @@ WATCHED: Mapping[str, str] = {
     "query_active": "mean number of active coordinates of a query; some tens are usual, and 0 means that the penalty is too strong",
     "document_active": "the same of a document; some hundreds are usual",
     "masked_by_guide": "share of negatives that the guide leaves out; near 0 it changes nothing, near 1 few negatives are left",
+    "layer_kl": "nats from the last layer's vectors to a layer's; falls, and least where the layer is far from the end",
     "mean_similarity": "mean cosine of unrelated texts; falls to 0",
     # of values
     "squared_error": "mean squared error of the values; should fall below the variance of the returns",

@@ -22,7 +22,7 @@ from ..batch.positions import positions_of, width_of
 from ..reductions import Count
 from ..spec.settings import WEIGHTS_KEY, Settings
 from ..spec.spec import LossSpec
-from ..spec.under_settings import top_k_of
+from ..spec.under_settings import layers_of, top_k_of
 from ..stats import Stat
 from .evaluate import check_outputs, evaluate, evaluated_total
 from .harmless import harmless_datums
@@ -34,7 +34,7 @@ class BoundLoss(ABC):
 
     name: the loss's id. outputs: the model outputs that it reads. is_linear: d loss / d logprobs does not depend on logprobs.
     weight_keys: the keys of its weights: a position counts where any of them is not 0. top_k: how many of the likeliest tokens
-    it reads; 0 for none.
+    it reads; 0 for none. layers: of which layers it reads embeddings.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class BoundLoss(ABC):
         is_linear: bool,
         weight_keys: tuple[str, ...] = (WEIGHTS_KEY,),
         top_k: int = 0,
+        layers: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self.datums = datums
@@ -53,6 +54,7 @@ class BoundLoss(ABC):
         self.is_linear = is_linear
         self.weight_keys = weight_keys
         self.top_k = top_k
+        self.layers = layers
 
     @cached_property
     @abstractmethod
@@ -161,7 +163,10 @@ class BoundSingle(BoundLoss):
     ) -> None:
         keys = (settings.weights or WEIGHTS_KEY,)
         top_k = top_k_of(spec, settings)
-        super().__init__(spec.name, datums, spec.outputs, is_linear=spec.linear, weight_keys=keys, top_k=top_k)
+        layers = layers_of(spec, settings)
+        super().__init__(
+            spec.name, datums, spec.outputs, is_linear=spec.linear, weight_keys=keys, top_k=top_k, layers=layers
+        )
         self._spec, self._settings = spec, settings
         self._packed = self._pack(datums) if packed is None else packed
 

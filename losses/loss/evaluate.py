@@ -14,6 +14,7 @@ from ..batch.outputs import Outputs, check_finite_output
 from ..batch.packed import Packed
 from ..batch.positions import active_targets, harmless, has_columns, standard_metrics
 from ..batch.vocabulary import is_whole
+from ..spec.layers import DATUM_OUTPUTS
 from ..spec.spec import LossSpec
 from ..spec.top import TOP_K, TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import STUDENT, TEACHER, WIDE_OUTPUTS
@@ -111,7 +112,7 @@ def _output(spec: LossSpec, packed: Packed, outputs: Outputs, name: str) -> Any:
         value = _own_top(spec, value, packed, name)
     value = _full_precision(value.detach() if name == TEACHER else value) if name != TOP_TOKENS else value
     value = _neutralised(spec, value, packed) if name == "logprobs" else _over_targets(spec, value, packed)
-    return harmless(value, packed.weights) if spec.wants_weights and name != "embeddings" else value
+    return harmless(value, packed.weights) if spec.wants_weights and name not in DATUM_OUTPUTS else value
 
 
 def _own_top(spec: LossSpec, value: Tensor, packed: Packed, name: str) -> Tensor:
@@ -147,7 +148,7 @@ def _shape(spec: LossSpec, arguments: Mapping[str, Any], packed: Packed) -> tupl
         return ()
     if spec.per != "token":
         return (packed.value_count,)
-    given = [arguments[name] for name in spec.outputs if name not in ("embeddings", *TOP_OUTPUTS, *WIDE_OUTPUTS)]
+    given = [arguments[name] for name in spec.outputs if name not in (*DATUM_OUTPUTS, *TOP_OUTPUTS, *WIDE_OUTPUTS)]
     is_like = given and not spec.candidates and not spec.reads_vocabulary
     return tuple(given[0].shape) if is_like else (len(packed.weights),)
 

@@ -25,7 +25,7 @@ from ..ids import LossId, MixtureId, PresetId
 from ..reductions import Count, coarsest, coupled_by
 from ..spec.settings import WEIGHTS_KEY, resolve_settings
 from ..spec.spec import LossSpec
-from ..spec.under_settings import reduced_by, top_k_of
+from ..spec.under_settings import layers_of, layers_of_all, reduced_by, top_k_of
 from ..stats import Stat
 from ..trace.trace import TracedLoss, trace
 from .arithmetic import Arithmetic
@@ -178,7 +178,7 @@ class Loss(LossLike):
         self.reduction = resolved.reduction
         self.norm_length = resolved.norm_length
         self.weights = resolved.weights
-        self.top_k = top_k_of(self.spec, resolved)
+        self.top_k, self.layers = top_k_of(self.spec, resolved), layers_of(self.spec, resolved)
         self._resolved = resolved
         self.__doc__ = inspect.getdoc(spec.function)  # `help` and notebooks show what this loss computes, not the class
 
@@ -257,6 +257,7 @@ class Mixture(LossLike):
         names = [part.label for _, part in self.parts]
         if len(set(names)) != len(names):
             raise LossContractError(f"a mixture cannot hold one loss twice: {', '.join(names)}")
+        layers_of_all([part.layers for _, part in self.parts])
 
     def copied(self) -> Mixture:
         """The same mixture, of copied parts."""

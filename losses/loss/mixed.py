@@ -13,6 +13,8 @@ from torch import Tensor
 from ...datums.types import Datum
 from ..batch.outputs import Outputs
 from ..reductions import Count
+from ..spec.layers import DATUM_OUTPUTS
+from ..spec.under_settings import layers_of_all
 from ..stats import Stat
 from .bound import BoundLoss
 
@@ -33,9 +35,7 @@ class BoundMixture(BoundLoss):
     def __init__(self, name: str, datums: Sequence[Datum], parts: Sequence[BoundPart]) -> None:
         losses = [part.loss for part in parts]
         outputs = tuple(dict.fromkeys(output for loss in losses for output in loss.outputs))
-        keys = tuple(
-            dict.fromkeys(key for loss in losses if loss.outputs != ("embeddings",) for key in loss.weight_keys)
-        )
+        keys = tuple(dict.fromkeys(key for loss in losses if _reads_positions(loss) for key in loss.weight_keys))
         super().__init__(
             name,
             datums,
@@ -43,6 +43,7 @@ class BoundMixture(BoundLoss):
             is_linear=all(loss.is_linear for loss in losses),
             weight_keys=keys or losses[0].weight_keys,
             top_k=max(loss.top_k for loss in losses),
+            layers=layers_of_all([loss.layers for loss in losses]),
         )
         self._parts = parts
 
@@ -73,7 +74,7 @@ class BoundMixture(BoundLoss):
     @cached_property
     def active(self) -> Tensor:
         """[positions of all datums] bool: where any part reads the model's outputs."""
-        masks = [part.loss.active for part in self._parts if part.loss.outputs != ("embeddings",)]
+        masks = [part.loss.active for part in self._parts if _reads_positions(part.loss)]
         return torch.stack(masks).any(0) if masks else torch.zeros(0, dtype=torch.bool)
 
     @cached_property
@@ -97,3 +98,7 @@ class BoundMixture(BoundLoss):
             totals.append(part.factor * total)
             metrics.update({f"{part.label}/{key}": stat for key, stat in part_metrics.items()})
         return (torch.stack(totals) if len(totals) > 1 else totals[0]), metrics
+
+
+def _reads_positions(loss: BoundLoss) -> bool:
+    return any(name not in DATUM_OUTPUTS for name in loss.outputs)

@@ -22,6 +22,7 @@ from .inputs import IdPerDatum as IdPerDatum
 from .inputs import Input, input_of
 from .inputs import PerDatum as PerDatum
 from .inputs import VectorPerDatum as VectorPerDatum
+from .layers import DATUM_OUTPUTS, LAYER_EMBEDDINGS, check_layers
 from .settings import LossConfig, config_maker
 from .top import TOP_OUTPUTS, check_top
 from .vocabulary import STUDENT, TEACHER, TEACHER_KEYS, VOCABULARY_OUTPUTS, WIDE_OUTPUTS, Vocabularies
@@ -33,9 +34,10 @@ OUTPUT_NAMES = (
     *("logprobs", "embeddings", "entropy", "logsumexp", "mean_logprobs", "values"),
     *TOP_OUTPUTS,
     *WIDE_OUTPUTS,
+    LAYER_EMBEDDINGS,
 )
 #: What a function fn(data, outputs_list) may be handed.
-HANDED_NAMES = (*(name for name in OUTPUT_NAMES if name not in TOP_OUTPUTS), "projection")
+HANDED_NAMES = (*(name for name in OUTPUT_NAMES if name not in (*TOP_OUTPUTS, LAYER_EMBEDDINGS)), "projection")
 #: Positional parameters that lossbook fills.
 HELPER_NAMES = ("seqs", "weights")
 #: How a loss is reduced unless it says otherwise.
@@ -127,7 +129,7 @@ class LossSpec:
 
 
 def _reads_tokens(outputs: Sequence[str]) -> bool:
-    return any(name != "embeddings" for name in outputs)
+    return any(name not in DATUM_OUTPUTS for name in outputs)
 
 
 def is_batch_style(function: Callable[..., Any]) -> bool:
@@ -186,12 +188,13 @@ def _checked_vocabulary(spec: LossSpec) -> LossSpec:
     """The spec. Raises LossContractError for a loss over whole distributions that could not be called on some positions alone, or
     over likeliest tokens without saying how many."""
     check_top(spec.name, spec.function, spec.outputs)
+    check_layers(spec.name, spec.function, spec.outputs)
     if not spec.reads_vocabulary:
         return spec
     why = ""
     if spec.is_batch_style or spec.per != "token" or spec.couples != "token":
         why = "must be a loss per token that couples no tokens"
-    elif STUDENT not in spec.outputs or "embeddings" in spec.outputs:
+    elif STUDENT not in spec.outputs or set(DATUM_OUTPUTS) & set(spec.outputs):
         why = f"reads {STUDENT} and no embeddings"
     elif spec.candidates is not None or spec.groups is not None:
         why = "has no candidates and no groups: it reads all tokens"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ...datums.errors import LossConfigError
+from ...datums.errors import LossConfigError, LossContractError
 from .inputs import GROUP_KEY, Input
+from .layers import LAYER_EMBEDDINGS, LAYERS
 from .settings import Settings
 from .spec import LossSpec
 from .top import TOP_K
@@ -29,3 +31,19 @@ def top_k_of(spec: LossSpec, settings: Settings) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise LossConfigError(f"{spec.name}: {TOP_K}={count!r}: a whole number of tokens, at least 1")
     return count
+
+
+def layers_of(spec: LossSpec, settings: Settings) -> tuple[int, ...]:
+    """Of which layers a loss reads embeddings; () for none."""
+    return tuple(settings.function[LAYERS]) if LAYER_EMBEDDINGS in spec.outputs else ()
+
+
+def layers_of_all(layers: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The layers of all parts of a mixture. Raises LossContractError where two parts read different ones."""
+    different = list(dict.fromkeys(one for one in layers if one))
+    if len(different) > 1:
+        raise LossContractError(
+            f"the parts of a mixture read embeddings of the layers {different[0]} and {different[1]}: one forward gives those of one "
+            "tuple of layers, so name the same in each part"
+        )
+    return different[0] if different else ()

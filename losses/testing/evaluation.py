@@ -17,6 +17,7 @@ from .. import stats
 from ..batch.outputs import Outputs
 from ..loss.loss import Loss
 from ..reductions import Count
+from ..spec.layers import LAYER_EMBEDDINGS
 from ..spec.top import TOP_OUTPUTS, TOP_TOKENS
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
 from ..stats import Stat
@@ -52,6 +53,7 @@ def terms(
         return loss.terms(data, outputs)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("embeddings", TOKEN_EMBEDDINGS), (0, EMBEDDING_WIDTH))
     shapes |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, VOCABULARY_WIDTH))
+    shapes[LAYER_EMBEDDINGS] = (0, max(len(part.layers) for _, part in loss.parts), EMBEDDING_WIDTH)
     if isinstance(loss, Loss) and loss.spec.candidates is not None:
         shapes["logprobs"] = (0, 1)
     shapes |= dict.fromkeys(TOP_OUTPUTS, (0, max(part.top_k for _, part in loss.parts)))

@@ -16,6 +16,7 @@ from ...datums.types import Datum, ModelInput, TensorData
 from ..batch.groups import group_ids, joined
 from ..batch.positions import positions_of
 from ..loss.loss import Loss, Mixture
+from ..spec.layers import LAYER_EMBEDDINGS
 from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import Input
 from ..spec.top import TOP_LOGPROBS, TOP_TOKENS
@@ -124,6 +125,11 @@ class LossUnderTest:
         return max(part.top_k for part in self.parts)
 
     @cached_property
+    def layers(self) -> int:
+        """Of how many layers its parts read embeddings; 0 for none."""
+        return max(len(part.layers) for part in self.parts)
+
+    @cached_property
     def may_lack_weights(self) -> bool:
         """Whether missing weights count as ones."""
         return all(p.reduction == "sum" for p in self.parts) and not self.is_batch_style
@@ -136,7 +142,7 @@ class LossUnderTest:
             return True
         if only is None or only.spec.per != "token" or only.spec.wants_weights:
             return False
-        if {"embeddings", TOKEN_EMBEDDINGS} & set(only.outputs):
+        if {"embeddings", LAYER_EMBEDDINGS, TOKEN_EMBEDDINGS} & set(only.outputs):
             return False
         if not all(has_columns(one) or one.per == "datum" for one in only.spec.inputs):
             return False
@@ -256,6 +262,7 @@ class LossUnderTest:
         row |= {"logprobs": [-0.5], "mean_logprobs": [-5.5], "embeddings": [1.0] * EMBEDDING_WIDTH}
         row |= {key: [[-0.5, -0.932752]] for key in VOCABULARY_OUTPUTS}  # type: ignore[list-item]
         row |= {TOKEN_EMBEDDINGS: [[1.0] * EMBEDDING_WIDTH]}  # type: ignore[list-item]
+        row |= {LAYER_EMBEDDINGS: [[1.0] * EMBEDDING_WIDTH] * self.layers}  # type: ignore[list-item]
         if self.candidates is not None:
             row["logprobs"] = [[-0.5]]  # type: ignore[list-item]
         top = torch.arange(self.top_k).reshape(1, -1)

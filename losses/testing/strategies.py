@@ -20,6 +20,7 @@ from torch import Tensor
 from ...datums.inputs import key_kind
 from ...datums.types import Datum, TensorData
 from ..registry import get_loss
+from ..spec.layers import LAYER_EMBEDDINGS
 from ..spec.settings import WEIGHTS_KEY
 from ..spec.spec import GROUP_KEY, Input
 from ..spec.top import TOP_LOGPROBS, TOP_OUTPUTS
@@ -74,6 +75,7 @@ def outputs(loss: Any, data: Sequence[Datum]) -> st.SearchStrategy[OutputLists]:
     loss_under_test = as_loss_under_test(loss)
     drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if loss_under_test.candidates else dict(_OUTPUTS)
     drawers |= {name: partial(_top, loss_under_test.top_k, name) for name in TOP_OUTPUTS}
+    drawers[LAYER_EMBEDDINGS] = partial(_of_layers, loss_under_test.layers)
     return st.fixed_dictionaries({name: drawers[name](data) for name in loss_under_test.outputs})
 
 
@@ -240,6 +242,10 @@ def _vectors(drawn: np.ndarray) -> np.ndarray:
 def _distributions(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     drawn = _tensors([(rows(d), VOCABULARY_WIDTH) for d in data], log_probabilities)
     return drawn.map(lambda tensors: [tensor.log_softmax(-1) for tensor in tensors])
+
+
+def _of_layers(count: int, data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
+    return _tensors([(count, EMBEDDING_WIDTH)] * len(data), _vectors)
 
 
 def _top(count: int, name: str, data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:

@@ -11,6 +11,7 @@ from ...datums.errors import MissingInput, ModelError, ShapeError, TokenRangeErr
 from ...datums.types import Datum
 from ...losses.batch.checks import locate
 from ...losses.loss.bound import BoundLoss
+from ...losses.spec.layers import LAYER_EMBEDDINGS
 from ...losses.spec.top import TOP_OUTPUTS
 from ...losses.spec.vocabulary import WIDE_OUTPUTS
 from ..model.model import LoadedModel
@@ -36,6 +37,10 @@ def check_pooling(pooling: str) -> None:
 
 def check_sparse(model: LoadedModel, pooling: str, names: Sequence[str]) -> None:
     """Raise ModelError where vectors over the vocabulary are asked of an encoder, which is loaded without its head."""
+    if pooling == "splade" and LAYER_EMBEDDINGS in names:
+        raise ModelError(
+            "pooling 'splade' is of the last layer's logits, and the loss reads layer_embeddings: take pooling mean, last or cls"
+        )
     if pooling == "splade" and "embeddings" in names and model.kind == "encoder":
         raise ModelError(
             f"pooling 'splade' reads the logits of a language model, and {model.name} is an encoder, loaded without its masked-LM "
@@ -56,6 +61,20 @@ def check_own_top_k(model: LoadedModel, bound: BoundLoss) -> None:
     if bound.top_k > model.vocab_size:
         raise ShapeError(
             f"{bound.name} reads the {bound.top_k} likeliest tokens, but {model.name} has {model.vocab_size}: make top_k smaller"
+        )
+
+
+def check_layers(model: LoadedModel, layers: Sequence[int]) -> None:
+    """Raise ModelError for embeddings of layers that the model does not have below its last one."""
+    depth = model.depth
+    if layers and (depth is None or max(layers) >= depth):
+        has = (
+            "does not say how many layers it has"
+            if depth is None
+            else f"has the layers 0 to {depth - 1} below its last one"
+        )
+        raise ModelError(
+            f"the loss reads embeddings of layer {max(layers)}, but {model.name} {has}: change the setting layers"
         )
 
 

@@ -41,12 +41,14 @@ class Reads:
     active       [positions of all datums] bool, where outputs per token are computed; None for everywhere
     weight_keys  the keys of its weights
     top_k        how many of the likeliest tokens
+    layers       of which layers embeddings
     """
 
     names: Sequence[str]
     active: np.ndarray | None = None
     weight_keys: Sequence[str] = (WEIGHTS_KEY,)
     top_k: int = 0
+    layers: tuple[int, ...] = ()
 
     def everywhere(self) -> Reads:
         """The same at every position."""
@@ -80,7 +82,11 @@ class LossElsewhere:
         names = self.bound.outputs
         reads_all = loss.on_host or not any(name in TOKEN_OUTPUTS for name in names)
         self.reads = Reads(
-            names, None if reads_all else self.bound.active.numpy(), self.bound.weight_keys, self.bound.top_k
+            names,
+            None if reads_all else self.bound.active.numpy(),
+            self.bound.weight_keys,
+            self.bound.top_k,
+            self.bound.layers,
         )
         self._own = OwnGradients()
         self._output: ForwardBackwardOutput | None = None

@@ -287,6 +287,7 @@ class Engine:
             settings=self.settings,
             top_k=top_k,
             lesson=lesson,
+            layers=bound.layers,
         )
 
     def _troubles(self, seen: Valued | None) -> bool:

@@ -14,6 +14,7 @@ from ...losses.batch.outputs import Outputs
 from ...losses.batch.pack import join
 from ...losses.batch.packed import blocks
 from ...losses.batch.positions import width_of
+from ...losses.spec.layers import DATUM_OUTPUTS, LAYER_EMBEDDINGS
 from ...losses.spec.vocabulary import STUDENT
 from ..head.logprobs import Head, HeadOutputs, in_autocast_precision, linear_logprobs
 from ..head.sparse import splade_vectors
@@ -38,6 +39,7 @@ def model_outputs(
     forwards: int = 1,
     routes: Sequence[np.ndarray] | None = None,
     top_k: int = 0,
+    layers: Sequence[int] = (),
 ) -> Outputs:
     """The outputs `names` of some datums, with their graph unless gradients are off.
 
@@ -48,6 +50,7 @@ def model_outputs(
     forwards        run so many at least, as other ranks do; see `hidden_states`
     routes          to which experts each datum's tokens are sent, where that is not the model's choice; see `hidden_states`
     top_k           how many of the likeliest tokens, where `names` has these
+    layers          of which layers embeddings, where `names` has these; see `packing/layers.py`
     """
     outputs = Outputs()
     lengths = [len(sequence) for sequence in sequences]
@@ -56,12 +59,16 @@ def model_outputs(
         targets = target_tokens(datums, lengths)
         # Other ids outside the vocabulary were refused before; targets of weight 0 may be -100, for instance.
         beside["targets"] = (targets if rows is None else targets[rows]).clamp(0, model.vocab_size - 1)
-    pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if "embeddings" in names else None
+    pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if set(DATUM_OUTPUTS) & set(names) else None
     is_sparse = pooled is not None and pooling == "splade"
     head = model.head() if wants_head or is_sparse or STUDENT in names else None
-    hidden, outputs.embeddings = _hidden_and_pooled(
-        model, sequences, settings, rows, beside, pooled, head if is_sparse else None, forwards, routes
+    hidden, pooled_rows = _hidden_and_pooled(
+        model, sequences, settings, rows, beside, pooled, head if is_sparse else None, forwards, routes, layers
     )
+    if pooled_rows is not None:
+        vectors = pooled_rows.unflatten(1, (1 + len(layers), -1))
+        outputs.embeddings = vectors[:, 0] if "embeddings" in names else None
+        outputs.layer_embeddings = vectors[:, 1:] if LAYER_EMBEDDINGS in names else None
     if "values" in names:
         outputs.values = values_of(model, hidden)
     if "token_embeddings" in names:
@@ -113,20 +120,25 @@ def _hidden_and_pooled(
     sparse: Head | None,
     forwards: int,
     routes: Sequence[np.ndarray] | None,
+    layers: Sequence[int],
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states at `rows`, and one vector per sequence where `pooled` says of which tokens. beside: see `hidden_states`.
 
-    sparse: the head of vectors over the vocabulary; None for those of hidden states.
+    sparse: the head of vectors over the vocabulary; None for those of hidden states. layers: the vectors of these layers stand
+    behind the last one's, [N, (1 + L) d].
     """
     if pooled is None:
         return hidden_states(model, sequences, settings.batching, rows, beside, forwards, routes), None
     beside |= pooled | ({} if rows is None else {"rows": rows})
-    hidden = hidden_states(model, sequences, settings.batching, beside=beside, forwards=forwards, routes=routes)
+    hidden = hidden_states(
+        model, sequences, settings.batching, beside=beside, forwards=forwards, routes=routes, layers=layers
+    )
     if sparse is None:
         vectors = pool(hidden, {name: beside[name] for name in pooled})
     else:
         chosen = hidden[beside["chosen"]] if "chosen" in pooled else hidden
         vectors = splade_vectors(*in_autocast_precision(chosen, sparse), pooled["counts"].tolist())
+    hidden = hidden[:, : hidden.shape[1] // (1 + len(layers))]
     return hidden if rows is None else hidden[beside["rows"]], vectors
 
 

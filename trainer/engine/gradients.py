@@ -14,6 +14,7 @@ from ...losses.batch.checks import locate
 from ...losses.batch.outputs import Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.loss.leaves import other_leaves
+from ...losses.spec.layers import DATUM_OUTPUTS
 from ...losses.spec.top import TOP_TOKENS
 from ...losses.spec.vocabulary import STUDENT, TEACHER
 from ..head.whole import HeadDistributions
@@ -60,7 +61,7 @@ class LossGradients:
     def to_check(self) -> dict[str, Tensor]:
         """What `check` looks at: each row's largest entry, by magnitude, and a 0 for a finite gradient of a parameter."""
         named = {name: one for name, one in self.outputs.items() if not name.endswith(OF_HEAD)}
-        rows = {name: one if one.ndim == 1 else one.abs().amax(1) for name, one in named.items()}
+        rows = {name: one if one.ndim == 1 else one.abs().flatten(1).amax(1) for name, one in named.items()}
         own = {f"own {i}": (one * 0).sum() for i, one in enumerate(self.of_parameters)}
         own |= {f"gradient {name}": one.sum()[None] for name, one in self.outputs.items() if name not in named}
         other = {} if self.is_other is None else {"is other": self.is_other}
@@ -143,7 +144,7 @@ def outputs_with_gradients(outputs: Outputs, names: Sequence[str]) -> dict[str, 
 
 def _not_finite(bound: BoundLoss, name: str, row: int, leaves: Outputs) -> str:
     """The message for a gradient that is not finite at one row of output `name`."""
-    if name == "embeddings" or leaves.active is None:
+    if name in DATUM_OUTPUTS or leaves.active is None:
         return f"{bound.name}: the gradient of the loss is not finite at the {name} of datum {leaves.number(row)}"
     if name.startswith(STUDENT):
         return (

@@ -18,6 +18,7 @@ from ...datums.errors import NonFiniteLossInput
 from ...losses.batch.outputs import ALL_OUTPUTS, Outputs
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
+from ...losses.spec.layers import DATUM_OUTPUTS
 from ...losses.spec.vocabulary import VOCABULARY_OUTPUTS
 from ...losses.stats import Stat
 from ..head.whole import HeadDistributions
@@ -155,7 +156,7 @@ class Arrived:
         for name in ALL_OUTPUTS:
             if (gradient := self.numbers.get(f"gradient {name}")) is not None:
                 rows = gradient.numpy() != 0
-                moved[rows if name == "embeddings" else owner[rows]] = True
+                moved[rows if name in DATUM_OUTPUTS else owner[rows]] = True
         return int((~moved).sum())
 
 

@@ -15,6 +15,7 @@ from ...datums.types import Datum, ModelInput
 from ...losses.batch.outputs import Outputs
 from ...losses.batch.positions import width_of
 from ...losses.loss.bound import BoundLoss
+from ...losses.spec.layers import DATUM_OUTPUTS
 from ..head.autograd import expect_rows
 from ..head.backward import KnownRows
 from ..head.logprobs import default_head_memory
@@ -25,7 +26,7 @@ from ..packing.micro_batches import lengths_read, prefix_groups_of
 from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
 from .activation_memory import layers_as_set
-from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, check_sparse, checked_routes
+from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, check_layers, check_sparse, checked_routes
 from .forward import model_outputs
 from .gradients import outputs_with_gradients
 from .group_report import Group
@@ -49,6 +50,7 @@ class MicroBatches:
                nothing to do
     forwards   how many forwards each micro-batch takes at least, so that it takes as many on every rank
     top_k      how many of the likeliest tokens are among the outputs
+    layers     of which layers there are embeddings
     routes     for each datum, to which experts its tokens are sent: [length, layers, k]; None: the model chooses
     """
 
@@ -63,6 +65,7 @@ class MicroBatches:
     routes: Sequence[np.ndarray] | None = None
     top_k: int = 0
     lesson: Lesson | None = None
+    layers: Sequence[int] = ()
 
     @classmethod
     def plan(
@@ -79,6 +82,7 @@ class MicroBatches:
         top_k: int = 0,
         units: Sequence[Sequence[int]] | None = None,
         lesson: Lesson | None = None,
+        layers: Sequence[int] = (),
     ) -> MicroBatches:
         """Cut a call's datums, alike on every rank. sequences: all tokens of each. names: the outputs to compute.
 
@@ -87,11 +91,12 @@ class MicroBatches:
         DtypeError for routing matrices that the model cannot follow.
         """
         check_sparse(model, pooling, names)
+        check_layers(model, layers)
         routes = checked_routes(model, datums, settings)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         reads_tokens = any(name in TOKEN_OUTPUTS for name in names)
         computed = np.ones(lengths.sum(), dtype=bool) if active is None or not reads_tokens else active
-        if model.kind == "decoder" and "embeddings" not in names:
+        if model.kind == "decoder" and not set(DATUM_OUTPUTS) & set(names):
             read = lengths_computed(model, lengths, lengths_read(lengths, computed))
             sequences = [sequence[:length] for sequence, length in zip(sequences, read, strict=True)]
         shares_some = routes is None and shares_prefixes(model, settings.batching)
@@ -110,7 +115,7 @@ class MicroBatches:
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
         rows = OutputRows(names, np.split(computed, np.cumsum(lengths)[:-1]))
-        return cls(model, datums, pooling, settings, sequences, rows, shares, forwards, routes, top_k, lesson)
+        return cls(model, datums, pooling, settings, sequences, rows, shares, forwards, routes, top_k, lesson, layers)
 
     @cached_property
     def cuts(self) -> Cuts:
@@ -164,9 +169,11 @@ class MicroBatches:
                 forwards=self.forwards,
                 routes=[self.routes[i] for i in cut] if self.routes and cut else None,
                 top_k=self.top_k,
+                layers=self.layers,
             )
-            if not cut and outputs.embeddings is not None:
-                outputs.embeddings = outputs.embeddings[:0]
+            for name in DATUM_OUTPUTS if not cut else ():
+                if (rows := getattr(outputs, name)) is not None:
+                    setattr(outputs, name, rows[:0])
             return outputs
 
         # autocast keeps the weights that it casts, so its context may span one forward only

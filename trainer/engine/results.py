@@ -17,6 +17,7 @@ from ...losses.batch.pack import join
 from ...losses.batch.positions import active_in, active_targets, nll, width_of
 from ...losses.loss.bound import BoundLoss
 from ...losses.reductions import Count
+from ...losses.spec.layers import LAYER_EMBEDDINGS
 from ...losses.spec.top import TOP_OUTPUTS
 from ...losses.spec.vocabulary import VOCABULARY_OUTPUTS
 from ...losses.stats import Kind, Stat
@@ -24,6 +25,8 @@ from ..responses import ForwardBackwardOutput
 from .checks import TOKEN_OUTPUTS
 from .group_report import Arrived
 
+#: Outputs of one row per datum, and as what each is returned.
+PER_DATUM = {"embeddings": "embedding", LAYER_EMBEDDINGS: LAYER_EMBEDDINGS}
 #: Outputs that are returned under the names that the Fireworks API gives them.
 RETURNED_AS = {"topk_tokens": "top_k_indices", "topk_logprobs": "top_k_logprobs"}
 
@@ -77,9 +80,10 @@ def per_datum(
                 _as_targets(rows, datum) if name == "logprobs" else rows
             )
             start = end
-    if outputs.embeddings is not None:
-        for result, row in zip(results, outputs.embeddings.float().numpy(), strict=True):
-            result["embedding"] = TensorData.view(row)
+    for name, returned in PER_DATUM.items():
+        if (values := getattr(outputs, name)) is not None:
+            for result, row in zip(results, values.float().numpy(), strict=True):
+                result[returned] = TensorData.view(row)
     return results
 
 

@@ -35,6 +35,7 @@ def hidden_states(
     beside: dict[str, Tensor] | None = None,
     forwards: int = 1,
     routes: Sequence[np.ndarray] | None = None,
+    layers: Sequence[int] = (),
 ) -> Tensor:
     """[tokens of all sequences, d]: last hidden states, sequence after sequence, without padding; or only those in `rows`.
 
@@ -45,7 +46,7 @@ def hidden_states(
         (`switch_length`) run apart. forwards: run so many at least, the others of one token each, which nothing reads; a sharded
     model
         waits in each layer for the other ranks'. routes: of each sequence, [length, layers, k], the experts that its tokens are sent
-        to; sequences then share no prefix.
+        to; sequences then share no prefix. layers: also the hidden states of these, beside the last ones: [tokens, (1 + L) d].
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     way = _way(model, batching, share=routes is None)
@@ -56,15 +57,15 @@ def hidden_states(
 
     groups = _groups(model, batching, [len(array) for array in arrays])
     if len(groups) == 1 and forwards == 1:
-        return laid(groups[0]).run(model, rows, beside)
+        return laid(groups[0]).run(model, rows, beside, layers)
     parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(arrays)
     for group in groups:
-        together = laid(group).run(model, beside=beside if group is groups[0] else None)
+        together = laid(group).run(model, beside=beside if group is groups[0] else None, layers=layers)
         for i, part in zip(group, together.split([len(arrays[i]) for i in group]), strict=True):
             parts[i] = part
     hidden = torch.cat(parts)
     if forwards > len(groups):
-        others = [way(model, [np.zeros(1, np.int64)]).run(model) for _ in range(forwards - len(groups))]
+        others = [way(model, [np.zeros(1, np.int64)]).run(model, layers=layers) for _ in range(forwards - len(groups))]
         hidden = torch.cat([hidden, *others])[: len(hidden)]  # which leads the gradient through them too
     return hidden if rows is None else hidden[to_device({"rows": rows}, model.device)["rows"]]
 

@@ -17,6 +17,7 @@ from . import attention
 from .attention import Layout, attending
 from .block_attention import BlockAttention
 from .flex import FlexAttention
+from .layers import states_of
 from .micro_batches import SHORTEST_PREFIX
 from .rows import pack_row
 from .varlen import VarlenAttention
@@ -54,10 +55,16 @@ class Laid:
         rows[self.positions] = flat
         return replace(self, routes=rows)
 
-    def run(self, model: LoadedModel, rows: Tensor | None = None, beside: dict[str, Tensor] | None = None) -> Tensor:
+    def run(
+        self,
+        model: LoadedModel,
+        rows: Tensor | None = None,
+        beside: dict[str, Tensor] | None = None,
+        layers: Sequence[int] = (),
+    ) -> Tensor:
         """Last hidden states [tokens, d], sequence after sequence, or only `rows` of those; rows is on the host.
 
-        All goes to the device in one copy, with the tensors of `beside`, which are replaced by those there.
+        layers: beside each, those of these layers: [tokens, (1 + L) d]. All goes to the device in one copy, with the tensors of `beside`, which are replaced by those there.
         """
         beside = {} if beside is None else beside
         own = {} if self.layout is None else self.layout.arrays
@@ -76,7 +83,7 @@ class Laid:
             arguments["use_cache"] = False
         routes = None if self.routes is None else there["routes"].long()
         with attending(model, None if self.layout is None else attention.NAME), routed(model, routes):
-            hidden = model.backbone(**arguments).last_hidden_state
+            hidden = states_of(model, arguments, layers)
         flat = hidden.reshape(-1, hidden.shape[-1])
         return flat if places is None else flat[there["places"]]
 

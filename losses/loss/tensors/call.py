@@ -22,6 +22,7 @@ from ....datums.errors import (
 )
 from ....datums.inputs import IGNORE_LABEL, KEY_DTYPES
 from ...batch.checks import has_one_column, reads_one_target
+from ...spec.layers import DATUM_OUTPUTS, LAYER_EMBEDDINGS
 from ...spec.settings import WEIGHTS_KEY
 from ...spec.spec import OUTPUT_NAMES, LossSpec
 from ...spec.top import TOP_OUTPUTS, TOP_TOKENS
@@ -119,7 +120,7 @@ def call_of(
         raise UnknownInput(
             f"{loss.name} reads one vector per row and no positions, so it takes no {' and no '.join(masks)}"
         )
-    per_row = {"embeddings": tensors["embeddings"]} if "embeddings" in tensors else tensors
+    per_row = {key: tensors[key] for key in DATUM_OUTPUTS if key in tensors} or tensors
     outputs = {key: _lead(key, one) for key, one in tensors.items() if key in OUTPUT_NAMES}
     leads = {**outputs, **masks} if reads_tokens else {}
     call = Call(loss, layout_of(loss.name, leads, cu_seqlens, loss.couples, per_row=per_row, masks=named))
@@ -170,9 +171,15 @@ def _output(call: Call, key: str, tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() == (key == TOP_TOKENS):
         kind = "token ids are integers" if key == TOP_TOKENS else "a model's outputs are floats"
         raise DtypeError(f"{name}: {key} is {tensor.dtype}: {kind}")
-    if key == "embeddings":
-        if tensor.ndim != 2 or len(tensor) != call.layout.rows:
-            raise ShapeError(f"{name}: embeddings is {list(tensor.shape)}: one vector per row, [{call.layout.rows}, D]")
+    if key in DATUM_OUTPUTS:
+        layers = next((part.layers for _, part in call.loss.parts if part.layers), ())
+        middle, what = (
+            ([len(layers)], "one vector per row and layer") if key == LAYER_EMBEDDINGS else ([], "one vector per row")
+        )
+        wanted = [call.layout.rows, *middle]
+        if tensor.ndim != len(wanted) + 1 or list(tensor.shape[:-1]) != wanted:
+            shown = ", ".join([*map(str, wanted), "D"])
+            raise ShapeError(f"{name}: {key} is {list(tensor.shape)}: {what}, [{shown}]")
         return tensor
     flat = _flat(call, key, tensor)
     if key in (*TOP_OUTPUTS, *WIDE_OUTPUTS):

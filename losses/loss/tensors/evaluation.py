@@ -14,6 +14,7 @@ from ....datums.errors import EmptyLossError, LossContractError, ShapeError, Wei
 from ...batch.outputs import Outputs
 from ...batch.packed import Packed
 from ...reductions import Count
+from ...spec.layers import DATUM_OUTPUTS
 from ...spec.vocabulary import TEACHER
 from ...stats import Stat
 from ..evaluate import evaluated_total
@@ -135,7 +136,7 @@ def _computed(
         made |= {} if teacher is None else {TEACHER: teacher.whole(rows)}
         reader.check_computed(made, rows)
     given = {
-        name: values if rows is None or name == "embeddings" else values[rows.to(values.device)]
+        name: values if rows is None or name in DATUM_OUTPUTS else values[rows.to(values.device)]
         for name, values in call.outputs.items()
     }
     return {**given, **made}, None if rows is None else active

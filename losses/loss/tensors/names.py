@@ -22,6 +22,7 @@ class Part(Protocol):
     norm_length: int | None
     weights: str | None
     top_k: int
+    layers: tuple[int, ...]
 
     @property
     def label(self) -> str:

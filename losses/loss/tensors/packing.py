@@ -18,6 +18,7 @@ from ...batch.checks import are_ids, check_pairs, wrong_value
 from ...batch.pack import as_read, counts_of, laid_out
 from ...batch.packed import Packed
 from ...batch.positions import active_positions, active_targets, has_columns
+from ...spec.layers import DATUM_OUTPUTS
 from ...spec.settings import WEIGHTS_KEY
 from ...spec.spec import Input
 from .call import Call, as_weights
@@ -44,8 +45,8 @@ class Reader:
 
     def _ask(self, part: Part) -> None:
         for name in part.spec.outputs:
-            if name == "embeddings" and name in self.call.outputs:
-                ask_embeddings(self.call, part, self.call.outputs[name])
+            if name in DATUM_OUTPUTS and name in self.call.outputs:
+                ask_embeddings(self.call, part, name, self.call.outputs[name])
             elif name in self.call.outputs:
                 ask_output(self.call, part, name, self.call.outputs[name])
         for one in part.spec.inputs if part.spec.reads_tokens else ():

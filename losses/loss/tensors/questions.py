@@ -37,14 +37,14 @@ def ask_output(call: Call, part: Part, name: str, values: Tensor | Distributions
     _ask(call, part, name, values, checked if present is None else checked & present, is_logprob, rows)
 
 
-def ask_embeddings(call: Call, part: Part, vectors: Tensor) -> None:
-    """Whether all vectors [rows, D] are finite."""
+def ask_embeddings(call: Call, part: Part, name: str, vectors: Tensor) -> None:
+    """Whether all vectors [rows, D], or [rows, L, D], are finite."""
     wrong = ~torch.isfinite(vectors.detach())
 
     def error() -> LossbookError:
-        row, column = wrong.nonzero()[0].tolist()
+        row, *columns = wrong.nonzero()[0].tolist()
         return NonFiniteLossInput(
-            f"{part.name}: embeddings of row {row} is {float(vectors[row, column].detach()):g} at {column}"
+            f"{part.name}: {name} of row {row} is {float(vectors[(row, *columns)].detach()):g} at {columns[-1]}"
         )
 
     call.checks.add(wrong, error)

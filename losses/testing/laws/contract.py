@@ -15,6 +15,7 @@ from ....datums.errors import LossbookError, LossCheckError
 from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
 from ...loss.loss import Loss
+from ...spec.layers import LAYERS
 from ...spec.top import TOP_TOKENS
 from .. import strategies
 from ..checks import Check, batches, ordinary
@@ -101,7 +102,8 @@ def _items(loss: LossUnderTest) -> list[str]:
     if only is None:
         return []
     outputs = [f"output {name}" for name in only.outputs] if len(only.outputs) > 1 else []
-    return [*(f"setting {one}" for one in only.settings), *(f"input {one.name}" for one in only.spec.inputs), *outputs]
+    settings = [one for one in only.settings if one != LAYERS or not only.layers]  # which says what the model gives
+    return [*(f"setting {one}" for one in settings), *(f"input {one.name}" for one in only.spec.inputs), *outputs]
 
 
 def _lower(name: str, output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ....datums.errors import LossCheckError
 from ....datums.types import Datum
 from ...registry import get_loss
+from ...spec.layers import LAYER_EMBEDDINGS
 from ..checks import batches, family_law
 from ..evaluation import TOLERANCES, evaluate, shown, terms
 from ..loss_under_test import EMBEDDING_WIDTH, LossUnderTest, OutputLists
@@ -63,10 +64,13 @@ def grad_cache_is_full_batch(
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
 
     def encoded(rows: Tensor) -> Tensor:
-        return torch.tanh(rows @ weight + bias)
+        """[N, 1 + L, D]: the last layer's vectors, and those of L layers before it."""
+        last = torch.tanh(rows @ weight + bias)
+        return torch.stack([last, *(torch.tanh(last * (i + 2)) for i in range(loss.layers))], 1)
 
     def value_of(embeddings: Tensor) -> Tensor:
-        total, _ = terms(loss.wrapped, data, {"embeddings": list(embeddings)})
+        given = {"embeddings": list(embeddings[:, 0]), LAYER_EMBEDDINGS: list(embeddings[:, 1:])}
+        total, _ = terms(loss.wrapped, data, {name: given[name] for name in loss.outputs})
         return total / loss.wrapped.count(data)
 
     in_one_pass = torch.autograd.grad(value_of(encoded(features)), parameters)
@@ -80,6 +84,22 @@ def grad_cache_is_full_batch(
         in_two = [total + part for total, part in zip(in_two, parts, strict=True)]
     for name, once, twice in zip(("weights", "biases"), in_one_pass, in_two, strict=True):
         _same(f"the gradient of the encoder's {name}", once, twice, f"in two passes, {chunk} texts at a time")
+
+
+def layers_in_any_order(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists) -> None:
+    """Naming the layers in another order, and giving their embeddings in it, keeps the loss and its gradients."""
+    assert loss.only is not None
+    layers = loss.only.layers
+    other = replace(loss, wrapped=get_loss(loss.wrapped, layers=layers[::-1]))
+    turned = {**outputs, LAYER_EMBEDDINGS: [rows.flip(0) for rows in outputs[LAYER_EMBEDDINGS]]}
+    whole, again = evaluate(loss, data, outputs), evaluate(other, data, turned)
+    how = f"when the layers {layers} were named the other way round"
+    _same("the loss", whole.value, again.value, how)
+    for name, rows in whole.gradients.items():
+        for i, (before, after) in enumerate(zip(rows, again.gradients[name], strict=True)):
+            _same(
+                f"the gradient of datum {i}'s {name}", before, after.flip(0) if name == LAYER_EMBEDDINGS else after, how
+            )
 
 
 _WEIGHT = (FEATURES, EMBEDDING_WIDTH)
@@ -121,4 +141,5 @@ CHECKS = (
     family_law(scale_invariance, _with_factors),
     family_law(rotation_invariance, _with_seed),
     family_law(grad_cache_is_full_batch, _with_chunk),
+    family_law(layers_in_any_order),
 )

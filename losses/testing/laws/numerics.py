@@ -14,6 +14,7 @@ from torch import Tensor
 from ....datums.errors import LossCheckError
 from ....datums.inputs import key_kind
 from ....datums.types import Datum, TensorData
+from ...spec.layers import DATUM_OUTPUTS
 from ...spec.top import TOP_LOGPROBS, TOP_TOKENS
 from ...spec.vocabulary import STUDENT, TEACHER, TOKEN_EMBEDDINGS
 from ..checks import Check, active_positions, batches, copied
@@ -158,7 +159,9 @@ def with_extreme(
     """The data and outputs with one log-ratio (or embedding) of ±size, and a description of its position."""
     filled = copied(outputs)
     if not loss.reads_tokens:
-        filled["embeddings"][at].fill_(size if grows else -size)
+        for name in DATUM_OUTPUTS:
+            if name in filled:
+                filled[name][at].fill_(size if grows else -size)
         return list(data), filled, f"embedding {at}"
     i, t = active_positions(loss, data)[at]
     references = [key for one in loss.reads for key in one.keys if one.kind == "logprob"]

@@ -57,6 +57,7 @@ class Kept:
             pooling=pooling,
             settings=settings,
             top_k=reads.top_k,
+            layers=reads.layers,
         )
 
     def forward(self) -> KeptOutputs:

@@ -17,6 +17,7 @@ from ....datums.types import Datum
 from ....losses.batch.positions import positions_of
 from ....losses.loss.bound import BoundLoss
 from ....losses.loss.loss import LossLike
+from ....losses.spec.layers import DATUM_OUTPUTS
 from ....losses.spec.vocabulary import TEACHER, VOCABULARY_OUTPUTS
 from ...head.logprobs import in_autocast_precision
 from ...head.renumbered import RenumberedDistributions
@@ -99,7 +100,7 @@ def lesson_of(model: LoadedModel, teacher: Teacher | None, loss: LossLike, bound
         if teacher is not None:
             raise LossContractError(f"{bound.name} reads no teacher's distributions: leave teacher= out")
         return None
-    if loss.couples == "batch" or "embeddings" in bound.outputs:
+    if loss.couples == "batch" or set(DATUM_OUTPUTS) & set(bound.outputs):
         raise LossContractError(f"{bound.name}: whole distributions do not go together with what couples the batch")
     if model.ranks.size > 1:
         raise ModelError(

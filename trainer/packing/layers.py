@@ -1,0 +1,80 @@
+"""Hidden states of several layers from one forward, each as the model would end with it.
+
+Layers are counted as transformers counts `hidden_states`: 0 is the embedding of the tokens, n the output of the n-th layer. What
+the model applies to its last layer's output, such as a final norm, is applied to each: this is what a model gives that is cut off
+behind that layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...datums.errors import ModelError
+from ..model.model import LoadedModel
+
+#: Modules that ran, in order, with what they read and what they returned.
+Calls = list[tuple[nn.Module, Tensor, Tensor]]
+
+
+def states_of(model: LoadedModel, arguments: dict[str, Any], layers: Sequence[int]) -> Tensor:
+    """Last hidden states [B, T, d]; with layers, [B, T, (1 + L) d]: behind them the states of these layers.
+
+    Raises ModelError for an architecture that does not give hidden states of layers.
+    """
+    if not layers:
+        return model.backbone(**arguments).last_hidden_state
+    with _watched(model.backbone) as calls:
+        outputs = model.backbone(**arguments, output_hidden_states=True)
+    last, states = outputs.last_hidden_state, getattr(outputs, "hidden_states", None)
+    if states is None or len(states) <= max(layers):
+        raise ModelError(
+            f"{model.name} ({type(model.module).__name__}) gives no hidden states of layer {max(layers)}: take a loss without layers"
+        )
+    ending = _ending(calls, last)
+    chosen = [states[i] for i in layers]
+    for module in ending:
+        chosen = [module(state) for state in chosen]
+    return torch.cat([last, *chosen], -1)
+
+
+@contextmanager
+def _watched(backbone: nn.Module) -> Iterator[Calls]:
+    """The calls inside of modules that neither are in a layer nor hold layers: embeddings, a final norm."""
+    calls: Calls = []
+
+    def note(module: nn.Module, given: tuple[Any, ...], returned: Any) -> None:
+        if given and isinstance(given[0], Tensor) and isinstance(returned, Tensor):
+            calls.append((module, given[0], returned))
+
+    handles = [module.register_forward_hook(note) for module in _outside_layers(backbone)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outside_layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            continue
+        if any(isinstance(below, nn.ModuleList) for below in child.modules()):
+            yield from _outside_layers(child)
+        else:
+            yield child
+
+
+def _ending(calls: Calls, last: Tensor) -> list[nn.Module]:
+    """The modules, in order, that made the last hidden states of the last layer's output; [] where these are the same."""
+    ending: list[nn.Module] = []
+    wanted = last
+    for module, given, returned in reversed(calls):
+        if returned is wanted:
+            ending.insert(0, module)
+            wanted = given
+    return ending
