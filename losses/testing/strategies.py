@@ -75,7 +75,8 @@ def outputs(loss: Any, data: Sequence[Datum]) -> st.SearchStrategy[OutputLists]:
     loss_under_test = as_loss_under_test(loss)
     drawers = {**_OUTPUTS, "logprobs": candidate_logprobs} if loss_under_test.candidates else dict(_OUTPUTS)
     drawers |= {name: partial(_top, loss_under_test.top_k, name) for name in TOP_OUTPUTS}
-    drawers[LAYER_EMBEDDINGS] = partial(_of_layers, loss_under_test.layers)
+    of_layers = (loss_under_test.layers, EMBEDDING_WIDTH)
+    drawers[LAYER_EMBEDDINGS] = lambda data: _tensors([of_layers] * len(data), _vectors)
     return st.fixed_dictionaries({name: drawers[name](data) for name in loss_under_test.outputs})
 
 
@@ -242,10 +243,6 @@ def _vectors(drawn: np.ndarray) -> np.ndarray:
 def _distributions(data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
     drawn = _tensors([(rows(d), VOCABULARY_WIDTH) for d in data], log_probabilities)
     return drawn.map(lambda tensors: [tensor.log_softmax(-1) for tensor in tensors])
-
-
-def _of_layers(count: int, data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:
-    return _tensors([(count, EMBEDDING_WIDTH)] * len(data), _vectors)
 
 
 def _top(count: int, name: str, data: Sequence[Datum]) -> st.SearchStrategy[list[Tensor]]:

@@ -43,6 +43,10 @@ LOSSES: dict[str, Any] = {
     "triplet": lb.get_loss("triplet"),
     "matryoshka": lb.matryoshka("info_nce", dims=(16, 4)),
     "matryoshka over pairs": lb.matryoshka("cosine_similarity", dims=(8, 16)),
+    "adaptive_layer": lb.adaptive_layer("info_nce", layers=(0, 1), kl_temperature=1.0),
+    "adaptive_layer over pairs": lb.adaptive_layer("cosine_similarity", layers=(1,)),
+    "matryoshka_2d": lb.matryoshka_2d("cosent", layers=(1,), dims=(16, 4)),
+    "adaptive_layer beside vectors of tokens": lb.adaptive_layer("triplet", layers=(1,)) + lb.get_loss("maxsim"),
     "maxsim beside vectors of texts": lb.get_loss("maxsim") + lb.get_loss("info_nce") + 0.1 * lb.get_loss("gor"),
     "a mixture": lb.get_loss("cosent") + 0.5 * lb.get_loss("angle"),
 }

@@ -16,6 +16,7 @@ from ...losses.spec.top import TOP_OUTPUTS
 from ...losses.spec.vocabulary import WIDE_OUTPUTS
 from ..model.model import LoadedModel
 from ..model.value_head import check_value_head
+from ..packing.layers import repeated_parts
 from ..routing.routers import check_routing, decoded_routes
 from .settings import EngineSettings
 
@@ -35,8 +36,10 @@ def check_pooling(pooling: str) -> None:
         raise ModelError(f"pooling is one of {known}, not {pooling!r}.{did_you_mean(str(pooling), get_args(Pooling))}")
 
 
-def check_sparse(model: LoadedModel, pooling: str, names: Sequence[str]) -> None:
-    """Raise ModelError where vectors over the vocabulary are asked of an encoder, which is loaded without its head."""
+def check_pooled(model: LoadedModel, pooling: str, names: Sequence[str], layers: Sequence[int]) -> None:
+    """Raise ModelError for vectors that the model does not have: over the vocabulary, of an encoder, which is loaded without its
+    head, or of layers, for which there is no head; and of layers that it does not have below its last one."""
+    _check_layers(model, layers)
     if pooling == "splade" and LAYER_EMBEDDINGS in names:
         raise ModelError(
             "pooling 'splade' is of the last layer's logits, and the loss reads layer_embeddings: take pooling mean, last or cls"
@@ -64,15 +67,9 @@ def check_own_top_k(model: LoadedModel, bound: BoundLoss) -> None:
         )
 
 
-def check_layers(model: LoadedModel, layers: Sequence[int]) -> None:
-    """Raise ModelError for embeddings of layers that the model does not have below its last one."""
-    depth = model.depth
-    if layers and (depth is None or max(layers) >= depth):
-        has = (
-            "does not say how many layers it has"
-            if depth is None
-            else f"has the layers 0 to {depth - 1} below its last one"
-        )
+def _check_layers(model: LoadedModel, layers: Sequence[int]) -> None:
+    if layers and max(layers) >= (depth := len(repeated_parts(model))):
+        has = f"has the layers 0 to {depth - 1} below its last one" if depth else "repeats no layer"
         raise ModelError(
             f"the loss reads embeddings of layer {max(layers)}, but {model.name} {has}: change the setting layers"
         )

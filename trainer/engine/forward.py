@@ -65,10 +65,7 @@ def model_outputs(
     hidden, pooled_rows = _hidden_and_pooled(
         model, sequences, settings, rows, beside, pooled, head if is_sparse else None, forwards, routes, layers
     )
-    if pooled_rows is not None:
-        vectors = pooled_rows.unflatten(1, (1 + len(layers), -1))
-        outputs.embeddings = vectors[:, 0] if "embeddings" in names else None
-        outputs.layer_embeddings = vectors[:, 1:] if LAYER_EMBEDDINGS in names else None
+    outputs.embeddings, outputs.layer_embeddings = _by_layer(pooled_rows, layers, names)
     if "values" in names:
         outputs.values = values_of(model, hidden)
     if "token_embeddings" in names:
@@ -140,6 +137,17 @@ def _hidden_and_pooled(
         vectors = splade_vectors(*in_autocast_precision(chosen, sparse), pooled["counts"].tolist())
     hidden = hidden[:, : hidden.shape[1] // (1 + len(layers))]
     return hidden if rows is None else hidden[beside["rows"]], vectors
+
+
+def _by_layer(rows: Tensor | None, layers: Sequence[int], names: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
+    """`embeddings` and `layer_embeddings` of pooled rows [N, (1 + L) d], as far as they are among `names`."""
+    if rows is None:
+        return None, None
+    vectors = rows.unflatten(1, (1 + len(layers), -1))
+    return (
+        vectors[:, 0] if "embeddings" in names else None,
+        vectors[:, 1:] if LAYER_EMBEDDINGS in names else None,
+    )
 
 
 def pooled_tokens(lengths: Sequence[int], pooling: Pooling, starts: Sequence[int] | None = None) -> dict[str, Tensor]:

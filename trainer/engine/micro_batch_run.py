@@ -26,7 +26,7 @@ from ..packing.micro_batches import lengths_read, prefix_groups_of
 from ..packing.shares import Cuts, plan_shares
 from ..transfer import to_device
 from .activation_memory import layers_as_set
-from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, check_layers, check_sparse, checked_routes
+from .checks import HEAD_OUTPUTS, TOKEN_OUTPUTS, Pooling, check_pooled, checked_routes
 from .forward import model_outputs
 from .gradients import outputs_with_gradients
 from .group_report import Group
@@ -90,8 +90,7 @@ class MicroBatches:
         must see together; units: the datums of each of its groups, where it couples these. Raises ModelError, ShapeError and
         DtypeError for routing matrices that the model cannot follow.
         """
-        check_sparse(model, pooling, names)
-        check_layers(model, layers)
+        check_pooled(model, pooling, names, layers)
         routes = checked_routes(model, datums, settings)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         reads_tokens = any(name in TOKEN_OUTPUTS for name in names)

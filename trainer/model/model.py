@@ -188,11 +188,6 @@ class LoadedModel:
         return self._unpadded or self._transformer.get_input_embeddings().weight.shape[0]
 
     @property
-    def depth(self) -> int | None:
-        """How many layers it has; None where its config does not say."""
-        return getattr(self._transformer.config.get_text_config(), "num_hidden_layers", None)
-
-    @property
     def max_length(self) -> int | None:
         """The longest sequence in tokens, None when neither the architecture nor `limit_length` sets a limit."""
         if self.length_limit is not None:

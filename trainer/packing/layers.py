@@ -2,7 +2,8 @@
 
 Layers are counted as transformers counts `hidden_states`: 0 is the embedding of the tokens, n the output of the n-th layer. What
 the model applies to its last layer's output, such as a final norm, is applied to each: this is what a model gives that is cut off
-behind that layer.
+behind that layer. States are read as the next layer gets them, since what transformers returns as `hidden_states` begins with the
+tokens in most architectures and with the first layer in some.
 """
 
 from __future__ import annotations
@@ -21,25 +22,51 @@ from ..model.model import LoadedModel
 Calls = list[tuple[nn.Module, Tensor, Tensor]]
 
 
+def repeated_parts(model: LoadedModel) -> list[nn.Module]:
+    """The layers of a model: the longest list of modules in its backbone."""
+    lists = [part for part in model.backbone.modules() if isinstance(part, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
 def states_of(model: LoadedModel, arguments: dict[str, Any], layers: Sequence[int]) -> Tensor:
     """Last hidden states [B, T, d]; with layers, [B, T, (1 + L) d]: behind them the states of these layers.
 
-    Raises ModelError for an architecture that does not give hidden states of layers.
+    Raises ModelError for an architecture whose layers are not called with hidden states.
     """
     if not layers:
         return model.backbone(**arguments).last_hidden_state
-    with _watched(model.backbone) as calls:
-        outputs = model.backbone(**arguments, output_hidden_states=True)
-    last, states = outputs.last_hidden_state, getattr(outputs, "hidden_states", None)
-    if states is None or len(states) <= max(layers):
+    parts = repeated_parts(model)
+    with _read_by({i: parts[i] for i in layers}) as states, _watched(model.backbone) as calls:
+        last = model.backbone(**arguments).last_hidden_state
+    if lacking := [i for i in layers if i not in states or states[i].shape != last.shape]:
         raise ModelError(
-            f"{model.name} ({type(model.module).__name__}) gives no hidden states of layer {max(layers)}: take a loss without layers"
+            f"{model.name} ({type(model.module).__name__}) gives no hidden states of layer {lacking[0]}: take a loss without layers"
         )
-    ending = _ending(calls, last)
     chosen = [states[i] for i in layers]
-    for module in ending:
+    for module in _ending(calls, last):
         chosen = [module(state) for state in chosen]
     return torch.cat([last, *chosen], -1)
+
+
+@contextmanager
+def _read_by(parts: dict[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """The hidden states that each layer reads at its first call inside."""
+    states: dict[int, Tensor] = {}
+
+    def keep(index: int, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        state = given[0] if given else named.get("hidden_states")
+        if isinstance(state, Tensor):
+            states.setdefault(index, state)
+
+    def hook(index: int) -> Any:
+        return lambda _, given, named: keep(index, given, named)
+
+    handles = [part.register_forward_pre_hook(hook(index), with_kwargs=True) for index, part in parts.items()]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -74,7 +101,7 @@ def _ending(calls: Calls, last: Tensor) -> list[nn.Module]:
     ending: list[nn.Module] = []
     wanted = last
     for module, given, returned in reversed(calls):
-        if returned is wanted:
+        if returned.data_ptr() == wanted.data_ptr() and returned.shape[-1] == wanted.shape[-1]:  # or a view of it
             ending.insert(0, module)
             wanted = given
     return ending

@@ -20,6 +20,7 @@ from ..model.lengths import SHORT_WINDOW, chooses_tokens, rotation_looks_ahead, 
 from ..model.model import LoadedModel
 from ..model.verdict import Verdict
 from . import layouts
+from .layers import repeated_parts
 from .layouts import Laid, Way
 
 #: Tokens that two of the sequences share: more than a short window, and few, since a probe costs what its tokens cost.
@@ -156,12 +157,6 @@ def _other_than_attention(model: LoadedModel) -> str:
     if getattr(config, "attention_chunk_size", None) is not None:
         return "its attention is in chunks of the row"
     return ""
-
-
-def repeated_parts(model: LoadedModel) -> list[nn.Module]:
-    """The layers of a model: the longest list of modules in its backbone."""
-    lists = [part for part in model.backbone.modules() if isinstance(part, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
 
 
 def _first_layer(model: LoadedModel, laid: Laid, sequences: Sequence[np.ndarray]) -> str:

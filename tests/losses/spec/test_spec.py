@@ -103,7 +103,7 @@ def reduces_itself(logprobs: Tensor, *, reduction: str = "sum") -> Tensor:
             {},
             LossContractError,
             "own reads no model output, so nothing could be learned. Its positional parameters are (advantages, ratio); "
-            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, topk_tokens, topk_logprobs, vocab_logprobs, teacher_vocab_logprobs, token_embeddings, or write it as fn(data, logprobs_list)",
+            "name one of logprobs, embeddings, entropy, logsumexp, mean_logprobs, values, topk_tokens, topk_logprobs, vocab_logprobs, teacher_vocab_logprobs, token_embeddings, layer_embeddings, or write it as fn(data, logprobs_list)",
             id="nothing of the model is read",
         ),
         pytest.param(
