@@ -66,12 +66,10 @@ def model_outputs(
         model, sequences, settings, rows, beside, pooled, head if is_sparse else None, forwards, routes, layers
     )
     outputs.embeddings, outputs.layer_embeddings = _by_layer(pooled_rows, layers, names)
-    if "values" in names:
-        outputs.values = values_of(model, hidden)
+    outputs.values = values_of(model, hidden) if "values" in names else None
     if "token_embeddings" in names:
         outputs.token_embeddings = hidden if hidden.dtype == torch.float64 else hidden.float()
-    if "projection" in names:
-        outputs.projection = projection_of(model, hidden)
+    outputs.projection = projection_of(model, hidden) if "projection" in names else None
     if head is not None and STUDENT in names:
         outputs.vocab_logprobs = HeadDistributions(*in_autocast_precision(hidden, head))
     if head is not None and wants_head:

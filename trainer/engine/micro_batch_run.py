@@ -109,8 +109,7 @@ class MicroBatches:
             prefix_groups=prefix_groups_of(sequences, couples, units) if shares_some else (),
             units=units,
         )
-        if couples == "batch" and len(shares[0]) > 1:  # the graphs of all micro-batches are held together
-            settings = with_less_head_memory(model, settings, len(shares[0]))
+        settings = with_less_head_memory(model, settings, graphs=len(shares[0]) if couples == "batch" else 1)
         forwards = most_forwards(model, settings, sizes, shares)
         routes = routes and [each[: len(sequence)] for each, sequence in zip(routes, sequences, strict=True)]
         rows = OutputRows(names, np.split(computed, np.cumsum(lengths)[:-1]))
@@ -259,7 +258,9 @@ def budget_on(model: LoadedModel, settings: EngineSettings) -> int | None:
 
 
 def with_less_head_memory(model: LoadedModel, settings: EngineSettings, graphs: int) -> EngineSettings:
-    """Settings by which the head keeps as much for so many graphs as it may for one."""
+    """Settings by which the head keeps as much for so many graphs, which are held together, as it may for one."""
+    if graphs < 2:
+        return settings
     memory = default_head_memory(model.device) if settings.head_memory is None else settings.head_memory
     return replace(settings, head_memory=memory // graphs)
 

@@ -27,7 +27,7 @@ ENCODERS: dict[str, Any] = {
     "DistilBERT": lambda: transformers.DistilBertConfig(vocab_size=96, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     "MPNet": lambda: transformers.MPNetConfig(**ENCODER),
 }
-ENCODER = {
+ENCODER: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 48,
