@@ -33,6 +33,7 @@ class Limits(BaseModel):
     lora_rank: Count = Field(default=512, description="rank of an adapter")
     graph_nodes: Count = Field(default=512, description="nodes of a custom loss")
     graph_elements: Count = Field(default=50_000_000, description="numbers that a custom loss makes for one datum")
+    graph_seconds: Seconds = Field(default=60, description="seconds that custom losses of a request may run")
     losses_per_session: Count = Field(default=64, description="custom losses of a session")
     sessions_per_key: Count = Field(default=1000, description="open sessions of a key")
     models_per_key: Count = Field(default=100, description="models of a key's open sessions")

@@ -34,24 +34,18 @@ _MOST_INPUTS = 16
 
 
 @dataclass(frozen=True)
-class LossHandle:
-    """A traced loss, for `forward_backward_custom` of the clients of its session.
+class PerDatumLoss:
+    """A loss of one datum at a time that says what it reads: what `forward_backward_custom` takes beside functions.
 
-    inputs    `logprobs`, then the `loss_fn_inputs` keys that it reads, each with its rank
-    graph     what runs, in place of the function
-    loss_id   the hosted service's id of it; None here, where it runs in this process
+    Called with all datums and their logprobs it gives the sum of their losses, and metrics.
+
+    inputs      `logprobs`, then the `loss_fn_inputs` keys that it reads, each with its rank
+    session_id  the session whose clients may use it
     """
 
     name: str
     inputs: tuple[CustomLossInput, ...]
     session_id: str
-    graph: torch.fx.GraphModule = field(repr=False, compare=False)
-    loss_id: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Equal for equal traces with equal inputs."""
-        return hashlib.sha256(f"{self.graph.code}{self.inputs!r}".encode()).hexdigest()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -82,6 +76,28 @@ class LossHandle:
                         f"custom loss {self.name!r} declared {one.name} with rank {one.rank}, but {key!r} of datum {i} of "
                         f"{len(data)} has rank {rank}"
                     )
+
+    def __call__(self, data: Sequence[Datum], logprobs: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The sum of the datums' losses, and metrics."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LossHandle(PerDatumLoss):
+    """A traced loss, for `forward_backward_custom` of the clients of its session.
+
+    inputs    `logprobs`, then the `loss_fn_inputs` keys that it reads, each with its rank
+    graph     what runs, in place of the function
+    loss_id   the hosted service's id of it; None here, where it runs in this process
+    """
+
+    graph: torch.fx.GraphModule = field(repr=False, compare=False)
+    loss_id: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal traces with equal inputs."""
+        return hashlib.sha256(f"{self.graph.code}{self.inputs!r}".encode()).hexdigest()
 
     def __call__(self, data: Sequence[Datum], logprobs: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The sum of the datums' losses, and each metric's sum, or mean over datums, as its name's end says."""

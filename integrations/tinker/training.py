@@ -16,7 +16,7 @@ from ...trainer.checkpoint.folder import check_name
 from ...trainer.clients import training as lossbook
 from ...trainer.clients.awaitable import queued
 from ...trainer.training.protocol import Trainer
-from .custom_loss import LossHandle
+from .custom_loss import PerDatumLoss
 from .futures import APIFuture, CallFuture
 from .losses import check_inputs, check_stand_in, loss_of
 from .process import ClientFuture, Session, answered
@@ -82,7 +82,7 @@ class TrainingClient:
     def forward_backward_custom(
         self,
         data: list[Datum],
-        loss_fn: CustomLoss | LossHandle,
+        loss_fn: CustomLoss | PerDatumLoss,
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
@@ -93,7 +93,7 @@ class TrainingClient:
         """
         if loss_type_input not in (None, "logprobs"):
             raise LossContractError(f"loss_type_input={loss_type_input!r}: a loss gets logprobs, and nothing else")
-        if isinstance(loss_fn, LossHandle):
+        if isinstance(loss_fn, PerDatumLoss):
             loss_fn.check(data, self._session.id)
         given, datums = list(data), self._texts(data)
 
