@@ -224,6 +224,7 @@ class JoinSamplingSession(Request):
 class RetrieveFuture(Request):
     """`retrieve_future`."""
 
+    STATUS: ClassVar = 400
     request_id: Id
     allow_metadata_only: bool = False
 
@@ -231,6 +232,7 @@ class RetrieveFuture(Request):
 class CancelFuture(Request):
     """`cancel_future`."""
 
+    STATUS: ClassVar = 400
     request_id: Id
 
 
@@ -242,6 +244,7 @@ class _Target(Fields):
 class RetrieveFutures(Request):
     """`retrieve_futures`: which samples of a sampling session have ended since `prev_cursor`."""
 
+    STATUS: ClassVar = 400
     target: _Target
     prev_cursor: Number = 0
     timeout: Annotated[float, Field(ge=0)] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -69,11 +70,16 @@ class Sample(Request):
     prompt_logprobs_last_n: _Int64 | None = None
     record_stability_info: bool | None = None
 
+    @classmethod
+    def check_size(cls, fields: Mapping[str, Any], limits: Limits) -> None:
+        prompt = fields.get("prompt")
+        chunks = prompt.get("chunks") if isinstance(prompt, Mapping) else None
+        most("chunks", "the number of prompt.chunks", len(chunks) if isinstance(chunks, list) else 0, limits)
+
     def check(self, limits: Limits) -> None:
-        chunks, params = self.prompt.chunks, self.sampling_params
+        params, tokens = self.sampling_params, sum(len(chunk.tokens or ()) for chunk in self.prompt.chunks)
         most("samples", "num_samples", self.num_samples, limits)
-        most("chunks", "the number of prompt.chunks", len(chunks), limits)
-        most("tokens", "the number of tokens of the prompt", sum(len(chunk.tokens or ()) for chunk in chunks), limits)
+        most("tokens", "the number of tokens of the prompt", tokens, limits)
         if params.max_tokens is not None:
             most("sampled_tokens", "num_samples times max_tokens", self.num_samples * params.max_tokens, limits)
         for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):

@@ -57,8 +57,9 @@ class Scan:
 
     def _walk(self, position: int, end: int, parts: dict[int, _Part]) -> None:
         counts = dict.fromkeys(parts, 0)
+        raw = self.raw
         while position < end:
-            tag, position = self._varint(position, end)
+            tag, position = self._varint(position, end) if raw[position] > 127 else (raw[position], position + 1)
             number, kind = tag >> 3, tag & 7
             self.fields += 1
             if self.fields > self.limits.json_values:

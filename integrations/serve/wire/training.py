@@ -53,6 +53,10 @@ def read_forward_backward(raw: bytes, limits: Limits) -> ForwardBackward:
     Raises Refused 400 for bytes that are none, and above a limit, which is named; `used` says the request's number, where it was
     read. What can be read but not run comes back with its `problem`.
     """
+    if raw[:1] == b"{":
+        raise Refused(
+            400, "the body is JSON, as an old client sends it; protobuf is read here: pip install -U 'tinker>=0.38'"
+        )
     scan = Scan(raw, limits)
     try:
         scan.run()
