@@ -233,6 +233,15 @@ COMMANDS: dict[tuple[str, ...], Command] = {
             "lossbook serve --host 0.0.0.0 --keys-file keys.txt",
         ),
     ),
+    ("conform",): Command(
+        "check the promises of a server of Tinker's protocol, through the official SDK",
+        "commands.conform",
+        "conform",
+        examples=(
+            "lossbook conform --base-url http://127.0.0.1:8000",
+            'lossbook conform --in-process --only "gradient.*" --json',
+        ),
+    ),
     ("doctor", "model"): Command(
         "check a model against its own logits, and say how it is run",
         "doctor.model",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from ...datums.errors import ConfigError
 from ...datums.extras import require
@@ -30,6 +32,16 @@ class Connection:
     service: Callable[[], Any]
     wire: Callable[[float], Wire] | None = None
 
+    def first_model(self) -> str:
+        """The base model to train where none is named: the first that the service offers, in this process "tiny"."""
+        if self.wire is None:
+            return "tiny"
+        service = self.service()
+        offered = [one.model_name for one in service.get_server_capabilities().supported_models if one.model_name]
+        if not offered:
+            raise ConfigError(f"{self.name} names no models: say which with --model")
+        return offered[0]
+
 
 def in_process() -> Connection:
     """This process's own door, `lossbook.integrations.tinker`, with its settings."""
@@ -53,4 +65,17 @@ def over_http(base_url: str, api_key: str | None = None) -> Connection:
     def wire(timeout: float) -> Wire:
         return Wire(http_post(address, key, timeout), timeout)
 
-    return Connection(address, tinker, lambda: tinker.ServiceClient(base_url=address, api_key=key), wire)
+    def service() -> Any:
+        _check_reached(address)
+        return tinker.ServiceClient(base_url=address, api_key=key)
+
+    return Connection(address, tinker, service, wire)
+
+
+def _check_reached(address: str) -> None:
+    """Raise ConnectionError unless something listens there: the SDK would try for minutes."""
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), 5).close()
+    except OSError as error:
+        raise ConnectionError(f"no server answers at {address}: {error}") from None

@@ -11,17 +11,19 @@ class ConformSettings(BaseModel):
     """Settings of a check of a server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str = Field("tiny", description="base model to train adapters of")
-    rank: int = Field(8, ge=1, description="rank of the adapters")
-    seed: int = Field(0, ge=0, description="of the data that is made up")
-    examples: int = Field(4, ge=2, le=64, description="datums per call; samples per question grow with it")
-    tokens: int = Field(12, ge=6, le=512, description="most tokens of a datum")
-    vocabulary: int = Field(250, ge=32, description="token ids are drawn below this")
+    model: str = Field(default="tiny", description="base model to train adapters of")
+    rank: int = Field(default=8, ge=1, description="rank of the adapters")
+    seed: int = Field(default=0, ge=0, description="of the data that is made up")
+    examples: int = Field(default=4, ge=2, le=64, description="datums per call; samples per question grow with it")
+    tokens: int = Field(default=12, ge=6, le=512, description="most tokens of a datum")
+    vocabulary: int = Field(default=250, ge=32, description="token ids are drawn below this")
     tolerance: float = Field(
-        0.005, gt=0, description="largest difference of two equal numbers, relative above 1; about 0.05 for bfloat16"
+        default=0.005,
+        gt=0,
+        description="largest difference of two equal numbers, relative above 1; about 0.05 for bfloat16",
     )
-    timeout: float = Field(60.0, gt=0, description="seconds that an answer may take")
-    error_seconds: float = Field(15.0, gt=0, description="seconds within which a mistake must be refused")
+    timeout: float = Field(default=60.0, gt=0, description="seconds that an answer may take")
+    error_seconds: float = Field(default=15.0, gt=0, description="seconds within which a mistake must be refused")
 
 
 def settings_of(**given: object) -> ConformSettings:

@@ -102,7 +102,9 @@ class RawModel:
         }
         return cls(wire, wire.answer(wire.submitted("create_model", body))["model_id"])
 
-    def forward_backward(self, seq_id: int, examples: Sequence[Example], *, times: int = 1, forward: bool = False) -> Any:
+    def forward_backward(
+        self, seq_id: int, examples: Sequence[Example], *, times: int = 1, forward: bool = False
+    ) -> Any:
         """The decoded answer of a cross-entropy call; all copies are sent before any is answered."""
         body = self.request(seq_id, examples, forward)
         ids = [self.wire.submitted("forward_backward", body) for _ in range(times)]
@@ -118,7 +120,9 @@ class RawModel:
     def logprobs(self, seq_id: int, examples: Sequence[Example]) -> np.ndarray:
         """Logprobs of all positions of all examples, one after the other."""
         messages, output = self.wire.messages, self.forward_backward(seq_id, examples, forward=True)
-        return np.concatenate([decoded(record.fields["logprobs"], messages.DTYPE_BFLOAT16) for record in output.loss_fn_outputs])
+        return np.concatenate(
+            [decoded(record.fields["logprobs"], messages.DTYPE_BFLOAT16) for record in output.loss_fn_outputs]
+        )
 
     def request(self, seq_id: int, examples: Sequence[Example], forward: bool = False) -> bytes:
         """The body of a cross-entropy call."""

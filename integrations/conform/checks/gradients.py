@@ -119,7 +119,9 @@ def _gradient_of(loss: str) -> Callable[[Server], str]:
             server.backward(client, shipped)
             server.step(client)
 
-        return server.same_step(server.after(by_name), server.after(by_weights), f"{loss} and its derivative as weights")
+        return server.same_step(
+            server.after(by_name), server.after(by_weights), f"{loss} and its derivative as weights"
+        )
 
     return check
 
@@ -145,7 +147,7 @@ def custom_equals_built_in(server: Server) -> str:
 
     def cross_entropy(data: list[Any], logprobs_list: list[Any]) -> Any:
         losses = [-(own * own.new_tensor(row)).sum() for own, row in zip(logprobs_list, weights, strict=True)]
-        loss = sum(losses[1:], losses[0])
+        loss: Any = sum(losses[1:], losses[0])
         return loss, {"loss:sum": float(loss.detach())}
 
     def calls(client: Any) -> None:
@@ -167,11 +169,9 @@ def custom_equals_built_in(server: Server) -> str:
 def traced_equals_built_in(server: Server) -> str:
     logprobs = logprobs_of(server.forward(server.client(), server.data))
     data = input_of(server, "importance_sampling", logprobs)
-    renamed = [
-        one.only(sampler_logprobs=one.inputs["logprobs"], advantages=one.inputs["advantages"]) for one in data
-    ]
+    renamed = [one.only(sampler_logprobs=one.inputs["logprobs"], advantages=one.inputs["advantages"]) for one in data]
 
-    def conform_importance_sampling(logprobs, sampler_logprobs, advantages):  # noqa: ANN001, ANN202: torch.fx traces it
+    def conform_importance_sampling(logprobs: Any, sampler_logprobs: Any, advantages: Any) -> Any:
         loss = -((logprobs - sampler_logprobs).exp() * advantages).sum()
         return loss, {"custom/conform:sum": loss}
 

@@ -97,8 +97,6 @@ def answer_again(server: Server) -> str:
     wire = _wire(server)
     model = RawModel.made(wire, server.settings.model, server.settings.rank, server.settings.seed + 1)
     request_id = wire.submitted("forward_backward", model.request(1, server.data))
-    answers = [
-        wire.messages.ForwardBackwardOutput.FromString(wire.answer(request_id, protobuf=True)) for _ in range(2)
-    ]
+    answers = [wire.messages.ForwardBackwardOutput.FromString(wire.answer(request_id, protobuf=True)) for _ in range(2)]
     values = [one.metrics.get("loss:sum", np.nan) for one in answers]
     return server.equal(values[1], values[0], "loss:sum of both answers", abs(values[0]))

@@ -138,7 +138,9 @@ def frequencies(server: Server) -> str:
         share = min(sum(known.values()), 1.0)
         hits = sum(token in known for token, _ in pairs[count:])
         spread = np.sqrt(max(count * share * (1 - share), 1.0))
-        figure = f"at temperature {temperature:g} {hits} of {count} samples are tokens of probability {share:.3f} in all"
+        figure = (
+            f"at temperature {temperature:g} {hits} of {count} samples are tokens of probability {share:.3f} in all"
+        )
         if abs(hits - count * share) > _DEVIATIONS * spread or sum(known.values()) > 1 + server.settings.tolerance:
             raise Broken(figure)
         told.append(figure)
@@ -171,7 +173,10 @@ def greedy(server: Server) -> str:
 def seeds(server: Server) -> str:
     sampler, prompt = server.sampler(moved(server)), line(server)
     runs = [
-        [tuple(one.tokens) for one in drawn(server, sampler, 4, prompt, max_tokens=6, temperature=1.0, seed=seed, stop=[])]
+        [
+            tuple(one.tokens)
+            for one in drawn(server, sampler, 4, prompt, max_tokens=6, temperature=1.0, seed=seed, stop=[])
+        ]
         for seed in (11, 11, 12)
     ]
     if runs[0] != runs[1]:

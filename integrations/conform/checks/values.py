@@ -97,9 +97,7 @@ def many_targets(server: Server) -> str:
         alone = logprobs_of(server.forward(client, apart))
         server.equal(own, np.stack([each.reshape(-1) for each in alone], 1), "logprobs of [N, K] and of each target")
         del one
-    terms = np.concatenate(
-        [(own * one.inputs["weights"]).reshape(-1) for one, own in zip(wide, logprobs, strict=True)]
-    )
+    terms = np.concatenate([(own * one.inputs["weights"]).reshape(-1) for one, own in zip(wide, logprobs, strict=True)])
     return server.equal(loss_of(output), -terms.sum(), "loss over all targets", float(np.abs(terms).sum()))
 
 
