@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from .server import Server
-
-#: (server under test) -> what was measured, where the promise holds.
-Check = Callable[["Server"], str]
+#: (the `Server` under test) -> what was measured, where the promise holds.
+Check = Callable[[Any], str]
 
 
 class Broken(Exception):
