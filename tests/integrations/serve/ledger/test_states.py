@@ -150,18 +150,27 @@ class Machine(RuleBasedStateMachine):
             status = 400
         else:
             status = None
-        try:
-            submission = self.insistently(trouble, lambda: self.ledger.submit(operation))
-        except Refused as refused:
-            assert refused.status == status
+        if status is not None:
+            with pytest.raises(Refused) as refused:
+                self.insistently(trouble, lambda: self.ledger.submit(operation))
+            assert refused.value.status == status
             return
-        assert status is None
+        submission = self.insistently(trouble, lambda: self.ledger.submit(operation))
         assert submission.is_new == (expected is None), "it is queued once"
         if expected is None:
             self.taken[owner, number] = Expected(owner, number, kind, body, submission.request_id)
         else:
             assert submission.request_id == expected.request_id
             assert submission.answer == expected.answer
+
+    @rule(owner=st.sampled_from(OWNERS), kind=st.sampled_from([*CHANGING, "sample"]), data=st.data())
+    def whole(self, owner: str, kind: Any, data: st.DataObject) -> None:
+        """A request that is taken and run, and perhaps answered: most are."""
+        number = next((one for one in NUMBERS if (owner, one) not in self.taken), NUMBERS[0])
+        self.submit(owner, number, kind, "a", None)
+        self.begin(set())
+        if any(one.runs for one in self.taken.values()):
+            self.finish(data, False, None)
 
     @rule(
         owner=st.sampled_from(OWNERS), number=st.sampled_from(NUMBERS), trouble=st.sampled_from([None, "lost", "kept"])
@@ -171,17 +180,16 @@ class Machine(RuleBasedStateMachine):
         if (owner, number) not in self.taken:
             self.taken[owner, number] = Expected(owner, number, "", "", "", "refused", finished=self.now)
 
-    @rule(data=st.data())
-    def begin(self, data: st.DataObject) -> None:
-        ids = sorted(one.request_id for one in self.taken.values() if one.request_id)
-        some = data.draw(st.lists(st.sampled_from(ids)) if ids else st.just([]))
-        by_id = {one.request_id: one for one in self.taken.values()}
-        begun = self.ledger.begin(some)
+    @precondition(lambda self: bool(self.taken))
+    @rule(skips=st.sets(st.integers(0, 7), max_size=2))
+    def begin(self, skips: set[int]) -> None:
+        by_id = {one.request_id: one for one in self.taken.values() if one.request_id}
+        some = [one for place, one in enumerate(sorted(by_id)) if place not in skips]
+        begun = self.ledger.begin(some * 2)
+        assert set(begun) == {one for one in some if by_id[one].state == "open" and not by_id[one].runs}
         for one in begun:
-            assert by_id[one].state == "open"
             by_id[one].runs = True
         self.executions.update(begun)
-        assert {one for one in some if by_id[one].state == "open"} <= {one for one in ids if by_id[one].runs}
 
     @precondition(lambda self: any(one.runs for one in self.taken.values()))
     @rule(data=st.data(), fails=st.booleans(), trouble=st.sampled_from([None, None, "lost", "kept"]))
@@ -226,22 +234,18 @@ class Machine(RuleBasedStateMachine):
     def fetch(self, data: st.DataObject, asks: str, is_fetched: bool) -> None:
         taken = sorted((one for one in self.taken.values() if one.request_id), key=lambda one: (one.owner, one.number))
         one = data.draw(st.sampled_from(taken))
-        try:
-            answer = self.ledger.answer(asks, one.request_id)
-        except Refused as refused:
-            if asks != one.owner:
-                assert refused.status == 404
-            else:
-                assert one.state == "expired"
-                assert refused.status == (410 if one.kind == "sample" else 404)
+        if asks != one.owner or one.state == "expired":
+            with pytest.raises(Refused) as refused:
+                self.ledger.answer(asks, one.request_id)
+            assert refused.value.status == (410 if asks == one.owner and one.kind == "sample" else 404)
             return
-        assert asks == one.owner
+        answer = self.ledger.answer(asks, one.request_id)
         assert answer == one.answer, "the first answer, for ever; and none before"
         if answer is not None and is_fetched:
             self.ledger.fetched(one.request_id)
             self.unwritten[one.request_id] = self.now
 
-    @rule(seconds=st.sampled_from([1, 200, 301, 3601, 90_001]))
+    @rule(seconds=st.sampled_from([1, 301, 3601, 90_001]))
     def wait(self, seconds: int) -> None:
         self.now += seconds
 
@@ -305,7 +309,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(8, 25), pytest.param(100, 60, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("examples", "steps"), [(5, 30), pytest.param(60, 60, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_each_request_runs_once_and_has_one_answer_whatever_happens(
     new_url: Callable[[], str], examples: int, steps: int
