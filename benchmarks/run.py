@@ -109,6 +109,7 @@ BENCHMARKS = (
     Benchmark("i", "import_time.py", takes_device=False),
     Benchmark("m", "rank_memory.py", takes_device=False),
     Benchmark("n", "reranker.py", takes_device=False),
+    Benchmark("o", "shared_base.py", takes_device=False),
 )
 
 

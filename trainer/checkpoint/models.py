@@ -33,6 +33,7 @@ def saved_model(
     known: Collection[str] = (),
     base_weights: BaseWeights = "full",
     ranks: Ranks = ALONE,
+    load_base: Callable[..., LoadedModel] = load_model,
 ) -> LoadedModel:
     """The model that a checkpoint was saved from, with adapters and a value head like its own, of fresh weights.
 
@@ -40,6 +41,7 @@ def saved_model(
     known        models that the caller loaded before
     base_weights what its base weights must be; those of a service
     ranks        which make it together, and shard it next; see `load_model`
+    load_base    loads the frozen weights under adapters, given the arguments of `load_model`
 
     A checkpoint does not decide what is downloaded: its base model must be given or known, be built in or a folder or file
     here, or be in the hub's cache. Raises CheckpointError for others, where `base_model` or `base_weights` is not the saved
@@ -56,11 +58,11 @@ def saved_model(
         )
     _check_base_weights(checkpoint, contents, base_weights)
     try:
-        model = load_model(saved, device=device, dtype=dtype, base_weights=base_weights, ranks=ranks)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "base_weights": base_weights, "ranks": ranks}
         if contents.lora is not None:
-            add_lora(model, **contents.lora.arguments())
+            model = add_lora(load_base(saved, **options), **contents.lora.arguments())
         else:
-            model.train_all_weights()
+            model = load_model(saved, **options).train_all_weights()
         return add_value_head(model, contents.projection_head_dim or 1) if contents.value_head else model
     except ModelError as error:
         raise CheckpointError(
@@ -78,12 +80,14 @@ def load_snapshot(
     base_weights: BaseWeights = "full",
     ranks: Ranks = ALONE,
     prepare: Callable[[LoadedModel], object] = lambda model: None,
+    load_base: Callable[..., LoadedModel] = load_model,
 ) -> Snapshot:
-    """A checkpoint's weights, in a model loaded for them; see `saved_model`. prepare: fuses or shards the model, in place.
+    """A checkpoint's weights, in a model made for them; see `saved_model`. prepare: fuses or shards the model, in place.
 
     Raises CheckpointError where the checkpoint cannot be read, or was saved from another model than `base_model`.
     """
     options: dict[str, Any] = {"base_model": base_model, "known": known, "base_weights": base_weights, "ranks": ranks}
+    options["load_base"] = load_base
     several = ranks.size > 1  # which read their parts of the weights, once they know them
     checkpoint = read_checkpoint(Path(path), names=[] if several else ["weights"], ranks=ranks)
     model = saved_model(checkpoint, device=device, dtype=dtype, **options)

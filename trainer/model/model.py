@@ -47,6 +47,7 @@ class LoadedModel:
     length_limit      the longest sequence in tokens that it is given, where that is set below the architecture's; see `limit_length`
     routers           the modules that choose experts, once `routing` was tried
     routes            to which experts the forward that runs now sends tokens; None for those that the routers choose
+    base              the model as it was loaded, whose weights this one shares with others; None where they are its own
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -71,6 +72,7 @@ class LoadedModel:
     length_limit: int | None = None
     routers: Any = field(default=None, repr=False)
     routes: Tensor | None = field(default=None, repr=False)
+    base: LoadedModel | None = field(default=None, repr=False)
 
     @property
     def drops(self) -> bool:
@@ -137,8 +139,12 @@ class LoadedModel:
         """Make every parameter require a gradient, in float32 at least; returns this model.
 
         A bfloat16 weight has 8 bits of mantissa: an optimizer step smaller than 1/512 of it would be rounded away. A model
-        that was loaded in bfloat16 still computes its products in it. Raises ModelError where the weights are 4-bit.
+        that was loaded in bfloat16 still computes its products in it. Raises ModelError where the weights are 4-bit, or shared.
         """
+        if self.base is not None:
+            raise ModelError(
+                f"the weights of {self.name} are shared with other models: load it on its own to train them"
+            )
         if self.base_weights == "4bit":
             raise ModelError(
                 f"the base weights of {self.name} are 4-bit, which adapters alone are trained on: choose a LoRA rank, or "

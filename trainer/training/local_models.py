@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,22 @@ from ..model.weights.four_bit import check_base_weights
 from ..ranks import ALONE, Ranks, check_width
 from .frozen_model import FrozenModel
 from .model_trainer import ModelTrainer
+from .shared_bases import SharedBases
 
 
 @dataclass(frozen=True)
 class LocalModels:
     """Loads models into this process.
 
+    Adapters and frozen models of one base share its frozen weights, so that each takes memory for its adapters alone. A model
+    of which all weights are trained has its own, and so has one that lies over several ranks.
+
     settings       how they run
     device, dtype  None for defaults
     base_weights   "full" or "4bit"
     ranks          the processes that hold each model together; all of them make the same calls
     tensor_parallel  how many of them share each matrix of a layer
+    bases          the base models that are shared
 
     Raises ModelError for other base weights, for settings that several ranks do not have, and where determinism on a GPU comes too late.
     """
@@ -48,6 +53,7 @@ class LocalModels:
     base_weights: BaseWeights = "full"
     ranks: Ranks = ALONE
     tensor_parallel: int = 1
+    bases: SharedBases = field(default_factory=SharedBases, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_base_weights(self.base_weights)
@@ -64,7 +70,7 @@ class LocalModels:
     def adapters(self, base_model: str, *, value_head: int, max_length: int | None = None, **lora: Any) -> ModelTrainer:
         """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
         self.check_adapters()
-        return self._trainer(add_lora(self._load(base_model), **lora), value_head, max_length)
+        return self._trainer(add_lora(self._frozen(base_model), **lora), value_head, max_length)
 
     def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> ModelTrainer:
         """All weights of a model."""
@@ -80,12 +86,13 @@ class LocalModels:
             base_model=base_model,
             base_weights=self.base_weights,
             ranks=self.ranks,
+            load_base=self.bases.load,
         )
         return ModelTrainer(self._sharded(self._fused(model)), self.settings)
 
     def base(self, base_model: str) -> FrozenModel:
         """A model as it is loaded."""
-        return FrozenModel(Snapshot(self._sharded(self._load(base_model)), {}), self.settings)
+        return FrozenModel(Snapshot(self._sharded(self._frozen(base_model)), {}), self.settings)
 
     def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> FrozenModel:
         """A checkpoint's weights; see `saved_model` for `base_model` and `known`."""
@@ -99,6 +106,7 @@ class LocalModels:
             base_weights=self.base_weights,
             ranks=self.ranks,
             prepare=lambda model: self._sharded(self._fused(model)),
+            load_base=self.bases.load,
         )
         return FrozenModel(snapshot, self.settings)
 
@@ -140,10 +148,14 @@ class LocalModels:
             if is_at_hand(contents.base_model):  # others are refused below, or fetched
                 self._check_split(contents.base_model)
 
-    def _load(self, base_model: str) -> LoadedModel:
+    def _load(self, base_model: str, load: Callable[..., LoadedModel] = load_model) -> LoadedModel:
         self._check_split(base_model)
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "base_weights": self.base_weights}
-        return self._fused(load_model(base_model, **options, ranks=self.ranks))
+        return self._fused(load(base_model, **options, ranks=self.ranks))
+
+    def _frozen(self, base_model: str) -> LoadedModel:
+        """The model on weights that others may share."""
+        return self._load(base_model, self.bases.load)
 
     def _fused(self, model: LoadedModel) -> LoadedModel:
         """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""

@@ -23,6 +23,7 @@ from ..shards import whole
 from ..training.frozen_model import FrozenModel
 from ..training.local_models import LocalModels
 from ..training.model_trainer import ModelTrainer
+from ..training.shared_bases import SharedBases
 from .flat import FlatDatums, FlatLists, FlatSamples, FlatTensors, flat_top
 from .sent import SentLoss, SentOutput, SentWeight
 
@@ -66,6 +67,7 @@ class RankService:
         self._ranks = ranks
         self._device = device
         self._held: dict[int, ModelTrainer | FrozenModel] = {}
+        self._bases = SharedBases()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Raises WorkerError for a name that is not in the table."""
@@ -86,7 +88,8 @@ class RankService:
         self, number: int, models: LocalModels, method: str, arguments: dict[str, Any], is_whole: bool = False
     ) -> Facts | None:
         """Make a model by a method of `LocalModels`. is_whole: on each rank a whole one, to sample from."""
-        own = replace(models, device=self._device, ranks=ALONE if is_whole else self._ranks)
+        ranks = ALONE if is_whole else self._ranks
+        own = replace(models, device=self._device, ranks=ranks, bases=self._bases)
         if models.settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
