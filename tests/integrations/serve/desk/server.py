@@ -70,7 +70,8 @@ async def started(root: Path, **changes: Any) -> Desk:
 def datum(tokens: list[int], **inputs: Any) -> Datum:
     """A sequence that is trained on at all its positions."""
     inputs = inputs or {"weights": [1.0] * (len(tokens) - 1)}
-    return Datum(ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:], **inputs})
+    read: dict[str, Any] = {"target_tokens": tokens[1:], **inputs}
+    return Datum(ModelInput.from_ints(tokens[:-1]), read)
 
 
 DATA = [datum([5, 6, 7, 8, 9]), datum([9, 4, 3])]
