@@ -20,8 +20,11 @@ def wire_metrics(given: Mapping[str, float]) -> dict[str, float]:
     """
     kinds: Mapping[str, Kind] = given.kinds if isinstance(given, Metrics) else {}
     metrics = {"loss:sum": float(given["loss:sum"])}
-    for name, value in given.items():
-        metrics[wire_name(name, kinds.get(name, "mean"))] = float(value)
+    for name in sorted(given.keys() - metrics):  # in an order that does not depend on the data
+        wire = wire_name(name, kinds.get(name, "mean"))
+        while wire in metrics:  # names that differed in a colon alone
+            wire = f"other/{wire}"
+        metrics[wire] = float(given[name])
     return metrics
 
 

@@ -26,7 +26,7 @@ def forward_backward_bytes(output: ForwardBackwardOutput) -> bytes:
     names = sorted({name for datum in output.loss_fn_outputs for name in datum})
 
     def layout(datum: Mapping[str, TensorData]) -> list[Any]:
-        return [(tensor.dtype, tensor.shape[1:]) if (tensor := datum.get(name)) else None for name in names]
+        return [(datum[name].dtype, datum[name].shape[1:]) if name in datum else None for name in names]
 
     for _, datums in groupby(output.loss_fn_outputs, layout):
         _write_record(message.loss_fn_outputs.add(), list(datums), names)
