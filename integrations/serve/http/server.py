@@ -42,7 +42,7 @@ def serve(settings: ServeSettings, *, announce: Callable[[str], None] = print) -
     listener = _bound(settings)
     try:
         app = create_app(settings)
-        server = _Server(_config(app, settings), app, settings)
+        server = _Server(uvicorn_config(app, settings), app, settings)
         host, port = listener.getsockname()[:2]
         server.on_start = lambda: [announce(line) for line in greeting(settings, host, port)]
         server.run(sockets=[listener])
@@ -51,7 +51,8 @@ def serve(settings: ServeSettings, *, announce: Callable[[str], None] = print) -
     return 0
 
 
-def _config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn runs the application: its limits on time, size and number."""
     protocol = type("Connection", (Connection,), {"header_seconds": settings.limits.header_seconds})
     return uvicorn.Config(
         app,

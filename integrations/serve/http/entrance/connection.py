@@ -10,6 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 #: Bytes that a request's line and headers may take.
 MAX_HEADER_BYTES = 64 * 1024
+#: Seconds for which what comes after a refusal is dropped.
+LINGER = 1.0
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -22,6 +24,7 @@ class Connection(H11Protocol):
 
     header_seconds: float = 30.0
     _waiting: asyncio.TimerHandle | None = None
+    _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request."""
@@ -35,6 +38,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock when the headers are whole; start it with the first bytes of another request."""
+        if self._is_refused:
+            return
         super().data_received(data)
         if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
@@ -65,4 +70,8 @@ class Connection(H11Protocol):
         body = message.encode("ascii", "replace")
         head = b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (status, _REASONS[status], len(body)) + body)
-        self.transport.close()
+        self._is_refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        # Closed at once, what is still on its way would reset the connection before the client has read the answer.
+        self.loop.call_later(LINGER, self.transport.close)

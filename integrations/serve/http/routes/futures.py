@@ -28,7 +28,15 @@ async def retrieve_future(request: Request) -> Response:
     context, owner = context_of(request), owner_of(request)
     request_id = (await given(request, RetrieveFuture)).request.request_id
     hold = min(context.settings.hold_seconds, _LAST_HOLD) if context.is_stopping else context.settings.hold_seconds
-    answer = await _while_connected(request, context.desk.retrieve(owner, request_id, hold))
+    try:
+        answer = await _while_connected(request, context.desk.retrieve(owner, request_id, hold))
+    except Refused:
+        raise
+    except Exception:
+        if not context.is_stopping:
+            raise
+        # The desk has closed its books. The result, if there is one, is in them: it must not be told as failed.
+        raise Refused(503, "the server is being stopped: ask again when it runs again", retry_after=5) from None
     if answer is None:
         return json_response({"queue_state": context.desk.queue_state(request_id)}, 408)
     return outcome(answer)
