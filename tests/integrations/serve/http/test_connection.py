@@ -56,7 +56,9 @@ GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
         pytest.param(b"\x16\x03\x01\x02\x00\r\n\r\n", b"400", id="TLS"),
         pytest.param(b"GET /healthz HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", b"400", id="two hosts"),
         pytest.param(GET + b"content-length: 1\r\ncontent-length: 2\r\n\r\n", b"400", id="two lengths"),
-        pytest.param(GET + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", None, id="two framings"),
+        pytest.param(
+            GET + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", None, id="two framings"
+        ),
     ],
 )
 def test_what_is_sent_is_answered_by_its_status(data: bytes, status: bytes | None) -> None:
@@ -74,7 +76,9 @@ def test_what_is_sent_is_answered_by_its_status(data: bytes, status: bytes | Non
     [
         pytest.param(b"GET /healthz HT", id="half a line"),
         pytest.param(GET, id="headers without their end"),
-        pytest.param(b"POST /api/v1/telemetry HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n{", id="half a body"),
+        pytest.param(
+            b"POST /api/v1/telemetry HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n{", id="half a body"
+        ),
     ],
 )
 def test_what_does_not_come_in_time_is_answered_by_408(data: bytes) -> None:
