@@ -27,10 +27,16 @@ from typing import Any
 from ..datums.errors import ConfigError
 from ..datums.files.sources import read_rows
 from ..losses.loss.loss import LossLike
-from .embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
+from .embeddings.batches import (
+    PairBatches,
+    PairLayout,
+    embedding_loss,
+    takes_duplicates_for_negatives,
+    with_layers_of_step,
+)
 from .embeddings.data import Encoded, Side, Texts, encode, grouped, held_apart, negatives_used, read_texts
 from .embeddings.guide import Vectors, check_guide, vectors_of
-from .embeddings.retrieval import Retrieval, embeddings
+from .embeddings.retrieval import Retrieval, vectors_by_layer
 from .embeddings.sentence_encoder import EncoderSettings, encoder_settings, find_minilm, write_settings
 from .loop import Loop, begin, finish, introduce
 from .run.configs import adam_params, torch_dtype
@@ -64,14 +70,15 @@ def main(config: EmbedConfig) -> dict[str, float]:
     print("\n".join(f"{name:<24} {value}" for name, value in report.items()))
     run.write(REPORT, json.dumps(report, indent=2))
     layout = PairLayout(loss, texts, negatives_used(texts, config.hard_negatives), encoded, guided(config, texts))
-    retrieval = Retrieval.of(held_out, encoded, pooling, config.matryoshka_dimensions)
-    width = embeddings(training, [encoded.datum("query", texts[0].query)], pooling).shape[1]
+    retrieval = Retrieval.of(held_out, encoded, pooling, config.matryoshka_dimensions, config.layers)
+    width = vectors_by_layer(training, [encoded.datum("query", texts[0].query)], pooling, config.layers).shape[2]
     check_dimensions(config.matryoshka_dimensions, width)
     with Loop(config, run, training, total) as loop:
         if loop.start == 0:
             loop.log_evaluation(0, retrieval.measure(training))
         for step in loop:
             batch, sized_loss = layout.batch(batches.at(step))
+            sized_loss = with_layers_of_step(sized_loss, config.layers_per_step, config.seed, step)
             output = training.forward_backward(batch, sized_loss, pooling=pooling).result()
             update = training.optim_step(adam_params(config, step, total)).result()
             loop.log(step, batch, output, update, shown=SHOWN, loss=sized_loss)
@@ -92,7 +99,7 @@ def check(config: EmbedConfig) -> None:
 
 def loss_of(config: EmbedConfig) -> LossLike:
     """The configured loss. Raises ConfigError for one without its guide, or a guide without its loss."""
-    loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions, config.also)
+    loss = embedding_loss(config.loss, config.loss_config, config.matryoshka_dimensions, config.also, config.layers)
     check_guide(loss, config.guide)
     return loss
 

@@ -13,6 +13,7 @@ import torch
 
 from ...datums.errors import ConfigError, DataFileError, EmptyLossError, LossContractError, ShapeError
 from ...datums.types import Datum
+from ...losses.embedding.adaptive_layer import OWN, adaptive_layer, sampled_layers
 from ...losses.embedding.matryoshka import matryoshka
 from ...losses.loss.loss import Loss, LossLike, Mixture
 from ...losses.registry import get_loss
@@ -29,10 +30,20 @@ GIVEN = ("document_id", "class_id", "label", "teacher_score", *VECTORS)
 
 
 def embedding_loss(
-    name: str, settings: Mapping[str, Any], dimensions: Sequence[int] = (), also: Mapping[str, float] | None = None
+    name: str,
+    settings: Mapping[str, Any],
+    dimensions: Sequence[int] = (),
+    also: Mapping[str, float] | None = None,
+    layers: Sequence[int] = (),
 ) -> LossLike:
-    """The configured loss; with `dimensions`, over several lengths of the embeddings. also: losses to add, by id and weight."""
-    loss: LossLike = _embedding_loss(name, settings, dimensions)
+    """The configured loss; with `dimensions`, over several lengths of the embeddings, with `layers`, over these layers too.
+
+    settings: of the loss, and with layers those of `adaptive_layer`. also: losses to add, by id and weight.
+    """
+    own = {key: value for key, value in settings.items() if layers and key in OWN}
+    loss: LossLike = _embedding_loss(name, {key: settings[key] for key in settings if key not in own}, dimensions)
+    if layers:
+        loss = adaptive_layer(loss, layers=tuple(layers), **own)
     for other, weight in (also or {}).items():
         loss = loss + weight * _embedding_loss(other, {}, ())
     if (also or {}) and len({reads_labels(part) for _, part in loss.parts}) > 1:
@@ -68,6 +79,16 @@ def _embedding_loss(name: str, settings: Mapping[str, Any], dimensions: Sequence
     if lacking := [one.name for one in loss.spec.inputs if one.required and one.name not in GIVEN]:
         raise LossContractError(f"{loss.name} reads {lacking[0]!r}, which rows of texts do not have")
     return matryoshka(loss, dims=tuple(dimensions)) if dimensions else loss
+
+
+def with_layers_of_step(loss: LossLike, count: int | None, seed: int, step: int) -> LossLike:
+    """The loss over `count` of its layers, drawn by seed and step alone; over all of them for None."""
+    layers = next((part.layers for _, part in loss.parts if part.layers), ())
+    if count is None or not layers:
+        return loss
+    chosen = tuple(layers[i] for i in sampled_layers(len(layers), count, seed=seed, step=step))
+    parts = [(factor, get_loss(part, layers=chosen) if part.layers else part) for factor, part in loss.parts]
+    return Mixture(parts) if isinstance(loss, Mixture) else parts[0][1]
 
 
 def inputs_of(loss: LossLike) -> set[str]:

@@ -14,6 +14,8 @@ from ...datums.errors import ShapeError
 from ...datums.types import Datum
 from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
+from ...losses.spec.layers import LAYER_EMBEDDINGS, Layers
+from ...losses.spec.spec import make_spec
 from .data import Encoded, Texts
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Retrieval:
                                                                  10 of largest cosine; a tie is a miss
                    held_out_mrr                                  mean of 1 / rank of the first right document
                    dim_64/held_out_...                           the same from the first 64 coordinates only
+                   layer_6/held_out_...                          the same from vectors of layer 6, also layer_6/dim_64/
     """
 
     queries: Sequence[Datum]
@@ -39,10 +42,16 @@ class Retrieval:
     right: Sequence[Sequence[int]]
     pooling: Pooling = "mean"
     dimensions: Sequence[int] = ()
+    layers: Sequence[int] = ()
 
     @classmethod
     def of(
-        cls, texts: Sequence[Texts], encoded: Encoded, pooling: Pooling, dimensions: Sequence[int] = ()
+        cls,
+        texts: Sequence[Texts],
+        encoded: Encoded,
+        pooling: Pooling,
+        dimensions: Sequence[int] = (),
+        layers: Sequence[int] = (),
     ) -> Retrieval:
         """Each query with the positives of all rows that have it; all documents are the corpus."""
         right: dict[str, set[str]] = {}
@@ -56,13 +65,21 @@ class Retrieval:
             [sorted(place[text] for text in own) for own in right.values()],
             pooling,
             dimensions,
+            layers,
         )
 
     def measure(self, training: TrainingClient) -> dict[str, float]:
         """Evaluate the current weights; {} without held-out data. Raises ShapeError for too many dimensions."""
         if not self.queries:
             return {}
-        vectors = embeddings(training, [*self.queries, *self.documents], self.pooling)
+        whole = vectors_by_layer(training, [*self.queries, *self.documents], self.pooling, self.layers)
+        metrics = self._measured(whole[:, 0])
+        for i, layer in enumerate(self.layers):
+            metrics |= {f"layer_{layer}/{name}": value for name, value in self._measured(whole[:, i + 1]).items()}
+        return metrics
+
+    def _measured(self, vectors: Tensor) -> dict[str, float]:
+        """Of vectors [queries and documents, D], at each length."""
         queries, documents = vectors.tensor_split([len(self.queries)])
         by_cosine = self.pooling != "splade"  # whose vectors are searched by dot products
         metrics = _scores(ranks(queries, documents, self.right, by_cosine=by_cosine))
@@ -81,6 +98,18 @@ def embeddings(training: TrainingClient | ReferenceClient, datums: Sequence[Datu
     reads = Loss(spec_of_function(_nothing, output="embeddings"), {})
     outputs = training.forward(datums, reads, pooling=pooling).result().loss_fn_outputs
     return torch.stack([output["embedding"].to_torch() for output in outputs])
+
+
+def vectors_by_layer(
+    training: TrainingClient | ReferenceClient, datums: Sequence[Datum], pooling: Pooling, layers: Sequence[int]
+) -> Tensor:
+    """[N, 1 + L, D] float32: each datum's pooled vector of the last layer, then of each of `layers`."""
+    if not layers:
+        return embeddings(training, datums, pooling).unsqueeze(1)
+    reads = Loss(make_spec(_nothing_of_layers, "held_out", per="datum"), {"layers": tuple(layers)})
+    outputs = training.forward(datums, reads, pooling=pooling).result().loss_fn_outputs
+    last, earlier = ([output[key].to_torch() for output in outputs] for key in ("embedding", LAYER_EMBEDDINGS))
+    return torch.cat([torch.stack(last).unsqueeze(1), torch.stack(earlier)], 1)
 
 
 def ranks(queries: Tensor, documents: Tensor, right: Sequence[Sequence[int]], *, by_cosine: bool = True) -> Tensor:
@@ -113,3 +142,8 @@ def _scores(ranks: Tensor) -> dict[str, float]:
 def _nothing(data: Sequence[Datum], vectors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Any]]:
     """A loss whose value is not used: it makes the model return embeddings."""
     return vectors[0].sum() * 0, {}
+
+
+def _nothing_of_layers(embeddings: Tensor, layer_embeddings: Tensor, *, layers: Layers) -> Tensor:
+    """The same for embeddings of layers."""
+    return 0 * embeddings.sum(1) + 0 * layer_embeddings.sum((1, 2))

@@ -20,6 +20,12 @@ class EmbedConfig(RecipeConfig):
     matryoshka_dimensions: tuple[int, ...] = setting(
         "Loss", (), "prefix lengths of the embeddings to train as well: --matryoshka-dimensions 64 128 384"
     )
+    layers: tuple[int, ...] = setting(
+        "Loss", (), "earlier layers to train as well, 0 for the embedding of the tokens: --layers 3 6 9"
+    )
+    layers_per_step: int | None = setting(
+        "Loss", None, "layers drawn from --layers at each step; None: all of them", ge=1, le=MOST
+    )
     also: dict[str, float] = setting(
         "Loss", {}, "losses over embeddings to add, with their weights: --also gor 0.1 flops 3e-5"
     )
@@ -61,6 +67,10 @@ class EmbedConfig(RecipeConfig):
             raise ValueError("choose one of eval_data, another file, and held_out, rows of this one")
         if self.sample_prompts:
             raise ValueError("sample_prompts are for models that answer; an encoder does not")
+        if self.layers_per_step is not None and self.layers_per_step > len(self.layers):
+            raise ValueError(
+                f"layers_per_step={self.layers_per_step} of {len(self.layers)} layers: name more with --layers"
+            )
         if self.steps is not None and given(self, "epochs"):
             raise ValueError("choose one of --steps and --epochs")
         return self

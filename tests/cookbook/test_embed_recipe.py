@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import lossbook as lb
+from lossbook import sampled_layers
 from lossbook.cookbook import embed
 from lossbook.cookbook.embed import EmbedConfig, encoder_of
 from lossbook.cookbook.embeddings.batches import PairBatches, PairLayout, embedding_loss, takes_duplicates_for_negatives
@@ -291,6 +292,19 @@ def test_the_first_coordinates_are_embeddings_too(make: Any) -> None:
     assert last["dim_8/held_out_recall_at_1"] >= numbers(config)[0]["dim_8/held_out_recall_at_1"] + 0.3
     assert last["dim_64/held_out_recall_at_1"] == last["held_out_recall_at_1"]
     assert last["loss"] == pytest.approx(last["dim_8/loss"] + last["dim_64/loss"], rel=1e-5)
+
+
+def test_earlier_layers_are_trained_and_measured_too(make: Any) -> None:
+    changes = {"loss_config": {"kl_weight": 0.5, "temperature": 0.1}, "matryoshka_dimensions": (64, 8)}
+    config = make(layers=(1, 0), layers_per_step=1, held_out=12, steps=8, **changes)
+    last, rows = embed.main(config), numbers(config)
+    drawn = [[layer for layer in (0, 1) if f"layer_{layer}/loss" in row] for row in rows if "loss" in row]
+    assert drawn == [[(1, 0)[i] for i in sampled_layers(2, 1, seed=config.seed, step=step)] for step in range(1, 9)]
+    assert {(0,), (1,)} == set(map(tuple, drawn))
+    for name in ("layer_1/held_out_recall_at_1", "layer_0/dim_8/held_out_mrr"):
+        assert 0 <= rows[0][name] <= last[name] <= 1
+    with pytest.raises(ValueError, match="layers_per_step=3 of 2 layers: name more with --layers"):
+        make(layers=(1, 0), layers_per_step=3)
 
 
 @pytest.mark.parametrize(
