@@ -51,24 +51,23 @@ class Database:
         self._held = ExitStack()
         self._writing = threading.RLock()
         self._server = secrets.token_urlsafe(16)
-        try:
+        with _opening():
             parsed = sa.make_url(url)
             self._engine = self._connected(parsed, patience)
-            self._held.callback(self._engine.dispose)  # after the lock: leaving the stack goes backwards
             self.name = parsed.render_as_string(hide_password=True)
-            if alone:
-                self._hold()
-            self._set_up()
-        except RunError:
+        try:
+            with _opening():
+                if alone:
+                    self._hold()
+                self._set_up()
+        except BaseException:
             self.close()
             raise
-        except (SQLAlchemyError, OSError) as error:
-            self.close()
-            raise RunError(f"the server's database cannot be opened: {reason(error)}. Is its URL right?") from error
 
     def close(self) -> None:
-        """Close all connections."""
-        self._held.close()
+        """Close all connections, and let other servers have the database."""
+        self._held.close()  # first: PostgreSQL's lock goes with a connection that is then closed
+        self._engine.dispose()
 
     @contextmanager
     def writing(self, *, synced: bool = False) -> Iterator[sa.Connection]:
@@ -175,6 +174,14 @@ class Database:
         if self._file is not None:
             at = self._file.stat()
             self._inode = (at.st_dev, at.st_ino)
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        raise RunError(f"the server's database cannot be opened: {reason(error)}. Is its URL right?") from error
 
 
 def reason(error: BaseException) -> str:

@@ -147,6 +147,8 @@ class Holdings:
 
     def set_model(self, model_id: str, **changes: Unpack[ModelChanges]) -> None:
         """Change fields of a model. What a request changed goes with its answer: see `finish`."""
+        if not changes:
+            return
         with self._database.writing(synced=True) as connection:
             connection.execute(sa.update(models).where(models.c.model_id == model_id).values(**changes))
 
