@@ -43,6 +43,11 @@ class Problem(Exception):
     """What is wrong with a graph, in one line; `located` says at which node."""
 
 
+def one_line(problem: object) -> str:
+    """A problem's words for a client: one line, bounded, whatever a graph's names and torch's own words contain."""
+    return "".join(one if one.isprintable() else "?" for one in str(problem)[:400])
+
+
 @dataclass(frozen=True)
 class Ref:
     """The result of an earlier node."""

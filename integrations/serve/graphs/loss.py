@@ -14,7 +14,7 @@ from ....datums.errors import LossContractError, NonFiniteLossError
 from ...tinker.custom_loss import PerDatumLoss
 from ...tinker.types import Datum
 from ..settings import Limits
-from .kinds import Problem
+from .kinds import Problem, one_line
 from .read import DEFAULT_LIMITS, Graph
 from .run import check_size, evaluate, gradient_of
 
@@ -53,7 +53,9 @@ class GraphLoss(PerDatumLoss):
                 if with_gradient:
                     gradients.append(gradient_of(loss, leaf))
             except Problem as problem:
-                raise LossContractError(f"custom loss {self.name!r}: datum {i} of {len(data)}: {problem}") from None
+                raise LossContractError(
+                    f"custom loss {self.name!r}: datum {i} of {len(data)}: {one_line(problem)}"
+                ) from None
             losses.append(loss.detach())
             for name, value in values.items():
                 metrics[name].append(value)

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from ...tinker.types import CustomLossInput
 from ..refusals import Refused
 from ..settings import Limits
-from .kinds import DEVICE, DTYPES, LAYOUT, MOST_SIZE, Problem, Ref, described
+from .kinds import DEVICE, DTYPES, LAYOUT, MOST_SIZE, Problem, Ref, described, one_line
 from .signature import Bound, Operation, bound
 from .table import FUNCTIONS, METHODS
 
@@ -65,7 +65,7 @@ def read_graph(raw: Any, inputs: Any, limits: Limits = DEFAULT_LIMITS) -> Graph:
         declared = _inputs(inputs)
         return _Reader(declared, limits).graph(raw)
     except Problem as problem:
-        raise Refused(400, f"custom loss: {problem}") from None
+        raise Refused(400, f"custom loss: {one_line(problem)}") from None
 
 
 def _inputs(raw: Any) -> tuple[CustomLossInput, ...]:
@@ -262,8 +262,7 @@ def _fields(raw: Any) -> tuple[str, str, str, list[Any], Mapping[str, Any]]:
 def _operation(op: Literal["call_function", "call_method"] | str, target: str) -> Operation:
     known = (FUNCTIONS if op == "call_function" else METHODS).get(target)
     if known is None:
-        shown = target[:80] if target.isprintable() else ascii(target[:80])
-        raise Problem(f"op not allowed: {shown if op == 'call_function' else f'Tensor.{shown}'}")
+        raise Problem(f"op not allowed: {'' if op == 'call_function' else 'Tensor.'}{target[:80]}")
     return known
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..refusals import Failed, Refused
 from ..settings import Limits
-from .kinds import MOST_WHOLE, Problem, Ref, described
+from .kinds import MOST_WHOLE, Problem, Ref, described, one_line
 from .read import DEFAULT_LIMITS, Graph
 from .signature import checked_result
 
@@ -35,7 +35,7 @@ def run_graph(graph: Graph, logprobs: Tensor, inputs: Sequence[Tensor], limits: 
         check_size(graph, [logprobs, *inputs], limits)
         return evaluate(graph, [logprobs, *inputs], time.monotonic() + limits.graph_seconds)
     except Problem as problem:
-        raise Failed(f"custom loss: {problem}", "user") from None
+        raise Failed(f"custom loss: {one_line(problem)}", "user") from None
 
 
 def dry_run(graph: Graph, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -54,7 +54,7 @@ def dry_run(graph: Graph, limits: Limits = DEFAULT_LIMITS) -> None:
                 return
             except Problem as problem:
                 first = first or problem
-    raise Refused(400, f"custom loss: {first}")
+    raise Refused(400, f"custom loss: {one_line(first)}")
 
 
 def _whole_inputs(graph: Graph) -> Iterator[frozenset[str]]:
