@@ -7,8 +7,8 @@
 
 a custom losses, b the head and the losses' own cost, c whole steps beside TRL, d prompt-heavy data, e growth, f sampling,
 g GEMM peak or MFU, h what a step asks a GPU for, i the time of `import lossbook`, j all figures of a GPU, k steps on N
-ranks, m what each of several ranks holds, n a reranker beside Sentence Transformers. A benchmark that fails is reported at
-the end; the others still run.
+ranks, m what each of several ranks holds, n a reranker beside Sentence Transformers, p losses that clients upload as graphs. A
+benchmark that fails is reported at the end; the others still run.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ BENCHMARKS = (
     Benchmark("m", "rank_memory.py", takes_device=False),
     Benchmark("n", "reranker.py", takes_device=False),
     Benchmark("o", "shared_base.py", takes_device=False),
+    Benchmark("p", "serve_graphs.py", arguments("--model tiny --rounds 5")),
 )
 
 

@@ -104,6 +104,11 @@ SECTIONS = (
             ),
         ),
     ),
+    Section(
+        "serve_graphs",
+        "A loss that came to the server as a graph, beside the built-in one",
+        (Aim("graph / built-in ≤ 1.1", worst("graph / built-in", ("model", "loss"), max), at_most=1.1),),
+    ),
     Section("head", "Logprobs of given tokens and their backward"),
     Section("full_vocabulary", "Distillation over the whole vocabulary"),
     Section("loss_cost", "What the losses themselves cost"),
