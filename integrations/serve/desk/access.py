@@ -82,8 +82,10 @@ class Access:
         """End a session, with its models and samplers; what is saved stays. The first word counts."""
         await self.end_session(owner, session_id, reason, detail)
 
-    async def end_session(self, owner: str, session_id: str, reason: Reason, detail: str | None) -> None:
-        """End a session, and free what lives in it."""
+    async def end_session(
+        self, owner: str, session_id: str, reason: Reason, detail: str | None, *, rescue: bool = False
+    ) -> None:
+        """End a session, and free what lives in it. rescue: what is in no checkpoint becomes one, `interrupted-NUMBER`."""
         if not await self.books.ask(self.ledger.finish_session, owner, session_id, reason):
             return
         scopes = [session_id]
@@ -95,7 +97,7 @@ class Access:
         self._beats.pop(session_id, None)
         sessions = self.owners.of(owner).store.sessions
         await self._in_thread(lambda: sessions.finish(session_id, reason, detail))
-        self.scheduler.soon(lambda: self._freed(session_id, scopes))
+        self.scheduler.soon(lambda: self._freed(session_id, scopes, rescue=rescue))
 
     # --- models and samplers ------------------------------------------------------------------------------------------
 
@@ -205,12 +207,12 @@ class Access:
 
     async def _beat(self, owner: str, session_id: str | None) -> None:
         """Take a request for a heartbeat of its session."""
-        now = time.monotonic()
-        if session_id is not None and now - self._beats.get(session_id, -_BEAT_SECONDS) >= _BEAT_SECONDS:
+        now, every = time.monotonic(), min(_BEAT_SECONDS, self.settings.session_seconds / 4)
+        if session_id is not None and now - self._beats.get(session_id, -every) >= every:
             self._beats[session_id] = now
             await self.books.ask(self.ledger.heartbeat, owner, session_id)
 
-    def _freed(self, session_id: str, scopes: list[str]) -> None:
+    def _freed(self, session_id: str, scopes: list[str], *, rescue: bool) -> None:
         """Let go of what lived in a session; in the engine's thread."""
         raise NotImplementedError
 

@@ -183,14 +183,20 @@ class Desk(Access):
             return None
         return lambda: self._park(idle)
 
-    def _freed(self, session_id: str, scopes: list[str]) -> None:
+    def _freed(self, session_id: str, scopes: list[str], *, rescue: bool) -> None:
         self._overview.forget(scopes)
-        self._runner.end(session_id)
+        self._runner.end(session_id, rescue=rescue)
         self.models.ended.discard(session_id)
 
     def _park(self, models: list[Model]) -> None:
         for model in models:
             self.models.park_if_possible(model)
+
+    def _is_busy(self, session_id: str) -> bool:
+        """Whether something of a session waits or runs."""
+        of = [one for one, model in self.models.all.items() if model.record.session_id == session_id]
+        runs = any(one.scope.partition(":")[0] == session_id for one in self.scheduler.running)
+        return runs or any(self.scheduler.queue.state(scope) != "idle" for scope in of)
 
     async def _sweep(self) -> None:
         """End sessions whose clients are gone, and drop old results."""
@@ -199,7 +205,10 @@ class Desk(Access):
             with contextlib.suppress(Refused):
                 await self.books.ask(self.ledger.prune)
                 for session in await self.books.ask(self.ledger.expired_sessions):
-                    await self.end_session(session.owner, session.session_id, "interrupted", "its client was gone")
+                    if self._is_busy(session.session_id):
+                        continue
+                    why = f"no heartbeat for {self.settings.session_seconds:.0f} s"
+                    await self.end_session(session.owner, session.session_id, "interrupted", why, rescue=True)
 
 
 def _quietly(call: Callable[..., object], *args: Any) -> None:

@@ -24,6 +24,8 @@ from .books import Books
 from .owners import Owners
 from .samplers import Samplers
 
+#: Seconds that a checkpoint is kept that was made because a session's client was gone: a week.
+RESCUED_FOR = 7 * 24 * 3600
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,11 @@ class Model:
     client: TrainingClient | None = None
     used: float = field(default_factory=time.time)
     steps: int = 0
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether its owner has a checkpoint of its state, or nothing has changed since it was made."""
+        return self.record.checkpoint_seq >= self.record.executed_seq
 
     @property
     def is_saved(self) -> bool:
@@ -159,16 +166,28 @@ class Models:
         except Exception:
             _log.exception("model %s cannot be saved and stays in memory", model.record.model_id)
 
-    def end(self, session_id: str) -> list[str]:
-        """Forget the models of a session, and their parked states. Returns their ids."""
-        gone = [model_id for model_id, model in self.all.items() if model.record.session_id == session_id]
-        for model_id in gone:
+    def end(self, session_id: str, *, rescue: bool = False) -> None:
+        """Forget the models of a session, and their parked states.
+
+        rescue: save those that are not saved as checkpoints of their owner, for a client that comes back after its session ended.
+        """
+        for model_id in [one for one, model in self.all.items() if model.record.session_id == session_id]:
+            if rescue and self.all[model_id].client is not None and not self.all[model_id].is_checkpoint:
+                self._rescue(self.all[model_id])
             model = self.all.pop(model_id)
             model.client = None
             self._tidy(model.record.owner, model_id, keep=None)
-        return gone
 
     # --- within -------------------------------------------------------------------------------------------------------
+
+    def _rescue(self, model: Model) -> None:
+        """Save a model as a checkpoint of its owner; one that cannot be saved goes, with a line in the log."""
+        assert model.client is not None
+        try:
+            name = f"interrupted-{model.record.executed_seq}"
+            model.client.save_state(name, ttl_seconds=RESCUED_FOR, overwrite=True).result()
+        except Exception:
+            _log.exception("model %s could not be saved when its session ended", model.record.model_id)
 
     def _back(self, model: Model) -> TrainingClient:
         """A model from where its state lies, or as it was made where nothing has changed it since."""

@@ -75,9 +75,9 @@ class Runner:
             return self._sample(batch)
         return [self._ended(operation, lambda one=operation: self._calls[one.kind](one)) for operation in batch]
 
-    def end(self, session_id: str) -> None:
-        """Let go of what lives in a session."""
-        self._models.end(session_id)
+    def end(self, session_id: str, *, rescue: bool) -> None:
+        """Let go of what lives in a session. rescue: after a checkpoint of what is in none."""
+        self._models.end(session_id, rescue=rescue)
         self._samplers.end(session_id)
         self._losses.end(session_id)
 
@@ -132,7 +132,7 @@ class Runner:
         client, forward = self._models.use(operation.scope), operation.kind == "forward" or asked.forward_only
         if asked.loss_fn == "custom":
             if forward:
-                raise Failed("a custom loss is for forward_backward: forward takes a loss by its name", "user")
+                raise Failed("a custom loss is for forward_backward: give forward a loss by its name", "user")
             if asked.loss_id is None:
                 raise Failed(
                     "loss_fn 'custom' needs loss_fn_config={'loss_id': ...}, as create_custom_loss gave it", "user"

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 from ..operations import Operation
 from ..refusals import Failed
+from .failures import failed_answer, failure_of
 from .order import Lost, Queue
 from .runner import Done
 
@@ -42,7 +43,7 @@ class Reports(Protocol):
 class Scheduler:
     """Runs what is in a queue. Belongs to one event loop; only `run` is called in the engine's thread.
 
-    run       the requests of a turn; gives an end for each, and never raises
+    run       runs the requests of a turn; gives an end for each
     upkeep    what is to be done between turns, or None; called on the event loop, done in the engine's thread
     seconds   that a turn may take before the engine counts as hanging
     """
@@ -94,9 +95,9 @@ class Scheduler:
         """The result of a call in the engine's thread, after what runs."""
         return await asyncio.shield(asyncio.wrap_future(self._engine.submit(call)))
 
-    def soon(self, call: Callable[[], object]) -> None:
-        """Have a call made in the engine's thread, after what runs. It may not raise."""
-        self._engine.submit(call)
+    def soon(self, job: Callable[[], None]) -> None:
+        """Have something done in the engine's thread, after what runs."""
+        self._engine.submit(lambda: _logged(job))
 
     async def stop(self, grace: float, why: Failed) -> None:
         """Run what is ready for `grace` seconds more, then fail what is left. What runs then is left alone."""
@@ -135,7 +136,7 @@ class Scheduler:
                     async with asyncio.timeout(LOOK_SECONDS):
                         await self._work.wait()
             if (job := self._upkeep()) is not None:
-                await self._wait_for(self._engine.submit(job))
+                await self._wait_for(self._engine.submit(lambda job=job: _logged(job)))
             self._idle.set()
         if self.trouble is not None:
             self._lose(self.queue.close_all(Failed(self.trouble, "server")))
@@ -144,7 +145,7 @@ class Scheduler:
     async def _turn(self, batch: list[Operation]) -> None:
         self.running, begun = batch, self._clock()
         self._reports.begun(batch)
-        ended = await self._wait_for(self._engine.submit(lambda: self._run(batch)))
+        ended = await self._wait_for(self._engine.submit(lambda: self._ran(batch)))
         seconds = self._clock() - begun
         if ended is None:
             self.running = []
@@ -158,16 +159,22 @@ class Scheduler:
             self._reports.ended(done, seconds)
         self._lose(lost)
 
+    def _ran(self, batch: list[Operation]) -> list[Done]:
+        """The ends of a turn; in the engine's thread."""
+        try:
+            return self._run(batch)
+        except BaseException as error:
+            failed = [failure_of(error, operation, ()) for operation in batch]
+            return [Done(one, failed_answer(why), why) for one, why in zip(batch, failed, strict=True)]
+
     async def _wait_for(self, future: concurrent.futures.Future[T]) -> T | None:
-        """What a call in the engine's thread gives; None where it hangs or breaks, and then nothing runs any more."""
+        """What a call in the engine's thread gives; None where it hangs, and then nothing runs any more."""
         try:
             async with asyncio.timeout(self._seconds):
                 return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
             self.trouble = f"the engine has hung for {self._seconds:.0f} s: restart the server"
-        except Exception:
-            _log.exception("the engine failed")
-            self.trouble = "the engine failed: restart the server"
+            _log.error("%s", self.trouble)
         return None
 
     async def _watch_gaps(self) -> None:
@@ -188,6 +195,13 @@ class Scheduler:
     def _lose(self, lost: list[Lost]) -> None:
         for operation, failed in lost:
             self._reports.lost(operation, failed)
+
+
+def _logged(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except Exception:
+        _log.exception("what is done between turns failed")
 
 
 class _Thread:

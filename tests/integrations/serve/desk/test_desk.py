@@ -259,13 +259,17 @@ def test_a_session_that_ends_takes_its_models_with_it(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_session_whose_client_is_silent_ends(tmp_path: Path) -> None:
+def test_a_session_whose_client_is_silent_ends_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     async def main() -> None:
-        async with opened(tmp_path, session_seconds=0.2) as desk:
+        async with opened(tmp_path, session_seconds=2) as desk:
             client = await Client.begin(desk)
-            await client.model()
+            model = await client.model()
+            await model.backward()
+            await model.step()
             while desk.status()["models"]:
                 await asyncio.sleep(0.05)
+            listed = await desk.rest(OWNER, lambda rest: rest.list_checkpoints(model.model_id))
+            assert [one.checkpoint_id for one in listed.checkpoints] == ["weights/interrupted-2"]
             with pytest.raises(Refused, match="has ended"):
                 await desk.heartbeat(OWNER, client.session_id)
 

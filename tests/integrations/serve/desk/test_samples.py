@@ -52,7 +52,9 @@ def test_samples_are_those_of_the_in_process_door(tmp_path: Path) -> None:
     with tinker.ServiceClient() as service:
         client = service.create_sampling_client(base_model="tiny").result()
         params = tinker.SamplingParams(max_tokens=6, seed=1, stop=[])
-        theirs = client.sample(tinker.ModelInput.from_ints(PROMPT), 2, params, include_prompt_logprobs=True).result()
+        theirs: Any = client.sample(
+            tinker.ModelInput.from_ints(PROMPT), 2, params, include_prompt_logprobs=True
+        ).result()
     door.configure(root=before)
 
     async def main() -> None:
