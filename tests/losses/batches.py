@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lossbook import Datum
 from lossbook.losses.loss.loss import Loss
+from lossbook.losses.spec.layers import LAYER_EMBEDDINGS
 from lossbook.losses.spec.spec import Input
 from lossbook.losses.spec.top import TOP_OUTPUTS
 from lossbook.losses.spec.vocabulary import VOCABULARY_OUTPUTS
@@ -63,6 +64,10 @@ def batch_for(loss: Loss, count: int = 12, *, length: int = 3, columns: int | No
                 continue
             if name == "embeddings":  # of directions that no two share: equal angles would have a kink between them
                 rows.append(torch.randn(8, generator=generator).bfloat16().double())
+                continue
+            if name == LAYER_EMBEDDINGS:
+                layers = max(len(part.layers) for _, part in loss.parts)
+                rows.append(torch.randn(layers, 8, generator=generator).bfloat16().double())
                 continue
             if name in TOP_OUTPUTS:
                 count = max(part.top_k for _, part in loss.parts)

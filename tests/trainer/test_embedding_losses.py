@@ -71,6 +71,19 @@ def test_an_encoders_gradient_does_not_depend_on_how_the_batch_is_cut(
     assert_same_however_cut("tiny-encoder", datums, loss, "mean", gradients_of)
 
 
+@pytest.mark.parametrize("settings", [{"checkpoint_layers": True}, {"batching": "single"}], ids=str)
+def test_vectors_of_layers_have_the_same_gradient_however_layers_run(
+    make_datums: MakeDatums, gradients_of: GradientsOf, settings: dict[str, Any]
+) -> None:
+    datums, loss, found = make_datums(8), lb.adaptive_layer("info_nce", layers=(1, 0)), []
+    for own in ({}, settings):
+        client = lb.ServiceClient(device="cpu", dtype=torch.float64, **own).create_training_client("tiny")
+        found.append((client.forward_backward(datums, loss).result().metrics["loss:sum"], gradients_of(client)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-8, atol=1e-11)
+
+
 SPARSE = lb.get_loss("multiple_negatives_ranking", similarity="dot", scale=1.0) + 0.03 * lb.get_loss("flops")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lossbook import Datum, ModelInput
+from lossbook import Datum, ModelInput, adaptive_layer
 from lossbook.losses.batch.groups import units_of
-from lossbook.losses.loss.loss import LossLike, Mixture
+from lossbook.losses.loss.loss import Loss, LossLike, Mixture
 from lossbook.trainer.engine.checks import Pooling
 from lossbook.trainer.engine.engine import Engine
 from lossbook.trainer.engine.settings import EngineSettings
@@ -71,8 +71,14 @@ class Result:
 
 def loss_of(parts: Sequence[tuple[float, str, Mapping[str, Any]]]) -> LossLike:
     """The loss of a call, or the mixture."""
-    losses = [(factor, with_needed(name, **config)) for factor, name, config in parts]
+    losses = [(factor, _made(name, config)) for factor, name, config in parts]
     return losses[0][1] if len(losses) == 1 else Mixture(losses)
+
+
+def _made(name: str, config: Mapping[str, Any]) -> Loss:
+    """A registered loss; "layers of info_nce" is that loss over two layers."""
+    base = with_needed(name.removeprefix("layers of "), **config)
+    return adaptive_layer(base, layers=(1, 0), kl_temperature=2.0) if name.startswith("layers of ") else base
 
 
 def call_of(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lossbook import Datum, ModelInput, get_loss
+from lossbook import Datum, ModelInput, adaptive_layer, get_loss
 from lossbook.datums.errors import LossbookError, ModelError, NonFiniteLossError, NonFiniteLossInput
 from lossbook.losses.loss.loss import Loss, LossLike
 from lossbook.losses.registry import spec_of_function
@@ -112,6 +112,11 @@ CASES: dict[str, tuple[Setup, Call, LossLike]] = {
         get_loss("dpo"),
     ),
     "a loss over the likeliest tokens": (Setup(settings=SMALL), call_of("eaft"), get_loss("eaft")),
+    "a loss over layers": (
+        Setup(base="tiny-encoder", settings=SMALL),
+        call_of("info_nce"),
+        adaptive_layer("info_nce", layers=(1, 0)),
+    ),
     "a mixture with a function": (
         Setup(settings=SMALL),
         call_of("cross_entropy"),

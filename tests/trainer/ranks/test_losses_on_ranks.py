@@ -43,6 +43,7 @@ MIXTURES = [
 ]
 
 
+OVER_LAYERS = call_of("layers of info_nce", cuts=4)
 OVER_THE_VOCABULARY = replace(call_of("flops", cuts=4), pooling="splade")
 
 
@@ -79,7 +80,13 @@ def test_two_ranks_give_the_numbers_of_one_process(ranks: RankProcesses, kind: s
     assert_same(
         ranks,
         SETUPS[kind],
-        [*(call_of(name, cuts=4) for name in losses), MIXTURES[0], with_a_key_of_its_own(), OVER_THE_VOCABULARY],
+        [
+            *(call_of(name, cuts=4) for name in losses),
+            MIXTURES[0],
+            with_a_key_of_its_own(),
+            OVER_THE_VOCABULARY,
+            OVER_LAYERS,
+        ],
         2,
         FLOAT32,
     )
