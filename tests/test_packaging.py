@@ -104,6 +104,7 @@ def test_every_requirement_is_pinned() -> None:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     templates = [*(ROOT / "cookbook" / "pages").glob("*.html"), *(ROOT / "cookbook" / "scaffold").glob("*.py.txt")]
+    templates += (ROOT / "integrations" / "serve" / "page").glob("*.html")
     texts = {f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in templates}
     presets = (ROOT / "losses" / "variants" / "systems").glob("*.toml")
     others = {"lossbook/py.typed", *(f"lossbook/{path.relative_to(ROOT).as_posix()}" for path in presets)}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +123,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix == ".safetensors"}
 
 
-def alone(kind: Kind, turns: list[tuple[int, str]], folder: Path) -> tuple[list[Any], Any]:
+def alone(kind: Kind, turns: Sequence[tuple[int, str]], folder: Path) -> tuple[list[Any], Any]:
     service = service_at(folder)
     client, answers = kind.client(service), []
     for turn, action in turns:
@@ -150,7 +150,7 @@ def test_clients_of_every_kind_answer_beside_each_other_as_each_does_alone(kinds
     _check_turns(kinds, turns, tmp_path)
 
 
-def _check_turns(kinds: list[Kind], turns: list[tuple[int, str]], folder: Path) -> None:
+def _check_turns(kinds: list[Kind], turns: Sequence[tuple[int, str]], folder: Path) -> None:
     folder = folder / str(next(_NUMBERS))
     service = service_at(folder / "together")
     clients = [kind.client(service) for kind in kinds]

@@ -32,9 +32,10 @@ def sharing_copy(model: LoadedModel) -> LoadedModel:
     except Exception as error:  # an attribute of an architecture may be of any class
         reason = " ".join(str(error).split())
         raise ModelError(f"{model.name} cannot be copied: {type(error).__name__}: {reason}") from error
-    for p in module.parameters():
-        if (owner := getattr(p, "module", None)) is not None:  # a 4-bit weight knows its layer
-            p.module = memo[id(owner)]
+    own: Any
+    for own in module.parameters():
+        if (layer := getattr(own, "module", None)) is not None:  # a 4-bit weight knows its layer
+            own.module = memo[id(layer)]
     return replace(
         model,
         module=module,
@@ -50,5 +51,5 @@ def _same_memory(parameter: Parameter) -> Parameter:
     if type(parameter) is not Parameter:
         return copy.copy(parameter)  # bitsandbytes' copies share their memory
     other = Parameter(parameter.data, requires_grad=False)
-    other.__dict__.update(parameter.__dict__)
+    vars(other).update(vars(parameter))
     return other
