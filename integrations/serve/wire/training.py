@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass, field
@@ -30,10 +29,9 @@ _SPANS: dict[str, type[PromptProvenanceSpan | SampledProvenanceSpan]] = {
 class ForwardBackward:
     """A request to run a loss on datums.
 
-    config     the loss's settings
-    loss_id    of a custom loss, where loss_fn is "custom"
-    problem    why the request's future fails although its bytes could be read; `data` is empty then
-    body_hash  sha256 of what the request says, whatever the order of keys in its maps
+    config   the loss's settings
+    loss_id  of a custom loss, where loss_fn is "custom"
+    problem  why the request's future fails although its bytes could be read; `data` is empty then
     """
 
     model_id: str
@@ -44,7 +42,6 @@ class ForwardBackward:
     data: list[Datum] = field(repr=False)
     loss_id: str | None = None
     problem: Failed | None = None
-    body_hash: str = field(default="", repr=False)
 
 
 def read_forward_backward(raw: bytes, limits: Limits) -> ForwardBackward:
@@ -97,7 +94,6 @@ def _read(message: Any, limits: Limits) -> ForwardBackward:
         data=data,
         loss_id=loss_id if isinstance(loss_id, str) else None,
         problem=problem,
-        body_hash=hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest(),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lossbook.integrations import tinker
 from lossbook.integrations.tinker.settings import current
 from lossbook.integrations.tinker.store.store import Store
+from lossbook.integrations.tinker.types.training import Metrics
 
 STEP = tinker.AdamParams(learning_rate=1e-2)
 PROMPT = tinker.ModelInput.from_ints([1, 2, 3, 4])
@@ -220,6 +221,14 @@ def test_what_was_queued_behind_a_failed_call_does_not_run_and_says_so(training:
     assert logprobs(training) == before
     step(training)
     assert logprobs(training) != before
+
+
+def test_metrics_say_how_they_merge_with_those_of_another_call(training: tinker.TrainingClient) -> None:
+    metrics = training.forward_backward([datum(0.0, 1.0, 1.0)], "cross_entropy").result().metrics
+    assert isinstance(metrics, Metrics)
+    assert metrics.kinds.keys() == metrics.keys()
+    kinds = {name: metrics.kinds[name] for name in ("loss:sum", "nll", "datums", "forward_passes")}
+    assert kinds == {"loss:sum": "sum", "nll": "mean", "datums": "sum", "forward_passes": "max"}
 
 
 # --- custom losses ----------------------------------------------------------------------------------------------------

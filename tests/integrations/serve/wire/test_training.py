@@ -127,17 +127,6 @@ def test_the_older_map_of_settings_is_read_where_the_newer_is_absent() -> None:
     assert read_forward_backward(message.SerializeToString(), LIMITS).config == {"beta": 0.5}
 
 
-def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
-    names = ["weights", "advantages", "logprobs", "target_tokens", "mine"]
-
-    def result(names: list[str], config: dict[str, float]) -> ForwardBackward:
-        return read([datum(3, **{name: [1, 2, 3] for name in names})], "ppo", config)
-
-    one = result(names, {"a": 1.0, "b": 2.0})
-    assert one.body_hash == result(names[::-1], {"b": 2.0, "a": 1.0}).body_hash
-    assert one.body_hash != result(names, {"a": 1.0, "b": 2.5}).body_hash
-
-
 def tensor(**fields: Any) -> Any:
     return messages().Tensor(**fields)
 
