@@ -16,8 +16,8 @@ from ...settings import ServeSettings
 from ..answers import refusal
 from .reading import Bodies, Gone, replayed
 
-#: Paths that need no key: they tell nothing but that the server lives.
-OPEN = ("/healthz", "/readyz", "/api/v1/healthz")
+#: Paths that need no key: they tell nothing but that the server lives, and the page asks for a key itself.
+OPEN = ("/", "/healthz", "/readyz", "/api/v1/healthz")
 #: Below it lie files whose addresses are signed.
 DOWNLOADS = "/api/v1/downloads/"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")

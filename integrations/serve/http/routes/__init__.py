@@ -1,6 +1,6 @@
 """The addresses of Tinker's protocol, a file for each kind."""
 
-from . import checkpoints, downloads, futures, health, models, sampling, service, sessions, training, weights
+from . import checkpoints, downloads, futures, health, models, page, sampling, service, sessions, training, weights
 
 ROUTERS = tuple(
     module.router
@@ -15,5 +15,6 @@ ROUTERS = tuple(
         futures,
         checkpoints,
         downloads,
+        page,
     )
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ....tinker.store.names import SCHEME
 from ...refusals import Refused
 from ...wire.fields import Request as WireRequest
 from ...wire.fields import Seconds, Text
@@ -125,5 +125,5 @@ def _path(run_id: str, kind: str, name: str) -> str:
 
 def _check_path(path: str) -> None:
     """Raise Refused for a path of this machine's disk: clients name checkpoints, not files."""
-    if not path.startswith("tinker://") or os.sep in path.removeprefix("tinker://").replace("/", "", 2):
+    if not path.startswith(SCHEME) or len(path.removeprefix(SCHEME).split("/")) != 3:
         raise Refused(400, f"{path[:100]!a} is no tinker:// path of a run, a kind and a name")

@@ -17,7 +17,8 @@ class FakeDesk(Desk):
     """`operations` that were submitted; `answers` by request id; `waiting`: polls that are held now."""
 
     def __init__(self, settings: ServeSettings | None = None) -> None:
-        super().__init__(settings or ServeSettings(), None)
+        self.settings = settings or ServeSettings()  # and no threads, no database: `super().__init__` would make them
+        self.observers = []
         self.operations: dict[str, Operation] = {}
         self.answers: dict[str, Answer] = {}
         self.used: list[tuple[str, str, str, int]] = []
@@ -75,7 +76,7 @@ class FakeDesk(Desk):
     def capabilities(self) -> dict[str, Any]:
         return {"supported_models": [{"model_name": "tiny"}]}
 
-    def status(self) -> Any:
+    def status(self, owner: str | None = None) -> Any:
         return {"sessions": len(self.sessions), "queues": {"waiting": 0}, "memory": {"device_used": None}}
 
     def _maybe_raise(self) -> None:

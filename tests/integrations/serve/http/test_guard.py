@@ -60,12 +60,12 @@ def test_without_a_known_key_the_answer_is_401_in_the_same_words(headers: list[t
 
 
 def test_a_key_in_the_query_is_no_key() -> None:
-    assert ask(guard(keys=(KEY,)), "/", headers=[HOST], query=f"api_key={KEY}".encode()).status == 401
+    assert ask(guard(keys=(KEY,)), "/metrics", headers=[HOST], query=f"api_key={KEY}".encode()).status == 401
 
 
 @pytest.mark.parametrize("header", [("x-api-key", KEY), ("X-API-Key", KEY), ("authorization", f"Bearer {KEY}")])
 def test_a_known_key_opens_what_is_its_owners(header: tuple[str, str]) -> None:
-    heard = ask(guard(keys=(OTHER, KEY)), "/", headers=[HOST, header])
+    heard = ask(guard(keys=(OTHER, KEY)), "/metrics", headers=[HOST, header])
     assert heard.body == f"{owner_of(KEY)} 0".encode()
     assert owner_of(KEY) != owner_of(OTHER)
 

@@ -260,6 +260,13 @@ def test_numbers_are_there_for_prometheus(client: TestClient, desk: FakeDesk) ->
     assert "lossbook_desk_queues_waiting 0.0" in text
 
 
+def test_the_status_page_asks_this_server_alone(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert client.get("/api/status").json()["queues"] == {"waiting": 0}
+
+
 def test_every_answer_has_the_id_of_its_request(client: TestClient) -> None:
     ids = [client.get(path).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/healthz")]
     assert len(set(ids)) == 3
