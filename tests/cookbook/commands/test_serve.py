@@ -71,7 +71,9 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there: Any = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "fastapi" else there(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "fastapi" else there(name, *rest)
+    )
     assert main(["serve"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'lossbook[serve]'" in line
