@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--warm-ups", type=int, default=1, help="rounds before them")
     parser.add_argument("--quick", action="store_true", help="the tiny model, two short rounds")
     parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--name", default="serve_graphs", help="of the result files")
     options = parser.parse_args(arguments)
     options.model = options.model or (["tiny"] if options.quick else list(DEFAULT_MODELS))
     if options.quick:
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     transformers.utils.logging.disable_progress_bar()
     rows = [row for model in options.model for row in run(model, options)]
     print(measuring.markdown(rows))
-    measuring.write("serve_graphs", rows, measuring.folder_for(options.out, quick=options.quick))
+    measuring.write(options.name, rows, measuring.folder_for(options.out, quick=options.quick))
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from lossbook.losses.testing import strategies
 from ....peers.portability import NOT_TRACEABLE, is_of_one_datum, losses
 from .encoding import gradient, read
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+TOLERANCE: Any = {"rtol": 1e-9, "atol": 1e-9}
 TRACEABLE = [loss for loss in losses(reduction="sum") if is_of_one_datum(loss) and loss.name not in NOT_TRACEABLE]
 #: Those that run in the fast suite.
 FEW = ("ppo", "gspo", "dro", "topk_jsd", "focal")
