@@ -17,6 +17,7 @@ from lossbook.integrations.serve.settings import ServeSettings
 from lossbook.integrations.serve.wire.fields import parsed
 from lossbook.integrations.serve.wire.messages import messages
 from lossbook.integrations.serve.wire.requests import (
+    CreateCustomLoss,
     CreateModel,
     LoadWeights,
     OptimStep,
@@ -29,6 +30,7 @@ from lossbook.integrations.tinker.types import Datum, ModelInput
 
 OWNER = "local"
 MODELS: dict[str, Any] = {
+    "create_custom_loss": CreateCustomLoss,
     "create_model": CreateModel,
     "load_weights": LoadWeights,
     "optim_step": OptimStep,
@@ -38,6 +40,7 @@ MODELS: dict[str, Any] = {
 }
 #: Scope, number and counter of each kind of request.
 PLACES: dict[str, tuple[str, str, Any]] = {
+    "create_custom_loss": ("session_id", "custom_loss_seq_id", "loss"),
     "create_model": ("session_id", "model_seq_id", "model"),
     "sample": ("sampling_session_id", "seq_id", "sample"),
 }
@@ -58,11 +61,11 @@ async def opened(root: Path, **changes: Any) -> AsyncIterator[Desk]:
         await desk.close(grace=5)
 
 
-async def started(root: Path, **changes: Any) -> Desk:
-    """A desk that runs, and that nobody closes."""
+async def started(root: Path, kind: type[Ledger] = Ledger, **changes: Any) -> Desk:
+    """A desk that runs, and that nobody closes. kind: of its ledger."""
     root.mkdir(parents=True, exist_ok=True)
     given = settings(root, **changes)
-    desk = Desk(given, Ledger.of(given))
+    desk = Desk(given, kind.of(given))
     await desk.start()
     return desk
 
