@@ -26,12 +26,15 @@ class Books:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "lossbook-ledger")
 
     def do(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
-        """Queue a call; returns its future."""
-        return self._thread.submit(method, *args, **kwargs)
+        """Queue a call; returns its future. Raises Refused(503) after the end."""
+        try:
+            return self._thread.submit(method, *args, **kwargs)
+        except RuntimeError:
+            raise Refused(503, "the server has stopped", retry_after=5) from None
 
     async def ask(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The answer of a call. It is made even where nobody waits for it any more."""
-        return await asyncio.shield(asyncio.wrap_future(self._thread.submit(method, *args, **kwargs)))
+        return await asyncio.shield(asyncio.wrap_future(self.do(method, *args, **kwargs)))
 
     def close(self) -> None:
         """End the thread after what is queued."""

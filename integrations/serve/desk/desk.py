@@ -27,6 +27,8 @@ from .scheduler import Scheduler
 
 #: Seconds between two looks at sessions without a heartbeat and at old results.
 SWEEP_SECONDS = 30.0
+#: Answers that are counted while nobody asks for them.
+MOST_UNFETCHED = 100_000
 _STOPPED = "the server was stopped before this ran: send it again when it runs again, under the next number"
 
 
@@ -50,6 +52,9 @@ class Desk(Access):
         self._is_closing = False
         self._sweeps: asyncio.Task[None] | None = None
         self._pending: set[asyncio.Task[Any]] = set()
+        self._unfetched: dict[
+            str, str
+        ] = {}  # owner by id of each answer that nobody has asked for yet, the oldest first
         scheduler = Scheduler(
             Queue(settings.gap_seconds), self._runner.run, self, upkeep=self._upkeep, seconds=settings.engine_seconds
         )
@@ -120,6 +125,7 @@ class Desk(Access):
         answer = await self._futures.wait(owner, request_id, hold)
         if answer is not None:
             self.ledger.fetched(request_id)
+            self._unfetched.pop(request_id, None)
             if answer.error is not None:
                 self.scheduler.looked(request_id)
         return answer
@@ -132,7 +138,8 @@ class Desk(Access):
         """What the status page shows an owner; of all owners where none is given."""
         state = "draining" if self._is_closing else "running" if self.trouble is None else "failed"
         sessions = {one.record.session_id for one in self.models.all.values() if owner in (None, one.record.owner)}
-        return self._overview.status(owner, state, sessions=len(sessions), unfetched=self._futures.held)
+        unfetched = sum(owner in (None, of) for of in self._unfetched.values())
+        return self._overview.status(owner, state, sessions=len(sessions), unfetched=unfetched)
 
     # --- what the scheduler reports -----------------------------------------------------------------------------------
 
@@ -169,6 +176,9 @@ class Desk(Access):
 
         def written() -> None:
             self._futures.resolve(operation.owner, operation.request_id, answer)
+            self._unfetched[operation.request_id] = operation.owner
+            if len(self._unfetched) > MOST_UNFETCHED:
+                del self._unfetched[next(iter(self._unfetched))]
             for observer in self.observers:
                 observer(operation, answer, seconds)
 

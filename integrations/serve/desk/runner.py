@@ -99,8 +99,7 @@ class Runner:
 
     def _create_model(self, operation: Operation) -> Done:
         asked = operation.payload
-        if asked.optimizer_config.type != "adamw":
-            raise Failed(f"the optimizer {asked.optimizer_config.type!r} is not here: leave it out for AdamW", "user")
+        _check_optimizer(asked.optimizer_config)
         lora = None
         if asked.lora_config is not None:
             lora = asked.lora_config.config().model_dump()
@@ -113,6 +112,7 @@ class Runner:
 
     def _load_weights(self, operation: Operation) -> Done:
         asked = operation.payload
+        _check_optimizer(asked.optimizer_config)
         if operation.counter == "model":
             making = {"path": asked.path, "optimizer": asked.optimizer, "base_model": asked.base_model}
             self._models.new(operation, operation.number, making, texts(asked.user_metadata))
@@ -207,6 +207,11 @@ class Runner:
 
     def _create_custom_loss(self, operation: Operation) -> Done:
         return _json(operation, {"loss_id": self._losses.make(operation)})
+
+
+def _check_optimizer(config: Any) -> None:
+    if config is not None and config.type != "adamw":
+        raise Failed(f"the optimizer {config.type!r} is not here: leave it out for AdamW", "user")
 
 
 def texts(metadata: Mapping[str, Any] | None) -> dict[str, str] | None:

@@ -134,6 +134,7 @@ def test_a_failed_request_changes_nothing_and_neither_does_what_was_sent_behind_
                 assert await model.error(request_id) == await model.error(request_id)
             assert await model.metrics(await model.backward(forward_only=True)) == before
             await model.train(1)
+            assert desk.status()["queues"] == {"waiting": 0, "running": 0, "unfetched": 0}
 
     asyncio.run(main())
 

@@ -90,6 +90,12 @@ def test_a_stop_fails_what_could_not_run_and_takes_nothing_more(tmp_path: Path) 
         failed = await client.answer(waiting)
         assert failed.category == "server"
         assert "the server was stopped before this ran" in str(failed.error)
+        with pytest.raises(Refused) as refused:
+            await desk.heartbeat(OWNER, client.session_id)
+        assert refused.value.status == 503
+        assert (
+            await desk.retrieve(OWNER, "x" * 22, 0.01) is None
+        )  # whether there is such an answer, the next server says
 
     asyncio.run(main())
 
