@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .datums.builders.trajectories import Trajectory, datums_from_trajectories
     from .datums.chat.masks import check_template, datum_from_messages
     from .datums.types import AdamParams, Datum, EncodedTextChunk, ModelInput, SamplingParams, TensorData
+    from .integrations import remote
     from .losses import (
         Loss,
         PerDatum,
@@ -82,6 +83,7 @@ __all__ = [
     "matryoshka",
     "matryoshka_2d",
     "register_loss",
+    "remote",
     "rollout_correction",
     "safe_ratio",
     "sampled_layers",
@@ -100,6 +102,7 @@ _HOMES = {
     ".datums.builders.trajectories": ("Trajectory", "datums_from_trajectories"),
     ".datums.chat.masks": ("check_template", "datum_from_messages"),
     ".datums.types": ("AdamParams", "Datum", "EncodedTextChunk", "ModelInput", "SamplingParams", "TensorData"),
+    ".integrations": ("remote",),
     ".losses": (
         "Loss",
         "PerDatum",
@@ -128,6 +131,7 @@ __getattr__, __dir__ = lazy(__name__, _HOMES, __all__)
 # `from lossbook.types import Datum`, as in code written for the Tinker SDK. A file types.py at the root would hide the
 # standard library's own from scripts that run there.
 alias(f"{__name__}.types", f"{__name__}.datums.types")
+alias(f"{__name__}.remote", f"{__name__}.integrations.remote")
 sys.modules[f"{__name__}.errors"] = errors
 
 hand_over("sources", lambda: importlib.import_module(".trainer.tensors.sources", __name__))

@@ -54,8 +54,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("conformance",),
     ),
     "integrations": (
-        ("tinker", "requirements"),
-        ("accumulated", "serve", "conform"),
+        ("tinker", "requirements", "refusal"),
+        ("accumulated", "remote", "serve", "conform"),
         ("transformers", "trl", "verl", "skyrl", "prime_rl", "sentence_transformers"),
     ),
     "cookbook": (

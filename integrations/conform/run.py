@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from ...datums.errors import ConfigError, LossbookError
+from ...datums.errors import ConfigError
+from ..refusal import is_refusal
 from . import checks as checks  # they enter themselves into PROMISES when they are imported
 from .connections import Connection
 from .promises import PROMISES, Broken, DoesNotApply, Promise
@@ -15,9 +15,6 @@ from .report import Finding, Report, Verdict
 from .server import Server
 from .settings import ConformSettings
 from .wire import WireError
-
-#: Statuses by which a server says that it has no such call.
-_NOT_HERE = (400, 403, 404, 405, 422, 501)
 
 
 def check_server(
@@ -64,18 +61,9 @@ def _checked(server: Server, one: Promise) -> Finding:
     except DoesNotApply as why:
         verdict, figure = "does not apply", str(why)
     except Exception as error:
-        refused = one.optional and _is_refusal(error)
+        refused = one.optional and (is_refusal(error) or isinstance(error, WireError))
         verdict, figure = ("not offered" if refused else "fails"), _told(error, server.settings)
     return Finding(one.id, one.sentence, verdict, figure, one.look_at, round(time.monotonic() - begun, 3))
-
-
-def _is_refusal(error: Any) -> bool:
-    """Whether an error says that the caller asked for something that is not there."""
-    if (status := getattr(error, "status_code", None)) is not None:
-        return status in _NOT_HERE
-    if (category := getattr(error, "category", None)) is not None:
-        return "user" in str(getattr(category, "value", category)).lower()
-    return isinstance(error, LossbookError | WireError | ValueError | TypeError | NotImplementedError)
 
 
 def _told(error: BaseException, settings: ConformSettings) -> str:

@@ -12,9 +12,10 @@ function's own names: the sampler's logprobs as `sampling_logprobs`, for `logpro
 from __future__ import annotations
 
 import linecache
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.fx
@@ -52,6 +53,22 @@ class TracedLoss:
     def inputs(self) -> tuple[str, ...]:
         """The `loss_fn_inputs` keys it reads; every datum must carry them all."""
         return tuple(self.ranks)[1:]
+
+    def scaled(self, key: str) -> TracedLoss:
+        """The same times a number that each datum carries under `key`, its last input: a share of a mean over a whole call."""
+        graph, copies = torch.fx.Graph(), {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                copies[node] = graph.node_copy(node)
+        factor = graph.placeholder(key)
+        for node in self.graph.nodes:
+            if node.op == "output":
+                value, metrics = torch.fx.map_arg(node.args[0], copies.__getitem__)
+                graph.output((graph.call_function(operator.mul, (value, factor)), metrics))
+            elif node.op != "placeholder":
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        function, source = _as_function(graph, re.sub(r"\W", "_", self.name))
+        return replace(self, function=function, ranks={**self.ranks, key: 0}, graph=graph, source=source)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.function(*tensors)
