@@ -172,6 +172,8 @@ class RemoteClient:
             return "there is no service client to upload a graph with"
         if not isinstance(loss, Loss):
             return "a mixture is no graph of one datum"
+        if (why := _no_function(loss, datums)) is not None:
+            return why
         try:
             _traced(loss, datums)
         except (TraceError, LossContractError) as error:
@@ -278,15 +280,16 @@ def _tensors_of(loss: Loss, datum: Datum) -> dict[str, Tensor]:
 
 def _traced(loss: Loss, datums: Sequence[Datum]) -> TracedLoss:
     """The graph of the loss's sum, which reads what all datums carry. Raises TraceError."""
-    every = [_tensors_of(loss, datum) for datum in datums]
+    summed = _under(loss, "sum")
+    every = [_tensors_of(summed, datum) for datum in datums]
     ranks = [{name: value.ndim for name, value in tensors.items()} for tensors in every]
     wide = [len(datum.loss_fn_inputs["target_tokens"].shape) for datum in datums]
     if any(one != ranks[0] for one in ranks) or len(set(wide)) > 1:
         raise TraceError(
             f"{loss.name} cannot be traced: the datums carry different inputs, or tensors of different ranks"
         )
-    optional = [one.name for one in loss.spec.inputs if not one.required and one.name in ranks[0]]
-    return _under(loss, "sum").trace(optional, {**ranks[0], "logprobs": wide[0]})
+    optional = [one.name for one in summed.spec.inputs if not one.required and one.name in ranks[0]]
+    return summed.trace(optional, {**ranks[0], "logprobs": wide[0]})
 
 
 def _scales(loss: Loss, datums: Sequence[Datum]) -> list[float]:
