@@ -24,10 +24,8 @@ from ..datums.errors import ConfigError, LossbookError, LossContractError, Trace
 from ..datums.types import Datum, as_datums
 from ..losses.loss.loss import AnyLoss, Loss, LossLike
 from ..losses.registry import get_loss
-from ..losses.spec.settings import WEIGHTS_KEY
-from ..losses.spec.spec import GROUP_KEY
-from ..losses.trace.trace import TracedLoss
 from ..losses.variants.presets import list_presets
+from .per_datum import config_of, scales, tensors_of, traced
 from .refusal import is_refusal
 
 __all__ = ["RemoteClient", "RemoteFuture", "RemoteOutput", "Way"]
@@ -139,7 +137,7 @@ class RemoteClient:
             return "a mixture has no id"
         if loss.name in _TINKERS:
             return f"the id {loss.name!r} means Tinker's own loss there"
-        config = _config_of(loss)
+        config = config_of(loss)
         try:
             known = get_loss(loss.name, **config)
         except LossbookError:
@@ -175,7 +173,7 @@ class RemoteClient:
         if (why := _no_function(loss, datums)) is not None:
             return why
         try:
-            _traced(loss, datums)
+            traced(loss, datums)
         except (TraceError, LossContractError) as error:
             return str(error)
         return None
@@ -184,19 +182,19 @@ class RemoteClient:
 
     def _by_id(self, loss: LossLike, datums: list[Datum]) -> Any:
         assert isinstance(loss, Loss)
-        return self.training.forward_backward(self._sent(datums), loss.name, _config_of(loss) or None)
+        return self.training.forward_backward(self._sent(datums), loss.name, config_of(loss) or None)
 
     def _as_graph(self, loss: LossLike, datums: list[Datum]) -> Any:
         assert isinstance(loss, Loss)
-        traced = _traced(loss, datums).scaled(_SCALE)
+        graph = traced(loss, datums).scaled(_SCALE)
         handles = _handles.setdefault(self.service, {})
-        key = f"{traced} {traced.ranks}"
+        key = f"{str(graph).partition('(')[2]} {graph.ranks}"  # two losses of one formula are one graph
         if key not in handles:
-            handles[key] = self.service.create_custom_loss(traced.function, traced.ranks).result()
+            handles[key] = self.service.create_custom_loss(graph.function, graph.ranks).result()
         full = []
-        for datum, scale in zip(datums, _scales(loss, datums), strict=True):
-            inputs = _tensors_of(loss, datum)
-            kept = {name: inputs[name] for name in traced.inputs if name != _SCALE}
+        for datum, scale in zip(datums, scales(loss, datums), strict=True):
+            inputs = tensors_of(loss, datum)
+            kept = {name: inputs[name] for name in graph.inputs if name != _SCALE}
             targets = datum.loss_fn_inputs["target_tokens"].to_torch()
             full.append(self._datum(datum, {"target_tokens": targets, **kept, _SCALE: torch.tensor(scale)}))
         return self.training.forward_backward_custom(full, handles[key])
@@ -248,61 +246,11 @@ def _no_function(loss: LossLike, datums: list[Datum]) -> str | None:
     return None
 
 
-def _config_of(loss: Loss) -> dict[str, Any]:
-    """The settings that are not the defaults."""
-    fields = type(loss.config).model_fields
-    values = {key: getattr(loss.config, key) for key in fields}
-    return {key: value for key, value in values.items() if value != fields[key].get_default(call_default_factory=True)}
-
-
 def _numbers(datum: Datum) -> int:
     """How many numbers a datum has; each takes at most 8 bytes, and the service's id of a key some more."""
     return len(datum.model_input.to_ints()) + sum(
         value.to_torch().numel() + 16 for value in datum.loss_fn_inputs.values()
     )
-
-
-def _under(loss: Loss, reduction: str) -> Loss:
-    """The loss with another reduction."""
-    config = {key: value for key, value in _config_of(loss).items() if key not in ("norm_length", "reduction")}
-    return Loss(loss.spec, {**config, "reduction": reduction})
-
-
-def _tensors_of(loss: Loss, datum: Datum) -> dict[str, Tensor]:
-    """What the loss reads of a datum by the names of its function, and its weights: 1 where it carries none."""
-    carried = datum.loss_fn_inputs
-    tensors = {one.name: carried[key].to_torch() for one in loss.spec.inputs for key in one.keys if key in carried}
-    targets, key = carried["target_tokens"], loss.weights or WEIGHTS_KEY
-    shape = list(targets.shape[:1] if loss.spec.candidates else targets.shape)
-    tensors[key] = carried[key].to_torch() if key in carried else torch.ones(shape)
-    return tensors
-
-
-def _traced(loss: Loss, datums: Sequence[Datum]) -> TracedLoss:
-    """The graph of the loss's sum, which reads what all datums carry. Raises TraceError."""
-    summed = _under(loss, "sum")
-    every = [_tensors_of(summed, datum) for datum in datums]
-    ranks = [{name: value.ndim for name, value in tensors.items()} for tensors in every]
-    wide = [len(datum.loss_fn_inputs["target_tokens"].shape) for datum in datums]
-    if any(one != ranks[0] for one in ranks) or len(set(wide)) > 1:
-        raise TraceError(
-            f"{loss.name} cannot be traced: the datums carry different inputs, or tensors of different ranks"
-        )
-    optional = [one.name for one in summed.spec.inputs if not one.required and one.name in ranks[0]]
-    return summed.trace(optional, {**ranks[0], "logprobs": wide[0]})
-
-
-def _scales(loss: Loss, datums: Sequence[Datum]) -> list[float]:
-    """What each datum's sum is multiplied by, so that the sum over all datums is the loss of the whole call."""
-    (count,) = loss.count(datums).values
-    whole = 1.0 if count is None else 1.0 / count
-    if loss.reduction not in ("seq-mean-token-mean", "prompt-mean"):
-        return [whole] * len(datums)
-    tokens = [float(_under(loss, "token-mean").count([datum])) for datum in datums]
-    if loss.reduction == "prompt-mean":
-        groups = [int(datum.loss_fn_inputs[GROUP_KEY].to_torch()) for datum in datums]
-        tokens = [sum(n for n, its in zip(tokens, groups, strict=True) if its == group) for group in groups]
-    return [whole / n if n else 0.0 for n in tokens]
 
 
 def _metrics(loss: LossLike, datums: Sequence[Datum], output: Any) -> dict[str, float]:

@@ -54,7 +54,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("conformance",),
     ),
     "integrations": (
-        ("tinker", "requirements", "refusal"),
+        ("tinker", "requirements", "refusal", "per_datum"),
         ("accumulated", "remote", "serve", "conform"),
         ("transformers", "trl", "verl", "skyrl", "prime_rl", "sentence_transformers"),
     ),
