@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class GraphLoss(PerDatumLoss):
     limits: Limits = field(default=DEFAULT_LIMITS, repr=False, compare=False)
     #: Shapes and dtypes for which the graph is known to be small enough.
     _sizes: set[Any] = field(default_factory=set, repr=False, compare=False)
+
+    def check(self, data: Sequence[Datum], session_id: str) -> None:
+        """As every custom loss's; one number that was declared as rank 0 may come as [1]: on the wire both have no shape."""
+        super().check([self._declared(datum) for datum in data], session_id)
 
     def __call__(self, data: Sequence[Datum], logprobs: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The sum of the datums' losses, and each metric's sum, or mean over datums, as its name's end says.
@@ -67,8 +71,17 @@ class GraphLoss(PerDatumLoss):
 
     def _inputs(self, datum: Datum, like: Tensor) -> list[Tensor]:
         """What it reads of a datum, beside its logprobs; floats are in their dtype."""
-        tensors = (datum.loss_fn_inputs[name].to_torch() for name in self.input_names)
+        carried = self._declared(datum).loss_fn_inputs
+        tensors = (carried[name].to_torch() for name in self.input_names)
         return [one.to(like.device, like.dtype if one.is_floating_point() else one.dtype) for one in tensors]
+
+    def _declared(self, datum: Datum) -> Datum:
+        carried = datum.loss_fn_inputs
+        scalars = [one.name for one in self.inputs[1:] if one.rank == 0 and one.name in carried]
+        single = {
+            name: carried[name].to_torch().reshape(()) for name in scalars if list(carried[name].shape or []) == [1]
+        }
+        return replace(datum, loss_fn_inputs={**carried, **single}) if single else datum
 
     def _evaluated(self, tensors: list[Tensor], deadline: float) -> tuple[Tensor, dict[str, Tensor]]:
         key = tuple((one.shape, one.dtype) for one in tensors)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from ...tinker.types import Datum, EncodedTextChunk, ModelInput, PromptProvenanceSpan, SampledProvenanceSpan, TensorData
@@ -126,7 +127,13 @@ class _Reader:
 
     def _datum(self, message: Any, where: str) -> Datum:
         model_input = self._model_input(message.model_input, where)
-        inputs = {key: self._tensor(tensor, f"{where}, {key[:80]!a}") for key, tensor in message.loss_fn_inputs.items()}
+        count = sum(len(chunk.tokens) for chunk in model_input.chunks if isinstance(chunk, EncodedTextChunk))
+        inputs = {}
+        for key, tensor in message.loss_fn_inputs.items():
+            array = self._array(tensor, f"{where}, {key[:80]!a}")
+            # Without a shape one value is a number or a list of one, and only a datum of one token can have the list.
+            is_number = not tensor.shape and array.size == 1 and count != 1
+            inputs[key] = TensorData.view(array.reshape(()) if is_number else array)
         try:
             spans = [_spans(message.model_input_spans), _spans(message.loss_fn_input_spans)]
             return Datum(model_input, inputs, *[each or None for each in spans])
@@ -154,14 +161,14 @@ class _Reader:
             chunks=[EncodedTextChunk.model_construct(tokens=tokens)], routing_matrices=None
         )
 
-    def _tensor(self, tensor: Any, where: str) -> TensorData:
+    def _array(self, tensor: Any, where: str) -> np.ndarray:
         array = array_of(tensor, where, self._limits)
         self._numbers += array.size
         if self._numbers > self._limits.numbers:
             raise Refused(
                 400, f"the request has more than {self._limits.numbers} numbers, the limit numbers, at {where}"
             )
-        return TensorData.view(array)
+        return array
 
 
 def _spans(messages: Any) -> list[PromptProvenanceSpan | SampledProvenanceSpan]:

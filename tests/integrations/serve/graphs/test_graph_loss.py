@@ -188,3 +188,18 @@ def test_every_tensor_is_on_the_device_of_the_logprobs_whatever_the_graph_names(
     assert loss.device.type == "cpu"
     with pytest.raises(Exception, match="not a string"):
         read(moved, {"logprobs": 1})
+
+
+def test_a_number_declared_as_rank_0_may_come_as_one_element_which_the_wire_cannot_tell_apart(
+    training: tinker.TrainingClient,
+) -> None:
+    def scaled(logprobs: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return -(logprobs * scale).sum(), {}
+
+    loss = loss_of(scaled, {"logprobs": 1, "scale": 0}, session_of(training))
+    values = [
+        training.forward_backward_custom([datum(1.0, scale=scale)], loss).result().metrics["loss:sum"]
+        for scale in (torch.tensor(0.5), torch.tensor([0.5]))
+    ]
+    training.optim_step(STILL).result()
+    assert values[0] == values[1] > 0

@@ -99,6 +99,13 @@ def test_a_matrix_in_csr_is_written_out_with_zeros() -> None:
     assert read([sent]).data[0].loss_fn_inputs["weights"].tolist() == [[0, 0, 5, 0], [0, 0, 0, 0], [7, 0, 0, 0]]
 
 
+def test_a_number_of_a_datum_is_read_as_a_number_though_it_travels_without_a_shape() -> None:
+    (several,) = read([datum(3, label=np.float32(1.0))]).data
+    assert several.loss_fn_inputs["label"].to_numpy().shape == ()
+    (single,) = read([datum(1, weights=np.ones(1, np.float32))]).data
+    assert single.loss_fn_inputs["weights"].to_numpy().shape == (1,)
+
+
 def test_spans_of_provenance_are_read_in_their_order() -> None:
     prompt, sampled = tinker.types.PromptProvenanceSpan, tinker.types.SampledProvenanceSpan
     spans = [prompt(sequence_id="a", offset=1, length=1), sampled(sequence_id="b", offset=0, length=2)]
