@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ def serve(settings: ServeSettings, *, announce: Callable[[str], None] = print) -
     """
     check_address(settings)
     logs.configure(settings.keys)
+    _allow_connections()
     listener = _bound(settings)
     try:
         app = create_app(settings)
@@ -85,6 +87,19 @@ def _bound(settings: ServeSettings) -> socket.socket:
         ) from None
     listener.set_inheritable(False)
     return listener
+
+
+def _allow_connections() -> None:
+    """Let the process have as many open files as the system allows it: each poll that is held is a connection."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(2 * MAX_CONNECTIONS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):

@@ -48,7 +48,7 @@ async def create_session(request: Request) -> Response:
         user_metadata=asked.request.user_metadata,
         project_id=asked.request.project_id,
         display_name=asked.request.display_name,
-        idempotency_key=request.headers.get("x-idempotency-key"),
+        idempotency_key=request.headers.get("x-idempotency-key") or None,
     )
     return json_response({"type": "create_session", "session_id": session_id})
 
