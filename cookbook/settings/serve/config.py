@@ -28,6 +28,12 @@ def _fields() -> dict[str, Any]:
             shown = "what a request may ask for, by name: --limits datums 1024 samples 64"
             fields[name] = (dict[str, float], setting("Advanced", {}, shown))
             continue
+        if name == "models":  # a default with names in it would be flags of those names
+            shown = (
+                "base models that clients may ask for, by name: a folder, .gguf file, hub id or tiny; by default tiny"
+            )
+            fields[name] = (dict[str, str], setting("Model", {}, shown))
+            continue
         shown = f"{field.description}" + (f"; ${KEYS_VARIABLE} too" if name == "keys" else "")
         default = setting(_GROUP_OF.get(name, "Advanced"), field.default, shown)
         default.metadata = field.metadata

@@ -26,6 +26,8 @@ def settings_of(config: BaseModel) -> ServeSettings:
             raise ConfigError(f"--keys-file {file}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     for key in keys:
         _check_key(key)
+    if not values.get("models"):
+        values.pop("models", None)
     limits = {name: int(value) if value == int(value) else value for name, value in values.pop("limits", {}).items()}
     for name in limits:
         if name not in Limits.model_fields:

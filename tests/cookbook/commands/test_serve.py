@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lossbook.cookbook.cli import main
+from lossbook.cookbook.cli import main, parsed
 from lossbook.cookbook.settings.serve import ServeConfig, settings_of
 from lossbook.cookbook.settings.serve.keys import KEYS_VARIABLE
 from lossbook.datums.errors import ConfigError
@@ -31,6 +31,14 @@ def test_flags_become_the_servers_settings() -> None:
     config = ServeConfig(port=1, models={"a": "tiny"}, keys=(KEY,), limits={"datums": 5, "header_seconds": 0.5})
     expected = ServeSettings(port=1, models={"a": "tiny"}, keys=(KEY,), limits=Limits(datums=5, header_seconds=0.5))
     assert settings_of(config) == expected
+
+
+def test_models_and_limits_are_names_and_values_on_the_command_line() -> None:
+    words = ["--models", "Qwen/Qwen3-8B", "/models/qwen", "tiny", "tiny", "--limits", "datums", "9", "--no-insecure"]
+    call = parsed(("serve",), words)
+    settings = settings_of(call.args[0])  # type: ignore[attr-defined]
+    assert settings.models == {"Qwen/Qwen3-8B": "/models/qwen", "tiny": "tiny"}
+    assert settings.limits.datums == 9
 
 
 def test_keys_come_from_flags_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
