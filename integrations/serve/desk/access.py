@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,13 @@ from ...tinker.errors import APIStatusError
 from ...tinker.futures import APIFuture
 from ...tinker.rest import RestClient
 from ...tinker.store.names import new_session_id
-from ..ledger import Ledger
+from ..ledger import Ledger, ModelRecord
 from ..operations import Operation
 from ..refusals import Failed, Refused
 from ..settings import ServeSettings
 from .books import Books
 from .failures import without_paths
-from .models import Models
+from .models import Model, Models
 from .owners import Owners
 from .runner import texts
 from .samplers import Sampler, Samplers
@@ -105,7 +106,7 @@ class Access:
         """Whether the model, session or sampler that a request names is there, and its owner's. Counts as a heartbeat."""
         owner, scope = operation.owner, operation.scope
         if operation.counter == "seq":
-            model = self.models.known(owner, scope)
+            model = await self._model(owner, scope)
             await self._beat(owner, None if model is None else model.record.session_id)
             return model is not None
         if operation.counter == "sample":
@@ -129,7 +130,7 @@ class Access:
 
     async def get_info(self, owner: str, model_id: str) -> dict[str, Any]:
         """A model's `get_info` answer. Raises Refused(404) for a model that is not there, 400 for one that is lost."""
-        model = self.models.known(owner, model_id)
+        model = await self._model(owner, model_id)
         if model is None:
             raise Refused(404, f"there is no model {model_id!r}, or it has ended")
         if (problem := model.record.problem) is not None:
@@ -195,6 +196,23 @@ class Access:
         return {"supported_models": self.owners.capabilities}
 
     # --- within -------------------------------------------------------------------------------------------------------
+
+    async def _model(self, owner: str, model_id: str) -> Model | None:
+        """A model that has not ended; of those that were lost with an earlier process only the ledger knows."""
+        model = self.models.known(owner, model_id)
+        if model is None and model_id not in self.models.all:
+            with contextlib.suppress(Refused):
+                record = await self.books.ask(self.ledger.model, owner, model_id)
+                if record.state == "lost":
+                    await self._admit(record)
+                    model = self.models.known(owner, model_id)
+        return model
+
+    async def _admit(self, record: ModelRecord) -> None:
+        """Know a model of an earlier process, and which number its next request has."""
+        highest = await self.books.ask(self.ledger.highest, record.owner, record.model_id, "seq")
+        self.scheduler.queue.open(record.owner, record.model_id, first=(highest or 0) + 1)
+        self.models.remember(record)
 
     async def _sampler(self, owner: str, sampler_id: str) -> Sampler:
         sampler = self.samplers.known(owner, sampler_id)

@@ -65,9 +65,7 @@ class Desk(Access):
         """Settle what a process that died left behind, and begin to run requests."""
         recovered = await self.books.ask(self.ledger.recover)
         for record in (*recovered.lost, *recovered.parked):
-            self.models.remember(record)
-            highest = await self.books.ask(self.ledger.highest, record.owner, record.model_id, "seq")
-            self.scheduler.queue.open(record.owner, record.model_id, first=(highest or 0) + 1)
+            await self._admit(record)
         self._outbox.start()
         self.scheduler.start()
         self._sweeps = asyncio.create_task(self._sweep())

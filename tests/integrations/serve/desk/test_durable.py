@@ -139,7 +139,16 @@ def test_after_a_crash_what_was_in_memory_alone_is_lost_and_names_the_checkpoint
             assert failed.category == "server"
             assert "weights in memory" in str(failed.error)
 
-    asyncio.run(after(*asyncio.run(before())))
+    async def later(lost: Model, session_id: str) -> None:
+        async with opened(tmp_path) as desk:
+            lost.client = Client(desk, session_id)
+            error, category = await lost.error(await lost.backward())
+            assert category == "server"
+            assert f"tinker://{lost.model_id}/weights/mine" in error
+
+    session_id, models, ids, expected = asyncio.run(before())
+    asyncio.run(after(session_id, models, ids, expected))
+    asyncio.run(later(models[0], session_id))
 
 
 async def _copy(client: Client, model: Model) -> Model:
