@@ -813,7 +813,111 @@ _SERVED = {
     "A11": ("floods of headers", "refused"), "A12": ("a browser on another site", "refused"),
     "A13": ("what errors tell a client", "no paths, keys or tracebacks"),
 }  # fmt: skip
-SERVER = tuple(Row(name, fault, right, waits=SERVE) for name, (fault, right) in _SERVED.items())
+_SERVE = "integrations/serve/"
+_HTTP, _DESK, _LEDGER, _WIRE = (f"{_SERVE}{room}/test_" for room in ("http", "desk", "ledger", "wire"))
+
+_SERVED_TESTS: dict[str, tuple[str, ...]] = {
+    "S1": (
+        f"{_DESK}desk.py::test_a_retry_has_the_first_request_and_runs_once",
+        f"{_LEDGER}requests.py::test_the_same_request_again_has_the_first_ones_id_and_answer_and_runs_once",
+    ),
+    "S2": (
+        f"{_LEDGER}requests.py::test_fifty_threads_that_send_one_request_at_once_make_one_row_and_get_equal_answers",
+    ),
+    "S3": (f"{_LEDGER}requests.py::test_a_number_with_another_request_is_refused_for_good",),
+    "S4": (f"{_LEDGER}requests.py::test_a_response_that_got_lost_changes_nothing_but_that_it_is_asked_for_again",),
+    "S5": (f"{_DESK}desk.py::test_requests_that_arrive_backwards_run_by_number",),
+    "S6": (
+        f"{_DESK}desk.py::test_a_request_that_never_comes_fails_those_after_it",
+        f"{_DESK}queue.py::test_a_missing_request_fails_those_behind_it_after_the_gap_and_names_itself",
+    ),
+    "S7": (f"{_LEDGER}holdings.py::test_what_is_made_twice_with_one_id_is_the_first",),
+    "S8": (
+        f"{_LEDGER}futures.py::test_a_poll_ends_without_an_answer_after_its_hold_and_the_next_one_gets_it",
+        f"{_HTTP}routes.py::test_a_client_that_goes_away_leaves_no_poll_behind",
+    ),
+    "S9": (
+        f"{_LEDGER}futures.py::test_a_thousand_waiters_that_go_away_leave_nothing_behind_and_the_answer_is_there_later",
+        f"{_LEDGER}requests.py::test_a_result_is_kept_for_an_hour_and_for_five_minutes_after_it_was_fetched",
+    ),
+    "S10": (
+        f"{_LEDGER}requests.py::test_a_failed_request_fails_the_same_way_as_often_as_it_is_fetched",
+        f"{_HTTP}routes.py::test_a_failure_is_http_200_with_its_category_each_time",
+    ),
+    "S11": (
+        f"{_HTTP}routes.py::test_ids_that_nobody_gave_are_refused_and_never_a_server_error",
+        f"{_HTTP}routes.py::test_ids_of_other_types_are_refused",
+    ),
+    "S12": (f"{_DESK}samples.py::test_samples_that_wait_together_are_each_as_alone_and_fail_alone",),
+    "S13": (f"{_DESK}scheduler.py::test_an_engine_that_hangs_fails_what_runs_what_waits_and_what_comes",),
+    "S14": (
+        f"{_LEDGER}trouble.py::test_while_another_program_locks_the_database_requests_are_refused_for_now",
+        f"{_LEDGER}trouble.py::test_on_a_full_disk_what_cannot_be_kept_is_refused_for_now",
+        f"{_HTTP}routes.py::test_a_database_that_does_not_answer_makes_polls_wait_and_submissions_come_again",
+    ),
+    "S15": (f"{_DESK}durable.py::test_after_a_crash_what_was_in_memory_alone_is_lost_and_names_the_checkpoint",),
+    "S16": (
+        f"{_SERVE}test_stopping.py::test_a_stop_with_work_under_way_refuses_more_and_ends_within_its_grace",
+        f"{_SERVE}test_stopping.py::test_a_client_trains_on_after_its_server_was_stopped_and_started_again",
+    ),
+    "S17": (
+        f"{_HTTP}routes.py::test_bytes_that_are_no_request_are_refused_in_one_line",
+        f"{_SERVE}test_openapi.py::test_no_request_is_answered_by_a_server_error",
+    ),
+    "S18": (
+        f"{_HTTP}routes.py::test_an_old_sdk_is_told_to_upgrade",
+        f"{_SERVE}test_sdk.py::test_training_and_sampling_have_the_numbers_of_the_door_in_one_process",
+    ),
+    "S19": (f"{_WIRE}results.py::test_json_never_holds_nan_or_infinity",),
+    "S20": (
+        f"{_DESK}desk.py::test_a_loss_that_cannot_run_says_why",
+        f"{_SERVE}test_sdk.py::test_what_is_wrong_with_a_request_is_told_by_its_future_and_the_client_goes_on",
+    ),
+    "S21": (
+        f"{_DESK}desk.py::test_a_session_that_ends_takes_its_models_with_it",
+        f"{_LEDGER}requests.py::test_what_is_no_models_id_is_not_there",
+    ),
+    "A1": (
+        f"{_HTTP}guard.py::test_without_a_known_key_the_answer_is_401_in_the_same_words",
+        f"{_SERVE}test_stopping.py::test_no_key_is_in_anything_that_the_server_writes",
+    ),
+    "A2": (f"{_HTTP}guard.py::test_an_address_that_others_reach_needs_keys",),
+    "A3": (
+        f"{_DESK}desk.py::test_what_belongs_to_one_owner_is_not_there_for_another",
+        f"{_LEDGER}holdings.py::test_what_another_owner_has_is_not_there_in_the_same_words_as_what_nobody_has",
+    ),
+    "A4": (f"{_LEDGER}requests.py::test_ids_cannot_be_guessed",),
+    "A5": (
+        f"{_HTTP}guard.py::test_a_declared_body_over_the_limit_is_refused_before_it_is_read",
+        f"{_HTTP}guard.py::test_a_body_that_grows_past_the_limit_is_refused_and_not_kept",
+        f"{_HTTP}guard.py::test_a_body_that_comes_too_slowly_is_refused",
+        f"{_HTTP}connection.py::test_what_does_not_come_in_time_is_answered_by_408",
+    ),
+    "A6": (f"{_WIRE}body.py::test_a_bomb_takes_no_more_memory_than_the_limit_and_64_mib",),
+    "A7": (
+        f"{_WIRE}requests.py::test_what_is_above_a_limit_is_refused_by_the_limits_name",
+        f"{_WIRE}training.py::test_above_a_limit_the_request_is_refused_by_the_limits_name",
+    ),
+    "A8": (f"{_LEDGER}holdings.py::test_each_limit_is_named_and_keeps_no_other_owner_from_working",),
+    "A9": (
+        f"{_WIRE}body.py::test_json_that_could_be_misread_is_refused_by_its_reason",
+        f"{_HTTP}routes.py::test_bytes_that_are_no_request_are_refused_in_one_line",
+    ),
+    "A10": (f"{_WIRE}requests.py::test_chunks_without_text_fail_the_future_and_nothing_is_opened",),
+    "A11": (
+        f"{_HTTP}guard.py::test_a_flood_of_headers_is_refused",
+        f"{_HTTP}connection.py::test_what_is_sent_is_answered_by_its_status",
+    ),
+    "A12": (
+        f"{_HTTP}guard.py::test_only_the_servers_own_names_are_answered",
+        f"{_HTTP}guard.py::test_a_page_of_another_site_is_refused_and_its_preflight_gets_no_permission",
+    ),
+    "A13": (
+        f"{_HTTP}routes.py::test_an_error_of_ours_tells_the_client_an_incident_and_nothing_else",
+        f"{_DESK}failures.py::test_a_users_mistake_is_told_and_a_bug_is_a_number_of_the_log",
+    ),
+}
+SERVER = tuple(Row(name, fault, right, _SERVED_TESTS[name]) for name, (fault, right) in _SERVED.items())
 ISOLATION = (
     Row(
         "A14",
@@ -824,6 +928,7 @@ ISOLATION = (
             "cookbook/run/test_trackers.py::test_tensorboards_files_hold_no_secret",
             "cookbook/export/test_export.py::test_the_card_tells_base_loss_settings_data_numbers_and_how_to_load_and_no_secret",
             "cookbook/doctor/test_doctor.py::test_secrets_are_not_shown",
+            "integrations/serve/test_stopping.py::test_no_key_is_in_anything_that_the_server_writes",
         ),
     ),
     Row(
@@ -833,6 +938,7 @@ ISOLATION = (
         (
             "trainer/model/test_load.py::test_code_that_comes_with_a_model_is_not_run",
             "test_layout.py::test_nothing_runs_code_that_came_with_a_file",
+            "integrations/serve/test_sdk.py::test_models_that_the_server_was_not_given_are_refused",
         ),
     ),
 )
