@@ -15,12 +15,13 @@ from ...tinker.futures import APIFuture
 from ...tinker.rest import RestClient
 from ...tinker.store.names import new_session_id
 from ..ledger import Ledger, ModelRecord
-from ..operations import Operation
+from ..operations import Answer, Operation
 from ..refusals import Failed, Refused
 from ..settings import ServeSettings
 from .books import Books
 from .failures import without_paths
 from .models import Model, Models
+from .order import BINDING, Lost
 from .owners import Owners
 from .runner import texts
 from .samplers import Sampler, Samplers
@@ -211,7 +212,11 @@ class Access:
     async def _admit(self, record: ModelRecord) -> None:
         """Know a model of an earlier process, and which number its next request has."""
         highest = await self.books.ask(self.ledger.highest, record.owner, record.model_id, "seq")
+        unseen = await self.books.ask(self.ledger.unseen_failures, record.owner, record.model_id, BINDING)
+        if self.scheduler.queue.knows(record.model_id):
+            return
         self.scheduler.queue.open(record.owner, record.model_id, first=(highest or 0) + 1)
+        self.scheduler.queue.block(record.model_id, [_failed(record, *one) for one in unseen])
         self.models.remember(record)
 
     async def _sampler(self, owner: str, sampler_id: str) -> Sampler:
@@ -245,3 +250,9 @@ class Access:
             raise Refused(404, without_paths(str(error), self.owners.hidden())) from error
         except (LossbookError, ValueError) as error:
             raise Refused(400, without_paths(str(error), self.owners.hidden())) from error
+
+
+def _failed(record: ModelRecord, request_id: str, kind: Any, number: int, answer: Answer) -> Lost:
+    """A request that failed, as the queue knows it."""
+    operation = Operation(record.owner, kind, record.model_id, number, "seq", "", None, request_id)
+    return operation, Failed(str(answer.error), answer.category or "server")

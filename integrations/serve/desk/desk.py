@@ -85,6 +85,8 @@ class Desk(Access):
         if self.scheduler.trouble is None:
             await self.scheduler.in_engine(lambda: self._park(list(self.models.all.values())))
         await self._outbox.close()
+        with contextlib.suppress(Refused):
+            await self.books.ask(self.ledger.prune)  # which failures clients have looked at
         await self.books.ask(self.ledger.close)
         self.scheduler.close()
         self.books.close()

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Unpack
 
 import sqlalchemy as sa
@@ -158,6 +158,23 @@ class Requests:
                 for table in (requests, forgotten)
             ]
         return max((number for number in numbers if number is not None), default=None)
+
+    def unseen_failures(self, owner: str, scope: str, kinds: Sequence[str]) -> list[tuple[str, str, int, Answer]]:
+        """(id, kind, number, answer) of a model's failed requests of these kinds that nobody has fetched, with none done after them."""
+        same = (
+            requests.c.owner == owner,
+            requests.c.scope == scope,
+            requests.c.counter == "seq",
+            requests.c.state == DONE,
+        )
+        failed = (requests.c.error.is_not(None), requests.c.fetched.is_(None), requests.c.kind.in_(kinds))
+        with self._database.reading() as connection:
+            went = connection.scalar(sa.select(sa.func.max(requests.c.number)).where(*same, requests.c.error.is_(None)))
+            later = requests.c.number > (-1 if went is None else went)
+            rows = connection.execute(
+                sa.select(requests).where(*same, *failed, later).order_by(requests.c.number)
+            ).all()
+        return [(row.request_id, row.kind, row.number, _answer(row)) for row in rows]
 
     def open_requests(self, owner: str | None = None) -> int:
         """How many requests wait or run, of one owner or of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...operations import Operation
@@ -125,9 +126,11 @@ class ModelLane(Lane):
         self.running = 0
         if failed is None:
             return []
-        operation, why = failed
-        what = f"{operation.kind} (request {operation.number}) before it failed: {why.message}"
-        return self._fail(Failure(f"not run: {what}", why.category, {operation.request_id}))
+        return self._fail(_failure([failed]))
+
+    def block(self, failures: Sequence[Lost]) -> None:
+        """Run nothing until the client has looked at one of these."""
+        self.failure = _failure(failures)
 
     def overdue(self) -> list[Lost]:
         """What waits for a number that did not come in time; it will not run."""
@@ -173,6 +176,12 @@ class ModelLane(Lane):
     def _look_for_gap(self, now: float) -> None:
         waits = bool(self._numbered) and self.next not in self._numbered
         self.gap_since = None if not waits else now if self.gap_since is None else self.gap_since
+
+
+def _failure(failures: Sequence[Lost]) -> Failure:
+    operation, why = failures[0]
+    what = f"{operation.kind} (request {operation.number}) before it failed: {why.message}"
+    return Failure(f"not run: {what}", why.category, {one.request_id for one, _ in failures})
 
 
 def _behind(failure: Failure) -> Failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ...operations import Operation
@@ -54,6 +54,13 @@ class Queue:
         """Begin to count a model's numbers. first: the one that comes next."""
         if not self.knows(scope):
             self._lanes[scope, "seq"] = ModelLane(owner, scope, first)
+
+    def block(self, scope: str, failures: Sequence[Lost]) -> None:
+        """Run nothing of a model until its client has looked at one of these failures, which it had before it was opened here."""
+        lane = self._lanes[scope, "seq"]
+        if isinstance(lane, ModelLane) and failures:
+            lane.block(failures)
+            self._note((scope, "seq"), lane, [])
 
     def add(self, operation: Operation, now: float) -> list[Lost]:
         """Take a request. Returns what will not run because of it, with the reason."""

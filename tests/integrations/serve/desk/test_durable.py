@@ -100,6 +100,26 @@ def test_a_stop_fails_what_could_not_run_and_takes_nothing_more(tmp_path: Path) 
     asyncio.run(main())
 
 
+def test_a_step_does_not_follow_a_backward_that_the_stop_failed(tmp_path: Path) -> None:
+    async def before() -> tuple[Model, str]:
+        async with opened(tmp_path) as desk:
+            model = await (await Client.begin(desk)).model()
+            await model.train(1)
+            return model, await model.backward(number=4)  # request 3 is on its way
+
+    async def after(model: Model, failed: str) -> None:
+        async with opened(tmp_path) as desk:
+            model.client.desk = desk
+            message, category = await model.error(await model.step(number=5))
+            assert category == "server"
+            assert message.startswith("not run: forward_backward (request 4) before it failed: the server was stopped")
+            await model.error(failed)
+            model.number = 5
+            await model.train(1)
+
+    asyncio.run(after(*asyncio.run(before())))
+
+
 def test_after_a_crash_what_was_in_memory_alone_is_lost_and_names_the_checkpoint(tmp_path: Path) -> None:
     async def before() -> tuple[str, list[Model], list[str], list[float]]:
         desk = await started(tmp_path)
