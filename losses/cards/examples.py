@@ -12,6 +12,7 @@ from torch import Tensor
 from ...datums.types import Datum, ModelInput
 from ..loss.loss import Loss, Mixture
 from ..registry import get_loss
+from ..spec.layers import LAYER_EMBEDDINGS
 from ..spec.top import TOP_OUTPUTS
 from ..spec.vocabulary import STUDENT as OWN
 from ..spec.vocabulary import TOKEN_EMBEDDINGS, VOCABULARY_OUTPUTS
@@ -103,7 +104,11 @@ def example_batch(loss: Loss | Mixture, kind: str, count: int) -> tuple[list[Dat
                 carried[name] = TOKENS[name][i][:length] if name in TOKENS else [value] * length
         data.append(Datum(ModelInput.from_ints(range(length)), carried))
         for name in loss.outputs:
-            given[name].append(_top(name, parts, length) if name in TOP_OUTPUTS else _output(name, kind, i, length))
+            made = _output(name, kind, i, length) if name not in (*TOP_OUTPUTS, LAYER_EMBEDDINGS) else None
+            if name == LAYER_EMBEDDINGS:  # each layer's vector is the next text's at the last layer
+                rows = [EMBEDDINGS[(i + 1) % len(EMBEDDINGS)]] * max(len(part.layers) for part in parts)
+                made = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
+            given[name].append(_top(name, parts, length) if made is None else made)
     return data, given
 
 
