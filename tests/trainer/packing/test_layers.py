@@ -23,7 +23,7 @@ from ..kinds import KINDS, model_of
 
 ENCODERS: dict[str, Any] = {
     "BERT": lambda: transformers.BertConfig(**ENCODER),
-    "ModernBERT": lambda: transformers.ModernBertConfig(**ENCODER, pad_token_id=0, global_attn_every_n_layers=2),
+    "ModernBERT": lambda: transformers.ModernBertConfig(**ENCODER, pad_token_id=0),
     "DistilBERT": lambda: transformers.DistilBertConfig(vocab_size=96, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     "MPNet": lambda: transformers.MPNetConfig(**ENCODER),
 }
