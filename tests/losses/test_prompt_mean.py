@@ -56,6 +56,16 @@ def test_a_prompt_may_be_cut_once_the_whole_call_is_known() -> None:
     assert (LOSS.couples, LOSS.cut_by) == ("group", "token")
 
 
+def test_a_prompt_counts_for_a_part_only_where_that_part_s_weights_are() -> None:
+    other = get_loss("cross_entropy", reduction="prompt-mean", weights="other_weights")
+    rows = ((7, [1.0], [0.0]), (2, [0.0], [1.0]), (2, [1.0], [1.0]))
+    data = [datum(1, group=group, weights=one, other_weights=two) for group, one, two in rows]
+    value, gradients, _ = evaluated(LOSS + 3 * other, data, [[-1.0], [-2.0], [-4.0]])
+    # by `weights` prompts 7 and 2: (1 + 4) / 2; by the others prompt 2 alone: (2 + 4) / 2
+    assert value == pytest.approx(5 / 2 + 3 * 3)
+    assert_rows_equal(gradients, [[-1 / 2], [-3 / 2], [-1 / 2 - 3 / 2]], 1e-12)
+
+
 def test_candidates_of_several_widths_keep_the_weights_of_the_whole_call() -> None:
     loss = get_loss("topk_forward_kl", reduction="prompt-mean", tail="drop")
     data = [

@@ -130,3 +130,11 @@ def test_what_it_cannot_do_is_refused_with_the_mend() -> None:
         loss([datum(1, weights=[1.0])], [torch.zeros(1)])
     with pytest.raises(LossConfigError, match="alpha"):
         get_loss("full_skewed_forward_kl", alpha=1.0)
+
+
+def test_agreement_is_a_share_of_positions() -> None:
+    student = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]], dtype=torch.float64).log().requires_grad_()
+    teacher = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.2, 0.6]], dtype=torch.float64).log()
+    tokens = torch.zeros(2, dtype=torch.int64)
+    _, metrics = get_loss("full_forward_kl").on_logits(student, tokens, mask=torch.ones(2), teacher_logits=teacher)
+    assert metrics["agreement"] == 0.5

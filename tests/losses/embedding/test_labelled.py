@@ -120,3 +120,24 @@ def test_equal_vectors_have_no_gradient_between_them(settings: dict[str, Any]) -
     value, gradients, _ = evaluated(get_loss("batch_hard_triplet", **settings), FOUR, [[0.6, 0.8]] * 4)
     assert value == 5.0
     assert_rows_equal(gradients, NOTHING, 1e-12)
+
+
+def test_a_triplet_is_active_however_little_it_violates() -> None:
+    # hard: at margin 1.5 b is wrong by 0.5 and c by 3.5; semi-hard: at 2.5 all four are, two of them by 0.5
+    assert evaluated(get_loss("batch_hard_triplet", margin=1.5), FOUR, LINE)[2]["active"] == 2 / 4
+    assert evaluated(get_loss("batch_semi_hard_triplet", margin=2.5), FOUR, LINE)[2]["active"] == 1
+
+
+def test_a_single_violating_triplet_is_its_own_mean() -> None:
+    # (c, d, b): 2.5 - 2
+    near = [[0.0, 0.0], [1.0, 0.0], [3.0, 0.0], [5.5, 0.0]]
+    assert evaluated(get_loss("batch_all_triplet", margin=0.0), FOUR, near)[0] == pytest.approx(0.5)
+
+
+def test_a_text_as_far_as_the_positive_is_not_beyond_it() -> None:
+    # (a, b) at 1 with c at 1 on the other side: the next farther one is d at 5. (b, a) at 1: c at 2; (c, d) at 6 has none farther,
+    # the farthest is b at 2; (d, c) at 6 has none, the farthest is a at 5. The margin is 0.
+    ring = [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [5.0, 0.0]]
+    value, _, metrics = evaluated(get_loss("batch_semi_hard_triplet", margin=0.0), FOUR, ring)
+    assert value == pytest.approx((0 + 0 + (6 - 2) + (6 - 5)) / 4)
+    assert metrics["semi_hard"] == 0.5

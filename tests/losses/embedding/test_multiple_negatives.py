@@ -140,3 +140,10 @@ def test_hardness_of_hard_negatives_needs_some() -> None:
     loss = ranking(hardness="hard_negatives", hardness_strength=5.0)
     with pytest.raises(LossConfigError, match="num_hard_negatives is 0"):
         loss.check([Datum(ModelInput.from_ints([1]))] * 4)
+
+
+def test_a_softmax_per_direction_is_of_each_row_by_itself() -> None:
+    # Three rows at right angles, two directions: from a query and from its document, each against three.
+    across = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]] * 2
+    value, _, _ = evaluated(ranking(document_to_query=True, partition="per_direction"), texts(6), across)
+    assert value == pytest.approx((math.log(E + 2) + math.log(E + 2)) / 2 - 1)

@@ -129,6 +129,19 @@ def test_a_margin_is_the_teachers_of_every_pair() -> None:
     assert (lone, none, counted["without_pairs"]) == ([0.0], [0.0, 0.0], 1)
 
 
+def test_margins_are_means_over_each_side() -> None:
+    # positives at 4 and 1, a negative at 0.5; the teacher's at 3 and 2, and at 0
+    data = candidates([3.0, 2.0, 0.0], is_positive=[1, 1, 0])
+    metrics = scored(get_loss("rank_margin_mse"), data, [4.0, 1.0, 0.5])[2]
+    assert (metrics["margin"], metrics["teacher_margin"]) == pytest.approx((2.0, 2.5))
+
+
+def test_the_rank_error_is_how_far_smooth_ranks_are_off() -> None:
+    # smooth ranks 0.5 + σ(0) + σ(-ln 3) = 1.25 and 0.5 + σ(0) + σ(ln 3) = 1.75, for the ranks 2 and 1
+    metrics = scored(get_loss("adr_mse", alpha=1.0), candidates([0, 1]), [LN3, 0.0])[2]
+    assert metrics["rank_error"] == pytest.approx(0.75)
+
+
 def test_the_pairs_that_count_are_of_the_first_k_places() -> None:
     # scores put the candidates in the order 2, 0, 1: with k = 1 only pairs with candidate 2 count, 2 of the 3
     data, scores = candidates([2, 1, 0]), [1.0, 0.0, 3.0]
@@ -179,8 +192,8 @@ def test_a_negative_label_has_no_gain_but_an_order() -> None:
 
 @pytest.mark.parametrize("name", ["rank_softmax", "rank_mnrl"])
 def test_lists_without_a_positive_are_counted(name: str) -> None:
-    data = candidates([1, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 2, 2, 3])
-    assert scored(get_loss(name), data, [0.0] * 7)[2]["without_positive"] == 2
+    data = candidates([1, 0, 0, 0, 1, 1, 0, 1], [0, 0, 1, 1, 2, 2, 3, 4])
+    assert scored(get_loss(name), data, [0.0] * 8)[2]["without_positive"] == 2
 
 
 def test_shares_below_one_are_shares_of_their_sum() -> None:
