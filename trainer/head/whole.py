@@ -18,7 +18,7 @@ from .products import add_product, times_transposed
 from .tiles import Transform, logits_of, product_dtype, slices, statistics_dtype
 
 #: Bytes of one tile's log-probabilities; a loss has several tensors of that size at a time.
-WHOLE_BYTES = {"cpu": 32 * 2**20, "other": 256 * 2**20}
+WHOLE_BYTES = {"cpu": 16 * 2**20, "other": 256 * 2**20}
 #: Columns of a weight that is turned into a wider dtype at a time.
 WIDENED_COLUMNS = 8192
 
