@@ -165,9 +165,10 @@ def run(mutants: Sequence[Mutant], log: Path, jobs: int, budget: float) -> None:
 
 
 def chosen(all_mutants: Sequence[Mutant], files: Iterable[Path], log: Path, *, again: bool) -> list[Mutant]:
-    """Those of some files (all without any) that are not judged yet; with `again` the survivors too."""
+    """Those of some files (all without any) that are not judged yet; with `again` the survivors too that nothing explains."""
     names = {str(p.resolve().relative_to(ROOT)) for p in files}
-    known = verdicts_in(log)
+    known, same = verdicts_in(log), reasons()
+    all_mutants = [m for m in all_mutants if not again or (m.file, m.before, m.after) not in same]
     done = {key for key, row in known.items() if row["noticed"] or not again}
     return [m for m in all_mutants if m.identity not in done and (not names or m.file in names)]
 
