@@ -71,20 +71,21 @@ class Outbox:
         while True:
             write, written = await self._waiting.get()
             try:
-                await self._write(write)
-                written()
+                if await self._write(write):
+                    written()
             except Exception:
                 _log.exception("an answer could not be written")
             finally:
                 self._waiting.task_done()
 
-    async def _write(self, write: Callable[[], object]) -> None:
+    async def _write(self, write: Callable[[], object]) -> bool:
+        """Whether it is written; not so where the database does not answer while the desk closes: nobody hears of it then."""
         while True:
             try:
                 await self._books.ask(write)
-                return
+                return True
             except Refused as refused:
                 _log.warning("the ledger does not answer: %s", refused.message)
                 if self._is_closing:
-                    return
+                    return False
                 await asyncio.sleep(RETRY_SECONDS)

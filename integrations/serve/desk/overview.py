@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 
-from .... import __version__
 from ..operations import Operation
 from ..refusals import Failed
 from ..settings import ServeSettings
@@ -105,7 +105,7 @@ class Overview:
         models = [one for one in self._models.all.values() if owner in (None, one.record.owner)]
         samplers = [one for one in self._samplers.all.values() if owner in (None, one.record.owner)]
         return Status(
-            version=__version__,
+            version=importlib.metadata.version("lossbook"),
             state=state,
             time=now,
             started=self._started,
