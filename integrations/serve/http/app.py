@@ -34,7 +34,7 @@ def create_app(settings: ServeSettings, desk: Desk | None = None) -> FastAPI:
         made = None
         if desk is None:
             settings.root.expanduser().mkdir(parents=True, exist_ok=True)
-            made = Desk(settings, Ledger(settings.url))
+            made = Desk(settings, Ledger.of(settings))
             await made.start()
             context.open(made)
         yield
