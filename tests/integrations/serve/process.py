@@ -21,9 +21,9 @@ _COMMAND = "from lossbook.cookbook.cli import command; command()"
 
 
 class Server:
-    """A running server. `url`; `root`: its folder; `log`: the file of its log."""
+    """A running server. `url`; `root`: its folder; `log`: the file of its log. first: Python that runs before the command."""
 
-    def __init__(self, root: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, root: Path, *flags: str, environment: dict[str, str] | None = None, first: str = "pass") -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.log = root, root.with_name(f"{root.name}.log")
         self.lines: list[str] = []
@@ -31,7 +31,7 @@ class Server:
         given = ["--root", str(root), "--device", "cpu", *([] if "--port" in flags else ["--port", "0"]), *flags]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, "serve", *given],
+                [sys.executable, "-c", f"{first}\n{_COMMAND}", "serve", *given],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -73,9 +73,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(root: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    root: Path, *flags: str, environment: dict[str, str] | None = None, first: str = "pass"
+) -> Iterator[Server]:
     """A server for a block, with `--device cpu`, a free port and one thread; killed in the end if it still runs."""
-    server = Server(root, *flags, environment=environment)
+    server = Server(root, *flags, environment=environment, first=first)
     try:
         yield server
     finally:
