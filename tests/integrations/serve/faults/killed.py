@@ -30,8 +30,12 @@ _NAMED = re.compile(r"tinker://\S+/weights/[\w.-]+")
 
 @dataclass
 class Run:
-    """What a program knows of its training: steps whose end it was told, in order; checkpoints; results by request."""
+    """What a program knows of its training: steps whose end it was told, in order; checkpoints; results by request.
 
+    at: the next step of the client that it has.
+    """
+
+    at: int = 0
     steps: list[int] = field(default_factory=list)
     saved: dict[str, int] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
@@ -59,25 +63,15 @@ def train(steps: int) -> dict[str, Any]:
     import tinker
 
     service = tinker.ServiceClient()
-    run, ids, start, path, client = Run(), _heard(), 0, None, None
+    run, ids, path, client = Run(), _heard(), None, None
     while True:
         try:
             client = _client(service, path) if client is None else client
-            _steps(client, tinker, run, ids, start, steps)
+            _steps(client, tinker, run, ids, steps)
             final = story.numbers(client.forward(data_of(tinker.types, -1), "cross_entropy").result())
             break
         except tinker.RequestFailedError as error:
-            run.failures.append(str(error))
-            assert error.category.value == "server", error
-            if (named := _NAMED.search(str(error))) is not None:
-                path, client = named.group(), None
-            elif "create it again" in str(error):
-                path, client = None, None
-            else:  # the model is as it was after all that this program was told of
-                assert "send the request again" in str(error) or "send it again" in str(error), error
-                start = run.steps[-1] + 1 if run.steps and client is not None else start
-                continue
-            start = _step_of(path)
+            path, client = _after(error, run, path, client)
         except tinker.APIConnectionError as error:  # create_model has no retries of its own
             run.failures.append(type(error).__name__)
             time.sleep(0.5)
@@ -93,6 +87,20 @@ def train(steps: int) -> dict[str, Any]:
         "failures": run.failures,
         "listed": paths,
     }
+
+
+def _after(error: Any, run: Run, path: str | None, client: Any) -> tuple[str | None, Any]:
+    """From which checkpoint the program goes on, and with which client; None: with a new one."""
+    run.failures.append(str(error))
+    assert error.category.value == "server", error
+    if (named := _NAMED.search(str(error))) is not None:
+        run.at = _step_of(named.group())
+        return named.group(), None
+    if "create it again" in str(error):
+        run.at = 0
+        return None, None
+    assert "send the request again" in str(error) or "send it again" in str(error), error
+    return path, client  # the model is as it was after all that this program was told of
 
 
 def _heard() -> list[str]:
@@ -122,14 +130,15 @@ def _step_of(path: str | None) -> int:
     return 0 if path is None else int(path.rpartition("-")[2])
 
 
-def _steps(client: Any, tinker: Any, run: Run, ids: list[str], start: int, steps: int) -> None:
+def _steps(client: Any, tinker: Any, run: Run, ids: list[str], steps: int) -> None:
     """Train from one step to another, each acknowledged before the next but one."""
-    for step in range(start, steps):
+    for step in range(run.at, steps):
         forward = client.forward_backward(data_of(tinker.types, step), "cross_entropy")
         stepped = client.optim_step(tinker.types.AdamParams(learning_rate=1e-2))
         forward.result()
         told = stepped.result()
         run.steps.append(step)
+        run.at = step + 1
         run.results[ids[-1]] = json.dumps(told.metrics, sort_keys=True)
         print(f"step {step}", flush=True)
         if (step + 1) % EVERY == 0:

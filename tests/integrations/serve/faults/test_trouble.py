@@ -89,7 +89,7 @@ def test_an_engine_that_raises_fails_its_request_and_one_that_hangs_fails_all(tm
 def with_worker(tmp_path: Path) -> Iterator[tuple[Server, Client, Model, list[int]]]:
     """A server whose model is held by another process, the model, and the ids of the server's processes."""
     pytest.importorskip("ray")
-    flags = ("--workers", "1", "--engine-seconds", "20", "--hold-seconds", "1", "--grace-seconds", "2")
+    flags = ("--workers", "1", "--engine-seconds", "60", "--hold-seconds", "1", "--grace-seconds", "2")
     with serving(tmp_path / "root", *flags) as server, Client(server.url) as client:
         model = client.model()
         model.train(1)
