@@ -1,4 +1,4 @@
-"""`Loops`: runs of the cookbook's programs by `lossbook tinker`, each at most once a session, and what they logged."""
+"""`Loops`: runs of the cookbook's programs, each at most once a session, and what they logged."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from .workspace import STUDENT
 
 LOSSBOOK = [sys.executable, "-c", "import sys; from lossbook.cookbook.cli import main; sys.exit(main())"]
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -30,33 +34,43 @@ class Loops:
     """The cookbook's programs in one working folder.
 
     Processes of pytest-xdist share the folder and the runs in it: the first that needs a run makes it, the others wait.
+
+    command       what runs the program whose words follow
+    environment   further variables of it
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.folder, self._command = folder, list(command)
+        self._environment = {**ENVIRONMENT, "HF_HOME": str(folder / "hub"), **environment}
 
     def run(self, name: str, *arguments: str) -> None:
-        """`lossbook tinker ARGUMENTS` in the working folder, if no earlier call of this name did it; fails as the run failed."""
+        """Run a program in the working folder, if no earlier call of this name did it; fails as the run failed."""
         done, log = self.folder / f"{name}.exit", self.folder / f"{name}.log"
         with FileLock(self.folder / f"{name}.lock"):
             if not done.exists():
                 done.write_text(self._outcome(log, arguments), encoding="utf-8")
         if (outcome := done.read_text(encoding="utf-8")) != "0":
             printed = log.read_text(encoding="utf-8", errors="replace")[-6000:]
-            pytest.fail(f"lossbook tinker {' '.join(arguments)} ended with {outcome}:\n{printed}")
+            pytest.fail(f"{' '.join([*self._command, *arguments])} ended with {outcome}:\n{printed}")
 
-    def script(self, name: str, *options: str) -> None:
-        """`lossbook tinker OPTIONS scripts/NAME.py`, once."""
-        self.run(name, *options, str(SCRIPTS / f"{name}.py"))
+    def script(self, name: str) -> None:
+        """Run scripts/NAME.py, once."""
+        self.run(name, str(SCRIPTS / f"{name}.py"))
+
+    def sl_loop(self, name: str) -> None:
+        """Run recipes/sl_loop.py by its own command line, once; `python -m`, with a seed, which the recipe leaves to chance."""
+        settings = ("batch_size=8", "lora_rank=4", "learning_rate=1e-2", "save_every=2")
+        program = (str(SCRIPTS / "seeds.py"), "tinker_cookbook.recipes.sl_loop")
+        self.run(name, *program, f"model_name={STUDENT}", *settings, f"log_path=runs/{name}")
 
     def _outcome(self, log: Path, arguments: tuple[str, ...]) -> str:
-        environment = os.environ | ENVIRONMENT | {"HF_HOME": str(self.folder / "hub")}
+        begun = time.monotonic()
         with log.open("wb") as out:
             try:
                 done = subprocess.run(
-                    [*LOSSBOOK, "tinker", *arguments],
+                    [*self._command, *arguments],
                     cwd=self.folder,
-                    env=environment,
+                    env=os.environ | self._environment,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -65,6 +79,7 @@ class Loops:
                 )
             except subprocess.TimeoutExpired:
                 return f"no end within {LIMIT} seconds"
+            out.write(f"\n{time.monotonic() - begun:.1f} seconds\n".encode())
         return str(done.returncode)
 
     def rows(self, run: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def test_rl_loop_runs_by_its_own_command_line_and_its_reward_rises(loops: Loops)
 
 @pytest.fixture
 def reinforcement(loops: Loops) -> Loops:
-    loops.script("reinforcement", "--stable-reinforce", "importance_sampling")  # `stream` asks for that loss
+    loops.script("reinforcement")
     return loops
 
 

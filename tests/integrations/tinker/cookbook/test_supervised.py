@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 
 from .loops import Loops
-from .workspace import STUDENT
-
-MODULE = "tinker_cookbook.recipes.sl_loop"
-SETTINGS = (f"model_name={STUDENT}", "batch_size=8", "lora_rank=4", "learning_rate=1e-2", "save_every=2")
 
 
 @pytest.fixture
 def sl_loop(loops: Loops) -> Loops:
-    loops.run("sl_loop", "-m", MODULE, *SETTINGS, "log_path=runs/sl_loop")
+    loops.sl_loop("sl_loop")
     return loops
 
 
@@ -34,7 +30,7 @@ def test_sl_loop_resumed_from_a_checkpoint_logs_the_numbers_of_the_run_that_was_
     interrupted = sl_loop.folder / "runs" / "resumed"  # as a kill in the third step would have left the run
     interrupted.mkdir(parents=True, exist_ok=True)
     (interrupted / "checkpoints.jsonl").write_text(json.dumps(saved[0]) + "\n", encoding="utf-8")
-    sl_loop.run("resumed", "-m", MODULE, *SETTINGS, "log_path=runs/resumed")
+    sl_loop.sl_loop("resumed")
 
     whole, resumed = (sl_loop.numbers(run, "train_mean_nll") for run in ("sl_loop", "resumed"))
     assert resumed == {step: whole[step] for step in (2, 3, 4, 5)}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from seeds import seed_adapters
 from tinker_cookbook import renderers
 from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, PromptOnlyDatasetBuilder, TeacherConfig
@@ -16,6 +17,7 @@ from tinker_cookbook.supervised.nll_evaluator import SamplerNLLEvaluator
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
+seed_adapters()
 MODEL, RENDERER = "Qwen/Qwen3-8B-Base", "role_colon"
 TEACHER = TeacherConfig(base_model="Qwen/Qwen3-8B")
 SHARED: dict[str, Any] = {
