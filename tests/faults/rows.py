@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SERVE = "needs `lossbook serve`"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -46,6 +44,7 @@ _MACHINE = "faults/test_client_machine.py::test_clients_among_failing_calls_are_
 _SWEEP = "faults/test_failpoints.py::test_"
 _ROWS = "faults/test_more_rows.py::test_"
 _RANKS = "faults/test_ranks.py::test_"
+_GRAPHS = "integrations/serve/graphs/test_"
 _OF_RANKS = "trainer/checkpoint/test_ranks.py::test_"
 _RESHARDING = "trainer/checkpoint/test_resharding.py::test_"
 
@@ -568,11 +567,49 @@ CUSTOM = (
             "losses/trace/test_recorder.py::test_an_error_inside_lossbook_points_at_the_users_line",
         ),
     ),
-    Row("C10", "a graph that calls what it must not", "refused by name", waits=SERVE),
-    Row("C11", "a graph of a million nodes, or with cycles", "refused before it is built", waits=SERVE),
-    Row("C12", "a graph that asks for huge tensors", "bounded", waits=SERVE),
-    Row("C13", "a graph with huge or odd constants", "checked", waits=SERVE),
-    Row("C14", "a client sends Python", "never run", waits=SERVE),
+    Row(
+        "C10",
+        "a graph that calls what it must not",
+        "refused by name",
+        (
+            f"{_GRAPHS}attacks.py::test_an_attack_is_refused_in_one_line",
+            f"{_GRAPHS}attacks.py::test_nothing_is_imported_by_them",
+        ),
+    ),
+    Row(
+        "C11",
+        "a graph of a million nodes, or with cycles",
+        "refused before it is built",
+        (
+            f"{_GRAPHS}attacks.py::test_an_attack_is_refused_in_one_line",
+            "integrations/serve/wire/test_requests.py::test_what_is_above_a_limit_is_refused_by_the_limits_name",
+        ),
+    ),
+    Row(
+        "C12",
+        "a graph that asks for huge tensors",
+        "bounded",
+        (
+            f"{_GRAPHS}attacks.py::test_none_of_them_allocates_what_it_asks_for",
+            f"{_GRAPHS}graph_loss.py::test_a_broadcast_that_data_make_too_large_is_refused_before_it_is_made",
+            f"{_GRAPHS}graph_loss.py::test_a_graph_that_takes_too_long_is_stopped",
+        ),
+    ),
+    Row(
+        "C13",
+        "a graph with huge or odd constants",
+        "checked",
+        (
+            f"{_GRAPHS}attacks.py::test_an_attack_is_refused_in_one_line",
+            f"{_GRAPHS}random_graphs.py::test_any_json_in_a_node_is_answered_by_one_line_or_runs",
+        ),
+    ),
+    Row(
+        "C14",
+        "a client sends Python",
+        "never run",
+        ("integrations/serve/faults/test_limits.py::test_python_and_pickles_are_taken_from_nobody",),
+    ),
     Row(
         "C15",
         "an id twice, or a broken plug-in",
@@ -755,8 +792,7 @@ CHECKPOINTS = (
         "K8",
         "an archive that unpacks elsewhere or without end",
         "refused",
-        waits=SERVE,
-        note="no archive is unpacked today",
+        waits="nothing here unpacks an archive",
     ),
     Row(
         "K9",
@@ -764,7 +800,16 @@ CHECKPOINTS = (
         "one wins, the other is told",
         (f"{_WRITERS}of_writers_of_one_name_one_wins_and_the_others_are_told",),
     ),
-    Row("K10", "a crash between a file and its row in a database", "reconciled at the start", waits=SERVE),
+    Row(
+        "K10",
+        "a crash between a file and its row in a database",
+        "reconciled at the start",
+        (
+            "integrations/serve/desk/test_durable.py::test_after_a_crash_what_was_in_memory_alone_is_lost_and_names_the_checkpoint",
+            "integrations/serve/faults/test_kills.py::test_a_server_that_is_killed_at_any_moment_applies_nothing_twice_and_loses_nothing_it_acknowledged",
+        ),
+        note="what lies on the disk is the truth: a name that was saved and not acknowledged is listed, and a new model takes it",
+    ),
     Row(
         "K11",
         "another model, vocabulary, precision or format",
@@ -814,48 +859,82 @@ _SERVED = {
     "A13": ("what errors tell a client", "no paths, keys or tracebacks"),
 }  # fmt: skip
 _SERVE = "integrations/serve/"
-_HTTP, _DESK, _LEDGER, _WIRE = (f"{_SERVE}{room}/test_" for room in ("http", "desk", "ledger", "wire"))
+_ROOMS = ("http", "desk", "ledger", "wire", "faults")
+_HTTP, _DESK, _LEDGER, _WIRE, _SOCKETS = (f"{_SERVE}{room}/test_" for room in _ROOMS)
 
 _SERVED_TESTS: dict[str, tuple[str, ...]] = {
     "S1": (
         f"{_DESK}desk.py::test_a_retry_has_the_first_request_and_runs_once",
         f"{_LEDGER}requests.py::test_the_same_request_again_has_the_first_ones_id_and_answer_and_runs_once",
+        f"{_SOCKETS}requests.py::test_a_request_sent_again_has_the_first_ones_id_and_answer_and_runs_once",
     ),
     "S2": (
         f"{_LEDGER}requests.py::test_fifty_threads_that_send_one_request_at_once_make_one_row_and_get_equal_answers",
+        f"{_SOCKETS}requests.py::test_fifty_clients_that_send_one_request_at_once_get_one_id_and_it_runs_once",
     ),
-    "S3": (f"{_LEDGER}requests.py::test_a_number_with_another_request_is_refused_for_good",),
-    "S4": (f"{_LEDGER}requests.py::test_a_response_that_got_lost_changes_nothing_but_that_it_is_asked_for_again",),
-    "S5": (f"{_DESK}desk.py::test_requests_that_arrive_backwards_run_by_number",),
+    "S3": (
+        f"{_LEDGER}requests.py::test_a_number_with_another_request_is_refused_for_good",
+        f"{_SOCKETS}requests.py::test_a_number_of_another_request_is_refused_for_good",
+    ),
+    "S4": (
+        f"{_LEDGER}requests.py::test_a_response_that_got_lost_changes_nothing_but_that_it_is_asked_for_again",
+        f"{_SOCKETS}requests.py::test_a_step_whose_answer_is_lost_is_one_step",
+    ),
+    "S5": (
+        f"{_DESK}desk.py::test_requests_that_arrive_backwards_run_by_number",
+        f"{_SOCKETS}requests.py::test_chunks_that_arrive_backwards_run_by_number",
+    ),
     "S6": (
         f"{_DESK}desk.py::test_a_request_that_never_comes_fails_those_after_it",
         f"{_DESK}queue.py::test_a_missing_request_fails_those_behind_it_after_the_gap_and_names_itself",
+        f"{_SOCKETS}requests.py::test_a_number_that_never_comes_fails_those_behind_it_and_names_itself",
     ),
-    "S7": (f"{_LEDGER}holdings.py::test_what_is_made_twice_with_one_id_is_the_first",),
+    "S7": (
+        f"{_LEDGER}holdings.py::test_what_is_made_twice_with_one_id_is_the_first",
+        f"{_SOCKETS}requests.py::test_models_checkpoints_and_losses_asked_for_twice_are_the_first_ones",
+    ),
     "S8": (
         f"{_LEDGER}futures.py::test_a_poll_ends_without_an_answer_after_its_hold_and_the_next_one_gets_it",
         f"{_HTTP}routes.py::test_a_client_that_goes_away_leaves_no_poll_behind",
+        f"{_SOCKETS}requests.py::test_a_poll_without_a_result_ends_in_time_and_says_how_the_queue_is",
+        f"{_SOCKETS}requests.py::test_a_thousand_polls_that_nobody_waits_for_leave_nothing",
     ),
     "S9": (
         f"{_LEDGER}futures.py::test_a_thousand_waiters_that_go_away_leave_nothing_behind_and_the_answer_is_there_later",
         f"{_LEDGER}requests.py::test_a_result_is_kept_for_an_hour_and_for_five_minutes_after_it_was_fetched",
+        f"{_SOCKETS}requests.py::test_the_result_of_a_client_that_went_away_is_there_when_it_comes_back",
     ),
     "S10": (
         f"{_LEDGER}requests.py::test_a_failed_request_fails_the_same_way_as_often_as_it_is_fetched",
         f"{_HTTP}routes.py::test_a_failure_is_http_200_with_its_category_each_time",
+        f"{_SOCKETS}requests.py::test_a_failure_is_the_same_http_200_with_its_category_each_time",
     ),
     "S11": (
         f"{_HTTP}routes.py::test_ids_that_nobody_gave_are_refused_and_never_a_server_error",
         f"{_HTTP}routes.py::test_ids_of_other_types_are_refused",
+        f"{_SOCKETS}requests.py::test_odd_ids_of_futures_are_refused_and_never_a_server_error",
     ),
-    "S12": (f"{_DESK}samples.py::test_samples_that_wait_together_are_each_as_alone_and_fail_alone",),
-    "S13": (f"{_DESK}scheduler.py::test_an_engine_that_hangs_fails_what_runs_what_waits_and_what_comes",),
+    "S12": (
+        f"{_DESK}samples.py::test_samples_that_wait_together_are_each_as_alone_and_fail_alone",
+        f"{_SOCKETS}requests.py::test_one_bad_sample_among_those_of_other_clients_fails_alone",
+        f"{_SOCKETS}requests.py::test_one_bad_datum_fails_its_request_alone",
+    ),
+    "S13": (
+        f"{_DESK}scheduler.py::test_an_engine_that_hangs_fails_what_runs_what_waits_and_what_comes",
+        f"{_SOCKETS}trouble.py::test_an_engine_that_raises_fails_its_request_and_one_that_hangs_fails_all",
+        f"{_SOCKETS}trouble.py::test_when_the_process_of_a_model_is_killed_its_requests_fail_and_health_says_so",
+        f"{_SOCKETS}trouble.py::test_when_the_process_of_a_model_hangs_its_requests_fail_and_health_says_so",
+    ),
     "S14": (
         f"{_LEDGER}trouble.py::test_while_another_program_locks_the_database_requests_are_refused_for_now",
         f"{_LEDGER}trouble.py::test_on_a_full_disk_what_cannot_be_kept_is_refused_for_now",
         f"{_HTTP}routes.py::test_a_database_that_does_not_answer_makes_polls_wait_and_submissions_come_again",
+        f"{_SOCKETS}trouble.py::test_while_the_database_does_not_answer_clients_are_told_to_come_back_and_nothing_is_lost",
     ),
-    "S15": (f"{_DESK}durable.py::test_after_a_crash_what_was_in_memory_alone_is_lost_and_names_the_checkpoint",),
+    "S15": (
+        f"{_DESK}durable.py::test_after_a_crash_what_was_in_memory_alone_is_lost_and_names_the_checkpoint",
+        f"{_SOCKETS}kills.py::test_a_server_that_is_killed_at_any_moment_applies_nothing_twice_and_loses_nothing_it_acknowledged",
+    ),
     "S16": (
         f"{_SERVE}test_stopping.py::test_a_stop_with_work_under_way_refuses_more_and_ends_within_its_grace",
         f"{_SERVE}test_stopping.py::test_a_client_trains_on_after_its_server_was_stopped_and_started_again",
@@ -863,58 +942,92 @@ _SERVED_TESTS: dict[str, tuple[str, ...]] = {
     "S17": (
         f"{_HTTP}routes.py::test_bytes_that_are_no_request_are_refused_in_one_line",
         f"{_SERVE}test_openapi.py::test_no_request_is_answered_by_a_server_error",
+        f"{_SOCKETS}requests.py::test_what_is_no_message_is_refused_at_once",
     ),
     "S18": (
         f"{_HTTP}routes.py::test_an_old_sdk_is_told_to_upgrade",
         f"{_SERVE}test_sdk.py::test_training_and_sampling_have_the_numbers_of_the_door_in_one_process",
+        f"{_SOCKETS}requests.py::test_an_sdk_that_is_too_old_is_told_to_upgrade",
     ),
-    "S19": (f"{_WIRE}results.py::test_json_never_holds_nan_or_infinity",),
+    "S19": (
+        f"{_WIRE}results.py::test_json_never_holds_nan_or_infinity",
+        f"{_SOCKETS}requests.py::test_numbers_that_are_not_finite_never_stand_bare_in_json",
+    ),
     "S20": (
         f"{_DESK}desk.py::test_a_loss_that_cannot_run_says_why",
         f"{_SERVE}test_sdk.py::test_what_is_wrong_with_a_request_is_told_by_its_future_and_the_client_goes_on",
+        f"{_SOCKETS}requests.py::test_a_loss_or_setting_that_is_none_is_refused_with_what_there_is",
     ),
     "S21": (
         f"{_DESK}desk.py::test_a_session_that_ends_takes_its_models_with_it",
         f"{_LEDGER}requests.py::test_what_is_no_models_id_is_not_there",
+        f"{_SOCKETS}requests.py::test_a_model_that_is_not_there_or_has_ended_is_refused_with_its_id",
     ),
     "A1": (
         f"{_HTTP}guard.py::test_without_a_known_key_the_answer_is_401_in_the_same_words",
         f"{_SERVE}test_stopping.py::test_no_key_is_in_anything_that_the_server_writes",
+        f"{_SOCKETS}limits.py::test_without_a_known_key_every_route_answers_401_in_the_same_words",
     ),
     "A2": (f"{_HTTP}guard.py::test_an_address_that_others_reach_needs_keys",),
     "A3": (
         f"{_DESK}desk.py::test_what_belongs_to_one_owner_is_not_there_for_another",
         f"{_LEDGER}holdings.py::test_what_another_owner_has_is_not_there_in_the_same_words_as_what_nobody_has",
+        f"{_SOCKETS}isolation.py::test_every_route_is_in_the_sweep",
+        f"{_SOCKETS}isolation.py::test_what_is_anothers_is_answered_byte_for_byte_like_what_nobody_has",
+        f"{_SOCKETS}isolation.py::test_lists_pages_and_numbers_name_nothing_of_another",
+        f"{_SOCKETS}isolation.py::test_what_was_asked_by_another_changed_nothing",
+        f"{_SOCKETS}isolation.py::test_the_address_of_anothers_file_is_no_address_without_its_signature",
     ),
-    "A4": (f"{_LEDGER}requests.py::test_ids_cannot_be_guessed",),
+    "A4": (
+        f"{_LEDGER}requests.py::test_ids_cannot_be_guessed",
+        f"{_SOCKETS}limits.py::test_ids_cannot_be_guessed",
+    ),
     "A5": (
         f"{_HTTP}guard.py::test_a_declared_body_over_the_limit_is_refused_before_it_is_read",
         f"{_HTTP}guard.py::test_a_body_that_grows_past_the_limit_is_refused_and_not_kept",
         f"{_HTTP}guard.py::test_a_body_that_comes_too_slowly_is_refused",
         f"{_HTTP}connection.py::test_what_does_not_come_in_time_is_answered_by_408",
+        f"{_SOCKETS}limits.py::test_a_body_that_says_it_is_too_large_is_refused_before_it_comes",
+        f"{_SOCKETS}limits.py::test_a_body_without_a_length_is_cut_off_at_the_limit",
+        f"{_SOCKETS}limits.py::test_a_body_and_headers_that_come_a_byte_at_a_time_are_given_up",
     ),
-    "A6": (f"{_WIRE}body.py::test_a_bomb_takes_no_more_memory_than_the_limit_and_64_mib",),
+    "A6": (
+        f"{_WIRE}body.py::test_a_bomb_takes_no_more_memory_than_the_limit_and_64_mib",
+        f"{_SOCKETS}limits.py::test_a_compressed_body_is_refused_in_bounded_memory",
+    ),
     "A7": (
         f"{_WIRE}requests.py::test_what_is_above_a_limit_is_refused_by_the_limits_name",
         f"{_WIRE}training.py::test_above_a_limit_the_request_is_refused_by_the_limits_name",
+        f"{_SOCKETS}limits.py::test_counts_and_numbers_beyond_every_reason_are_refused_by_the_limits_name",
     ),
-    "A8": (f"{_LEDGER}holdings.py::test_each_limit_is_named_and_keeps_no_other_owner_from_working",),
+    "A8": (
+        f"{_LEDGER}holdings.py::test_each_limit_is_named_and_keeps_no_other_owner_from_working",
+        f"{_SOCKETS}limits.py::test_more_sessions_models_and_requests_than_a_key_may_have_are_429_and_others_go_on",
+    ),
     "A9": (
         f"{_WIRE}body.py::test_json_that_could_be_misread_is_refused_by_its_reason",
         f"{_HTTP}routes.py::test_bytes_that_are_no_request_are_refused_in_one_line",
+        f"{_SOCKETS}limits.py::test_json_that_is_deep_doubled_or_odd_is_refused",
+        f"{_SOCKETS}limits.py::test_a_million_keys_are_refused",
     ),
-    "A10": (f"{_WIRE}requests.py::test_chunks_without_text_fail_the_future_and_nothing_is_opened",),
+    "A10": (
+        f"{_WIRE}requests.py::test_chunks_without_text_fail_the_future_and_nothing_is_opened",
+        f"{_SOCKETS}limits.py::test_addresses_in_requests_are_not_followed",
+    ),
     "A11": (
         f"{_HTTP}guard.py::test_a_flood_of_headers_is_refused",
         f"{_HTTP}connection.py::test_what_is_sent_is_answered_by_its_status",
+        f"{_SOCKETS}limits.py::test_floods_of_headers_are_refused",
     ),
     "A12": (
         f"{_HTTP}guard.py::test_only_the_servers_own_names_are_answered",
         f"{_HTTP}guard.py::test_a_page_of_another_site_is_refused_and_its_preflight_gets_no_permission",
+        f"{_SOCKETS}limits.py::test_a_page_of_another_site_gets_no_answer_and_no_permission",
     ),
     "A13": (
         f"{_HTTP}routes.py::test_an_error_of_ours_tells_the_client_an_incident_and_nothing_else",
         f"{_DESK}failures.py::test_a_users_mistake_is_told_and_a_bug_is_a_number_of_the_log",
+        f"{_SOCKETS}limits.py::test_errors_tell_clients_no_path_key_or_traceback",
     ),
 }
 SERVER = tuple(Row(name, fault, right, _SERVED_TESTS[name]) for name, (fault, right) in _SERVED.items())
@@ -939,6 +1052,7 @@ ISOLATION = (
             "trainer/model/test_load.py::test_code_that_comes_with_a_model_is_not_run",
             "test_layout.py::test_nothing_runs_code_that_came_with_a_file",
             "integrations/serve/test_sdk.py::test_models_that_the_server_was_not_given_are_refused",
+            f"{_SOCKETS}limits.py::test_the_base_models_are_those_that_the_server_was_given",
         ),
     ),
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
+import pickle
 import select
 import socket
 import time
@@ -362,6 +364,51 @@ def test_the_base_models_are_those_that_the_server_was_given(ann: Client, tmp_pa
             assert answer.status_code in (400, 422)
         sampling = {"session_id": session, "sampling_session_seq_id": number, "base_model": name}
         assert ann.post("create_sampling_session", sampling).status_code in (400, 422)
+
+
+def test_python_and_pickles_are_taken_from_nobody(client: Client, tmp_path: Path) -> None:
+    """Names of modules as losses, source and pickles as graphs, other content types: refused, and nothing of them has run."""
+    model = client.model()
+    touched = tmp_path / "touched"
+    source = f"import pathlib; pathlib.Path({str(touched)!r}).touch()"
+    names = ("os:system", "ppo+os:system", "tinker:ppo+os:system", "subprocess:run+ppo", source)
+    for number, name in enumerate(names, start=1):
+        told = client.outcome(client.told("forward_backward", model.backward(number, loss=name))["request_id"])
+        assert told["category"] == "user", told
+    evil = pickle.dumps(_Touch(touched))
+    node = {"op": "call_function", "name": "a", "target": "builtins.exec", "args": [source], "kwargs": {}}
+    graphs: list[Any] = [
+        {"source": source},
+        {"format": 1, "nodes": source},
+        {"format": 1, "nodes": [node]},
+        {"format": 1, "nodes": [{**node, "target": "os.system"}]},
+        {"format": 1, "nodes": [{**node, "op": "get_attr", "target": "__class__.__globals__"}]},
+        {"format": 0, "pickle": base64.b64encode(evil).decode()},
+        base64.b64encode(evil).decode(),
+    ]
+    for number, graph in enumerate(graphs):
+        body = {"session_id": model.session_id, "custom_loss_seq_id": number, "name": "x", "graph": graph}
+        answer = client.post("create_custom_loss", {**body, "inputs": [{"name": "logprobs", "rank": 1}]})
+        if answer.status_code == 200:
+            assert client.outcome(answer.json()["request_id"])["category"] == "user"
+        else:
+            assert answer.status_code in (400, 422), answer.text
+    for kind in ("application/python-pickle", "application/octet-stream", "text/x-python"):
+        for path in ("forward_backward", "create_custom_loss", "optim_step"):
+            assert client.http.post(f"{API}{path}", content=evil, headers={"content-type": kind}).status_code == 415
+    assert client.post("forward_backward", evil).status_code == 400
+    assert not touched.exists()
+    model.train(len(names) + 1)
+
+
+class _Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (self.path,)
 
 
 def test_ids_cannot_be_guessed(ann: Client) -> None:
