@@ -111,6 +111,7 @@ BENCHMARKS = (
     Benchmark("n", "reranker.py", takes_device=False),
     Benchmark("o", "shared_base.py", takes_device=False),
     Benchmark("p", "serve_graphs.py", arguments("--model tiny --rounds 5")),
+    Benchmark("q", "serve_http.py", takes_device=False),
 )
 
 

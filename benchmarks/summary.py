@@ -109,6 +109,14 @@ SECTIONS = (
         "A loss that came to the server as a graph, beside the built-in one",
         (Aim("graph / built-in ≤ 1.1", worst("graph / built-in", ("model", "loss"), max), at_most=1.1),),
     ),
+    Section(
+        "serve_http",
+        "A call over HTTP, beside the same call in the client's process",
+        (
+            Aim("HTTP / in process ≤ 1.15", worst("HTTP / in process", ("model",), max), at_most=1.15),
+            Aim("graph / built-in over HTTP ≤ 1.1", worst("graph / built-in", ("model",), max), at_most=1.1),
+        ),
+    ),
     Section("head", "Logprobs of given tokens and their backward"),
     Section("full_vocabulary", "Distillation over the whole vocabulary"),
     Section("loss_cost", "What the losses themselves cost"),

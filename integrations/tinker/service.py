@@ -135,7 +135,9 @@ class ServiceClient:
         [T, K], of each parameter. Raises TraceError that says what the service would not take, ModelError for the same loss
         made twice.
         """
-        handle = traced_loss(fn, input_ranks, self._begun().id)
+        session = self._begun()
+        # In turn: torch.fx replaces methods of all modules while it traces, also under a model that runs on another thread.
+        handle = session.service.context.in_turn("create_custom_loss", lambda: traced_loss(fn, input_ranks, session.id))
         with self._lock:
             if handle.key in self._losses:
                 raise ModelError(f"custom loss {handle.name!r} was made in this session before: keep its handle")

@@ -52,7 +52,11 @@ class ClientContext:
 
         Not beside them: libraries that make models change settings of the process meanwhile, such as torch's default dtype.
         """
-        return Calls("service", self.worker).submit("load a model", lambda: make(self.models)).result()
+        return self.in_turn("load a model", lambda: make(self.models))
+
+    def in_turn(self, label: str, call: Callable[[], T]) -> T:
+        """What `call` returns, run on the thread of all calls when the turn of those so far is over, and what it raises."""
+        return Calls("service", self.worker).submit(label, call).result()
 
 
 def loss_and_top_k(
