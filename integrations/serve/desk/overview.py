@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 
+from ....datums.errors import ModelError
 from ..operations import Operation
 from ..refusals import Failed
 from ..settings import ServeSettings
@@ -137,7 +139,7 @@ class Overview:
             running=kinds[0] if kinds else None,
             last_request=model.used,
             tokens_per_second=sum(one.trained for one in recent if one.scope == scope) / RATE_SECONDS,
-            bytes=None,
+            bytes=_held(model),
             curves=[LossCurve(loss_fn=name, points=list(curve.points)) for name, curve in curves.items()],
         )
 
@@ -150,6 +152,19 @@ class Overview:
             waiting=self._scheduler.queue.of(scope, "sample"),
             tokens_per_second=sum(one.sampled for one in recent if one.scope == scope) / RATE_SECONDS,
         )
+
+
+def _held(model: Model) -> int | None:
+    """Bytes of a model's own weights, gradients and moments; None where it is on the disk, or on workers."""
+    if model.client is None:
+        return None
+    try:
+        own = model.client.client.local.engine.model.trainable().values()
+    except ModelError:  # on workers
+        return None
+    moments = 8 if model.steps else 0  # two in float32
+    gradients = [one.grad for one in own if one.grad is not None]
+    return sum(one.nbytes + moments * one.numel() for one in own) + sum(one.nbytes for one in gradients)
 
 
 def _throughput(recent: list[_Ended]) -> Throughput:
@@ -172,7 +187,7 @@ def _memory() -> Memory:
 def _resident() -> int:
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * 4096
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):  # not Linux
         import resource
 
