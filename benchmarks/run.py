@@ -112,6 +112,7 @@ BENCHMARKS = (
     Benchmark("o", "shared_base.py", takes_device=False),
     Benchmark("p", "serve_graphs.py", arguments("--model tiny --rounds 5")),
     Benchmark("q", "serve_http.py", takes_device=False),
+    Benchmark("r", "serve_pollers.py", takes_device=False),
 )
 
 

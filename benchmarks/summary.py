@@ -117,6 +117,11 @@ SECTIONS = (
             Aim("graph / built-in over HTTP ≤ 1.1", worst("graph / built-in", ("model",), max), at_most=1.1),
         ),
     ),
+    Section(
+        "serve_pollers",
+        "Clients that wait at a server",
+        (Aim("memory late / early ≤ 1.05", worst("growth", ("clients",), max), at_most=1.05),),
+    ),
     Section("head", "Logprobs of given tokens and their backward"),
     Section("full_vocabulary", "Distillation over the whole vocabulary"),
     Section("loss_cost", "What the losses themselves cost"),
