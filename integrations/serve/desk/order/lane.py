@@ -77,6 +77,9 @@ class ModelLane(Lane):
 
     scope    the model's id
     next     the number that runs next
+
+    A step right behind a failed backward never runs. Its client may have sent it before it knew, whatever else it has fetched by
+    then: the SDK fetches a failure by itself, before the step that was meant for that gradient has arrived.
     """
 
     def __init__(self, owner: str, scope: str, first: int) -> None:
@@ -86,6 +89,7 @@ class ModelLane(Lane):
         self.gap_since: float | None = None  # since when others wait for a number that has not come
         self._numbered: dict[int, Operation] = {}
         self._used_up: set[int] = set()
+        self._no_gradient: tuple[int, Failure] | None = None  # of the last backward that did not run well
 
     def __len__(self) -> int:
         return len(self._numbered)
@@ -100,7 +104,13 @@ class ModelLane(Lane):
         if self.failure is not None:
             self._burn(number)
             self.failure.request_ids.add(operation.request_id)
+            self._note_backward(operation, self.failure)
             return [(operation, _behind(self.failure))]
+        last = self._no_gradient
+        if last is not None and operation.kind == "optim_step" and number == last[0] + 1:
+            self._burn(number)
+            self._look_for_gap(now)
+            return [(operation, _behind(last[1]))]
         self._numbered[number] = operation
         self._look_for_gap(now)
         return []
@@ -126,11 +136,15 @@ class ModelLane(Lane):
         self.running = 0
         if failed is None:
             return []
-        return self._fail(_failure([failed]))
+        failure = _failure([failed])
+        self._note_backward(failed[0], failure)
+        return self._fail(failure)
 
     def block(self, failures: Sequence[Lost]) -> None:
         """Run nothing until the client has looked at one of these."""
         self.failure = _failure(failures)
+        for operation, _ in failures:
+            self._note_backward(operation, self.failure)
 
     def overdue(self) -> list[Lost]:
         """What waits for a number that did not come in time; it will not run."""
@@ -156,9 +170,15 @@ class ModelLane(Lane):
 
     def _fail(self, failure: Failure) -> list[Lost]:
         lost = self.drain(_behind(failure))
-        failure.request_ids.update(operation.request_id for operation, _ in lost)
+        for operation, _ in lost:
+            failure.request_ids.add(operation.request_id)
+            self._note_backward(operation, failure)
         self.failure = failure
         return lost
+
+    def _note_backward(self, operation: Operation, failure: Failure) -> None:
+        if operation.kind == "forward_backward" and (self._no_gradient or (-1,))[0] < operation.number:
+            self._no_gradient = (operation.number, failure)
 
     def _late(self, number: int) -> Failed:
         return Failed(

@@ -100,6 +100,26 @@ def test_nothing_runs_behind_a_failure_until_its_client_has_looked(kind: str) ->
     assert run_all(queue) == [5]
 
 
+def test_a_step_right_behind_a_failed_backward_never_runs_and_stops_nothing() -> None:
+    """Its client may have sent it before it looked: the SDK fetches failures by itself. A step that is sent again runs."""
+    queue = Queue()
+    queue.add(request(1, kind="forward_backward"), 0.0)
+    queue.ended(queue.take(0.0), 1.0, 0.0, Failed("the server stopped", "server"))
+    queue.looked("m-seq-1")
+    (step,) = queue.add(request(2, kind="optim_step"), 1.0)
+    assert (step[1].category, step[1].message) == (
+        "server",
+        "not run: forward_backward (request 1) before it failed: the server stopped",
+    )
+    queue.add(request(3, kind="optim_step"), 1.0)
+    queue.add(request(4, kind="forward_backward"), 1.0)
+    assert run_all(queue) == [3, 4]
+    queue.open("o", "n", first=8)
+    queue.block("n", [(request(7, scope="n", kind="forward_backward"), Failed("", "server"))])
+    queue.looked("n-seq-7")
+    assert [one.number for one, _ in queue.add(request(8, scope="n", kind="optim_step"), 1.0)] == [8]
+
+
 @pytest.mark.parametrize("kind", ["forward", "save_weights", "save_weights_for_sampler", "save_weights_external"])
 def test_what_a_failure_leaves_as_it_was_stops_nothing(kind: str) -> None:
     queue = Queue()
