@@ -111,6 +111,9 @@ def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel
         saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
     if keeps_head:
         own = {key: value for key, value in own.items() if key not in ("value_head", "projection_head_dim")}
+    for identity in (own, saved):
+        if identity["lora"] is not None:  # whatever the initial values were drawn from, they are replaced
+            identity["lora"] = {name: value for name, value in identity["lora"].items() if name != "seed"}
     for key, value in own.items():
         if saved[key] != value:
             raise CheckpointError(

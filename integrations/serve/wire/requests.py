@@ -98,6 +98,13 @@ class GetInfo(Request):
 UnloadModel = GetInfo
 
 
+class JsonPass(Request):
+    """`forward` and `forward_backward` of a client too old for this server: whose they are, so that their number is known."""
+
+    model_id: Id | None = None
+    seq_id: Number | None = None
+
+
 class Adam(Choices):
     """One AdamW step, with Tinker's defaults."""
 

@@ -101,6 +101,18 @@ def test_loading_goes_back_in_the_same_client(
     assert state_of(training) == before
 
 
+def test_adapters_drawn_from_another_seed_become_those_of_the_checkpoint(
+    service: lb.ServiceClient, training: TrainingClient, make_datums: MakeDatums, state_of: StateOf
+) -> None:
+    step(training, make_datums(3))
+    path = training.save_state("of-seed-0").result().path
+    other = service.create_lora_training_client("tiny", rank=4, seed=7)
+    other.load_state(path).result()
+    for client in (training, other):
+        step(client, make_datums(3, seed=1))
+    assert state_of(other) == state_of(training)
+
+
 def test_weights_alone_can_be_loaded_without_the_optimizer(
     service: lb.ServiceClient, training: TrainingClient, make_datums: MakeDatums, state_of: StateOf
 ) -> None:

@@ -54,6 +54,10 @@ def flags(settings: ServeSettings) -> dict[str, object]:
         "credential_default_source": "api_key",
         # Chunks in parallel arrive out of order, and the sums of floats would follow the network.
         "parallel_fwdbwd_chunks": False,
+        # What the SDK does unasked since 0.25, and 0.38: passes as protobuf, and models made by the checkpoint that they load.
+        "proto_write_fwdbwd": True,
+        "fwd_via_fwdbwd": True,
+        "create_model_via_load_weights": True,
         "proto_compress_fwdbwd": not is_loopback(settings.host),
         "fwdbwd_max_chunk_len": min(1024, settings.limits.datums),
         "fwdbwd_max_chunk_bytes_count": min(5_000_000, settings.limits.body_bytes // 4),

@@ -14,6 +14,7 @@ from ...refusals import Refused
 from ...wire.fields import Request as WireRequest
 from ...wire.fields import Text
 from ...wire.requests import CreateSession, FinishSession, Heartbeat
+from ...wire.versions import check_version
 from ..answers import json_response
 from ..context import context_of, owner_of
 from ..documented import REFUSALS, json_body
@@ -42,6 +43,7 @@ async def create_session(request: Request) -> Response:
     """Begin a session. A retry, which has the same X-Idempotency-Key, gives the same one."""
     context, owner = context_of(request), owner_of(request)
     asked = await given(request, CreateSession)
+    check_version(asked.request.sdk_version)
     context.check_open()
     session_id = await context.desk.create_session(
         owner,

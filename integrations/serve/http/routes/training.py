@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,15 +11,15 @@ from starlette.responses import Response
 from ...operations import JSON, PROTOBUF, Operation
 from ...refusals import Refused
 from ...wire.body import canonical_hash, read_body
-from ...wire.requests import OptimStep
+from ...wire.requests import JsonPass, OptimStep
 from ...wire.training import ForwardBackward, read_forward_backward
+from ...wire.versions import too_old
 from ..answers import promise
 from ..context import body_of, context_of, owner_of, read
 from ..documented import REFUSALS, json_body, protobuf_body
 from ..submitted import given, note_used, submit
 
 router = APIRouter(prefix="/api/v1", tags=["training"], responses=REFUSALS)
-_TOO_OLD = "this server takes forward_backward as protobuf, which tinker sends since 0.25: pip install -U tinker"
 
 
 @router.post("/forward_backward", openapi_extra=protobuf_body("ForwardBackwardRequest"))
@@ -25,7 +27,7 @@ async def forward_backward(request: Request) -> Response:
     """A forward pass and, unless forward_only, its backward; a promise of logprobs and metrics."""
     context, limits = context_of(request), context_of(request).settings.limits
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
-        raise Refused(415, _TOO_OLD)
+        await _refuse(request, 415)
     raw = await body_of(request, PROTOBUF)
 
     def reader() -> tuple[ForwardBackward, str]:
@@ -52,7 +54,16 @@ async def forward_backward(request: Request) -> Response:
 @router.post("/forward", include_in_schema=False)
 async def forward(request: Request) -> Response:
     """Refused: only versions of the SDK that are too old ask here."""
-    raise Refused(400, _TOO_OLD)
+    await _refuse(request, 400)
+
+
+async def _refuse(request: Request, status: int) -> NoReturn:
+    """Refuse a pass in JSON. Its number is used up: what the client asks for next does not wait for it."""
+    asked = (await given(request, JsonPass)).request
+    used = None if asked.model_id is None or asked.seq_id is None else (asked.model_id, "seq", asked.seq_id)
+    refused = Refused(status, too_old(), used=used)
+    await note_used(request, refused)
+    raise refused
 
 
 @router.post("/optim_step", openapi_extra=json_body(OptimStep))

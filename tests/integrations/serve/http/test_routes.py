@@ -206,6 +206,22 @@ def test_a_database_that_does_not_answer_makes_polls_wait_and_submissions_come_a
     assert (poll.status_code, poll.headers["retry-after"]) == (429, "5")
 
 
+@pytest.mark.parametrize("path", ["forward", "forward_backward"])
+def test_a_pass_in_json_hears_which_sdk_is_needed_and_its_number_is_not_waited_for(
+    client: TestClient, desk: FakeDesk, path: str
+) -> None:
+    refused = post(client, path, model_id="s:train:0", seq_id=4, forward_input={"data": []})
+    assert refused.status_code in (400, 415)
+    assert "0.22.3 or newer" in refused.json()["detail"]
+    assert desk.used == [("local", "s:train:0", "seq", 4)]
+
+
+def test_an_sdk_that_is_too_old_to_train_hears_so_when_its_session_begins(client: TestClient, desk: FakeDesk) -> None:
+    refused = post(client, "create_session", tags=[], sdk_version="0.18.2")
+    assert (refused.status_code, desk.sessions) == (400, {})
+    assert "this client has 0.18.2: pip install -U tinker" in refused.json()["detail"]
+
+
 def test_a_server_that_stops_takes_no_work_but_tells_results(client: TestClient, desk: FakeDesk) -> None:
     request_id = post(client, "optim_step", **STEP).json()["request_id"]
     desk.answers[request_id] = Answer(b"{}")
@@ -244,7 +260,8 @@ def test_config_and_capabilities_are_what_the_sdk_reads(client: TestClient) -> N
     tinker = pytest.importorskip("tinker")
     flags = post(client, "client/config", sdk_version="0.38.0").json()
     config = tinker.types.ClientConfigResponse.model_validate(flags)
-    assert set(flags) <= set(type(config).model_fields)
+    for_older_releases = {"proto_write_fwdbwd", "fwd_via_fwdbwd", "create_model_via_load_weights"}
+    assert set(flags) - for_older_releases <= set(type(config).model_fields)
     assert not config.parallel_fwdbwd_chunks
     assert post(client, "client/dynamic_config", sdk_version="0.38.0").status_code == 200
     assert client.get("/api/v1/get_server_capabilities").json()["supported_models"]

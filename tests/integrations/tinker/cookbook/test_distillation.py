@@ -29,5 +29,6 @@ def distillation(loops: Loops) -> Loops:
 )
 def test_distillation_falls_to_a_share_of_what_it_was(distillation: Loops, run: str, metric: str, share: float) -> None:
     first, last = distillation.first_and_last(run, metric)
-    assert 0 < last < share * first
+    assert first > 0  # a mean over samples may come out below nothing in the end
+    assert last < share * first
     assert [row["name"] for row in distillation.rows(run, "checkpoints.jsonl")][-1] == "final"
