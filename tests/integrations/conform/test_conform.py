@@ -15,11 +15,14 @@ from lossbook.integrations.conform import PROMISES, ConformSettings, Connection,
 from .doors import BROKEN, OneTarget, door
 
 #: What is checked in the fast suite, one promise of most kinds.
+#: Broken doors that are held to all promises, and those that any other is held to beside the ones it may break.
+WHOLE = ("normalises by tokens", "has samplers that follow training")
+UNRELATED = ["loss.sum", "gradient.batching", "sample.stop", "error.shape"]
 FEW = ["loss.sum", "gradient.batching", "sample.stop", "error.shape"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1])
 def test_our_door_keeps_every_promise(own_door: Connection, seed: int) -> None:
     report = check_server(own_door, ConformSettings(seed=seed))
     assert not report.failed, report.table()
@@ -33,7 +36,8 @@ def test_a_door_that_breaks_a_promise_is_told_so_by_that_promise_and_related_one
     name: str, small: ConformSettings
 ) -> None:
     service, must, may = BROKEN[name]
-    report = check_server(Connection(name, tinker, service), small)
+    only = ["*"] if name in WHOLE else sorted({*must, *(one for one in may if "*" not in one), *UNRELATED})
+    report = check_server(Connection(name, tinker, service), small, only)
     failed = {one.id for one in report.failed}
     assert must <= failed, report.table()
     unrelated = {one for one in failed - must if not any(fnmatch.fnmatch(one, pattern) for pattern in may)}
