@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,6 +30,7 @@ from .scheduler import Scheduler
 SWEEP_SECONDS = 30.0
 #: Answers that are counted while nobody asks for them.
 MOST_UNFETCHED = 100_000
+_log = logging.getLogger(__name__)
 _STOPPED = "the server was stopped before this ran: send it again when it runs again, under the next number"
 
 
@@ -212,13 +214,17 @@ class Desk(Access):
         """End sessions whose clients are gone, and drop old results."""
         while True:
             await asyncio.sleep(min(SWEEP_SECONDS, self.settings.session_seconds / 4))
-            with contextlib.suppress(Refused):
+            try:
                 await self.books.ask(self.ledger.prune)
                 for session in await self.books.ask(self.ledger.expired_sessions):
                     if self._is_busy(session.session_id):
                         continue
                     why = f"no heartbeat for {self.settings.session_seconds:.0f} s"
                     await self.end_session(session.owner, session.session_id, "interrupted", why, rescue=True)
+            except Refused:
+                continue  # the database does not answer; the next look is soon
+            except Exception:
+                _log.exception("old sessions and results could not be swept")
 
 
 def _quietly(call: Callable[..., object], *args: Any) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol, TypeVar
 
 from ..operations import Operation
@@ -70,8 +70,8 @@ class Scheduler:
 
     def start(self) -> None:
         """Begin to run."""
-        self._turns = asyncio.create_task(self._take_turns())
-        self._gaps = asyncio.create_task(self._watch_gaps())
+        self._turns = asyncio.create_task(self._for_good(self._take_turns()))
+        self._gaps = asyncio.create_task(self._for_good(self._watch_gaps()))
 
     def add(self, operation: Operation) -> None:
         """Take a request."""
@@ -123,6 +123,21 @@ class Scheduler:
         self._engine.close()
 
     # --- within -------------------------------------------------------------------------------------------------------
+
+    async def _for_good(self, work: Coroutine[None, None, None]) -> None:
+        """Do this as long as the server runs. Where it breaks, fail what waits for it: nothing waits for what runs no more."""
+        try:
+            await work
+        except Exception:
+            _log.exception("the scheduler has broken")
+            self.trouble = self.trouble or "what hands requests to the engine has broken: restart the server"
+            failed = Failed(self.trouble, "server")
+            left = [(operation, failed) for operation in self.running] + self.queue.close_all(failed)
+            self.running = []
+            for one in left:
+                with contextlib.suppress(Exception):
+                    self._lose([one])
+            self._idle.set()
 
     async def _take_turns(self) -> None:
         while self.trouble is None and not self._stopping:

@@ -126,6 +126,27 @@ def test_a_turn_that_breaks_fails_alone_under_an_incident(caplog: pytest.LogCapt
     asyncio.run(main())
 
 
+def test_a_scheduler_that_breaks_leaves_no_request_waiting_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        scheduler, log = await begun(answered)
+
+        def breaks(batch: Sequence[Operation]) -> None:
+            raise ZeroDivisionError
+
+        log.begun = breaks
+        for number in (1, 2):
+            scheduler.add(request(number))
+        await until(lambda: len(log.told) == 2)
+        assert scheduler.trouble is not None
+        scheduler.add(request(3))
+        assert len(log.told) == 3
+        await scheduler.stop(1.0, STOPPED)
+        scheduler.close()
+
+    asyncio.run(main())
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_gap_ends_also_while_another_model_runs() -> None:
     wakes = threading.Event()
 
