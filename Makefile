@@ -14,7 +14,7 @@ any_python := --only-binary :all: --implementation cp --python-version 3.11 --ab
 installed := $(VENV)/.installed
 models := $(VENV)/.models
 
-.PHONY: help quickstart test test-slow test-browser lint docs docs-site docs-links docs-pages bench mutation audit dist recording clean
+.PHONY: help quickstart test test-slow test-browser test-sdks lint docs docs-site docs-links docs-pages bench mutation audit dist recording clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,9 @@ test-slow: $(models) ## the other tests: real models, killed runs, many examples
 test-browser: $(installed) ## reports and the site in Chromium, which is installed where apt-get may
 	@tests/chromium.sh
 	$(VENV)/bin/pytest -m browser
+
+test-sdks: $(installed) ## the server with old releases of Tinker's SDK and the newest; asks the package index
+	LOSSBOOK_NEWEST_SDK=1 $(VENV)/bin/pytest tests/integrations/serve/test_versions.py
 
 lint: $(installed) ## ruff (rules and format) and pyright
 	$(python) -m ruff check
