@@ -174,6 +174,7 @@ class ModelInfo:
     fused        how many parts run in fused kernels, by kind ("norms", "MLPs", "rotations"); `reasons` says why others do not
     head         strategy and backend of the last call of `linear_logprobs`, None before the first
     kind         "decoder" or "encoder"
+    masked_lm_head  whether an encoder has its masked-LM head, which pooling "splade" reads
     dtype        of products, such as "bfloat16"
     narrow_weights  linear weights that are cast to that dtype once per call, and not in every forward
     max_length   in tokens, None where the architecture sets no limit
@@ -201,6 +202,7 @@ class ModelInfo:
     fused: dict[str, int] = field(default_factory=dict)
     head: str | None = None
     kind: Literal["decoder", "encoder"] = "decoder"
+    masked_lm_head: bool = False
     dtype: str = "float32"
     narrow_weights: int = 0
     max_length: int | None = None

@@ -95,6 +95,12 @@ def test_vectors_over_the_vocabulary_train_a_decoder_beside_its_logprobs(
     assert_same_however_cut("tiny", datums, SPARSE + 0.1 * lb.get_loss("cross_entropy"), "splade", gradients_of)
 
 
+def test_vectors_over_the_vocabulary_train_an_encoder_with_its_masked_lm_head(
+    make_datums: MakeDatums, gradients_of: GradientsOf
+) -> None:
+    assert_same_however_cut("tiny-encoder", make_datums(8), SPARSE, "splade", gradients_of)
+
+
 def test_a_vector_over_the_vocabulary_is_the_largest_of_its_tokens(make_datums: MakeDatums) -> None:
     service = lb.ServiceClient(device="cpu", dtype=torch.float64)
     client = service.create_training_client("tiny")
@@ -123,7 +129,7 @@ def assert_same_however_cut(
     whole, outputs = [], []
     for settings in ({}, {"tokens_per_micro_batch": 24}, {"tokens_per_micro_batch": 24, "kept_graph_tokens": 1}):
         service = lb.ServiceClient(device="cpu", dtype=torch.float64, **settings)
-        client = service.create_training_client(base_model)
+        client = service.create_training_client(base_model, masked_lm_head=pooling == "splade")
         outputs.append(client.forward_backward(datums, loss, pooling=pooling).result().metrics)
         whole.append(gradients_of(client))
     assert outputs[0]["micro_batches"] == 1 < outputs[1]["micro_batches"]

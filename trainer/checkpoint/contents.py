@@ -72,6 +72,7 @@ class Contents(_Part):
     value_head: Literal[True] | None = None  # absent in older checkpoints, which had none
     projection_head_dim: Annotated[int, Field(ge=2)] | None = None  # absent where a value head gives one number
     base_weights: Literal["4bit"] | None = None  # absent where the base weights are full
+    masked_lm_head: Literal[True] | None = None  # absent where there is none
     optimizer: OptimizerPart | None = None
     accumulated: AccumulatedPart | None = None
 

@@ -59,6 +59,7 @@ def saved_model(
     _check_base_weights(checkpoint, contents, base_weights)
     try:
         options: dict[str, Any] = {"device": device, "dtype": dtype, "base_weights": base_weights, "ranks": ranks}
+        options["masked_lm_head"] = contents.masked_lm_head is True
         if contents.lora is not None:
             model = add_lora(load_base(saved, **options), **contents.lora.arguments())
         else:
@@ -106,6 +107,12 @@ def check_matches(checkpoint: Checkpoint, contents: Contents, model: LoadedModel
     keeps_head: whether the model keeps its own value head.
     """
     _check_base_weights(checkpoint, contents, model.base_weights)
+    if model.masked_lm_head != (contents.masked_lm_head is True):
+        has, other = ("without", "one with") if model.masked_lm_head else ("with", "one without")
+        raise CheckpointError(
+            f"{checkpoint.path} was saved from an encoder {has} its masked-LM head, but this model is {other} it: make it with "
+            f"masked_lm_head={not model.masked_lm_head}"
+        )
     own, saved = identity_of(model), contents.model_dump()
     if contents.lora is not None:
         saved["lora"] = checkpoint.manifest["lora"]  # as it was written: what is as by default is left out
@@ -154,4 +161,5 @@ def identity_of(model: LoadedModel) -> dict[str, Any]:
         "value_head": None if model.value_head is None else True,  # absent in older checkpoints, which had none
         **({} if numbers == 1 else {"projection_head_dim": numbers}),
         **({} if model.base_weights == "full" else {"base_weights": model.base_weights}),
+        **({"masked_lm_head": True} if model.masked_lm_head else {}),
     }

@@ -129,6 +129,7 @@ class ServiceClient:
         value_head: bool = False,
         projection_head_dim: int | None = None,
         max_context_length: int | None = None,
+        masked_lm_head: bool = False,
         lora_targets: Sequence[str] | None = None,
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
@@ -143,6 +144,7 @@ class ServiceClient:
         value_head     add a value head, trained in full, for losses that read `values`
         projection_head_dim  add a head of so many numbers per position, trained in full, for output="projection"; it starts at zero
         max_context_length  the longest sequence in tokens that is trained on or sampled; longer ones are refused
+        masked_lm_head  load an encoder with its masked-LM head, which pooling "splade" reads; a decoder has its head anyway
         lora_targets   adapt these layers instead: names or ends or parts of them ("q_proj", "layers.0.mlp"), or patterns with *
         lora_alpha     the adapters' product is scaled by it over the rank; 32 by default. `alpha` is the older word for it
         lora_dropout   of the adapters' inputs in training
@@ -156,6 +158,7 @@ class ServiceClient:
                 base_model,
                 value_head=_head_numbers(value_head, projection_head_dim),
                 max_length=max_context_length,
+                masked_lm_head=masked_lm_head,
                 rank=rank,
                 alpha=alpha if lora_alpha is None else lora_alpha,
                 seed=seed,
@@ -176,20 +179,26 @@ class ServiceClient:
         value_head: bool = False,
         projection_head_dim: int | None = None,
         max_context_length: int | None = None,
+        masked_lm_head: bool = False,
         **lora: Unpack[AdapterSettings],
     ) -> TrainingClient:
         """Train all weights, or with `lora_rank` above 0 (as Fireworks spells it) adapters of that rank.
 
         lora: the other keywords of `create_lora_training_client`, for adapters alone; it explains the other parameters too.
         """
-        shared: Any = {"projection_head_dim": projection_head_dim, "max_context_length": max_context_length}
         if lora_rank:
-            return self.create_lora_training_client(base_model, lora_rank, value_head=value_head, **shared, **lora)
+            shared: Any = {"projection_head_dim": projection_head_dim, "max_context_length": max_context_length}
+            shared |= {"value_head": value_head, "masked_lm_head": masked_lm_head}
+            return self.create_lora_training_client(base_model, lora_rank, **shared, **lora)
         if lora:
             raise ModelError(f"{', '.join(lora)}: for adapters alone, and lora_rank is 0, so all weights are trained")
-        numbers = _head_numbers(value_head, projection_head_dim)
         trainer = self.context.load(
-            lambda models: models.all_weights(base_model, value_head=numbers, max_length=max_context_length)
+            lambda models: models.all_weights(
+                base_model,
+                value_head=_head_numbers(value_head, projection_head_dim),
+                max_length=max_context_length,
+                masked_lm_head=masked_lm_head,
+            )
         )
         return TrainingClient(self.context, trainer, self._name())
 

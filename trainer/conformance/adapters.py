@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ...datums.errors import ModelError
 from ...datums.types import AdamParams
 from ...losses.registry import get_loss
+from ..model.architecture.classes import loader_of
 from ..model.export import export_model
 from ..model.linear import adapted, without_wrappers
-from ..model.load import loader_of
 from ..model.lora.lora import adapted_names, add_lora, export_adapter
 from ..model.lora.peft_adapters import detach
 from ..model.lora.targets import select, short_names, without_numbers

@@ -20,7 +20,7 @@ from ..packing.layers import repeated_parts
 from ..routing.routers import check_routing, decoded_routes
 from .settings import EngineSettings
 
-#: How tokens become one vector: "splade" is over the vocabulary, from a decoder's logits.
+#: How tokens become one vector: "splade" is over the vocabulary, from a decoder's logits or a masked-LM head's.
 Pooling = Literal["mean", "last", "cls", "splade"]
 
 #: Outputs that come from the head's logits.
@@ -37,17 +37,17 @@ def check_pooling(pooling: str) -> None:
 
 
 def check_pooled(model: LoadedModel, pooling: str, names: Sequence[str], layers: Sequence[int]) -> None:
-    """Raise ModelError for vectors that the model does not have: over the vocabulary, of an encoder, which is loaded without its
-    head, or of layers, for which there is no head; and of layers that it does not have below its last one."""
+    """Raise ModelError for vectors that the model does not have: over the vocabulary, of an encoder that was loaded without its
+    masked-LM head, or of layers, for which there is no head; and of layers that it does not have below its last one."""
     _check_layers(model, layers)
     if pooling == "splade" and LAYER_EMBEDDINGS in names:
         raise ModelError(
             "pooling 'splade' is of the last layer's logits, and the loss reads layer_embeddings: take pooling mean, last or cls"
         )
-    if pooling == "splade" and "embeddings" in names and model.kind == "encoder":
+    if pooling == "splade" and "embeddings" in names and not model.has_head:
         raise ModelError(
             f"pooling 'splade' reads the logits of a language model, and {model.name} is an encoder, loaded without its masked-LM "
-            "head: take a decoder, or pooling mean, last or cls"
+            "head: make the client with masked_lm_head=True, or take a decoder, or pooling mean, last or cls"
         )
 
 

@@ -131,7 +131,7 @@ def _hidden_and_pooled(
     if sparse is None:
         vectors = pool(hidden, {name: beside[name] for name in pooled})
     else:
-        chosen = hidden[beside["chosen"]] if "chosen" in pooled else hidden
+        chosen = model.before_head(hidden[beside["chosen"]] if "chosen" in pooled else hidden)
         vectors = splade_vectors(*in_autocast_precision(chosen, sparse), pooled["counts"].tolist())
     hidden = hidden[:, : hidden.shape[1] // (1 + len(layers))]
     return hidden if rows is None else hidden[beside["rows"]], vectors

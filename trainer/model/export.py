@@ -109,9 +109,13 @@ def _state(model: LoadedModel) -> dict[str, Tensor]:
         plain = without_wrappers(name)
         if plain in state and plain not in own:
             by_identity.setdefault(id(value), []).append(plain)
+    unties = _unties(model)
     for names in by_identity.values():
         for name in _duplicates(module, names):
-            del state[name]
+            if unties:  # then transformers makes none from another, such as the second name of a head's bias
+                state[name] = state[name].clone()
+            else:
+                del state[name]
     return state
 
 
@@ -198,21 +202,24 @@ def _dtype_of(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def _write_config(model: LoadedModel, folder: Path, dtype: torch.dtype | None) -> None:
     """Write config.json and generation_config.json, as transformers does for this module."""
     module: Any = model.module
-    untied = getattr(module.config, "tie_word_embeddings", False) and _head_is_adapted(model)
+    unties = _unties(model)
     try:
-        if untied:
+        if unties:
             module.config.tie_word_embeddings = False
         with disk.writing(folder):
             module.save_pretrained(str(folder), state_dict={})
     finally:
-        if untied:
+        if unties:
             module.config.tie_word_embeddings = True
     if dtype is not None:
         _name_dtype(folder / "config.json", dtype)
 
 
-def _head_is_adapted(model: LoadedModel) -> bool:
-    return model.kind == "decoder" and hasattr(model.module.get_output_embeddings(), "lora_A")  # type: ignore[operator]
+def _unties(model: LoadedModel) -> bool:
+    """Whether the head is tied to the embeddings in the model, and no longer in what is written: it has an adapter."""
+    module: Any = model.module
+    tied = model.has_head and getattr(module.config, "tie_word_embeddings", False)
+    return bool(tied) and hasattr(module.get_output_embeddings(), "lora_A")
 
 
 def _name_dtype(path: Path, dtype: torch.dtype) -> None:

@@ -34,12 +34,13 @@ class Memory:
     total: int | None
 
 
-def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memory) -> None:
+def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memory, advice: str = "") -> None:
     """Load the model on the meta device with the shapes in its safetensors headers, and check that no tensor is left
     over.
 
     name, source  the model, as the user named it and as transformers finds it
     loader        the class of transformers that is going to load it
+    advice        what to say where parameters are missing, besides which
 
     Raises ModelError where the model needs more memory than there is, for a parameter whose shape config.json has otherwise,
     one that the weights lack, and one that the weights have but config.json leaves out: another layer, or a bias. Parameters
@@ -69,7 +70,7 @@ def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memo
         key, theirs, ours = mismatched[0]
         others = f", and {len(mismatched) - 1} others" if len(mismatched) > 1 else ""
         raise _misfit(name, f"{key} has the shape {theirs}, by config.json it has {ours}{others}")
-    check_missing(name, report["missing_keys"])
+    check_missing(name, report["missing_keys"], advice)
     left_out = sorted(_left_out(model, report["unexpected_keys"]))
     if left_out:
         raise ModelError(
@@ -78,12 +79,12 @@ def check_headers(name: str, source: str, config: Any, loader: Any, memory: Memo
         )
 
 
-def check_missing(name: str, missing: Sequence[str]) -> None:
-    """ModelError where weights lack a parameter; an encoder's pooler is not used."""
+def check_missing(name: str, missing: Sequence[str], advice: str = "") -> None:
+    """ModelError where weights lack a parameter; an encoder's pooler is not used. advice: the error ends with it."""
     missing = sorted(key for key in missing if not key.startswith("pooler."))
     if missing:
         raise ModelError(
-            f"the weights of {name!r} lack {len(missing)} parameters, which would stay random: {', '.join(missing[:3])}"
+            f"the weights of {name!r} lack {len(missing)} parameters, which would stay random: {', '.join(missing[:3])}{advice}"
         )
 
 

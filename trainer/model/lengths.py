@@ -109,7 +109,10 @@ def short_windows(model: LoadedModel) -> Iterator[None]:
     try:
         for owner in (*configs.values(), *parts):
             for name in WINDOWS:
-                value = getattr(owner, name, None)
+                try:
+                    value = getattr(owner, name, None)
+                except RuntimeError:  # where windows differ by layer, a configuration gives none for all
+                    continue
                 if isinstance(value, int) and not isinstance(value, bool) and value > SHORT_WINDOW:
                     changed.append((owner, name, value))
                     setattr(owner, name, SHORT_WINDOW)

@@ -15,6 +15,8 @@ from ...datums.chat.limits import limit_templates
 from ...datums.errors import ModelError, WorkerError, did_you_mean, panics_as
 from ..choices import BaseWeights
 from ..ranks import ALONE, Ranks
+from .architecture.classes import kind_of, loader_of
+from .architecture.masked_lm import WAYS_TO_A_HEAD, check_class
 from .defaults import usual_defaults
 from .gguf.convert import converted
 from .headers import Memory, check_headers, check_layers, check_missing, total_memory
@@ -35,6 +37,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     base_weights: BaseWeights = "full",
+    masked_lm_head: bool = False,
     ranks: Ranks = ALONE,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode and with nothing requiring a gradient.
@@ -44,6 +47,7 @@ def load_model(
     device      by default the first GPU, else the CPU
     dtype       of the parameters; by default float32 on a CPU and bfloat16 elsewhere
     base_weights  "4bit" quantizes the linear layers of a decoder's layers: see `four_bit`
+    masked_lm_head  keep the masked-LM head of an encoder, which its checkpoint must have; a decoder has its head anyway
     ranks       of several, which call this together, the first one alone reads weights, into the host's memory. The others build
                 the module without any, on "meta", and get theirs from `shard_model`
 
@@ -57,8 +61,8 @@ def load_model(
     place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     if ranks.size > 1:
-        return _load_over(ranks, base_model, dtype, base_weights)
-    model = _load(base_model, place, dtype)
+        return _load_over(ranks, base_model, dtype, base_weights, masked_lm_head)
+    model = _load(base_model, place, dtype, masked_lm_head)
     if base_weights == "4bit":
         quantize_base(model)  # layer by layer: the device never holds the full weights
     model.module.to(place)  # type: ignore[arg-type]
@@ -66,21 +70,28 @@ def load_model(
     return model
 
 
-def _load(base_model: str, place: torch.device, dtype: torch.dtype, *, weights: bool = True) -> LoadedModel:
+def _load(
+    base_model: str, place: torch.device, dtype: torch.dtype, masked_lm_head: bool = False, *, weights: bool = True
+) -> LoadedModel:
     """The model, its weights still on the host; without `weights` on "meta"."""
     if base_model not in BUILT_IN:
-        module, tokenizer, kind = _load_pretrained(base_model, _find(base_model), dtype, place, weights=weights)
+        module, tokenizer, kind = _load_pretrained(
+            base_model, _find(base_model), dtype, place, masked_lm_head, weights=weights
+        )
     else:
         kind = "decoder" if base_model == "tiny" else "encoder"
         with nullcontext() if weights else without_weights():
-            module = build_tiny_model() if kind == "decoder" else build_tiny_encoder()
+            module = build_tiny_model() if kind == "decoder" else build_tiny_encoder(masked_lm_head=masked_lm_head)
         tokenizer = build_tiny_tokenizer()
         for parameter in module.parameters():  # not module.to(dtype), which would round the rotary frequencies too
             parameter.data = parameter.data.to(dtype)
-    return LoadedModel(base_model, module.eval().requires_grad_(False), tokenizer, kind, place)
+    module = module.eval().requires_grad_(False)
+    return LoadedModel(base_model, module, tokenizer, kind, place, masked_lm_head=masked_lm_head and kind == "encoder")
 
 
-def _load_over(ranks: Ranks, base_model: str, dtype: torch.dtype, base_weights: BaseWeights) -> LoadedModel:
+def _load_over(
+    ranks: Ranks, base_model: str, dtype: torch.dtype, base_weights: BaseWeights, masked_lm_head: bool
+) -> LoadedModel:
     """The model on the first rank, in the host's memory, and without weights on the others. Raises on all where one fails."""
     if base_weights == "4bit":
         raise ModelError("4-bit base weights are for one process: they are not sharded. Leave base_weights at 'full'")
@@ -88,7 +99,7 @@ def _load_over(ranks: Ranks, base_model: str, dtype: torch.dtype, base_weights: 
     for first in (True, False):  # others read what the first has fetched or converted
         with ranks.agree():
             if ranks.is_first == first:
-                model = _load(base_model, torch.device("cpu"), dtype, weights=first)
+                model = _load(base_model, torch.device("cpu"), dtype, masked_lm_head, weights=first)
                 if first:
                     check_text(model)
     model.ranks = ranks
@@ -187,7 +198,7 @@ def _model_directory(path: Path) -> str:
 
 
 def _load_pretrained(
-    name: str, source: str, dtype: torch.dtype, place: torch.device, *, weights: bool
+    name: str, source: str, dtype: torch.dtype, place: torch.device, masked_lm_head: bool, *, weights: bool
 ) -> tuple[nn.Module, Any, Kind]:
     from transformers import AutoConfig, AutoTokenizer
 
@@ -195,9 +206,13 @@ def _load_pretrained(
         check_layers(name, source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = kind_of(name, config)
-        loader = loader_of(kind, config)
+        advice = ""
+        if masked_lm_head and kind == "encoder":
+            check_class(name, config)
+            advice = WAYS_TO_A_HEAD
+        loader = loader_of(kind, config, masked_lm_head=masked_lm_head)
         if weights:
-            check_headers(name, source, config, loader, Memory(dtype, total_memory(place)))
+            check_headers(name, source, config, loader, Memory(dtype, total_memory(place)), advice)
             module, report = loader.from_pretrained(
                 source,
                 config=config,
@@ -220,75 +235,5 @@ def _load_pretrained(
         where = f"directory {source!r}" if os.path.isdir(source) else "hub id (no such file or directory here)"
         reason = " ".join(str(error).split()).partition(" Model type should be one of")[0]  # hundreds of them
         raise ModelError(f"cannot load the model {name!r}, taken as a {where}: {reason}. {WAYS_TO_NAME}") from error
-    check_missing(name, report["missing_keys"])
+    check_missing(name, report["missing_keys"], advice)
     return module, tokenizer, kind
-
-
-def kind_of(name: str, config: Any) -> Kind:
-    """Decoder if the checkpoint was saved with a causal language-model head, or its type has no other."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"the weights of {name!r} are stored quantized; name an unquantized copy or a GGUF file")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name!r} is an encoder-decoder ({config.model_type}); only decoders and encoders are supported"
-        )
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    saved_as = getattr(config, "architectures", None) or [causal]
-    is_causal = (causal is not None and causal in saved_as) or _text_decoder(config) is not None
-    return "decoder" if not bidirectional and (_is_wrapper(config) or is_causal) else "encoder"
-
-
-def _text_decoder(config: Any) -> Any:
-    """The class that a decoder was saved as, where no Auto class loads it: the text side of a model that reads images too."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    for name in getattr(config, "architectures", None) or ():
-        if (
-            name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-            and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        ):
-            architecture = getattr(transformers, name)
-            return architecture if type(config) is architecture.config_class else None
-    return None
-
-
-def _is_wrapper(config: Any) -> bool:
-    """Whether the checkpoint was saved as a decoder that reads images, video or sound beside text."""
-    return bool(set(getattr(config, "architectures", None) or ()) & _wrappers(config.model_type))
-
-
-def _wrappers(model_type: str) -> set[str]:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-    )
-
-    maps: list[Any] = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES]
-    return {str(names[model_type]) for names in maps if model_type in names}
-
-
-def loader_of(kind: Kind, config: Any) -> Any:
-    """The class of transformers that loads a checkpoint whole, given what it is used as and its configuration."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-
-    if kind == "encoder":
-        return AutoModel
-    if (architecture := _text_decoder(config)) is not None:
-        return architecture
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    saved_as = getattr(config, "architectures", None) or [causal]
-    if causal in saved_as or not _is_wrapper(config):
-        return AutoModelForCausalLM
-    is_image = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return AutoModelForImageTextToText if is_image else AutoModelForMultimodalLM

@@ -15,6 +15,7 @@ from ...datums.errors import ModelError
 from ..choices import BaseWeights
 from ..head.logprobs import Head
 from ..ranks import ALONE, Ranks
+from .architecture.masked_lm import before_decoder
 from .linear import LoraSettings, effective_weight
 from .verdict import Verdict
 
@@ -48,6 +49,7 @@ class LoadedModel:
     routers           the modules that choose experts, once `routing` was tried
     routes            to which experts the forward that runs now sends tokens; None for those that the routers choose
     base              the model as it was loaded, whose weights this one shares with others; None where they are its own
+    masked_lm_head    whether the module of an encoder is a masked language model, with its head; see `before_head`
 
     Fresh from `load_model` nothing requires a gradient: call `train_all_weights` or `lora.add_lora`.
     """
@@ -73,6 +75,7 @@ class LoadedModel:
     routers: Any = field(default=None, repr=False)
     routes: Tensor | None = field(default=None, repr=False)
     base: LoadedModel | None = field(default=None, repr=False)
+    masked_lm_head: bool = False
 
     @property
     def drops(self) -> bool:
@@ -177,7 +180,7 @@ class LoadedModel:
     @property
     def backbone(self) -> nn.Module:
         """The transformer below the head: its forward returns `last_hidden_state` [batch, length, d]. LoRA included."""
-        if self.kind == "encoder":
+        if self.kind == "encoder" and not self.masked_lm_head:
             return self.module
         below = self._transformer.base_model
         if below is not self.module:
@@ -232,9 +235,10 @@ class LoadedModel:
         """The map from hidden states to logits.
 
         With LoRA on the head, the weight is a new tensor W + scaling·B A with a graph to A and B: ask for a head
-        once for each backward. Raises ModelError for an encoder.
+        once for each backward. Raises ModelError for an encoder without a masked-LM head; with one it reads what
+        `before_head` gives.
         """
-        layer = None if self.kind == "encoder" else self._transformer.get_output_embeddings()
+        layer = self._transformer.get_output_embeddings() if self.has_head else None
         if layer is None:
             raise ModelError(f"{self.name} is an encoder: it gives embeddings, and has no head to give logprobs with")
         softcap, scale = cap_and_scale(self._transformer.config)
@@ -243,6 +247,15 @@ class LoadedModel:
         if self._unpadded is not None:
             weight, bias = weight[: self._unpadded], None if bias is None else bias[: self._unpadded]
         return Head(weight, bias, softcap, scale)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits: a decoder, or an encoder with its masked-LM head."""
+        return self.kind == "decoder" or self.masked_lm_head
+
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """What the head reads of hidden states [M, d]: those themselves, or a masked-LM head's transformation of them."""
+        return before_decoder(self.module, hidden) if self.masked_lm_head else hidden
 
     @cached_property
     def attention_configs(self) -> list[Any]:

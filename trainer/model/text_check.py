@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...datums.errors import ModelError
+from .architecture.masked_lm import other_head
 from .model import LoadedModel
 
 
@@ -19,7 +20,7 @@ def check_text(model: LoadedModel) -> None:
             hidden = model.backbone(tokens % model.vocab_size, **options).last_hidden_state
             if hidden.shape[:2] != tokens.shape:
                 raise ValueError(f"hidden states of shape {list(hidden.shape)} for 3 tokens")
-            if model.kind == "decoder":
+            if model.has_head:
                 _check_head(model)
     except ModelError:
         raise
@@ -56,10 +57,13 @@ def _check_gradient(model: LoadedModel, tokens: torch.Tensor) -> None:
 def _check_head(model: LoadedModel) -> None:
     """Compare our logits with the module's own on three tokens; ModelError where an architecture computes others."""
     tokens = torch.arange(3, device=model.device)[None] % model.vocab_size
-    own = model.module(tokens, use_cache=False).logits.double()
-    ours = model.head().logits(model.backbone(tokens, use_cache=False).last_hidden_state).double()
+    options = {} if model.kind == "encoder" else {"use_cache": False}
+    own = model.module(tokens, **options).logits.double()
+    ours = model.head().logits(model.before_head(model.backbone(tokens, **options).last_hidden_state[0])).double()[None]
     tolerance = 32 * torch.finfo(next(model.module.parameters()).dtype).eps * own.abs().max().clamp(min=1.0)
     if own.shape != ours.shape or not (own - ours).abs().max() <= tolerance:
+        if model.masked_lm_head:
+            raise other_head(model.module, "computes its logits otherwise than by its decoder alone")
         raise ModelError(
             f"{model.name!r} ({type(model.module).__name__}) {_other_head(own)}. Only heads of one product are supported, with "
             "a bias, a scale and a soft cap"

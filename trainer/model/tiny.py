@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from transformers import BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import BertForMaskedLM, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 #: Ids 0 to 255 are the bytes themselves; these follow, in this order.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -67,9 +67,12 @@ def build_tiny_model(seed: int = 0) -> LlamaForCausalLM:
     return model.eval()
 
 
-def build_tiny_encoder(seed: int = 0) -> BertModel:
-    """A two-layer BERT (hidden 64, context 512, no pooler, no dropout) of random weights, for embedding losses."""
-    from transformers import BertConfig, BertModel
+def build_tiny_encoder(seed: int = 0, *, masked_lm_head: bool = False) -> BertModel | BertForMaskedLM:
+    """A two-layer BERT (hidden 64, context 512, no pooler, no dropout) of random weights, for embedding losses.
+
+    masked_lm_head: the same encoder in a masked language model, whose head is random too, besides the tied embeddings.
+    """
+    from transformers import BertConfig, BertForMaskedLM, BertModel
 
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -84,7 +87,13 @@ def build_tiny_encoder(seed: int = 0) -> BertModel:
     )
     with seeded(seed):
         model = BertModel(config, add_pooling_layer=False)
-    return model.eval()
+    if not masked_lm_head:
+        return model.eval()
+    with seeded(seed):
+        whole = BertForMaskedLM(config)
+    whole.bert = model
+    whole.tie_weights()
+    return whole.eval()
 
 
 def build_tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -124,10 +124,10 @@ def _compared(apart: Sequence[Tensor]) -> Verdict:
 
 
 def _tried(model: LoadedModel, name: str) -> Verdict:
-    if model.kind != "decoder":
-        packs = name != "padded"
-        return Verdict(not packs, "an encoder's tokens see both ways; only a decoder is packed" if packs else "")
-    if reason := _depends_on_length(model):
+    is_decoder = model.kind == "decoder"
+    if not is_decoder and name != "padded":
+        return Verdict(False, "an encoder's tokens see both ways; only a decoder is packed")
+    if is_decoder and (reason := _depends_on_length(model)):
         return Verdict(False, reason)
     if name in ("blocks", "sharing") and (reason := _other_than_attention(model)):
         return Verdict(False, reason)
@@ -140,7 +140,8 @@ def _tried(model: LoadedModel, name: str) -> Verdict:
         return Verdict(False, str(error))
     except Exception as error:  # an architecture may refuse the arguments with any error
         return Verdict(False, f"{type(model.module).__name__} does not take such rows: {' '.join(str(error).split())}")
-    model.verdicts.setdefault("cut", _compared(apart))  # seen on the way
+    if is_decoder:
+        model.verdicts.setdefault("cut", _compared(apart))  # seen on the way
     wrong, off = differ(together, torch.cat(apart))
     if not wrong:
         return Verdict(True, off=off)

@@ -33,6 +33,7 @@ def model_info(model: LoadedModel, settings: EngineSettings, model_id: str) -> M
         fused=dict(model.fused),
         head=model.head_choice,
         kind=model.kind,
+        masked_lm_head=model.masked_lm_head,
         dtype=str(model.product_dtype).removeprefix("torch."),
         narrow_weights=len(linear_parameters(model)) if casts_once(model) else 0,
         max_length=model.max_length,

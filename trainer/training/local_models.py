@@ -67,14 +67,25 @@ class LocalModels:
         if self.settings.deterministic:
             prepare_determinism(self.device)
 
-    def adapters(self, base_model: str, *, value_head: int, max_length: int | None = None, **lora: Any) -> ModelTrainer:
+    def adapters(
+        self,
+        base_model: str,
+        *,
+        value_head: int,
+        max_length: int | None = None,
+        masked_lm_head: bool = False,
+        **lora: Any,
+    ) -> ModelTrainer:
         """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`."""
         self.check_adapters()
-        return self._trainer(add_lora(self._frozen(base_model), **lora), value_head, max_length)
+        return self._trainer(add_lora(self._frozen(base_model, masked_lm_head), **lora), value_head, max_length)
 
-    def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> ModelTrainer:
+    def all_weights(
+        self, base_model: str, *, value_head: int, max_length: int | None = None, masked_lm_head: bool = False
+    ) -> ModelTrainer:
         """All weights of a model."""
-        return self._trainer(self._load(base_model).train_all_weights(), value_head, max_length)
+        model = self._load(base_model, masked_lm_head=masked_lm_head)
+        return self._trainer(model.train_all_weights(), value_head, max_length)
 
     def like(self, path: str, *, base_model: str | None) -> ModelTrainer:
         """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
@@ -148,14 +159,17 @@ class LocalModels:
             if is_at_hand(contents.base_model):  # others are refused below, or fetched
                 self._check_split(contents.base_model)
 
-    def _load(self, base_model: str, load: Callable[..., LoadedModel] = load_model) -> LoadedModel:
+    def _load(
+        self, base_model: str, load: Callable[..., LoadedModel] = load_model, *, masked_lm_head: bool = False
+    ) -> LoadedModel:
         self._check_split(base_model)
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "base_weights": self.base_weights}
+        options["masked_lm_head"] = masked_lm_head
         return self._fused(load(base_model, **options, ranks=self.ranks))
 
-    def _frozen(self, base_model: str) -> LoadedModel:
+    def _frozen(self, base_model: str, masked_lm_head: bool = False) -> LoadedModel:
         """The model on weights that others may share."""
-        return self._load(base_model, self.bases.load)
+        return self._load(base_model, self.bases.load, masked_lm_head=masked_lm_head)
 
     def _fused(self, model: LoadedModel) -> LoadedModel:
         """The same model with fused layers, as the settings say; layers that are compiled are fused by the compiler."""

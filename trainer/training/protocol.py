@@ -166,14 +166,25 @@ class Trainer(Protocol):
 class Models(Protocol):
     """Where a service's models live. Raises ModelError and CheckpointError as `ServiceClient` says."""
 
-    def adapters(self, base_model: str, *, value_head: int, max_length: int | None = None, **lora: Any) -> Trainer:
+    def adapters(
+        self,
+        base_model: str,
+        *,
+        value_head: int,
+        max_length: int | None = None,
+        masked_lm_head: bool = False,
+        **lora: Any,
+    ) -> Trainer:
         """Low-rank adapters on frozen weights; `lora`: the arguments of `add_lora`.
 
         value_head: how many numbers a value head gives; 0 (or False) for none. max_length: the longest sequence in tokens.
+        masked_lm_head: whether an encoder keeps its masked-LM head.
         """
         ...
 
-    def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> Trainer:
+    def all_weights(
+        self, base_model: str, *, value_head: int, max_length: int | None = None, masked_lm_head: bool = False
+    ) -> Trainer:
         """All weights of a model."""
         ...
 

@@ -47,9 +47,12 @@ class WorkersModels:
         lora["seed"] = secrets.randbits(31) if lora.get("seed") is None else lora["seed"]
         return self._trainer("adapters", base_model=base_model, value_head=value_head, **lora)
 
-    def all_weights(self, base_model: str, *, value_head: int, max_length: int | None = None) -> WorkersTrainer:
+    def all_weights(
+        self, base_model: str, *, value_head: int, max_length: int | None = None, masked_lm_head: bool = False
+    ) -> WorkersTrainer:
         """All weights of a model."""
-        return self._trainer("all_weights", base_model=base_model, value_head=value_head, max_length=max_length)
+        options = {"value_head": value_head, "max_length": max_length, "masked_lm_head": masked_lm_head}
+        return self._trainer("all_weights", base_model=base_model, **options)
 
     def like(self, path: str, *, base_model: str | None) -> WorkersTrainer:
         """A model in training like the one that a checkpoint was saved from, of fresh weights."""

@@ -67,12 +67,12 @@ LAYERS = (
 )
 
 
-def config_of(model_type: str) -> Any:
-    """A small configuration of this type."""
+def config_of(model_type: str, own: dict[str, Any] | None = None) -> Any:
+    """A small configuration of this type. own: settings beside those that are common and the type's."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind: Any = CONFIG_MAPPING[model_type]
-    return _small(kind, OVERRIDES.get(model_type, {}))
+    return _small(kind, {**OVERRIDES.get(model_type, {}), **(own or {})})
 
 
 def model_of(model_type: str) -> Any:
@@ -82,12 +82,12 @@ def model_of(model_type: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = AutoModelForCausalLM.from_config(config_of(model_type), attn_implementation=None)
-        _stir(module)
+        stir(module)
     return module.eval()
 
 
 @torch.no_grad()
-def _stir(module: nn.Module) -> None:
+def stir(module: nn.Module) -> None:
     """Move every parameter off 0 and 1, where many begin, so that a part that is left out is missed."""
     for parameter in module.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.05)

@@ -40,7 +40,8 @@ def obstacles(model: LoadedModel, owners: Mapping[str, str]) -> dict[str, str]:
     options = {} if model.kind == "encoder" else {"use_cache": False}
     try:
         with model.precision(), torch.enable_grad():
-            total = model.backbone(tokens, **options).last_hidden_state.sum()
+            hidden = model.backbone(tokens, **options).last_hidden_state
+            total = model.before_head(hidden[0]).sum()
     finally:
         for handle in handles:
             handle.remove()

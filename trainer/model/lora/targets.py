@@ -161,7 +161,7 @@ def _is_router(module: nn.Module) -> bool:
 
 def _part(model: LoadedModel, name: str, module: nn.Module, sides: tuple[int, ...]) -> Part | None:
     path = name.split(".")
-    if model.kind == "decoder" and module is _output_layer(model):
+    if model.has_head and module is _output_layer(model):
         return "unembed"
     owner = model.module.get_submodule(name.rpartition(".")[0])
     chooses = path[-1] in ("gate", "router") and any("experts" in child for child, _ in owner.named_children())

@@ -1,0 +1,1 @@
+"""What transformers knows about an architecture: the class that loads it, and its masked-LM head."""
