@@ -5,6 +5,8 @@
     lossbook train embed --data triplets.jsonl --loss multiple_negatives_ranking --matryoshka-dimensions 64 128 384
     lossbook train embed --data scored.jsonl --loss cosent --no-all-weights --rank 8
     lossbook train embed --data pairs.jsonl --loss gist --guide BAAI/bge-base-en-v1.5 --also gor 0.1
+    lossbook train embed --model distilbert/distilbert-base-uncased --data pairs.jsonl --pooling splade \
+        --loss multiple_negatives_ranking --loss-config similarity dot scale 1.0 --also flops 3e-5
 
 Data: JSON Lines of {"query", "positive"} and optionally "negative" or "negatives", "label", "scores". Rows that share a query
 or a positive are never each other's negatives. All weights are trained; --no-all-weights for LoRA. `model/` in the run's folder
@@ -58,7 +60,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
         config = config.model_copy(update={"model": find_minilm()})
     encoder = encoder_of(config)
     pooling = encoder.pooling or "mean"
-    run, training = begin(config)
+    run, training = begin(config, masked_lm_head=pooling == "splade")
     texts, held_out = load_texts(config)
     encoded = encode_for(encoder, [*texts, *held_out], training.get_tokenizer())
     batches = PairBatches(
@@ -87,7 +89,7 @@ def main(config: EmbedConfig) -> dict[str, float]:
     last = finish(run, training)
     if not config.all_weights:
         training.export_model(run.path / MODEL).result()  # the adapter is written too, but an encoder is used whole
-    if pooling != "splade":  # Sentence Transformers' sparse encoders are masked language models
+    if pooling != "splade" or training.get_info().masked_lm_head:  # a decoder is no SparseEncoder of theirs
         print(f"encoder {write_settings(run.path / MODEL, encoder, width=width)}")
     return last
 

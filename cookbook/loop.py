@@ -53,7 +53,9 @@ __all__ = ["Loop", "begin", "finish", "introduce", "make_client"]
 RECORDINGS = 10
 
 
-def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, TrainingClient]:
+def begin(
+    config: RecipeConfig, *, value_head: bool = False, masked_lm_head: bool = False
+) -> tuple[Run, TrainingClient]:
     """Open the run's folder and make a client for its model, with the weights of `start_from` if given. Nothing is written yet.
 
     Raises MissingExtraError for a tracker that is not installed, DataFileError for a data file that is not there,
@@ -74,13 +76,15 @@ def begin(config: RecipeConfig, *, value_head: bool = False) -> tuple[Run, Train
         later=True,
     )
     check_data(run, digests, changed_data=config.changed_data)
-    training = make_client(config, run.checkpoints, value_head=value_head)
+    training = make_client(config, run.checkpoints, value_head=value_head, masked_lm_head=masked_lm_head)
     if start is not None:
         training.load_state(str(start), optimizer=False).result()
     return run, training
 
 
-def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = False) -> TrainingClient:
+def make_client(
+    config: RecipeConfig, checkpoints: Path, *, value_head: bool = False, masked_lm_head: bool = False
+) -> TrainingClient:
     """A client that trains LoRA adapters on the configured model, or with `all_weights` all its weights.
 
     The global generators of Python, NumPy and torch get the run's seed.
@@ -100,7 +104,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         **{name: getattr(config, name) for name in MEMORY},
     )
     if config.all_weights:
-        return service.create_training_client(config.model, value_head=value_head)
+        return service.create_training_client(config.model, value_head=value_head, masked_lm_head=masked_lm_head)
     return service.create_lora_training_client(
         config.model,
         rank=config.rank,
@@ -112,6 +116,7 @@ def make_client(config: RecipeConfig, checkpoints: Path, *, value_head: bool = F
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         value_head=value_head,
+        masked_lm_head=masked_lm_head,
     )
 
 

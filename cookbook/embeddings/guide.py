@@ -36,7 +36,9 @@ def vectors_of(
 
     name = find_minilm() if guide == "minilm" else guide
     encoder = encoder_settings(name)
-    client = ServiceClient(device=device, dtype=dtype).create_reference_client(base_model=name)
+    client = ServiceClient(device=device, dtype=dtype).create_reference_client(
+        base_model=name, masked_lm_head=encoder.pooling == "splade"
+    )
     encoded = encode(
         texts,
         client.get_tokenizer(),

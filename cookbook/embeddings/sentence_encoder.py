@@ -35,7 +35,9 @@ NOTES = ("modules.json", "sentence_bert_config.json", "config_sentence_transform
 #: Names of the prompts of queries and of documents in Sentence Transformers, which takes the first that there is.
 PROMPT_NAMES: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 #: Modules that a sentence encoder may have: none after the transformer changes a cosine.
-KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+KNOWN_MODULES = ("Transformer", "Pooling", "Normalize", "MLMTransformer", "SpladePooling")
+#: Of what they make vectors over the vocabulary: the largest log(1 + relu(logit)) of the tokens.
+SPLADE: Mapping[str, str] = {"pooling_strategy": "max", "activation_function": "relu"}
 
 
 def find_minilm() -> str:
@@ -102,19 +104,32 @@ def encoder_settings(model: str, *, pooling: Pooling | None = None) -> EncoderSe
             "train the transformer alone"
         )
     pools = (_read(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None) or {}
+    if pooling is None and "SpladePooling" in kinds:
+        pooling = _splade(model, _read(model, f"{kinds['SpladePooling']}/config.json") or {})
     if pooling is None and pools:
         pooling = _pooling(model, pools)
     noted = _read(model, "config_sentence_transformers.json") or {}
     reads = _read(model, "sentence_bert_config.json") or {}
+    is_sparse = pooling == "splade"  # which reads every token, and whose vectors are compared by dot products
     return EncoderSettings(
         pooling,
-        bool(pools.get("include_prompt", True)),
+        is_sparse or bool(pools.get("include_prompt", True)),
         {str(name): str(prompt) for name, prompt in (noted.get("prompts") or {}).items()},
         noted.get("default_prompt_name"),
         reads.get("max_seq_length"),
         bool(reads.get("do_lower_case", False)),
-        "Normalize" in kinds,
+        "Normalize" in kinds and not is_sparse,
     )
+
+
+def _splade(model: str, settings: Mapping[str, Any]) -> Pooling:
+    for key, ours in SPLADE.items():
+        if settings.get(key, ours) != ours:
+            raise ConfigError(
+                f"{model} pools by SpladePooling with {key}={settings[key]!r}, which the trainer does not support; set --pooling "
+                f"splade to train it with {ours!r}"
+            )
+    return "splade"
 
 
 def _pooling(model: str, settings: Mapping[str, Any]) -> Pooling:
@@ -129,13 +144,17 @@ def _pooling(model: str, settings: Mapping[str, Any]) -> Pooling:
 
 
 def write_settings(folder: Path, settings: EncoderSettings, *, width: int) -> Path:
-    """Write the files that Sentence Transformers reads beside an encoder's; returns the folder. width: of its embeddings."""
-    name = next(theirs for theirs, ours in POOLINGS.items() if ours == settings.pooling)
-    pools = {"word_embedding_dimension": width, **{flag: mode == name for flag, mode in FLAGS.items()}}
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if settings.normalizes else [])]
+    """Write the files that Sentence Transformers reads beside an encoder's; returns the folder. width: of its embeddings.
+
+    With pooling "splade" it is a SparseEncoder, of a masked language model.
+    """
+    is_sparse = settings.pooling == "splade"
+    kinds = ["MLMTransformer", "SpladePooling"] if is_sparse else ["Transformer", "Pooling"]
+    kinds += ["Normalize"] if settings.normalizes else []
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    package = "sentence_transformers.sparse_encoder.models" if is_sparse else "sentence_transformers.models"
     modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {"idx": i, "name": str(i), "path": path, "type": f"{package}.{kind}"}
         for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
     ]
     for path in paths[1:]:
@@ -146,13 +165,24 @@ def write_settings(folder: Path, settings: EncoderSettings, *, width: int) -> Pa
         "config_sentence_transformers.json": {
             "prompts": dict(settings.prompts),
             "default_prompt_name": settings.default_prompt_name,
-            "similarity_fn_name": "cosine",
+            **(
+                {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
+                if is_sparse
+                else {"similarity_fn_name": "cosine"}
+            ),
         },
-        "1_Pooling/config.json": {**pools, "include_prompt": settings.pools_prompt},
+        f"{paths[1]}/config.json": {"word_embedding_dimension": width, **_pooling_config(settings)},
     }
     for file, value in written.items():
         disk.write_file(folder / file, json.dumps(value, indent=2) + "\n")
     return folder
+
+
+def _pooling_config(settings: EncoderSettings) -> dict[str, Any]:
+    if settings.pooling == "splade":
+        return dict(SPLADE)
+    name = next(theirs for theirs, ours in POOLINGS.items() if ours == settings.pooling)
+    return {**{flag: mode == name for flag, mode in FLAGS.items()}, "include_prompt": settings.pools_prompt}
 
 
 def copy_settings(source: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ from ...datums.types import Datum, ModelInput
 from ...losses.loss.loss import Loss
 from ...losses.registry import spec_of_function
 from ...trainer.choices import BaseWeights
-from ...trainer.model.load import load_model, loader_of
-from ...trainer.model.model import Kind, LoadedModel
+from ...trainer.model.architecture.classes import loader_of
+from ...trainer.model.load import load_model
+from ...trainer.model.model import LoadedModel
 from ..inspect.token_records import read_sequences
 
 if TYPE_CHECKING:
     from ...trainer import TrainingClient
 
+#: What is exported; "masked-lm" is an encoder with its masked-LM head.
+Kind = Literal["decoder", "encoder", "masked-lm"]
 #: General texts of several kinds.
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind: it was asleep since ten past three.",
@@ -40,7 +43,8 @@ RECORDED, LONGEST = 6, 512
 class Verification:
     """The result of comparing `count` numbers.
 
-    quantity    "logprobs" (nats, one per token) or "embeddings" (one number per dimension, the mean over the tokens)
+    quantity    "logprobs" (nats, one per token) or "embeddings" (one number per dimension, the mean over the tokens, or per
+                token of the vocabulary)
     largest, mean   of |export - trainer|
     from_base   the largest |export - base model|
     """
@@ -59,6 +63,12 @@ class Verification:
         )
 
 
+def kind_of(training: TrainingClient) -> Kind:
+    """What the client's model is exported as."""
+    info = training.get_info()
+    return "masked-lm" if info.masked_lm_head else info.kind
+
+
 def probe_tokens(tokenizer: Any, run: Path | None, limit: int | None) -> list[list[int]]:
     """Token sequences for the comparison: general texts, and sequences that the run recorded."""
     longest = min(LONGEST, limit or LONGEST)
@@ -69,15 +79,18 @@ def probe_tokens(tokenizer: Any, run: Path | None, limit: int | None) -> list[li
     return [tokens[:longest] for tokens in sequences if len(tokens) > 1]
 
 
-def trained_outputs(training: TrainingClient, sequences: Sequence[Sequence[int]], kind: str) -> list[Tensor]:
-    """The trainer's outputs: logprobs [N - 1] of the tokens for a decoder, the mean embedding [d] for an encoder."""
+def trained_outputs(training: TrainingClient, sequences: Sequence[Sequence[int]], kind: Kind) -> list[Tensor]:
+    """The trainer's outputs: logprobs [N - 1] of the tokens for a decoder, the mean embedding [d] for an encoder, the vector over
+    the vocabulary [V] where that has its masked-LM head.
+    """
     if kind == "decoder":
         datums = [datum_from_tokens_weights(list(tokens), [1.0] * len(tokens)) for tokens in sequences]
         outputs = training.forward(datums, "cross_entropy").result().loss_fn_outputs
         return [output["logprobs"].to_torch().float() for output in outputs]
     loss = Loss(spec_of_function(_sum, output="embeddings"), {})
     datums = [Datum(ModelInput.from_ints(tokens), {}) for tokens in sequences]
-    outputs = training.forward(datums, loss).result().loss_fn_outputs
+    pooling = "splade" if kind == "masked-lm" else "mean"
+    outputs = training.forward(datums, loss, pooling=pooling).result().loss_fn_outputs
     return [output["embedding"].to_torch().float() for output in outputs]
 
 
@@ -98,7 +111,8 @@ def verify_export(
     Raises ExportError if the outputs differ by more than `tolerance`, if keys of an adapter match nothing, and if the export
     does not differ from the base model.
     """
-    base = load_model(base_model, device="cpu", dtype=torch.float32, base_weights=base_weights)
+    options: Any = {"base_weights": base_weights, "masked_lm_head": kind == "masked-lm"}
+    base = load_model(base_model, device="cpu", dtype=torch.float32, **options)
     if (folder / "adapter_config.json").exists():
         module = _with_adapter(base, folder)
         without = module.disable_adapter
@@ -161,7 +175,8 @@ def _whole(folder: Path, kind: Kind) -> Any:
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    loader = loader_of(kind, AutoConfig.from_pretrained(str(folder), trust_remote_code=False))
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    loader = loader_of("decoder" if kind == "decoder" else "encoder", config, masked_lm_head=kind == "masked-lm")
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of missing weights; they are an error below, except an unused pooler
     try:
@@ -180,13 +195,15 @@ def _whole(folder: Path, kind: Kind) -> Any:
 
 
 @torch.no_grad()
-def _outputs(module: Any, sequences: Sequence[Sequence[int]], kind: str) -> list[Tensor]:
+def _outputs(module: Any, sequences: Sequence[Sequence[int]], kind: Kind) -> list[Tensor]:
     outputs = []
     for tokens in sequences:
         ids = torch.tensor([list(tokens)])
         if kind == "decoder":
             logprobs = module(input_ids=ids[:, :-1]).logits[0].float().log_softmax(-1)
             outputs.append(logprobs.gather(1, ids[0, 1:, None])[:, 0])
+        elif kind == "masked-lm":
+            outputs.append(module(input_ids=ids).logits[0].float().relu().log1p().amax(0))
         else:
             mask = torch.ones_like(ids)
             outputs.append(module(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().mean(0))

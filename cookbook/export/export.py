@@ -18,7 +18,7 @@ from ..embeddings.sentence_encoder import copy_settings
 from ..run.names import CONFIG, MODEL
 from ..run.runs import Run, find_checkpoint
 from ..settings.choices import ExportDtype, ExportForm
-from .check import Verification, probe_tokens, trained_outputs, verify_export
+from .check import Verification, kind_of, probe_tokens, trained_outputs, verify_export
 from .model_card import model_card
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def export(
     service = ServiceClient(device="cpu", dtype=torch.float32, base_weights=base_weights)
     training = service.create_training_client_from_state(str(checkpoint))
     base, run = contents.base_model, run_of(checkpoint)
-    kind = training.get_info().kind
+    kind = kind_of(training)
     sequences = probe_tokens(training.get_tokenizer(), run, training.get_info().max_length)
     with _new_folder(out) as folder:
         if form == "adapter":
@@ -146,7 +146,7 @@ def push(folder: Path, repository: str, *, public: bool = False, api: Any = None
 def _write_card(folder: Path, run: Path | None, training: TrainingClient, *, adapter: bool, verified: str = "") -> None:
     info = training.get_info()
     card = model_card(
-        run, info.model_name, adapter=adapter, kind=info.kind, value_head=info.value_head, verified=verified
+        run, info.model_name, adapter=adapter, kind=kind_of(training), value_head=info.value_head, verified=verified
     )
     disk.write_file(folder / "README.md", card)
 

@@ -33,6 +33,7 @@ def model_card(
     """The card's text, with metadata for the hub. Secrets are redacted.
 
     run        the run's folder; None if only a checkpoint is known
+    kind       "decoder", "encoder", or "masked-lm" for an encoder with its masked-LM head
     verified   the result of the comparison with the trainer; "" if none was made
     """
     settings = read_settings(run) if run is not None and (run / CONFIG).exists() else {}
@@ -73,18 +74,19 @@ def _summary(base_model: str, settings: Mapping[str, Any], adapter: bool) -> str
 
 
 def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> str:
-    auto = "AutoModelForCausalLM" if kind == "decoder" else "AutoModel"
+    auto = {"decoder": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM"}.get(kind, "AutoModel")
+    given = "masked_lm_head=True" if kind == "masked-lm" else ""
     if adapter and base_model in ("tiny", "tiny-encoder"):
         build = "build_tiny_model" if base_model == "tiny" else "build_tiny_encoder"
         code = (
             f"from lossbook.trainer.model.tiny import {build}\nfrom peft import PeftModel\n\n"
-            f'model = PeftModel.from_pretrained({build}(), "FOLDER")'
+            f'model = PeftModel.from_pretrained({build}({given}), "FOLDER")'
         )
     elif adapter and not _HUB_ID.fullmatch(base_model):
         code = (
             "from lossbook.trainer.model.load import load_model  # reads directories and .gguf files\n"
             "from peft import PeftModel\n\n"
-            f'model = PeftModel.from_pretrained(load_model({json.dumps(Path(base_model).name)}).module, "FOLDER")'
+            f'model = PeftModel.from_pretrained(load_model({", ".join([json.dumps(Path(base_model).name), *([given] if given else [])])}).module, "FOLDER")'
         )
     elif adapter:
         code = (
@@ -103,6 +105,8 @@ def _loading(base_model: str, *, adapter: bool, kind: str, value_head: bool) -> 
         notes.append(
             "An embedding is the mean of `last_hidden_state` over the tokens, unless the settings name another pooling."
         )
+    if kind == "masked-lm":
+        notes.append("A text's vector over the vocabulary has the largest log(1 + relu(logit)) of its tokens (SPLADE).")
     if value_head:
         notes.append(
             "`value_head.safetensors` holds the weight [1, d] and the bias [1] that map hidden states to values."

@@ -33,7 +33,7 @@ class EmbedConfig(RecipeConfig):
         "Model", None, "an encoder whose vectors gist, embedding_distill and in_batch_kl read; run once over the data"
     )
     pooling: Literal["mean", "last", "cls", "splade"] | None = setting(
-        "Model", None, "how tokens become one vector, splade for a decoder's; None: the model's own way, or mean"
+        "Model", None, "how tokens become one vector, splade: over the vocabulary; None: the model's own way, or mean"
     )
     data: str = setting("Data", ..., "training data: .jsonl, .parquet, a glob pattern, or datasets:NAME:SPLIT")
     eval_data: str | None = setting("Data", None, "held-out data in the same forms, instead of held_out")

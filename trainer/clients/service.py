@@ -236,6 +236,7 @@ class ServiceClient:
         model_path: str | None = None,
         lora_rank: int | None = None,
         policy_client: TrainingClient | None = None,
+        masked_lm_head: bool = False,
     ) -> ReferenceClient:
         """Frozen weights for forward passes, such as a teacher's: saved ones (`model_path`), or a base model's.
 
@@ -244,7 +245,7 @@ class ServiceClient:
         """
         if policy_client is not None:
             base_model = _base_of(policy_client, base_model, lora_rank)
-        frozen, name = self._frozen("create_reference_client", model_path, base_model)
+        frozen, name = self._frozen("create_reference_client", model_path, base_model, masked_lm_head)
         return ReferenceClient(self.context.worker, frozen, f"{name}/reference")
 
     def get_server_capabilities(self) -> dict[str, Any]:
@@ -259,14 +260,16 @@ class ServiceClient:
     create_reference_client_async = in_thread(create_reference_client)
     get_server_capabilities_async = in_thread(get_server_capabilities)
 
-    def _frozen(self, caller: str, model_path: str | None, base_model: str | None) -> tuple[Frozen, str]:
+    def _frozen(
+        self, caller: str, model_path: str | None, base_model: str | None, masked_lm_head: bool = False
+    ) -> tuple[Frozen, str]:
         """Saved weights, or a base model's, in a model of their own; and the name of a client for them."""
         if model_path is None and base_model is None:
             raise ModelError(f"{caller} needs model_path or base_model")
         if model_path is not None:
             return self.context.load(lambda models: models.saved(model_path, base_model=base_model)), model_path
         assert base_model is not None
-        return self.context.load(lambda models: models.base(base_model)), base_model
+        return self.context.load(lambda models: models.base(base_model, masked_lm_head=masked_lm_head)), base_model
 
     def _name(self) -> str:
         return f"model-{next(self._numbers)}"

@@ -101,9 +101,9 @@ class LocalModels:
         )
         return ModelTrainer(self._sharded(self._fused(model)), self.settings)
 
-    def base(self, base_model: str) -> FrozenModel:
+    def base(self, base_model: str, *, masked_lm_head: bool = False) -> FrozenModel:
         """A model as it is loaded."""
-        return FrozenModel(Snapshot(self._sharded(self._frozen(base_model)), {}), self.settings)
+        return FrozenModel(Snapshot(self._sharded(self._frozen(base_model, masked_lm_head)), {}), self.settings)
 
     def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> FrozenModel:
         """A checkpoint's weights; see `saved_model` for `base_model` and `known`."""

@@ -192,7 +192,7 @@ class Models(Protocol):
         """A model in training like the one that a checkpoint was saved from, of fresh weights; see `saved_model`."""
         ...
 
-    def base(self, base_model: str) -> Frozen:
+    def base(self, base_model: str, *, masked_lm_head: bool = False) -> Frozen:
         """A model as it is loaded."""
         ...
 

@@ -58,9 +58,9 @@ class WorkersModels:
         """A model in training like the one that a checkpoint was saved from, of fresh weights."""
         return self._trainer("like", path=str(Path(path).absolute()), base_model=base_model)
 
-    def base(self, base_model: str) -> WorkersFrozen:
+    def base(self, base_model: str, *, masked_lm_head: bool = False) -> WorkersFrozen:
         """A model as it is loaded."""
-        return self._frozen("base", base_model=base_model)
+        return self._frozen("base", base_model=base_model, masked_lm_head=masked_lm_head)
 
     def saved(self, path: str, *, base_model: str | None = None, known: Sequence[str] = ()) -> WorkersFrozen:
         """A checkpoint's weights."""
