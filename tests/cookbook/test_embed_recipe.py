@@ -161,6 +161,58 @@ def test_the_encoder_gives_the_same_embeddings_in_sentence_transformers(make: An
     assert encoder.max_seq_length == 256
 
 
+#: SPLADE over the tiny encoder's masked-LM head.
+SPARSE: dict[str, Any] = {
+    "loss": "multiple_negatives_ranking",
+    "loss_config": {"similarity": "dot", "scale": 1.0},
+    "also": {"flops": 3e-5},
+    "pooling": "splade",
+    "query_prefix": "find: ",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [{}, {"all_weights": False, "rank": 4, "train_unembed": True}], ids=["weights", "LoRA"]
+)
+def test_a_sparse_encoder_of_sentence_transformers_gives_the_same_vectors(
+    make: Any, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    config = make(**SPARSE, **more, learning_rate=1e-2, held_out=6)
+    embed.main(config)
+    training = lb.ServiceClient().create_training_client_from_state(str(config.out / "checkpoints" / "step-000006"))
+    export(config.out, tmp_path / "exported", format="merged")
+    texts = ["red cat", "a stone that is grey"]
+    for folder in (config.out / "model", tmp_path / "exported"):
+        encoder = sentence_transformers.SparseEncoder(str(folder), device="cpu")
+        for prefix, name in (("find: ", "query"), ("", "document")):
+            datums = [lb.Datum(lb.ModelInput.from_ints(list((prefix + text).encode())), {}) for text in texts]
+            theirs = encoder.encode(texts, prompt_name=name, convert_to_tensor=True).to_dense()
+            torch.testing.assert_close(embeddings(training, datums, "splade"), theirs, atol=1e-5, rtol=1e-5)
+        assert (encoder.similarity_fn_name, encoder.max_seq_length) == ("dot", 256)
+    again = make("again", model=str(config.out / "model"), **{**SPARSE, "pooling": None}, steps=1)
+    assert embed.main(again)["flops/query_active"] > 0, "the pooling is read from the encoder's files"
+
+
+@pytest.mark.parametrize("version", ["6", "before 6"])
+def test_the_files_of_a_sparse_encoder_say_how_it_pools(tmp_path: Path, version: str) -> None:
+    written = EncoderSettings("splade", prompts={"query": "find: "}, max_length=40)
+    folder = write_settings(tmp_path, written, width=260)
+    if version == "6":
+        text = (folder / "modules.json").read_text()
+        now = text.replace("sparse_encoder.models.MLMTransformer", "base.modules.transformer.Transformer")
+        (folder / "modules.json").write_text(now.replace("models.Splade", "modules.splade_pooling.Splade"))
+    assert encoder_settings(str(folder)) == written
+    pools = folder / "1_SpladePooling" / "config.json"
+    pools.write_text(pools.read_text().replace('"max"', '"sum"'))
+    with pytest.raises(
+        ConfigError, match="pools by SpladePooling with pooling_strategy='sum', which the trainer does not support"
+    ):
+        encoder_settings(str(folder))
+    assert encoder_settings(str(folder), pooling="splade").pooling == "splade"
+
+
 #: Settings that an encoder may come with.
 OWN = EncoderSettings(
     "mean",
@@ -672,15 +724,17 @@ KINDS: list[dict[str, Any]] = [
         "pooling": "splade",
         "matryoshka_dimensions": (),
     },
+    {"model": "tiny-encoder", **SPARSE},
 ]
 
 
 def name_of(changes: dict[str, Any]) -> str:
-    return " ".join([changes["loss"], *changes.get("also", ()), changes.get("pooling", "")]).strip()
+    words = [changes["loss"], *changes.get("also", ()), changes.get("pooling", ""), changes.get("model", "")]
+    return " ".join(words).strip().replace("  ", " ")
 
 
 #: Run by the fast tests; the others take the same way.
-FAST = ("gist", "multiple_negatives_ranking flops splade")
+FAST = ("gist", "multiple_negatives_ranking flops splade tiny", "multiple_negatives_ranking flops splade tiny-encoder")
 
 
 @pytest.mark.parametrize(
