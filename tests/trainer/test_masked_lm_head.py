@@ -93,7 +93,7 @@ def test_no_logits_of_all_tokens_are_ever_in_memory(monkeypatch: pytest.MonkeyPa
     model.module = module
     hidden = torch.randn(tokens, 8, requires_grad=True)
     with LiveBytes(hidden, *module.parameters()) as live:
-        splade_vectors(model.before_head(hidden), model.head(), sizes).sum().backward()
+        splade_vectors(model.before_head(hidden), model.head(masked_lm=True), sizes).sum().backward()
     assert live.peak < 4 * tokens * vocabulary / 5
 
 
@@ -160,3 +160,18 @@ def test_what_has_no_head_is_refused_with_the_way_to_one(tmp_path: Path) -> None
         lb.errors.ModelError, match="loaded without its masked-LM head: make the client with masked_lm_head=True"
     ):
         plain.forward_backward(DATUMS, SPARSE, pooling="splade").result()
+
+
+def test_it_still_has_no_logprobs_of_next_tokens(folder: str) -> None:
+    client = client_of(folder)
+    datums = [lb.datum_from_tokens_weights(text, [1.0] * len(text)) for text in TEXTS]
+    service = lb.ServiceClient(device="cpu", dtype=torch.float64)
+    teacher = service.create_reference_client(folder, masked_lm_head=True)
+    for call in (
+        lambda: client.forward_backward(datums, "cross_entropy"),
+        lambda: client.forward(datums, "cross_entropy"),
+        lambda: teacher.top_logprobs(datums, 2),
+        lambda: client.forward_backward(datums, "full_forward_kl", teacher=teacher),
+    ):
+        with pytest.raises(lb.errors.LossbookError, match="is an encoder"):
+            call().result()

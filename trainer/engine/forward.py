@@ -61,9 +61,10 @@ def model_outputs(
         beside["targets"] = (targets if rows is None else targets[rows]).clamp(0, model.vocab_size - 1)
     pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if set(DATUM_OUTPUTS) & set(names) else None
     is_sparse = pooled is not None and pooling == "splade"
-    head = model.head() if wants_head or is_sparse or STUDENT in names else None
+    head = model.head() if wants_head or STUDENT in names else None
+    sparse = (head if head is not None else model.head(masked_lm=True)) if is_sparse else None
     hidden, pooled_rows = _hidden_and_pooled(
-        model, sequences, settings, rows, beside, pooled, head if is_sparse else None, forwards, routes, layers
+        model, sequences, settings, rows, beside, pooled, sparse, forwards, routes, layers
     )
     outputs.embeddings, outputs.layer_embeddings = _by_layer(pooled_rows, layers, names)
     outputs.values = values_of(model, hidden) if "values" in names else None

@@ -231,14 +231,14 @@ class LoadedModel:
             token for ids in named if ids is not None for token in (ids if isinstance(ids, list) else [ids])
         )
 
-    def head(self) -> Head:
-        """The map from hidden states to logits.
+    def head(self, *, masked_lm: bool = False) -> Head:
+        """The map from hidden states to logits; with `masked_lm` also an encoder's, which reads what `before_head` gives.
 
         With LoRA on the head, the weight is a new tensor W + scaling·B A with a graph to A and B: ask for a head
-        once for each backward. Raises ModelError for an encoder without a masked-LM head; with one it reads what
-        `before_head` gives.
+        once for each backward. Raises ModelError for an encoder, unless a masked-LM head is meant too and it has one.
         """
-        layer = self._transformer.get_output_embeddings() if self.has_head else None
+        has_head = self.has_head if masked_lm else self.kind == "decoder"
+        layer = self._transformer.get_output_embeddings() if has_head else None
         if layer is None:
             raise ModelError(f"{self.name} is an encoder: it gives embeddings, and has no head to give logprobs with")
         softcap, scale = cap_and_scale(self._transformer.config)

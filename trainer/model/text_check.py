@@ -59,7 +59,11 @@ def _check_head(model: LoadedModel) -> None:
     tokens = torch.arange(3, device=model.device)[None] % model.vocab_size
     options = {} if model.kind == "encoder" else {"use_cache": False}
     own = model.module(tokens, **options).logits.double()
-    ours = model.head().logits(model.before_head(model.backbone(tokens, **options).last_hidden_state[0])).double()[None]
+    ours = (
+        model.head(masked_lm=True)
+        .logits(model.before_head(model.backbone(tokens, **options).last_hidden_state[0]))
+        .double()[None]
+    )
     tolerance = 32 * torch.finfo(next(model.module.parameters()).dtype).eps * own.abs().max().clamp(min=1.0)
     if own.shape != ours.shape or not (own - ours).abs().max() <= tolerance:
         if model.masked_lm_head:

@@ -43,6 +43,7 @@ class Setup:
     dtype: torch.dtype = torch.float32
     settings: dict[str, Any] = field(default_factory=dict)
     width: int = 1
+    masked_lm_head: bool = False
     change: Callable[[LoadedModel, Ranks], None] | None = None
 
 
@@ -101,7 +102,7 @@ def call_of(
 
 def engine_of(ranks: Ranks, setup: Setup) -> Engine:
     """The model on these ranks, and its engine."""
-    model = load_model(setup.base, device="cpu", dtype=setup.dtype)
+    model = load_model(setup.base, device="cpu", dtype=setup.dtype, masked_lm_head=setup.masked_lm_head)
     model = model.train_all_weights() if setup.lora is None else add_lora(model, **setup.lora)
     generator = torch.Generator().manual_seed(0)
     if setup.value_head:

@@ -204,3 +204,9 @@ def test_a_loss_over_the_batch_may_be_computed_again_on_ranks(ranks: RankProcess
     assert_same(ranks, setup, calls, 2, FLOAT32)
     several = ranks.run(run_calls, setup, calls)
     assert {result.metrics["forward_passes"] for own in several for result in own} == {1 if limit else 2}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "seed": 0, "train_unembed": True}], ids=["all weights", "LoRA"])
+def test_an_encoders_masked_lm_head_is_sharded_too(ranks: RankProcesses, lora: dict[str, Any] | None) -> None:
+    setup = Setup(base="tiny-encoder", lora=lora, masked_lm_head=True)
+    assert_same(ranks, setup, [OVER_THE_VOCABULARY, call_of("info_nce", cuts=4)], 2, FLOAT32)
