@@ -60,9 +60,8 @@ def model_outputs(
         # Other ids outside the vocabulary were refused before; targets of weight 0 may be -100, for instance.
         beside["targets"] = (targets if rows is None else targets[rows]).clamp(0, model.vocab_size - 1)
     pooled = pooled_tokens(lengths, pooling, pooled_from(datums)) if set(DATUM_OUTPUTS) & set(names) else None
-    is_sparse = pooled is not None and pooling == "splade"
     head = model.head() if wants_head or STUDENT in names else None
-    sparse = (head if head is not None else model.head(masked_lm=True)) if is_sparse else None
+    sparse = _sparse_head(model, head) if pooled is not None and pooling == "splade" else None
     hidden, pooled_rows = _hidden_and_pooled(
         model, sequences, settings, rows, beside, pooled, sparse, forwards, routes, layers
     )
@@ -78,6 +77,11 @@ def model_outputs(
         for name in HEAD_OUTPUTS:
             setattr(outputs, name, getattr(of_head, name))
     return outputs
+
+
+def _sparse_head(model: LoadedModel, head: Head | None) -> Head:
+    """The head of vectors over the vocabulary: that of the logprobs, where these are computed too."""
+    return model.head(masked_lm=True) if head is None else head
 
 
 def _head_outputs(
