@@ -968,7 +968,10 @@ _SERVED_TESTS: dict[str, tuple[str, ...]] = {
         f"{_SERVE}test_stopping.py::test_no_key_is_in_anything_that_the_server_writes",
         f"{_SOCKETS}limits.py::test_without_a_known_key_every_route_answers_401_in_the_same_words",
     ),
-    "A2": (f"{_HTTP}guard.py::test_an_address_that_others_reach_needs_keys",),
+    "A2": (
+        f"{_HTTP}guard.py::test_an_address_that_others_reach_needs_keys",
+        f"{_SOCKETS}limits.py::test_a_server_that_others_reach_does_not_start_without_keys",
+    ),
     "A3": (
         f"{_DESK}desk.py::test_what_belongs_to_one_owner_is_not_there_for_another",
         f"{_LEDGER}holdings.py::test_what_another_owner_has_is_not_there_in_the_same_words_as_what_nobody_has",

@@ -9,6 +9,8 @@ import json
 import pickle
 import select
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -220,10 +222,17 @@ def test_more_sessions_models_and_requests_than_a_key_may_have_are_429_and_other
             assert len(models) <= LIMITS["models_per_key"]
         refused(answer, "models_per_key")
         numbers = itertools.count(2)
-        answers = at_once(30, lambda: [ben.post("optim_step", models[0].step(next(numbers))) for _ in range(3)])
-        waiting = [one.json()["request_id"] for each in answers for one in each if one.status_code == 200]
-        assert 0 < len(waiting) <= LIMITS["requests_per_key"]
-        refused(next(one for each in answers for one in each if one.status_code != 200), "requests_per_key")
+        waiting: list[str] = []
+        answer = None
+        while answer is None:  # on a slow machine the first have failed before the last came, and leave room
+            answers = at_once(30, lambda: [ben.post("optim_step", models[0].step(next(numbers))) for _ in range(3)])
+            for one in itertools.chain(*answers):
+                if one.status_code == 200:
+                    waiting.append(one.json()["request_id"])
+                else:
+                    answer = one
+            assert len(waiting) < 2000
+        refused(answer, "requests_per_key")
         hers.train(1)
         assert ben.outcome(waiting[-1])["category"] == "server"  # they waited for request 1, which never came
         for session_id in sessions:
@@ -364,6 +373,18 @@ def test_the_base_models_are_those_that_the_server_was_given(ann: Client, tmp_pa
             assert answer.status_code in (400, 422)
         sampling = {"session_id": session, "sampling_session_seq_id": number, "base_model": name}
         assert ann.post("create_sampling_session", sampling).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_server_that_others_reach_does_not_start_without_keys(tmp_path: Path, host: str) -> None:
+    command = "from lossbook.cookbook.cli import command; command()"
+    flags = ["serve", "--host", host, "--port", "0", "--root", str(tmp_path / "root")]
+    done = subprocess.run([sys.executable, "-c", command, *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode not in (0, None)
+    assert "--keys" in done.stderr
+    assert "--insecure" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "root").exists()
 
 
 def test_python_and_pickles_are_taken_from_nobody(client: Client, tmp_path: Path) -> None:
