@@ -121,6 +121,35 @@ def rest(service: Any, tinker: Any) -> dict[str, Any]:
     return urls
 
 
+def command_line(service: Any, tinker: Any, folder: str) -> None:
+    """The SDK's own command `tinker` lists, shows, marks, downloads and deletes."""
+    from click.testing import CliRunner
+    from tinker.cli.__main__ import main_cli
+
+    client = service.create_lora_training_client("tiny", rank=2, seed=0).result()
+    path = client.save_state("kept").result().path
+    exported = client.save_weights_external("exported").result().path
+    run = path.removeprefix("tinker://").partition("/")[0]
+
+    def told(*words: str, fails: bool = False) -> str:
+        done = CliRunner().invoke(main_cli, ["-f", "json", *words])
+        assert (done.exit_code != 0) == fails, (words, done.output, done.exception)
+        return done.output
+
+    assert "tiny" in told("model", "list")
+    assert run in told("run", "list", "--limit", "0")
+    assert '"lora_rank": 2' in told("run", "info", run)
+    there = told("checkpoint", "list", "--run-id", run)
+    assert path in there
+    assert exported in there
+    told("checkpoint", "publish", path)
+    told("checkpoint", "set-ttl", path, "--ttl", "3600")
+    assert '"public": true' in told("checkpoint", "info", path)
+    told("checkpoint", "download", exported, "-o", folder)
+    told("checkpoint", "delete", path, "-y")
+    told("checkpoint", "info", path, fails=True)
+
+
 def interrupted(service: Any, tinker: Any, marker: str) -> dict[str, Any]:
     """Train, say so, wait until the server was stopped and started again, and train on; what it would be without that too."""
     types = tinker.types

@@ -52,3 +52,8 @@ def test_runs_and_checkpoints_can_be_listed_marked_downloaded_and_deleted(server
     urls = run_program(server, "rest")
     assert urls
     assert all(url.startswith(server.url) for url in urls.values())
+
+
+def test_the_sdks_command_line_lists_shows_marks_downloads_and_deletes(server: Server, tmp_path: Path) -> None:
+    run_program(server, "command_line", str(tmp_path))
+    assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 1
