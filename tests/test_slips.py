@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 #: would be in the way of torch.fx.
 NO_DOORS = {"errors", "stats", "types", "PerDatum", "Loss", "list_losses", "list_presets", "seed_everything"}
 NO_DOORS |= {"get_loss", "rollout_correction", "describe_loss", "describe_preset", "unregister_loss"}
-NO_DOORS |= {"kl_estimate", "safe_ratio"}
+NO_DOORS |= {"kl_estimate", "safe_ratio", "remote"}
 NO_DOORS |= {"ForwardBackwardOutput", "OptimStepResponse", "SampleResponse", "SampledSequence"}  # lossbook makes them
 
 

@@ -131,6 +131,7 @@ def matryoshka_2d(
     return adaptive_layer(matryoshka(loss, dims=dims, weights=weights, **config), layers=layers, **own)
 
 
+@explained
 def sampled_layers(depth: int, count: int, *, seed: int = 0, step: int) -> tuple[int, ...]:
     """`count` of the layers 0 to depth - 1 below the last one of a model of `depth` layers, in ascending order; all where they are
     fewer. The same seed and step give the same layers. Raises LossConfigError for a count below 1."""

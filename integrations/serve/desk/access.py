@@ -215,7 +215,7 @@ class Access:
         unseen = await self.books.ask(self.ledger.unseen_failures, record.owner, record.model_id, BINDING)
         if self.scheduler.queue.knows(record.model_id):
             return
-        self.scheduler.queue.open(record.owner, record.model_id, first=(highest or 0) + 1)
+        self.scheduler.queue.know(record.owner, record.model_id, first=(highest or 0) + 1)
         self.scheduler.queue.block(record.model_id, [_failed(record, *one) for one in unseen])
         self.models.remember(record)
 

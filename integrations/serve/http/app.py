@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ....datums import disk
 from ..desk.desk import Desk
 from ..ledger import Ledger
 from ..refusals import Failed, Refused
@@ -33,10 +34,10 @@ def create_app(settings: ServeSettings, desk: Desk | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         made = None
         if desk is None:
-            settings.root.expanduser().mkdir(parents=True, exist_ok=True)
+            disk.make_folder(settings.root.expanduser())
             made = Desk(settings, Ledger.of(settings))
             await made.start()
-            context.open(made)
+            context.begin(made)
         yield
         if made is not None and not context.is_stopping:  # else `serve` has closed it, and waited for what ran
             await made.close(settings.grace_seconds)

@@ -29,7 +29,7 @@ class Context:
         self.metrics = Metrics(lambda: {} if self._desk is None else self._desk.status())
         self.is_stopping = False
         if desk is not None:
-            self.open(desk)
+            self.begin(desk)
 
     @property
     def desk(self) -> Desk:
@@ -38,7 +38,7 @@ class Context:
             raise Refused(503, "the server is starting", retry_after=1)
         return self._desk
 
-    def open(self, desk: Desk) -> None:
+    def begin(self, desk: Desk) -> None:
         """Set the desk, and count what it runs."""
         self._desk = desk
         desk.observers.append(self.metrics.ran)

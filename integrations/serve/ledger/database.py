@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from ....datums.disk import make_folder, writing
+from ....datums import disk
 from ....datums.errors import RunError
 from ..refusals import Refused
 from .tables import VERSION, about, tables
@@ -116,7 +116,7 @@ class Database:
                 if not url.database or url.database.startswith((":", "file:")):
                     raise RunError("the server's database must be a file: sqlite:///folder/serve.sqlite")
                 self._file = Path(url.database).absolute()
-                make_folder(self._file.parent)
+                disk.make_folder(self._file.parent)
                 engine = sa.create_engine(url, connect_args={"timeout": patience})
                 event.listen(engine, "connect", _prepare_sqlite)
                 event.listen(engine, "begin", _begin_sqlite)
@@ -140,7 +140,7 @@ class Database:
         """Keep the database from other servers until this process ends, however it does."""
         if self._file is not None:
             # Not the database's own file: closing any descriptor of it would end the locks that SQLite has on it.
-            with writing(lock := self._file.with_name(f"{self._file.name}.lock")):
+            with disk.writing(lock := self._file.with_name(f"{self._file.name}.lock")):
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
             self._held.callback(os.close, descriptor)
             is_free = _locked(descriptor)

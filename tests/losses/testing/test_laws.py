@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from lossbook.losses import PerDatum, safe_ratio, stats
 from lossbook.losses.math.divergences import forward_kl, jsd, with_tail
+from lossbook.losses.spec.layers import Layers
 from lossbook.losses.testing import check_loss
 from lossbook.losses.testing.laws import CHECKS
 
@@ -141,6 +142,12 @@ def half_of_all(vocab_logprobs, teacher_vocab_logprobs):
     return 0.5 * forward_kl(vocab_logprobs, teacher_vocab_logprobs)
 
 
+def by_place_of_the_layer(layer_embeddings, *, layers: Layers = (1, 2)):
+    """Takes the place of a layer for its depth."""
+    depth = torch.arange(1, 1 + layer_embeddings.shape[1]).to(layer_embeddings)
+    return (layer_embeddings.square().sum(-1) * depth).sum(-1)
+
+
 def regression_of_scores(values, label: PerDatum, seqs):
     """Looks at each score by itself."""
     return seqs.groups.sum((seqs.last(values) - label).square())
@@ -224,6 +231,7 @@ BROKEN += [
 ]
 
 BROKEN += [
+    (by_place_of_the_layer, {"per": "datum"}, {"layers_in_any_order": {}}, "were named the other way round"),
     (regression_of_scores, {"per": "group"}, {"shift_invariance": {}}, "was added to the scores of groups"),
     (best_last, {"per": "group"}, {"right_order_is_cheapest": {}}, "scores in the order of the labels cost"),
     (best_last, {"per": "group"}, {"right_order_is_cheapest": {"than": "reversed"}}, "order of the labels cost"),

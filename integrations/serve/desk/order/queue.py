@@ -50,7 +50,7 @@ class Queue:
         """Whether a model's numbers are being counted here."""
         return (scope, "seq") in self._lanes
 
-    def open(self, owner: str, scope: str, first: int = 1) -> None:
+    def know(self, owner: str, scope: str, first: int = 1) -> None:
         """Begin to count a model's numbers. first: the one that comes next."""
         if not self.knows(scope):
             self._lanes[scope, "seq"] = ModelLane(owner, scope, first)
@@ -66,7 +66,7 @@ class Queue:
         """Take a request. Returns what will not run because of it, with the reason."""
         key = (operation.scope, operation.counter)
         if operation.counter == "seq":
-            self.open(operation.owner, operation.scope)
+            self.know(operation.owner, operation.scope)
         elif key not in self._lanes:
             self._lanes[key] = (SampleLane if operation.counter == "sample" else Lane)(operation.owner)
         lost = self._lanes[key].add(operation, now)
@@ -75,7 +75,7 @@ class Queue:
 
     def used_up(self, owner: str, scope: str, number: int, now: float) -> None:
         """Note that a request of this number of a model was refused."""
-        self.open(owner, scope)
+        self.know(owner, scope)
         lane = self._lanes[scope, "seq"]
         if isinstance(lane, ModelLane):
             lane.used_up(number, now)

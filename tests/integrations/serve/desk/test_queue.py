@@ -114,7 +114,7 @@ def test_a_step_right_behind_a_failed_backward_never_runs_and_stops_nothing() ->
     queue.add(request(3, kind="optim_step"), 1.0)
     queue.add(request(4, kind="forward_backward"), 1.0)
     assert run_all(queue) == [3, 4]
-    queue.open("o", "n", first=8)
+    queue.know("o", "n", first=8)
     queue.block("n", [(request(7, scope="n", kind="forward_backward"), Failed("", "server"))])
     queue.looked("n-seq-7")
     assert [one.number for one, _ in queue.add(request(8, scope="n", kind="optim_step"), 1.0)] == [8]
