@@ -188,7 +188,7 @@ def killed_run(root: Path, kills: int, seed: int, *flags: str) -> Outcome:
     rng, port, begun = random.Random(seed), str(free_port()), time.monotonic()
 
     def start() -> Server:
-        return Server(root, "--port", port, "--hold-seconds", "3", *flags)
+        return Server(root, "--port", port, "--hold-seconds", "3", "--fetched-seconds", "7200", *flags)
 
     server = start()
     program = _program(server, kills)
