@@ -17,6 +17,7 @@ def benchmark() -> ModuleType:
     return importlib.import_module("custom_versus_builtin")
 
 
+@pytest.mark.slow
 def test_a_two_pass_loss_with_masked_prompts_is_the_same_loss_too(benchmark: ModuleType, tmp_path: Path) -> None:
     rows = benchmark.main([*SMALL, "--label-fraction", "0.5", "--out", str(tmp_path)])
     assert [row["loss"] for row in rows] == ["cross_entropy", "grpo"]

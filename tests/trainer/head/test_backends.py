@@ -131,6 +131,7 @@ def test_reference_logprobs_and_those_of_training_come_from_the_same_code(dtype:
         assert linear_logprobs(hidden, Head(weight), targets).backend == "chunked"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "package"), [("cut-cross-entropy", "cut_cross_entropy"), ("liger", "liger_kernel")]
 )
