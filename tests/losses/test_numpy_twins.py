@@ -48,7 +48,7 @@ def test_a_loss_equals_its_numpy_version(name: str, config: dict[str, Any], data
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), cases())
 @given(data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_a_loss_equals_its_numpy_version_on_many_examples(
     name: str, config: dict[str, Any], data: st.DataObject
 ) -> None:

@@ -158,7 +158,7 @@ def test_any_use_of_an_operation_gives_a_loss_or_one_line(use: dict[str, Any]) -
 
 @pytest.mark.slow
 @given(use=uses())
-@settings(max_examples=3000)
+@settings(max_examples=600)
 def test_any_use_of_an_operation_gives_a_loss_or_one_line_at_length(use: dict[str, Any]) -> None:
     tried(graph(use))
 

@@ -151,7 +151,7 @@ def check_words(message: str) -> None:
 
 
 QUICK = settings(max_examples=60, suppress_health_check=(HealthCheck.too_slow,))
-LONG = settings(QUICK, max_examples=3000)
+LONG = settings(QUICK, max_examples=1000)
 
 
 def test_the_valid_request_is_valid() -> None:
