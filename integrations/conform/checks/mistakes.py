@@ -12,12 +12,17 @@ from ..server import Server
 
 
 def _goes_on(server: Server, mistake: Callable[[Any], Any], what: str) -> str:
-    """The mistake is refused; the step around it is the plain one."""
+    """The mistake is refused; the client goes on, and its next step is the plain one.
+
+    A pass lies between: a server may refuse the step that comes right behind a failed backward, which its client may have sent
+    before it knew.
+    """
     figures = []
 
     def calls(client: Any) -> None:
         server.backward(client, server.data)
         figures.append(server.refused(lambda: mistake(client), what))
+        server.forward(client, server.data[:1])
         server.step(client)
 
     server.same_step(server.after(calls), server.baseline(), f"{figures[-1] if figures else what}, then a step")

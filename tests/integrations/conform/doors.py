@@ -304,7 +304,11 @@ BROKEN: dict[str, tuple[type[Door], set[str], set[str]]] = {
         {"loss.weights", "gradient.weights"},
         {"loss.cross_entropy", "loss.multi_target", "gradient.*", "step.rate_zero"},
     ),
-    "leaves gradients of a forward": (door(ForwardLeavesGradients), {"loss.no_side_effect"}, {"checkpoint.*"}),
+    "leaves gradients of a forward": (
+        door(ForwardLeavesGradients),
+        {"loss.no_side_effect"},
+        {"checkpoint.*", "error.*"},
+    ),
     "keeps the last call's gradient": (door(GradientOfTheLastCall), {"gradient.batching"}, {"gradient.*"}),
     "skips steps of rate 0": (door(SkipsRateZero), {"step.rate_zero", "step.clears"}, set()),
     "ignores a loss's settings": (

@@ -13,8 +13,8 @@ ANN, BEN = "tml-key-of-ann-0123456789", "tml-key-of-ben-9876543210"
 LIMITS = {
     "body_bytes": 200_000,
     "header_seconds": 2,
-    "sessions_per_key": 12,
-    "models_per_key": 6,
+    "sessions_per_key": 40,
+    "models_per_key": 24,
     "requests_per_key": 60,
     "lora_rank": 8,
 }
