@@ -67,6 +67,7 @@ def test_a_string_loss_learns_its_answer() -> None:
     assert nats_per_token[-1] < 0.6 * nats_per_token[0]
 
 
+@pytest.mark.slow
 def test_a_model_with_another_tokenizer_can_be_loaded_by_its_folder() -> None:
     ran = run("other_tokenizer")
     assert ran["tokens"]["byte pairs"] < ran["tokens"]["bytes"]

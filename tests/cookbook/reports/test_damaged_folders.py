@@ -129,6 +129,7 @@ def written_folder(whole: Path, folder: Path, text: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.builds("".join, st.tuples(st.text(max_size=8), st.sampled_from(ATTACKS), st.text(max_size=8))))
 def test_whatever_text_is_in_every_field_the_elements_of_the_page_are_the_same(whole: Path, text: str) -> None:

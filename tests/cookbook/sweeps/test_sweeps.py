@@ -132,6 +132,7 @@ def stops_once(logprobs: Tensor) -> Tensor:
     return -logprobs
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_run_and_ends_the_sweep_which_goes_on_with_resume(here: Path, capsys: Captured) -> None:
     (here / "my_stopping_loss.py").write_text(Path(__file__).read_text(encoding="utf-8"))
     words = ["--loss", "my_stopping_loss:stops_once", "--steps", "2", "--sweep", "seed=0,1", "--out", "sweep"]

@@ -34,6 +34,7 @@ def output(code: str, cwd: Path) -> str:
 INSTALL = "from lossbook.integrations.tinker.alias import install; install(); install()\n"
 
 
+@pytest.mark.slow
 def test_after_install_every_way_of_importing_gives_the_door(tmp_path: Path) -> None:
     shown = output(
         INSTALL

@@ -235,6 +235,8 @@ def held(checkpoint: Checkpoint) -> tuple[Any, ...]:
     for listed in ("parameters", "with_moments"):
         manifest["optimizer"][listed] = sorted(manifest["optimizer"][listed])
     manifest.setdefault("value_head", None)
+    if isinstance(lora := manifest.get("lora"), dict):
+        lora.pop("seed", None)  # how adapters were drawn, which a client that takes others keeps
     tensors = {
         (group, name): (str(t.dtype), t.tolist())
         for group, named in checkpoint.tensors.items()
@@ -274,7 +276,7 @@ def test_a_checkpoint_with_anything_changed_is_taken_rightly_or_refused_whole(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(CHANGES, min_size=1, max_size=3))
 def test_many_checkpoints_with_anything_changed_are_taken_rightly_or_refused_whole(
     changes: list[tuple[Any, ...]], saved: Saved, state_of: StateOf

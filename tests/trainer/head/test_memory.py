@@ -86,6 +86,7 @@ def test_the_real_tiles_keep_recompute_within_64_mib():
     assert 8 * head_module.TILE_BYTES["cpu"] <= 64 * 2**20
 
 
+@pytest.mark.slow
 def test_keep_holds_the_product_once():
     small, large = (peak(positions, "keep") for positions in (64, 640))
     assert 4 * VOCABULARY <= per_position(small, large, 576) < 4 * VOCABULARY + 2 * 4 * WIDTH + 120
