@@ -38,9 +38,10 @@ SERVE = "from lossbook.cookbook.cli import command; command()"
 
 
 @contextmanager
-def serving(model: str, folder: str, root: Path, threads: int) -> Iterator[str]:
+def serving(model: str, folder: str, root: Path, threads: int, together: int) -> Iterator[str]:
     """A server of one model as a child process; gives its address."""
     flags = ["serve", "--port", "0", "--root", str(root), "--models", model, folder]
+    flags += ["--tokens-per-micro-batch", str(together)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     child = subprocess.Popen(
         [sys.executable, "-c", SERVE, *flags],
@@ -85,8 +86,8 @@ def run(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     vocabulary = 256 if model == "tiny" else 32000
     with workloads.model_folder(model) as folder, tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        door.configure(root=root / "own", models={model: str(folder)})
-        with serving(model, str(folder), root / "served", options.threads) as url:
+        door.configure(root=root / "own", models={model: str(folder)}, tokens_per_micro_batch=options.together)
+        with serving(model, str(folder), root / "served", options.threads, options.together) as url:
             service = tinker.ServiceClient(base_url=url, api_key="tml-local")
             # before a model of this process runs: torch.fx changes all modules while it traces
             handle = service.create_custom_loss(uploaded_ppo, {"logprobs": 1, "q": 1, "advantages": 1}).result()
@@ -134,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="of the server and of this process"
     )
+    parser.add_argument("--together", type=int, default=2048, help="most tokens of a micro-batch, for memory")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument("--warm-ups", type=int, default=1, help="rounds before them")
     parser.add_argument("--quick", action="store_true", help="the tiny model, two short rounds")
