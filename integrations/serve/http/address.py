@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ....datums.errors import ConfigError
 from ..settings import ServeSettings
 from .entrance.guard import is_loopback
@@ -14,6 +16,14 @@ def check_address(settings: ServeSettings) -> None:
             f"host={settings.host!r} can be reached from other machines, and no keys are set: give --keys, "
             "listen at 127.0.0.1, or say --insecure"
         )
+
+
+def check_models(settings: ServeSettings) -> None:
+    """Raise ConfigError for a model whose place is a path at which nothing is: clients would hear of it much later."""
+    for name, place in settings.models.items():
+        is_path = place.startswith(("/", ".", "~")) or place.endswith(".gguf")
+        if is_path and not Path(place).expanduser().exists():
+            raise ConfigError(f"--models {name} {place}: there is no such folder or file")
 
 
 def greeting(settings: ServeSettings, host: str, port: int) -> list[str]:

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from ....datums.errors import ConfigError
 from ..settings import ServeSettings
 from . import logs
-from .address import check_address, greeting
+from .address import check_address, check_models, greeting
 from .app import create_app
 from .entrance.connection import MAX_HEADER_BYTES, Connection
 
@@ -36,9 +36,10 @@ def serve(settings: ServeSettings, *, announce: Callable[[str], None] = print) -
 
     A first signal stops new work with 503 and gives running work `grace_seconds`; then models go to the disk. A second
     one ends the process at once. `announce` gets the lines for whoever started the server. Raises ConfigError for an address
-    that needs keys, or that is taken.
+    that needs keys, or that is taken, and for a model's path at which nothing is.
     """
     check_address(settings)
+    check_models(settings)
     logs.configure(settings.keys)
     _allow_connections()
     listener = _bound(settings)
