@@ -15,7 +15,6 @@ from ...datums.errors import LossCheckError
 from ...datums.types import Datum
 from .. import stats
 from ..batch.outputs import Outputs
-from ..loss.loss import Loss
 from ..reductions import Count
 from ..spec.layers import LAYER_EMBEDDINGS
 from ..spec.top import TOP_OUTPUTS, TOP_TOKENS
@@ -54,7 +53,7 @@ def terms(
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("embeddings", TOKEN_EMBEDDINGS), (0, EMBEDDING_WIDTH))
     shapes |= dict.fromkeys(VOCABULARY_OUTPUTS, (0, VOCABULARY_WIDTH))
     shapes[LAYER_EMBEDDINGS] = (0, max(len(part.layers) for _, part in loss.parts), EMBEDDING_WIDTH)
-    if isinstance(loss, Loss) and loss.spec.candidates is not None:
+    if any(part.spec.candidates is not None for _, part in loss.parts):
         shapes["logprobs"] = (0, 1)
     shapes |= dict.fromkeys(TOP_OUTPUTS, (0, max(part.top_k for _, part in loss.parts)))
     empty: dict[str, Any] = {n: torch.zeros(shapes.get(n, (0,)), dtype=dtype, requires_grad=True) for n in loss.outputs}

@@ -50,8 +50,8 @@ class LossUnderTest:
 
     @cached_property
     def candidates(self) -> str | None:
-        """The input that marks absent candidates, in a loss over K candidates per position."""
-        return None if self.only is None else self.only.spec.candidates
+        """The input that marks absent candidates, in a loss over K candidates per position, or a mixture that holds one."""
+        return next((part.spec.candidates for part in self.parts if part.spec.candidates is not None), None)
 
     @cached_property
     def parts(self) -> tuple[Loss, ...]:
@@ -118,6 +118,11 @@ class LossUnderTest:
     def weight_keys(self) -> tuple[str, ...]:
         """The keys that its parts take their weights from."""
         return tuple(dict.fromkeys(p.weights for p in self.parts if p.weights is not None)) or (WEIGHTS_KEY,)
+
+    @cached_property
+    def weight_keys_of_candidates(self) -> set[str]:
+        """Those of `weight_keys` that weigh positions, not targets, since a loss over candidates reads them."""
+        return {p.weights or WEIGHTS_KEY for p in self.parts if p.spec.candidates is not None}
 
     @cached_property
     def top_k(self) -> int:

@@ -130,10 +130,11 @@ def _datums(
     widths = _draw_widths(draw, loss, count)
     if loss.reads_tokens:
         shapes = [(n, *width) for n, width in zip(lengths, widths, strict=True)]
-        weighed = [(n,) for n in lengths] if loss.candidates else shapes
+        per_position = [(n,) for n in lengths]
         for inputs, shape in zip(drawn, shapes, strict=True):
             inputs["target_tokens"] = np.arange(int(np.prod(shape))).reshape(shape)
         for key in loss.weight_keys:
+            weighed = per_position if key in loss.weight_keys_of_candidates else shapes
             for inputs, weights in zip(drawn, _draw_weights(draw, loss, weighed, masked, key), strict=True):
                 inputs.update({} if weights is None else {key: weights})
     for inputs, group in zip(drawn, members or (), strict=False):

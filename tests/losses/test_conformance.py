@@ -72,6 +72,24 @@ def test_a_mixture_keeps_the_laws(loss: Any, check: Any) -> None:
     check(loss)
 
 
+#: Losses that divide a batch in different ways, or put different limits on one input.
+UNLIKE = [
+    get_loss("info_nce") + 0.5 * get_loss("ntxent"),
+    with_needed("batch_hard_soft_margin_triplet") + 0.5 * with_needed("bnpo"),
+    with_needed("dpo") + 0.5 * with_needed("batch_all_triplet"),
+    with_needed("cosent") + 0.5 * with_needed("info_nce"),
+    with_needed("lambda_loss") + 0.5 * with_needed("rank_bce"),
+    with_needed("apo_zero_unpaired") + 0.5 * with_needed("lambda_loss"),
+    get_loss("gkd", weights="teacher_weights") + 0.5 * get_loss("cross_entropy"),
+]
+
+
+@pytest.mark.slow
+@parametrize_with_checks(UNLIKE, max_examples=5)
+def test_a_mixture_of_unlike_losses_keeps_the_laws(loss: Any, check: Any) -> None:
+    check(loss)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_loss_keeps_the_laws_on_many_examples(name: str) -> None:

@@ -28,8 +28,14 @@ def meaning_of(name: str, loss: LossUnderTest | None = None) -> Meaning:
     if name == "clip_high_threshold":
         return lambda drawn: 1 + drawn / 64
     if kind == "flag":
-        return grades if loss is not None and loss.couples == "group" else flags
+        return grades if loss is not None and _graded(name, loss) else flags
     return either_sign
+
+
+def _graded(name: str, loss: LossUnderTest) -> bool:
+    """Whether every part that reads it compares the datums of a group, as ranking losses do."""
+    readers = [part for part in loss.parts if any(one.name == name for one in part.spec.inputs)]
+    return all(part.couples == "group" for part in readers)
 
 
 def flags(drawn: np.ndarray) -> np.ndarray:

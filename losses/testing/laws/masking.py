@@ -100,10 +100,12 @@ def _poisoned(
     hidden: list[torch.Tensor] = []
     read = {key: one.per for one in loss.reads for key in one.keys}
     for i, datum in enumerate(data):
-        weights = [datum.loss_fn_inputs[key].to_numpy() for key in loss.weight_keys]
-        if loss.candidates is None:
-            weights = [one.reshape(datum.loss_fn_inputs["target_tokens"].shape) for one in weights]
-        mask = np.all([one == 0 for one in weights], axis=0)
+        masks = [
+            datum.loss_fn_inputs[key].to_numpy().reshape(_weighed(loss, key, datum)) == 0 for key in loss.weight_keys
+        ]
+        widest = max(one.ndim for one in masks)
+        masks = [one if one.ndim == widest else one[:, None] for one in masks]
+        mask = np.all(np.broadcast_arrays(*masks), axis=0)
         by_row = mask.reshape(len(mask), -1).all(1)
         carried = dict(datum.loss_fn_inputs)
         for key, value in carried.items():
@@ -143,16 +145,18 @@ def _with_weights(datum: Datum, weights: Mapping[str, np.ndarray]) -> Datum:
 def weighted(draw: Any, loss: LossUnderTest, **options: Any) -> dict[str, Any]:
     """As `batches`, always with weights."""
     data = draw(strategies.datums(loss, **options))
-    ones = (lambda d: np.ones(_targets(d)[0])) if loss.candidates else (lambda d: np.ones(_targets(d)))
     for key in loss.weight_keys:
-        data = [d if key in d.loss_fn_inputs else _with_weights(d, {key: ones(d)}) for d in data]
-        if loss.candidates is None:
-            data = [_with_weights(d, {key: d.loss_fn_inputs[key].to_numpy().reshape(_targets(d))}) for d in data]
+        shapes = [_weighed(loss, key, d) for d in data]
+        given = [d.loss_fn_inputs.get(key) for d in data]
+        weights = [np.ones(s) if w is None else w.to_numpy().reshape(s) for w, s in zip(given, shapes, strict=True)]
+        data = [_with_weights(d, {key: own}) for d, own in zip(data, weights, strict=True)]
     return {"data": data, "outputs": draw(strategies.outputs(loss, data))}
 
 
-def _targets(datum: Datum) -> tuple[int, ...]:
-    return tuple(datum.loss_fn_inputs["target_tokens"].shape)
+def _weighed(loss: LossUnderTest, key: str, datum: Datum) -> tuple[int, ...]:
+    """The shape of the weights under this key: the targets', or one per position for a loss over candidates."""
+    targets = tuple(datum.loss_fn_inputs["target_tokens"].shape)
+    return targets[:1] if key in loss.weight_keys_of_candidates else targets
 
 
 @st.composite

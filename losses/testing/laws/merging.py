@@ -13,6 +13,7 @@ from ....datums.types import Datum
 from ... import stats
 from ...batch.groups import units_of
 from ...batch.outputs import as_outputs
+from ...loss.loss import Loss
 from ..checks import Check, batches, ordinary
 from ..evaluation import (
     TOLERANCES,
@@ -132,14 +133,36 @@ def metrics_law(loss: LossUnderTest, data: Sequence[Datum], outputs: OutputLists
 
 
 def _movable(loss: LossUnderTest, count: int) -> list[list[int]]:
-    """Groups of positions in the batch that may be exchanged with one another, datum by datum."""
-    only = loss.only
-    step = 2 if loss.has_pairs else 1
-    if only is not None and (members := only.spec.members(count, only.config)) is not None:
+    """Groups of positions in the batch that may be exchanged with one another, datum by datum.
+
+    For a mixture those of the part with the largest groups; all datums in one where the groups of another part lie across.
+    """
+    divisions = [_movable_of(part, count) for part in loss.parts]
+    largest = max(divisions, key=lambda groups: max(map(len, groups), default=0))
+    return largest if all(_lies_within(groups, largest) for groups in divisions) else [list(range(count))]
+
+
+def _movable_of(part: Loss, count: int) -> list[list[int]]:
+    if (members := part.spec.members(count, part.config)) is not None:
         return members
-    if only is not None and loss.couples == "batch" and only.spec.per == "datum" and not loss.reads_tokens:
+    if part.couples == "batch" and part.spec.per == "datum" and not part.spec.reads_tokens:
         return [[i, i + count // 2] for i in range(count // 2)]
+    step = 2 if part.spec.per == "pair" else 1
     return [list(range(i, i + step)) for i in range(0, count, step)]
+
+
+def _lies_within(fine: list[list[int]], coarse: list[list[int]]) -> bool:
+    """Whether every coarse group is made of whole fine ones, and all in the same way. Datums in no group stay in place."""
+    home = {i: (number, place) for number, group in enumerate(coarse) for place, i in enumerate(group)}
+    stays = (-1, 0)
+    ways: list[list[list[int]]] = [[] for _ in coarse]
+    for group in fine:
+        homes = [home.get(i, stays) for i in group]
+        if len({number for number, _ in homes}) != 1:
+            return False
+        if homes[0] != stays:
+            ways[homes[0][0]].append([place for _, place in homes])
+    return all(sorted(way) == sorted(ways[0]) for way in ways)
 
 
 @st.composite

@@ -58,10 +58,13 @@ class Loops:
         self.run(name, str(SCRIPTS / f"{name}.py"))
 
     def sl_loop(self, name: str) -> None:
-        """Run recipes/sl_loop.py by its own command line, once; `python -m`, with a seed, which the recipe leaves to chance."""
-        settings = ("batch_size=8", "lora_rank=4", "learning_rate=1e-2", "save_every=2")
-        program = (str(SCRIPTS / "seeds.py"), "tinker_cookbook.recipes.sl_loop")
-        self.run(name, *program, f"model_name={STUDENT}", *settings, f"log_path=runs/{name}")
+        """Run recipes/sl_loop.py by its own command line, once."""
+        self.recipe("sl_loop", name, "batch_size=8", "learning_rate=1e-2", "save_every=2")
+
+    def recipe(self, module: str, name: str, *settings: str) -> None:
+        """Run a module of the cookbook's recipes once, as `python -m`, with seeds, which the recipe leaves to chance."""
+        program = (str(SCRIPTS / "seeds.py"), f"tinker_cookbook.recipes.{module}")
+        self.run(name, *program, f"model_name={STUDENT}", "lora_rank=4", *settings, f"log_path=runs/{name}")
 
     def _outcome(self, log: Path, arguments: tuple[str, ...]) -> str:
         begun = time.monotonic()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from .loops import Loops
-from .workspace import STUDENT
 
 #: Before training a quarter of the answers is right, for the model was taught four digits, each as often as the others; of the
 #: 32 of a step more than this are right once in ten thousand runs. Afterwards about eight in ten are; off policy it takes more
-#: steps, and how many depends on the machine's load. Samples have no seed, so the bounds are far from both.
+#: steps, and how many depends on the machine's load. So the bounds are far from both.
 UNTAUGHT, LEARNED = 0.56, 0.5
 STEPS = {"sync": 8, "stream": 8, "async": 12}
 
@@ -21,12 +20,8 @@ def at_the_end(numbers: dict[int, float]) -> float:
 
 @pytest.mark.slow
 def test_rl_loop_runs_by_its_own_command_line_and_its_reward_rises(loops: Loops) -> None:
-    arguments = (f"model_name={STUDENT}", "batch_size=4", "group_size=8", "lora_rank=4", "learning_rate=3e-3")
-    loops.run(
-        "rl_loop",
-        *("-m", "tinker_cookbook.recipes.rl_loop", *arguments),
-        *("max_tokens=10", "max_steps=9", "save_every=4", "loss_fn=importance_sampling", "log_path=runs/rl_loop"),
-    )
+    settings = ("batch_size=4", "group_size=8", "learning_rate=2e-3", "max_tokens=10", "max_steps=9", "save_every=4")
+    loops.recipe("rl_loop", "rl_loop", *settings, "loss_fn=importance_sampling")
     rewards = loops.numbers("rl_loop", "reward/total")
     assert list(rewards) == list(range(9))
     assert rewards[0] < UNTAUGHT

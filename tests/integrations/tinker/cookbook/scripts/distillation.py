@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seeds import seed_adapters
+from seeds import seed_all
 from tinker_cookbook import renderers
 from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, PromptOnlyDatasetBuilder, TeacherConfig
@@ -17,7 +17,7 @@ from tinker_cookbook.supervised.nll_evaluator import SamplerNLLEvaluator
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
-seed_adapters()
+seed_all()
 MODEL, RENDERER = "Qwen/Qwen3-8B-Base", "role_colon"
 TEACHER = TeacherConfig(base_model="Qwen/Qwen3-8B")
 SHARED: dict[str, Any] = {
@@ -25,7 +25,7 @@ SHARED: dict[str, Any] = {
     "recipe_name": "test",
     "renderer_name": RENDERER,
     "lora_rank": 4,
-    "learning_rate": 2e-3,
+    "learning_rate": 1.5e-3,
     "eval_every": 2,
     "save_every": 0,
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from seeds import seed_adapters
+from seeds import seed_all
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
 from tinker_cookbook.preference.train_dpo import Config, main
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
-seed_adapters()
+seed_all()
 MODEL, RENDERER = "Qwen/Qwen3-8B-Base", "role_colon"
 
 main(

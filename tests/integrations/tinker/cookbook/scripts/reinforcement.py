@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from seeds import seed_all
 from tinker_cookbook.distillation.datasets import PromptOnlyDatasetBuilder
 from tinker_cookbook.recipes.math_rl.math_env import Gsm8kDatasetBuilder
 from tinker_cookbook.rl.train import AsyncConfig, Config, KLReferenceConfig, StreamMinibatchConfig, main
 
+seed_all()
 MODEL, RENDERER = "Qwen/Qwen3-8B-Base", "role_colon"
 
 
@@ -20,7 +22,7 @@ def config(log_path: str, **settings: Any) -> Config:
     data = Gsm8kDatasetBuilder(
         batch_size=4, group_size=8, model_name_for_tokenizer=MODEL, renderer_name=RENDERER, convo_prefix=None
     )
-    common = {"dataset_builder": data, "eval_every": 0, "save_every": 0, "learning_rate": 3e-3, "max_steps": 8}
+    common = {"dataset_builder": data, "eval_every": 0, "save_every": 0, "learning_rate": 2e-3, "max_steps": 8}
     return Config(
         log_path=log_path,
         model_name=MODEL,
@@ -42,4 +44,4 @@ penalty = {"kl_penalty_coef": 1.0, "kl_reference_config": KLReferenceConfig(base
 prompts = PromptOnlyDatasetBuilder(
     dataset_name="deepmath", groups_per_batch=8, group_size=4, model_name_for_tokenizer=MODEL, renderer_name=RENDERER
 )  # nothing but the penalty rewards here
-asyncio.run(main(config("runs/kl", dataset_builder=prompts, max_steps=6, **penalty)))
+asyncio.run(main(config("runs/kl", dataset_builder=prompts, max_steps=6, learning_rate=1.5e-3, **penalty)))

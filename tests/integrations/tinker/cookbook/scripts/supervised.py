@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import tinker
-from seeds import seed_adapters
+from seeds import seed_all
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
 from tinker_cookbook.supervised.nll_evaluator import SamplerNLLEvaluator
 from tinker_cookbook.supervised.train import Config, main
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
-seed_adapters()
+seed_all()
 MODEL, RENDERER = "Qwen/Qwen3-8B-Base", "role_colon"
 
 
