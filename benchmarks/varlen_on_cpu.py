@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
+from lossbook.trainer.packing.paths import forget_differences
+
 #: Dtypes that the reference refuses.
 _refused: frozenset[torch.dtype] = frozenset()
 
@@ -28,10 +30,12 @@ def as_flash_attention() -> Iterator[None]:
     global _refused
     register_varlen_on_cpu()
     before, _refused = _refused, frozenset({torch.float32, torch.float64})
+    forget_differences()
     try:
         yield
     finally:
         _refused = before
+        forget_differences()
 
 
 @functools.cache

@@ -71,6 +71,11 @@ def _calls(model: LoadedModel) -> set[Call]:
     return calls
 
 
+def forget_differences() -> None:
+    """Try operations again, for models that are yet to be judged: after an operation was replaced."""
+    _difference.cache_clear()
+
+
 @functools.lru_cache(maxsize=256)
 def _difference(kind: type[Layout], call: Call, device: torch.device, dtype: torch.dtype) -> float:
     """How far outputs and gradients are off, the worst of them. dtype: of products, which autocast may have narrowed."""
