@@ -216,6 +216,7 @@ class Desk(Access):
             await asyncio.sleep(min(SWEEP_SECONDS, self.settings.session_seconds / 4))
             try:
                 await self.books.ask(self.ledger.prune)
+                await self.books.ask(self.ledger.forget_sessions)
                 for session in await self.books.ask(self.ledger.expired_sessions):
                     if self._is_busy(session.session_id):
                         continue

@@ -7,10 +7,14 @@ from collections.abc import Callable
 
 from ..settings import Limits, ServeSettings
 from .database import Database
+from .forgetting import forget_sessions
 from .holdings import Holdings
 from .records import Recovered
 from .recovery import recover
 from .requests import Requests
+
+#: Seconds that a session is listed after its end.
+LISTED_SECONDS = 30 * 86_400.0
 
 
 class Ledger(Requests, Holdings):
@@ -70,6 +74,10 @@ class Ledger(Requests, Holdings):
     def recover(self) -> Recovered:
         """Fail what an earlier process left undone, and say which models it took with it. See `recovery`."""
         return recover(self._database, self._clock())
+
+    def forget_sessions(self, seconds: float = LISTED_SECONDS) -> int:
+        """Delete what belongs to sessions that ended so long ago, but for their checkpoints. Returns how many sessions."""
+        return forget_sessions(self._database, self._clock() - seconds)
 
     def close(self) -> None:
         """Close the database."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from lossbook.integrations.serve.ledger import Ledger
+from lossbook.integrations.serve.ledger.tables import tables
 from lossbook.integrations.serve.operations import Answer, Operation
 from lossbook.integrations.serve.refusals import Refused
 from lossbook.integrations.serve.settings import Limits
@@ -232,3 +234,49 @@ def test_models_of_ended_sessions_stay_ended(ledger: Ledger, url: str, clock: An
     assert ledger.recover().lost == ()
     assert ledger.model("ann", MODEL).state == "ended"
     ledger.close()
+
+
+# --- age --------------------------------------------------------------------------------------------------------------
+
+
+def rows(ledger: Ledger) -> dict[str, int]:
+    """How many rows each table has."""
+    with ledger._database.reading() as connection:
+        return {
+            name: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+            for name, table in tables.tables.items()
+            if name != "about"
+        }
+
+
+def test_of_a_session_that_ended_long_ago_nothing_is_left_and_others_are_as_they_were(
+    ledger: Ledger, clock: Any
+) -> None:
+    def open_one(name: str) -> str:
+        ledger.add_session("ann", name)
+        ledger.add_model("ann", f"{name}:train:0", name, {})
+        ledger.add_sampler("ann", f"{name}:sample:0", name, {})
+        ledger.add_loss("ann", f"{name}-loss", name, {})
+        for scope in (name, f"{name}:train:0", f"{name}:sample:0"):
+            for number in (1, 2):
+                taken = ledger.submit(step(number, scope))
+                ledger.finish(taken.request_id, Answer(b"{}"))
+        return name
+
+    kept = open_one("open"), open_one("young")
+    of_two = rows(ledger)
+    ledger.finish_session("ann", open_one("old"))
+    clock.now += 86_400 + 3_601
+    ledger.prune()  # results expire
+    clock.now += 86_400
+    ledger.prune()  # and their rows are forgotten
+    assert rows(ledger)["requests"] == 0
+    ledger.finish_session("ann", kept[1])
+    assert ledger.forget_sessions(3 * 86_400) == 0
+    assert ledger.forget_sessions(2 * 86_400) == 1
+    assert rows(ledger) == of_two | {"requests": 0, "forgotten": 6}
+    assert [one.session_id for one in ledger.sessions("ann")] == list(kept)
+    with pytest.raises(Refused, match="no session of this id"):
+        ledger.session("ann", "old")
+    with pytest.raises(Refused, match="too old"):
+        ledger.submit(step(2, "young:train:0"))
