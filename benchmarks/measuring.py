@@ -74,6 +74,10 @@ def quartiles(values: Sequence[float]) -> Ratio:
     return Ratio(median, low, high)
 
 
+#: Of mallopt: blocks from this size on are the system's, and go back to it when they are freed.
+_MMAP_THRESHOLD = -3
+
+
 def peak_memory(way: Way) -> int:
     """The peak memory of a call in bytes, beyond the memory in use before it.
 
@@ -89,11 +93,15 @@ def peak_memory(way: Way) -> int:
         torch.cuda.synchronize()
         del kept
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator kept from earlier calls would hide this one's
+    libc = ctypes.CDLL(None)
+    # By default glibc keeps freed blocks of up to 32 MiB in its heap, where what lies free between others counts as held.
+    libc.mallopt(_MMAP_THRESHOLD, 2**20)
+    libc.malloc_trim(0)  # memory that the allocator kept from earlier calls would hide this one's
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _kilobytes("VmRSS")
     kept = way()
     del kept
+    libc.mallopt(_MMAP_THRESHOLD, 2**25)  # so that calls that are timed later are as fast as before
     return 1024 * (_kilobytes("VmHWM") - before)
 
 

@@ -90,6 +90,8 @@ class HeadDistributions:
 
     def first(self, tokens: int) -> HeadDistributions:
         """Over the first tokens of the vocabulary alone."""
+        if tokens == self.vocabulary:  # the gradient of a slice of all is a copy of it
+            return self
         head = self.head
         cut = replace(head, weight=head.weight[:tokens], bias=None if head.bias is None else head.bias[:tokens])
         return HeadDistributions(self.hidden, cut)

@@ -149,7 +149,9 @@ def head_of(given: Any) -> Head:
             f"the head's weight is {list(weight.shape)}{', split over ranks' if isinstance(weight, DTensor) else ''}, and it is "
             "read whole, [V, d]: gather it first, or let the model make logits and take on_logits"
         )
-    return Head(weight[:size], None if bias is None else bias[:size], softcap, scale)
+    if size is not None and size < len(weight):  # the backward of a slice copies the whole gradient
+        weight, bias = weight[:size], None if bias is None else bias[:size]
+    return Head(weight, bias, softcap, scale)
 
 
 def _check_adapter(layer: Any) -> None:

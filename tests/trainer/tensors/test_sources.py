@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import lossbook as lb
 from lossbook.errors import DtypeError, LossContractError, MissingInput, ModelError, ShapeError, TokenRangeError
@@ -115,6 +117,32 @@ def simple(dtype: torch.dtype = torch.float64) -> tuple[Tensor, nn.Linear, Tenso
     hidden = torch.randn(2, 3, WIDTH, dtype=dtype, requires_grad=True)
     labels = torch.tensor([[1, 2, -100], [3, -100, 10]])
     return hidden, nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=dtype), labels
+
+
+class Made(TorchDispatchMode):
+    """Counts new tensors of one shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, given: Any = (), options: Any = None) -> Any:
+        read = {one.untyped_storage().data_ptr() for one in tree_leaves((given, options)) if isinstance(one, Tensor)}
+        result = operation(*given, **(options or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor) and one.shape == self.shape:
+                self.count += one.untyped_storage().data_ptr() not in read
+        return result
+
+
+@pytest.mark.parametrize("loss", head_losses(), ids=lambda loss: loss.name)
+def test_of_the_heads_size_nothing_is_made_but_its_gradient(loss: Any) -> None:
+    batch = Batch(loss, packed=False)
+    weight = batch.head.weight.detach().requires_grad_()
+    with Made(weight.shape) as made:
+        value = loss.on_hidden(batch.hidden, weight, batch.labels, **batch.data)[0]
+        value.backward()
+    assert made.count == 1
 
 
 CROSS_ENTROPY = lb.get_loss("cross_entropy", reduction="token-mean")
