@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mine", action="store_true")
     parser.add_argument("--theirs", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="six steps on few lists")
+    parser.add_argument("--quick", action="store_true", help="five steps on few lists")
     parser.add_argument("--runs", type=Path, default=Path("runs/reranker"), help="folder for data and runs")
     parser.add_argument("--out", type=Path, help="folder for the results")
     given = parser.parse_args()
@@ -157,8 +157,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         runs = Path(temporary) if given.quick else given.runs.absolute()
         if given.quick:
-            given.steps = 6
-            RANDOM.update(train=(TRAIN, 3, 16), held_out=(HELD_OUT, 9, 4))
+            given.steps = 5
+            RANDOM.update(train=(TRAIN, 3, 8), held_out=(HELD_OUT, 9, 2))
         before = Path.cwd()
         prepare(runs / "data", given.candidates)
         results: dict[str, Any] = {}

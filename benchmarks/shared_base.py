@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--model", help="SmolLM2-135M by default")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
-    parser.add_argument("--quick", action="store_true", help="1 and 2 clients of tiny")
+    parser.add_argument("--quick", action="store_true", help="2 clients of tiny")
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--name", default="shared_base", help="of the result files")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             row = measure(options.model, options.one, options.rank, apart=options.apart, folder=folder)
             print(json.dumps(row), flush=True)
         return []
-    counts = [1, 2] if options.quick else options.clients
+    counts = [2] if options.quick else options.clients
     rows = [in_a_process(options, count, apart=apart) for count in counts for apart in (False, True)]
     print(measuring.markdown(rows), flush=True)
     measuring.write(options.name, rows, measuring.folder_for(options.out, quick=options.quick))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,32 +19,28 @@ DOCUMENTS = [
     for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     if "```python\n" in path.read_text(encoding="utf-8") and str(path.relative_to(ROOT)) not in ELSEWHERE
 ]
-#: The same, with the pages of losses, whose many blocks are short, in one process.
-PROCESSES = {name: [name] for name in DOCUMENTS if not name.startswith("docs/losses/")}
-PROCESSES["docs/losses"] = [name for name in DOCUMENTS if name.startswith("docs/losses/")]
-#: Runs the blocks of each document in one namespace; line numbers in a traceback are those of the document.
-RUNNER = """
-import re, sys
-from pathlib import Path
-for document in map(Path, sys.argv[1:]):
-    text = document.read_text(encoding="utf-8")
-    blocks = list(re.finditer(r"^```python\\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-    namespace = {"__name__": "__main__"}
-    for block in blocks:
-        first_line = text.count("\\n", 0, block.start(1))
-        exec(compile("\\n" * first_line + block.group(1), str(document), "exec"), namespace)
-    print(f"ran {len(blocks)} blocks")
-"""
+RUNNER = ROOT / "tests" / "documents.py"
+
+
+def part_of(document: str) -> str:
+    """The folder of a page, such as `docs/how-to`; `docs` of those that lie in it, and in the root."""
+    folder = str(Path(document).parent)
+    return "docs" if folder == "." else folder
+
+
+PARTS = {part: [name for name in DOCUMENTS if part_of(name) == part] for part in sorted(set(map(part_of, DOCUMENTS)))}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROCESSES)
-def test_every_python_block_runs_in_order(name: str, tmp_path: Path) -> None:
-    # In a process of its own: the blocks register losses, and tests beside this one list those that are registered.
-    command = [sys.executable, "-c", RUNNER, *(str(ROOT / document) for document in PROCESSES[name])]
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("part", PARTS)
+def test_every_python_block_runs_in_order(part: str, tmp_path: Path) -> None:
+    # In processes of their own: the blocks register losses, and tests beside this one list those that are registered.
+    command = [sys.executable, str(RUNNER), *(str(ROOT / document) for document in PARTS[part])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "ran 0 blocks" not in done.stdout
+    assert done.stdout.count(": ran ") == len(PARTS[part])
+    assert ": ran 0 blocks" not in done.stdout
 
 
 def test_the_commit_that_contributing_shows_is_in_the_code() -> None:

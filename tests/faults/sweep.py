@@ -1,7 +1,7 @@
 """Runs of the command line in forked children, each with a failpoint; a script, so that torch is imported once for all.
 
-It reads a JSON object {"flags", "actions" or "damage", "only"} and works in the current directory, which holds the data. For each
-action and number it forks a child that runs the flags until the failpoint acts, then another that goes on; for each way of
+It reads a JSON object {"flags", "actions" or "damage", "only", "turns"} and works in the current directory, which holds the data. For each
+action and number (with "turns" the actions take turns, an operation each) it forks a child that runs the flags until the failpoint acts, then another that goes on; for each way of
 damage and file, a child that goes on with it. It prints what came of them. The run `whole` is one to which nothing happened.
 """
 
@@ -197,10 +197,11 @@ def cases(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"operations": done}
     if "damage" in order:
         yield from damage_cases(order, whole, done)
-    for action in order.get("actions", ()):
+    actions = order.get("actions", ())
+    for turn, action in enumerate(actions):
         met = [line for line in done if line.startswith("write ")] if action in ("short", "torn") else done
-        for number in range(1, len(met) + 1):
-            if number in numbers_of(met, order.get("only")):
+        for number in sorted(numbers_of(met, order.get("only"))):
+            if not order.get("turns") or number % len(actions) == turn:
                 yield case(flags, action, number, whole, met)
 
 

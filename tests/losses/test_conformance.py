@@ -85,7 +85,7 @@ UNLIKE = [
 
 
 @pytest.mark.slow
-@parametrize_with_checks(UNLIKE, max_examples=5)
+@parametrize_with_checks(UNLIKE, max_examples=3)
 def test_a_mixture_of_unlike_losses_keeps_the_laws(loss: Any, check: Any) -> None:
     check(loss)
 
@@ -93,7 +93,7 @@ def test_a_mixture_of_unlike_losses_keeps_the_laws(loss: Any, check: Any) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_loss_keeps_the_laws_on_many_examples(name: str) -> None:
-    check_loss(with_needed(name), max_examples=5, expected_failed_checks=EXCUSES.get(name))
+    check_loss(with_needed(name), max_examples=3, expected_failed_checks=EXCUSES.get(name))
 
 
 def test_datums_of_different_numbers_of_targets_may_be_cut_apart() -> None:

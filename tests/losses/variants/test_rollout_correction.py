@@ -304,7 +304,7 @@ def test_a_loss_against_the_rollout_is_corrected_already(name: str) -> None:
     ],
 )
 def test_a_corrected_loss_keeps_every_law(name: str, settings: dict[str, Any]) -> None:
-    check_loss(name, max_examples=3, **settings)
+    check_loss(name, max_examples=2, **settings)
 
 
 def test_a_mixture_may_hold_a_corrected_loss_and_the_loss_itself() -> None:
