@@ -45,6 +45,9 @@ All writing goes through `lossbook/datums/disk.py`. `LOSSBOOK_FAILPOINT=ACTION@N
 | `list@FILE` | nothing happens; FILE gets a line for each operation |
 
 Unset, a write asks for one environment variable and nothing else.
+
+The sweeps of a whole run let two of these actions take turns, an operation each; with `LOSSBOOK_EVERY_FAILPOINT=1` each is tried at
+every operation.
 """
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,7 +41,8 @@ _MENDS = "start the server with another --database, or move this one away"
 class Database:
     """Connections to one database, of which this process is the only writer.
 
-    patience  seconds to wait for a lock that another program holds, or for a server to answer
+    patience  seconds to wait for a lock that another program holds, or for a server to answer; five times as long for
+              PostgreSQL to notice that the server which had the database before is gone
     alone     refuse a database that another server has open; otherwise that one can write to it no more
 
     Raises RunError, in one line, when it cannot be opened or has another version's tables.
@@ -58,7 +60,7 @@ class Database:
         try:
             with _opening():
                 if alone:
-                    self._hold()
+                    self._hold(5 * patience)
                 self._set_up()
         except BaseException:
             self.close()
@@ -136,7 +138,7 @@ class Database:
                     f"the server's database is SQLite or PostgreSQL, not {other}: sqlite:///..., postgresql://..."
                 )
 
-    def _hold(self) -> None:
+    def _hold(self, patience: float) -> None:
         """Keep the database from other servers until this process ends, however it does."""
         if self._file is not None:
             # Not the database's own file: closing any descriptor of it would end the locks that SQLite has on it.
@@ -148,7 +150,10 @@ class Database:
             connection = self._held.enter_context(
                 self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             )
-            is_free = connection.scalar(sa.text("SELECT pg_try_advisory_lock(hashtext('lossbook serve'))"))
+            until = time.monotonic() + patience
+            lock = sa.text("SELECT pg_try_advisory_lock(hashtext('lossbook serve'))")
+            while not (is_free := connection.scalar(lock)) and time.monotonic() < until:
+                time.sleep(0.1)
         if not is_free:
             raise RunError(
                 f"{self.name} is in use by another server: stop it, or start this one with another --database"
