@@ -73,7 +73,7 @@ class ServeSettings(BaseModel):
         300, description="seconds that a fetched result is kept, for a response that got lost"
     )
     gap_seconds: Seconds = Field(60, description="seconds to wait for a request that others of its model come after")
-    hold_seconds: Seconds = Field(30, description="seconds that a poll is held; the SDK gives up at 45")
+    hold_seconds: Seconds = Field(30, description="seconds that a poll is held at most; the SDK gives up at 45")
     engine_seconds: Seconds = Field(
         3600, description="seconds that one turn of the engine may take before it counts as hanging"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -20,6 +21,8 @@ from ..submitted import given
 router = APIRouter(prefix="/api/v1", tags=["futures"], responses=REFUSALS)
 #: Seconds that polls are held while the server stops: what has not ended by then is answered after it starts again.
 _LAST_HOLD = 1.0
+#: Polls are held for this share of their time at least: those that began together end apart, so that they do not come back at once.
+_SHORTEST_SHARE = 0.7
 
 
 @router.post("/retrieve_future", openapi_extra=json_body(RetrieveFuture))
@@ -28,6 +31,7 @@ async def retrieve_future(request: Request) -> Response:
     context, owner = context_of(request), owner_of(request)
     request_id = (await given(request, RetrieveFuture)).request.request_id
     hold = min(context.settings.hold_seconds, _LAST_HOLD) if context.is_stopping else context.settings.hold_seconds
+    hold *= random.uniform(_SHORTEST_SHARE, 1.0)
     try:
         answer = await _while_connected(request, context.desk.retrieve(owner, request_id, hold))
     except Refused:

@@ -25,7 +25,7 @@ class FakeDesk(Desk):
         self.finished: list[tuple[str, str, Any, Any]] = []
         self.sessions: dict[tuple[str, str | None], str] = {}
         self.raises: Callable[[], BaseException] | None = None
-        self.waiting = 0
+        self.waiting, self.holds = 0, list[float]()
         self._numbers = itertools.count(1)
 
     async def start(self) -> None:
@@ -64,6 +64,7 @@ class FakeDesk(Desk):
             raise Refused(404, "there is no such request")
         if request_id not in self.answers:
             self.waiting += 1
+            self.holds.append(hold)
             try:
                 await asyncio.sleep(hold)
             finally:
