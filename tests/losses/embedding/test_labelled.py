@@ -79,7 +79,10 @@ def test_the_negative_of_a_pair_is_the_next_farther_one() -> None:
 )
 def test_by_cosine_lengths_do_not_count(name: str, value: float) -> None:
     rows = [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]]
-    assert evaluated(get_loss(name, distance="cosine"), FOUR, rows)[0] == pytest.approx(value)
+    found, _, metrics = evaluated(get_loss(name, distance="cosine"), FOUR, rows)
+    assert found == pytest.approx(value)
+    if "hard" in name and "semi" not in name:
+        assert (metrics["positive_distance"], metrics["negative_distance"]) == pytest.approx((1, 0))
 
 
 @pytest.mark.parametrize("name", ["batch_hard_triplet", "batch_semi_hard_triplet", "batch_all_triplet"])

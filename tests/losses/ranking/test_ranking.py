@@ -211,6 +211,12 @@ def test_shares_below_one_are_shares_of_their_sum() -> None:
     assert parts[2]["ndcg"] == whole[2]["ndcg"] == 1
 
 
+def test_a_lists_gain_is_a_share_of_the_best_it_could_be() -> None:
+    # half a grade gains √2 - 1, which is all there is to gain, as a whole grade's 1 is
+    whole, half = (scored(get_loss("lambda_loss"), candidates([y, 0]), [0.0, LN3])[0] for y in (1.0, 0.5))
+    assert half == pytest.approx(whole)
+
+
 def test_equals_in_score_and_label_take_places_of_their_own() -> None:
     # the irrelevant one of three equal scores first, then the two relevant ones in places 2 and 3
     metrics = scored(get_loss("ranknet"), candidates([1, 0, 1]), [0.0] * 3)[2]
