@@ -54,6 +54,8 @@ TESTS = (
 CONFORMANCE = "test_conformance"
 REPRESENTATIVES = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
 FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "ranking", "value", "variants")
+#: Tests that compare functions by identity: a module that is run again, even unchanged, makes others.
+SAME_OBJECTS = "test_families"
 #: What is said of a mutant that only a fresh import can take.
 NOT_IN_PLACE = "not in place"
 #: Modules whose functions run while lossbook is imported.
@@ -108,7 +110,7 @@ class MutationLoop:
         """Ids of the tests that call the mutant's function, the likeliest to fail first, within the budget."""
         of_file = self.kills[mutant.file]
         stem = Path(mutant.file).stem
-        names = self.reach.tests(mutant)
+        names = {one for one in self.reach.tests(mutant) if mutant.function or SAME_OBJECTS not in one}
         order = sorted(
             names,
             key=lambda one: (-of_file[one], f"test_{stem}" not in one, CONFORMANCE in one, self.reach.seconds[one]),

@@ -52,8 +52,8 @@ class Call:
 
     def mask_shape(self, spec: LossSpec) -> tuple[int, ...]:
         """The shape of a loss's weights: one per target; one per position in a loss over candidates."""
-        is_wide = self.width is not None and not spec.candidates
-        return (self.layout.positions, self.width or 0) if is_wide else (self.layout.positions,)
+        width = None if spec.candidates else self.width
+        return (self.layout.positions,) if width is None else (self.layout.positions, width)
 
     def flat(self, name: str, tensor: Tensor, labels: Any) -> Tensor:
         """[positions, n] of logits [..., V] or hidden states [..., d] beside labels. Raises ShapeError, DtypeError."""
