@@ -124,7 +124,11 @@ def test_a_label_that_counts_for_any_part_is_a_token_of_the_vocabulary() -> None
     with pytest.raises(TokenRangeError, match="labels of row 0 is 5 at position 1"):
         both("sum").on_logits(logits, labels, observed=torch.tensor([[0, 1, 0]]), **given)
     vectors = get_loss("info_nce") + get_loss("cross_entropy", weights="observed")
-    two: dict[str, Any] = {"logits": logits.repeat(2, 1, 1), "labels": labels.repeat(2, 1), "embeddings": torch.ones(2, 2)}
+    two: dict[str, Any] = {
+        "logits": logits.repeat(2, 1, 1),
+        "labels": labels.repeat(2, 1),
+        "embeddings": torch.ones(2, 2),
+    }
     vectors.on_logits(**two, observed=torch.tensor([[1, 0, 0], [1, 0, 0]]))
 
 
