@@ -78,6 +78,7 @@ NAN = float("nan")
             [1.5 / (math.sqrt(2) + 1e-6), -1.5 / (math.sqrt(2) + 1e-6), 0],
             id="times 3/2, over the deviation",
         ),
+        pytest.param(partial(gpg, counted="nonzero"), [1, 0], [1, -1], id="times 2/1, where one reward is not 0"),
         pytest.param(gpg, [0, 0], [0, 0], id="no signal at all"),
         pytest.param(
             partial(opo, lengths=[1, 1, 2]), [1, 0, 2], [-0.25, -1.25, 0.75], id="less the mean by length: 5/4"

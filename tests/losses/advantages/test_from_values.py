@@ -67,6 +67,7 @@ def test_gae_is_its_formula(options: dict[str, float], advantages: list[float]) 
         pytest.param(20, 0.05, 0.0, id="1 / alpha tokens: one step"),
         pytest.param(5, 0.05, 0.0, id="fewer: no less than one step"),
         pytest.param(4, 1.0, 0.75, id="another alpha"),
+        pytest.param(1, 4.0, 0.75, id="a single token"),
     ],
 )
 def test_a_decay_adapts_to_the_length(length: int, alpha: float, expected: float) -> None:

@@ -104,6 +104,17 @@ def test_a_loss_that_couples_tokens_takes_several_targets_unless_it_reads_advant
     assert evaluated(loss_of(advantaged, per="token"), data, [[[-5.0, -7.0]]])[0] == -12
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("full_forward_kl", "whole distributions"), ("eaft", "the likeliest tokens")],
+)
+def test_a_loss_over_the_models_own_tokens_says_why_it_reads_one_target(name: str, what: str) -> None:
+    with pytest.raises(
+        ShapeError, match=f"^{name} reads {what}, so it reads one token per position, but target_tokens"
+    ):
+        get_loss(name, reduction="sum").check([datum([[1, 2]], weights=[[1, 1]])])
+
+
 def taught(logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
     return logprobs - teacher_logprobs.reshape(len(logprobs), -1).sum(1)
 
@@ -194,6 +205,7 @@ def guided(embeddings: Tensor, guide_embedding: VectorPerDatum) -> Tensor:
         ([[], []], ShapeError, "guided: guide_embedding of datum 0 is [0]: give one vector, [D]"),
         ([[1.0, 2.0], [1.0, NAN]], NonFiniteLossInput, "guided: guide_embedding of datum 1 is nan at index 1"),
         ([[math.inf, 2.0], [1.0, 0.0]], NonFiniteLossInput, "guided: guide_embedding of datum 0 is inf at index 0"),
+        ([[1.0, NAN, math.inf]], NonFiniteLossInput, "guided: guide_embedding of datum 0 is nan at index 1"),
     ],
 )
 def test_a_vector_per_datum_is_named_where_it_is_wrong(vectors: list, error: type[LossbookError], message: str) -> None:

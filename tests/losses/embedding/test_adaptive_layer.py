@@ -187,6 +187,8 @@ def test_each_layer_is_drawn_about_as_often_as_any_other() -> None:
     assert all(60 < drawn.count(layer) < 140 for layer in range(6))  # 100 each, with a deviation of 9
     with pytest.raises(LossConfigError, match="at least one of at least one layer, not 0 of 6"):
         sampled_layers(6, 0, step=1)
+    with pytest.raises(LossConfigError, match="not 1 of 0"):
+        sampled_layers(0, 1, step=1)
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,10 @@ def test_a_linear_loss_of_ones_own_is_taken_at_its_word() -> None:
 
     prepared = loss_of(lengths, per="datum", reduction="sum", linear=True).prepare([datum(4), datum(2)])
     assert prepared.logprob_gradient().tolist() == [-0.25] * 4 + [-0.5] * 2
+
+
+def test_the_usual_key_of_weights_is_read_where_no_other_is_named() -> None:
+    data = [datum(2, mine=[1.0, 1.0]), datum(1, mine=[1.0])]
+    assert get_loss("info_nce").prepare(data).weight_keys == ("weights",)
+    assert get_loss("cross_entropy").prepare(data).weight_keys == ("weights",)
+    assert get_loss("cross_entropy", weights="mine").prepare(data).weight_keys == ("mine",)

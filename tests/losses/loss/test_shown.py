@@ -23,6 +23,20 @@ def test_a_repr_has_all_settings_that_fit_a_line_of_120_and_else_those_that_were
     assert repr(long) == f"noted(note='{'x' * (room + 1)}', ...)"
 
 
+def test_a_default_that_is_no_number_is_not_taken_for_a_change() -> None:
+    def layered(logprobs: Tensor, *, layers: tuple[int, ...] = (3, 6), note: str = "") -> Tensor:
+        return -logprobs
+
+    assert repr(loss_of(layered, config={"note": "x" * 99})) == f"layered(note='{'x' * 99}', ...)"
+
+
+def test_a_mixture_has_the_settings_of_its_parts_as_far_as_a_line_is_long() -> None:
+    bare = str(get_loss("reinforce") + loss_of(noted))
+    fits, long = (get_loss("reinforce") + loss_of(noted, config={"note": "x" * (n - len(bare))}) for n in (120, 121))
+    assert repr(fits) == str(fits)
+    assert repr(long) == "1 * reinforce(...) + 1 * noted(...)"
+
+
 def test_html_has_the_docstring_where_there_is_one() -> None:
     assert "When to use" in get_loss("ppo")._repr_html_()
     assert "noted" in loss_of(noted)._repr_html_()
