@@ -52,6 +52,8 @@ TESTS = (
 )
 #: Laws run for every loss, and call the whole core: a change of the core meets these losses, one of a loss its own.
 CONFORMANCE = "test_conformance"
+#: Compares the settings of each loss with its page, and calls no loss.
+SETTINGS = "test_settings_on_pages"
 REPRESENTATIVES = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
 FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "ranking", "value", "variants")
 #: Tests that compare functions by identity: a module that is run again, even unchanged, makes others.
@@ -147,8 +149,9 @@ class Reach:
         if mutant.file.split("/")[1] in FAMILIES:
             source = (ROOT / mutant.file).read_text(encoding="utf-8")
             names = tuple(re.findall(r'@register_loss\(\s*"([^"]+)"', source))
-        about = re.compile("|".join(rf"\[{re.escape(one)}[-(]" for one in names) or "(?!)")
-        return tests | {one for one in self.seconds if CONFORMANCE in one and about.search(one)}
+        about = re.compile("|".join(rf"\[{re.escape(one)}[-(\]]" for one in names) or "(?!)")
+        of_losses = {one for one in self.seconds if any(kind in one for kind in (CONFORMANCE, SETTINGS))}
+        return tests | {one for one in of_losses if about.search(one)}
 
 
 def reach_of(items: Sequence[Any], cache: Path) -> Reach:
