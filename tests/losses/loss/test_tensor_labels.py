@@ -38,6 +38,20 @@ def test_labels_of_k_candidates_count_where_any_is_there() -> None:
     assert SUM.on_logits(LOGITS, labels)[0].item() == pytest.approx(nats(0.1, 0.4, 0.2, 0.3, 0.2, 0.1))
 
 
+def test_a_loss_over_candidates_stands_beside_one_over_targets_with_weights_of_its_own() -> None:
+    labels = torch.tensor([[[0, 3], [1, -100], [-100, -100]], [[2, 1], [3, 0], [1, 0]]])
+    over, each = get_loss("topk_forward_kl"), get_loss("cross_entropy", weights="mine")
+    teacher = torch.where(labels == -100, -torch.inf, torch.full((2, 3, 2), 0.5, dtype=torch.float64).log())
+    own: dict[str, Any] = {"mask": torch.tensor([[1, 1, 1], [0, 1, 1]]), "teacher_logprobs": teacher}
+    other: dict[str, Any] = {"mine": torch.tensor([[[1.0, 2.0], [3.0, 9.0], [9.0, 9.0]], [[0.0, 1.0]] * 3])}
+    value, _ = (over + each).on_logits(LOGITS, labels, **own, **other)
+    apart = over.on_logits(LOGITS, labels, **own)[0] + each.on_logits(LOGITS, labels, **other)[0]
+    torch.testing.assert_close(value, apart, rtol=0, atol=1e-12)
+    assert each.on_logits(LOGITS, labels, **other)[0].item() == pytest.approx(
+        nats(0.1, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1)
+    )
+
+
 @pytest.mark.parametrize("labels", [LABELS.bool(), LABELS.double()], ids=["booleans", "floats"])
 def test_labels_are_integers(labels: Tensor) -> None:
     with pytest.raises(DtypeError, match="they are token ids, integers"):
@@ -145,6 +159,8 @@ def test_a_function_of_whole_datums_sees_every_position_of_its_labels(losses: tu
     assert second.loss_fn_inputs["target_tokens"].tolist() == [1, 0, 2]
     assert of_first.exp().tolist() == pytest.approx([0.1, 0.4, 0.1])
     assert of_second.exp().tolist() == pytest.approx([0.2, 0.1, 0.3])
+    outside = seen(labels=torch.tensor([[0, 3, 99], [1, 4, 2]]), mask=torch.tensor([[1, 1, 0], [1, 0, 1]]))
+    assert [len(logprobs) for _, logprobs in outside] == [3, 3], "a label that does not count may be any number"
 
 
 def test_its_datums_have_a_token_for_each_position_and_at_least_one() -> None:
