@@ -115,6 +115,7 @@ def test_a_key_that_no_part_reads_is_refused_when_strict() -> None:
     data = [Datum(d.model_input, {**d.loss_fn_inputs, "rewards": [1.0]}) for d in rollouts()]
     mixture = get_loss("grpo") + get_loss("cross_entropy")
     mixture.check(data)
+    mixture.prepare(data).check()
     with pytest.raises(UnknownInput, match=r"^grpo does not read 'rewards', which datum 0 of 2 carries"):
         mixture.check(data, strict=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,16 +13,20 @@ from lossbook import PerDatum, get_loss
 from lossbook.datums.errors import (
     DtypeError,
     EmptyLossError,
+    InvalidLogprobError,
     MissingInput,
     NonFiniteLossInput,
     ShapeError,
     UnknownInput,
     WeightsError,
 )
+from lossbook.datums.inputs import MAX_LOGPROB
+from lossbook.losses import VectorPerDatum
 from lossbook.losses.embedding.adaptive_layer import adaptive_layer
 
 from ..cases import loss_of
 
+NAN, INF = float("nan"), float("inf")
 ONES = torch.ones(2, 3)
 LOGPROBS = torch.tensor([[-0.5, -1.0, -1.5], [-2.0, -0.25, -0.75]])
 MEAN = get_loss("cross_entropy", reduction="token-mean")
@@ -231,6 +236,88 @@ def test_a_number_of_a_row_with_one_position_is_read() -> None:
     mask = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
     with pytest.raises(NonFiniteLossInput, match="reinforce: advantages of row 1 is nan"):
         get_loss("reinforce").on_tensors(LOGPROBS, mask=mask, advantages=[1.0, float("nan")])
+
+
+def test_a_number_a_position_or_a_row_holds_for_all_of_its_targets() -> None:
+    loss, wide = get_loss("reinforce"), -1 - torch.rand(2, 3, 4, dtype=torch.float64)
+    mask, advantages = torch.ones(2, 3, 4), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    each = loss.on_tensors(wide, mask=mask, advantages=advantages[..., None].expand(2, 3, 4))[0].item()
+    assert loss.on_tensors(wide, mask=mask, advantages=advantages)[0].item() == each
+    per_row = loss.on_tensors(wide, mask=mask, advantages=[2.0, -1.0])[0].item()
+    assert per_row == pytest.approx(-2 * wide[0].sum().item() + wide[1].sum().item())
+
+
+def test_what_an_absent_candidate_has_is_not_read() -> None:
+    loss = get_loss("topk_forward_kl")
+    teacher = torch.tensor([[[-0.5, -1.0, -INF]]], dtype=torch.float64)
+    student = torch.tensor([[[-1.0, -2.0, NAN]]], dtype=torch.float64)
+    value, _ = loss.on_tensors(student, mask=torch.ones(1, 1), teacher_logprobs=teacher)
+    without, _ = loss.on_tensors(student[..., :2], mask=torch.ones(1, 1), teacher_logprobs=teacher[..., :2])
+    assert value.item() == pytest.approx(without.item())
+    with pytest.raises(NonFiniteLossInput, match="logprobs of row 0 is nan at position 0, candidate 2"):
+        loss.on_tensors(student, mask=torch.ones(1, 1), teacher_logprobs=teacher.nan_to_num(neginf=-3.0))
+
+
+# Which number is named.
+
+
+def of_a_guide(embeddings: Tensor, guide_embedding: VectorPerDatum) -> Tensor:
+    return embeddings.sum(1) * guide_embedding.sum(1)
+
+
+def with_nan(shape: tuple[int, ...], *places: tuple[int, ...]) -> Tensor:
+    tensor = torch.full(shape, -1.0)
+    for place in places:
+        tensor[place] = NAN
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: MEAN.on_tensors(LOGPROBS, mask=with_nan((2, 3), (0, 1), (1, 0))),
+            "mask of row 0 is nan at position 1",
+        ),
+        (
+            lambda: MEAN.on_tensors(-torch.ones(2, 3, 4), mask=with_nan((2, 3, 4), (1, 2, 0))),
+            "mask of row 1 is nan at position 2",
+        ),
+        (
+            lambda: get_loss("reinforce").on_tensors(
+                -torch.ones(3, 1), mask=torch.ones(3, 1), advantages=[1.0, NAN, INF]
+            ),
+            "advantages of row 1 is nan",
+        ),
+        (
+            lambda: loss_of(of_a_guide, per="datum").on_tensors(
+                embeddings=torch.ones(3, 2), guide_embedding=with_nan((3, 2), (2, 0))
+            ),
+            "guide_embedding of row 2 is nan",
+        ),
+        (
+            lambda: get_loss("info_nce").on_tensors(embeddings=with_nan((4, 3), (1, 2), (3, 0))),
+            "embeddings of row 1 is nan at 2",
+        ),
+        (
+            lambda: adaptive_layer("info_nce", layers=(2,)).on_tensors(
+                embeddings=torch.ones(4, 3), layer_embeddings=with_nan((4, 1, 3), (1, 0, 2))
+            ),
+            "layer_embeddings of row 1 is nan at 2",
+        ),
+    ],
+)
+def test_the_first_number_that_is_wrong_is_named_by_its_place(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(NonFiniteLossInput, match=message):
+        call()
+
+
+def test_one_log_probability_of_a_row_is_at_most_what_rounding_explains() -> None:
+    loss, ones = get_loss("importance_sampling"), torch.ones(2, 3)
+    for fine in (-1.0, 0.0, MAX_LOGPROB):
+        loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=torch.tensor([-1.0, fine]).double())
+    with pytest.raises(InvalidLogprobError, match=r"sampling_logprobs of row 1 is 0\.5: a log-probability is at most 0"):
+        loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=[-1.0, 0.5])
 
 
 # Denominators and counts.
