@@ -316,7 +316,9 @@ def test_one_log_probability_of_a_row_is_at_most_what_rounding_explains() -> Non
     loss, ones = get_loss("importance_sampling"), torch.ones(2, 3)
     for fine in (-1.0, 0.0, MAX_LOGPROB):
         loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=torch.tensor([-1.0, fine]).double())
-    with pytest.raises(InvalidLogprobError, match=r"sampling_logprobs of row 1 is 0\.5: a log-probability is at most 0"):
+    with pytest.raises(
+        InvalidLogprobError, match=r"sampling_logprobs of row 1 is 0\.5: a log-probability is at most 0"
+    ):
         loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=[-1.0, 0.5])
 
 
