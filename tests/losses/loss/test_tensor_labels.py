@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from lossbook import get_loss
-from lossbook.datums.errors import DtypeError, ShapeError, UnknownInput
+from lossbook.datums.errors import (
+    DtypeError,
+    LossContractError,
+    NonFiniteLossInput,
+    ShapeError,
+    TokenRangeError,
+    UnknownInput,
+)
+from lossbook.datums.lazy import hand_over
+from lossbook.losses.loss.tensors.sources import SOURCES, sources
 
 #: The logarithms of a distribution over 4 tokens, at 2 x 3 positions, and the tokens to be predicted.
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log().expand(2, 3, 4)
@@ -131,6 +140,51 @@ def test_a_teachers_hidden_states_give_what_its_logits_give(temperature: float) 
     expected = (own.exp() * (own - other)).sum(-1)[kept].mean()
     torch.testing.assert_close(by_hidden, by_logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(by_hidden, expected, rtol=0, atol=1e-12)
+
+
+# Which number is named.
+
+
+def test_the_first_label_outside_the_vocabulary_is_named_and_one_of_an_absent_candidate_is_not_read() -> None:
+    labels = torch.tensor([[0, 3, -100], [1, 4, 5]])
+    with pytest.raises(TokenRangeError, match="labels of row 1 is 4 at position 1"):
+        MEAN.on_logits(LOGITS, labels)
+    wide = torch.tensor([[[0, 3], [1, 2], [9, 0]], [[2, 1], [3, 0], [1, 0]]])
+    with pytest.raises(TokenRangeError, match="labels of row 0 is 9 at position 2"):
+        MEAN.on_logits(LOGITS, wide)
+    loss, teacher = get_loss("topk_forward_kl"), torch.full((2, 3, 2), -1.0, dtype=torch.float64)
+    with pytest.raises(TokenRangeError, match="labels of row 0 is 9 at position 2"):
+        loss.on_logits(LOGITS, wide, teacher_logprobs=teacher)
+    teacher[0, 2, 0] = -torch.inf
+    absent, _ = loss.on_logits(LOGITS, wide, teacher_logprobs=teacher)
+    wide[0, 2, 0] = 1
+    assert absent.item() == loss.on_logits(LOGITS, wide, teacher_logprobs=teacher)[0].item()
+
+
+def test_logits_that_are_not_finite_are_named_by_row_and_position() -> None:
+    logits = LOGITS.clone()
+    logits[1, 1:] = torch.nan
+    with pytest.raises(NonFiniteLossInput, match="logprobs of row 1 is nan at position 1, candidate 0"):
+        SUM.on_logits(logits, torch.ones(2, 3, 2, dtype=torch.int64))
+    labels = torch.tensor([[-100, 3, 0], [-100, -100, 2]])
+    with pytest.raises(NonFiniteLossInput, match="logprobs of row 1 is nan at position 2"):
+        SUM.on_logits(logits, labels)
+    with pytest.raises(NonFiniteLossInput, match="logprobs of row 1 is nan at position 2, candidate 0"):
+        SUM.on_logits(logits, labels[..., None].repeat(1, 1, 2))
+
+
+def test_without_the_trainers_arithmetic_logits_are_refused_with_the_mend() -> None:
+    given = sources()
+
+    def nothing() -> Any:
+        raise KeyError(SOURCES)
+
+    hand_over(SOURCES, nothing)
+    try:
+        with pytest.raises(LossContractError, match="on_logits and on_hidden need lossbook's trainer: import lossbook"):
+            MEAN.on_logits(LOGITS, LABELS)
+    finally:
+        hand_over(SOURCES, lambda: given)
 
 
 # Functions of whole datums.

@@ -258,6 +258,20 @@ def test_what_an_absent_candidate_has_is_not_read() -> None:
         loss.on_tensors(student, mask=torch.ones(1, 1), teacher_logprobs=teacher.nan_to_num(neginf=-3.0))
 
 
+def test_a_table_may_rule_tokens_out_and_holds_no_other_infinity() -> None:
+    def first_token(vocab_logprobs: Tensor) -> Tensor:
+        return -vocab_logprobs[:, 0]
+
+    loss = loss_of(first_token, reduction="sum")
+    good = [[[-0.5, -INF, -1.0], [-2.0, -1.0, -INF]]]
+    assert loss.on_tensors(vocab_logprobs=good, mask=[[1.0, 1.0]])[0].item() == 2.5
+    for odd in (NAN, INF):
+        wrong = torch.tensor(good)
+        wrong[0, 1, 2] = odd
+        with pytest.raises(NonFiniteLossInput, match=f"vocab_logprobs of row 0 is {odd} at position 1, candidate 2"):
+            loss.on_tensors(vocab_logprobs=wrong, mask=[[1.0, 1.0]])
+
+
 # Which number is named.
 
 
@@ -305,6 +319,18 @@ def with_nan(shape: tuple[int, ...], *places: tuple[int, ...]) -> Tensor:
             ),
             "layer_embeddings of row 1 is nan at 2",
         ),
+        (
+            lambda: MEAN.on_tensors(with_nan((2, 3, 4), (1, 2, 0), (1, 2, 3)), mask=torch.ones(2, 3, 4)),
+            "logprobs of row 1 is nan at position 2, candidate 0",
+        ),
+        (
+            lambda: get_loss("topk_forward_kl").on_tensors(
+                -torch.ones(2, 3, 2),
+                mask=ONES,
+                teacher_logprobs=torch.tensor([[[-1.0] * 2] * 3, [[-1.0] * 2, [-INF] * 2, [-INF] * 2]]),
+            ),
+            "teacher_logprobs of row 1 is -inf for all 2 candidates at position 1",
+        ),
     ],
 )
 def test_the_first_number_that_is_wrong_is_named_by_its_place(call: Callable[[], Any], message: str) -> None:
@@ -315,7 +341,8 @@ def test_the_first_number_that_is_wrong_is_named_by_its_place(call: Callable[[],
 def test_one_log_probability_of_a_row_is_at_most_what_rounding_explains() -> None:
     loss, ones = get_loss("importance_sampling"), torch.ones(2, 3)
     for fine in (-1.0, 0.0, MAX_LOGPROB):
-        loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=torch.tensor([-1.0, fine]).double())
+        for number in (torch.tensor([-1.0, fine]).double(), torch.full((2, 3), fine, dtype=torch.float64)):
+            loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=number)
     with pytest.raises(
         InvalidLogprobError, match=r"sampling_logprobs of row 1 is 0\.5: a log-probability is at most 0"
     ):

@@ -246,6 +246,14 @@ def test_labels_that_a_loss_cannot_use_are_refused(name: str, labels: list[float
         get_loss(name).check(candidates(labels))
 
 
+def test_the_highest_grade_is_60() -> None:
+    data = candidates([60.0, 59.0])
+    values, _, metrics = scored(get_loss("lambda_loss", weighting="lambda_rank"), data, [0.0, 0.0])
+    assert values == [0], "equal scores share their ranks"
+    # gains 2^60 and half of it, the worse first
+    assert metrics["ndcg"] == pytest.approx((0.5 + (1 - STEP)) / (1 + 0.5 * (1 - STEP)))
+
+
 def test_a_candidate_without_its_group_is_refused() -> None:
     lone = Datum(ModelInput.from_ints([1]), {"target_tokens": [1], "weights": [1.0], "label": 1.0})
     with pytest.raises(MissingInput, match="reads 'group', which datum 0 of 1 does not carry"):
