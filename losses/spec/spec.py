@@ -66,7 +66,7 @@ class LossSpec:
     outputs: tuple[str, ...]
     inputs: tuple[Input, ...]
     make_config: Callable[[], type[LossConfig]]
-    is_batch_style: bool = False
+    is_batch_style: bool
     required_if: Mapping[str, str] = field(default_factory=dict)
     groups: Groups | None = None
     candidates: str | None = None

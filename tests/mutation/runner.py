@@ -145,6 +145,9 @@ class Reach:
         outer = mutant.function.partition(".<locals>")[0]
         key = f"{mutant.file}:{outer}" if mutant.function else mutant.file
         tests = {one for one in self._tests[key] if CONFORMANCE not in one}
+        if not mutant.function:  # which a test may read without a call into the file
+            folder = f"tests/{mutant.file.rpartition('/')[0]}/"
+            tests |= {one for one in self.seconds if one.startswith(folder) and CONFORMANCE not in one}
         names = REPRESENTATIVES
         if mutant.file.split("/")[1] in FAMILIES:
             source = (ROOT / mutant.file).read_text(encoding="utf-8")

@@ -113,7 +113,7 @@ def test_a_changed_default_is_put_in_place_in_a_child_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_what_a_running_process_cannot_take_is_left_to_a_fresh_import_and_not_called_noticed() -> None:
-    in_a_class = one_mutant("losses/spec/spec.py", "is_batch_style: bool = True")
+    in_a_class = one_mutant("losses/spec/spec.py", "linear: bool = True")
     assert in_fork(lambda say: tried(in_a_class, [], say)) == NOT_IN_PLACE
     broken = replace(one_mutant("losses/supervised/reweighted.py", "gamma: NonNegative = 3.0"), source="1 / 0")
     assert in_fork(lambda say: tried(broken, [], say)) == NOT_IN_PLACE

@@ -137,12 +137,12 @@ def test_margins_are_means_over_each_side() -> None:
 
 
 def test_the_side_of_a_score_is_that_of_its_label() -> None:
-    # labels above 1/2 are relevant: right are 2.0, -1.0 and 0.5; wrong are 0.25, whose label is not above 1/2, and 0.0, which is on neither side
+    # labels above 1/2 are relevant: right are 2.0, -1.0 and 0.5; wrong are 1.25, whose label is not above 1/2, and 0.0, which is on neither side
     data = candidates([1.0, 0.0, 0.75, 0.5, 1.0], range(5))
-    metrics = scored(get_loss("rank_bce"), data, [2.0, -1.0, 0.5, 0.25, 0.0])[2]
+    metrics = scored(get_loss("rank_bce"), data, [2.0, -1.0, 0.5, 1.25, 0.0])[2]
     assert metrics["right_side"] == pytest.approx(3 / 5)
     assert metrics["positive_score"] == pytest.approx(2.5 / 3)
-    assert metrics["negative_score"] == pytest.approx((-1.0 + 0.25) / 2)
+    assert metrics["negative_score"] == pytest.approx((-1.0 + 1.25) / 2)
 
 
 def test_the_rank_error_is_how_far_smooth_ranks_are_off() -> None:

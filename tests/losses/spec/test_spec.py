@@ -280,3 +280,17 @@ def test_a_losss_family_is_its_folder_in_lossbook(module: str | None, family: st
 
     own.__module__ = module  # type: ignore[assignment]
     assert make_spec(own, "own", per="token").family == family
+
+
+def test_a_loss_says_nothing_that_was_not_declared() -> None:
+    def own(logprobs: Tensor) -> Tensor:
+        return -logprobs
+
+    spec = make_spec(own, "own", per="token")
+    assert (spec.is_batch_style, spec.linear, spec.groups, spec.candidates, spec.conflict) == (
+        False,
+        False,
+        None,
+        None,
+        None,
+    )
