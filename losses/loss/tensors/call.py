@@ -275,7 +275,7 @@ def _check_input(call: Call, part: Part, key: str, level: Level, values: Tensor)
             f"{part.name}: {key} must hold one number for each of the {call.width} candidates of a position, "
             f"{[*layout.shape, call.width]}"
         )
-    if call.width is None and values.ndim > 1 and has_one_column(key, spec):
+    if call.width is None and values.ndim > 1 and has_one_column(wanted, spec):
         raise ShapeError(f"{part.name}: {key} must be one number per position, {list(layout.shape)}")
 
 

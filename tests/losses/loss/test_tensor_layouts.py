@@ -272,6 +272,16 @@ def test_a_table_may_rule_tokens_out_and_holds_no_other_infinity() -> None:
             loss.on_tensors(vocab_logprobs=wrong, mask=[[1.0, 1.0]])
 
 
+def test_a_loss_of_lossbooks_own_may_read_a_vector_beside_tokens() -> None:
+    def steered(logprobs: Tensor, guide_embedding: VectorPerDatum, seqs: Any) -> Tensor:
+        return -logprobs * seqs.broadcast(guide_embedding.sum(1))
+
+    steered.__module__ = "lossbook.losses.policy.steered"
+    guides = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+    value, _ = loss_of(steered, reduction="sum").on_tensors(LOGPROBS, mask=ONES, guide_embedding=guides)
+    assert value.item() == 3 * 3 - 1 * 3
+
+
 # Which number is named.
 
 
