@@ -351,7 +351,7 @@ def test_the_first_number_that_is_wrong_is_named_by_its_place(call: Callable[[],
 def test_one_log_probability_of_a_row_is_at_most_what_rounding_explains() -> None:
     loss, ones = get_loss("importance_sampling"), torch.ones(2, 3)
     for fine in (-1.0, 0.0, MAX_LOGPROB):
-        for number in (torch.tensor([-1.0, fine]).double(), torch.full((2, 3), fine, dtype=torch.float64)):
+        for number in (torch.tensor([-1.0, fine], dtype=torch.float64), torch.full((2, 3), fine, dtype=torch.float64)):
             loss.on_tensors(LOGPROBS, mask=ones, advantages=ones, sampling_logprobs=number)
     with pytest.raises(
         InvalidLogprobError, match=r"sampling_logprobs of row 1 is 0\.5: a log-probability is at most 0"
