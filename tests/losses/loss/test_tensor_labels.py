@@ -43,6 +43,8 @@ def test_labels_of_k_candidates_count_where_any_is_there() -> None:
     count = get_loss("topk_forward_kl", reduction="token-mean").count_tensors
     assert count(labels=labels).item() == 4
     assert count(labels=labels, mask=torch.tensor([[1, 0, 1], [1, 1, 1]])).item() == 3
+    mine = get_loss("topk_forward_kl", reduction="token-mean", weights="mine")
+    assert mine.count_tensors(labels=labels, mine=torch.tensor([[1, 0, 1], [1, 1, 1]])).item() == 3
     assert MEAN.count_tensors(labels=labels).item() == 6
     assert SUM.on_logits(LOGITS, labels)[0].item() == pytest.approx(nats(0.1, 0.4, 0.2, 0.3, 0.2, 0.1))
 
