@@ -59,6 +59,7 @@ NAN = float("nan")
         pytest.param(rloo, [3, 1], [2, -2], id="of two: less the other"),
         pytest.param(partial(maxrl, epsilon=0.0), [1, 0, 0, 3], [0, -1, -1, 2], id="over the mean"),
         pytest.param(partial(maxrl, epsilon=1.0), [1, 0, 0, 3], [0, -0.5, -0.5, 1], id="over the mean and epsilon"),
+        pytest.param(maxrl, [1, 0], [0.5 / 0.500001, -0.5 / 0.500001], id="over the mean and 1e-6"),
         # Two of six samples have no signal: alpha is 6/4, and of the six rewards five are not 0.
         pytest.param(
             partial(gpg, groups=[0, 0, 1, 1, 2, 2]),

@@ -301,3 +301,12 @@ def test_a_kl_penalty_is_not_discounted_over_the_environments_tokens() -> None:
         discount=0.5,
     )
     assert row.tolist() == [-1, 0, -2]  # half of the last token's 2 nats, one step before it
+
+
+def test_information_gains_are_divided_by_their_deviation_and_1e_6() -> None:
+    # outcomes 1 and 0 have deviation root 1/2, and gains 3 and 1 root 2
+    outcome, gain = 0.5 / (math.sqrt(0.5) + 1e-6), 1 / (math.sqrt(2) + 1e-6)
+    rows = igpo([[3.0], [1.0]], [1, 0], discount=0.0)
+    assert [row.tolist() for row in rows] == [
+        pytest.approx(one, abs=1e-12) for one in ([gain, outcome], [-gain, -outcome])
+    ]

@@ -262,3 +262,12 @@ def test_a_logprob_is_at_most_what_rounding_explains() -> None:
         loss(data(float(above)), [highest])
     with pytest.raises(InvalidLogprobError, match=r"logprobs of datum 0 are 0.0001 at position 0: a log-probability"):
         loss(data(float(highest)), [above])
+
+
+def test_a_float_is_an_id_below_two_to_the_24() -> None:
+    by_class = get_loss("batch_hard_triplet")
+    for number in (2.0**23, 2.0**24 - 1, -(2.0**24) + 1):
+        by_class.check([datum(1, class_id=one) for one in (number, number, 0.0)])
+    for number in (2.0**24, -(2.0**24)):
+        with pytest.raises(LabelError, match=r"class_id of datum 0 is .*: give an integer"):
+            by_class.check([datum(1, class_id=one) for one in (number, number, 0.0)])
