@@ -12,7 +12,7 @@ from torch import Tensor
 from lossbook import PerDatum, list_losses, register_loss
 from lossbook.datums.errors import LossConfigError, LossContractError
 from lossbook.losses import FlagPerDatum, Grouping, LowerBound, Positive, UpperBound
-from lossbook.losses.spec.inputs import IdPerDatum
+from lossbook.losses.spec.inputs import IdPerDatum, Input
 from lossbook.losses.spec.spec import make_spec
 
 from ..cases import datum, loss_of
@@ -287,6 +287,7 @@ def test_a_loss_says_nothing_that_was_not_declared() -> None:
         return -logprobs
 
     spec = make_spec(own, "own", per="token")
+    assert not Input("label", True, "datum").is_id
     assert (spec.is_batch_style, spec.linear, spec.groups, spec.candidates, spec.conflict) == (
         False,
         False,
