@@ -173,20 +173,21 @@ def check_one_target(shapes: Sequence[tuple[int, ...]], spec: LossSpec) -> None:
         )
 
 
-def has_one_column(key: str, spec: LossSpec) -> bool:
+def has_one_column(wanted: Input, spec: LossSpec) -> bool:
     """Whether an input is one number per position where a position has one target, as all inputs of lossbook's losses are."""
     if spec.family != "own":
-        return key != spec.candidates and any(one.name == key and one.per == "token" for one in spec.inputs)
-    return key in KEY_DTYPES and key not in (spec.candidates, "teacher_logprobs")  # which it may compare undeclared
+        return wanted.name != spec.candidates and wanted.per == "token"
+    # a teacher's it may compare undeclared
+    return wanted.name in KEY_DTYPES and wanted.name not in (spec.candidates, "teacher_logprobs")
 
 
 def check_one_column(
-    array: np.ndarray, shape: tuple[int, ...], datum: int, total: int, spec: LossSpec, key: str
+    array: np.ndarray, shape: tuple[int, ...], datum: int, total: int, spec: LossSpec, wanted: Input
 ) -> None:
     """A standard input of [N] targets is [N]; as [N, 1] it would meet logprobs [N] as a table of all pairs of positions."""
-    if len(shape) == 1 and array.ndim > 1 and has_one_column(key, spec):
+    if len(shape) == 1 and array.ndim > 1 and has_one_column(wanted, spec):
         raise ShapeError(
-            f"{spec.name}: {key} of datum {datum} of {total} is {list(array.shape)}, but its target_tokens are "
+            f"{spec.name}: {wanted.name} of datum {datum} of {total} is {list(array.shape)}, but its target_tokens are "
             f"{list(shape)}: give one number per position, {list(shape)}"
         )
 

@@ -175,7 +175,7 @@ def _rows(layout: _Layout, wanted: Input, arrays: list[np.ndarray]) -> list[np.n
             array = np.broadcast_to(array, shape[:1])
         if len(array) != shape[0]:
             check_length(len(array), (shape[0],), wanted.name, i, len(arrays))
-        check_one_column(array, shape, i, len(arrays), layout.spec, wanted.name)
+        check_one_column(array, shape, i, len(arrays), layout.spec, wanted)
         if over_targets and array.ndim == 1:  # a [T] would be taken for one row of K
             array = np.broadcast_to(array[:, None], (len(array), shape[1] if len(shape) == 2 else 1))
         rows.append(array)

@@ -14,6 +14,7 @@ from ...datums.types import Datum
 from ..batch.outputs import Outputs
 from ..reductions import Count
 from ..spec.layers import DATUM_OUTPUTS
+from ..spec.settings import WEIGHTS_KEY
 from ..spec.under_settings import layers_of_all
 from ..stats import Stat
 from .bound import BoundLoss
@@ -41,7 +42,7 @@ class BoundMixture(BoundLoss):
             datums,
             outputs,
             is_linear=all(loss.is_linear for loss in losses),
-            weight_keys=keys or losses[0].weight_keys,
+            weight_keys=keys or (WEIGHTS_KEY,),
             top_k=max(loss.top_k for loss in losses),
             layers=layers_of_all([loss.layers for loss in losses]),
         )

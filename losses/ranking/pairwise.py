@@ -166,17 +166,17 @@ def _weighted_pairs(
     if k is not None:
         compared = compared & ((ranks <= k)[:, :, None] | (ranks <= k)[:, None, :])
     cost = softplus(-sigma * (s[:, :, None] - s[:, None, :])) / (math.log(2) if log_base == "binary" else 1)
-    weight = pair_weights(ranks, y, mask, weighting, mu, k)
+    weight = pair_weights(ranks, y, weighting, mu, k)
     losses = torch.where(compared, weight * cost, 0).sum((1, 2))
     return losses, {**list_stats(scores, label, groups), "pairs": stats.mean(compared.sum((1, 2)))}
 
 
-def pair_weights(ranks: Tensor, label: Tensor, mask: Tensor, weighting: Weighting, mu: float, k: int | None) -> Tensor:
+def pair_weights(ranks: Tensor, label: Tensor, weighting: Weighting, mu: float, k: int | None) -> Tensor:
     """[G, M, M], or [G, M, 1]: lambda_loss's w_ij of lists [G, M] by their ranks now."""
     if weighting == "none":
         return torch.ones_like(label)[:, :, None]
     best = ideal_gain(label, k)
-    gain = torch.where(mask, gains(label) / torch.where(best > 0, best, 1)[:, None], 0)
+    gain = gains(label) / torch.where(best > 0, best, 1)[:, None]
     by_rank = 1 / discount(ranks)
     if weighting == "ndcg1":
         return (gain * by_rank)[:, :, None]

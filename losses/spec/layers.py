@@ -23,7 +23,7 @@ def _as_tuple(layers: Any) -> Any:
 
 
 def _layers(layers: tuple[int, ...]) -> tuple[int, ...]:
-    if not layers or any(isinstance(one, bool) or one < 0 for one in layers) or len(set(layers)) != len(layers):
+    if not layers or any(one < 0 for one in layers) or len(set(layers)) != len(layers):
         raise ValueError(
             "names layers below the last, each once, such as (3, 6, 9): 0 is the embedding of the tokens, n the output of the n-th layer"
         )

@@ -42,6 +42,8 @@ HANDED_NAMES = (*(name for name in OUTPUT_NAMES if name not in (*TOP_OUTPUTS, LA
 HELPER_NAMES = ("seqs", "weights")
 #: How a loss is reduced unless it says otherwise.
 DEFAULT_REDUCTIONS = {"token": "sum", "datum": "mean", "pair": "pair-mean", "group": "group-mean", "batch": "sum"}
+#: What the modules of lossbook's own losses begin with.
+LOSSES = __name__.removesuffix("spec.spec")
 #: First parameters that mark a function of the hosted APIs' own signature, fn(data, logprobs_list).
 BATCH_STYLE_NAMES = ("data", "datums", "batch")
 
@@ -64,7 +66,7 @@ class LossSpec:
     outputs: tuple[str, ...]
     inputs: tuple[Input, ...]
     make_config: Callable[[], type[LossConfig]]
-    is_batch_style: bool = False
+    is_batch_style: bool
     required_if: Mapping[str, str] = field(default_factory=dict)
     groups: Groups | None = None
     candidates: str | None = None
@@ -118,9 +120,9 @@ class LossSpec:
     @property
     def family(self) -> str:
         """The folder that holds it, such as "policy"; "own" for a loss from outside lossbook."""
-        parts = (getattr(self.function, "__module__", None) or "").split(".")
-        is_ours = parts[0] == __name__.partition(".")[0] and len(parts) > 2
-        return parts[2] if is_ours and parts[1] == "losses" else "own"
+        module = getattr(self.function, "__module__", None) or ""
+        folder = module.removeprefix(LOSSES).partition(".")[0]
+        return folder if module.startswith(LOSSES) else "own"
 
     @property
     def wants_weights(self) -> bool:
@@ -192,7 +194,7 @@ def _checked_vocabulary(spec: LossSpec) -> LossSpec:
     if not spec.reads_vocabulary:
         return spec
     why = ""
-    if spec.is_batch_style or spec.per != "token" or spec.couples != "token":
+    if spec.couples != "token":  # at least as coarse as what one value is about
         why = "must be a loss per token that couples no tokens"
     elif STUDENT not in spec.outputs or set(DATUM_OUTPUTS) & set(spec.outputs):
         why = f"reads {STUDENT} and no embeddings"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lossbook import Datum, get_loss
 from lossbook.datums.errors import LabelError, MissingInput, TraceError, WeightsError
@@ -76,6 +77,16 @@ def test_candidates_of_several_widths_keep_the_weights_of_the_whole_call() -> No
     bound = loss.prepare(data)
     parts = [bound.part([i]).terms({"logprobs": [rows[i]]})[0] for i in (0, 1)]
     torch.testing.assert_close(sum(parts), bound.terms({"logprobs": rows})[0])
+
+
+def test_a_prompt_without_weight_is_not_counted_where_a_loss_sees_every_position() -> None:
+    def weighed(logprobs: Tensor, weights: Tensor) -> Tensor:
+        return -weights * logprobs
+
+    data, rows = answers()
+    loss = get_loss(weighed, reduction="prompt-mean")
+    assert loss.count(data) == LOSS.count(data) == Count((2.0,))
+    assert evaluated(loss, data, rows)[0] == pytest.approx(evaluated(LOSS, data, rows)[0])
 
 
 @given(st.data())

@@ -254,8 +254,10 @@ def test_an_id_with_a_colon_may_come_from_a_plug_in_named_like_a_module(plug_in:
 
 def test_a_broken_plug_in_is_reported_and_the_others_still_load(plug_in: Callable[..., None]) -> None:
     plug_in(broken=broken, working=lambda: register_loss("plugged/scaled")(scaled))
-    with pytest.warns(UserWarning, match=r"^lossbook plug-in 'broken' failed to load: RuntimeError: no such GPU$"):
+    told = pytest.warns(UserWarning, match=r"^lossbook plug-in 'broken' failed to load: RuntimeError: no such GPU$")
+    with told as warned:
         assert "plugged/scaled" in list_losses()
+    assert warned[0].filename == __file__, "the line that asked is shown"
     assert plugin_errors() == {"broken": "RuntimeError: no such GPU"}
     with pytest.raises(UnknownLossError, match=r"Plug-in 'broken' failed to load: RuntimeError: no such GPU\.$"):
         get_loss("gpu_loss")

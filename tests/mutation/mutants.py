@@ -14,8 +14,8 @@ BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Pow: "*",
 BINARY |= {ast.BitAnd: "|", ast.BitOr: "&", ast.BitXor: "&"}
 COMPARISON = {ast.Lt: ("<=", ">="), ast.LtE: ("<", ">"), ast.Gt: (">=", "<="), ast.GtE: (">", "<"), ast.Eq: ("!=",)}
 COMPARISON |= {ast.NotEq: ("==",), ast.Is: ("is not",), ast.IsNot: ("is",), ast.In: ("not in",), ast.NotIn: ("in",)}
-#: Arguments of `register_loss` for cards and for the conformance kit, which no loss computes with.
-DECLARED = {"axes", "claims", "differs", "laws", "source"}
+#: Arguments of `register_loss` for cards and for the conformance kit, and of `dataclass`, which nothing computes with.
+DECLARED = {"axes", "claims", "differs", "laws", "source", "frozen"}
 
 
 @dataclass(frozen=True)

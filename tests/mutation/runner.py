@@ -41,14 +41,27 @@ OPTIONS = (
     "-W",
     "ignore::pytest.PytestAssertRewriteWarning",
 )
-#: Tests of the core. The kit's own tests are about the kit.
-TESTS = ("tests/losses", "tests/peers/test_tinker_trace.py", "--ignore=tests/losses/testing", "-m", "not slow")
+#: Tests of the core, and those of losses on tensors with a model. The kit's own tests are about the kit.
+TESTS = (
+    "tests/losses",
+    "tests/trainer/tensors",
+    "tests/peers/test_tinker_trace.py",
+    "--ignore=tests/losses/testing",
+    "-m",
+    "not slow",
+)
 #: Laws run for every loss, and call the whole core: a change of the core meets these losses, one of a loss its own.
 CONFORMANCE = "test_conformance"
+#: Compares the settings of each loss with its page, and calls no loss.
+SETTINGS = "test_settings_on_pages"
 REPRESENTATIVES = ("cross_entropy", "gspo", "dpo", "kto", "info_nce", "topk_forward_kl")
 FAMILIES = ("supervised", "policy", "preference", "distillation", "embedding", "ranking", "value", "variants")
+#: Tests that compare functions by identity: a module that is run again, even unchanged, makes others.
+SAME_OBJECTS = "test_families"
+#: What is said of a mutant that only a fresh import can take.
+NOT_IN_PLACE = "not in place"
 #: Modules whose functions run while lossbook is imported.
-IMPORT_TIME = {"spec.py", "settings.py", "registry.py", "family.py", "presets.py"}
+IMPORT_TIME = {"spec.py", "settings.py", "registry.py", "family.py", "presets.py", "suffixes.py"}
 
 
 class MutationLoop:
@@ -85,13 +98,10 @@ class MutationLoop:
     def judged(self, mutant: Mutant) -> tuple[bool, str]:
         """Whether some test fails with the mutant in place, and which."""
         chosen = self.chosen(mutant)
-        verdict = in_fork(
-            lambda say: put_in_place(mutant) and run_until_failure([self.items[one] for one in chosen], say)
-        )
-        if verdict == "":  # no test failed, or the change could not be made in a running process
-            is_in_place = mutant.function and mutant.file.rpartition("/")[2] not in IMPORT_TIME
-            if is_in_place and in_fork(lambda say: put_in_place(mutant)) == "":
-                return False, ""
+        verdict = in_fork(lambda say: tried(mutant, [self.items[one] for one in chosen], say))
+        if verdict == "" and mutant.function and mutant.file.rpartition("/")[2] not in IMPORT_TIME:
+            return False, ""
+        if verdict in ("", NOT_IN_PLACE):
             return runs_anew(mutant, chosen)
         by = verdict if verdict in self.items else "crash, endless loop or error on import"
         if verdict in self.items:
@@ -102,7 +112,7 @@ class MutationLoop:
         """Ids of the tests that call the mutant's function, the likeliest to fail first, within the budget."""
         of_file = self.kills[mutant.file]
         stem = Path(mutant.file).stem
-        names = self.reach.tests(mutant)
+        names = {one for one in self.reach.tests(mutant) if mutant.function or SAME_OBJECTS not in one}
         order = sorted(
             names,
             key=lambda one: (-of_file[one], f"test_{stem}" not in one, CONFORMANCE in one, self.reach.seconds[one]),
@@ -135,12 +145,16 @@ class Reach:
         outer = mutant.function.partition(".<locals>")[0]
         key = f"{mutant.file}:{outer}" if mutant.function else mutant.file
         tests = {one for one in self._tests[key] if CONFORMANCE not in one}
+        if not mutant.function:  # which a test may read without a call into the file
+            folder = f"tests/{mutant.file.rpartition('/')[0]}/"
+            tests |= {one for one in self.seconds if one.startswith(folder) and CONFORMANCE not in one}
         names = REPRESENTATIVES
         if mutant.file.split("/")[1] in FAMILIES:
             source = (ROOT / mutant.file).read_text(encoding="utf-8")
             names = tuple(re.findall(r'@register_loss\(\s*"([^"]+)"', source))
-        about = re.compile("|".join(rf"\[{re.escape(one)}[-(]" for one in names) or "(?!)")
-        return tests | {one for one in self.seconds if CONFORMANCE in one and about.search(one)}
+        about = re.compile("|".join(rf"\[{re.escape(one)}[-(\]]" for one in names) or "(?!)")
+        of_losses = {one for one in self.seconds if any(kind in one for kind in (CONFORMANCE, SETTINGS))}
+        return tests | {one for one in of_losses if about.search(one)}
 
 
 def reach_of(items: Sequence[Any], cache: Path) -> Reach:
@@ -209,6 +223,17 @@ def run_until_failure(items: Sequence[Any], say: Callable[[str], None]) -> bool:
     return True
 
 
+def tried(mutant: Mutant, items: Sequence[Any], say: Callable[[str], None]) -> bool:
+    """Whether all pass with the mutant in place; says which one failed, or that the running process cannot take the mutant."""
+    try:
+        is_in_place = put_in_place(mutant)
+    except Exception:  # a fresh import shows whether the change is to blame
+        is_in_place = False
+    if not is_in_place:
+        say(NOT_IN_PLACE)
+    return is_in_place and run_until_failure(items, say)
+
+
 def in_fork(judge: Callable[[Callable[[str], None]], bool]) -> str:
     """ "" where `judge` is true in a child process; else what it said last, or "crash"."""
     reader, writer = os.pipe()
@@ -265,16 +290,13 @@ def _put_into_functions(mutant: Mutant) -> bool:
 
 def _run_again(mutant: Mutant) -> bool:
     """Run a family's module with the change: its losses are registered anew, its functions and numbers replaced."""
-    from lossbook.losses import registry
+    from lossbook import describe_loss, list_losses, unregister_loss
 
     name = "lossbook." + mutant.file.removesuffix(".py").replace("/", ".")
     module = sys.modules[name]
-    for loss in registry.list_losses():
-        if (
-            registry.describe_loss(loss).defined_in.startswith(f"{name}:")
-            or registry.describe_loss(loss).defined_in == name
-        ):
-            registry.unregister_loss(loss)
+    for loss in list_losses():
+        if describe_loss(loss).defined_in.startswith(f"{name}."):
+            unregister_loss(loss)
     own = {key: module.__dict__[key] for key in ("__name__", "__package__", "__file__", "__spec__", "__loader__")}
     exec(compile(mutant.source, str(ROOT / mutant.file), "exec", dont_inherit=True), own)
     for key, value in own.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 from mutants import Mutant, mutants_of  # noqa: E402
+from runner import NOT_IN_PLACE, in_fork, put_in_place, tried  # noqa: E402
+
+from lossbook import get_loss  # noqa: E402
 
 PAGE, EQUIVALENT = ROOT / "docs" / "mutation.md", Path(__file__).with_name("equivalent.toml")
 
@@ -88,6 +92,33 @@ def test_every_mutant_of_the_losses_compiles_and_has_an_identity_of_its_own() ->
     assert len({m.identity for m in every}) == len(every)
     for mutant in every:
         compile(mutant.source, mutant.file, "exec")
+
+
+def one_mutant(file: str, after: str) -> Mutant:
+    (mutant,) = (m for m in mutants_of(ROOT / file, ROOT) if after in m.after)
+    return mutant
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_changed_default_is_put_in_place_in_a_child_alone() -> None:
+    mutant = one_mutant("losses/supervised/reweighted.py", "focal(logprobs: Tensor, *, gamma: NonNegative = 3.0)")
+
+    def judge(say: Callable[[str], None]) -> bool:
+        say(f"{put_in_place(mutant)} {get_loss('focal').settings['gamma']}")
+        return False
+
+    assert in_fork(judge) == "True 3.0"
+    assert get_loss("focal").settings["gamma"] == 2.0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_what_a_running_process_cannot_take_is_left_to_a_fresh_import_and_not_called_noticed() -> None:
+    in_a_class = one_mutant("losses/spec/spec.py", "linear: bool = True")
+    assert in_fork(lambda say: tried(in_a_class, [], say)) == NOT_IN_PLACE
+    broken = replace(one_mutant("losses/supervised/reweighted.py", "gamma: NonNegative = 3.0"), source="1 / 0")
+    assert in_fork(lambda say: tried(broken, [], say)) == NOT_IN_PLACE
+    whole = replace(broken, source=(ROOT / broken.file).read_text(encoding="utf-8"))
+    assert in_fork(lambda say: tried(whole, [], say)) == ""
 
 
 def rows_of_the_page() -> Iterator[tuple[str, str]]:

@@ -52,8 +52,8 @@ class Call:
 
     def mask_shape(self, spec: LossSpec) -> tuple[int, ...]:
         """The shape of a loss's weights: one per target; one per position in a loss over candidates."""
-        is_wide = self.width is not None and not spec.candidates
-        return (self.layout.positions, self.width or 0) if is_wide else (self.layout.positions,)
+        width = None if spec.candidates else self.width
+        return (self.layout.positions,) if width is None else (self.layout.positions, width)
 
     def flat(self, name: str, tensor: Tensor, labels: Any) -> Tensor:
         """[positions, n] of logits [..., V] or hidden states [..., d] beside labels. Raises ShapeError, DtypeError."""
@@ -131,7 +131,7 @@ def call_of(
             call.outputs[key] = _output(call, key, tensor)
         elif any(one.name == key and one.is_vector for one in inputs):
             call.inputs[key] = "row", vectors(call.layout, loss.name, key, _data(loss.name, key, tensor))
-        elif key not in named or takes_any or any(one.name == key for one in inputs):
+        elif takes_any or any(one.name == key for one in inputs):
             call.inputs[key] = leveled(call.layout, loss.name, key, _data(loss.name, key, tensor))
     call.labels = _flat(call, "labels", masks["labels"]) if "labels" in masks else None
     call.masks = _masks(call, masks, named)
@@ -216,21 +216,20 @@ def _masks(call: Call, given: Mapping[str, Tensor], named: Sequence[str]) -> dic
         names[WEIGHTS_KEY] = "mask"
     elif "mask" in given:
         raise UnknownInput(f"{call.loss.name} reads no mask: it takes its weights from {', '.join(map(repr, named))}")
-    masks = {key: _mask(call, name, given.get(name)) for key, name in names.items()}
+    masks = {key: _mask(call, key, name, given.get(name)) for key, name in names.items()}
     return {key: mask for key, mask in masks.items() if mask is not None}
 
 
-def _mask(call: Call, name: str, mask: Tensor | None) -> Tensor | None:
-    """The weights: the mask's, and 0 where a label is to be ignored."""
+def _mask(call: Call, key: str, name: str, mask: Tensor | None) -> Tensor | None:
+    """The weights under a key: the mask's, whose tensor is `name`, and 0 where a label is to be ignored."""
     flat = None if mask is None else _flat(call, name, mask.detach())
     if call.labels is None:
         return flat
     if call.labels.is_floating_point() or call.labels.dtype == torch.bool:
         raise DtypeError(f"{call.loss.name}: labels is {call.labels.dtype}: they are token ids, integers")
     kept = call.labels != IGNORE_LABEL
-    if kept.ndim == 2 and (
-        any(part.spec.candidates for _, part in call.loss.parts) or (flat is not None and flat.ndim == 1)
-    ):
+    own = [part.spec for _, part in call.loss.parts if (part.weights or WEIGHTS_KEY) == key]
+    if kept.ndim == 2 and any(spec.candidates for spec in own):  # which are weighed per position
         kept = kept.any(1)
     if flat is None:
         return kept
@@ -276,7 +275,7 @@ def _check_input(call: Call, part: Part, key: str, level: Level, values: Tensor)
             f"{part.name}: {key} must hold one number for each of the {call.width} candidates of a position, "
             f"{[*layout.shape, call.width]}"
         )
-    if call.width is None and values.ndim > 1 and has_one_column(key, spec):
+    if call.width is None and values.ndim > 1 and has_one_column(wanted, spec):
         raise ShapeError(f"{part.name}: {key} must be one number per position, {list(layout.shape)}")
 
 

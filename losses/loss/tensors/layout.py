@@ -55,7 +55,7 @@ class Layout:
 
     def flat(self, name: str, tensor: Tensor) -> Tensor | None:
         """[positions, ...] of a tensor with numbers per position, [B, T, ...], [P, ...] or [1, P, ...]; None of any other."""
-        if self.is_packed and tensor.ndim > 1 and tuple(tensor.shape[:2]) == (1, *self.shape):
+        if self.is_packed and tuple(tensor.shape[:2]) == (1, *self.shape):
             return tensor[0]
         if not self.shape or tuple(tensor.shape[: len(self.shape)]) != self.shape:
             return None
@@ -70,7 +70,7 @@ class Layout:
     def lengths(self, cu_seqlens: np.ndarray | None) -> np.ndarray:
         """[rows] int64: how many positions each row has. cu_seqlens: its numbers, on the host."""
         if cu_seqlens is None or not self.shape:
-            return np.full(self.rows, self.positions // self.rows if self.rows else 0, dtype=np.int64)
+            return np.full(self.rows, self.positions // max(self.rows, 1), dtype=np.int64)
         ends = cu_seqlens.astype(np.int64)
         self._check_ends(ends)
         return np.diff(ends)

@@ -84,7 +84,7 @@ class Reader:
         if part.spec.per == "pair" and rows % 2:
             raise ShapeError(f"pairs are rows 2i and 2i+1, but their number is {rows}")
         ones = np.ones(rows, dtype=np.int64)
-        self._check_rows(part, ones > 0)
+        self._check_rows(part, ones.astype(bool))
         inputs = {one.name: self.per_row.get(one.name) for one in part.spec.inputs}
         weights = torch.ones(rows, dtype=torch.float32, device="cpu")
         return laid_out(Packed(part.spec, part.config, ones, ones, weights.bool(), weights, inputs))

@@ -66,11 +66,12 @@ def ask_input(call: Call, part: Part, wanted: Input) -> None:
 
 def ask_labels(call: Call, labels: Tensor, vocabulary: int) -> None:
     """Whether labels that count lie in the vocabulary."""
-    outside = (labels < 0) | (labels >= vocabulary)
-    for _, part in call.loss.parts:
+    counts = torch.zeros_like(labels, dtype=torch.bool)  # for any part
+    for part in (part for _, part in call.loss.parts if part.spec.reads_tokens):
+        checked = weighted_positions(call.weights(part, labels.device), labels)
         present = _present(call, part, labels.device)
-        outside = outside if present is None else outside & present
-        outside = outside & weighted_positions(call.weights(part, labels.device), labels)
+        counts |= checked if present is None else checked & present
+    outside = counts & ((labels < 0) | (labels >= vocabulary))
 
     def error() -> LossbookError:
         at = outside.nonzero()[0].tolist()

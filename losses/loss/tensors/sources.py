@@ -36,7 +36,7 @@ class Source(Protocol):
         """How many tokens there are."""
         ...
 
-    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str], top_k: int = 0) -> dict[str, Any]:
+    def outputs(self, rows: Tensor | None, targets: Tensor, names: Collection[str], top_k: int) -> dict[str, Any]:
         """The outputs `names` at `rows` (None: all) of the positions; targets: at these rows. top_k: of the likeliest tokens."""
         ...
 

@@ -59,6 +59,7 @@ NAN = float("nan")
         pytest.param(rloo, [3, 1], [2, -2], id="of two: less the other"),
         pytest.param(partial(maxrl, epsilon=0.0), [1, 0, 0, 3], [0, -1, -1, 2], id="over the mean"),
         pytest.param(partial(maxrl, epsilon=1.0), [1, 0, 0, 3], [0, -0.5, -0.5, 1], id="over the mean and epsilon"),
+        pytest.param(maxrl, [1, 0], [0.5 / 0.500001, -0.5 / 0.500001], id="over the mean and 1e-6"),
         # Two of six samples have no signal: alpha is 6/4, and of the six rewards five are not 0.
         pytest.param(
             partial(gpg, groups=[0, 0, 1, 1, 2, 2]),
@@ -78,6 +79,7 @@ NAN = float("nan")
             [1.5 / (math.sqrt(2) + 1e-6), -1.5 / (math.sqrt(2) + 1e-6), 0],
             id="times 3/2, over the deviation",
         ),
+        pytest.param(partial(gpg, counted="nonzero"), [1, 0], [1, -1], id="times 2/1, where one reward is not 0"),
         pytest.param(gpg, [0, 0], [0, 0], id="no signal at all"),
         pytest.param(
             partial(opo, lengths=[1, 1, 2]), [1, 0, 2], [-0.25, -1.25, 0.75], id="less the mean by length: 5/4"

@@ -67,6 +67,7 @@ def test_gae_is_its_formula(options: dict[str, float], advantages: list[float]) 
         pytest.param(20, 0.05, 0.0, id="1 / alpha tokens: one step"),
         pytest.param(5, 0.05, 0.0, id="fewer: no less than one step"),
         pytest.param(4, 1.0, 0.75, id="another alpha"),
+        pytest.param(1, 4.0, 0.75, id="a single token"),
     ],
 )
 def test_a_decay_adapts_to_the_length(length: int, alpha: float, expected: float) -> None:
@@ -300,3 +301,12 @@ def test_a_kl_penalty_is_not_discounted_over_the_environments_tokens() -> None:
         discount=0.5,
     )
     assert row.tolist() == [-1, 0, -2]  # half of the last token's 2 nats, one step before it
+
+
+def test_information_gains_are_divided_by_their_deviation_and_1e_6() -> None:
+    # outcomes 1 and 0 have deviation root 1/2, and gains 3 and 1 root 2
+    outcome, gain = 0.5 / (math.sqrt(0.5) + 1e-6), 1 / (math.sqrt(2) + 1e-6)
+    rows = igpo([[3.0], [1.0]], [1, 0], discount=0.0)
+    assert [row.tolist() for row in rows] == [
+        pytest.approx(one, abs=1e-12) for one in ([gain, outcome], [-gain, -outcome])
+    ]

@@ -104,6 +104,17 @@ def test_a_loss_that_couples_tokens_takes_several_targets_unless_it_reads_advant
     assert evaluated(loss_of(advantaged, per="token"), data, [[[-5.0, -7.0]]])[0] == -12
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("full_forward_kl", "whole distributions"), ("eaft", "the likeliest tokens")],
+)
+def test_a_loss_over_the_models_own_tokens_says_why_it_reads_one_target(name: str, what: str) -> None:
+    with pytest.raises(
+        ShapeError, match=f"^{name} reads {what}, so it reads one token per position, but target_tokens"
+    ):
+        get_loss(name, reduction="sum").check([datum([[1, 2]], weights=[[1, 1]])])
+
+
 def taught(logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
     return logprobs - teacher_logprobs.reshape(len(logprobs), -1).sum(1)
 
@@ -194,6 +205,7 @@ def guided(embeddings: Tensor, guide_embedding: VectorPerDatum) -> Tensor:
         ([[], []], ShapeError, "guided: guide_embedding of datum 0 is [0]: give one vector, [D]"),
         ([[1.0, 2.0], [1.0, NAN]], NonFiniteLossInput, "guided: guide_embedding of datum 1 is nan at index 1"),
         ([[math.inf, 2.0], [1.0, 0.0]], NonFiniteLossInput, "guided: guide_embedding of datum 0 is inf at index 0"),
+        ([[1.0, NAN, math.inf]], NonFiniteLossInput, "guided: guide_embedding of datum 0 is nan at index 1"),
     ],
 )
 def test_a_vector_per_datum_is_named_where_it_is_wrong(vectors: list, error: type[LossbookError], message: str) -> None:
@@ -250,3 +262,12 @@ def test_a_logprob_is_at_most_what_rounding_explains() -> None:
         loss(data(float(above)), [highest])
     with pytest.raises(InvalidLogprobError, match=r"logprobs of datum 0 are 0.0001 at position 0: a log-probability"):
         loss(data(float(highest)), [above])
+
+
+def test_a_float_is_an_id_below_two_to_the_24() -> None:
+    by_class = get_loss("batch_hard_triplet")
+    for number in (2.0**23, 2.0**24 - 1, -(2.0**24) + 1):
+        by_class.check([datum(1, class_id=one) for one in (number, number, 0.0)])
+    for number in (2.0**24, -(2.0**24)):
+        with pytest.raises(LabelError, match=r"class_id of datum 0 is .*: give an integer"):
+            by_class.check([datum(1, class_id=one) for one in (number, number, 0.0)])

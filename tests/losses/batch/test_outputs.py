@@ -20,6 +20,7 @@ from lossbook.datums.errors import (
     ShapeError,
 )
 from lossbook.losses import Seqs
+from lossbook.losses.batch.outputs import Outputs
 
 from ..cases import assert_rows_equal, datum, evaluated, leaves, loss_of
 
@@ -127,3 +128,35 @@ def test_of_several_embeddings_that_are_no_numbers_the_first_is_named() -> None:
         evaluated(get_loss("info_nce"), [Datum([0], {})] * 4, rows)
     with pytest.raises(NonFiniteLossInput, match=r"^info_nce: the model's embeddings of datum 0 are inf"):
         evaluated(get_loss("info_nce"), [Datum([0], {})] * 4, [[1.0, math.inf], *rows[1:]])
+
+
+def test_one_logprob_a_position_is_the_only_target_beside_datums_of_several() -> None:
+    data = [datum(2, weights=[1, 1]), datum([[1, 2], [3, 4]], weights=[[1, 1], [1, 1]])]
+    value, gradients, _ = evaluated(get_loss("cross_entropy"), data, [[-1.0, -2.0], [[-3.0, -4.0], [-5.0, -6.0]]])
+    assert value == 3 + 18
+    assert_rows_equal(gradients[:1], [[-1, -1]], 0)
+
+
+def over_all(vocab_logprobs: Tensor) -> Tensor:
+    return -vocab_logprobs[:, 0]
+
+
+def test_a_token_of_a_table_may_be_ruled_out_and_no_log_probability_is_above_0() -> None:
+    data = [datum(2, weights=[1, 1])]
+    loss = loss_of(over_all, reduction="sum")
+    good = [[-0.5, -1.0, -math.inf], [-2.0, -math.inf, -0.25]]
+    assert float(loss(data, {"vocab_logprobs": [torch.tensor(good)]})[0]) == 2.5
+    for odd, error in ((0.5, InvalidLogprobError), (math.inf, NonFiniteLossInput), (NAN, NonFiniteLossInput)):
+        wrong = torch.tensor(good)
+        wrong[1, 1] = odd
+        with pytest.raises(error, match=r"vocab_logprobs of datum 0 are .* at position 1"):
+            loss(data, {"vocab_logprobs": [wrong]})
+
+
+def test_whole_distributions_are_checked_by_the_size_of_what_makes_them() -> None:
+    # one number a position, which is finite where all of the row are, and may be above 0
+    bound = loss_of(over_all, reduction="sum").prepare([datum(2, weights=[1, 1])])
+    bound.check_outputs(Outputs(vocab_logprobs=torch.tensor([5.0, 0.0])))
+    for odd in (NAN, math.inf):
+        with pytest.raises(NonFiniteLossInput, match=f"vocab_logprobs of datum 0 are {odd} at position 1"):
+            bound.check_outputs(Outputs(vocab_logprobs=torch.tensor([5.0, odd])))

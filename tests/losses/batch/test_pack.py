@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import math
 import sys
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossbook import Datum, ModelInput, TensorData, get_loss
-from lossbook.datums.errors import LengthMismatchError, NonFiniteLossInput, ShapeError
+from lossbook.datums.errors import AlignmentError, LengthMismatchError, NonFiniteLossInput, ShapeError
 from lossbook.losses import PerDatum, Seqs
 
 from ..cases import assert_rows_equal, datum, evaluated, loss_of
@@ -383,3 +384,28 @@ def test_ten_thousand_datums_are_one_call() -> None:
     value, metrics = loss(data, list(torch.full((10_000, 32), -2.0).unbind()))
     assert float(value) == metrics["nll"] == 2
     assert loss.check(data).values == (160_000.0,)
+
+
+def test_an_input_may_come_under_the_name_that_others_give_it() -> None:
+    loss = get_loss("importance_sampling")
+    ours, theirs = (
+        datum(2, weights=[1, 1], advantages=[1.0, 2.0], **{key: [-1.0, -3.0]})
+        for key in ("sampling_logprobs", "logprobs")
+    )
+    # ratios e^0 and e^1
+    for data in ([ours], [theirs], [ours, theirs]):
+        value, _, _ = evaluated(loss, data, [[-1.0, -2.0]] * len(data))
+        assert value == pytest.approx(-len(data) * (1 + 2 * math.e))
+
+
+def test_the_ids_of_prompts_are_packed_with_the_weights_of_their_groups() -> None:
+    data = [datum(1, weights=[w], group=g) for w, g in ((1.0, 7), (2.0, 3), (4.0, 7))]
+    prompts = get_loss("cross_entropy", reduction="prompt-mean").pack(data).prompts
+    assert prompts is not None
+    assert (prompts.weights.tolist(), prompts.is_first.tolist()) == ([5, 2, 5], [True, True, False])
+
+
+def test_the_first_datum_without_a_position_is_named_where_datums_are_known_by_their_places() -> None:
+    data = [datum(1, weights=[w], document_id=0) for w in (1.0, 0.0, 1.0, 0.0)]
+    with pytest.raises(AlignmentError, match="maxsim knows datums by their places, and datum 1 of 4 has no position"):
+        get_loss("maxsim").check(data)

@@ -293,3 +293,12 @@ def test_each_part_of_a_mixture_takes_its_own_rows_of_what_was_computed(is_place
             bound = bound.placed(bound.tensors(active))
         totals, _ = bound.terms(Outputs(logprobs=rows[active], active=active))
         assert totals.tolist() == right
+
+
+def test_groups_go_with_the_rest_to_another_place() -> None:
+    data = [datum(1, weights=[1.0], label=float(i), group=i // 2) for i in range(4)]
+    packed = get_loss("listnet").pack(data)
+    placed = packed.placed(packed.tensors(None))
+    assert packed.groups is not None
+    assert placed.groups is not None
+    assert placed.groups.cells.tolist() == packed.groups.cells.tolist() == [0, 1, 2, 3]

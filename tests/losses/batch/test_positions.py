@@ -70,3 +70,8 @@ def test_the_mean_negative_logprob_is_of_the_active_ones() -> None:
 def test_which_positions_have_a_weight_is_said_where_the_values_are() -> None:
     for shape in ((2,), (2, 3), ()):
         assert weighted_positions(torch.ones(2), torch.ones(shape, device="meta")).device.type == "meta"
+
+
+def test_a_trace_adds_nothing_where_nothing_has_a_weight() -> None:
+    traced = get_loss("cross_entropy").trace()
+    assert traced(torch.tensor([NAN, -3.0, -1.0]), torch.tensor([0.0, 2.0, 0.0]))[0] == 6

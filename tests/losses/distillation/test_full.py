@@ -128,8 +128,9 @@ def test_what_it_cannot_do_is_refused_with_the_mend() -> None:
         get_loss("full_gkd", reduction="sum").trace()
     with pytest.raises(LossContractError, match="topk_"):
         loss([datum(1, weights=[1.0])], [torch.zeros(1)])
-    with pytest.raises(LossConfigError, match="alpha"):
-        get_loss("full_skewed_forward_kl", alpha=1.0)
+    for alpha in (-0.1, 1.0, 1.5):
+        with pytest.raises(LossConfigError, match="alpha"):
+            get_loss("full_skewed_forward_kl", alpha=alpha)
 
 
 def test_agreement_is_a_share_of_positions() -> None:

@@ -180,6 +180,7 @@ def test_sampled_layers_are_different_ones_below_the_last_and_the_same_again(
     assert len(layers) == min(count, depth)
     assert set(layers) <= set(range(depth))
     assert sampled_layers(depth, count, seed=seed, step=step) == layers
+    assert sampled_layers(depth, count, step=step) == sampled_layers(depth, count, seed=0, step=step)
 
 
 def test_each_layer_is_drawn_about_as_often_as_any_other() -> None:
@@ -187,6 +188,8 @@ def test_each_layer_is_drawn_about_as_often_as_any_other() -> None:
     assert all(60 < drawn.count(layer) < 140 for layer in range(6))  # 100 each, with a deviation of 9
     with pytest.raises(LossConfigError, match="at least one of at least one layer, not 0 of 6"):
         sampled_layers(6, 0, step=1)
+    with pytest.raises(LossConfigError, match="not 1 of 0"):
+        sampled_layers(0, 1, step=1)
 
 
 @pytest.mark.parametrize(
@@ -228,3 +231,13 @@ def test_a_loss_over_layers_says_of_which() -> None:
 
     with pytest.raises(LossContractError, match=r"it needs a keyword-only setting that says of which layers"):
         loss_of(silent, per="datum")
+
+
+def test_the_defaults_are_those_of_sentence_transformers() -> None:
+    settings = adaptive_layer("info_nce", layers=(1, 4)).settings
+    # AdaptiveLayerLoss(last_layer_weight=1.0, prior_layers_weight=1.0, kl_div_weight=1.0, kl_temperature=0.3)
+    own = ("last_layer_weight", "prior_layers_weight", "kl_weight", "kl_temperature")
+    assert [settings[key] for key in own] == [1.0, 1.0, 1.0, 0.3]
+    for key, value in (("kl_temperature", 0.0), ("kl_weight", -0.1), ("prior_layers_weight", -0.1)):
+        with pytest.raises(LossConfigError, match=key):
+            adaptive_layer("info_nce", layers=(1, 4), **{key: value})

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from lossbook import Datum, ModelInput, get_loss
 from lossbook.datums.errors import LossConfigError, ShapeError
@@ -136,3 +137,20 @@ def test_hard_negatives_are_in_the_teachers_view_too() -> None:
     assert value == pytest.approx(math.log(math.e + 1) - 0.5 - math.log(2))
     with pytest.raises(ShapeError, match="in_batch_kl takes B queries, then B positives, so"):
         get_loss("in_batch_kl").check(taught("teacher_embedding", *[[1.0]] * 3))
+
+
+def test_agreement_is_the_share_of_queries_whose_first_document_is_the_teachers() -> None:
+    # queries along x, y and x; the student's documents lie along x, y and -x, the teacher's along x, x and y
+    student = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
+    teacher = [*student[:3], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0]]
+    _, _, metrics = evaluated(get_loss("in_batch_kl"), taught("teacher_embedding", *teacher), student)
+    assert metrics["order_agreement"] == pytest.approx(2 / 3), "the second query's nearest is another"
+
+
+def test_a_part_without_rows_says_nothing_of_agreement() -> None:
+    loss = get_loss("in_batch_kl")
+    full = {"embeddings": torch.eye(2), "teacher_embedding": torch.eye(2)}
+    _, metrics = loss.on_tensors(**full)
+    value, none = loss.on_tensors(**{name: rows[:0] for name, rows in full.items()}, denominator=1.0)
+    assert value.item() == 0
+    assert (metrics + none)["order_agreement"] == metrics["order_agreement"] == 1

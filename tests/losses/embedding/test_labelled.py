@@ -67,6 +67,19 @@ def test_the_negative_of_a_pair_is_the_next_farther_one() -> None:
     assert metrics["active"] == 0.25
 
 
+def test_a_negative_as_far_as_the_positive_is_not_beyond_it() -> None:
+    # a at 0, p at 2, negatives at -2 and 3: beyond p from a lies 3 alone; beyond a from p none, whose farthest is 4 away
+    data, rows = of_classes(0, 0, 1, 2), [[0.0], [2.0], [-2.0], [3.0]]
+    value, _, metrics = evaluated(get_loss("batch_semi_hard_triplet", margin=3.0), data, rows)
+    assert value == pytest.approx(((3 + 2 - 3) + (3 + 2 - 4)) / 2)
+    assert metrics["semi_hard"] == 1
+
+
+def test_no_texts_hold_no_triplets() -> None:
+    for name in ("batch_hard_triplet", "batch_semi_hard_triplet", "batch_all_triplet"):
+        assert float(get_loss(name).terms([], {"embeddings": []})[0]) == 0, name
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -79,7 +92,10 @@ def test_the_negative_of_a_pair_is_the_next_farther_one() -> None:
 )
 def test_by_cosine_lengths_do_not_count(name: str, value: float) -> None:
     rows = [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]]
-    assert evaluated(get_loss(name, distance="cosine"), FOUR, rows)[0] == pytest.approx(value)
+    found, _, metrics = evaluated(get_loss(name, distance="cosine"), FOUR, rows)
+    assert found == pytest.approx(value)
+    if "hard" in name and "semi" not in name:
+        assert (metrics["positive_distance"], metrics["negative_distance"]) == pytest.approx((1, 0))
 
 
 @pytest.mark.parametrize("name", ["batch_hard_triplet", "batch_semi_hard_triplet", "batch_all_triplet"])

@@ -60,6 +60,15 @@ def test_whatever_has_the_document_s_id_is_left_out_of_every_direction() -> None
     assert metrics["masked_duplicates"] == 2
 
 
+def test_no_texts_are_no_loss() -> None:
+    for settings in ({"hardness_strength": 2.0}, {"document_to_document": True}):
+        assert float(ranking(**settings).terms([], {"embeddings": []})[0]) == 0
+
+
+#: Two queries, their documents, and a hard negative of each.
+TWO_ROWS = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     ("settings", "rows", "value"),
     [
@@ -81,9 +90,34 @@ def test_whatever_has_the_document_s_id_is_left_out_of_every_direction() -> None
             math.log(E + math.exp(0.6 + 1.2)) - 1,
             id="hard negatives",
         ),
+        # cosines 1, 0.6, 0.8, 0 and 0, 0.8, 0.6, 1 to both documents and then to both hard negatives
+        pytest.param(
+            {"hardness": "hard_negatives", "hardness_strength": 2.0, "num_hard_negatives": 1},
+            TWO_ROWS,
+            (
+                math.log(E + math.exp(0.6) + math.exp(2.4) + 1)
+                - 1
+                + math.log(1 + math.exp(0.8) + math.exp(0.6) + math.exp(3.0))
+                - 0.8
+            )
+            / 2,
+            id="each row's own hard negative",
+        ),
+        pytest.param(
+            {"hardness_strength": 2.0, "num_hard_negatives": 1},
+            TWO_ROWS,
+            (
+                math.log(E + math.exp(1.8) + math.exp(0.8) + 1)
+                - 1
+                + math.log(1 + math.exp(0.8) + math.exp(1.8) + E)
+                - 0.8
+            )
+            / 2,
+            id="in-batch negatives: another row's document and hard negative",
+        ),
         pytest.param(
             {"hardness": "all_negatives", "hardness_strength": 2.0, "num_hard_negatives": 1},
-            [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0]],
+            TWO_ROWS,
             (
                 math.log(E + math.exp(1.8) + math.exp(2.4) + 1)
                 - 1

@@ -90,3 +90,9 @@ def test_without_weights_nothing_is_left(name: str, off: dict[str, float]) -> No
         get_loss(name, **off)
     with pytest.raises(ShapeError, match=f"{name} takes B queries, then B positives"):
         get_loss(name).check(texts(3))
+
+
+def test_no_texts_are_no_loss() -> None:
+    for name in ("gor", "flops"):
+        total, _ = get_loss(name).terms([], {"embeddings": []})
+        assert float(total) == 0, name

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import Datum, TensorData, get_loss
-from lossbook.datums.errors import InvalidLogprobError, LossContractError, NonFiniteLossInput
+from lossbook.datums.errors import InvalidLogprobError, LossContractError, NonFiniteLossInput, UnknownInput
 from lossbook.losses import Outputs, PerDatum, Seqs, stats
 from lossbook.losses.loss.bound import BoundLoss
 from lossbook.losses.spec.spec import make_spec
@@ -226,3 +226,24 @@ def test_a_linear_loss_of_ones_own_is_taken_at_its_word() -> None:
 
     prepared = loss_of(lengths, per="datum", reduction="sum", linear=True).prepare([datum(4), datum(2)])
     assert prepared.logprob_gradient().tolist() == [-0.25] * 4 + [-0.5] * 2
+
+
+def test_the_usual_key_of_weights_is_read_where_no_other_is_named() -> None:
+    data = [datum(2, mine=[1.0, 1.0]), datum(1, mine=[1.0])]
+    assert get_loss("info_nce").prepare(data).weight_keys == ("weights",)
+    assert get_loss("cross_entropy").prepare(data).weight_keys == ("weights",)
+    assert get_loss("cross_entropy", weights="mine").prepare(data).weight_keys == ("mine",)
+
+
+def summed(data: Any, logprobs_list: Any) -> Any:
+    return sum(logprobs.sum() for logprobs in logprobs_list), {}
+
+
+def test_keys_that_a_loss_does_not_read_are_refused_only_when_asked() -> None:
+    data = [datum(2, weights=[1.0, 1.0], rewards=[1.0])]
+    for loss in (get_loss("cross_entropy"), get_loss(summed)):
+        bound = loss.prepare(data)
+        bound.check()
+        assert bound.top_k == 0
+    with pytest.raises(UnknownInput, match="cross_entropy does not read 'rewards'"):
+        get_loss("cross_entropy").prepare(data).check(strict=True)

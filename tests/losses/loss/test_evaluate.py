@@ -130,3 +130,12 @@ def test_values_of_a_loss_are_one_per_row_in_order() -> None:
     values = get_loss("siglip", scale=1.0, bias=0.0).values([Datum([0], {})] * 4, [torch.tensor(row) for row in rows])
     both, half = math.log1p(math.exp(-1)) + math.log1p(math.exp(1)), math.log(2)
     assert values.tolist() == pytest.approx([both, 2 * half])
+
+
+def test_the_likeliest_tokens_of_no_position_are_as_many_as_are_read() -> None:
+    data, loss = [datum(1, weights=[0.0])], get_loss("eaft", top_k=2)
+    outputs = {"logprobs": [torch.zeros(1)], "topk_logprobs": [torch.full((1, 2), -1.0)]}
+    total, metrics = loss.terms(data, outputs)
+    assert float(total) == 0
+    assert metrics["topk_mass"].count == 0
+    assert float(loss.terms([], {"logprobs": [], "topk_logprobs": []})[0]) == 0

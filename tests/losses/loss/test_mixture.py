@@ -115,6 +115,7 @@ def test_a_key_that_no_part_reads_is_refused_when_strict() -> None:
     data = [Datum(d.model_input, {**d.loss_fn_inputs, "rewards": [1.0]}) for d in rollouts()]
     mixture = get_loss("grpo") + get_loss("cross_entropy")
     mixture.check(data)
+    mixture.prepare(data).check()
     with pytest.raises(UnknownInput, match=r"^grpo does not read 'rewards', which datum 0 of 2 carries"):
         mixture.check(data, strict=True)
 
@@ -179,3 +180,12 @@ def test_a_mixture_has_no_values_of_its_own() -> None:
     mixture = get_loss("ppo") + get_loss("cross_entropy")
     with pytest.raises(LossContractError, match=r"1 \* ppo \+ 1 \* cross_entropy returns no values .*; ask its parts"):
         mixture.values(rollouts(), [torch.tensor(row) for row in ROWS])
+
+
+def test_positions_count_by_the_keys_of_the_parts_that_read_them() -> None:
+    vectors, tokens = get_loss("info_nce"), get_loss("cross_entropy", weights="mine")
+    data = [datum(2, mine=[1.0, 0.0]), datum(1, mine=[1.0])]
+    assert (vectors + tokens).prepare(data).weight_keys == ("mine",)
+    assert (tokens + get_loss("z_loss", reduction="sum")).prepare(data).weight_keys == ("mine", "weights")
+    for alone in (vectors, 0.5 * vectors, vectors + get_loss("gor")):
+        assert alone.prepare(data).weight_keys == ("weights",)

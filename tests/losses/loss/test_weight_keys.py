@@ -17,6 +17,7 @@ from lossbook.datums.errors import (
     MissingInput,
     NonFiniteLossInput,
     ShapeError,
+    TokenRangeError,
     TraceError,
     UnknownInput,
     WeightsError,
@@ -114,6 +115,21 @@ def test_labels_to_be_ignored_are_ignored_under_every_key() -> None:
     value, _ = both("sum").on_logits(logits, torch.tensor([[2, -100, 3]]), **given)
     logprobs = logits.log_softmax(-1)[0]
     torch.testing.assert_close(value, -logprobs[2, 3] - 0.1 * logprobs[0, 2])
+
+
+def test_a_label_that_counts_for_any_part_is_a_token_of_the_vocabulary() -> None:
+    logits, labels = torch.zeros(1, 3, 5), torch.tensor([[2, 5, -1]])
+    given: dict[str, Any] = {"advantages": torch.ones(1, 3), "mask": torch.tensor([[1, 0, 0]])}
+    both("sum").on_logits(logits, labels, observed=torch.tensor([[1, 0, 0]]), **given)
+    with pytest.raises(TokenRangeError, match="labels of row 0 is 5 at position 1"):
+        both("sum").on_logits(logits, labels, observed=torch.tensor([[0, 1, 0]]), **given)
+    vectors = get_loss("info_nce") + get_loss("cross_entropy", weights="observed")
+    two: dict[str, Any] = {
+        "logits": logits.repeat(2, 1, 1),
+        "labels": labels.repeat(2, 1),
+        "embeddings": torch.ones(2, 2),
+    }
+    vectors.on_logits(**two, observed=torch.tensor([[1, 0, 0], [1, 0, 0]]))
 
 
 def test_a_trace_reads_the_weights_by_their_key() -> None:

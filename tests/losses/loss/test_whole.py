@@ -23,7 +23,7 @@ def total(function: Any, logits: Tensor, tokens: Tensor, weights: Tensor, **more
 
 def test_tiles_cover_all_positions_once_and_none_is_one_empty_tile() -> None:
     assert list(tiles(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    assert list(tiles(1, 4)) == [slice(0, 1)]
+    assert list(tiles(1, 1)) == list(tiles(1, 4)) == [slice(0, 1)]
     assert list(tiles(0, 4)) == [slice(0, 0)]
 
 

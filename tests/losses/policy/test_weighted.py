@@ -183,3 +183,12 @@ def test_sapo_closes_its_gate_smoothly(ratio: float, advantage: float, value: fl
     assert (loss_value, gradient) == pytest.approx((value, slope))
     temperature = 1.0 if advantage > 0 else 1.05
     assert metrics["gate_mean"] == pytest.approx(4 * slope_at(temperature * (ratio - 1)))
+
+
+def test_a_token_of_which_the_sampler_was_sure_has_moved_by_a_finite_number() -> None:
+    # binary KL from (1, 0) to (1/2, 1/2): ln 2
+    given = {"sampling_logprobs": torch.zeros(1, 1), "advantages": [-1.0], "mask": torch.ones(1, 1)}
+    for delta, masked in ((0.6, 1), (0.7, 0)):
+        loss = get_loss("dppo", divergence="binary_kl", delta_low=delta)
+        _, metrics = loss.on_tensors(torch.full((1, 1), 0.5).log(), **given)
+        assert metrics["mask_fraction_low"] == masked

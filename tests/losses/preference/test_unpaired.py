@@ -42,6 +42,7 @@ def test_weights_scale_either_label_and_not_the_mean(loss: str) -> None:
     ("others", "kl"),
     [
         pytest.param((1.0, 3.0), 2.0, id="the mean log-ratio of the mismatched"),
+        pytest.param((3.0,), 3.0, id="of a single one"),
         pytest.param((-1.0, -3.0), 0.0, id="not below 0"),
         pytest.param((1.0, -1.0), 0.0, id="exactly 0"),
         pytest.param((), 0.0, id="without any"),

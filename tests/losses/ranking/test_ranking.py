@@ -137,12 +137,12 @@ def test_margins_are_means_over_each_side() -> None:
 
 
 def test_the_side_of_a_score_is_that_of_its_label() -> None:
-    # labels above 1/2 are relevant: right are 2.0, -1.0 and 0.5; wrong are 0.25, whose label is not above 1/2, and 0.0, which is on neither side
+    # labels above 1/2 are relevant: right are 2.0, -1.0 and 0.5; wrong are 1.25, whose label is not above 1/2, and 0.0, which is on neither side
     data = candidates([1.0, 0.0, 0.75, 0.5, 1.0], range(5))
-    metrics = scored(get_loss("rank_bce"), data, [2.0, -1.0, 0.5, 0.25, 0.0])[2]
+    metrics = scored(get_loss("rank_bce"), data, [2.0, -1.0, 0.5, 1.25, 0.0])[2]
     assert metrics["right_side"] == pytest.approx(3 / 5)
     assert metrics["positive_score"] == pytest.approx(2.5 / 3)
-    assert metrics["negative_score"] == pytest.approx((-1.0 + 0.25) / 2)
+    assert metrics["negative_score"] == pytest.approx((-1.0 + 1.25) / 2)
 
 
 def test_the_rank_error_is_how_far_smooth_ranks_are_off() -> None:
@@ -211,6 +211,12 @@ def test_shares_below_one_are_shares_of_their_sum() -> None:
     assert parts[2]["ndcg"] == whole[2]["ndcg"] == 1
 
 
+def test_a_lists_gain_is_a_share_of_the_best_it_could_be() -> None:
+    # half a grade gains √2 - 1, which is all there is to gain, as a whole grade's 1 is
+    whole, half = (scored(get_loss("lambda_loss"), candidates([y, 0]), [0.0, LN3])[0] for y in (1.0, 0.5))
+    assert half == pytest.approx(whole)
+
+
 def test_equals_in_score_and_label_take_places_of_their_own() -> None:
     # the irrelevant one of three equal scores first, then the two relevant ones in places 2 and 3
     metrics = scored(get_loss("ranknet"), candidates([1, 0, 1]), [0.0] * 3)[2]
@@ -238,6 +244,14 @@ def test_lists_may_lie_apart_and_be_of_any_length() -> None:
 def test_labels_that_a_loss_cannot_use_are_refused(name: str, labels: list[float], says: str) -> None:
     with pytest.raises(LabelError, match=says):
         get_loss(name).check(candidates(labels))
+
+
+def test_the_highest_grade_is_60() -> None:
+    data = candidates([60.0, 59.0])
+    values, _, metrics = scored(get_loss("lambda_loss", weighting="lambda_rank"), data, [0.0, 0.0])
+    assert values == [0], "equal scores share their ranks"
+    # gains 2^60 and half of it, the worse first
+    assert metrics["ndcg"] == pytest.approx((0.5 + (1 - STEP)) / (1 + 0.5 * (1 - STEP)))
 
 
 def test_a_candidate_without_its_group_is_refused() -> None:

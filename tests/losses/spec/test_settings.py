@@ -265,3 +265,32 @@ def test_a_setting_that_would_not_be_one_is_refused_at_registration(setting: str
     exec(f"def own(logprobs: Tensor, *, {setting}: float = 1.0) -> Tensor:\n    return -logprobs", namespace)
     with pytest.raises(LossConfigError, match=f"^own: no setting can be called '{setting}', as pydantic's models use"):
         register_loss("own")(namespace["own"])
+
+
+def test_a_loss_without_weights_may_call_a_setting_so_and_none_may_take_the_registrys_words() -> None:
+    def weighed(embeddings: Tensor, *, weights: float = 2.0) -> Tensor:
+        return weights * embeddings.sum(1)
+
+    assert loss_of(weighed, per="datum", config={"weights": 3.0}).settings == {"weights": 3.0}
+    for setting, parameters in (("weights", "logprobs"), ("reduction", "embeddings"), ("norm_length", "logprobs")):
+        namespace: dict[str, Any] = {}
+        exec(f"def own({parameters}, *, {setting}=1): return {parameters}", namespace)
+        with pytest.raises(LossConfigError, match=f"^own: '{setting}' belongs to the registry"):
+            register_loss("own", per="datum")(namespace["own"])
+
+
+def test_a_setting_without_annotation_is_of_its_defaults_type_and_of_any_without_one() -> None:
+    namespace: dict[str, Any] = {}
+    exec("def own(logprobs, *, scale=1.0, bound=None, needed): return -logprobs", namespace)
+    for value in (3, "three", None, [3]):
+        settings = loss_of(namespace["own"], config={"bound": value, "needed": value}).settings
+        assert (settings["bound"], settings["needed"]) == (value, value)
+    with pytest.raises(LossConfigError, match="scale='wide'"):
+        loss_of(namespace["own"], config={"scale": "wide", "needed": 1})
+
+
+def test_a_norm_length_is_at_least_1() -> None:
+    words: dict[str, Any] = {"reduction": "seq-mean-token-sum-norm"}
+    assert get_loss("cross_entropy", norm_length=1, **words).norm_length == 1
+    with pytest.raises(LossConfigError, match="norm_length=0"):
+        get_loss("cross_entropy", norm_length=0, **words)

@@ -12,6 +12,8 @@ from torch import Tensor
 from lossbook import PerDatum, list_losses, register_loss
 from lossbook.datums.errors import LossConfigError, LossContractError
 from lossbook.losses import FlagPerDatum, Grouping, LowerBound, Positive, UpperBound
+from lossbook.losses.spec.inputs import IdPerDatum, Input
+from lossbook.losses.spec.spec import make_spec
 
 from ..cases import datum, loss_of
 
@@ -192,6 +194,23 @@ def test_the_older_words_units_partners_and_claims_say_the_same_as_groups_and_la
     assert float(old(data, outputs)[0]) == float(new(data, outputs)[0]) == 4.0
 
 
+def test_units_are_asked_where_the_inputs_are_and_partners_may_stand_alone() -> None:
+    def labels(datums: int, config: Any, inputs: Mapping[str, Tensor | None]) -> int:
+        assert inputs["label"] is not None
+        return int((inputs["label"] > 0).sum())
+
+    def of_label(embeddings: Tensor, label: PerDatum) -> Tensor:
+        return embeddings.sum(1)[label > 0]
+
+    data, outputs = [datum(1, label=float(i)) for i in range(3)], [torch.tensor([float(i)]) for i in range(3)]
+    counted = loss_of(of_label, per="datum", couples="batch", units=labels)
+    assert counted.spec.members(3, counted.config) is None
+    assert float(counted.count(data)) == 2
+    paired = loss_of(pair_distance, per="batch", partners=lambda datums, config: [[0, 1], [2]])
+    assert paired.spec.members(3, paired.config) == [[0, 1], [2]]
+    assert counted(data, outputs)[0] == (1 + 2) / 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -227,3 +246,52 @@ def test_the_kind_of_an_input_is_its_annotations_or_its_names() -> None:
         "is_good": ("flag", True),
         "advantages": ("number", False),
     }
+
+
+def test_a_loss_over_groups_reads_their_ids_once_whether_it_names_them_or_not() -> None:
+    def unnamed(values: Tensor, label: PerDatum, seqs: Any) -> Tensor:
+        return seqs.groups.sum(label)
+
+    def named(values: Tensor, group: IdPerDatum, label: PerDatum, seqs: Any) -> Tensor:
+        return seqs.groups.sum(label)
+
+    for function in (unnamed, named):
+        inputs = loss_of(function, per="group").spec.inputs
+        assert [(one.name, one.required, one.per, one.is_id) for one in inputs] == [
+            ("label", True, "datum", False),
+            ("group", True, "datum", True),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("module", "family"),
+    [
+        ("lossbook.losses.policy.clipped", "policy"),
+        ("lossbook.losses.policy", "policy"),
+        ("lossbook.trainer.policy.clipped", "own"),
+        ("lossbook.losses", "own"),
+        ("mine.losses.policy", "own"),
+        (None, "own"),
+    ],
+)
+def test_a_losss_family_is_its_folder_in_lossbook(module: str | None, family: str) -> None:
+    def own(logprobs: Tensor) -> Tensor:
+        return -logprobs
+
+    own.__module__ = module  # type: ignore[assignment]
+    assert make_spec(own, "own", per="token").family == family
+
+
+def test_a_loss_says_nothing_that_was_not_declared() -> None:
+    def own(logprobs: Tensor) -> Tensor:
+        return -logprobs
+
+    spec = make_spec(own, "own", per="token")
+    assert not Input("label", True, "datum").is_id
+    assert (spec.is_batch_style, spec.linear, spec.groups, spec.candidates, spec.conflict) == (
+        False,
+        False,
+        None,
+        None,
+        None,
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lossbook import get_loss
 from lossbook.datums.errors import LossConfigError, LossContractError
+from lossbook.losses.spec.inputs import IdPerDatum
 from lossbook.losses.spec.under_settings import layers_of_all, reduced_by
 
 from ..cases import loss_of
@@ -22,6 +23,16 @@ def test_only_prompt_mean_adds_the_key_of_prompts_and_another_reduction_takes_it
     assert (group.required, group.per, group.is_id) == (True, "datum", True)
     assert reduced_by(by_prompt, "prompt-mean") is by_prompt
     assert reduced_by(by_prompt, "sum") == spec
+    with_inputs = reduced_by(get_loss("importance_sampling").spec, "prompt-mean")
+    assert [one.name for one in with_inputs.inputs] == ["sampling_logprobs", "advantages", "group"]
+
+
+def test_prompt_mean_leaves_the_key_to_a_function_that_reads_it_itself() -> None:
+    def own(logprobs: Tensor, group: IdPerDatum) -> Tensor:
+        return -logprobs
+
+    spec = loss_of(own).spec
+    assert reduced_by(spec, "prompt-mean") is reduced_by(spec, "sum") is spec
 
 
 def test_a_loss_over_groups_keeps_its_key_under_any_reduction() -> None:
