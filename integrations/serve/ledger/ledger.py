@@ -13,8 +13,8 @@ from .records import Recovered
 from .recovery import recover
 from .requests import Requests
 
-#: Seconds that a session is listed after its end.
-LISTED_SECONDS = 30 * 86_400.0
+#: Seconds that the rows of a session are kept after its end.
+KEPT_SECONDS = 30 * 86_400.0
 
 
 class Ledger(Requests, Holdings):
@@ -75,7 +75,7 @@ class Ledger(Requests, Holdings):
         """Fail what an earlier process left undone, and say which models it took with it. See `recovery`."""
         return recover(self._database, self._clock())
 
-    def forget_sessions(self, seconds: float = LISTED_SECONDS) -> int:
+    def forget_sessions(self, seconds: float = KEPT_SECONDS) -> int:
         """Delete what belongs to sessions that ended so long ago, but for their checkpoints. Returns how many sessions."""
         return forget_sessions(self._database, self._clock() - seconds)
 
