@@ -17,7 +17,7 @@ API = "/api/v1/"
 PROTOBUF = "application/x-protobuf"
 TEXTS = ((1, 2, 3, 4, 5), (7, 8, 9), (3, 3, 3, 3))
 #: Seconds for what takes a moment on a machine that does much else.
-PATIENCE = 120.0
+PATIENCE = 400.0
 
 
 class Client:

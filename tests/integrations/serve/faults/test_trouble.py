@@ -59,7 +59,7 @@ def is_dead(client: Client, model: Model, number: int) -> None:
 
 
 def test_an_engine_that_raises_fails_its_request_and_one_that_hangs_fails_all(tmp_path: Path) -> None:
-    flags = ("--engine-seconds", "5", "--hold-seconds", "1", "--grace-seconds", "2")
+    flags = ("--engine-seconds", "30", "--hold-seconds", "1", "--grace-seconds", "2")
     with serving(tmp_path / "root", *flags, first=_BROKEN) as server, Client(server.url) as client:
         model = client.model()
         for number, rate, name in ((1, 0.125, "RuntimeError"), (3, 0.25, "SystemExit")):
@@ -85,12 +85,15 @@ def test_an_engine_that_raises_fails_its_request_and_one_that_hangs_fails_all(tm
         assert time.monotonic() - begun < 60
 
 
-@pytest.fixture
-def with_worker(tmp_path: Path) -> Iterator[tuple[Server, Client, Model, list[int]]]:
-    """A server whose model is held by another process, the model, and the ids of the server's processes."""
+@contextlib.contextmanager
+def with_worker(root: Path, seconds: int) -> Iterator[tuple[Server, Client, Model, list[int]]]:
+    """A server whose model is held by another process, the model, and the ids of the server's processes.
+
+    seconds: `--engine-seconds`, within which Ray and the worker also start, on a machine that does much else.
+    """
     pytest.importorskip("ray")
-    flags = ("--workers", "1", "--engine-seconds", "60", "--hold-seconds", "1", "--grace-seconds", "2")
-    with serving(tmp_path / "root", *flags) as server, Client(server.url) as client:
+    flags = ("--workers", "1", "--engine-seconds", str(seconds), "--hold-seconds", "1", "--grace-seconds", "2")
+    with serving(root, *flags) as server, Client(server.url) as client:
         model = client.model()
         model.train(1)
         processes = workers(server.process.pid)
@@ -120,30 +123,26 @@ def workers(server: int) -> list[int]:
     return [one for one in ranks if server in (parents[one], parents.get(parents[one]))]
 
 
-def test_when_the_process_of_a_model_is_killed_its_requests_fail_and_health_says_so(
-    with_worker: tuple[Server, Client, Model, list[int]],
-) -> None:
-    _, client, model, processes = with_worker
-    send(processes, signal.SIGKILL)
-    ids = [client.post("forward_backward", model.backward(number)) for number in (3, 4)]
-    for answer in ids:
-        if answer.status_code == 200:
-            assert client.outcome(answer.json()["request_id"])["category"] == "server"
-        else:
-            assert answer.status_code == 503, "the first has told that it is gone"
-    assert ids[0].status_code == 200
-    is_dead(client, model, 5)
+def test_when_the_process_of_a_model_is_killed_its_requests_fail_and_health_says_so(tmp_path: Path) -> None:
+    with with_worker(tmp_path / "root", 600) as (_, client, model, processes):
+        send(processes, signal.SIGKILL)
+        ids = [client.post("forward_backward", model.backward(number)) for number in (3, 4)]
+        for answer in ids:
+            if answer.status_code == 200:
+                assert client.outcome(answer.json()["request_id"])["category"] == "server"
+            else:
+                assert answer.status_code == 503, "the first has told that it is gone"
+        assert ids[0].status_code == 200
+        is_dead(client, model, 5)
 
 
-def test_when_the_process_of_a_model_hangs_its_requests_fail_and_health_says_so(
-    with_worker: tuple[Server, Client, Model, list[int]],
-) -> None:
-    server, client, model, processes = with_worker
-    send(processes, signal.SIGSTOP)
-    request_id = client.told("forward_backward", model.backward(3))["request_id"]
-    assert client.outcome(request_id)["category"] == "server"
-    is_dead(client, model, 4)
-    assert server.stop() == 0
+def test_when_the_process_of_a_model_hangs_its_requests_fail_and_health_says_so(tmp_path: Path) -> None:
+    with with_worker(tmp_path / "root", 150) as (server, client, model, processes):
+        send(processes, signal.SIGSTOP)
+        request_id = client.told("forward_backward", model.backward(3))["request_id"]
+        assert client.outcome(request_id)["category"] == "server"
+        is_dead(client, model, 4)
+        assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")

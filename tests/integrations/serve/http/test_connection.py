@@ -91,7 +91,7 @@ def test_what_does_not_come_in_time_is_answered_by_408(data: bytes) -> None:
 
 def test_a_second_request_of_a_connection_has_the_time_limit_too() -> None:
     async def run() -> bytes:
-        async with listening(header_seconds=0.3) as port:
+        async with listening(header_seconds=1) as port:
             first = GET.replace(b"connection: close\r\n", b"") + b"\r\n"
             return await said(port, first, more=b"GET /healthz HT")
 
