@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -122,8 +124,7 @@ def check_losses(
     laws = dict(map(_parsed_law, law))
     summaries = {check.name: check.summary for check in CHECKS}
     passed, out = True, console()
-    gc.freeze()  # hypothesis collects garbage; not scanning imported objects saves a quarter of the time for a small loss
-    try:
+    with _new_objects_only():
         for name in names:
             loss = get_loss(name, **(loss_config or {}))
             report = check_loss(loss, on_fail="report", max_examples=examples, laws=laws)
@@ -135,9 +136,19 @@ def check_losses(
             for failure in report.failures:
                 out.print(str(failure), soft_wrap=True)  # it ends with source code
             passed = passed and report.passed
-    finally:
-        gc.unfreeze()
     return 0 if passed else 1
+
+
+@contextlib.contextmanager
+def _new_objects_only() -> Iterator[None]:
+    """Garbage is looked for among what is made within: hypothesis collects it, and a small loss takes a quarter less time."""
+    frozen_before = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen_before:
+            gc.unfreeze()
 
 
 def _parsed_law(given: str) -> tuple[str, dict[str, Any]]:

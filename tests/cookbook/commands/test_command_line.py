@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -381,6 +382,13 @@ def test_checking_a_loss_exits_with_0_when_it_keeps_the_laws_and_with_1_when_not
     assert main(["losses", "check", f"{here}:reduces_itself", "--examples", "2"]) == 1
     assert "failed" in capsys.readouterr().out
     assert main(["losses", "check"]) == 2
+
+
+def test_checking_a_loss_leaves_frozen_what_the_program_had_frozen() -> None:
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    assert main(["losses", "check", "cross_entropy", "--examples", "1"]) == 0
+    assert gc.get_freeze_count() >= frozen
 
 
 @pytest.mark.parametrize(

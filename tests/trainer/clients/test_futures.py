@@ -13,7 +13,7 @@ import textwrap
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,15 +35,6 @@ def calls() -> Calls:
 
 def fail(message: str = "the loss is broken") -> None:
     raise ValueError(message)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def young_objects_only() -> Iterator[None]:
-    """Collecting garbage looks at what these tests make: not at a million objects of libraries each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Gate:

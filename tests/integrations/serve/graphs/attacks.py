@@ -29,11 +29,6 @@ def raw(argument: Any, target: str = "operator.mul") -> Graph:
     return graph(made)
 
 
-def chain(count: int, target: str = "operator.add") -> list[dict[str, Any]]:
-    names = ["logprobs", *(f"x{i}" for i in range(count - 1)), "x"]
-    return [node(target, f"@{one}", 1.0, name=other) for one, other in pairwise(names)]
-
-
 def growing(target: str, factor: Any, count: int) -> Graph:
     """Each node makes a multiple of the one before it."""
     names = ["logprobs", *(f"x{i}" for i in range(count - 1)), "x"]
@@ -325,7 +320,7 @@ SHAPES: dict[str, tuple[Graph, str]] = {
     "a name that is code": (graph(node("torch.exp", "@logprobs", name="x; import os")), "must be letters"),
     "an empty name": (graph(node("torch.exp", "@logprobs", name="")), "must be letters"),
     "a name of a million letters": (graph(node("torch.exp", "@logprobs", name="x" * 10**6)), "must be letters"),
-    "a million nodes": (graph(*chain(10**6)), "the limit graph_nodes is 512"),
+    "a million nodes": (graph(*[node("torch.exp", "@logprobs")] * 10**6), "the limit graph_nodes is 512"),
     "format 2": ({**call("torch.exp", "@logprobs"), "format": 2}, "format must be 1"),
     "format true": ({**call("torch.exp", "@logprobs"), "format": True}, "format must be 1"),
     "format null": ({**call("torch.exp", "@logprobs"), "format": None}, "format must be 1"),
