@@ -41,7 +41,7 @@ def _check(operation: Any, mode: Any) -> int:
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        response = case.call(timeout=60)
+        response = case.call(timeout=300)
         statuses.append(response.status_code)
         assert response.status_code < 500, f"{operation.label}: {response.status_code} {response.content[:300]!r}"
         if response.status_code >= 400:

@@ -91,7 +91,7 @@ def test_all_other_workers_are_ended_when_one_dies(
     os.kill(pids[0], signal.SIGKILL)
     with pytest.raises(WorkerDiedError):
         client.forward_backward(make_datums(2), "deadly:deadly").result()
-    gone = time.monotonic() + 60.0
+    gone = time.monotonic() + 300
     while worker_processes() and time.monotonic() < gone:
         time.sleep(0.1)
     assert worker_processes() == []

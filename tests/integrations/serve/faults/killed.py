@@ -78,7 +78,7 @@ def train(steps: int) -> dict[str, Any]:
     paths = [
         one.tinker_path for one in service.create_rest_client().list_user_checkpoints(limit=1000).result().checkpoints
     ]
-    service.close("success").result(timeout=120)
+    service.close("success").result(timeout=600)
     return {
         "final": final,
         "steps": run.steps,
@@ -167,7 +167,7 @@ class Outcome:
 
 def undisturbed_run(server: Server, kills: int) -> dict[str, Any]:
     """What the same program tells whose server is not killed."""
-    out, err = (program := _program(server, kills)).communicate(timeout=600)
+    out, err = (program := _program(server, kills)).communicate(timeout=1800)
     assert program.returncode == 0, err[-4000:]
     return json.loads(out.splitlines()[-1])
 
@@ -203,7 +203,7 @@ def killed_run(root: Path, kills: int, seed: int, *flags: str) -> Outcome:
             time.sleep(rng.uniform(0, 0.3))
             server.kill()
             server = start()
-        out, err = program.communicate(timeout=300)
+        out, err = program.communicate(timeout=900)
         assert program.returncode == 0, err[-4000:]
         told = json.loads(out.splitlines()[-1])
         return Outcome(told, kills, _asked_again(server, told["results"]), time.monotonic() - begun)

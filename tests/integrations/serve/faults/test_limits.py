@@ -96,7 +96,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(guarded: Se
     answer = raw(guarded, POST, b"content-length: 100000000000\r\n\r\n")
     assert answer.split()[1] == b"413"
     assert b"body_bytes" in answer
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(guarded: Server) -> None:
@@ -185,7 +185,7 @@ def test_counts_and_numbers_beyond_every_reason_are_refused_by_the_limits_name(c
         begun = time.monotonic()
         answer = client.post(path, body)
         assert (answer.status_code, limit in answer.text) == (400, True), (path, limit, answer.text)
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < 120
     model.train(1)
 
 

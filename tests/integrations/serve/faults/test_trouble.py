@@ -82,7 +82,7 @@ def test_an_engine_that_raises_fails_its_request_and_one_that_hangs_fails_all(tm
         is_dead(client, model, 10)
         begun = time.monotonic()
         assert server.stop() == 0, "a call that hangs does not keep the process"
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < 300
 
 
 @contextlib.contextmanager
@@ -199,7 +199,7 @@ def test_while_the_database_does_not_answer_clients_are_told_to_come_back_and_no
         slow = [client.told("forward_backward", model.backward(1, texts=[list(range(1, 60))] * 200, weight=0.0))]
         slow.append(client.told("forward_backward", model.backward(2)))
         with trouble(own):
-            until = time.monotonic() + 60
+            until = time.monotonic() + 300
             while (refused := client.post("optim_step", model.step(3))).status_code == 200:
                 assert time.monotonic() < until, "the trouble is none"
             assert refused.status_code == 503, refused.text
